@@ -1,0 +1,31 @@
+"""Jittered exponential backoff."""
+
+import random
+
+
+class Backoff:
+    """Delays in seconds that double from ``base`` to ``cap``, each drawn from its upper half.
+
+    The jitter keeps many nodes that lost the same server from coming back in step.
+    """
+
+    def __init__(self, base: float = 0.2, cap: float = 10.0) -> None:
+        self._base = base
+        self._cap = cap
+        self._attempt = 0
+
+    def next(self) -> float:
+        """Return how long to wait before the next try, in seconds."""
+        # The exponent is bounded so that a source that is down for weeks cannot overflow it.
+        ceiling = min(self._cap, self._base * 2.0 ** min(self._attempt, 32))
+        self._attempt += 1
+        return ceiling * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Begin anew: the last try held."""
+        self._attempt = 0
+
+
+def jittered(value: float, spread: float) -> float:
+    """Return ``value`` moved at random by up to ``spread`` (0.2 is 20 %) in either direction."""
+    return value * random.uniform(1.0 - spread, 1.0 + spread)

@@ -1,0 +1,119 @@
+"""``memory://``: the log of one process, gone with it."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
+
+from gateway.broker.base import DEDUPLICATION_KEYS, Broker, Deliver, Slice
+from gateway.event import Cursor, Draft, Event, EventId
+from gateway.history import History
+
+EVENT_OVERHEAD = 400
+"""Bytes that an event costs beside its payload: measured, rounded up."""
+
+_by_id = attrgetter("id")
+
+
+def unix_ms() -> int:
+    """Return the wall clock in unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class MemoryBroker(Broker):
+    """Appends and delivers in one step, so followers are never behind.
+
+    Ids from before a restart lie before the start of this log: resuming from one is a gap.
+    """
+
+    def __init__(self, *, history_bytes: int, clock: Callable[[], int] = unix_ms) -> None:
+        self._clock = clock
+        self._head = EventId(clock(), 0)
+        self._history: History[Event] = History(max_bytes=history_bytes, start=self._head, clock=clock)
+        self._keys: OrderedDict[tuple[str, str], EventId] = OrderedDict()
+        self._cursors: dict[str, str] = {}
+        self._deliver: Deliver | None = None
+
+    @property
+    def head(self) -> EventId:
+        return self._head
+
+    @property
+    def is_up(self) -> bool:
+        return True
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self._deliver = None
+
+    def follow(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    async def append(self, drafts: Sequence[Draft], cursor: Cursor | None = None) -> list[EventId]:
+        ids: list[EventId] = []
+        events: list[Event] = []
+        for draft in drafts:
+            seen = self._keys.get((draft.channel, draft.key)) if draft.key is not None else None
+            if seen is not None:
+                ids.append(seen)
+                continue
+            event = Event(
+                id=self._next_id(),
+                channel=draft.channel,
+                payload=draft.payload,
+                timestamp=draft.timestamp,
+                type=draft.type,
+                kept=draft.retention.events > 0,
+            )
+            self._history.append(event, len(draft.payload) + EVENT_OVERHEAD, draft.retention)
+            if draft.key is not None:
+                self._remember((draft.channel, draft.key), event.id)
+            ids.append(event.id)
+            events.append(event)
+        if cursor is not None:
+            self._cursors[cursor.source] = cursor.position
+        if events and self._deliver is not None:
+            self._deliver(events)
+        return ids
+
+    async def read(self, channels: Sequence[str], after: EventId, until: EventId, limit: int) -> Slice:
+        self._history.expire()
+        found = merge(
+            *(self._history.after(channel, after, until, limit + 1) for channel in channels), key=_by_id
+        )
+        events = list(islice(found, limit + 1))
+        gaps = {
+            channel: self._history.oldest(channel)
+            for channel in channels
+            if after < self._history.floor(channel)
+        }
+        return Slice(events[:limit], more=len(events) > limit, gaps=gaps)
+
+    async def newest(self, channels: Sequence[str], count: int) -> EventId:
+        self._history.expire()
+        found = sorted(event.id for channel in channels for event in self._history.newest(channel, count))
+        if not found or count <= 0:
+            return self._head
+        first = found[-count] if len(found) >= count else found[0]
+        return EventId(first.ms, first.seq - 1) if first.seq else EventId.before(first.ms)
+
+    async def latest(self) -> EventId:
+        return self._head
+
+    async def cursor(self, source: str) -> str | None:
+        return self._cursors.get(source)
+
+    def _next_id(self) -> EventId:
+        # A clock that jumps back holds the milliseconds and counts on.
+        now, last = self._clock(), self._head
+        self._head = EventId(now, 0) if now > last.ms else EventId(last.ms, last.seq + 1)
+        return self._head
+
+    def _remember(self, key: tuple[str, str], id: EventId) -> None:
+        self._keys[key] = id
+        if len(self._keys) > DEDUPLICATION_KEYS:
+            self._keys.popitem(last=False)

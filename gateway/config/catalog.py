@@ -1,0 +1,97 @@
+"""Declared channels, found by the name that a client or a record gives."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gateway.config.model import Channel
+from gateway.config.template import Template
+from gateway.event import Retention
+
+CACHE = 20_000
+"""How many resolved instance names are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A channel as the file declares it; ``name`` may be a template."""
+
+    name: str
+    spec: Channel
+    template: Template
+    retention: Retention
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A channel by its full name, and the values of its template's fields."""
+
+    name: str
+    declared: Declared
+    fields: Mapping[str, str]
+
+    @property
+    def is_instance(self) -> bool:
+        """True for one of many channels that a template stands for."""
+        return not self.declared.template.is_exact
+
+
+def retention_of(spec: Channel) -> Retention:
+    """Return what the broker keeps for a channel."""
+    if isinstance(spec.history, str):
+        return Retention(0)
+    age = spec.history.age
+    return Retention(spec.history.events, None if age is None else max(1, round(age * 1000)))
+
+
+class Catalog:
+    """All declared channels. A fixed name wins over a template, an earlier template over a later one."""
+
+    def __init__(self, channels: Mapping[str, Channel]) -> None:
+        self.declared = {
+            name: Declared(name, spec, Template(name), retention_of(spec)) for name, spec in channels.items()
+        }
+        self._fixed = {
+            name: Match(name, declared, {})
+            for name, declared in self.declared.items()
+            if declared.template.is_exact
+        }
+        self._templates = [each for each in self.declared.values() if not each.template.is_exact]
+        self._cache: OrderedDict[str, Match | None] = OrderedDict()
+
+    def resolve(self, name: str) -> Match | None:
+        """Return the channel of that full name, or None where none is declared."""
+        fixed = self._fixed.get(name)
+        if fixed is not None or not self._templates:
+            return fixed
+        if name in self._cache:
+            self._cache.move_to_end(name)
+            return self._cache[name]
+        found = self._first_template(name)
+        self._cache[name] = found
+        if len(self._cache) > CACHE:
+            self._cache.popitem(last=False)
+        return found
+
+    def instance(self, declared: Declared, fields: Mapping[str, str]) -> Match | None:
+        """Return the channel that ``fields`` name, or None where the name leads to another one.
+
+        The way back matters: with ``t.{tenant}.{id}``, the fields (``x.y``, ``z``) and (``x``, ``y.z``)
+        render to one name, and a reader who may see tenant ``x`` must not get events of ``x.y``.
+        """
+        match = self.resolve(declared.template.render(fields))
+        if match is None or match.declared is not declared or match.fields != fields:
+            return None
+        return match
+
+    def _first_template(self, name: str) -> Match | None:
+        for declared in self._templates:
+            fields = declared.template.match(name)
+            if fields is not None:
+                return Match(name, declared, fields)
+        return None
+
+
+def names(matches: Iterable[Match]) -> tuple[str, ...]:
+    """Return the full names, in order."""
+    return tuple(match.name for match in matches)

@@ -1,0 +1,158 @@
+"""YAML text to plain data, with the position of every key and value, and nothing silently wrong.
+
+PyYAML speaks YAML 1.1, where ``no`` is False, ``12:30`` is 750 and the last of two equal keys wins.
+This loader composes the node tree (which has positions), gives scalars the types of the YAML 1.2
+core schema, and reports whatever the two versions read differently.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from gateway.config.faults import SECRET_KEYS, ConfigError, Fault, Located, Path
+
+MAX_BYTES = 16 * 2**20
+"""Largest configuration file."""
+
+_TAG = "tag:yaml.org,2002:"
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
+_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes; notes aliases and returns an empty scalar in their place."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.aliases: list[yaml.Mark] = []
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            self.aliases.append(event.start_mark)
+            return yaml.ScalarNode(_TAG + "alias", "", event.start_mark, event.end_mark, style="'")
+        return super().compose_node(parent, index)
+
+
+@dataclass
+class Document:
+    """``data`` as plain values; ``keys`` and ``values`` map a path to its (line, column) from 1."""
+
+    file: str
+    lines: list[str]
+    data: Any = None
+    keys: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    values: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def error(self, faults: list[Fault]) -> ConfigError:
+        """Return the error that reports these faults at their places, in file order, one per path."""
+        located: dict[object, Located] = {}
+        for fault in faults:
+            located.setdefault((fault.path, fault.at), self._locate(fault))
+        return ConfigError(self.file, sorted(located.values(), key=lambda at: (at.line, at.column)))
+
+    def _locate(self, fault: Fault) -> Located:
+        path, place = fault.path, fault.at
+        first, second = (self.keys, self.values) if fault.on_key else (self.values, self.keys)
+        while place is None:
+            place = first.get(path) or second.get(path) or (None if path else (1, 1))
+            path = path[:-1]
+        line, column = place
+        source: str | None = self.lines[line - 1] if line <= len(self.lines) else ""
+        if not fault.on_key and any(part in SECRET_KEYS for part in fault.path):
+            source = None
+        return Located(fault, line, column, source)
+
+
+def _at(mark: yaml.Mark) -> tuple[int, int]:
+    return mark.line + 1, mark.column + 1
+
+
+def parse(text: str, file: str) -> Document:
+    """Return the document in ``text``. Its ``faults`` are what can be told without the model.
+
+    Raises ConfigError where the text is no YAML at all.
+    """
+    document = Document(file, text.splitlines())
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        problem = getattr(error, "problem", None) or "nested too deeply"
+        line, column = _at(mark) if mark else (1, 1)
+        source = document.lines[line - 1] if line <= len(document.lines) else None
+        raise ConfigError(file, [Located(Fault((), f"not valid YAML: {problem}"), line, column, source)]) from None
+    if node is None:
+        document.faults.append(Fault((), "the file is empty; config/gateway.yaml is an annotated example"))
+    elif not isinstance(node, yaml.MappingNode):
+        document.faults.append(Fault((), "must be a mapping of sections: server, sources, channels, …"))
+    else:
+        document.data = _convert(node, (), document)
+    return document
+
+
+def _convert(node: Any, path: Path, document: Document) -> Any:
+    document.values[path] = _at(node.start_mark)
+    if node.tag == _TAG + "alias":
+        document.faults.append(Fault(path, "aliases are not allowed; write the value out"))
+        return None
+    if not node.tag.startswith(_TAG) or node.tag in (_TAG + "binary", _TAG + "set", _TAG + "omap"):
+        document.faults.append(Fault(path, f"the tag {node.tag} is not allowed; write a plain value"))
+        return None
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, path, document)
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(item, (*path, index), document) for index, item in enumerate(node.value)]
+    return _scalar(node, path, document)
+
+
+def _mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            document.faults.append(Fault(path, "a key must be plain text"))
+            continue
+        key = key_node.value
+        place = (*path, key)
+        if key_node.tag == _TAG + "merge":
+            document.keys[place] = _at(key_node.start_mark)
+            document.faults.append(Fault(place, "merge keys are not allowed; write the keys out", on_key=True))
+            continue
+        if key in data:
+            first = document.keys[place][0]
+            message = f"the key {key!r} is already given in line {first}; remove one"
+            document.faults.append(Fault(place, message, on_key=True, at=_at(key_node.start_mark)))
+            continue
+        document.keys[place] = _at(key_node.start_mark)
+        data[key] = _convert(value_node, place, document)
+    return data
+
+
+def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
+    text = node.value
+    if node.style is not None:  # quoted, or a block scalar: text whatever it looks like
+        return text
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if _INT.fullmatch(text) and len(text) < 20:
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    kind = node.tag.removeprefix(_TAG)
+    if kind in ("bool", "int", "float", "timestamp"):
+        # YAML 1.1 readers (and people) see a boolean, a base-60 number or a date here.
+        quoted = f'"{text}"'
+        right = f"write true or false, or {quoted} for text" if kind == "bool" else f"write {quoted} for text"
+        seen = {"bool": "a boolean", "timestamp": "a date"}.get(kind, "a number of its own kind")
+        document.faults.append(Fault(path, f"{text} is {seen} to some YAML readers; {right}"))
+    return text

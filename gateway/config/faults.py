@@ -1,0 +1,78 @@
+"""What is wrong with a configuration: where, what, and what would be right."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from gateway.errors import StartupError
+
+Path = tuple[str | int, ...]
+
+SECRET_KEYS = frozenset({"secret", "bearer", "url"})
+"""Keys whose values are never shown, not even as part of a source line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One mistake. ``on_key`` points at the key of ``path``, or where that is missing at its
+    mapping's, in place of the value; ``at`` (line, column) overrides both.
+    """
+
+    path: Path
+    message: str
+    on_key: bool = False
+    at: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A fault with its place in the file; line and column count from 1."""
+
+    fault: Fault
+    line: int
+    column: int
+    source: str | None
+
+    def render(self, file: str) -> str:
+        """Return ``file:line:column: path: message`` and, below it, the source line with a mark."""
+        place = f"{file}:{self.line}:{self.column}: "
+        path = dotted(self.fault.path)
+        text = f"{place}{path}: {self.fault.message}" if path else place + self.fault.message
+        if self.source is None:
+            return text
+        number = str(self.line)
+        return f"{text}\n  {number} | {self.source}\n  {' ' * len(number)} | {' ' * (self.column - 1)}^"
+
+
+class ConfigError(StartupError):
+    """The file cannot be used. ``faults`` holds every mistake that was found, in file order."""
+
+    code = "config"
+
+    def __init__(self, file: str, faults: Sequence[Located]) -> None:
+        self.file = file
+        self.faults = tuple(faults)
+        count = "1 mistake" if len(self.faults) == 1 else f"{len(self.faults)} mistakes"
+        lines = [fault.render(file) for fault in self.faults]
+        super().__init__("\n".join([*lines, f"{file}: {count}"]))
+
+
+def dotted(path: Path) -> str:
+    """Return ``channels.orders.from[0].topic``; a key with a dot in it is quoted."""
+    out = ""
+    for part in path:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        else:
+            name = f'"{part}"' if "." in part else part
+            out += f".{name}" if out else name
+    return out
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a hint: the nearest known word, else all of them."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known here: {', '.join(names)}" if names else "nothing is known here"

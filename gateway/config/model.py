@@ -1,0 +1,252 @@
+"""What the YAML file may say: one frozen model per section. Rules across sections are in `checks`.
+
+Every key here does something; a key for a later feature is an unknown key until then.
+"""
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from gateway.config.units import (
+    ChannelName,
+    Count,
+    Duration,
+    DurationOrNull,
+    Listen,
+    Origin,
+    Secret,
+    Size,
+    Switch,
+    Topic,
+    fault,
+)
+
+
+def preset(text: str, description: str) -> Any:
+    """Return a default written as in the YAML file, so that schema, docs and model share one spelling."""
+    return Field(text, description=description)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
+
+
+class Tls(Section):
+    """Certificate of the public port."""
+
+    certificate: str = Field(description="PEM file with the certificate and its chain")
+    key: str = Field(description="PEM file with the private key")
+    minimum_version: Literal["1.2", "1.3"] = "1.2"
+
+
+class Server(Section):
+    """Where the gateway listens."""
+
+    listen: Listen = preset("0.0.0.0:8080", "public: subscribe, webhooks")
+    admin: Listen = preset("127.0.0.1:9090", "metrics, health, status; keep it private")
+    tls: Tls | None = None
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+def _broker_url(value: Any) -> str:
+    if value != "memory://":
+        raise fault("the broker of this version is memory://")
+    return str(value)
+
+
+class Broker(Section):
+    """The ordered event log."""
+
+    url: Annotated[str, BeforeValidator(_broker_url), WithJsonSchema({"enum": ["memory://"]})] = Field(
+        "memory://", description="memory://: one process; history is gone after a restart"
+    )
+
+
+class Cors(Section):
+    """Which web pages may read. Without origins no page of another origin can."""
+
+    origins: list[Origin] = Field(
+        [], description="exact, or one leading wildcard label (https://*.example.com), or '*' alone"
+    )
+    credentials: Switch = Field(False, description="allow cookies (EventSource's withCredentials)")
+    max_age: Duration = preset("12h", "how long browsers may keep a preflight's answer")
+    allow_headers: list[str] = ["Authorization", "Last-Event-ID", "Cache-Control", "Content-Type", "X-Requested-With"]
+
+
+class Timeouts(Section):
+    heartbeat: Duration = preset("15s", "a comment line after this long without an event")
+    write: Duration = preset("20s", "a client that takes nothing for this long is disconnected")
+    request: Duration = preset("10s", "headers and body of a request")
+    connection: Duration = preset("1h", "maximum age of a stream, jittered by 20 %")
+    retry: Duration = preset("3s", "reconnect delay told to clients, jittered when many are told")
+    drain: Duration = preset("20s", "a shutdown spreads the closes of its streams over this")
+
+
+class Limits(Section):
+    connections: Count = Field(15000, ge=1, description="streams per node")
+    channels_per_stream: Count = Field(50, ge=1)
+    event_bytes: Size = preset("256KiB", "largest payload of one event")
+    webhook_body: Size = preset("16MiB", "largest webhook body, after decompression")
+    history_bytes: Size = preset("256MiB", "history in memory, all channels together")
+
+
+HMAC_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class Jwt(Section):
+    """How tokens are checked. ``exp`` is always required."""
+
+    algorithms: list[Algorithm] = Field(min_length=1)
+    secret: Secret | None = Field(None, description="for HS algorithms, at least as long as the hash")
+    public_key_file: str | None = Field(None, description="PEM file, for RS, ES and EdDSA")
+    audience: str | None = None
+    issuer: str | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "Jwt":
+        symmetric = [name for name in self.algorithms if name in HMAC_KEY_BYTES]
+        if (self.secret is None) == (self.public_key_file is None):
+            raise fault("give exactly one of secret (HS algorithms) and public_key_file (RS, ES, EdDSA)")
+        # One list for both kinds would let a public key be used as an HMAC secret (RFC 8725 §2.1).
+        if symmetric and len(symmetric) != len(self.algorithms):
+            raise fault("HS algorithms cannot be mixed with RS, ES or EdDSA")
+        if bool(symmetric) != (self.secret is not None):
+            wanted = "secret" if symmetric else "public_key_file"
+            raise fault(f"{', '.join(self.algorithms)} needs {wanted}")
+        if self.secret is not None:
+            needed = max(HMAC_KEY_BYTES[name] for name in symmetric)
+            if len(self.secret.get_secret_value().encode()) < needed:
+                raise fault(f"secret is shorter than the {needed} bytes that RFC 7518 §3.2 asks for")
+        return self
+
+
+class Auth(Section):
+    jwt: Jwt
+
+
+def _redis_url(value: Any) -> Any:
+    text = str(value)
+    if text:
+        parts = urlsplit(text)
+        if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
+            raise fault("is not a Redis URL; write redis://host:6379, or rediss:// for TLS")
+    return value
+
+
+class SourceBase(Section):
+    critical: Switch = Field(False, description="while this source is down, /readyz answers 503")
+
+
+class RedisPubSub(SourceBase):
+    """Redis PUBLISH. The topic of a record is the Redis channel."""
+
+    type: Literal["redis-pubsub"]
+    url: Annotated[Secret, BeforeValidator(_redis_url)] = Field(
+        description="redis://, rediss:// or unix://; empty turns the source off, so ${REDIS_URL:-} makes it optional"
+    )
+    timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
+
+
+class Verify(Section):
+    """How a webhook proves who sent it."""
+
+    bearer: list[Secret] | None = Field(
+        None, min_length=1, description="Authorization: Bearer; several tokens allow rotation"
+    )
+    none: Literal[True] | None = Field(None, description="accept everybody who can reach the port")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Verify":
+        if (self.bearer is None) == (self.none is None):
+            raise fault("give exactly one of bearer: [token, …] and none: true")
+        if any(not token.get_secret_value() for token in self.bearer or ()):
+            raise fault("a bearer token is empty")
+        return self
+
+
+class Webhook(SourceBase):
+    """``POST /hooks/{name}``. The topic comes from ``?topic=``, else from here."""
+
+    type: Literal["webhook"]
+    verify: Verify
+    topic: str | None = Field(None, min_length=1, description="topic of a post without ?topic=")
+
+
+Source = Annotated[RedisPubSub | Webhook, Field(discriminator="type")]
+
+
+class Route(Section):
+    """Which topics of which source feed a channel."""
+
+    source: str
+    topic: Topic = Field(description="exact, glob (orders.*), or template (user:{id})")
+
+
+class History(Section):
+    events: Count = Field(1000, ge=1, le=1_000_000)
+    age: DurationOrNull = preset("5m", "null: kept until the count pushes it out")
+
+
+class ClaimsAccess(Section):
+    """Claims that a token must have; ``{field}`` stands for what the channel's name holds there."""
+
+    claims: dict[str, str] = Field(min_length=1)
+
+
+def _access(value: Any) -> Any:
+    if isinstance(value, (dict, ClaimsAccess)) or value in ("public", "token"):
+        return value
+    raise fault("must be public, token, or {claims: {sub: \"{id}\"}}")
+
+
+Access = Annotated[
+    Literal["public", "token"] | ClaimsAccess, Field(union_mode="left_to_right"), BeforeValidator(_access)
+]
+
+
+def _history(value: Any) -> Any:
+    if value is None or isinstance(value, str) and value != "none":
+        raise fault("must be none, or {events: 1000, age: 5m}")
+    return value
+
+
+class ChannelCors(Section):
+    origins: list[Origin] = Field(description="replaces the global list for this channel")
+
+
+class Channel(Section):
+    """A name that clients subscribe to."""
+
+    from_: list[Route] = Field(alias="from", min_length=1)
+    payload: Literal["json", "text", "envelope"] = Field(
+        "json", description="envelope: the record is {type, payload, timestamp}"
+    )
+    format: Literal["envelope", "data"] = Field("envelope", description="what clients get")
+    history: Annotated[Literal["none"] | History, BeforeValidator(_history)] = Field(default_factory=History)
+    slow_client: Literal["disconnect", "skip"] = "disconnect"
+    access: Access
+    cors: ChannelCors | None = None
+
+
+class Config(Section):
+    """sse-gateway: one file says all."""
+
+    model_config = ConfigDict(title="sse-gateway configuration")
+
+    server: Server = Field(default_factory=Server)
+    log: Log = Field(default_factory=Log)
+    broker: Broker = Field(default_factory=Broker)
+    cors: Cors = Field(default_factory=Cors)
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+    limits: Limits = Field(default_factory=Limits)
+    auth: Auth | None = None
+    sources: dict[str, Source] = {}
+    channels: dict[ChannelName, Channel] = Field(min_length=1)

@@ -1,0 +1,151 @@
+"""Configuration values that carry a unit or a shape: durations, sizes, addresses, topics, origins, secrets."""
+
+import re
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, PlainValidator, SecretStr, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from gateway.config.origins import normalise
+from gateway.config.template import Template
+
+ENV_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
+
+
+def fault(message: str) -> PydanticCustomError:
+    """Return an error whose text reaches the operator word for word."""
+    return PydanticCustomError("gateway", "{message}", {"message": message})
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds in ``250ms``, ``15s``, ``5m``, ``12h`` or ``1d``.
+
+    Raises ValueError with a sentence for the operator.
+    """
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None or match[2] not in _SECONDS:
+        raise ValueError(f"{text!r} is not a duration; write a number and a unit: 250ms, 15s, 5m, 12h, 1d")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _duration(value: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise fault(f"a duration needs a unit: {value}s, or ms, m, h, d")
+    try:
+        seconds = parse_duration(str(value))
+    except ValueError as error:
+        raise fault(str(error)) from None
+    if seconds <= 0:
+        raise fault("a duration must be more than nothing")
+    return seconds
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise fault(f"a size needs a unit: {value}B, or KB, MB, GB, KiB, MiB, GiB")
+    match = _QUANTITY.fullmatch(str(value).strip())
+    if match is None or match[2] not in _BYTES:
+        raise fault(f"{value!r} is not a size; write a number and a unit: 512B, 256KiB, 16MiB, 1GB")
+    size = int(float(match[1]) * _BYTES[match[2]])
+    if size < 1:
+        raise fault("a size must be at least 1B")
+    return size
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _address(value: Any) -> Address:
+    if isinstance(value, Address):
+        return value
+    host, separator, port = str(value).rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise fault("an IPv6 address stands in brackets: '[::]:8080'")
+    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise fault(f"{value!r} is not an address; write host:port, such as 0.0.0.0:8080")
+    return Address(host, int(port))
+
+
+def _origin(value: Any) -> str:
+    try:
+        return normalise(str(value))
+    except ValueError as error:
+        raise fault(str(error)) from None
+
+
+def _topic(value: Any) -> str:
+    text = str(value)
+    try:
+        Template(text, glob=True)
+    except ValueError as error:
+        raise fault(f"the topic {error}" if str(error).startswith("must") else str(error)) from None
+    return text
+
+
+def _channel_name(value: Any) -> str:
+    text = str(value)
+    try:
+        Template(text)
+    except ValueError as error:
+        prefix = "a channel's name " if str(error).startswith(("must", "may")) else ""
+        raise fault(prefix + str(error)) from None
+    return text
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise fault("must be a number")
+    return value
+
+
+def _string(pattern: str | None, example: str) -> WithJsonSchema:
+    schema: dict[str, Any] = {"type": "string", "examples": [example]}
+    if pattern is not None:
+        schema["pattern"] = f"^({pattern}|.*{ENV_PATTERN}.*|file:.+)$"
+    return WithJsonSchema(schema)
+
+
+_DURATION = _string(r"[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)", "15s")
+Duration = Annotated[float, PlainValidator(_duration), _DURATION]
+"""Seconds, from text with a unit."""
+
+DurationOrNull = Annotated[
+    float | None,
+    PlainValidator(lambda value: None if value is None else _duration(value)),
+    WithJsonSchema({"anyOf": [{"type": "null"}, _DURATION.json_schema]}),
+]
+
+Size = Annotated[
+    int, PlainValidator(_size), _string(r"[0-9]+(\.[0-9]+)?\s*(B|KB|MB|GB|KiB|MiB|GiB)", "16MiB")
+]
+"""Bytes, from text with a unit."""
+
+Listen = Annotated[Address, PlainValidator(_address), _string(r".+:[0-9]{1,5}", "0.0.0.0:8080")]
+Origin = Annotated[str, PlainValidator(_origin), _string(None, "https://app.example.com")]
+Topic = Annotated[str, PlainValidator(_topic), _string(None, "orders.*")]
+ChannelName = Annotated[str, PlainValidator(_channel_name), _string(None, "user.{id}")]
+Count = Annotated[
+    int,
+    BeforeValidator(_not_bool),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": ENV_PATTERN}]}
+    ),
+]
+Switch = Annotated[
+    bool, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": ENV_PATTERN}]})
+]
+Secret = Annotated[SecretStr, WithJsonSchema({"type": "string", "examples": ["${NAME}", "file:/run/secrets/name"]})]
+"""Text that prints as stars; ``get_secret_value()`` where it is used and nowhere else."""

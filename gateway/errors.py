@@ -1,0 +1,94 @@
+"""The one tree of exceptions.
+
+An error that can reach an HTTP client knows its status and a stable ``code``; the code is part of
+the public contract (clients and dashboards match on it), the message is for people and may change.
+"""
+
+
+class GatewayError(Exception):
+    """Root of the tree. ``status`` is the HTTP status, ``code`` the stable name of the fault."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(GatewayError):
+    """The request can never succeed as it is."""
+
+    status = 400
+    code = "bad_request"
+
+
+class Unauthorized(GatewayError):
+    """No credentials, or credentials that prove nothing (RFC 6750 §3)."""
+
+    status = 401
+    code = "unauthorized"
+
+    def __init__(self, message: str, *, code: str | None = None, challenge: str = "Bearer") -> None:
+        super().__init__(message, code=code)
+        self.challenge = challenge
+
+
+class Forbidden(GatewayError):
+    """Who asks is known (or need not be), and may not do this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(GatewayError):
+    """Nothing has that name."""
+
+    status = 404
+    code = "not_found"
+
+
+class RequestTimeout(GatewayError):
+    """The client did not send its whole request in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class PayloadTooLarge(GatewayError):
+    """The body, or one record in it, is over a limit of the configuration."""
+
+    status = 413
+    code = "too_large"
+
+
+class Unprocessable(GatewayError):
+    """The body was read, and a record in it can never become an event."""
+
+    status = 422
+    code = "unprocessable"
+
+
+class Unavailable(GatewayError):
+    """Temporary trouble: answered 503 with ``Retry-After: retry_after`` (seconds)."""
+
+    status = 503
+    code = "unavailable"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: int = 5) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
+
+
+class SourceError(GatewayError):
+    """An upstream broke, or stalled; its supervisor starts it again."""
+
+    code = "source"
+
+
+class StartupError(GatewayError):
+    """The daemon cannot start; the message is the one line that the operator reads."""
+
+    code = "startup"

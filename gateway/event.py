@@ -1,0 +1,112 @@
+"""The values that travel through the gateway: ids, records, drafts, events. All frozen."""
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+# 15 digits of milliseconds reach the year 33658; 10 of sequence are more than one millisecond can
+# hold. Together they stay far under the 40 bytes that DESIGN allows an id.
+_ID = re.compile(r"([0-9]{1,15})-([0-9]{1,10})", re.ASCII)
+_MAX_SEQ = 10**10 - 1
+
+GAP = "stream.gap"
+"""The type of an event that tells a hole. Upstream types never start with ``stream.``."""
+
+_RESERVED = frozenset({"open", "error"})
+_INJECTION = re.compile(r"[\r\n\x00]")
+MAX_TYPE_LENGTH = 200
+"""Longest event type, in characters."""
+
+
+class EventId(NamedTuple):
+    """A place in the one global order: ``<unix-ms>-<seq>``. Opaque to clients."""
+
+    ms: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> "EventId | None":
+        """Return the id that ``text`` spells, or None: a forged id is a gap, never an error."""
+        match = _ID.fullmatch(text)
+        return cls(int(match[1]), int(match[2])) if match else None
+
+    @classmethod
+    def before(cls, ms: int) -> "EventId":
+        """Return the greatest id that lies before every id of the millisecond ``ms``."""
+        return cls(max(ms - 1, 0), _MAX_SEQ)
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How much of a channel the broker keeps. ``events`` 0 is fan-out only: nothing is kept."""
+
+    events: int
+    age_ms: int | None = None
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What a source yields: bytes under a topic, with whatever the format told about them."""
+
+    topic: str
+    payload: bytes
+    key: str | None = None
+    """Deduplication key, unique within the source."""
+    type: str | None = None
+    timestamp: int | None = None
+    """Unix milliseconds."""
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """An event before the broker gave it an id."""
+
+    channel: str
+    payload: bytes
+    timestamp: int
+    retention: Retention
+    type: str | None = None
+    key: str | None = None
+    """Deduplication key: the broker appends one draft per key and channel."""
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """How far a source has read, stored in the same transaction as the events it led to."""
+
+    source: str
+    position: str
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event of the log."""
+
+    id: EventId
+    channel: str
+    payload: bytes
+    timestamp: int
+    """Unix milliseconds, as the upstream gave it, else the time of arrival."""
+    type: str | None = None
+    kept: bool = True
+    """False for channels without history: the id orders the event here and is not shown."""
+
+
+def safe_type(type_: str | None) -> str | None:
+    """Return the type that clients may see: reserved names become ``message``.
+
+    Raises ValueError for one that cannot be written on a stream: CR, LF and NUL would inject
+    fields (WHATWG HTML §9.2.6), a lone surrogate has no UTF-8 form.
+    """
+    if type_ is None or type_ == "":
+        return None
+    if len(type_) > MAX_TYPE_LENGTH:
+        raise ValueError(f"event type is longer than {MAX_TYPE_LENGTH} characters")
+    if _INJECTION.search(type_):
+        raise ValueError("event type contains CR, LF or NUL")
+    try:
+        type_.encode()
+    except UnicodeEncodeError:
+        raise ValueError("event type is not valid Unicode") from None
+    if type_ in _RESERVED or type_.startswith("stream."):
+        return "message"
+    return type_

@@ -1,0 +1,193 @@
+"""Recent events by channel, in order, under limits of count, age and bytes. Pure.
+
+The memory broker keeps its log in one `History`, the hub the rings of the channels that have
+listeners. What both need is the honest answer to "is anything after this id gone": every channel
+has a *floor*, the id after which nothing was ever dropped.
+
+How it works. Each channel holds a list in id order; a global ordered index finds the oldest event
+of all for the byte limit, and a heap with one entry per channel finds the next that grows too old.
+Nothing runs by itself: `append` and the readers expire what is due first, so an idle history holds
+what it held and no timer exists.
+"""
+
+import heapq
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Generic, Protocol, TypeVar
+
+from gateway.event import EventId, Retention
+
+EMPTY_CHANNELS = 100_000
+"""How many emptied channels keep a floor of their own; older ones share the highest forgotten."""
+
+_COMPACT = 512
+_id_of = attrgetter("id")
+
+
+class Item(Protocol):
+    """What a history holds: anything with a place in the order and a channel."""
+
+    @property
+    def id(self) -> EventId: ...
+
+    @property
+    def channel(self) -> str: ...
+
+
+T = TypeVar("T", bound=Item)
+
+
+class _Log(Generic[T]):
+    """One channel: ``items[start:]`` in id order, and the floor below it."""
+
+    __slots__ = ("age_ms", "floor", "items", "start", "timed")
+
+    def __init__(self, floor: EventId) -> None:
+        self.items: list[T] = []
+        self.start = 0
+        self.floor = floor
+        self.age_ms: int | None = None
+        self.timed = False  # has its one entry in the expiry heap
+
+    def __len__(self) -> int:
+        return len(self.items) - self.start
+
+    def oldest(self) -> T:
+        return self.items[self.start]
+
+    def pop(self) -> T:
+        item = self.items[self.start]
+        self.start += 1
+        self.floor = item.id
+        if self.start >= _COMPACT and self.start * 2 >= len(self.items):
+            del self.items[: self.start]
+            self.start = 0
+        return item
+
+    def after(self, after: EventId, until: EventId, limit: int) -> list[T]:
+        first = bisect_right(self.items, after, lo=self.start, key=_id_of)
+        last = bisect_right(self.items, until, lo=first, key=_id_of)
+        return self.items[first : min(last, first + limit)]
+
+
+class History(Generic[T]):
+    """Recent items of many channels.
+
+    ``start`` is the id before which nothing is known; ``clock`` gives unix milliseconds.
+    """
+
+    def __init__(self, *, max_bytes: int, start: EventId, clock: Callable[[], int]) -> None:
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._logs: dict[str, _Log[T]] = {}
+        self._order: OrderedDict[EventId, tuple[str, int]] = OrderedDict()
+        self._expiry: list[tuple[int, str]] = []
+        self._floors: OrderedDict[str, EventId] = OrderedDict()
+        self._forgotten = start
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def channels(self) -> int:
+        """How many channels hold at least one item or a floor of their own."""
+        return len(self._logs) + len(self._floors)
+
+    def append(self, item: T, size: int, retention: Retention) -> None:
+        """Add the newest item of all (ids must grow), and drop what the limits no longer allow."""
+        self.expire()
+        channel = item.channel
+        log = self._logs.get(channel)
+        if retention.events == 0:
+            while log is not None and len(log):
+                self._drop_oldest(log)
+            self._empty(channel, item.id)
+            return
+        if log is None:
+            log = self._logs[channel] = _Log(self._floors.pop(channel, self._forgotten))
+        log.items.append(item)
+        log.age_ms = retention.age_ms
+        self._order[item.id] = (channel, size)
+        self.bytes += size
+        while len(log) > retention.events:
+            self._drop_oldest(log)
+        if log.age_ms is not None and not log.timed:
+            self._time(channel, log)
+        while self.bytes > self._max_bytes:
+            name, _ = next(iter(self._order.values()))
+            oldest = self._logs[name]
+            self._drop_oldest(oldest)
+            if not len(oldest):
+                self._empty(name, oldest.floor)
+
+    def expire(self) -> None:
+        """Drop what has grown older than its channel keeps."""
+        if not self._expiry:
+            return
+        now = self._clock()
+        while self._expiry and self._expiry[0][0] <= now:
+            _, channel = heapq.heappop(self._expiry)
+            log = self._logs.get(channel)
+            if log is None:
+                continue  # the entry outlived its channel
+            log.timed = False
+            while len(log) and log.age_ms is not None and log.oldest().id.ms + log.age_ms <= now:
+                self._drop_oldest(log)
+            if not len(log):
+                self._empty(channel, log.floor)
+            elif log.age_ms is not None:
+                self._time(channel, log)
+
+    def floor(self, channel: str) -> EventId:
+        """Return the id after which the channel is whole."""
+        log = self._logs.get(channel)
+        return log.floor if log is not None else self._floors.get(channel, self._forgotten)
+
+    def oldest(self, channel: str) -> EventId | None:
+        """Return the id of the oldest item that is held, or None."""
+        log = self._logs.get(channel)
+        return log.oldest().id if log is not None and len(log) else None
+
+    def after(self, channel: str, after: EventId, until: EventId, limit: int) -> list[T]:
+        """Return the first ``limit`` items with ``after < id <= until``."""
+        log = self._logs.get(channel)
+        return log.after(after, until, limit) if log is not None else []
+
+    def newest(self, channel: str, count: int) -> list[T]:
+        """Return the last ``count`` items, oldest first."""
+        log = self._logs.get(channel)
+        if log is None or count <= 0:
+            return []
+        return log.items[max(log.start, len(log.items) - count) :]
+
+    def open(self, channel: str, floor: EventId) -> None:
+        """Begin to hold a channel that is whole from ``floor`` on."""
+        self._logs[channel] = _Log(floor)
+
+    def forget(self, channel: str) -> None:
+        """Let go of a channel and its floor."""
+        self._floors.pop(channel, None)
+        log = self._logs.pop(channel, None)
+        if log is not None:
+            for item in log.items[log.start :]:
+                self.bytes -= self._order.pop(item.id)[1]
+
+    def _drop_oldest(self, log: _Log[T]) -> None:
+        self.bytes -= self._order.pop(log.pop().id)[1]
+
+    def _time(self, channel: str, log: _Log[T]) -> None:
+        assert log.age_ms is not None
+        log.timed = True
+        heapq.heappush(self._expiry, (log.oldest().id.ms + log.age_ms, channel))
+
+    def _empty(self, channel: str, floor: EventId) -> None:
+        """Keep only the floor of a channel that holds nothing."""
+        self._logs.pop(channel, None)
+        self._floors[channel] = floor
+        self._floors.move_to_end(channel)
+        if len(self._floors) > EMPTY_CHANNELS:
+            _, lost = self._floors.popitem(last=False)
+            self._forgotten = max(self._forgotten, lost)

@@ -1,0 +1,1 @@
+"""Thin handlers; nothing here holds state."""

@@ -1,0 +1,1 @@
+"""One process's channels and who listens to them."""

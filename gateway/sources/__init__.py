@@ -1,0 +1,1 @@
+"""Upstreams, and the way of a record from them to a draft."""

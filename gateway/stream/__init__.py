@@ -1,0 +1,1 @@
+"""One client's connection, from the moment aiohttp hands it over."""

@@ -1,0 +1,1 @@
+"""HTTP bodies and headers to records, or a refusal. Pure."""
