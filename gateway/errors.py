@@ -64,11 +64,15 @@ class PayloadTooLarge(GatewayError):
     code = "too_large"
 
 
-class Unprocessable(GatewayError):
-    """The body was read, and a record in it can never become an event."""
+class Rejected(GatewayError):
+    """A record can never become an event; ``code`` is the reason that metrics count."""
 
     status = 422
-    code = "unprocessable"
+    code = "rejected"
+
+    def __init__(self, message: str, *, code: str, status: int = 422) -> None:
+        super().__init__(message, code=code)
+        self.status = status
 
 
 class Unavailable(GatewayError):

@@ -75,7 +75,9 @@ def _credentials(cors: Any, path: tuple[str, ...], credentials: bool) -> Iterato
     # Browsers refuse a literal '*' with credentials; echoing every origin would hand each site the
     # user's cookies.
     if credentials and "*" in _list(_mapping(cors).get("origins")):
-        yield Fault(path, "'*' with cors.credentials would let every site read as your users; list the origins")
+        yield Fault(
+            path, "'*' with cors.credentials would let every site read as your users; list the origins"
+        )
 
 
 def _example(name: str) -> str:

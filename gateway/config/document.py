@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.get_event()
+            event = self.get_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it bare
             self.aliases.append(event.start_mark)
             return yaml.ScalarNode(_TAG + "alias", "", event.start_mark, event.end_mark, style="'")
         return super().compose_node(parent, index)
@@ -89,7 +89,9 @@ def parse(text: str, file: str) -> Document:
         problem = getattr(error, "problem", None) or "nested too deeply"
         line, column = _at(mark) if mark else (1, 1)
         source = document.lines[line - 1] if line <= len(document.lines) else None
-        raise ConfigError(file, [Located(Fault((), f"not valid YAML: {problem}"), line, column, source)]) from None
+        raise ConfigError(
+            file, [Located(Fault((), f"not valid YAML: {problem}"), line, column, source)]
+        ) from None
     if node is None:
         document.faults.append(Fault((), "the file is empty; config/gateway.yaml is an annotated example"))
     elif not isinstance(node, yaml.MappingNode):
@@ -124,7 +126,9 @@ def _mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str
         place = (*path, key)
         if key_node.tag == _TAG + "merge":
             document.keys[place] = _at(key_node.start_mark)
-            document.faults.append(Fault(place, "merge keys are not allowed; write the keys out", on_key=True))
+            document.faults.append(
+                Fault(place, "merge keys are not allowed; write the keys out", on_key=True)
+            )
             continue
         if key in data:
             first = document.keys[place][0]

@@ -48,7 +48,9 @@ class _Resolver:
             return match[0][1:]
         parsed = _NAME.fullmatch(body) if match[0].endswith("}") else None
         if parsed is None:
-            self._faults.append(Fault(path, f"{match[0]!r} is not a reference; write ${{NAME}} or ${{NAME:-default}}"))
+            self._faults.append(
+                Fault(path, f"{match[0]!r} is not a reference; write ${{NAME}} or ${{NAME:-default}}")
+            )
             return ""
         name, default = parsed[1], parsed[2]
         value = self._environ.get(name)
@@ -60,7 +62,9 @@ class _Resolver:
         if not value and default is not None:
             return default
         if value == "":
-            self._faults.append(Fault(path, f"{name} is set but empty; give it a value, or write ${{{name}:-default}}"))
+            self._faults.append(
+                Fault(path, f"{name} is set but empty; give it a value, or write ${{{name}:-default}}")
+            )
         return value or ""
 
     def _file(self, name: str, path: Path) -> str:

@@ -81,15 +81,20 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
         return Fault((*path, "type"), "is required; one of redis-pubsub, webhook", on_key=True)
     if kind == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
-        return Fault((*path, "type"), f"{context['tag']!r} is not a type of source; {nearest(str(context['tag']), tags)}")
+        return Fault(
+            (*path, "type"),
+            f"{context['tag']!r} is not a type of source; {nearest(str(context['tag']), tags)}",
+        )
     return Fault(path, _sentence(kind, detail["msg"], context))
 
 
 def _missing(path: Path) -> str:
     if path[-1] == "access":
-        return "is required: nobody may read a channel that has no rule; write access: public, token or {claims: …}"
+        return (
+            "is required: a channel without a rule has no readers; write access: public, token or {claims: …}"
+        )
     if path[-1] == "verify":
-        return "is required: nobody may post without a rule; write verify: {bearer: [\"${TOKEN}\"]} or {none: true}"
+        return 'is required: nobody may post without a rule; write: {bearer: ["${TOKEN}"]} or {none: true}'
     return "is required"
 
 

@@ -28,10 +28,13 @@ def preset(text: str, description: str) -> Any:
     return Field(text, description=description)
 
 
+def section(model: type[BaseModel]) -> Any:
+    """Return the default of a section that may be left out: all of its own defaults."""
+    return Field(default_factory=model)
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 class Tls(Section):
@@ -77,7 +80,13 @@ class Cors(Section):
     )
     credentials: Switch = Field(False, description="allow cookies (EventSource's withCredentials)")
     max_age: Duration = preset("12h", "how long browsers may keep a preflight's answer")
-    allow_headers: list[str] = ["Authorization", "Last-Event-ID", "Cache-Control", "Content-Type", "X-Requested-With"]
+    allow_headers: list[str] = [
+        "Authorization",
+        "Last-Event-ID",
+        "Cache-Control",
+        "Content-Type",
+        "X-Requested-With",
+    ]
 
 
 class Timeouts(Section):
@@ -150,7 +159,7 @@ class RedisPubSub(SourceBase):
 
     type: Literal["redis-pubsub"]
     url: Annotated[Secret, BeforeValidator(_redis_url)] = Field(
-        description="redis://, rediss:// or unix://; empty turns the source off, so ${REDIS_URL:-} makes it optional"
+        description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
     )
     timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
 
@@ -204,7 +213,7 @@ class ClaimsAccess(Section):
 def _access(value: Any) -> Any:
     if isinstance(value, (dict, ClaimsAccess)) or value in ("public", "token"):
         return value
-    raise fault("must be public, token, or {claims: {sub: \"{id}\"}}")
+    raise fault('must be public, token, or {claims: {sub: "{id}"}}')
 
 
 Access = Annotated[
@@ -213,7 +222,7 @@ Access = Annotated[
 
 
 def _history(value: Any) -> Any:
-    if value is None or isinstance(value, str) and value != "none":
+    if value is None or (isinstance(value, str) and value != "none"):
         raise fault("must be none, or {events: 1000, age: 5m}")
     return value
 
@@ -230,7 +239,7 @@ class Channel(Section):
         "json", description="envelope: the record is {type, payload, timestamp}"
     )
     format: Literal["envelope", "data"] = Field("envelope", description="what clients get")
-    history: Annotated[Literal["none"] | History, BeforeValidator(_history)] = Field(default_factory=History)
+    history: Annotated[Literal["none"] | History, BeforeValidator(_history)] = section(History)
     slow_client: Literal["disconnect", "skip"] = "disconnect"
     access: Access
     cors: ChannelCors | None = None
@@ -241,12 +250,12 @@ class Config(Section):
 
     model_config = ConfigDict(title="sse-gateway configuration")
 
-    server: Server = Field(default_factory=Server)
-    log: Log = Field(default_factory=Log)
-    broker: Broker = Field(default_factory=Broker)
-    cors: Cors = Field(default_factory=Cors)
-    timeouts: Timeouts = Field(default_factory=Timeouts)
-    limits: Limits = Field(default_factory=Limits)
+    server: Server = section(Server)
+    log: Log = section(Log)
+    broker: Broker = section(Broker)
+    cors: Cors = section(Cors)
+    timeouts: Timeouts = section(Timeouts)
+    limits: Limits = section(Limits)
     auth: Auth | None = None
     sources: dict[str, Source] = {}
     channels: dict[ChannelName, Channel] = Field(min_length=1)

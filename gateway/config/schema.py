@@ -20,7 +20,7 @@ def keys_at(schema: dict[str, Any], path: Path, data: Any) -> list[str]:
     nodes = [schema]
     for part in path:
         nodes = [step for node in nodes for step in _step(node, part, schema)]
-        data = data[part] if isinstance(data, (dict, list)) else None
+        data = data.get(part) if isinstance(data, dict) else None  # no list holds sources
         nodes = [branch for node in nodes for branch in _branches(node, schema)]
     return sorted({key for node in nodes if _meant(node, data) for key in node.get("properties", {})})
 

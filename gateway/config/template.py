@@ -1,4 +1,4 @@
-"""Names with fields: channel templates (``user.{id}``) and topic patterns (``orders.*``, ``user:{id}``). Pure.
+"""Names with fields: channel templates (``user.{id}``), topic patterns (``orders.*``, ``user:{id}``). Pure.
 
 A field captures one or more of the characters that a channel name may have, as few as make the
 whole match. With two fields that is ambiguous for values that contain the separator, so whoever

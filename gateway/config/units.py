@@ -1,4 +1,4 @@
-"""Configuration values that carry a unit or a shape: durations, sizes, addresses, topics, origins, secrets."""
+"""Configuration values with a unit or a shape: durations, sizes, addresses, topics, origins, secrets."""
 
 import re
 from typing import Annotated, Any, NamedTuple
@@ -147,5 +147,7 @@ Count = Annotated[
 Switch = Annotated[
     bool, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": ENV_PATTERN}]})
 ]
-Secret = Annotated[SecretStr, WithJsonSchema({"type": "string", "examples": ["${NAME}", "file:/run/secrets/name"]})]
+Secret = Annotated[
+    SecretStr, WithJsonSchema({"type": "string", "examples": ["${NAME}", "file:/run/secrets/name"]})
+]
 """Text that prints as stars; ``get_secret_value()`` where it is used and nowhere else."""

@@ -1,0 +1,319 @@
+"""The composition root: builds the parts, starts them, drains and stops them. Only this file knows all."""
+
+import asyncio
+import resource
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from gateway import __version__
+from gateway.broker.base import Broker
+from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.config.catalog import Catalog
+from gateway.config.model import Config, RedisPubSub, Webhook
+from gateway.errors import StartupError
+from gateway.event import Cursor, Draft, EventId
+from gateway.http.admin import Admin
+from gateway.http.app import bare_app, public_app
+from gateway.http.auth import Authenticator
+from gateway.http.cors import CorsPolicy
+from gateway.http.hooks import Hooks
+from gateway.http.server import Listener, tls_context
+from gateway.http.subscribe import Subscribe
+from gateway.hub.hub import Hub
+from gateway.hub.replay import Replay
+from gateway.metrics import Metrics
+from gateway.sources.base import Source, SourceState
+from gateway.sources.publisher import Publisher
+from gateway.sources.redis_pubsub import RedisPubSubSource
+from gateway.sources.router import Router
+from gateway.sources.supervisor import Supervisor
+from gateway.sources.webhook import WebhookSource
+from gateway.stream.heartbeat import Sweep
+from gateway.stream.streams import Streams
+
+log = structlog.get_logger("gateway")
+
+DESCRIPTOR_RESERVE = 256
+"""Descriptors that streams must leave for sources, webhooks and the admin port."""
+
+
+class Daemon:
+    """One node. `start` and `stop` are its whole life; `run` is both, with signals between."""
+
+    def __init__(self, config: Config, metrics: Metrics | None = None) -> None:
+        self.config = config
+        self.metrics = metrics or Metrics()
+        self._started = time.monotonic()
+        self._ending = asyncio.Event()
+        self._ending_now = asyncio.Event()
+        self.on_listening: Callable[[], None] | None = None
+        limits, timeouts = config.limits, config.timeouts
+
+        # The log and what hangs on it.
+        self.catalog = Catalog(config.channels)
+        self.broker: Broker = MemoryBroker(history_bytes=limits.history_bytes)
+        self.hub = Hub(
+            self.broker, self.catalog, self.metrics, history_bytes=limits.history_bytes, clock=unix_ms
+        )
+        self.replay = Replay(self.hub, self.broker, self.metrics)
+        self.streams = Streams(self.hub, self.replay, self.metrics, timeouts, limit=limits.connections)
+        self.sweep = Sweep(self.streams)
+
+        # Upstreams.
+        self.router = Router(self.catalog, event_bytes=limits.event_bytes)
+        self.supervisors: dict[str, Supervisor] = {}
+        self.webhooks: dict[str, WebhookSource] = {}
+        self.off: dict[str, SourceState] = {}
+        for name in config.sources:
+            self._add_source(name)
+
+        # The two ports.
+        app, cors = bare_app(CorsPolicy(config, self.catalog))
+        subscribe = Subscribe(
+            catalog=self.catalog,
+            streams=self.streams,
+            cors=cors,
+            authenticator=Authenticator(config.auth),
+            metrics=self.metrics,
+            channels_per_stream=limits.channels_per_stream,
+        )
+        hooks = Hooks(self.webhooks, body_bytes=limits.webhook_body, request_seconds=timeouts.request)
+        self.public = Listener(
+            public_app(subscribe, hooks, app, cors),
+            config.server.listen,
+            key="server.listen",
+            request_seconds=timeouts.request,
+            write_seconds=timeouts.write,
+            tls=tls_context(config.server.tls) if config.server.tls else None,
+        )
+        self.admin = Listener(
+            Admin(self.metrics, self.ready, self.status).app(),
+            config.server.admin,
+            key="server.admin",
+            request_seconds=timeouts.request,
+        )
+        self._add_gauges()
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, drain, and return the exit status. Raises StartupError."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
+        await self.start()
+        await self._ending.wait()
+        drain = asyncio.create_task(self.stop(), name="drain")
+        now = asyncio.create_task(self._ending_now.wait(), name="second signal")
+        await asyncio.wait((drain, now), return_when=asyncio.FIRST_COMPLETED)
+        if drain.done():
+            now.cancel()
+            await drain
+            return 0
+        log.warning("ended_by_second_signal", streams=len(self.streams.open))
+        drain.cancel()
+        await self.streams.abort("killed")
+        return 1
+
+    async def start(self) -> None:
+        """Start everything, the public port last. Raises StartupError; then call `stop` all the same."""
+        _raise_descriptor_limit(self.config.limits.connections)
+        # 1. The log, and this node behind it.
+        await self.broker.start()
+        self.broker.follow(self.hub.receive)
+        self.sweep.start()
+        # 2. The admin port, so that a start that hangs can be looked at.
+        await self.admin.start()
+        # 3. Upstreams.
+        for supervisor in self.supervisors.values():
+            supervisor.start()
+        for state in self.off.values():
+            log.info("source_off", source=state.name, reason="its url is empty")
+        # 4. Clients.
+        await self.public.start()
+        log.info(
+            "listening",
+            version=__version__,
+            public=f"{self.scheme}://{self._reachable(self.public)}",
+            admin=f"http://{self._reachable(self.admin)}",
+            channels=len(self.catalog.declared),
+            sources=len(self.config.sources),
+        )
+        if self.on_listening is not None:
+            self.on_listening()
+
+    async def stop(self) -> None:
+        """Drain and end everything; harmless when repeated."""
+        # 1. Unready at once; no new connections; streams that were about to open are told to go.
+        self._ending.set()
+        self.streams.is_draining = True
+        self.public.stop_accepting()
+        log.info("draining", streams=len(self.streams.open), seconds=self.config.timeouts.drain)
+        # 2. Every stream ends at an event boundary, spread over the drain time. Sources still deliver.
+        await self.streams.drain(self.config.timeouts.drain)
+        # 3. Requests that are under way are answered, then nothing comes in any more.
+        await self.public.stop()
+        for supervisor in self.supervisors.values():
+            await supervisor.stop()
+        # 4. The rest, in the opposite order of the start.
+        self.sweep.stop()
+        await self.replay.close()
+        await self.broker.close()
+        await self.admin.stop()
+        log.info("stopped")
+
+    @property
+    def scheme(self) -> str:
+        """``https`` where the public port speaks TLS."""
+        return "https" if self.config.server.tls else "http"
+
+    def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        """Return whether new clients should come here, and the parts that decide it.
+
+        A source that is down does not make the node unready unless it is ``critical``: all nodes share
+        their sources, and a balancer without a ready node answers browsers 503, which ends an
+        EventSource for good.
+        """
+        parts: dict[str, Any] = {
+            "draining": self.streams.is_draining,
+            "broker": "up" if self.broker.is_up else "down",
+            "sources": {
+                state.name: state.status
+                if state.last_error is None
+                else f"{state.status}: {state.last_error}"
+                for state in self._states()
+            },
+        }
+        failing = [
+            state.name for state in self._states() if state.critical and state.status in ("starting", "down")
+        ]
+        reasons = (["draining"] if self.streams.is_draining else []) + (
+            ["broker"] if not self.broker.is_up else []
+        )
+        reasons += [f"source {name}" for name in failing]
+        return not reasons, {"not_ready": reasons, **parts}
+
+    def status(self) -> Mapping[str, Any]:
+        """Return what ``/status`` shows."""
+        ready, parts = self.ready()
+        listeners = self.streams.by_channel()
+        return {
+            "version": __version__,
+            "uptime_seconds": round(time.monotonic() - self._started, 1),
+            "ready": ready,
+            "not_ready": parts["not_ready"],
+            "broker": {
+                "url": self.config.broker.url,
+                "up": self.broker.is_up,
+                "head": str(self.broker.head),
+            },
+            "streams": {
+                "active": len(self.streams.open),
+                "lagging": self.streams.lagging(),
+                "limit": self.config.limits.connections,
+            },
+            "sources": [_source_status(state) for state in self._states()],
+            "channels": [
+                {
+                    "name": name,
+                    "listeners": int(listeners.get((name,), 0)),
+                    "from": _from(declared.spec.from_),
+                }
+                for name, declared in self.catalog.declared.items()
+            ],
+        }
+
+    async def _append(self, drafts: Sequence[Draft], cursor: Cursor | None) -> list[EventId]:
+        with self.metrics.broker_append.time():
+            ids = await self.broker.append(drafts, cursor)
+        for draft in drafts:
+            match = self.catalog.resolve(draft.channel)
+            if match is not None:
+                self._published[match.declared.name].inc()
+        return ids
+
+    def _add_source(self, name: str) -> None:
+        config = self.config.sources[name]
+        state = SourceState(name=name, type=config.type, critical=config.critical)
+        source: Source
+        if isinstance(config, Webhook):
+            source = self.webhooks[name] = WebhookSource(config)
+        elif isinstance(config, RedisPubSub) and not config.url.get_secret_value():
+            state.status = "off"
+            self.off[name] = state
+            return
+        else:
+            source = RedisPubSubSource(
+                config.url.get_secret_value(), self.router.topics(name), timeout=config.timeout
+            )
+        publisher = Publisher(state, self.router, self._append, self.metrics, unix_ms)
+        self.supervisors[name] = Supervisor(source, publisher, unix_ms)
+
+    def _states(self) -> list[SourceState]:
+        return [
+            self.off[name] if name in self.off else self.supervisors[name].state
+            for name in self.config.sources
+        ]
+
+    def _add_gauges(self) -> None:
+        add, one = self.metrics.gauge, self.metrics.value
+        self._published = {name: self.metrics.events_published.labels(name) for name in self.catalog.declared}
+        one("active_connections", "Streams open now", lambda: len(self.streams.open))
+        one("lagging_streams", "Streams that are behind the newest event", self.streams.lagging)
+        add("channel_connections", "Streams open now, by channel", self.streams.by_channel, "channel")
+        add(
+            "source_up",
+            "1 while the source delivers, 0 while it does not",
+            lambda: {(s.name,): float(s.status == "up") for s in self._states() if s.status != "off"},
+            "source",
+        )
+        add(
+            "source_last_event_timestamp_seconds",
+            "Unix time of a source's last record",
+            lambda: {(s.name,): s.last_event / 1000 for s in self._states() if s.last_event is not None},
+            "source",
+        )
+        one("broker_up", "1 while the event log can be reached", lambda: float(self.broker.is_up))
+        add("build_info", "Always 1; the label tells the version", lambda: {(__version__,): 1.0}, "version")
+
+    def _signalled(self, name: str) -> None:
+        if self._ending.is_set():
+            self._ending_now.set()
+        else:
+            log.info("signal", signal=name)
+            self._ending.set()
+
+    def _reachable(self, listener: Listener) -> str:
+        host = self.config.server.listen.host if listener is self.public else self.config.server.admin.host
+        return f"{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{listener.port}"  # noqa: S104 -- compared, not bound
+
+
+def _source_status(state: SourceState) -> dict[str, Any]:
+    return {
+        "name": state.name,
+        "type": state.type,
+        "status": state.status,
+        "since_ms": state.since,
+        "last_event_ms": state.last_event,
+        "last_error": state.last_error,
+        "received": state.received,
+        "rejected": state.rejected,
+        "restarts": state.restarts,
+    }
+
+
+def _from(routes: Sequence[Any]) -> list[str]:
+    return [f"{route.source}: {route.topic}" for route in routes]
+
+
+def _raise_descriptor_limit(connections: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and connections + DESCRIPTOR_RESERVE > hard:
+        raise StartupError(
+            f"limits.connections is {connections}, and this process may open {hard} files;"
+            f" raise the limit (ulimit -n) to {connections + DESCRIPTOR_RESERVE}, or lower limits.connections"
+        )

@@ -1,0 +1,140 @@
+"""CORS by aiohttp-cors, with decisions of ours.
+
+The library matches exact strings, knows one policy per route and sends no ``Vary``. Its router adapter
+is the way out: for each request the adapter below returns a mapping whose ``get(origin)`` asks the
+policy of the channels that the request names, so preflights and response headers stay the library's.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+from aiohttp import hdrs, web
+from aiohttp_cors import CorsConfig, ResourceOptions
+from aiohttp_cors.abc import AbstractRouterAdapter
+
+from gateway.config.catalog import Catalog, Match
+from gateway.config.model import Config
+from gateway.config.origins import Origins
+from gateway.errors import Forbidden
+from gateway.http.channels import channel_names
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class CorsPolicy:
+    """Who may read what. Immutable; built from a configuration."""
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._default = Origins(config.cors.origins)
+        self._by_channel = {
+            name: Origins(channel.cors.origins)
+            for name, channel in config.channels.items()
+            if channel.cors is not None
+        }
+        self.options = ResourceOptions(  # type: ignore[no-untyped-call]  # aiohttp-cors types only some of it
+            allow_credentials=config.cors.credentials,
+            allow_headers=tuple(config.cors.allow_headers),
+            max_age=round(config.cors.max_age),
+        )
+
+    def refusing(self, origin: str, names: tuple[str, ...]) -> str | None:
+        """Return the YAML path of a list that does not allow the origin, or None if all channels allow it.
+
+        A name that is no channel is held to the global list, so that a page can read its 404.
+        """
+        for name in names or ("",):
+            match = self._catalog.resolve(name)
+            if not self._origins(match).allows(origin):
+                own = match is not None and match.declared.name in self._by_channel
+                return f'channels."{match.declared.name}".cors.origins' if own and match else "cors.origins"
+        return None
+
+    def _origins(self, match: Match | None) -> Origins:
+        if match is None:
+            return self._default
+        return self._by_channel.get(match.declared.name, self._default)
+
+
+class _RequestOrigins(Mapping[str, ResourceOptions]):
+    """The policy of one request, in the shape that aiohttp-cors asks: origin to options."""
+
+    def __init__(self, policy: CorsPolicy, names: tuple[str, ...]) -> None:
+        self._policy = policy
+        self._names = names
+
+    def __getitem__(self, origin: str) -> ResourceOptions:
+        # The library also asks for "*" on its own account; no origin is spelled so.
+        if origin == "*" or self._policy.refusing(origin, self._names) is not None:
+            raise KeyError(origin)
+        return self._policy.options
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 1  # the library takes an empty mapping for "CORS is off"
+
+
+class _Adapter(AbstractRouterAdapter):
+    def __init__(self, app: web.Application, policy: CorsPolicy) -> None:
+        self._app = app
+        self._policy = policy
+        self._resources: set[Any] = set()
+
+    def add_preflight_handler(self, routing_entity: Any, handler: Handler, webview: bool = False) -> None:
+        async def options(request: web.Request) -> web.StreamResponse:
+            if self.is_preflight_request(request):
+                return await handler(request)
+            return web.Response(status=204, headers={hdrs.ALLOW: "GET, HEAD, OPTIONS"})
+
+        routing_entity.add_route(hdrs.METH_OPTIONS, options)
+
+    def is_preflight_request(self, request: web.Request) -> bool:
+        return (
+            request.method == hdrs.METH_OPTIONS
+            and hdrs.ORIGIN in request.headers
+            and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+        )
+
+    def is_cors_enabled_on_request(self, request: web.Request) -> bool:
+        return request.match_info.route.resource in self._resources
+
+    def set_config_for_routing_entity(self, routing_entity: Any, config: Any) -> None:
+        self._resources.add(routing_entity)
+
+    async def get_preflight_request_config(
+        self, preflight_request: web.Request, origin: str, requested_method: str
+    ) -> Mapping[str, ResourceOptions]:
+        if requested_method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+            raise KeyError(requested_method)
+        return self.get_non_preflight_request_config(preflight_request)
+
+    def get_non_preflight_request_config(self, request: web.Request) -> Mapping[str, ResourceOptions]:
+        return _RequestOrigins(self._policy, channel_names(request))
+
+
+class Cors:
+    """The CORS of an application: the library's hooks, and the refusal of what they would let pass."""
+
+    def __init__(self, app: web.Application, policy: CorsPolicy) -> None:
+        self._policy = policy
+        self._library = CorsConfig(app, router_adapter=_Adapter(app, policy))
+
+    def add(self, resource: web.AbstractResource) -> None:
+        """Make a resource readable for the pages that the policy allows, and answer its preflights."""
+        self._library.add(resource)
+
+    def check(self, request: web.Request) -> None:
+        """Refuse a page that may not read. Raises Forbidden, with the rule that stands in the way.
+
+        The browser would refuse to show it the stream, and keep asking for it for ever.
+        """
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None:
+            return
+        rule = self._policy.refusing(origin, channel_names(request))
+        if rule is not None:
+            raise Forbidden(
+                f"pages of {origin[:200]!r} may not read this; allow it in {rule}", code="origin_refused"
+            )

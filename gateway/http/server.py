@@ -1,0 +1,168 @@
+"""Listening sockets, and the deadlines of connections that have not asked for anything yet."""
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from pathlib import Path
+
+from aiohttp import web
+
+from gateway.config.model import Tls
+from gateway.config.units import Address
+from gateway.errors import StartupError
+from gateway.http.responses import Handler
+
+BACKLOG = 4096
+"""Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
+
+KEEPALIVE = 75.0
+"""Seconds that a connection may idle between two requests."""
+
+SEND_BUFFER = 64 * 1024
+"""Bytes of SO_SNDBUF: what the kernel takes for a client that does not read."""
+
+NOT_SENT_LOW = 16 * 1024
+"""Bytes not yet sent at which the kernel asks for more (TCP_NOTSENT_LOWAT)."""
+
+_SWEEP = 1.0
+
+
+class Listener:
+    """One address with one application behind it.
+
+    A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
+    Once it has, aiohttp's keep-alive deadline and the handlers' own take over.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        address: Address,
+        *,
+        key: str,
+        request_seconds: float,
+        write_seconds: float | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE, handle_signals=False)
+        self._address = address
+        self._key = key
+        self._request_seconds = request_seconds
+        self._write_seconds = write_seconds
+        self._tls = tls
+        self._waiting: dict[web.RequestHandler, float] = {}
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        app.middlewares.insert(0, self._seen)
+
+    async def start(self) -> None:
+        """Bind and listen. Raises StartupError with one line that names the key of the configuration."""
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        bound = self._bind()
+        self._server = await loop.create_server(self._accept, sock=bound, backlog=BACKLOG, ssl=self._tls)
+        self._sweep()
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, also where the configuration says 0."""
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket; connections go on. Harmless when repeated."""
+        if self._server is not None:
+            self._server.close()
+
+    async def stop(self) -> None:
+        """End all connections that are still aiohttp's. Harmless when repeated."""
+        self.stop_accepting()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self._runner.cleanup()
+
+    def _bind(self) -> socket.socket:
+        host, port = self._address
+        try:
+            family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            bound = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            raise self._cannot(error) from None
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and host == "::":
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            if self._write_seconds is not None:
+                self._limit_kernel(bound, self._write_seconds)
+            bound.bind(where)
+            bound.setblocking(False)
+        except OSError as error:
+            bound.close()
+            raise self._cannot(error) from None
+        return bound
+
+    @staticmethod
+    def _limit_kernel(bound: socket.socket, seconds: float) -> None:
+        # Accepted sockets inherit these, so no connection pays a system call for them.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW)
+        # Unacknowledged data ends the connection: a client that vanished without a FIN (RFC 5482).
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+    def _cannot(self, error: OSError) -> StartupError:
+        reason = {
+            errno.EADDRINUSE: "the address is in use by another process",
+            errno.EACCES: "not allowed to use that port",
+            errno.EADDRNOTAVAIL: "this machine does not have that address",
+        }.get(error.errno or 0, error.strerror or str(error))
+        return StartupError(f"cannot listen on {self._address} ({self._key}): {reason}")
+
+    def _accept(self) -> asyncio.Protocol:
+        server = self._runner.server
+        assert server is not None
+        protocol = server()
+        self._waiting[protocol] = asyncio.get_running_loop().time() + self._request_seconds
+        return protocol
+
+    @web.middleware
+    async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._waiting.pop(request.protocol, None)
+        return await handler(request)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        # All deadlines are equally long, so the oldest come first.
+        while self._waiting:
+            protocol, deadline = next(iter(self._waiting.items()))
+            if deadline > now:
+                break
+            del self._waiting[protocol]
+            protocol.force_close()
+        self._sweeper = loop.call_later(min(_SWEEP, self._request_seconds / 4), self._sweep)
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """Return the context of the public port. Raises StartupError where a file cannot be used."""
+    for key, file in (("certificate", tls.certificate), ("key", tls.key)):
+        if not os.access(file, os.R_OK):
+            raise StartupError(f"cannot read {file} (server.tls.{key}): {_why(file)}")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = (
+        ssl.TLSVersion.TLSv1_3 if tls.minimum_version == "1.3" else ssl.TLSVersion.TLSv1_2
+    )
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except (ssl.SSLError, OSError) as error:
+        raise StartupError(
+            f"server.tls: {tls.certificate} and {tls.key} are not a PEM certificate and its key"
+            f" ({getattr(error, 'reason', None) or error})"
+        ) from None
+    return context
+
+
+def _why(file: str) -> str:
+    return "permission denied" if Path(file).exists() else "no such file"

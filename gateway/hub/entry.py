@@ -1,0 +1,63 @@
+"""One event on its way through a node: encoded once per format, shared by every stream."""
+
+from typing import Any
+
+import msgspec
+
+from gateway.config.catalog import Declared
+from gateway.event import GAP, Event, EventId
+from gateway.sse import Format, event_block, gap_block
+
+
+class Entry:
+    """An event with its blocks, each made when it is first asked for."""
+
+    __slots__ = ("_data", "_envelope", "declared", "event")
+
+    def __init__(self, event: Event, declared: Declared) -> None:
+        self.event = event
+        self.declared = declared
+        self._envelope: bytes | None = None
+        self._data: bytes | None = None
+
+    @property
+    def id(self) -> EventId:
+        return self.event.id
+
+    @property
+    def channel(self) -> str:
+        return self.event.channel
+
+    @property
+    def is_gap(self) -> bool:
+        """True if this tells a hole in its channel rather than something that happened."""
+        return self.event.type == GAP
+
+    def block(self, format: Format | None) -> bytes:
+        """Return the event in ``format``, or in its channel's own."""
+        if (format or self.declared.spec.format) == "envelope":
+            if self._envelope is None:
+                self._envelope = event_block(self.event, "envelope", self.declared.spec.payload)
+            return self._envelope
+        if self._data is None:
+            self._data = event_block(self.event, "data", self.declared.spec.payload)
+        return self._data
+
+    def gap_blocks(self, channels: tuple[str, ...]) -> bytes:
+        """Return one ``stream.gap`` for each of the stream's channels that the hole concerns.
+
+        The id stands on the last one: a client that was cut between two is told all of them again.
+        """
+        told: dict[str, Any] = msgspec.json.decode(self.event.payload)
+        after = EventId.parse(str(told.get("after", "")))
+        id = self.event.id if self.event.kept else None
+        return b"".join(
+            gap_block(
+                channel,
+                str(told["reason"]),
+                after=after,
+                oldest=self.event.id,
+                id=id if position == len(channels) - 1 else None,
+            )
+            for position, channel in enumerate(channels)
+        )

@@ -1,0 +1,195 @@
+"""One process's channels, the audiences that listen to them, and the pump that writes.
+
+`receive` takes events from the broker, in order, and only files them: into the ring of each channel
+that somebody watches, and into the audiences that want them. Writing happens in the pump, a slice
+per turn of the event loop, so that accepts, reads and heartbeats go on during a large fan-out.
+Publishing therefore never waits for a subscriber, and costs nothing for channels without one.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
+from typing import Any
+
+from gateway.broker.base import Broker
+from gateway.config.catalog import Catalog, Declared
+from gateway.event import Event, EventId, Retention
+from gateway.history import History
+from gateway.hub.audience import Audience, Member
+from gateway.hub.entry import Entry
+from gateway.hub.subscription import Subscription
+from gateway.metrics import Metrics
+
+SLICE = 256
+"""Writes per turn of the loop: two to three milliseconds of send() calls."""
+
+LIVE_RING = Retention(256)
+"""What a channel without history still keeps here, so that a stream may pause for a moment."""
+
+ENTRY_OVERHEAD = 700
+"""Bytes that an entry of a ring costs beside its payload and its encoded blocks: measured, rounded up."""
+
+Work = Callable[[Any, int], tuple[int, bool]]
+"""One turn of some work: (its object, how many writes it may do) to (writes done, more to do)."""
+
+_by_id = attrgetter("id")
+
+
+class Channel:
+    """A channel that at least one stream watches."""
+
+    __slots__ = ("audiences", "declared", "retention", "watchers")
+
+    def __init__(self, declared: Declared) -> None:
+        self.declared = declared
+        self.retention = declared.retention if declared.retention.events else LIVE_RING
+        self.audiences: dict[Audience, None] = {}
+        self.watchers = 0
+
+
+class Hub:
+    """See the module's docstring. All methods run on the event loop and none waits."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        catalog: Catalog,
+        metrics: Metrics,
+        *,
+        history_bytes: int,
+        clock: Callable[[], int],
+    ) -> None:
+        self.head = broker.head
+        self._catalog = catalog
+        self._metrics = metrics
+        self._clock = clock
+        self._ring: History[Entry] = History(max_bytes=history_bytes, start=self.head, clock=clock)
+        self._channels: dict[str, Channel] = {}
+        self._audiences: dict[object, Audience] = {}
+        self._work: deque[tuple[Work, Any]] = deque()
+        self._pumping = False
+        self._delivered = {name: metrics.events_delivered.labels(name) for name in catalog.declared}
+        self.on_behind: Callable[[Any], None] = lambda member: None
+
+    @property
+    def channels(self) -> Mapping[str, Channel]:
+        """The channels that streams watch, by full name; a template's name is among them."""
+        return self._channels
+
+    def receive(self, events: Sequence[Event]) -> None:
+        """Take events of the log, in order."""
+        for event in events:
+            channel = self._channels.get(event.channel)
+            if channel is not None:
+                self._file(Entry(event, channel.declared), channel)
+            # Only now, so that no stream can join between two audiences of one event.
+            self.head = event.id
+
+    def _file(self, entry: Entry, channel: Channel) -> None:
+        # Two formats at most are made of an entry; one envelope is somewhat larger than its payload.
+        self._ring.append(entry, 2 * len(entry.event.payload) + ENTRY_OVERHEAD, channel.retention)
+        for audience in list(channel.audiences):
+            if not audience.add(entry, self.head):
+                continue
+            if audience.is_flooded:
+                for member in audience.shed(self.head):
+                    self.on_behind(member)
+            elif not audience.queued:
+                audience.queued = True
+                self.schedule(self._fan_out, audience)
+
+    def watch(self, subscription: Subscription) -> None:
+        """Begin to keep what a new stream will need; pair with `unwatch`."""
+        for name, declared in self._topics(subscription):
+            channel = self._channels.get(name)
+            if channel is None:
+                channel = self._channels[name] = Channel(declared)
+                self._ring.open(name, self.head)
+            channel.watchers += 1
+
+    def unwatch(self, subscription: Subscription) -> None:
+        """Let go of what `watch` kept."""
+        for name in subscription.topics:
+            channel = self._channels[name]
+            channel.watchers -= 1
+            if not channel.watchers:
+                del self._channels[name]
+                self._ring.forget(name)
+
+    def join(self, member: Member, subscription: Subscription) -> None:
+        """Let a stream that has everything up to `head` take part in what comes."""
+        audience = self._audiences.get(subscription.key)
+        if audience is None:
+            audience = self._audiences[subscription.key] = Audience(subscription, self.head)
+            for name in subscription.topics:
+                self._channels[name].audiences[audience] = None
+        audience.join(member, self.head)
+
+    def leave(self, member: Member) -> None:
+        """Take a stream out; its cursor says what it was given. Harmless when repeated."""
+        audience = member.audience
+        if audience is None:
+            return
+        audience.leave(member, self.head)
+        if not audience.members:
+            del self._audiences[audience.subscription.key]
+            for name in audience.subscription.topics:
+                del self._channels[name].audiences[audience]
+
+    def covers(self, subscription: Subscription, after: EventId) -> bool:
+        """Tell whether the rings hold everything after an id."""
+        self._ring.expire()
+        return all(name in self._channels and after >= self._ring.floor(name) for name in subscription.topics)
+
+    def recent(self, subscription: Subscription, after: EventId, limit: int) -> list[Entry]:
+        """Return the first ``limit`` events after an id; ask `covers` first."""
+        found = merge(
+            *(self._ring.after(name, after, self.head, limit) for name in subscription.topics), key=_by_id
+        )
+        return list(islice(found, limit))
+
+    def entries(self, subscription: Subscription, events: Sequence[Event]) -> list[Entry]:
+        """Return events that the broker read, ready to be encoded."""
+        declared = dict(self._topics(subscription))
+        return [Entry(event, declared[event.channel]) for event in events]
+
+    def schedule(self, work: Work, item: Any) -> None:
+        """Give ``item`` a turn in the pump; work that has more to do comes back at the end of the queue."""
+        self._work.append((work, item))
+        if not self._pumping:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        budget = SLICE
+        while self._work and budget > 0:
+            work, item = self._work.popleft()
+            used, more = work(item, budget)
+            budget -= max(used, 1)
+            if more:
+                self._work.append((work, item))
+        self._pumping = bool(self._work)
+        if self._pumping:
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _fan_out(self, audience: Audience, budget: int) -> tuple[int, bool]:
+        written, frame = audience.step(budget, self.head)
+        if frame is not None and written:
+            metrics = self._metrics
+            metrics.bytes_sent.inc(written * len(frame.data))
+            metrics.delivery_lag.observe(max(0, self._clock() - frame.oldest_ms) / 1000)
+            for name, count in frame.counts.items():
+                self._delivered[name].inc(written * count)
+        audience.queued = audience.is_busy
+        return written, audience.queued
+
+    def _topics(self, subscription: Subscription) -> list[tuple[str, Declared]]:
+        topics: dict[str, Declared] = {}
+        for match in subscription.matches:
+            topics[match.name] = match.declared
+            if match.is_instance:
+                topics[match.declared.name] = match.declared
+        return list(topics.items())

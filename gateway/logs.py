@@ -1,0 +1,124 @@
+"""Structured logs that never hold the event loop.
+
+A pipe whose reader stalls blocks whoever writes to it, so lines go through a bounded queue to a
+thread. When the queue is full the line is dropped and counted: events matter more than their log.
+"""
+
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import IO, Any
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+QUEUE_LINES = 10_000
+"""Lines that wait for a slow reader before more are dropped."""
+
+FLUSH_SECONDS = 2.0
+"""How long `Writer.close` waits for a reader."""
+
+
+class Writer:
+    """Writes lines from a thread of its own. ``dropped`` is called once per line that is lost."""
+
+    def __init__(self, file: IO[str], dropped: Callable[[], None]) -> None:
+        self._file = file
+        self._dropped = dropped
+        self._queue: queue.Queue[str | None] = queue.Queue(QUEUE_LINES)
+        self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+        self._thread.start()
+
+    def write(self, line: str) -> None:
+        """Queue one line, without its line end; never blocks."""
+        try:
+            self._queue.put_nowait(line)
+        except queue.Full:
+            self._dropped()
+
+    def close(self) -> None:
+        """Write what is queued, for at most `FLUSH_SECONDS`."""
+        try:
+            self._queue.put(None, timeout=FLUSH_SECONDS)
+        except queue.Full:
+            return
+        self._thread.join(FLUSH_SECONDS)
+
+    def _run(self) -> None:
+        while (line := self._queue.get()) is not None:
+            lines = [line]
+            try:
+                while (more := self._queue.get_nowait()) is not None:
+                    lines.append(more)
+                last = True
+            except queue.Empty:
+                last = False
+            try:
+                self._file.write("\n".join(lines) + "\n")
+                self._file.flush()
+            except (OSError, ValueError):
+                return  # nobody reads any more
+            if last:
+                return
+
+
+class _Logger:
+    """What structlog calls with the rendered line."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = self.msg = write
+
+
+class _Handler(logging.Handler):
+    """The standard library's loggers (aiohttp, asyncio, redis), rendered like ours."""
+
+    def __init__(self, processors: list[Processor], write: Callable[[str], None]) -> None:
+        super().__init__()
+        self._processors = processors
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event: Any = {"event": record.getMessage(), "logger": record.name}
+        if record.exc_info and record.exc_info[0] is not None:
+            event["exc_info"] = record.exc_info
+        for processor in self._processors:
+            event = processor(self, record.levelname.lower(), event)
+        self._write(event)
+
+
+def _level(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    event["level"] = method
+    return event
+
+
+def configure(
+    *, level: str, format: str, file: IO[str] = sys.stderr, dropped: Callable[[], None] = lambda: None
+) -> Writer:
+    """Set up structlog and the standard library's logging, and return the writer to close at the end."""
+    writer = Writer(file, dropped)
+    renderer: Processor
+    if format == "json":
+        renderer = structlog.processors.JSONRenderer()
+        exceptions: list[Processor] = [structlog.processors.dict_tracebacks]
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=file.isatty())
+        exceptions = []
+    processors: list[Processor] = [
+        _level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *exceptions,
+        renderer,
+    ]
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=lambda *_: _Logger(writer.write),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(
+        handlers=[_Handler(processors, writer.write)], level=max(threshold, logging.WARNING), force=True
+    )
+    return writer

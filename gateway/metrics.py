@@ -1,0 +1,104 @@
+"""Every metric of the gateway, defined here and nowhere else.
+
+Counters are incremented where things happen, through children that are looked up once. Gauges are
+never incremented: they are read from the live objects at the scrape, so they cannot drift.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+PREFIX = "sse_gateway_"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+disable_created_metrics()  # a second series per counter that nobody asked for
+
+Samples = Callable[[], Mapping[tuple[str, ...], float]]
+
+
+class _Gauges(Collector):
+    """Gauges whose values are asked for at the scrape."""
+
+    def __init__(self) -> None:
+        self._gauges: list[tuple[str, str, tuple[str, ...], Samples]] = []
+
+    def add(self, name: str, text: str, labels: tuple[str, ...], samples: Samples) -> None:
+        self._gauges.append((PREFIX + name, text, labels, samples))
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, labels, samples in self._gauges:
+            family = GaugeMetricFamily(name, text, labels=labels)
+            for values, value in samples().items():
+                family.add_metric(values, value)
+            yield family
+
+
+class Metrics:
+    """One process's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._gauges = _Gauges()
+        self.registry.register(self._gauges)
+        self.connections = self._counter("connections_total", "Streams opened")
+        self.disconnects = self._counter("disconnects_total", "Streams ended, by reason", "reason")
+        self.refused = self._counter("refused_total", "Subscriptions refused, by reason", "reason")
+        self.connection_seconds = self._histogram(
+            "connection_seconds", "Age of streams when they ended", (1, 10, 60, 300, 900, 1800, 3600, 7200)
+        )
+        self.events_received = self._counter(
+            "events_received_total", "Records that sources yielded", "source"
+        )
+        self.events_rejected = self._counter(
+            "events_rejected_total",
+            "Records and posts that can never become events, by reason",
+            "source",
+            "reason",
+        )
+        self.events_published = self._counter(
+            "events_published_total", "Events that this node appended to the log", "channel"
+        )
+        self.events_delivered = self._counter(
+            "events_delivered_total", "Events written to streams, counted once per stream", "channel"
+        )
+        self.bytes_sent = self._counter("bytes_sent_total", "Bytes written to streams, framing included")
+        self.delivery_lag = self._histogram(
+            "delivery_lag_seconds",
+            "From an event's id to the write to the socket; one sample per slice of a fan-out",
+            (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self.replayed = self._counter(
+            "replayed_events_total", "Events written from history, to resuming or slow streams"
+        )
+        self.gaps = self._counter("gaps_total", "Gaps told, by reason", "reason")
+        self.broker_append = self._histogram(
+            "broker_append_seconds",
+            "Duration of one append to the broker",
+            (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5),
+        )
+        self.log_dropped = self._counter(
+            "log_lines_dropped_total", "Log lines lost because the reader was too slow"
+        )
+
+    def gauge(self, name: str, text: str, samples: Samples, *labels: str) -> None:
+        """Add a gauge that ``samples`` answers for: label values to value."""
+        self._gauges.add(name, text, labels, samples)
+
+    def value(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Add a gauge without labels."""
+        self.gauge(name, text, lambda: {(): read()})
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)

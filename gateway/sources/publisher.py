@@ -1,0 +1,78 @@
+"""From a source's records to appended events, with everything counted on the way."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from gateway.errors import Rejected
+from gateway.event import Cursor, Draft, EventId, Record
+from gateway.metrics import Metrics
+from gateway.sources.base import SourceState
+from gateway.sources.router import Router, gap_draft
+
+Append = Callable[[Sequence[Draft], Cursor | None], Awaitable[list[EventId]]]
+
+
+class Publisher:
+    """One source's way into the log."""
+
+    def __init__(
+        self,
+        state: SourceState,
+        router: Router,
+        append: Append,
+        metrics: Metrics,
+        clock: Callable[[], int],
+    ) -> None:
+        self.state = state
+        self._router = router
+        self._append = append
+        self._metrics = metrics
+        self._clock = clock
+        self._received = metrics.events_received.labels(state.name)
+
+    async def publish(self, records: Sequence[Record], cursor: Cursor | None = None) -> None:
+        """Append what the records become; count and drop those that can never become events."""
+        now = self._receive(records)
+        drafts: list[Draft] = []
+        for record in records:
+            try:
+                drafts.extend(self._router.drafts(self.state.name, record, now))
+            except Rejected as error:
+                self.reject(error.code)
+        if drafts or cursor is not None:
+            await self._append(drafts, cursor)
+
+    async def publish_all(self, records: Sequence[Record]) -> list[EventId]:
+        """Append all records or none. Raises Rejected, uncounted, its message with the record's place."""
+        now = self._receive(records)
+        drafts: list[Draft] = []
+        for index, record in enumerate(records):
+            try:
+                drafts.extend(self._router.drafts(self.state.name, record, now))
+            except Rejected as error:
+                if len(records) > 1:
+                    error.message = f"record {index}: {error.message}"
+                raise
+        return await self._append(drafts, None)
+
+    async def tell_gap(self, reason: str, since: int) -> None:
+        """Append a gap to every channel of this source: records since ``since`` (unix ms) may be lost."""
+        now = self._clock()
+        payload = msgspec.json.encode({"reason": reason, "source": self.state.name, "after": f"{since}-0"})
+        drafts = [gap_draft(declared, payload, now) for declared in self._router.channels(self.state.name)]
+        if drafts:
+            await self._append(drafts, None)
+        self._metrics.gaps.labels(reason).inc(len(drafts))
+
+    def reject(self, reason: str) -> None:
+        """Count something that could not be taken."""
+        self._metrics.events_rejected.labels(self.state.name, reason).inc()
+        self.state.rejected[reason] = self.state.rejected.get(reason, 0) + 1
+
+    def _receive(self, records: Sequence[Record]) -> int:
+        now = self._clock()
+        self._received.inc(len(records))
+        self.state.received += len(records)
+        self.state.last_event = now
+        return now

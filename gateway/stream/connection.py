@@ -1,0 +1,149 @@
+"""One client's stream: the protocol object that its transport talks to once aiohttp has let go.
+
+There is no task, no timer and no queue per stream. What is written goes straight to the transport; a
+transport that is full pauses the stream, which leaves its audience with a cursor; one that
+drained brings it back through `Replay`. Every write holds whole events, so wherever the stream ends,
+it ends between two of them.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from gateway.event import EventId
+from gateway.hub.audience import Audience
+from gateway.hub.subscription import Subscription
+from gateway.sse import LAST_CHUNK
+
+if TYPE_CHECKING:
+    from gateway.stream.streams import Streams
+
+HIGH_WATER = 32 * 1024
+"""Bytes in a transport's own buffer at which its stream pauses."""
+
+MAX_INPUT = 64 * 1024
+"""Bytes that a client may send on its stream, where nothing is expected, before it is cut."""
+
+
+class Connection(asyncio.Protocol):
+    """A stream from the handover to the last byte. `Streams` makes, sweeps and counts them."""
+
+    __slots__ = (
+        "_owner",
+        "audience",
+        "bytes",
+        "closing",
+        "cursor",
+        "events",
+        "events_as_heartbeat",
+        "expires",
+        "id",
+        "is_behind",
+        "left",
+        "opened",
+        "paused",
+        "received",
+        "since",
+        "slot",
+        "subject",
+        "subscription",
+        "swept",
+        "told",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        owner: "Streams",
+        id: str,
+        subscription: Subscription,
+        cursor: EventId,
+        *,
+        subject: str | None,
+        heartbeat_events: bool,
+    ) -> None:
+        self._owner = owner
+        self.id = id
+        self.subscription = subscription
+        self.cursor = cursor
+        self.subject = subject
+        self.events_as_heartbeat = heartbeat_events
+        self.audience: Audience | None = None
+        self.told: dict[str, EventId | None] | None = None
+        self.is_behind = False
+        self.paused = False
+        self.closing: str | None = None  # the reason, once there is one
+        self.events = 0
+        self.bytes = 0
+        self.swept = 0  # bytes at the last sweep
+        self.received = 0
+        self.opened = 0.0
+        self.expires = 0.0
+        self.since = 0.0  # when the transport last made progress, while it is full
+        self.left = 0  # bytes in its buffer then
+        self.slot = 0
+
+    @property
+    def can_take(self) -> bool:
+        """Whether it is neither closing nor paused."""
+        return self.closing is None and not self.paused
+
+    def send(self, blocks: bytes, events: int) -> None:
+        """Write whole blocks now; ``events`` is how many events of the log are among them."""
+        if self.closing is not None:
+            return
+        self.events += events
+        self._write(self.subscription.frame(blocks))
+
+    def send_raw(self, frame: bytes) -> None:
+        """Write bytes that are framed already."""
+        if self.closing is None:
+            self._write(frame)
+
+    def end(self, reason: str) -> None:
+        """Tell the client why, end the body, and close once that is flushed. Harmless when repeated."""
+        if self.closing is not None:
+            return
+        frame = self.subscription.frame(self._owner.close_block(reason))
+        if self.subscription.chunked:
+            frame += LAST_CHUNK
+        self._write(frame)
+        self.closing = reason
+        self._owner.closes(self)
+        self.transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection now: its client takes nothing, so there is nobody to tell."""
+        if self.closing is None:
+            self.closing = reason
+        self._owner.closes(self)
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        # Nothing is expected. Reading goes on all the same: it is how a close is noticed at once.
+        self.received += len(data)
+        if self.received > MAX_INPUT:
+            self.abort("unexpected_input")
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        self._owner.pauses(self)
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._owner.resumes(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.closing is None:
+            self.closing = "client_closed" if exc is None else "client_lost"
+        self._owner.lost(self)
+
+    def _write(self, data: bytes) -> None:
+        self.bytes += len(data)
+        self._owner.metrics.bytes_sent.inc(len(data))
+        self.transport.write(data)

@@ -1,0 +1,220 @@
+"""All streams of this node: the one place where they are counted, opened, paused and let go."""
+
+import asyncio
+import random
+import secrets
+from collections.abc import Mapping
+from itertools import count
+
+import structlog
+
+from gateway.backoff import jittered
+from gateway.config.model import Timeouts
+from gateway.errors import GatewayError
+from gateway.hub.hub import Hub
+from gateway.hub.replay import Opening, Replay, Start
+from gateway.hub.subscription import Subscription
+from gateway.metrics import Metrics
+from gateway.sse import control_block
+from gateway.stream.connection import Connection
+
+log = structlog.get_logger("gateway.streams")
+
+AGE_JITTER = 0.2
+"""Share by which the maximum age of a stream varies, so that those of one herd do not end together."""
+
+SLOTS = 32
+"""Parts that the streams are dealt into for `heartbeat.Sweep`."""
+
+_DRAIN_TICK = 0.05
+_DRAIN_SPREAD = 0.8  # of the drain time; the rest is for the last bytes to get out
+
+
+class Full(GatewayError):
+    """No more streams here now. Answered with 200 and `stream.close`: a browser must come back."""
+
+    code = "overloaded"
+
+
+class Draining(Full):
+    """The node is shutting down."""
+
+    code = "draining"
+
+
+class Streams:
+    """The live connections, and what they share."""
+
+    def __init__(self, hub: Hub, replay: Replay, metrics: Metrics, timeouts: Timeouts, *, limit: int) -> None:
+        self.metrics = metrics
+        self.timeouts = timeouts
+        self.open: dict[Connection, None] = {}
+        self.stalled: dict[Connection, None] = {}
+        """Streams whose transport has something to get rid of: paused, or closing."""
+        self.slots: list[dict[Connection, None]] = [{} for _ in range(SLOTS)]
+        self.is_draining = False
+        self._hub = hub
+        self._replay = replay
+        self._limit = limit
+        self._reserved = 0
+        self._emptied = asyncio.Event()
+        self._deal = count()
+
+    def retry_ms(self, *, jitter: bool) -> int:
+        """Return the reconnect delay to tell a client, in milliseconds."""
+        retry = self.timeouts.retry
+        return round(1000 * (jittered(retry, 0.5) if jitter else retry))
+
+    def close_block(self, reason: str) -> bytes:
+        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``."""
+        return control_block(
+            "stream.close", {"reason": reason, "reconnect": True}, retry=self.retry_ms(jitter=True)
+        )
+
+    def reserve(self, subscription: Subscription) -> "Place":
+        """Take a place for a stream that is about to open. Raises Full or Draining."""
+        if self.is_draining:
+            raise Draining("the gateway is shutting down")
+        if len(self.open) + self._reserved >= self._limit:
+            raise Full(f"limits.connections ({self._limit}) is reached")
+        return Place(self, subscription)
+
+    async def opening(self, subscription: Subscription, start: Start) -> Opening:
+        """Decide where a stream begins. Raises Unavailable. Cancelling is safe."""
+        return await self._replay.open(subscription, start)
+
+    def begin(self, stream: Connection, opening: Opening, sent: int) -> None:
+        """Let a stream live: its transport is its own, and ``sent`` bytes of body were written."""
+        now = asyncio.get_running_loop().time()
+        stream.told = dict(opening.told or {})
+        stream.bytes = stream.swept = sent
+        stream.opened = now
+        stream.expires = now + jittered(self.timeouts.connection, AGE_JITTER)
+        stream.slot = next(self._deal) % SLOTS
+        self.open[stream] = self.slots[stream.slot][stream] = None
+        self.metrics.connections.inc()
+        self.metrics.bytes_sent.inc(sent)
+        if self.is_draining:  # began while the request was under way
+            stream.end("draining")
+            return
+        self._replay.catch_up(stream)
+
+    def closes(self, stream: Connection) -> None:
+        """A stream has written its last byte, or will write none."""
+        self._hub.leave(stream)
+        self._watch(stream)
+
+    def pauses(self, stream: Connection) -> None:
+        """A stream's transport is full."""
+        self._hub.leave(stream)
+        self._watch(stream)
+
+    def resumes(self, stream: Connection) -> None:
+        """A stream's transport has room again."""
+        if stream.closing is None:
+            self.stalled.pop(stream, None)
+            self._replay.catch_up(stream)
+
+    def lost(self, stream: Connection) -> None:
+        """A stream's transport is gone: the only way out, whoever ended it."""
+        if stream not in self.open:
+            return
+        self._hub.leave(stream)
+        self._hub.unwatch(stream.subscription)
+        del self.open[stream], self.slots[stream.slot][stream]
+        self.stalled.pop(stream, None)
+        seconds = asyncio.get_running_loop().time() - stream.opened
+        reason = stream.closing or "client_closed"
+        self.metrics.disconnects.labels(reason).inc()
+        self.metrics.connection_seconds.observe(seconds)
+        log.info(
+            "stream_closed",
+            connection=stream.id,
+            channels=stream.subscription.channels,
+            reason=reason,
+            seconds=round(seconds, 3),
+            events=stream.events,
+            bytes=stream.bytes,
+        )
+        if not self.open:
+            self._emptied.set()
+
+    def by_channel(self) -> Mapping[tuple[str, ...], float]:
+        """Return how many streams listen to each declared channel."""
+        counts: dict[tuple[str, ...], float] = {}
+        for stream in self.open:
+            for name in {match.declared.name for match in stream.subscription.matches}:
+                counts[(name,)] = counts.get((name,), 0) + 1
+        return counts
+
+    def lagging(self) -> int:
+        """Return how many streams are behind the head."""
+        return sum(1 for stream in self.open if stream.audience is None and stream.closing is None)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new streams and end all, evenly over most of ``seconds``; cut what is left after it."""
+        self.is_draining = True
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        streams = list(self.open)
+        random.shuffle(streams)  # not the oldest first: they came together and would return together
+        total, spread = len(streams), seconds * _DRAIN_SPREAD
+        while streams:
+            elapsed = loop.time() - started
+            due = total if elapsed >= spread else max(1, round(total * elapsed / spread))
+            while streams and total - len(streams) < due:
+                streams.pop().end("draining")
+            if streams:
+                await asyncio.sleep(_DRAIN_TICK)
+        try:
+            async with asyncio.timeout_at(started + seconds):
+                while self.open:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            await self.abort("drain_timeout")
+
+    async def abort(self, reason: str) -> None:
+        """Cut every stream now."""
+        self.is_draining = True
+        for stream in list(self.open):
+            stream.abort(reason)
+        await asyncio.sleep(0)  # connection_lost runs in the next turn
+
+    def _watch(self, stream: Connection) -> None:
+        if stream in self.open:
+            self.stalled[stream] = None
+            stream.since = asyncio.get_running_loop().time()
+            stream.left = stream.transport.get_write_buffer_size()
+
+
+class Place:
+    """A stream's place under the limit from its request until its connection is gone."""
+
+    def __init__(self, streams: Streams, subscription: Subscription) -> None:
+        self._streams = streams
+        self.subscription = subscription
+        self.connection = secrets.token_urlsafe(12)
+        self._taken = False
+
+    def __enter__(self) -> "Place":
+        self._streams._reserved += 1
+        self._streams._hub.watch(self.subscription)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._streams._reserved -= 1
+        if not self._taken:
+            self._streams._hub.unwatch(self.subscription)
+
+    def take(self, opening: Opening, *, subject: str | None, heartbeat_events: bool) -> Connection:
+        """Return the connection that this place was for; the hub's watch is its own now."""
+        self._taken = True
+        return Connection(
+            self._streams,
+            self.connection,
+            self.subscription,
+            opening.cursor,
+            subject=subject,
+            heartbeat_events=heartbeat_events,
+        )
