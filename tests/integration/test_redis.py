@@ -1,0 +1,165 @@
+"""The redis-pubsub source against a real server that is late, killed, frozen and restarted."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.redis import RedisServer
+
+
+def config(redis: RedisServer, **source: Any) -> dict[str, Any]:
+    return {
+        "sources": {"app": {"type": "redis-pubsub", "url": redis.url, "timeout": "1s", **source}},
+        "channels": {
+            "orders": {"from": [{"source": "app", "topic": "orders.*"}, {"source": "app", "topic": "orders.created"}]},
+            "stock": {"from": [{"source": "app", "topic": "stock"}], "payload": "text"},
+            "user.{id}": {"from": [{"source": "app", "topic": "user:{id}"}], "access": "public"},
+        },
+    }
+
+
+async def is_up(gateway: Gateway) -> bool:
+    return await gateway.metric('source_up{source="app"}') == 1
+
+
+async def test_a_published_message_reaches_the_channel_as_the_envelope(redis: RedisServer) -> None:
+    """The main job: redis-cli publish orders.created '{"a":1}' arrives on GET /events/orders."""
+    async with gateway_running(config(redis)) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/orders")
+        redis.publish("orders.created", '{"a":1}')
+        message = await stream.next()
+        assert message.type == "message"
+        envelope = message.json
+        assert envelope["channel"] == "orders"
+        assert envelope["payload"] == {"a": 1}
+        assert envelope["id"] == message.id
+        assert b'"payload":{"a":1}}\nid: ' in stream.body
+
+
+async def test_a_message_that_two_subscriptions_match_arrives_once(redis: RedisServer) -> None:
+    """Redis sends one copy per matching subscription; the channel must get one event."""
+    async with gateway_running(config(redis)) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/orders")
+        assert redis.publish("orders.created", "1") == 2
+        redis.publish("orders.paid", "2")
+        assert [(await stream.next()).json["payload"] for _ in range(2)] == [1, 2]
+
+
+async def test_templates_capture_and_odd_topics_are_counted(redis: RedisServer) -> None:
+    """A template's instance gets its own messages only; what no channel can take is counted, not lost silently."""
+    async with gateway_running(config(redis)) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/user.42")
+        redis.publish("user:43", '"other"')
+        redis.publish("user:" + "é", '"no name"')
+        redis.publish(b"user:\xff", '"no utf-8"')
+        redis.publish("user:42", '"mine"')
+        assert (await stream.next()).json["payload"] == "mine"
+        assert await gateway.metric('events_rejected_total{reason="no_route",source="app"}') == 2
+
+
+async def test_records_that_cannot_become_events_are_counted_by_reason(redis: RedisServer) -> None:
+    """A broken record costs itself only."""
+    async with gateway_running(config(redis)) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/orders")
+        redis.publish("orders.x", "{not json")
+        redis.publish("orders.x", b"\xff")
+        redis.publish("orders.x", "[" * 100_000)
+        redis.publish("orders.x", '"' + "x" * 300_000 + '"')
+        redis.publish("orders.x", "true")
+        assert (await stream.next()).json["payload"] is True
+        for reason, count in (("not_json", 2), ("not_utf8", 1), ("too_large", 1)):
+            assert await gateway.metric(f'events_rejected_total{{reason="{reason}",source="app"}}') == count
+
+
+async def test_a_burst_arrives_whole_and_in_order(redis: RedisServer) -> None:
+    """Batching must not reorder or drop."""
+    async with gateway_running(config(redis)) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/orders")
+        with redis.client() as client:
+            pipeline = client.pipeline(transaction=False)
+            for number in range(3000):
+                pipeline.publish("orders.x", number)
+            pipeline.execute()
+        assert [(await stream.next()).json["payload"] for _ in range(3000)] == list(range(3000))
+
+
+async def test_a_server_that_is_not_there_yet_stops_nothing(redis: RedisServer) -> None:
+    """The gateway starts without Redis, says so, and comes up by itself."""
+    redis.kill()
+    async with gateway_running(config(redis)) as gateway:
+        await eventually(lambda: gateway.daemon.supervisors["app"].state.status == "down")
+        stream = await gateway.subscribe("/events/orders")
+        status, ready = await gateway.admin("/readyz")
+        assert status == 200
+        assert ready["sources"]["app"].startswith("down: Redis: ")
+        assert not await is_up(gateway)
+        redis.start()
+        gap = await stream.until("stream.gap")
+        assert gap.json["channel"] == "orders"
+        redis.publish("orders.x", "1")
+        assert (await stream.next()).json["payload"] == 1
+
+
+async def test_a_critical_source_that_is_down_makes_the_node_unready(redis: RedisServer) -> None:
+    """critical: true is how ops ask for a 503."""
+    redis.kill()
+    async with gateway_running(config(redis, critical=True)) as gateway:
+        status, ready = await gateway.admin("/readyz")
+        assert status == 503
+        assert ready["not_ready"] == ["source app"]
+
+
+async def kill_connection(redis: RedisServer) -> None:
+    redis.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+
+
+async def restart(redis: RedisServer) -> None:
+    redis.kill()
+    await asyncio.sleep(0.3)
+    redis.start()
+
+
+async def freeze(redis: RedisServer) -> None:
+    redis.freeze()
+    await asyncio.sleep(3)
+    redis.thaw()
+
+
+@pytest.mark.parametrize("trouble", [kill_connection, restart, freeze])
+async def test_a_lost_interval_is_a_gap_on_the_channels_concerned(redis: RedisServer, trouble: Any) -> None:
+    """Pub/sub forgets what nobody heard: streams stay open and are told, later readers too."""
+    async with gateway_running(config(redis)) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events?channel=orders,user.42,news")
+        redis.publish("orders.x", "1")
+        before = await stream.next()
+        await trouble(redis)
+        gaps = [await stream.until("stream.gap", timeout=20) for _ in range(2)]
+        assert {gap.json["channel"] for gap in gaps} == {"orders", "user.42"}
+        assert {gap.json["reason"] for gap in gaps} == {"source_interrupted"}
+        assert all(gap.json["after"] < gap.json["oldest"] for gap in gaps)
+        await eventually(lambda: is_up(gateway))
+        redis.publish("user:42", "2")
+        assert (await stream.next()).json["payload"] == 2
+        assert await gateway.metric("disconnects_total") == 0
+        # Somebody who was away meanwhile learns it from the log.
+        late = await gateway.subscribe("/events/user.42", {"Last-Event-ID": before.id})
+        assert (await late.next()).type == "stream.gap"
+        assert (await late.next()).json["payload"] == 2
+
+
+async def test_no_password_in_any_answer(redis: RedisServer) -> None:
+    """The URL holds a secret; status, metrics and readiness name the source only."""
+    url = redis.url.replace("redis://", "redis://user:canary-password@")
+    async with gateway_running(config(redis, url=url)) as gateway:
+        await eventually(lambda: gateway.daemon.supervisors["app"].state.status == "down")
+        for path in ("/status", "/readyz", "/metrics"):
+            _, body = await gateway.admin(path)
+            assert "canary-password" not in str(body)
