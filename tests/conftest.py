@@ -10,9 +10,12 @@ from tests.support.gateway import Gateway, gateway_running
 from tests.support.redis import RedisServer, redis_server
 
 
-@pytest.fixture(scope="session")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, object]:
+    """Run on uvloop; a test marked ``both_loops`` runs on asyncio's own loop too."""
+    factories: dict[str, object] = {"uvloop": uvloop.new_event_loop}
+    if item.get_closest_marker("both_loops"):
+        factories["asyncio"] = asyncio.new_event_loop
+    return factories
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ def public_app(subscribe: Subscribe, hooks: Hooks, app: web.Application, cors: C
     """Add the public routes to ``app``."""
     for path in ("/events/{channel}", "/events"):
         resource = app.router.add_resource(path)
-        resource.add_route("GET", subscribe)
-        resource.add_route("HEAD", subscribe)
+        resource.add_route("GET", subscribe.get)
+        resource.add_route("HEAD", subscribe.get)
         cors.add(resource)
     hook = app.router.add_resource("/hooks/{source}")
     hook.add_route("POST", hooks.post, expect_handler=hooks.expect)

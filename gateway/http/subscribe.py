@@ -43,7 +43,7 @@ MAX_TYPES = 100
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """The handler of ``/events`` and ``/events/{channel}``."""
+    """The handlers of ``/events`` and ``/events/{channel}``."""
 
     catalog: Catalog
     streams: Streams
@@ -52,7 +52,7 @@ class Subscribe:
     metrics: Metrics
     channels_per_stream: int
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def get(self, request: web.Request) -> web.StreamResponse:
         """Open the stream; refusals that can never work raise, those that may pass end a stream politely."""
         try:
             return await self._open(request)

@@ -51,6 +51,8 @@ class Reader(Member, Protocol):
     """What replay needs of a stream."""
 
     subscription: Subscription
+    began: EventId
+    """The head when it opened: of channels without history it gets what came later."""
     is_behind: bool
     """Whether it has a turn coming, or a read under way."""
     told: dict[str, EventId | None] | None
@@ -116,7 +118,7 @@ class Replay:
             # Nobody knows what the client has. It keeps its id until the last gap is through.
             gaps = dict.fromkeys(subscription.channels)
             return Opening(head, "gap", None, self._gaps(gaps, "unknown_id", None, head), gaps)
-        if after > head or self._hub.covers(subscription, after):
+        if after > head or (subscription.has_history and self._hub.covers(subscription, after)):
             return Opening(after, "complete", after)
         found = await _bounded(self._broker.read(subscription.topics, after, head, 1))
         cursor = after if found.events else head
@@ -211,7 +213,8 @@ class Replay:
         page: list[Entry] = []
         size = 0
         for entry in entries:
-            if subscription.wants(entry):
+            # An event without an id may be one that the client has: its id could not tell.
+            if subscription.wants(entry) and (entry.event.kept or entry.id > stream.began):
                 page.append(entry)
                 size += len(entry.event.payload)
             if size >= MAX_FRAME:

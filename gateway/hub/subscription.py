@@ -37,6 +37,11 @@ class Subscription:
         templates = {match.declared.name: None for match in self.matches if match.is_instance}
         return (*self.channels, *templates)
 
+    @property
+    def has_history(self) -> bool:
+        """Whether every channel keeps history, so that clients have ids for all of their events."""
+        return all(match.declared.retention.events for match in self.matches)
+
     def wants(self, entry: Entry) -> bool:
         """Tell whether the event passes the type filter; gaps always do."""
         return self.types is None or entry.event.type in self.types or entry.is_gap

@@ -30,6 +30,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_owner",
         "audience",
+        "began",
         "bytes",
         "closing",
         "cursor",
@@ -59,6 +60,7 @@ class Connection(asyncio.Protocol):
         id: str,
         subscription: Subscription,
         cursor: EventId,
+        began: EventId,
         *,
         subject: str | None,
         heartbeat_events: bool,
@@ -67,6 +69,7 @@ class Connection(asyncio.Protocol):
         self.id = id
         self.subscription = subscription
         self.cursor = cursor
+        self.began = began
         self.subject = subject
         self.events_as_heartbeat = heartbeat_events
         self.audience: Audience | None = None

@@ -118,7 +118,8 @@ class Stream:
                 part = part[:-2]
                 self.ended = self.ended or size == 0
             else:
-                part = await self._reader.read(65536)
+                left = int(self.headers.get("content-length", 1 << 30)) - len(self.body)
+                part = await self._reader.read(left)
         except (asyncio.IncompleteReadError, ConnectionError):
             return False
         if not part:

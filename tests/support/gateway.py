@@ -1,12 +1,13 @@
 """A whole gateway in this process, on ports of its own."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-import yaml
+
 
 from gateway.config.load import loads
 from gateway.daemon import Daemon
@@ -98,7 +99,7 @@ async def gateway_running(
     over: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Gateway]:
     """Run a gateway on `BASE` with ``over`` laid into it."""
-    text = yaml.safe_dump(merged(BASE, dict(over or {})))
+    text = json.dumps(merged(BASE, dict(over or {})))  # JSON is YAML
     daemon = Daemon(loads(text, environ=environ or {}))
     gateway = None
     try:
