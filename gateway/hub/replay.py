@@ -86,6 +86,8 @@ class Start:
 class Opening:
     """What the first bytes of a stream say."""
 
+    head: EventId
+    """The log when this was decided."""
     cursor: EventId
     resume: str
     id: EventId | None
@@ -110,23 +112,23 @@ class Replay:
         head = self._hub.head
         if start.last is not None:
             cursor = min(await _bounded(self._broker.newest(subscription.channels, start.last)), head)
-            return Opening(cursor, "none", cursor)
+            return Opening(head, cursor, "none", cursor)
         after = start.after
         if after is None or (after > head and after > await _bounded(self._broker.latest())):
             if not start.resumes:
-                return Opening(head, "none", head)
+                return Opening(head, head, "none", head)
             # Nobody knows what the client has. It keeps its id until the last gap is through.
             gaps = dict.fromkeys(subscription.channels)
-            return Opening(head, "gap", None, self._gaps(gaps, "unknown_id", None, head), gaps)
+            return Opening(head, head, "gap", None, self._gaps(gaps, "unknown_id", None, head), gaps)
         if after > head or (subscription.has_history and self._hub.covers(subscription, after)):
-            return Opening(after, "complete", after)
+            return Opening(head, after, "complete", after)
         found = await _bounded(self._broker.read(subscription.topics, after, head, 1))
         cursor = after if found.events else head
         gaps = _of_channels(subscription, found.gaps)
         if not gaps:
-            return Opening(cursor, "complete", cursor)
+            return Opening(head, cursor, "complete", cursor)
         blocks = self._gaps(gaps, "expired", after, None if found.events else head)
-        return Opening(cursor, "gap", after, blocks, gaps)
+        return Opening(head, cursor, "gap", after, blocks, gaps)
 
     def catch_up(self, stream: Reader) -> None:
         """Bring a stream to the head. Call it for a new one and whenever one can take more again."""

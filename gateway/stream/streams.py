@@ -215,7 +215,7 @@ class Place:
             self.connection,
             self.subscription,
             opening.cursor,
-            self._streams._hub.head,
+            opening.head,
             subject=subject,
             heartbeat_events=heartbeat_events,
         )

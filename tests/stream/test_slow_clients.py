@@ -1,0 +1,188 @@
+"""Clients that never read, vanish, or leave: bounded memory, noticed in time, and nobody else's problem."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gateway.stream.connection import HIGH_WATER
+from tests.support.eventsource import Stream
+from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.needs import need, need_root
+
+BIG = json.dumps("x" * 20_000)
+
+
+async def never_reading(gateway: Gateway, path: str) -> socket.socket:
+    """Open a stream with a tiny receive buffer and read nothing of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, ("127.0.0.1", gateway.port))
+    await loop.sock_sendall(client, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await eventually(lambda: gateway.daemon.streams.open)
+    return client
+
+
+async def flood(gateway: Gateway, count: int) -> None:
+    for _ in range(count):
+        await gateway.post("orders", BIG)
+
+
+async def test_a_client_that_never_reads_is_bounded_and_cut_after_the_write_timeout() -> None:
+    """Its buffers hold a known amount while 6 MB are published; then it is gone and the gauge is back at 0."""
+    async with gateway_running({"timeouts": {"write": "1s"}}) as gateway:
+        client = await never_reading(gateway, "/events/orders")
+        (stream,) = gateway.daemon.streams.open
+        largest = 0
+        for _ in range(300):
+            await gateway.post("orders", BIG)
+            if stream in gateway.daemon.streams.open:
+                largest = max(largest, stream.transport.get_write_buffer_size())
+        assert 0 < largest <= HIGH_WATER + 64 * 1024 + 1024
+        await eventually(lambda: not gateway.daemon.streams.open, timeout=5)
+        assert await gateway.metric("active_connections") == 0
+        cut = await gateway.metric('disconnects_total{reason="write_timeout"}')
+        lost = await gateway.metric('disconnects_total{reason="client_lost"}')  # the kernel's own deadline
+        assert cut + lost == 1
+        client.close()
+
+
+async def test_others_get_everything_while_one_does_not_read() -> None:
+    """Guarantee 5: a slow client harms only itself."""
+    async with gateway_running({"timeouts": {"write": "5s"}}) as gateway:
+        client = await never_reading(gateway, "/events/orders")
+        reader = await gateway.subscribe("/events/orders")
+        ids = []
+        for _ in range(200):
+            ids += await gateway.post("orders", BIG)
+            assert (await reader.next()).id == ids[-1]
+        assert await gateway.metric("lagging_streams") == 1
+        client.close()
+
+
+async def test_a_client_that_pauses_and_reads_on_gets_every_event_once() -> None:
+    """Pausing costs a cursor: what it missed comes from the ring, in order, without a seam."""
+    async with gateway_running() as gateway:
+        client = await never_reading(gateway, "/events/orders")
+        ids = []
+        for _ in range(150):
+            ids += await gateway.post("orders", BIG)
+        (stream,) = gateway.daemon.streams.open
+        assert stream.paused
+        got = Stream(*await asyncio.open_connection(sock=client))
+        head = await got._reader.readuntil(b"\r\n\r\n")
+        assert b" 200 " in head
+        got.headers = {"transfer-encoding": "chunked"}
+        live = asyncio.create_task(flood(gateway, 20))
+        await got.next()
+        received = [(await got.next()).id for _ in range(150)]
+        assert received == ids
+        await live
+        later = [(await got.next()).id for _ in range(20)]
+        assert later == sorted(later)
+        assert await gateway.metric("replayed_events_total") > 0
+        await eventually(lambda: stream.audience is not None)
+        got.close()
+
+
+@pytest.mark.parametrize("policy", ["disconnect", "skip"])
+async def test_falling_off_the_history_follows_the_channels_policy(policy: str) -> None:
+    """disconnect ends the stream with a reason; skip tells the gap and goes on with the oldest held."""
+    over = {"channels": {"orders": {"history": {"events": 3}, "slow_client": policy}}}
+    async with gateway_running(over) as gateway:
+        client = await never_reading(gateway, "/events/orders")
+        ids = []
+        for _ in range(150):
+            ids += await gateway.post("orders", BIG)
+        got = Stream(*await asyncio.open_connection(sock=client))
+        await got._reader.readuntil(b"\r\n\r\n")
+        got.headers = {"transfer-encoding": "chunked"}
+        if policy == "disconnect":
+            close = await got.until("stream.close")
+            assert close.json == {"reason": "slow_client", "reconnect": True}
+            await got.rest()
+            assert got.ended
+            assert not got.parser.torn
+        else:
+            gap = await got.until("stream.gap")
+            assert gap.json["reason"] == "slow_client"
+            assert gap.json["oldest"] == ids[-3]
+            assert [(await got.next()).id for _ in range(3)] == ids[-3:]
+        assert await gateway.metric('gaps_total{reason="slow_client"}') == (policy == "skip")
+        got.close()
+
+
+async def test_a_client_that_closes_while_idle_is_noticed_at_once(gateway: Gateway) -> None:
+    """No event and no heartbeat is needed to see a FIN or a reset."""
+    for rude in (False, True):
+        stream = await gateway.subscribe("/events/orders")
+        assert await gateway.metric("active_connections") == 1
+        if rude:
+            stream.close()
+        else:
+            stream.writer.close()
+        await eventually(lambda: not gateway.daemon.streams.open, timeout=2)
+        assert await gateway.metric("active_connections") == 0
+    assert gateway.daemon.hub.channels == {}, "nothing is kept for channels that nobody watches"
+
+
+async def test_a_client_that_sends_garbage_on_its_stream_is_cut(gateway: Gateway) -> None:
+    """A stream takes no input; a little is ignored, a flood is not read for ever."""
+    stream = await gateway.subscribe("/events/orders")
+    stream.writer.write(b"hello?")
+    await gateway.post("orders", "1")
+    assert (await stream.next()).json["payload"] == 1
+    stream.writer.write(b"x" * 200_000)
+    await eventually(lambda: not gateway.daemon.streams.open, timeout=5)
+    assert await gateway.metric('disconnects_total{reason="unexpected_input"}') == 1
+
+
+@contextmanager
+def another_host() -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """A network namespace as a second host: its name, our address as it sees it, and a way to cut the cable."""
+    need_root()
+    ip, name = need("ip", "iproute2"), f"gw{os.getpid()}"
+
+    def run(*arguments: str) -> None:
+        subprocess.run([ip, *arguments], check=True, capture_output=True)
+
+    run("netns", "add", name)
+    try:
+        run("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
+        run("addr", "add", "10.213.7.1/30", "dev", f"{name}a")
+        run("link", "set", f"{name}a", "up")
+        run("-n", name, "addr", "add", "10.213.7.2/30", "dev", f"{name}b")
+        run("-n", name, "link", "set", f"{name}b", "up")
+        yield name, "10.213.7.1", lambda: run("-n", name, "link", "set", f"{name}b", "down")
+    finally:
+        run("netns", "del", name)
+
+
+async def test_a_client_that_vanishes_without_a_fin_is_noticed_in_time() -> None:
+    """The cable is cut: no FIN, no reset. The heartbeat goes unacknowledged, and the write timeout ends it."""
+    over = {"server": {"listen": "0.0.0.0:0"}, "timeouts": {"heartbeat": "500ms", "write": "1s"}}
+    with another_host() as (name, address, cut):
+        async with gateway_running(over) as gateway:
+            request = f"GET /events/orders HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"
+            script = (
+                f"import socket; s = socket.create_connection(('{address}', {gateway.port}));"
+                f"s.sendall(b'{request}');\nwhile True: s.recv(4096)"
+            )
+            client = subprocess.Popen([need("ip", "iproute2"), "netns", "exec", name, sys.executable, "-c", script])
+            try:
+                await eventually(lambda: gateway.daemon.streams.open)
+                cut()
+                await eventually(lambda: not gateway.daemon.streams.open, timeout=10)
+            finally:
+                client.kill()
+                client.wait()
+            assert await gateway.metric("active_connections") == 0
+            assert await gateway.metric('disconnects_total{reason="client_lost"}') == 1
