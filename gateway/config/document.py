@@ -17,6 +17,8 @@ MAX_BYTES = 16 * 2**20
 """Largest configuration file."""
 
 _TAG = "tag:yaml.org,2002:"
+_TAGS = frozenset({"map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value"})
+_REFERENCES = re.compile(r"(\$\{[^}]*\}|file:.*)*")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -47,6 +49,8 @@ class Document:
     keys: dict[Path, tuple[int, int]] = field(default_factory=dict)
     values: dict[Path, tuple[int, int]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    secret_lines: set[int] = field(default_factory=set)
+    """Lines that hold a secret itself and not a reference to it; messages do not show them."""
 
     def error(self, faults: list[Fault]) -> ConfigError:
         """Return the error that reports these faults at their places, in file order, one per path."""
@@ -62,10 +66,8 @@ class Document:
             place = first.get(path) or second.get(path) or (None if path else (1, 1))
             path = path[:-1]
         line, column = place
-        source: str | None = self.lines[line - 1] if line <= len(self.lines) else ""
-        if not fault.on_key and any(part in SECRET_KEYS for part in fault.path):
-            source = None
-        return Located(fault, line, column, source)
+        is_shown = line <= len(self.lines) and line not in self.secret_lines
+        return Located(fault, line, column, self.lines[line - 1] if is_shown else None)
 
 
 def _at(mark: yaml.Mark) -> tuple[int, int]:
@@ -106,7 +108,7 @@ def _convert(node: Any, path: Path, document: Document) -> Any:
     if node.tag == _TAG + "alias":
         document.faults.append(Fault(path, "aliases are not allowed; write the value out"))
         return None
-    if not node.tag.startswith(_TAG) or node.tag in (_TAG + "binary", _TAG + "set", _TAG + "omap"):
+    if node.tag.removeprefix(_TAG) not in _TAGS:
         document.faults.append(Fault(path, f"the tag {node.tag} is not allowed; write a plain value"))
         return None
     if isinstance(node, yaml.MappingNode):
@@ -142,6 +144,8 @@ def _mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str
 
 def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     text = node.value
+    if any(part in SECRET_KEYS for part in path) and not _REFERENCES.fullmatch(text):
+        document.secret_lines.update(range(node.start_mark.line + 1, node.end_mark.line + 2))
     if node.style is not None:  # quoted, or a block scalar: text whatever it looks like
         return text
     if text in ("", "~", "null", "Null", "NULL"):

@@ -9,7 +9,7 @@ from gateway.errors import StartupError
 Path = tuple[str | int, ...]
 
 SECRET_KEYS = frozenset({"secret", "bearer", "url"})
-"""Keys whose values are never shown, not even as part of a source line."""
+"""Keys whose values may be secrets, or hold one."""
 
 
 @dataclass(frozen=True, slots=True)

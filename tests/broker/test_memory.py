@@ -1,0 +1,55 @@
+"""memory:// under the contract, and what is its own."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.broker import memory
+from gateway.broker.memory import MemoryBroker
+from gateway.event import EventId
+from tests.broker.contract import FAR, Clock, Contract, draft
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def broker(clock: Clock) -> AsyncIterator[MemoryBroker]:
+    broker = MemoryBroker(history_bytes=10**6, clock=clock)
+    await broker.start()
+    yield broker
+    await broker.close()
+
+
+class TestMemoryBroker(Contract):
+    """Every sentence of the contract."""
+
+
+async def test_ids_from_before_the_start_are_a_gap(broker: MemoryBroker) -> None:
+    """What another process appended is gone, and resuming from it says so."""
+    (id,) = await broker.append([draft("c")])
+    found = await broker.read(["c"], EventId(broker.head.ms - 1000, 0), FAR, 10)
+    assert dict(found.gaps) == {"c": id}
+
+
+async def test_bytes_are_bounded_over_all_channels(clock: Clock) -> None:
+    """limits.history_bytes holds whatever the channels' own limits allow; the oldest of all go first."""
+    broker = MemoryBroker(history_bytes=20_000, clock=clock)
+    ids = [(await broker.append([draft(f"c{number % 5}", b"x" * 1000)]))[0] for number in range(100)]
+    found = await broker.read([f"c{number}" for number in range(5)], EventId(0, 0), FAR, 1000)
+    left = [event.id for event in found.events]
+    assert left == ids[-len(left) :]
+    assert 10 < len(left) <= 20
+    assert len(found.gaps) == 5
+
+
+async def test_keys_are_bounded(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Senders that give every record a key must not fill the memory."""
+    monkeypatch.setattr(memory, "DEDUPLICATION_KEYS", 3)
+    first = await broker.append([draft("c", key="k0")])
+    for number in range(1, 4):
+        await broker.append([draft("c", key=f"k{number}")])
+    assert await broker.append([draft("c", key="k3")]) == [broker.head]
+    assert await broker.append([draft("c", key="k0")]) != first

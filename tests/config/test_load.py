@@ -1,0 +1,249 @@
+"""A configuration file: everything wrong with it at once, each with its place and the mend."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config.faults import ConfigError
+from gateway.config.load import load, loads
+from gateway.config.model import ClaimsAccess
+from gateway.errors import StartupError
+
+GOOD = """
+sources:
+  hooks: {type: webhook, verify: {none: true}}
+channels:
+  orders:
+    from: [{source: hooks, topic: orders}]
+    access: public
+"""
+
+
+def faults(text: str, environ: dict[str, str] | None = None) -> list[str]:
+    """Return the first line of each fault's message."""
+    with pytest.raises(ConfigError) as caught:
+        loads(text, file="g.yaml", environ=environ or {})
+    return [fault.render("g.yaml").splitlines()[0] for fault in caught.value.faults]
+
+
+def one_fault(more: str, environ: dict[str, str] | None = None) -> str:
+    (fault,) = faults(GOOD + more, environ)
+    return fault
+
+
+BROKEN = """\
+server:
+  listn: 0.0.0.0:8080
+cors:
+  origins: ["*"]
+  credentials: true
+timeouts:
+  heartbeat: 15
+log: {level: info}
+log: {level: info}
+sources:
+  hooks: {type: webhook, verify: {none: true}}
+channels:
+  orders:
+    from: [{source: hook, topic: orders}]
+  user.{id}:
+    from: [{source: hooks, topic: "user:*"}]
+    access: public
+    histroy: none
+"""
+
+
+def test_every_fault_is_told_at_once_with_its_place() -> None:
+    """The list of the issue: unknown and duplicate key, bad duration, no capture, no access, '*' with credentials."""
+    expected = [
+        r"g.yaml:2:3: server.listn: unknown key; did you mean 'listen'\?",
+        r"g.yaml:4:12: cors.origins: '\*' with cors.credentials .*",
+        r"g.yaml:7:14: timeouts.heartbeat: a duration needs a unit: 15s.*",
+        r"g.yaml:9:1: log: the key 'log' is already given in line 8; remove one",
+        r"g.yaml:13:3: channels.orders.access: is required.*write access: public.*",
+        r"g.yaml:14:21: channels.orders.from\[0\].source: no source is named 'hook'; did you mean 'hooks'\?",
+        r"g.yaml:16:35: channels.\"user.\{id\}\".from\[0\].topic: does not capture \{id\}.*user:\{id\}",
+        r"g.yaml:18:5: channels.\"user.\{id\}\".histroy: unknown key; did you mean 'history'\?",
+    ]
+    found = faults(BROKEN)
+    assert len(found) == len(expected), "\n".join(found)
+    for pattern, line in zip(expected, found, strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
+    """Like a compiler's: the eye finds the place without counting."""
+    with pytest.raises(ConfigError) as caught:
+        loads(BROKEN, file="g.yaml")
+    assert "\n  7 |   heartbeat: 15\n    |              ^\n" in caught.value.message
+    assert caught.value.message.endswith("g.yaml: 8 mistakes")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("log: {level: no}", "log.level: no is a boolean to some YAML readers"),
+        ("timeouts: {retry: 12:30}", "12:30 is a number of its own kind"),
+        ("timeouts: {retry: 2026-01-01}", "is a date"),
+        ("timeouts: {retry: soon}", "'soon' is not a duration"),
+        ("timeouts: {retry: 0s}", "more than nothing"),
+        ("limits: {event_bytes: 5}", "a size needs a unit: 5B"),
+        ("limits: {connections: many}", "must be a whole number"),
+        ("limits: {connections: 0}", "must be at least 1"),
+        ("limits: {connections: true}", "must be a number"),
+        ("limits: [1]", "must be a mapping"),
+        ("server: {listen: 8080}", "write host:port"),
+        ("server: {listen: '::1:80'}", "in brackets"),
+        ("server: {listen: 'a:99999'}", "write host:port"),
+        ("log: &a {level: info}\nserver: *a", "aliases are not allowed"),
+        ("log: {<<: {level: info}}", "merge keys are not allowed"),
+        ("log: !!python/object:os.system {}", "is not allowed"),
+        ("broker: {url: redis://x}", "the broker of this version is memory://"),
+        ("server: {workers: 2}", "unknown key"),
+        ("cors: {origins: [example.com]}", "an origin needs a scheme"),
+        ("auth: {jwt: {algorithms: [HS256], secret: short}}", "shorter than the 32 bytes"),
+        ("auth: {jwt: {algorithms: [HS256, RS256], secret: x}}", "cannot be mixed"),
+        ("auth: {jwt: {algorithms: [RS256]}}", "exactly one of secret"),
+        ("auth: {jwt: {algorithms: [none], secret: x}}", "must be 'HS256'"),
+    ],
+)
+def test_one_fault_one_message(more: str, message: str) -> None:
+    """Each message says what is wrong in words that name the mend."""
+    assert message in one_fault(more)
+
+
+@pytest.mark.parametrize(
+    ("channel", "message"),
+    [
+        ("a b: {from: [{source: hooks, topic: t}], access: public}", "may hold letters"),
+        ("c: {from: [], access: public}", "must not be empty"),
+        ("c: {from: [{source: hooks, topic: t}], access: everybody}", "must be public, token, or"),
+        ("c: {from: [{source: hooks, topic: t}], access: token}", "no auth.jwt section"),
+        ("c: {from: [{source: hooks, topic: 't:{id}'}], access: public}", "captures {id}, which the channel"),
+        ("c: {from: [{source: hooks, topic: t}], access: public, history: some}", "must be none, or"),
+        ("c: {from: [{source: hooks, topic: t}], access: public, history: {age: 5}}", "needs a unit"),
+        ("c: {from: [{source: hooks, topic: t}], access: public, payload: xml}", "must be 'json'"),
+        ("c.{a}: {from: [{source: hooks, topic: '{a}'}], access: public}\n"
+         "  c.{b}: {from: [{source: hooks, topic: '{b}'}], access: public}", "takes the same names"),
+    ],
+)  # fmt: skip
+def test_channels(channel: str, message: str) -> None:
+    """A channel that could not work as written is refused."""
+    assert message in one_fault("  " + channel)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{type: webhook}", "is required: nobody may post without a rule"),
+        ("{type: webhook, verify: {}}", "exactly one of bearer"),
+        ("{type: webhook, verify: {bearer: ['']}}", "a bearer token is empty"),
+        ("{type: webhok, verify: {none: true}}", "did you mean 'webhook'?"),
+        ("{verify: {none: true}}", "is required; one of"),
+        ("{type: redis-pubsub, url: 'http://x'}", "is not a Redis URL"),
+        ("{type: redis-pubsub, url: 'redis://x', topic: t}", "known here: critical, timeout, type, url"),
+    ],
+)
+def test_sources(source: str, message: str) -> None:
+    """No webhook is open by accident, and hints know which kind of source is meant."""
+    text = GOOD.replace("sources:\n", f"sources:\n  s: {source}\n")
+    (fault,) = faults(text)
+    assert message in fault
+
+
+def test_text_that_is_no_yaml_says_where() -> None:
+    """The parser's own place is passed on."""
+    (fault,) = faults("server: {listen: [\nlog: }")
+    assert re.match(r"g.yaml:\d+:\d+: not valid YAML: ", fault)
+    assert "empty" in faults("")[0]
+    assert "mapping of sections" in faults("- a")[0]
+
+
+@given(st.text(max_size=200))
+def test_no_text_makes_the_loader_fail_otherwise(text: str) -> None:
+    """Garbage is a ConfigError, never a traceback."""
+    with pytest.raises(ConfigError):
+        loads(text)
+
+
+def test_references_are_resolved_in_values_after_the_parse() -> None:
+    """A secret with YAML in it stays a value."""
+    text = GOOD.replace("none: true", 'bearer: ["${A}", "${B:-fallback}", "x$${C}"]')
+    config = loads(text, environ={"A": '"}, {: #'})
+    (source,) = config.sources.values()
+    assert source.type == "webhook"
+    tokens = [token.get_secret_value() for token in source.verify.bearer or ()]
+    assert tokens == ['"}, {: #', "fallback", "x${C}"]
+    assert '"}, {' not in repr(config)
+
+
+def test_numbers_and_switches_may_come_from_the_environment() -> None:
+    """Everything in the environment is text; the model gives it its type."""
+    more = 'limits: {connections: "${N}"}\ncors: {credentials: "${C}"}'
+    config = loads(GOOD + more, environ={"N": "7", "C": "true"})
+    assert (config.limits.connections, config.cors.credentials) == (7, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("${MISSING}", "the environment has no MISSING; set it"),
+        ("${REDIS_ULR}", "did you mean 'REDIS_URL'"),
+        ("${EMPTY}", "EMPTY is set but empty"),
+        ("${not a name}", "is not a reference"),
+        ("${UNCLOSED", "is not a reference"),
+        ("file:/does/not/exist", "cannot read /does/not/exist: No such file"),
+    ],
+)
+def test_references_that_lead_nowhere(value: str, message: str) -> None:
+    """An unset variable is a fault before the deploy, not an empty secret after it."""
+    fault = one_fault(f'auth: {{jwt: {{algorithms: [HS256], audience: "{value}", secret: {"x" * 32}}}}}',
+                      {"REDIS_URL": "x", "EMPTY": ""})  # fmt: skip
+    assert message in fault
+
+
+def test_secrets_do_not_appear_in_faults(tmp_path: Path) -> None:
+    """A literal secret in the file is not shown, not even as part of the source line."""
+    (tmp_path / "s").write_text("canary\n")
+    text = GOOD + "auth: {jwt: {algorithms: [HS256], secret: canary}}"
+    with pytest.raises(ConfigError) as caught:
+        loads(text)
+    assert "canary" not in caught.value.message
+    text = GOOD + "auth: {jwt: {algorithms: [HS256], secret: 'file:s'}}"
+    with pytest.raises(ConfigError) as caught:
+        loads(text, folder=tmp_path)
+    assert "shorter" in caught.value.message
+    assert "canary" not in caught.value.message
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    """Wrong path, wrong encoding: one clear line each."""
+    with pytest.raises(StartupError, match=r"cannot read the configuration .*nope.yaml: No such file"):
+        load(tmp_path / "nope.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"log: {level: \xff}")
+    with pytest.raises(StartupError, match="not UTF-8"):
+        load(tmp_path / "latin.yaml")
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    """The defaults are the contract's."""
+    config = loads(GOOD)
+    assert str(config.server.listen) == "0.0.0.0:8080"
+    assert str(config.server.admin) == "127.0.0.1:9090"
+    assert (config.timeouts.heartbeat, config.timeouts.connection) == (15.0, 3600.0)
+    assert config.limits.event_bytes == 256 * 1024
+    assert config.cors.origins == []
+    assert config.channels["orders"].history.age == 300.0  # type: ignore[union-attr]
+
+
+def test_claims_access() -> None:
+    """Fields of the channel may stand in claims; others may not."""
+    channel = '  u.{id}: {from: [{source: hooks, topic: "u:{id}"}], access: {claims: {sub: "{id}"}}}\n'
+    auth = f"auth: {{jwt: {{algorithms: [HS256], secret: {'x' * 32}}}}}"
+    access = loads(GOOD + channel + auth).channels["u.{id}"].access
+    assert isinstance(access, ClaimsAccess)
+    (fault,) = faults(GOOD + channel.replace('sub: "{id}"', 'sub: "{uid}"') + auth)
+    assert "the channel has no field {uid}; its fields: {id}" in fault

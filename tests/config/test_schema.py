@@ -1,0 +1,57 @@
+"""The JSON Schema that editors use."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from gateway.config.faults import ConfigError
+from gateway.config.load import load, loads
+from gateway.config.schema import json_schema
+from tests.config.test_load import BROKEN, GOOD
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_file_is_current() -> None:
+    """config/schema.json is what `sse-gateway schema` prints; `make schema` writes it."""
+    assert json.loads((ROOT / "config/schema.json").read_text()) == json_schema()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
+def test_the_shipped_files_pass_both(file: Path) -> None:
+    """An editor and `check` agree on every file that we ship."""
+    environ = {"REDIS_URL": "redis://127.0.0.1", "WEBHOOK_TOKEN": "t" * 20, "JWT_SECRET": "s" * 32}
+    load(file, environ=environ)
+    jsonschema.validate(yaml.safe_load(file.read_text()), json_schema())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        'limits: {connections: "${N:-5}", event_bytes: 1KB}',
+        "timeouts: {heartbeat: 1.5s}",
+        "timeouts: {heartbeat: 15}",
+        "log: {level: loud}",
+        "server: {listn: x}",
+        "broker: {url: redis://x}",
+        "cors: {credentials: maybe}",
+    ],
+)
+def test_the_schema_agrees_with_the_model(more: str) -> None:
+    """A red line in the editor means a fault in `check`, and the other way round."""
+    text = GOOD + more
+    try:
+        loads(text, environ={})
+        is_good = True
+    except ConfigError:
+        is_good = False
+    assert jsonschema.Draft202012Validator(json_schema()).is_valid(yaml.safe_load(text)) is is_good
+
+
+def test_the_broken_example_is_broken_for_editors_too() -> None:
+    """Most faults show while typing."""
+    assert not jsonschema.Draft202012Validator(json_schema()).is_valid(yaml.safe_load(BROKEN))

@@ -1,0 +1,128 @@
+"""Records to drafts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config.catalog import Catalog
+from gateway.config.model import Channel
+from gateway.errors import Rejected
+from gateway.event import Draft, Record, Retention
+from gateway.sources.router import Router
+
+
+def router(channels: dict[str, dict[str, object]]) -> Router:
+    specs = {
+        name: Channel.model_validate({"access": "public", **{key: value for key, value in spec.items()}})
+        for name, spec in channels.items()
+    }
+    return Router(Catalog(specs), event_bytes=1000)
+
+
+def at(topic: str, source: str = "s") -> dict[str, str]:
+    return {"source": source, "topic": topic}
+
+
+ONE = router({"c": {"from": [at("t")]}, "txt": {"from": [at("txt")], "payload": "text"},
+              "env": {"from": [at("env")], "payload": "envelope"}})  # fmt: skip
+
+
+def drafts(topic: str, payload: bytes, **more: object) -> list[Draft]:
+    return ONE.drafts("s", Record(topic, payload, **more), now=99)  # type: ignore[arg-type]
+
+
+def reason(topic: str, payload: bytes, **more: object) -> str:
+    with pytest.raises(Rejected) as caught:
+        drafts(topic, payload, **more)
+    return caught.value.code
+
+
+def test_a_record_goes_to_every_channel_that_takes_its_topic_once() -> None:
+    """Two routes of one channel that both match are one event; other sources' topics are not ours."""
+    many = router(
+        {
+            "all": {"from": [at("orders.*"), at("orders.new"), at("orders.{id}".replace("{id}", "?ew"))]},
+            "new": {"from": [at("orders.new")], "history": "none"},
+            "other": {"from": [at("orders.*", "elsewhere")]},
+            "order.{id}": {"from": [at("orders.{id}")]},
+        }
+    )
+    found = many.drafts("s", Record("orders.new", b"1"), now=5)
+    assert [draft.channel for draft in found] == ["new", "all", "order.new"] or sorted(
+        draft.channel for draft in found
+    ) == ["all", "new", "order.new"]
+    retention = {draft.channel: draft.retention for draft in found}
+    assert retention["new"] == Retention(0)
+    assert retention["all"] == Retention(1000, 300_000)
+    assert {draft.timestamp for draft in found} == {5}
+
+
+def test_json_is_checked_and_embedded_as_it_is() -> None:
+    """White space around goes, everything inside stays."""
+    (draft,) = drafts("t", b' {"a": 12345678901234567890.0} \n')
+    assert draft.payload == b'{"a": 12345678901234567890.0}'
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (b"", "not_json"), (b"{", "not_json"), (b"NaN", "not_json"), (b'{"a":NaN}', "not_json"), (b"[1,]", "not_json"),
+        (b"{} {}", "not_json"), (b"[" * 100_000, "not_json"), (b'"\xff"', "not_utf8"), (b"\xef\xbb\xbf{}", "not_json"),
+        (b'"' + b"x" * 1000 + b'"', "too_large"),
+    ],
+)  # fmt: skip
+def test_what_is_not_json_is_rejected(payload: bytes, code: str) -> None:
+    """Each has a reason that the metric counts."""
+    assert reason("t", payload) == code
+
+
+def test_text_takes_any_utf8() -> None:
+    """Line ends and all."""
+    assert drafts("txt", b"a\r\nb\n")[0].payload == b"a\r\nb\n"
+    assert reason("txt", b"\xff") == "not_utf8"
+
+
+def test_an_envelope_gives_type_and_timestamp() -> None:
+    """The payload is the exact slice of the record."""
+    (draft,) = drafts("env", b'{"type":"created","timestamp":1763870000001,"payload":{"n": 1.10},"extra":1}')
+    assert (draft.type, draft.timestamp, draft.payload) == ("created", 1763870000001, b'{"n": 1.10}')
+    (draft,) = drafts("env", b'{"payload":null}')
+    assert (draft.type, draft.timestamp, draft.payload) == (None, 99, b"null")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"1", b"[]", b"{}", b'{"type":1,"payload":1}', b'{"payload":1,"timestamp":"now"}',
+     b'{"payload":1,"timestamp":-1}', b'{"payload":1,"timestamp":1e300}'],
+)  # fmt: skip
+def test_what_is_no_envelope_is_rejected(payload: bytes) -> None:
+    """An envelope channel takes envelopes only; guessing would hide a sender's mistake."""
+    assert reason("env", payload) == "bad_envelope"
+
+
+def test_types_are_made_safe() -> None:
+    """Reserved types become message, injections are rejected."""
+    assert drafts("t", b"1", type="stream.gap")[0].type == "message"
+    assert reason("t", b"1", type="a\nb") == "bad_type"
+    assert reason("env", b'{"type":"a\\nid: 9","payload":1}') == "bad_type"
+
+
+def test_no_route_is_a_404() -> None:
+    """A topic that no channel takes can never succeed."""
+    with pytest.raises(Rejected) as caught:
+        drafts("nowhere", b"1")
+    assert (caught.value.status, caught.value.code) == (404, "no_route")
+
+
+def test_keys_belong_to_their_source() -> None:
+    """Two sources may use the same key for different things."""
+    assert drafts("t", b"1", key="k")[0].key == "s/k"
+
+
+@given(st.binary(max_size=60), st.sampled_from(["t", "txt", "env"]))
+def test_no_bytes_escape_as_another_error(payload: bytes, topic: str) -> None:
+    """Whatever an upstream sends is a draft or a Rejected."""
+    try:
+        assert len(drafts(topic, payload)) == 1
+    except Rejected:
+        pass

@@ -1,0 +1,107 @@
+"""The history against a model that forgets nothing and computes what should be left."""
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import history as module
+from gateway.event import EventId, Retention
+from gateway.history import History
+
+START = EventId(1000, 0)
+END = EventId(10**12, 0)
+
+
+@dataclass(frozen=True)
+class Thing:
+    id: EventId
+    channel: str
+    size: int
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+RETENTIONS = {
+    "counted": Retention(3),
+    "timed": Retention(100, age_ms=50),
+    "both": Retention(4, age_ms=80),
+    "none": Retention(0),
+}
+
+steps = st.lists(st.tuples(st.sampled_from(sorted(RETENTIONS)), st.integers(0, 30), st.integers(1, 40)), max_size=80)
+
+
+@given(steps, st.sampled_from([100, 10**6]))
+def test_what_is_left_and_what_is_told_as_lost(plan: list[tuple[str, int, int]], max_bytes: int) -> None:
+    """Nothing younger than the limits is dropped but for bytes, and the floor never hides a loss."""
+    clock = Clock()
+    history: History[Thing] = History(max_bytes=max_bytes, start=START, clock=clock)
+    everything: list[Thing] = []
+    for number, (channel, wait, size) in enumerate(plan):
+        clock.now += wait
+        thing = Thing(EventId(clock.now, number), channel, size)
+        everything.append(thing)
+        history.append(thing, size, RETENTIONS[channel])
+    history.expire()
+    assert history.bytes <= max_bytes
+    held = 0
+    for channel, retention in RETENTIONS.items():
+        all_of_it = [thing for thing in everything if thing.channel == channel]
+        left = history.after(channel, EventId(0, 0), END, 10**6)
+        held += sum(thing.size for thing in left)
+        assert left == all_of_it[len(all_of_it) - len(left) :], "what is left is the newest, in order"
+        assert len(left) <= retention.events
+        if retention.age_ms is not None:
+            assert all(thing.id.ms + retention.age_ms > clock.now for thing in left)
+        floor = history.floor(channel)
+        assert floor == (all_of_it[-len(left) - 1].id if len(left) < len(all_of_it) else START)
+        if max_bytes == 10**6:
+            young = [
+                thing
+                for thing in all_of_it
+                if retention.age_ms is None or thing.id.ms + retention.age_ms > clock.now
+            ]
+            assert left == young[max(0, len(young) - retention.events) :]
+        assert history.newest(channel, 2) == left[-2:]
+        assert history.oldest(channel) == (left[0].id if left else None)
+    assert held == history.bytes
+
+
+def test_reading_by_pages_gives_everything_once() -> None:
+    """after and until are exclusive and inclusive, so pages join without a seam."""
+    history: History[Thing] = History(max_bytes=10**6, start=START, clock=Clock())
+    things = [Thing(EventId(2000, number), "a", 1) for number in range(2000)]
+    for thing in things:
+        history.append(thing, 1, Retention(1500))
+    got, after = [], EventId(0, 0)
+    while page := history.after("a", after, things[-2].id, 7):
+        got += page
+        after = page[-1].id
+    assert got == things[500:-1]
+
+
+def test_forgetting_a_channel_gives_its_bytes_back() -> None:
+    """A ring whose last watcher left costs nothing."""
+    history: History[Thing] = History(max_bytes=10**6, start=START, clock=Clock())
+    history.open("a", EventId(1500, 0))
+    assert history.floor("a") == EventId(1500, 0)
+    history.append(Thing(EventId(2000, 0), "a", 10), 10, Retention(5))
+    history.forget("a")
+    assert (history.bytes, len(history), history.channels) == (0, 0, 0)
+
+
+def test_floors_of_emptied_channels_are_bounded_and_never_optimistic(monkeypatch: object) -> None:
+    """A million users' emptied channels must not be a leak; a forgotten floor may only move up."""
+    monkeypatch.setattr(module, "EMPTY_CHANNELS", 10)  # type: ignore[attr-defined]
+    history: History[Thing] = History(max_bytes=10**6, start=START, clock=Clock())
+    for number in range(50):
+        history.append(Thing(EventId(2000, number), f"user.{number}", 1), 1, Retention(0))
+    assert history.channels == 10
+    assert all(history.floor(f"user.{number}") >= EventId(2000, number) for number in range(50))

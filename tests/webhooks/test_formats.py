@@ -1,0 +1,72 @@
+"""Webhook bodies to payloads."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import BadRequest, PayloadTooLarge
+from gateway.webhooks import formats
+from gateway.webhooks.formats import payloads
+
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "expected"),
+    [
+        (JSON, b'{"a": 1}', [b'{"a": 1}']),
+        (JSON, b' [{"a" : 1}, 2,"x" ]\n', [b'{"a" : 1}', b"2", b'"x"']),
+        (JSON, b"[[1,2],[3]]", [b"[1,2]", b"[3]"]),
+        (JSON, b'{"a":1}\n{"a":2}\r\n', [b'{"a":1}', b'{"a":2}']),
+        (JSON, b"{broken", [b"{broken"]),
+        (JSON, b"[1, NaN]", [b"[1, NaN]"]),
+        (FORM, b'{"a":1}', [b'{"a":1}']),
+        ("text/plain", b"hello\nworld", [b"hello\nworld"]),
+        ("text/plain", b"1\n2\n\n3", [b"1", b"2", b"3"]),
+        ("application/octet-stream", b"\xff\x00", [b"\xff\x00"]),
+        ("application/x-ndjson", b'{"a":1}\n\n  \n{broken}\n', [b'{"a":1}', b"{broken}"]),
+        (JSON, b"{\n  \"pretty\": 1\n}", [b"{\n  \"pretty\": 1\n}"]),
+    ],
+)
+def test_bodies(content_type: str, body: bytes, expected: list[bytes]) -> None:
+    """JSON value, array, lines, or one record as it is; every payload is a slice of the body."""
+    assert list(payloads(content_type, body)) == expected
+
+
+@pytest.mark.parametrize("body", [b"", b" \r\n\t", b"[]"])
+def test_a_body_without_a_record_is_a_400(body: bytes) -> None:
+    """An empty post is a sender's mistake that a 200 would hide."""
+    with pytest.raises(BadRequest) as caught:
+        payloads(JSON, body)
+    assert caught.value.code == "empty_body"
+
+
+def test_the_number_of_records_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small body can hold very many records."""
+    monkeypatch.setattr(formats, "MAX_RECORDS", 3)
+    assert len(payloads(JSON, b"[1,2,3]")) == 3
+    with pytest.raises(PayloadTooLarge):
+        payloads(JSON, b"[1,2,3,4]")
+
+
+@given(st.lists(st.recursive(st.none() | st.floats(allow_nan=False) | st.text(), st.lists, max_leaves=5), min_size=1))
+def test_an_array_gives_its_elements(values: list[object]) -> None:
+    """Whatever the elements are and however they are written."""
+    for separators in ((",", ":"), (" , ", " : ")):
+        body = json.dumps(values, separators=separators).encode()
+        if b"\\ud" in body:
+            continue  # a lone surrogate is no valid JSON text
+        assert [json.loads(payload) for payload in payloads(JSON, body)] == values
+
+
+@given(st.binary(min_size=1, max_size=80), st.sampled_from([JSON, FORM, "application/x-ndjson", ""]))
+def test_no_body_escapes_as_another_error(body: bytes, content_type: str) -> None:
+    """Any bytes are payloads or a BadRequest; nothing is invented."""
+    try:
+        found = payloads(content_type, body)
+    except BadRequest:
+        return
+    assert all(payload in body for payload in found)
