@@ -107,15 +107,11 @@ class Audience:
         del self.members[member]
         member.cursor = max(member.cursor, self._settled if self.is_busy else head)
 
-    def shed(self, head: EventId) -> list[Member]:
-        """Drop what is waiting and let all members go; they catch up from history."""
-        members = list(self.members)
-        for member in members:
-            self.leave(member, head)
+    def clear(self) -> None:
+        """Drop what is waiting, once all members have left."""
         self._pending.clear()
         self._pending_bytes = 0
         self._frames.clear()
-        return members
 
     def step(self, budget: int, head: EventId) -> tuple[int, Frame | None]:
         """Write the oldest frame to at most ``budget`` members.

@@ -83,23 +83,35 @@ class Hub:
         """Take events of the log, in order."""
         for event in events:
             channel = self._channels.get(event.channel)
-            if channel is not None:
-                self._file(Entry(event, channel.declared), channel)
+            flooded = self._file(Entry(event, channel.declared), channel) if channel is not None else ()
             # Only now, so that no stream can join between two audiences of one event.
             self.head = event.id
+            for audience in flooded:
+                self._shed(audience)
 
-    def _file(self, entry: Entry, channel: Channel) -> None:
+    def _file(self, entry: Entry, channel: Channel) -> list[Audience]:
+        """Put an event into the ring and the audiences; return those for whom it is too much."""
         # Two formats at most are made of an entry; one envelope is somewhat larger than its payload.
         self._ring.append(entry, 2 * len(entry.event.payload) + ENTRY_OVERHEAD, channel.retention)
-        for audience in list(channel.audiences):
+        flooded = []
+        for audience in channel.audiences:
             if not audience.add(entry, self.head):
                 continue
             if audience.is_flooded:
-                for member in audience.shed(self.head):
-                    self.on_behind(member)
+                flooded.append(audience)
             elif not audience.queued:
                 audience.queued = True
                 self.schedule(self._fan_out, audience)
+        return flooded
+
+    def _shed(self, audience: Audience) -> None:
+        """Drop what waits for an audience; its members catch up from history at their own pace."""
+        members = list(audience.members)
+        for member in members:
+            self.leave(member)
+        audience.clear()
+        for member in members:
+            self.on_behind(member)
 
     def watch(self, subscription: Subscription) -> None:
         """Begin to keep what a new stream will need; pair with `unwatch`."""

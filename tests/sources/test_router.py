@@ -13,7 +13,7 @@ from gateway.sources.router import Router
 
 def router(channels: dict[str, dict[str, object]]) -> Router:
     specs = {
-        name: Channel.model_validate({"access": "public", **{key: value for key, value in spec.items()}})
+        name: Channel.model_validate({"access": "public", **spec})
         for name, spec in channels.items()
     }
     return Router(Catalog(specs), event_bytes=1000)
@@ -41,16 +41,14 @@ def test_a_record_goes_to_every_channel_that_takes_its_topic_once() -> None:
     """Two routes of one channel that both match are one event; other sources' topics are not ours."""
     many = router(
         {
-            "all": {"from": [at("orders.*"), at("orders.new"), at("orders.{id}".replace("{id}", "?ew"))]},
+            "all": {"from": [at("orders.*"), at("orders.new"), at("orders.?ew")]},
             "new": {"from": [at("orders.new")], "history": "none"},
             "other": {"from": [at("orders.*", "elsewhere")]},
             "order.{id}": {"from": [at("orders.{id}")]},
         }
     )
     found = many.drafts("s", Record("orders.new", b"1"), now=5)
-    assert [draft.channel for draft in found] == ["new", "all", "order.new"] or sorted(
-        draft.channel for draft in found
-    ) == ["all", "new", "order.new"]
+    assert sorted(draft.channel for draft in found) == ["all", "new", "order.new"]
     retention = {draft.channel: draft.retention for draft in found}
     assert retention["new"] == Retention(0)
     assert retention["all"] == Retention(1000, 300_000)

@@ -1,0 +1,216 @@
+"""Fan-out, pausing, resuming and replay in any interleaving: every stream gets the log's order, once.
+
+The streams, the hub and the broker are the real ones; only the sockets are replaced by objects that
+note what is written and that can be full whenever the test says so.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.config.catalog import Catalog
+from gateway.config.model import Channel, Timeouts
+from gateway.event import Draft, EventId, Retention
+from gateway.hub import audience, hub as hub_module
+from gateway.hub.hub import Hub
+from gateway.hub.replay import Replay, Start
+from gateway.hub.subscription import Subscription
+from gateway.metrics import Metrics
+from gateway.stream.connection import Connection
+from gateway.stream.streams import Streams
+from tests.support.eventsource import Parser
+
+CHANNELS = ("a", "b", "c")
+KEEP = Retention(10_000)
+
+
+@dataclass
+class Wire:
+    """A transport that takes everything, and tells its stream that it is full when the test wants."""
+
+    stream: Connection
+    full_after: int | None = None
+    """Pause the stream in the middle of the write after so many more."""
+    data: list[bytes] = field(default_factory=list)
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes) -> None:
+        self.data.append(data)
+        if self.full_after is not None:
+            self.full_after -= 1
+            if self.full_after < 0:
+                self.full_after = None
+                self.stream.pause_writing()
+
+    def close(self) -> None:
+        asyncio.get_running_loop().call_soon(self.stream.connection_lost, None)
+
+    abort = close
+
+
+@dataclass
+class Client:
+    """One stream and what it must get."""
+
+    stream: Connection
+    wire: Wire
+    expected_from: int
+    channels: tuple[str, ...]
+    place: Any
+
+    def received(self) -> list[str]:
+        parser = Parser()
+        for frame in self.wire.data:
+            size, _, rest = frame.partition(b"\r\n")
+            assert len(rest) == int(size, 16) + 2
+            parser.feed(rest[:-2])
+            assert not parser.torn, "a write holds whole events"
+        return [message.id for message in parser.messages if message.type == "message"]
+
+
+class World:
+    """A node without sockets."""
+
+    def __init__(self) -> None:
+        spec = Channel.model_validate(
+            {"from": [{"source": "s", "topic": "t"}], "access": "public", "history": {"events": 10_000, "age": None}}
+        )
+        self.catalog = Catalog(dict.fromkeys(CHANNELS, spec))
+        self.broker = MemoryBroker(history_bytes=10**8)
+        metrics = Metrics()
+        self.hub = Hub(self.broker, self.catalog, metrics, history_bytes=10**8, clock=unix_ms)
+        self.broker.follow(self.hub.receive)
+        self.replay = Replay(self.hub, self.broker, metrics)
+        self.streams = Streams(self.hub, self.replay, metrics, Timeouts(), limit=1000)
+        self.log: list[tuple[str, EventId]] = []
+        self.clients: list[Client] = []
+
+    async def publish(self, channel: str, size: int) -> None:
+        draft = Draft(channel, b'"' + b"x" * size + b'"', 1, KEEP)
+        self.log.append((channel, (await self.broker.append([draft]))[0]))
+
+    async def open(self, channels: tuple[str, ...], back: int | None) -> None:
+        """Open a stream, live or resuming from ``back`` events ago."""
+        matches = tuple(match for name in sorted(channels) if (match := self.catalog.resolve(name)))
+        place = self.streams.reserve(Subscription(matches)).__enter__()
+        start = Start()
+        at = len(self.log)
+        if back is not None and self.log:
+            at = max(0, at - 1 - back)
+            start = Start(after=self.log[at][1], resumes=True)
+            at += 1
+        opening = await self.streams.opening(place.subscription, start)
+        stream = place.take(opening, subject=None, heartbeat_events=False)
+        wire = Wire(stream)
+        stream.connection_made(wire)  # type: ignore[arg-type]
+        self.clients.append(Client(stream, wire, at, channels, place))
+        self.streams.begin(stream, opening, 0)
+        place.__exit__()
+
+    async def settle(self) -> None:
+        for _ in range(2000):
+            await asyncio.sleep(0)
+            if not self.hub._work and not self.replay._tasks:
+                return
+        raise AssertionError("the pump never rests")
+
+    def check(self) -> None:
+        for client in self.clients:
+            wanted = [
+                str(id) for channel, id in self.log[client.expected_from :] if channel in client.channels
+            ]
+            got = client.received()
+            if client.stream.can_take:
+                assert got == wanted
+                assert client.stream.audience is not None
+            else:
+                assert got == wanted[: len(got)], "a stream that stopped reading has a prefix"
+
+
+some = st.sampled_from([("a",), ("b",), ("a", "b"), ("a", "b", "c")])
+number = st.integers(0, 5)
+step = st.one_of(
+    st.tuples(st.just("publish"), st.sampled_from(CHANNELS), st.sampled_from([1, 50, 40_000])),
+    st.tuples(st.just("publish"), st.sampled_from(CHANNELS), st.sampled_from([1, 50, 40_000])),
+    st.tuples(st.just("open"), some, st.none() | st.integers(0, 30)),
+    st.tuples(st.just("fill"), number, st.integers(0, 2)),
+    st.tuples(st.just("pause"), number, st.none()),
+    st.tuples(st.just("resume"), number, st.none()),
+    st.tuples(st.just("close"), number, st.none()),
+    st.tuples(st.just("turn"), st.integers(1, 3), st.none()),
+)
+
+
+async def play(plan: list[Any]) -> None:
+    world = World()
+    for what, one, two in plan:
+        client = world.clients[one % len(world.clients)] if world.clients and isinstance(one, int) else None
+        if what == "publish":
+            await world.publish(one, two)
+        elif what == "open":
+            await world.open(one, two)
+        elif what == "turn":
+            for _ in range(one):
+                await asyncio.sleep(0)
+        elif client is None:
+            continue
+        elif what == "fill":
+            client.wire.full_after = two
+        elif what == "pause" and client.stream.can_take:
+            client.stream.pause_writing()
+        elif what == "resume" and client.stream.paused:
+            client.stream.resume_writing()
+        elif what == "close" and client.stream.closing is None:
+            client.wire.full_after = None
+            client.stream.abort("test")
+            world.clients.remove(client)
+    await world.settle()
+    world.check()
+    for client in world.clients:
+        client.wire.full_after = None
+        while client.stream.paused:
+            client.stream.resume_writing()
+            await world.settle()
+    await world.settle()
+    world.check()
+    for client in world.clients:
+        client.stream.abort("test")
+    await asyncio.sleep(0)
+    assert not world.streams.open
+    assert not world.hub.channels
+    assert not world.hub._audiences
+    assert world.hub._ring.bytes == 0
+
+
+def run(plan: list[Any]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(play(plan))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(step, max_size=60))
+def test_no_interleaving_loses_repeats_or_reorders(plan: list[Any]) -> None:
+    """The seam between history and live is where peers lose events; here it is driven through everything."""
+    run(plan)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(step, max_size=60))
+def test_nor_does_it_with_tiny_slices_frames_and_floods(plan: list[Any]) -> None:
+    """The same with every limit so low that frames are cut, fan-outs yield and audiences shed all the time."""
+    saved = hub_module.SLICE, audience.MAX_FRAME, audience.MAX_PENDING
+    hub_module.SLICE, audience.MAX_FRAME, audience.MAX_PENDING = 1, 60, 100
+    try:
+        run(plan)
+    finally:
+        hub_module.SLICE, audience.MAX_FRAME, audience.MAX_PENDING = saved
