@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest, GatewayError, NotFound, PayloadTooLarge, RequestTimeout
-from gateway.http.responses import json_response
+from gateway.http.responses import error_response, json_response
 from gateway.sources.webhook import WebhookSource
 
 
@@ -46,17 +46,25 @@ class Hooks:
         self._source(request)
         return web.Response(status=204, headers={hdrs.ALLOW: "POST, HEAD, OPTIONS"})
 
-    async def expect(self, request: web.Request) -> None:
-        """Answer ``Expect: 100-continue``, or refuse before the body is sent."""
-        source = self._source(request)
+    async def expect(self, request: web.Request) -> web.Response | None:
+        """Answer ``Expect: 100-continue``, or refuse before the body is sent.
+
+        aiohttp calls this outside of all middlewares; a response that is returned takes the place of
+        the handler's.
+        """
         try:
-            source.authorize(request.headers.get(hdrs.AUTHORIZATION))
-            self._check_length(request)
+            source = self._source(request)
+            try:
+                source.authorize(request.headers.get(hdrs.AUTHORIZATION))
+                self._check_length(request)
+            except GatewayError as error:
+                source.refused(error)
+                raise
         except GatewayError as error:
-            source.refused(error)
-            raise
+            return error_response(error)
         if request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
 
     def _source(self, request: web.Request) -> WebhookSource:
         name = request.match_info["source"]

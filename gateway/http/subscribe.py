@@ -93,7 +93,7 @@ class Subscribe:
                 lambda: place.take(opening, subject=subject, heartbeat_events=heartbeat_events),
             )
             if stream is not None:
-                self.streams.begin(stream, opening, len(first))
+                self.streams.begin(stream, opening, len(subscription.frame(first)))
                 log.info(
                     "stream_opened",
                     connection=place.connection,

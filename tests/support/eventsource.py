@@ -83,6 +83,8 @@ class Stream:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.body = b""
+        self.size = 0
+        """Bytes of the body as they were on the wire, transfer framing included."""
         self.parser = Parser()
         self.ended = False
         """The body ended as its framing says: with the last chunk."""
@@ -112,14 +114,17 @@ class Stream:
         """Read one piece of the body; False at its end."""
         try:
             if self.headers.get("transfer-encoding") == "chunked":
-                size = int((await self._reader.readuntil(b"\r\n"))[:-2], 16)
+                line = await self._reader.readuntil(b"\r\n")
+                size = int(line[:-2], 16)
                 part = await self._reader.readexactly(size + 2)
+                self.size += len(line) + len(part)
                 assert part.endswith(b"\r\n"), "a chunk ends with CRLF"
                 part = part[:-2]
                 self.ended = self.ended or size == 0
             else:
                 left = int(self.headers.get("content-length", 1 << 30)) - len(self.body)
                 part = await self._reader.read(left)
+                self.size += len(part)
         except (asyncio.IncompleteReadError, ConnectionError):
             return False
         if not part:

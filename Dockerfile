@@ -1,0 +1,22 @@
+# syntax=docker/dockerfile:1
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /src
+COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY gateway ./gateway
+RUN python -m venv /opt/sse-gateway \
+ && /opt/sse-gateway/bin/pip install --no-cache-dir --disable-pip-version-check .
+
+FROM python:3.11-slim-bookworm
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway
+COPY --from=build /opt/sse-gateway /opt/sse-gateway
+COPY config /etc/sse-gateway
+# Nothing is written: a read-only root file system works.
+ENV PATH=/opt/sse-gateway/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    SSE_GATEWAY_CONFIG=/etc/sse-gateway/gateway.yaml
+USER 10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9090/healthz', timeout=2)"]
+ENTRYPOINT ["sse-gateway"]
+CMD ["run"]

@@ -1,0 +1,61 @@
+# make run    start the gateway on config/gateway.yaml; needs Python 3.11+ and nothing else
+# make test   run every test; installs what the tests need
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?= config/gateway.yaml
+
+.PHONY: run install test check format schema bench image test-floors debian clean
+
+run: $(VENV)/.installed
+	$(BIN)/sse-gateway run --config $(CONFIG) --hints
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.developed debian
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.developed
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py tests/config/test_schema.py
+
+format: $(VENV)/.developed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+schema: $(VENV)/.installed
+	$(BIN)/sse-gateway schema > config/schema.json
+
+bench: $(VENV)/.developed
+	$(BIN)/python -m bench
+
+image:
+	docker build --tag sse-gateway:dev .
+
+# The oldest versions that setup.cfg allows, in an environment of their own.
+test-floors: debian
+	$(PYTHON) -m venv build/floors
+	build/floors/bin/python -m pip install --quiet uv
+	build/floors/bin/uv pip install --quiet --python build/floors/bin/python --resolution lowest-direct -e '.[test]'
+	build/floors/bin/python -m pytest
+
+debian:
+	@sh tests/install-debian.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/results bench/send_loop
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "sse-gateway needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@touch $@

@@ -1,0 +1,133 @@
+"""Tokens: who may read which channel."""
+
+import hmac
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from gateway.config.load import loads
+from gateway.daemon import Daemon
+from gateway.errors import StartupError
+from tests.config.test_load import GOOD
+from tests.support.gateway import gateway_running
+
+SECRET = "s" * 32
+CONFIG: dict[str, Any] = {
+    "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET, "audience": "sse", "issuer": "https://id.example"}},
+    "channels": {
+        "listed": {"from": [{"source": "hooks", "topic": "l"}], "access": "token"},
+        "user.{id}": {"from": [{"source": "hooks", "topic": "u:{id}"}], "access": {"claims": {"sub": "{id}"}}},
+        "role": {"from": [{"source": "hooks", "topic": "r"}], "access": {"claims": {"roles": "admin"}}},
+    },
+}
+
+
+def token(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any) -> str:
+    base = {"aud": "sse", "iss": "https://id.example", "exp": time.time() + 60, "sub": "42"}
+    merged = {name: value for name, value in {**base, **claims}.items() if value is not None}
+    return jwt.encode(merged, key, algorithm, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("path", "claims", "status"),
+    [
+        ("/events/user.42", {}, 200),
+        ("/events/user.43", {}, 403),
+        ("/events/user.42", {"sub": None}, 403),
+        ("/events/user.1", {"sub": "1"}, 200),
+        ("/events/role", {"roles": ["staff", "admin"]}, 200),
+        ("/events/role", {"roles": "admin"}, 200),
+        ("/events/role", {"roles": ["administrator"]}, 403),
+        ("/events/role", {"roles": {"admin": True}}, 403),
+        ("/events/listed", {"channels": ["listed"]}, 200),
+        ("/events/listed", {"channels": ["li*"]}, 200),
+        ("/events/listed", {"channels": "listed"}, 200),
+        ("/events/listed", {"channels": ["l?sted", "[l]isted"]}, 403),
+        ("/events/listed", {"channels": 5}, 403),
+        ("/events/listed", {}, 403),
+        ("/events?channel=orders,user.42", {}, 200),
+        ("/events?channel=orders,user.43", {}, 403),
+    ],
+)
+async def test_what_a_token_opens(path: str, claims: dict[str, Any], status: int) -> None:
+    """Each rule lets in exactly whom it names; one forbidden channel refuses the whole stream."""
+    async with gateway_running(CONFIG) as gateway:
+        stream = await gateway.open(path, {"Authorization": f"Bearer {token(**claims)}"})
+        assert stream.status == status
+        if status == 403:
+            assert json.loads(await stream.rest())["error"] == "channel_forbidden"
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (lambda: "", "missing_token"),
+        (lambda: "Basic dTpw", "missing_token"),
+        (lambda: "Bearer nonsense", "invalid_token"),
+        (lambda: "Bearer ", "invalid_token"),
+        (lambda: f"Bearer {token(exp=time.time() - 60)}", "invalid_token"),
+        (lambda: f"Bearer {token(exp=None)}", "invalid_token"),
+        (lambda: f"Bearer {token(aud='other')}", "invalid_token"),
+        (lambda: f"Bearer {token(iss='https://evil.example')}", "invalid_token"),
+        (lambda: f"Bearer {token(key='x' * 32)}", "invalid_token"),
+        (lambda: f"Bearer {token(algorithm='HS512', key='s' * 64)}", "invalid_token"),
+        (lambda: f"Bearer {token(algorithm='none', key='')}", "invalid_token"),
+        (lambda: f"Bearer {token()[:-4]}AAAA", "invalid_token"),
+        (lambda: "Bearer " + "x" * 8000, "invalid_token"),
+        (lambda: "Bearer \udcff.\udcff.\udcff", "invalid_token"),
+    ],
+)
+async def test_what_proves_nothing_is_a_401(given: Any, code: str) -> None:
+    """RFC 6750: a challenge, a reason, and no word of the key or the token."""
+    async with gateway_running(CONFIG) as gateway:
+        headers = {"Authorization": given()} if given() else {}
+        stream = await gateway.open("/events/user.42", headers)
+        body = await stream.rest()
+        assert stream.status == 401
+        assert json.loads(body)["error"] == code
+        assert stream.headers["www-authenticate"].startswith("Bearer")
+        assert SECRET.encode() not in body
+
+
+async def test_a_public_channel_needs_no_token(tmp_path: Path) -> None:
+    """Anonymous readers of public channels are the common case."""
+    async with gateway_running(CONFIG) as gateway:
+        assert (await gateway.open("/events/orders")).status == 200
+
+
+async def test_public_keys_from_a_file(tmp_path: Path) -> None:
+    """RS256, and the classic confusion of its public key with an HMAC secret."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    (tmp_path / "pub.pem").write_bytes(pem)
+    auth = {"algorithms": ["RS256"], "public_key_file": str(tmp_path / "pub.pem"), "secret": None}
+    async with gateway_running({**CONFIG, "auth": {"jwt": {**CONFIG["auth"]["jwt"], **auth}}}) as gateway:
+        good = token(key, "RS256")
+        assert (await gateway.open("/events/user.42", {"Authorization": f"Bearer {good}"})).status == 200
+        claims = {"sub": "42", "exp": time.time() + 60, "aud": "sse", "iss": "https://id.example"}
+        header, payload = (
+            jwt.utils.base64url_encode(json.dumps(part).encode()).decode()
+            for part in ({"alg": "HS256", "typ": "JWT"}, claims)
+        )
+        mac = hmac.digest(pem, f"{header}.{payload}".encode(), "sha256")
+        forged = f"{header}.{payload}.{jwt.utils.base64url_encode(mac).decode()}"
+        assert (await gateway.open("/events/user.42", {"Authorization": f"Bearer {forged}"})).status == 401
+
+
+@pytest.mark.parametrize("content", [None, b"nonsense"])
+async def test_a_key_that_cannot_be_used_ends_the_start(tmp_path: Path, content: bytes | None) -> None:
+    """One line that names the key of the YAML and the file."""
+    file = tmp_path / "pub.pem"
+    if content is not None:
+        file.write_bytes(content)
+    text = GOOD + f"auth: {{jwt: {{algorithms: [ES256], public_key_file: {file}}}}}"
+    with pytest.raises(StartupError, match=r"auth.jwt.public_key_file .*pub.pem"):
+        Daemon(loads(text, environ={}))

@@ -1,0 +1,113 @@
+"""CORS on real requests: preflights, answers, refusals."""
+
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import gateway_running
+
+CORS: dict[str, Any] = {
+    "cors": {"origins": ["https://app.example.com", "https://*.wild.example"], "credentials": True, "max_age": "1h"},
+    "auth": {"jwt": {"algorithms": ["HS256"], "secret": "s" * 32}},
+    "channels": {
+        "stock": {"cors": {"origins": ["https://stock.example"]}},
+        "private": {"from": [{"source": "hooks", "topic": "p"}], "access": "token"},
+    },
+}
+APP = "https://app.example.com"
+
+
+def allowed(headers: Any) -> str | None:
+    value = headers.get("access-control-allow-origin")
+    return None if value is None else str(value)
+
+
+@pytest.mark.parametrize(
+    ("path", "origin", "status", "allow"),
+    [
+        ("/events/orders", APP, 200, APP),
+        ("/events/orders", "https://a.wild.example", 200, "https://a.wild.example"),
+        ("/events/orders", "https://evil.example", 403, None),
+        ("/events/orders", "null", 403, None),
+        ("/events/stock", APP, 403, None),
+        ("/events/stock", "https://stock.example", 200, "https://stock.example"),
+        ("/events?channel=orders,stock", APP, 403, None),
+        ("/events?channel=orders,news", APP, 200, APP),
+        ("/events/nope", APP, 404, APP),
+        ("/events/nope", "https://evil.example", 403, None),
+        ("/events/private", APP, 401, APP),
+        ("/events?channel=orders&last=x", APP, 400, APP),
+    ],
+)
+async def test_who_may_read(path: str, origin: str, status: int, allow: str | None) -> None:
+    """Allowed pages can read errors too; others get no header and no stream; caches keep them apart."""
+    async with gateway_running(CORS) as gateway:
+        stream = await gateway.open(path, {"Origin": origin})
+        assert stream.status == status
+        assert allowed(stream.headers) == allow
+        assert stream.headers["vary"] == "Origin"
+        assert stream.headers.get("access-control-allow-credentials") == ("true" if allow else None)
+        if status != 200:
+            assert b'"error":' in await stream.rest()
+
+
+async def test_without_origin_there_are_no_headers() -> None:
+    """curl and same-origin pages are not CORS."""
+    async with gateway_running(CORS) as gateway:
+        stream = await gateway.open("/events/orders")
+        assert stream.status == 200
+        assert allowed(stream.headers) is None
+
+
+async def test_a_refusal_names_the_rule_that_would_allow_it() -> None:
+    """Ops read the mend in the answer and in the log."""
+    async with gateway_running(CORS) as gateway:
+        stream = await gateway.open("/events/stock", {"Origin": APP})
+        body = await stream.rest()
+        assert b'channels.\\"stock\\".cors.origins' in body
+        assert await gateway.metric('refused_total{reason="origin_refused"}') == 1
+
+
+@pytest.mark.parametrize(
+    ("origin", "method", "headers", "status"),
+    [
+        (APP, "GET", "authorization, last-event-id", 200),
+        (APP, "GET", "", 200),
+        (APP, "GET", "x-strange", 403),
+        (APP, "DELETE", "", 403),
+        ("https://evil.example", "GET", "", 403),
+    ],
+)
+async def test_preflights_need_no_token(origin: str, method: str, headers: str, status: int) -> None:
+    """Answered before auth, by the library, with our policy."""
+    async with gateway_running(CORS) as gateway:
+        asked = {"Origin": origin, "Access-Control-Request-Method": method}
+        if headers:
+            asked["Access-Control-Request-Headers"] = headers
+        async with gateway.session.options(f"{gateway.url}/events/private", headers=asked) as answer:
+            assert answer.status == status
+            assert answer.headers["Vary"] == "Origin"
+            if status == 200:
+                assert allowed(answer.headers) == origin
+                assert answer.headers["Access-Control-Max-Age"] == "3600"
+                assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+            else:
+                assert allowed(answer.headers) is None
+                assert (await answer.json())["error"] == "cors_refused"
+
+
+async def test_nobody_may_read_by_default() -> None:
+    """Secure by default: without origins in the file no page of another origin can."""
+    async with gateway_running() as gateway:
+        stream = await gateway.open("/events/orders", {"Origin": APP})
+        assert stream.status == 403
+
+
+async def test_a_star_echoes_the_origin_without_credentials() -> None:
+    """'*' alone opens public data to every page."""
+    async with gateway_running({"cors": {"origins": ["*"]}}) as gateway:
+        stream = await gateway.open("/events/orders", {"Origin": "https://any.example"})
+        assert allowed(stream.headers) == "https://any.example"
+        assert "access-control-allow-credentials" not in stream.headers
+        strange = await gateway.open("/events/orders", {"Origin": "https://\udcff.example"})
+        assert strange.status == 403

@@ -1,0 +1,109 @@
+"""GET /events: names, formats, filters, statuses."""
+
+import json
+import re
+
+import pytest
+
+from tests.support.gateway import Gateway, gateway_running
+
+
+async def test_the_bytes_of_a_stream(gateway: Gateway) -> None:
+    """DESIGN's contract, to the byte: headers, stream.open, an event."""
+    stream = await gateway.open("/events/orders")
+    await stream.next()
+    ids = await gateway.post("orders", '{"a":1}')
+    await stream.next()
+    (id,) = ids
+    assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert stream.headers["cache-control"] == "no-cache, no-transform"
+    assert stream.headers["x-accel-buffering"] == "no"
+    assert stream.headers["vary"] == "Origin"
+    assert stream.headers["server"] == "sse-gateway"
+    pattern = (
+        rb"retry: 3000\nevent: stream\.open\n"
+        rb'data: \{"connection":"[A-Za-z0-9_-]{16}","channels":\["orders"\],"resume":"none"\}\n'
+        rb"id: [0-9]+-0\n\n"
+        rb'data: \{"channel":"orders","id":"ID","type":null,"timestamp":[0-9]+,"payload":\{"a":1\}\}\n'
+        rb"id: ID\n\n"
+    ).replace(b"ID", id.encode())
+    assert re.fullmatch(pattern, stream.body), stream.body
+
+
+async def test_several_channels_in_one_order(gateway: Gateway) -> None:
+    """Lists, repeats and duplicates; stream.open names them as they were asked for."""
+    stream = await gateway.open("/events?channel=stock&channel=orders,stock,%20orders")
+    assert (await stream.next()).json["channels"] == ["stock", "orders"]
+    for number in range(6):
+        await gateway.post(("orders", "stock", "news")[number % 3], str(number))
+    assert [(await stream.next()).json["payload"] for _ in range(4)] == [0, 1, 3, 4]
+
+
+async def test_the_format_is_the_channels_unless_the_query_says() -> None:
+    """data is the payload alone; on a mixed stream each channel has its own."""
+    channels = {"orders": {"format": "data"}, "stock": {"payload": "envelope", "format": "data"}}
+    async with gateway_running({"channels": channels}) as gateway:
+        own = await gateway.subscribe("/events?channel=orders,stock,news")
+        envelopes = await gateway.subscribe("/events?channel=orders,stock,news&format=envelope")
+        data = await gateway.subscribe("/events?channel=orders,stock,news&format=data")
+        await gateway.post("orders", '{\n  "pretty": true\n}')
+        await gateway.post("stock", '{"type":"moved","timestamp":5,"payload":[1]}')
+        await gateway.post("news", '"x"')
+        first, second, third = [await own.next() for _ in range(3)]
+        assert (first.data, second.type, second.data) == ('{\n  "pretty": true\n}', "moved", "[1]")
+        assert third.json["payload"] == "x"
+        got = [await envelopes.next() for _ in range(3)]
+        assert [message.json["payload"] for message in got] == [{"pretty": True}, [1], "x"]
+        assert got[1].json["timestamp"] == 5
+        assert [(await data.next()).data for _ in range(3)][1:] == ["[1]", '"x"']
+
+
+async def test_types_filters_live_and_replayed_events_alike() -> None:
+    """types=a,b: only those; the own events of the gateway always pass."""
+    async with gateway_running({"channels": {"orders": {"payload": "envelope"}}}) as gateway:
+        for type_ in ("a", "b", "c"):
+            await gateway.post("orders", json.dumps({"type": type_, "payload": 1}))
+        stream = await gateway.subscribe("/events/orders?types=a,c&last=10")
+        assert [(await stream.next()).type for _ in range(2)] == ["a", "c"]
+        for type_ in ("b", "c"):
+            await gateway.post("orders", json.dumps({"type": type_, "payload": 2}))
+        assert (await stream.next()).type == "c"
+
+
+async def test_unknown_and_missing_channels(gateway: Gateway) -> None:
+    """404 and 400 in JSON, with a stable code."""
+    for path, status, code in (
+        ("/events/nope", 404, "unknown_channel"),
+        ("/events?channel=orders,nope", 404, "unknown_channel"),
+        ("/events", 400, "no_channel"),
+        ("/events?channel=,", 400, "no_channel"),
+        ("/nowhere", 404, "not_found"),
+        ("/events?" + "&".join(f"channel=c{number}" for number in range(51)), 400, "too_many_channels"),
+    ):
+        stream = await gateway.open(path)
+        assert stream.status == status
+        assert stream.headers["content-type"] == "application/json; charset=utf-8"
+        assert json.loads(await stream.rest())["error"] == code
+    assert await gateway.metric('refused_total{reason="unknown_channel"}') == 2
+
+
+async def test_head_and_other_methods(gateway: Gateway) -> None:
+    """HEAD tells what GET would, without a stream; what is not allowed says what is."""
+    async with gateway.session.head(f"{gateway.url}/events/orders") as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+    async with gateway.session.post(f"{gateway.url}/events/orders") as answer:
+        assert answer.status == 405
+        assert (await answer.json())["error"] == "method_not_allowed"
+        assert "GET" in answer.headers["Allow"]
+    async with gateway.session.options(f"{gateway.url}/events/orders") as answer:
+        assert answer.status == 204
+    assert await gateway.metric("connections_total") == 0
+
+
+@pytest.mark.parametrize("name", ["orders%0d%0aX: y", "%00", "%ff", "a" * 4000, "..%2f..", "%F0%9F%92%A9"])
+async def test_strange_names_are_unknown_channels(gateway: Gateway, name: str) -> None:
+    """Nothing that a client writes into a path comes back as a header or as a 500."""
+    stream = await gateway.open(f"/events/{name}")
+    assert stream.status in (400, 404)
+    assert "x" not in stream.headers

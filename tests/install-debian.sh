@@ -1,0 +1,19 @@
+#!/bin/sh
+# What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark.
+# Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
+set -eu
+
+missing=""
+command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
+PATH="$PATH:/usr/sbin:/sbin" command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
+command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "installing:$missing"
+    apt-get update -qq
+    # shellcheck disable=SC2086 # a list of packages
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
+else
+    echo "missing, and this is not root on Debian; tests that need it are skipped:$missing"
+fi

@@ -1,0 +1,205 @@
+"""The command as a process: start, signals, mistakes; what an operator sees."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from bench.process import free_port
+from tests.config.test_load import BROKEN
+from tests.support.eventsource import Stream
+from tests.support.redis import RedisServer
+
+ROOT = Path(__file__).parents[2]
+CLEAN = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "SSE_GATEWAY_CONFIG")}
+
+
+def command(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        capture_output=True, text=True, cwd=cwd, timeout=60, check=False,
+        env={**CLEAN, "PYTHONPATH": str(ROOT), **environ},
+    )  # fmt: skip
+
+
+class Running:
+    """A gateway process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, admin: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self.admin = admin
+        self._log = log
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+
+
+@asynccontextmanager
+async def process(tmp_path: Path, more: str = "", **environ: str) -> AsyncIterator[Running]:
+    port, admin, config, log = free_port(), free_port(), tmp_path / "g.yaml", tmp_path / "log"
+    config.write_text(
+        f"server: {{listen: '127.0.0.1:{port}', admin: '127.0.0.1:{admin}'}}\n"
+        "sources:\n  hooks: {type: webhook, verify: {none: true}}\n  app: {type: redis-pubsub, url: '${REDIS_URL:-}'}\n"
+        "channels:\n  orders:\n    access: public\n    from:\n"
+        "    - {source: hooks, topic: orders}\n    - {source: app, topic: orders.*}\n" + more
+    )
+    with log.open("w") as file:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", "run", "--config", str(config),
+            stdout=file, stderr=file, cwd=ROOT, env={**CLEAN, **environ},
+        )  # fmt: skip
+    try:
+        async with asyncio.timeout(20):
+            while "listening" not in log.read_text():
+                assert child.returncode is None, log.read_text()
+                await asyncio.sleep(0.02)
+        yield Running(child, port, admin, log)
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+async def test_sigterm_ends_streams_politely_and_exits_0(tmp_path: Path) -> None:
+    """Unready, no new streams, each stream told and ended, exit 0 well before the drain time for few streams."""
+    async with process(tmp_path, "timeouts: {drain: 5s}") as gateway:
+        stream = await Stream.open(gateway.port, "/events/orders")
+        assert (await stream.next()).type == "stream.open"
+        gateway.process.send_signal(signal.SIGTERM)
+        close = await stream.next()
+        assert (close.type, close.json) == ("stream.close", {"reason": "draining", "reconnect": True})
+        assert stream.parser.retry != 3000
+        await stream.rest()
+        assert stream.ended
+        async with asyncio.timeout(5):
+            assert await gateway.process.wait() == 0
+        events = [line["event"] for line in gateway.lines()]
+        assert events[-4:] == ["signal", "draining", "stream_closed", "stopped"]
+        (closed,) = (line for line in gateway.lines() if line["event"] == "stream_closed")
+        assert closed["reason"] == "draining"
+        assert {"seconds", "events", "bytes", "connection", "channels"} <= closed.keys()
+
+
+async def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
+    """Impatient operators get what they want: the drain of 60 s is cut short."""
+    async with process(tmp_path, "timeouts: {drain: 60s}") as gateway:
+        streams = [await Stream.open(gateway.port, "/events/orders") for _ in range(20)]
+        gateway.process.send_signal(signal.SIGTERM)
+        while not any(line["event"] == "draining" for line in gateway.lines()):
+            await asyncio.sleep(0.02)
+        gateway.process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(5):
+            assert await gateway.process.wait() == 1
+        assert "ended_by_second_signal" in [line["event"] for line in gateway.lines()]
+        for stream in streams:
+            stream.close()
+
+
+async def test_redis_to_browser_through_the_shipped_command(tmp_path: Path, redis: RedisServer) -> None:
+    """With REDIS_URL set, a publish reaches the stream; the log never shows the query or a token."""
+    async with process(tmp_path, REDIS_URL=redis.url) as gateway:
+        stream = await Stream.open(
+            gateway.port, "/events/orders?lastEventId=canary-query", {"Authorization": "Bearer canary-token"}
+        )
+        await stream.until("stream.gap")
+        async with asyncio.timeout(10):
+            while redis.publish("orders.created", '{"a":1}') == 0:
+                await asyncio.sleep(0.02)
+        assert (await stream.until("message")).json["payload"] == {"a": 1}
+        stream.close()
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{gateway.admin}/status") as answer:
+            assert (await answer.json())["sources"][1]["status"] == "up"
+        text = json.dumps(gateway.lines())
+        assert "stream_opened" in text
+        assert "canary" not in text
+
+
+async def test_a_kill_9_leaves_nothing_that_stops_the_next_start(tmp_path: Path) -> None:
+    """No lock and no file is left behind."""
+    async with process(tmp_path) as gateway:
+        gateway.process.kill()
+        await gateway.process.wait()
+    async with process(tmp_path) as gateway:
+        assert (await Stream.open(gateway.port, "/events/orders")).status == 200
+
+
+def test_check_tells_every_mistake_and_exits_1(tmp_path: Path) -> None:
+    """What CI runs before a deploy."""
+    (tmp_path / "bad.yaml").write_text(BROKEN)
+    done = command("check", "--config", "bad.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert len(re.findall(r"^bad.yaml:\d+:\d+: ", done.stderr, re.MULTILINE)) == 8
+    assert done.stderr.rstrip().endswith("bad.yaml: 8 mistakes")
+    assert "Traceback" not in done.stderr
+    done = command("run", "--config", "bad.yaml", cwd=tmp_path)
+    assert (done.returncode, "8 mistakes" in done.stderr) == (1, True)
+
+
+def test_check_of_a_good_file_exits_0() -> None:
+    """The default configuration, found without a flag, or by the environment."""
+    done = command("check")
+    assert (done.returncode, done.stdout) == (0, "config/gateway.yaml: good; 1 channels from 2 sources\n")
+    done = command("check", SSE_GATEWAY_CONFIG="config/sidecar.yaml", WEBHOOK_TOKEN="t")
+    assert done.returncode == 0, done.stderr
+
+
+def test_schema_prints_the_shipped_file() -> None:
+    """Editors and CI may take it from either."""
+    done = command("schema")
+    assert json.loads(done.stdout) == json.loads((ROOT / "config/schema.json").read_text())
+
+
+@pytest.mark.parametrize("key", ["listen", "admin"])
+def test_a_taken_port_is_one_clear_line(tmp_path: Path, key: str) -> None:
+    """Which address, which key of the file, what is wrong; no traceback."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        other = "admin" if key == "listen" else "listen"
+        (tmp_path / "g.yaml").write_text(
+            f"server: {{{key}: '127.0.0.1:{port}', {other}: '127.0.0.1:0'}}\nlog: {{level: error}}\n"
+            "channels: {c: {from: [{source: h, topic: t}], access: public}}\n"
+            "sources: {h: {type: webhook, verify: {none: true}}}\n"
+        )
+        done = command("run", "--config", str(tmp_path / "g.yaml"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"cannot listen on 127.0.0.1:{port} (server.{key}): the address is in use by another process\n"
+    )
+
+
+@pytest.mark.parametrize("content", [None, "nonsense"])
+def test_an_unreachable_tls_file_is_one_clear_line(tmp_path: Path, content: str | None) -> None:
+    """Missing or broken: the file and the key of the YAML."""
+    if content is not None:
+        for name in ("tls.crt", "tls.key"):
+            (tmp_path / name).write_text(content)
+    (tmp_path / "g.yaml").write_text(
+        f"server: {{listen: '127.0.0.1:0', admin: '127.0.0.1:0', "
+        f"tls: {{certificate: {tmp_path}/tls.crt, key: {tmp_path}/tls.key}}}}\nlog: {{level: error}}\n"
+        "channels: {c: {from: [{source: h, topic: t}], access: public}}\n"
+        "sources: {h: {type: webhook, verify: {none: true}}}\n"
+    )
+    done = command("run", "--config", str(tmp_path / "g.yaml"))
+    assert done.returncode == 1
+    assert re.fullmatch(r"(cannot read .*tls.crt \(server.tls.certificate\): no such file|server.tls: .*)\n", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_usage_errors_exit_2() -> None:
+    """argparse's convention, documented."""
+    assert command("frobnicate").returncode == 2
+    assert command("--version").stdout.startswith("sse-gateway ")

@@ -1,0 +1,73 @@
+"""The Dockerfile: linted, and its install steps run for real in a clean environment."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+from bench.process import free_port, wait_for_port
+
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def copied() -> list[str]:
+    """Return the sources of the COPY lines of the first stage."""
+    first_stage = DOCKERFILE.split("\nFROM ")[0]
+    lines = re.findall(r"^COPY (.+)$", first_stage, re.MULTILINE)
+    return [name for line in lines for name in line.split()[:-1]]
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    """Lint rules that images are judged by."""
+    program = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([str(program), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) -> None:
+    """What the first stage copies is enough to install; the result serves without writing anywhere."""
+    source, home = tmp_path / "src", tmp_path / "opt"
+    source.mkdir()
+    for name in copied():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source / name)
+    assert "pip install --no-cache-dir --disable-pip-version-check ." in DOCKERFILE
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+    subprocess.run(
+        [str(home / "bin/pip"), "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check", "."],
+        cwd=source, check=True,
+    )  # fmt: skip
+    port, admin = free_port(), free_port()
+    text = (ROOT / "config/gateway.yaml").read_text()
+    config = tmp_path / "gateway.yaml"
+    config.write_text(text.replace("0.0.0.0:8080", f"127.0.0.1:{port}").replace("127.0.0.1:9090", f"127.0.0.1:{admin}"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    empty.chmod(0o555)
+    environ = {"PATH": f"{home}/bin:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1", "SSE_GATEWAY_CONFIG": str(config)}
+    child = subprocess.Popen(["sse-gateway", "run"], cwd=empty, env=environ, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port)
+        health = re.search(r"urlopen\('(.*?)'", DOCKERFILE)
+        assert health is not None
+        with urllib.request.urlopen(health[1].replace("9090", str(admin)), timeout=5) as answer:
+            assert answer.status == 200
+        assert list(empty.iterdir()) == []
+    finally:
+        child.terminate()
+        child.wait(30)
+    assert child.returncode == 0
+
+
+def test_the_image_is_not_root_and_stops_by_sigterm() -> None:
+    """What a pod's restricted security context asks for."""
+    last_stage = DOCKERFILE.split("\nFROM ")[-1]
+    assert re.search(r"^USER 10001$", last_stage, re.MULTILINE)
+    assert "STOPSIGNAL SIGTERM" in last_stage
+    assert "HEALTHCHECK" in last_stage

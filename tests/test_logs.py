@@ -1,0 +1,79 @@
+"""Logs: one line per thing, no secrets, and never in the way of the loop."""
+
+import io
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from gateway import logs
+from gateway.logs import configure
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers.clear()
+
+
+def test_json_lines_with_time_level_and_exceptions() -> None:
+    """Each line is one JSON object, tracebacks and other libraries' lines too."""
+    file = io.StringIO()
+    writer = configure(level="info", format="json", file=file)
+    log = structlog.get_logger("gateway")
+    log.debug("hidden")
+    log.info("shown", channel="orders\n")
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        log.exception("failed")
+    logging.getLogger("aiohttp.server").warning("from %s", "elsewhere")
+    writer.close()
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [(line["event"], line["level"]) for line in lines] == [
+        ("shown", "info"), ("failed", "error"), ("from elsewhere", "warning"),
+    ]  # fmt: skip
+    assert lines[0]["channel"] == "orders\n"
+    assert lines[0]["timestamp"].endswith("Z")
+    assert lines[1]["exception"][0]["exc_value"] == "boom"
+
+
+def test_a_reader_that_stalls_does_not_stall_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full pipe costs lines, which are counted, and no time."""
+    monkeypatch.setattr(logs, "QUEUE_LINES", 100)
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", 0.1)
+    read, write = os.pipe()
+    dropped = []
+    with os.fdopen(write, "w") as file:
+        writer = configure(level="info", format="json", file=file, dropped=lambda: dropped.append(1))
+        log = structlog.get_logger("gateway")
+        started = time.monotonic()
+        for number in range(5000):
+            log.info("line", number=number, text="x" * 100)
+        assert time.monotonic() - started < 5
+        assert len(dropped) > 1000
+        writer.close()
+        # Let the thread end before the pipe is closed below it.
+        drain = threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(read, 1 << 20), b"")], daemon=True)
+        drain.start()
+        writer._thread.join(5)
+    os.close(read)
+
+
+def test_console_lines_are_for_people() -> None:
+    """No colours where nobody sees them."""
+    file = io.StringIO()
+    writer = configure(level="warning", format="console", file=file)
+    structlog.get_logger("gateway").info("hidden")
+    structlog.get_logger("gateway").warning("shown", source="app")
+    writer.close()
+    assert "shown" in file.getvalue()
+    assert "source=app" in file.getvalue()
+    assert "\x1b[" not in file.getvalue()
+    assert "hidden" not in file.getvalue()
