@@ -12,12 +12,12 @@ from bench.process import free_port, wait_for_port
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+STAGES = re.split("^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
 
 
 def copied() -> list[str]:
     """Return the sources of the COPY lines of the first stage."""
-    first_stage = DOCKERFILE.split("\nFROM ")[0]
-    lines = re.findall(r"^COPY (.+)$", first_stage, re.MULTILINE)
+    lines = re.findall(r"^COPY (.+)$", STAGES[0], re.MULTILINE)
     return [name for line in lines for name in line.split()[:-1]]
 
 
@@ -67,7 +67,6 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
 
 def test_the_image_is_not_root_and_stops_by_sigterm() -> None:
     """What a pod's restricted security context asks for."""
-    last_stage = DOCKERFILE.split("\nFROM ")[-1]
-    assert re.search(r"^USER 10001$", last_stage, re.MULTILINE)
-    assert "STOPSIGNAL SIGTERM" in last_stage
-    assert "HEALTHCHECK" in last_stage
+    assert re.search(r"^USER 10001$", STAGES[-1], re.MULTILINE)
+    assert "STOPSIGNAL SIGTERM" in STAGES[-1]
+    assert "HEALTHCHECK" in STAGES[-1]
