@@ -49,10 +49,12 @@ def fanout_rows() -> list[Row]:
 def main() -> int:
     """Run the benchmarks and return the exit status."""
     rows = fanout_rows()
-    print(f"\n{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    print(f"\n{machine}, Python {platform.python_version()}\n")
     print("| scenario | figure | target | | how |\n|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row.scenario} | {row.figure} | {row.target} | {'met' if row.met else 'MISSED'} | {row.details} |")
+        verdict = "met" if row.met else "MISSED"
+        print(f"| {row.scenario} | {row.figure} | {row.target} | {verdict} | {row.details} |")
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / "latest.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -69,7 +69,13 @@ def measure(streams: int = STREAMS) -> Result:
 
 
 def _rounds(
-    gateway: Process, loop: Process, ours: Process, theirs: Process, port: int, streams: int, per_stream: float
+    gateway: Process,
+    loop: Process,
+    ours: Process,
+    theirs: Process,
+    port: int,
+    streams: int,
+    per_stream: float,
 ) -> Result:
     hook = http.client.HTTPConnection("127.0.0.1", port)
     ours_us, theirs_us = [], []

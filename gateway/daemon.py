@@ -57,7 +57,12 @@ class Daemon:
         self.catalog = Catalog(config.channels)
         self.broker: Broker = MemoryBroker(history_bytes=limits.history_bytes)
         self.hub = Hub(
-            self.broker, self.catalog, self.metrics, history_bytes=limits.history_bytes, clock=unix_ms
+            self.broker,
+            self.catalog,
+            self.metrics,
+            ring_seconds=timeouts.write,
+            ring_bytes=limits.history_bytes,
+            clock=unix_ms,
         )
         self.replay = Replay(self.hub, self.broker, self.metrics)
         self.streams = Streams(self.hub, self.replay, self.metrics, timeouts, limit=limits.connections)

@@ -35,7 +35,9 @@ RETENTIONS = {
     "none": Retention(0),
 }
 
-steps = st.lists(st.tuples(st.sampled_from(sorted(RETENTIONS)), st.integers(0, 30), st.integers(1, 40)), max_size=80)
+steps = st.lists(
+    st.tuples(st.sampled_from(sorted(RETENTIONS)), st.integers(0, 30), st.integers(1, 40)), max_size=80
+)
 
 
 @given(steps, st.sampled_from([100, 10**6]))

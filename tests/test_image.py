@@ -24,7 +24,9 @@ def copied() -> list[str]:
 def test_hadolint_has_nothing_to_say() -> None:
     """Lint rules that images are judged by."""
     program = Path(sys.executable).with_name("hadolint")
-    done = subprocess.run([str(program), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(program), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -46,11 +48,17 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
     port, admin = free_port(), free_port()
     text = (ROOT / "config/gateway.yaml").read_text()
     config = tmp_path / "gateway.yaml"
-    config.write_text(text.replace("0.0.0.0:8080", f"127.0.0.1:{port}").replace("127.0.0.1:9090", f"127.0.0.1:{admin}"))
+    config.write_text(
+        text.replace("0.0.0.0:8080", f"127.0.0.1:{port}").replace("127.0.0.1:9090", f"127.0.0.1:{admin}")
+    )
     empty = tmp_path / "empty"
     empty.mkdir()
     empty.chmod(0o555)
-    environ = {"PATH": f"{home}/bin:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1", "SSE_GATEWAY_CONFIG": str(config)}
+    environ = {
+        "PATH": f"{home}/bin:{os.environ['PATH']}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "SSE_GATEWAY_CONFIG": str(config),
+    }
     child = subprocess.Popen(["sse-gateway", "run"], cwd=empty, env=environ, stderr=subprocess.DEVNULL)
     try:
         wait_for_port(port)

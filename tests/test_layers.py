@@ -49,7 +49,10 @@ def imports(file: Path) -> list[tuple[str, bool]]:
             found += [(alias.name, id(node) in inside) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             found += [
-                (f"{node.module}.{alias.name}" if node.module == "gateway" else node.module, id(node) in inside)
+                (
+                    f"{node.module}.{alias.name}" if node.module == "gateway" else node.module,
+                    id(node) in inside,
+                )
                 for alias in node.names
             ]
     return found

@@ -60,7 +60,9 @@ def test_a_reader_that_stalls_does_not_stall_the_writer(monkeypatch: pytest.Monk
         assert len(dropped) > 1000
         writer.close()
         # Let the thread end before the pipe is closed below it.
-        drain = threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(read, 1 << 20), b"")], daemon=True)
+        drain = threading.Thread(
+            target=lambda: [None for _ in iter(lambda: os.read(read, 1 << 20), b"")], daemon=True
+        )
         drain.start()
         writer._thread.join(5)
     os.close(read)

@@ -74,7 +74,9 @@ def test_field_order_and_bytes() -> None:
         b'"timestamp":1763870000001,"payload":{"a":1}}\n'
         b"id: 1763870000001-0\n\n"
     )
-    assert event_block(event, "data", "json") == b'event: order.created\ndata: {"a":1}\nid: 1763870000001-0\n\n'
+    assert (
+        event_block(event, "data", "json") == b'event: order.created\ndata: {"a":1}\nid: 1763870000001-0\n\n'
+    )
     assert control_block("stream.close", {"reason": "x"}, retry=10) == (
         b'retry: 10\nevent: stream.close\ndata: {"reason":"x"}\n\n'
     )

@@ -26,8 +26,8 @@ from gateway.metrics import Metrics
 SLICE = 512
 """Writes per turn of the loop: about five milliseconds of send() calls."""
 
-LIVE_RING = Retention(256)
-"""What a channel without history still keeps here, so that a stream may pause for a moment."""
+RING_EVENTS = 100_000
+"""Events that a channel's ring holds at the most, however short the time they came in."""
 
 ENTRY_OVERHEAD = 700
 """Bytes that an entry of a ring costs beside its payload and its encoded blocks: measured, rounded up."""
@@ -41,11 +41,10 @@ _by_id = attrgetter("id")
 class Channel:
     """A channel that at least one stream watches."""
 
-    __slots__ = ("audiences", "declared", "retention", "watchers")
+    __slots__ = ("audiences", "declared", "watchers")
 
     def __init__(self, declared: Declared) -> None:
         self.declared = declared
-        self.retention = declared.retention if declared.retention.events else LIVE_RING
         self.audiences: dict[Audience, None] = {}
         self.watchers = 0
 
@@ -59,14 +58,21 @@ class Hub:
         catalog: Catalog,
         metrics: Metrics,
         *,
-        history_bytes: int,
+        ring_seconds: float,
+        ring_bytes: int,
         clock: Callable[[], int],
     ) -> None:
+        """Make an empty hub behind a broker that was started.
+
+        ``ring_seconds`` is how far back a ring reaches: as long as a client may take nothing before it is
+        cut, so that whoever is still connected can catch up from memory. All rings share ``ring_bytes``.
+        """
         self.head = broker.head
         self._catalog = catalog
         self._metrics = metrics
         self._clock = clock
-        self._ring: History[Entry] = History(max_bytes=history_bytes, start=self.head, clock=clock)
+        self._ring: History[Entry] = History(max_bytes=ring_bytes, start=self.head, clock=clock)
+        self._kept = Retention(RING_EVENTS, round(ring_seconds * 1000))
         self._channels: dict[str, Channel] = {}
         self._audiences: dict[object, Audience] = {}
         self._work: deque[tuple[Work, Any]] = deque()
@@ -92,7 +98,7 @@ class Hub:
     def _file(self, entry: Entry, channel: Channel) -> list[Audience]:
         """Put an event into the ring and the audiences; return those for whom it is too much."""
         # Two formats at most are made of an entry; one envelope is somewhat larger than its payload.
-        self._ring.append(entry, 2 * len(entry.event.payload) + ENTRY_OVERHEAD, channel.retention)
+        self._ring.append(entry, 2 * len(entry.event.payload) + ENTRY_OVERHEAD, self._kept)
         flooded = []
         for audience in channel.audiences:
             if not audience.add(entry, self.head):

@@ -24,7 +24,9 @@ class Clock:
         return self.now
 
 
-def draft(channel: str, payload: bytes = b"1", *, retention: Retention = KEEP, key: str | None = None) -> Draft:
+def draft(
+    channel: str, payload: bytes = b"1", *, retention: Retention = KEEP, key: str | None = None
+) -> Draft:
     return Draft(channel=channel, payload=payload, timestamp=1, retention=retention, key=key)
 
 
@@ -85,7 +87,9 @@ class Contract:
         """A retried post yields the first one's ids and no event, also within one batch."""
         follower = Follower(broker)
         first = await broker.append([draft("c", key="k"), draft("d", key="k"), draft("c", b"2")])
-        again = await broker.append([draft("c", b"x", key="k"), draft("d", key="k"), draft("c", b"3", key="n")])
+        again = await broker.append(
+            [draft("c", b"x", key="k"), draft("d", key="k"), draft("c", b"3", key="n")]
+        )
         assert again[:2] == first[:2]
         assert (await broker.append([draft("e", key="z"), draft("e", key="z")]))[1] == broker.head
         events = await follower.until(5)

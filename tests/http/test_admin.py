@@ -5,7 +5,10 @@ from tests.support.gateway import Gateway
 
 async def test_metrics_tell_the_way_of_an_event(gateway: Gateway) -> None:
     """One event to three streams, in numbers."""
-    streams = [await gateway.subscribe(path) for path in ("/events/orders", "/events/orders", "/events?channel=orders,stock")]
+    streams = [
+        await gateway.subscribe(path)
+        for path in ("/events/orders", "/events/orders", "/events?channel=orders,stock")
+    ]
     await gateway.post("orders", "1")
     for stream in streams:
         await stream.next()

@@ -19,16 +19,23 @@ from tests.support.gateway import gateway_running
 
 SECRET = "s" * 32
 CONFIG: dict[str, Any] = {
-    "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET, "audience": "sse", "issuer": "https://id.example"}},
+    "auth": {
+        "jwt": {"algorithms": ["HS256"], "secret": SECRET, "audience": "sse", "issuer": "https://id.example"}
+    },
     "channels": {
         "listed": {"from": [{"source": "hooks", "topic": "l"}], "access": "token"},
-        "user.{id}": {"from": [{"source": "hooks", "topic": "u:{id}"}], "access": {"claims": {"sub": "{id}"}}},
+        "user.{id}": {
+            "from": [{"source": "hooks", "topic": "u:{id}"}],
+            "access": {"claims": {"sub": "{id}"}},
+        },
         "role": {"from": [{"source": "hooks", "topic": "r"}], "access": {"claims": {"roles": "admin"}}},
     },
 }
 
 
-def token(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any) -> str:
+def token(
+    key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any
+) -> str:
     base = {"aud": "sse", "iss": "https://id.example", "exp": time.time() + 60, "sub": "42"}
     merged = {name: value for name, value in {**base, **claims}.items() if value is not None}
     return jwt.encode(merged, key, algorithm, headers=headers)

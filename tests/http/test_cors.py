@@ -7,7 +7,11 @@ import pytest
 from tests.support.gateway import gateway_running
 
 CORS: dict[str, Any] = {
-    "cors": {"origins": ["https://app.example.com", "https://*.wild.example"], "credentials": True, "max_age": "1h"},
+    "cors": {
+        "origins": ["https://app.example.com", "https://*.wild.example"],
+        "credentials": True,
+        "max_age": "1h",
+    },
     "auth": {"jwt": {"algorithms": ["HS256"], "secret": "s" * 32}},
     "channels": {
         "stock": {"cors": {"origins": ["https://stock.example"]}},

@@ -10,8 +10,16 @@ import pytest
 from tests.support.gateway import Gateway, eventually, gateway_running
 
 BEARER = {
-    "sources": {"signed": {"type": "webhook", "verify": {"bearer": ["first-token", "second-token"]}, "topic": "orders"}},
-    "channels": {"orders": {"from": [{"source": "signed", "topic": "orders"}, {"source": "hooks", "topic": "orders"}]}},
+    "sources": {
+        "signed": {
+            "type": "webhook",
+            "verify": {"bearer": ["first-token", "second-token"]},
+            "topic": "orders",
+        }
+    },
+    "channels": {
+        "orders": {"from": [{"source": "signed", "topic": "orders"}, {"source": "hooks", "topic": "orders"}]}
+    },
 }
 
 

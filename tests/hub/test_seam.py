@@ -16,7 +16,8 @@ from gateway.broker.memory import MemoryBroker, unix_ms
 from gateway.config.catalog import Catalog
 from gateway.config.model import Channel, Timeouts
 from gateway.event import Draft, EventId, Retention
-from gateway.hub import audience, hub as hub_module
+from gateway.hub import audience
+from gateway.hub import hub as hub_module
 from gateway.hub.hub import Hub
 from gateway.hub.replay import Replay, Start
 from gateway.hub.subscription import Subscription
@@ -83,12 +84,16 @@ class World:
 
     def __init__(self) -> None:
         spec = Channel.model_validate(
-            {"from": [{"source": "s", "topic": "t"}], "access": "public", "history": {"events": 10_000, "age": None}}
+            {
+                "from": [{"source": "s", "topic": "t"}],
+                "access": "public",
+                "history": {"events": 10_000, "age": None},
+            }
         )
         self.catalog = Catalog(dict.fromkeys(CHANNELS, spec))
         self.broker = MemoryBroker(history_bytes=10**8)
         metrics = Metrics()
-        self.hub = Hub(self.broker, self.catalog, metrics, history_bytes=10**8, clock=unix_ms)
+        self.hub = Hub(self.broker, self.catalog, metrics, ring_seconds=20, ring_bytes=10**8, clock=unix_ms)
         self.broker.follow(self.hub.receive)
         self.replay = Replay(self.hub, self.broker, metrics)
         self.streams = Streams(self.hub, self.replay, metrics, Timeouts(), limit=1000)

@@ -119,7 +119,10 @@ async def test_redis_to_browser_through_the_shipped_command(tmp_path: Path, redi
                 await asyncio.sleep(0.02)
         assert (await stream.until("message")).json["payload"] == {"a": 1}
         stream.close()
-        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{gateway.admin}/status") as answer:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{gateway.admin}/status") as answer,
+        ):
             assert (await answer.json())["sources"][1]["status"] == "up"
         text = json.dumps(gateway.lines())
         assert "stream_opened" in text
@@ -195,7 +198,9 @@ def test_an_unreachable_tls_file_is_one_clear_line(tmp_path: Path, content: str 
     )
     done = command("run", "--config", str(tmp_path / "g.yaml"))
     assert done.returncode == 1
-    assert re.fullmatch(r"(cannot read .*tls.crt \(server.tls.certificate\): no such file|server.tls: .*)\n", done.stderr)
+    assert re.fullmatch(
+        r"(cannot read .*tls.crt \(server.tls.certificate\): no such file|server.tls: .*)\n", done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 

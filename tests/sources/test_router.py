@@ -1,5 +1,7 @@
 """Records to drafts."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +14,7 @@ from gateway.sources.router import Router
 
 
 def router(channels: dict[str, dict[str, object]]) -> Router:
-    specs = {
-        name: Channel.model_validate({"access": "public", **spec})
-        for name, spec in channels.items()
-    }
+    specs = {name: Channel.model_validate({"access": "public", **spec}) for name, spec in channels.items()}
     return Router(Catalog(specs), event_bytes=1000)
 
 
@@ -120,7 +119,5 @@ def test_keys_belong_to_their_source() -> None:
 @given(st.binary(max_size=60), st.sampled_from(["t", "txt", "env"]))
 def test_no_bytes_escape_as_another_error(payload: bytes, topic: str) -> None:
     """Whatever an upstream sends is a draft or a Rejected."""
-    try:
+    with contextlib.suppress(Rejected):
         assert len(drafts(topic, payload)) == 1
-    except Rejected:
-        pass

@@ -64,7 +64,9 @@ async def test_an_old_stream_is_ended_with_a_reason() -> None:
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_a_full_node_answers_200_and_says_come_back(version: str) -> None:
     """A browser gives up for good on a 503; so overload is a stream that ends at once."""
-    async with gateway_running({"limits": {"connections": 2}, "cors": {"origins": ["https://a.example"]}}) as gateway:
+    async with gateway_running(
+        {"limits": {"connections": 2}, "cors": {"origins": ["https://a.example"]}}
+    ) as gateway:
         held = [await gateway.subscribe("/events/orders") for _ in range(2)]
         refused = await gateway.open("/events/orders", {"Origin": "https://a.example"}, version=version)
         assert refused.status == 200
@@ -117,7 +119,15 @@ async def test_stopping_twice_is_harmless() -> None:
 async def test_nothing_is_kept_of_channels_that_nobody_watches_any_more() -> None:
     """A node must not remember every template instance that anybody ever watched."""
     async with gateway_running(
-        {"channels": {"u.{id}": {"from": [{"source": "hooks", "topic": "u:{id}"}], "access": "public", "history": "none"}}}
+        {
+            "channels": {
+                "u.{id}": {
+                    "from": [{"source": "hooks", "topic": "u:{id}"}],
+                    "access": "public",
+                    "history": "none",
+                }
+            }
+        }
     ) as other:
         for first in range(0, 1000, 50):
             names = ",".join(f"u.{number}" for number in range(first, first + 50))

@@ -96,7 +96,10 @@ async def test_a_client_that_pauses_and_reads_on_gets_every_event_once() -> None
 @pytest.mark.parametrize("policy", ["disconnect", "skip"])
 async def test_falling_off_the_history_follows_the_channels_policy(policy: str) -> None:
     """disconnect ends the stream with a reason; skip tells the gap and goes on with the oldest held."""
-    over = {"channels": {"orders": {"history": {"events": 3}, "slow_client": policy}}}
+    over = {
+        "channels": {"orders": {"history": {"events": 3}, "slow_client": policy}},
+        "limits": {"history_bytes": "500KB"},
+    }
     async with gateway_running(over) as gateway:
         client = await never_reading(gateway, "/events/orders")
         ids = []
@@ -171,12 +174,14 @@ async def test_a_client_that_vanishes_without_a_fin_is_noticed_in_time() -> None
     over = {"server": {"listen": "0.0.0.0:0"}, "timeouts": {"heartbeat": "500ms", "write": "1s"}}
     with another_host() as (name, address, cut):
         async with gateway_running(over) as gateway:
-            request = f"GET /events/orders HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"
+            request = "GET /events/orders HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"
             script = (
                 f"import socket; s = socket.create_connection(('{address}', {gateway.port}));"
                 f"s.sendall(b'{request}');\nwhile True: s.recv(4096)"
             )
-            client = subprocess.Popen([need("ip", "iproute2"), "netns", "exec", name, sys.executable, "-c", script])
+            client = subprocess.Popen(
+                [need("ip", "iproute2"), "netns", "exec", name, sys.executable, "-c", script]
+            )
             try:
                 await eventually(lambda: gateway.daemon.streams.open)
                 cut()

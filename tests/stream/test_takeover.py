@@ -58,7 +58,9 @@ class Server:
         await self.runner.cleanup()
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
-        response, protocol = await take_over(request, {"Content-Type": "text/event-stream"}, b"first\n\n", Echo)
+        response, protocol = await take_over(
+            request, {"Content-Type": "text/event-stream"}, b"first\n\n", Echo
+        )
         assert protocol is not None
         self.taken.append(protocol)
         return response

@@ -92,7 +92,13 @@ class Stream:
 
     @classmethod
     async def open(
-        cls, port: int, path: str, headers: dict[str, str] | None = None, *, version: str = "1.1", ssl: Any = None
+        cls,
+        port: int,
+        path: str,
+        headers: dict[str, str] | None = None,
+        *,
+        version: str = "1.1",
+        ssl: Any = None,
     ) -> "Stream":
         """Ask for a path and read the answer's head."""
         stream = cls(*await asyncio.open_connection("127.0.0.1", port, ssl=ssl))

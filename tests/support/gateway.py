@@ -8,7 +8,6 @@ from typing import Any
 
 import aiohttp
 
-
 from gateway.config.load import loads
 from gateway.daemon import Daemon
 from tests.support.eventsource import Stream
@@ -65,7 +64,9 @@ class Gateway:
 
     async def post(self, topic: str, body: bytes | str, **headers: str) -> list[str]:
         """Post to the open webhook and return the ids."""
-        async with self.session.post(f"{self.url}/hooks/hooks?topic={topic}", data=body, headers=headers) as answer:
+        async with self.session.post(
+            f"{self.url}/hooks/hooks?topic={topic}", data=body, headers=headers
+        ) as answer:
             assert answer.status == 200, await answer.text()
             return list((await answer.json())["ids"])
 
