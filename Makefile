@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= config/gateway.yaml
 
-.PHONY: run install test check format schema bench image test-floors debian clean
+.PHONY: run install test check format docs bench image test-floors debian clean
 
 run: $(VENV)/.installed
 	$(BIN)/sse-gateway run --config $(CONFIG) --hints
@@ -25,8 +25,10 @@ format: $(VENV)/.developed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-schema: $(VENV)/.installed
+# What is generated from the model: the schema and the reference tables.
+docs: $(VENV)/.installed
 	$(BIN)/sse-gateway schema > config/schema.json
+	$(BIN)/python docs/reference.py
 
 bench: $(VENV)/.developed
 	$(BIN)/python -m bench

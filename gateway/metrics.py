@@ -22,16 +22,16 @@ class _Gauges(Collector):
     """Gauges whose values are asked for at the scrape."""
 
     def __init__(self) -> None:
-        self._gauges: list[tuple[str, str, tuple[str, ...], Samples]] = []
+        self.gauges: list[tuple[str, str, tuple[str, ...], Samples]] = []
 
     def add(self, name: str, text: str, labels: tuple[str, ...], samples: Samples) -> None:
-        self._gauges.append((PREFIX + name, text, labels, samples))
+        self.gauges.append((PREFIX + name, text, labels, samples))
 
     def describe(self) -> Iterable[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        for name, text, labels, samples in self._gauges:
+        for name, text, labels, samples in self.gauges:
             family = GaugeMetricFamily(name, text, labels=labels)
             for values, value in samples().items():
                 family.add_metric(values, value)
@@ -45,6 +45,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._gauges = _Gauges()
         self.registry.register(self._gauges)
+        self._described: list[tuple[str, str, tuple[str, ...], str]] = []
         self.connections = self._counter("connections_total", "Streams opened")
         self.disconnects = self._counter("disconnects_total", "Streams ended, by reason", "reason")
         self.refused = self._counter("refused_total", "Subscriptions refused, by reason", "reason")
@@ -93,12 +94,20 @@ class Metrics:
         """Add a gauge without labels."""
         self.gauge(name, text, lambda: {(): read()})
 
+    def describe(self) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
+        """Yield each metric's name, type, labels and help text, for the docs."""
+        yield from self._described
+        for name, text, labels, _ in self._gauges.gauges:
+            yield name, "gauge", labels, text
+
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        self._described.append((PREFIX + name, "counter", labels, text))
         return Counter(PREFIX + name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        self._described.append((PREFIX + name, "histogram", (), text))
         return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)

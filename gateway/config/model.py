@@ -28,9 +28,9 @@ def preset(text: str, description: str) -> Any:
     return Field(text, description=description)
 
 
-def section(model: type[BaseModel]) -> Any:
+def section(model: type[BaseModel], description: str | None = None) -> Any:
     """Return the default of a section that may be left out: all of its own defaults."""
-    return Field(default_factory=model)
+    return Field(default_factory=model, description=description)
 
 
 class Section(BaseModel):
@@ -42,7 +42,7 @@ class Tls(Section):
 
     certificate: str = Field(description="PEM file with the certificate and its chain")
     key: str = Field(description="PEM file with the private key")
-    minimum_version: Literal["1.2", "1.3"] = "1.2"
+    minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS that is spoken")
 
 
 class Server(Section):
@@ -54,8 +54,10 @@ class Server(Section):
 
 
 class Log(Section):
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lines below it are not written"
+    )
+    format: Literal["json", "console"] = Field("json", description="console is for people")
 
 
 def _broker_url(value: Any) -> str:
@@ -80,13 +82,10 @@ class Cors(Section):
     )
     credentials: Switch = Field(False, description="allow cookies (EventSource's withCredentials)")
     max_age: Duration = preset("12h", "how long browsers may keep a preflight's answer")
-    allow_headers: list[str] = [
-        "Authorization",
-        "Last-Event-ID",
-        "Cache-Control",
-        "Content-Type",
-        "X-Requested-With",
-    ]
+    allow_headers: list[str] = Field(
+        ["Authorization", "Last-Event-ID", "Cache-Control", "Content-Type", "X-Requested-With"],
+        description="request headers that fetch-based clients may send",
+    )
 
 
 class Timeouts(Section):
@@ -100,10 +99,13 @@ class Timeouts(Section):
 
 class Limits(Section):
     connections: Count = Field(15000, ge=1, description="streams per node")
-    channels_per_stream: Count = Field(50, ge=1)
+    channels_per_stream: Count = Field(50, ge=1, description="channels in one request")
     event_bytes: Size = preset("256KiB", "largest payload of one event")
     webhook_body: Size = preset("16MiB", "largest webhook body, after decompression")
-    history_bytes: Size = preset("256MiB", "history in memory, all channels together")
+    history_bytes: Size = preset(
+        "256MiB",
+        "history in memory, all channels together; the rings of live channels may take as much again",
+    )
 
 
 HMAC_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -113,11 +115,11 @@ Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256
 class Jwt(Section):
     """How tokens are checked. ``exp`` is always required."""
 
-    algorithms: list[Algorithm] = Field(min_length=1)
+    algorithms: list[Algorithm] = Field(min_length=1, description="those that tokens may be signed with")
     secret: Secret | None = Field(None, description="for HS algorithms, at least as long as the hash")
     public_key_file: str | None = Field(None, description="PEM file, for RS, ES and EdDSA")
-    audience: str | None = None
-    issuer: str | None = None
+    audience: str | None = Field(None, description="what aud must be; without it any is taken")
+    issuer: str | None = Field(None, description="what iss must be; without it any is taken")
 
     @model_validator(mode="after")
     def _one_key(self) -> "Jwt":
@@ -157,7 +159,7 @@ class SourceBase(Section):
 class RedisPubSub(SourceBase):
     """Redis PUBLISH. The topic of a record is the Redis channel."""
 
-    type: Literal["redis-pubsub"]
+    type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
     url: Annotated[Secret, BeforeValidator(_redis_url)] = Field(
         description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
     )
@@ -184,7 +186,7 @@ class Verify(Section):
 class Webhook(SourceBase):
     """``POST /hooks/{name}``. The topic comes from ``?topic=``, else from here."""
 
-    type: Literal["webhook"]
+    type: Literal["webhook"] = Field(description="posts to /hooks/<name>")
     verify: Verify
     topic: str | None = Field(None, min_length=1, description="topic of a post without ?topic=")
 
@@ -195,12 +197,12 @@ Source = Annotated[RedisPubSub | Webhook, Field(discriminator="type")]
 class Route(Section):
     """Which topics of which source feed a channel."""
 
-    source: str
+    source: str = Field(description="a name under sources")
     topic: Topic = Field(description="exact, glob (orders.*), or template (user:{id})")
 
 
 class History(Section):
-    events: Count = Field(1000, ge=1, le=1_000_000)
+    events: Count = Field(1000, ge=1, le=1_000_000, description="kept at the most, per channel")
     age: DurationOrNull = preset("5m", "null: kept until the count pushes it out")
 
 
@@ -234,14 +236,18 @@ class ChannelCors(Section):
 class Channel(Section):
     """A name that clients subscribe to."""
 
-    from_: list[Route] = Field(alias="from", min_length=1)
+    from_: list[Route] = Field(alias="from", min_length=1, description="what feeds the channel")
     payload: Literal["json", "text", "envelope"] = Field(
         "json", description="envelope: the record is {type, payload, timestamp}"
     )
     format: Literal["envelope", "data"] = Field("envelope", description="what clients get")
-    history: Annotated[Literal["none"] | History, BeforeValidator(_history)] = section(History)
-    slow_client: Literal["disconnect", "skip"] = "disconnect"
-    access: Access
+    history: Annotated[Literal["none"] | History, BeforeValidator(_history)] = section(
+        History, "none: fan-out only; events carry no id"
+    )
+    slow_client: Literal["disconnect", "skip"] = Field(
+        "disconnect", description="when what a client misses is gone; skip: a gap, then the oldest still held"
+    )
+    access: Access = Field(description="who may read; a mapping names claims that a token must have")
     cors: ChannelCors | None = None
 
 

@@ -111,14 +111,14 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-def _string(pattern: str | None, example: str) -> WithJsonSchema:
-    schema: dict[str, Any] = {"type": "string", "examples": [example]}
+def _string(title: str, pattern: str | None, example: str) -> WithJsonSchema:
+    schema: dict[str, Any] = {"title": title, "type": "string", "examples": [example]}
     if pattern is not None:
         schema["pattern"] = f"^({pattern}|.*{ENV_PATTERN}.*|file:.+)$"
     return WithJsonSchema(schema)
 
 
-_DURATION = _string(r"[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)", "15s")
+_DURATION = _string("duration", r"[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)", "15s")
 Duration = Annotated[float, PlainValidator(_duration), _DURATION]
 """Seconds, from text with a unit."""
 
@@ -129,14 +129,14 @@ DurationOrNull = Annotated[
 ]
 
 Size = Annotated[
-    int, PlainValidator(_size), _string(r"[0-9]+(\.[0-9]+)?\s*(B|KB|MB|GB|KiB|MiB|GiB)", "16MiB")
+    int, PlainValidator(_size), _string("size", r"[0-9]+(\.[0-9]+)?\s*(B|KB|MB|GB|KiB|MiB|GiB)", "16MiB")
 ]
 """Bytes, from text with a unit."""
 
-Listen = Annotated[Address, PlainValidator(_address), _string(r".+:[0-9]{1,5}", "0.0.0.0:8080")]
-Origin = Annotated[str, PlainValidator(_origin), _string(None, "https://app.example.com")]
-Topic = Annotated[str, PlainValidator(_topic), _string(None, "orders.*")]
-ChannelName = Annotated[str, PlainValidator(_channel_name), _string(None, "user.{id}")]
+Listen = Annotated[Address, PlainValidator(_address), _string("address", r".+:[0-9]{1,5}", "0.0.0.0:8080")]
+Origin = Annotated[str, PlainValidator(_origin), _string("origin", None, "https://app.example.com")]
+Topic = Annotated[str, PlainValidator(_topic), _string("topic", None, "orders.*")]
+ChannelName = Annotated[str, PlainValidator(_channel_name), _string("channel name", None, "user.{id}")]
 Count = Annotated[
     int,
     BeforeValidator(_not_bool),
@@ -148,6 +148,7 @@ Switch = Annotated[
     bool, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": ENV_PATTERN}]})
 ]
 Secret = Annotated[
-    SecretStr, WithJsonSchema({"type": "string", "examples": ["${NAME}", "file:/run/secrets/name"]})
+    SecretStr,
+    WithJsonSchema({"title": "secret", "type": "string", "examples": ["${NAME}", "file:/run/secrets/name"]}),
 ]
 """Text that prints as stars; ``get_secret_value()`` where it is used and nowhere else."""

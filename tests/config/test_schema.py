@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_file_is_current() -> None:
-    """config/schema.json is what `sse-gateway schema` prints; `make schema` writes it."""
+    """config/schema.json is what `sse-gateway schema` prints; `make docs` writes it."""
     assert json.loads((ROOT / "config/schema.json").read_text()) == json_schema()
 
 

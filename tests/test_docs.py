@@ -1,0 +1,90 @@
+"""The docs say what the code does: generated tables are current, reasons and codes are all there, examples run."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gateway.config.load import loads
+
+ROOT = Path(__file__).parents[1]
+DOCS = {path.name: path.read_text() for path in [*ROOT.glob("docs/*.md"), ROOT / "README.md"]}
+CODE = {path: path.read_text() for path in (ROOT / "gateway").rglob("*.py")}
+
+
+def test_the_generated_tables_are_current() -> None:
+    """A key or metric that is not documented; `make docs` writes them."""
+    reference = runpy.run_path(str(ROOT / "docs/reference.py"))
+    assert DOCS["configuration.md"] == reference["configuration"]()
+    assert DOCS["metrics.md"] == reference["metrics"]()
+
+
+def literals(pattern: str) -> set[str]:
+    return {found for text in CODE.values() for found in re.findall(pattern, text)}
+
+
+def test_every_code_and_reason_is_documented() -> None:
+    """Clients and dashboards match on them."""
+    codes = literals(r'code="(\w+)"') | literals(r'^    code = "(\w+)"'.replace("^", r"(?m:^)"))
+    internal = {
+        "internal",
+        "bad_request",
+        "unauthorized",
+        "forbidden",
+        "rejected",
+        "source",
+        "startup",
+        "config",
+        "http_error",
+        "expectation_failed",
+    }
+    text = DOCS["http.md"] + DOCS["operations.md"]
+    missing = {code for code in codes - internal if f"`{code}`" not in text}
+    assert not missing
+    ends = literals(r'\.(?:end|abort)\("(\w+)"\)') | literals(r'closing = "(\w+)"') | {"drain_timeout"}
+    assert len(ends) > 5
+    assert not {reason for reason in ends if f"`{reason}`" not in DOCS["operations.md"]}
+
+
+def test_every_route_is_documented() -> None:
+    """A path without a line in the docs does not exist for users."""
+    paths = (
+        literals(r'add_get\("(/\w+)"')
+        | literals(r'add_resource\("([^"]+)"\)')
+        | set(literals(r'"(/events[^"]*)"'))
+    )
+    assert {"/metrics", "/hooks/{source}", "/events/{channel}"} <= paths
+    for path in paths:
+        assert path in DOCS["http.md"], path
+
+
+def test_the_yaml_of_the_readme_is_good() -> None:
+    """Ops paste it."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCS["README.md"], re.DOTALL)
+    loads(text, environ={"REDIS_URL": "redis://127.0.0.1", "WEBHOOK_TOKEN": "t"})
+
+
+def test_links_lead_somewhere() -> None:
+    """Relative links of all pages."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("target", ["run", "test", "check", "install", "image", "bench", "format", "docs"])
+def test_make_targets_exist(target: str) -> None:
+    """README and CONTRIBUTING name them."""
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_default_file_shows_every_section() -> None:
+    """config/gateway.yaml is the annotated example of all there is."""
+    text = (ROOT / "config/gateway.yaml").read_text()
+    data = yaml.safe_load(text)
+    for section in ("server", "log", "broker", "cors", "timeouts", "limits", "sources", "channels"):
+        assert section in data
+    for word in ("tls:", "auth:", "slow_client:", "history:", "payload:", "format:", "verify:"):
+        assert word in text
