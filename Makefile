@@ -40,7 +40,7 @@ image:
 test-floors: debian
 	$(PYTHON) -m venv build/floors
 	build/floors/bin/python -m pip install --quiet uv
-	build/floors/bin/uv pip install --quiet --python build/floors/bin/python --resolution lowest-direct -e '.[test]'
+	build/floors/bin/uv pip install --quiet --python build/floors/bin/python --resolution lowest-direct -e '.[test,dev]'
 	build/floors/bin/python -m pytest
 
 debian:

@@ -231,11 +231,12 @@ class Daemon:
         }
 
     async def _append(self, drafts: Sequence[Draft], cursor: Cursor | None) -> list[EventId]:
+        before = self.broker.head
         with self.metrics.broker_append.time():
             ids = await self.broker.append(drafts, cursor)
-        for draft in drafts:
+        for draft, id in zip(drafts, ids, strict=True):
             match = self.catalog.resolve(draft.channel)
-            if match is not None:
+            if match is not None and id > before:  # an older id is that of a deduplicated draft's first one
                 self._published[match.declared.name].inc()
         return ids
 

@@ -37,6 +37,9 @@ RESUME_NAMES = ("lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event
 MAX_LAST = 100_000
 """Most events that ``last=N`` may ask for."""
 
+MAX_LOGGED = 200
+"""Characters of a client's own words that a log line holds."""
+
 MAX_TYPES = 100
 """Most names in ``types=``."""
 
@@ -66,8 +69,8 @@ class Subscribe:
                 status=error.status,
                 code=error.code,
                 reason=error.message,
-                path=request.path,
-                origin=request.headers.get(hdrs.ORIGIN),
+                path=request.path[:MAX_LOGGED],
+                origin=request.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None,
             )
             raise
 

@@ -112,7 +112,9 @@ class Replay:
         head = self._hub.head
         if start.last is not None:
             cursor = min(await _bounded(self._broker.newest(subscription.channels, start.last)), head)
-            return Opening(head, cursor, "none", cursor)
+            # Nothing was promised about what lies further back, so what is gone there is not told.
+            found = await _bounded(self._broker.read(subscription.topics, cursor, head, 1))
+            return Opening(head, cursor, "none", cursor, told=_of_channels(subscription, found.gaps))
         after = start.after
         if after is None or (after > head and after > await _bounded(self._broker.latest())):
             if not start.resumes:

@@ -97,6 +97,8 @@ class Streams:
         if self.is_draining:  # began while the request was under way
             stream.end("draining")
             return
+        if stream.paused:  # by its first bytes, before anybody looked after it
+            self._watch(stream)
         self._replay.catch_up(stream)
 
     def closes(self, stream: Connection) -> None:

@@ -178,3 +178,13 @@ async def test_a_disconnect_in_mid_body_loses_nothing_else(gateway: Gateway) -> 
     assert (await stream.next()).json["payload"] == "whole"
     server = gateway.daemon.public._runner.server
     await eventually(lambda: len(server.connections) <= 2)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["topic=%ff%fe", "topic=%00", "topic=a%0d%0ab", "topic=%ED%A0%80", "topic=" + "%F0%9F%92%A9" * 40],
+)
+async def test_strange_topics_are_a_404(gateway: Gateway, query: str) -> None:
+    """Whatever the topic is, it is no route, in JSON."""
+    answer = await raw(gateway, f"POST /hooks/hooks?{query} HTTP/1.1\nHost: x\nContent-Length: 1\n\n", b"1")
+    assert b" 404 " in answer

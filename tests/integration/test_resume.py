@@ -244,6 +244,19 @@ async def test_last_and_since_choose_where_a_stream_begins(gateway: Gateway) -> 
     assert (await stream.next()).id == ids[-1]
 
 
+async def test_last_tells_no_gap_for_what_nobody_promised() -> None:
+    """last=N beside a channel with no or short history begins quietly: nothing was claimed about the past."""
+    over = {"channels": {"orders": {"history": "none"}, "stock": {"history": {"events": 1}}}}
+    async with gateway_running(over) as gateway:
+        ids = await gateway.post("news", "0")
+        for _ in range(3):
+            await gateway.post("orders", "1")
+            ids += await gateway.post("stock", "2")
+        stream = await gateway.subscribe("/events?channel=orders,stock,news&last=2")
+        assert [(await stream.next()).id for _ in range(2)] == [ids[0], ids[-1]]
+        assert await gateway.metric('gaps_total{reason="expired"}') == 0
+
+
 async def test_since_before_the_log_is_told_and_a_reconnect_ignores_last(gateway: Gateway) -> None:
     """A start that history cannot give is a gap; a browser's reconnect to the same URL repeats nothing."""
     ids = await gateway.post("orders", "1")

@@ -153,6 +153,9 @@ def another_host() -> Iterator[tuple[str, str, Callable[[], None]]]:
     """A network namespace as a second host: its name, our address as it sees it, and a way to cut the cable."""
     need_root()
     ip, name = need("ip", "iproute2"), f"gw{os.getpid()}"
+    block = os.getpid() % 2**14 * 4  # a network of its own, so that two runs do not meet
+    network = f"10.213.{block >> 8}"
+    ours, theirs = f"{network}.{(block & 255) + 1}", f"{network}.{(block & 255) + 2}"
 
     def run(*arguments: str) -> None:
         subprocess.run([ip, *arguments], check=True, capture_output=True)
@@ -160,11 +163,11 @@ def another_host() -> Iterator[tuple[str, str, Callable[[], None]]]:
     run("netns", "add", name)
     try:
         run("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
-        run("addr", "add", "10.213.7.1/30", "dev", f"{name}a")
+        run("addr", "add", f"{ours}/30", "dev", f"{name}a")
         run("link", "set", f"{name}a", "up")
-        run("-n", name, "addr", "add", "10.213.7.2/30", "dev", f"{name}b")
+        run("-n", name, "addr", "add", f"{theirs}/30", "dev", f"{name}b")
         run("-n", name, "link", "set", f"{name}b", "up")
-        yield name, "10.213.7.1", lambda: run("-n", name, "link", "set", f"{name}b", "down")
+        yield name, ours, lambda: run("-n", name, "link", "set", f"{name}b", "down")
     finally:
         run("netns", "del", name)
 
