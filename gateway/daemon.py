@@ -1,10 +1,12 @@
 """The composition root: builds the parts, starts them, drains and stops them. Only this file knows all."""
 
 import asyncio
+import re
 import resource
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -12,8 +14,9 @@ import structlog
 from gateway import __version__
 from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
-from gateway.config.model import Config, RedisPubSub, Webhook
+from gateway.config.model import SQLITE_URL, Config, RedisPubSub, Webhook
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId
 from gateway.http.admin import Admin
@@ -55,7 +58,7 @@ class Daemon:
 
         # The log and what hangs on it.
         self.catalog = Catalog(config.channels)
-        self.broker: Broker = MemoryBroker(history_bytes=limits.history_bytes)
+        self.broker = _broker(config)
         self.hub = Hub(
             self.broker,
             self.catalog,
@@ -127,7 +130,7 @@ class Daemon:
         _raise_descriptor_limit(self.config.limits.connections)
         # 1. The log, and this node behind it.
         await self.broker.start()
-        self.broker.follow(self.hub.receive)
+        self.hub.start()
         self.sweep.start()
         # 2. The admin port, so that a start that hangs can be looked at.
         await self.admin.start()
@@ -294,6 +297,13 @@ class Daemon:
     def _reachable(self, listener: Listener) -> str:
         host = self.config.server.listen.host if listener is self.public else self.config.server.admin.host
         return f"{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{listener.port}"  # noqa: S104 -- compared, not bound
+
+
+def _broker(config: Config) -> Broker:
+    sqlite = re.fullmatch(SQLITE_URL, config.broker.url)
+    if sqlite is not None:
+        return SqliteBroker(Path(sqlite[1]), clock=unix_ms)
+    return MemoryBroker(history_bytes=config.limits.history_bytes)
 
 
 def _source_status(state: SourceState) -> dict[str, Any]:

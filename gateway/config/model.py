@@ -3,6 +3,7 @@
 Every key here does something; a key for a later feature is an unknown key until then.
 """
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -61,16 +62,31 @@ class Log(Section):
 
 
 def _broker_url(value: Any) -> str:
-    if value != "memory://":
-        raise fault("the broker of this version is memory://")
-    return str(value)
+    text = str(value)
+    if text != "memory://" and not re.fullmatch(SQLITE_URL, text):
+        raise fault(
+            "must be memory:// or sqlite:///file (relative to the working folder; sqlite:////file is absolute)"
+        )
+    return text
+
+
+SQLITE_URL = r"sqlite:///(.+)"
+_BROKER_SCHEMA = WithJsonSchema(
+    {
+        "title": "URL",
+        "type": "string",
+        "pattern": f"^(memory://|{SQLITE_URL}|.*\\$\\{{.*|file:.+)$",
+        "examples": ["memory://"],
+    }
+)
 
 
 class Broker(Section):
     """The ordered event log."""
 
-    url: Annotated[str, BeforeValidator(_broker_url), WithJsonSchema({"enum": ["memory://"]})] = Field(
-        "memory://", description="memory://: one process; history is gone after a restart"
+    url: Annotated[str, BeforeValidator(_broker_url), _BROKER_SCHEMA] = Field(
+        "memory://",
+        description="memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host",
     )
 
 

@@ -62,16 +62,17 @@ class Hub:
         ring_bytes: int,
         clock: Callable[[], int],
     ) -> None:
-        """Make an empty hub behind a broker that was started.
+        """Make an empty hub; `start` puts it behind its broker.
 
         ``ring_seconds`` is how far back a ring reaches: as long as a client may take nothing before it is
         cut, so that whoever is still connected can catch up from memory. All rings share ``ring_bytes``.
         """
-        self.head = broker.head
+        self.head = EventId(0, 0)
+        self._broker = broker
         self._catalog = catalog
         self._metrics = metrics
         self._clock = clock
-        self._ring: History[Entry] = History(max_bytes=ring_bytes, start=self.head, clock=clock)
+        self._ring: History[Entry] = History(max_bytes=ring_bytes, start=EventId(0, 0), clock=clock)
         self._kept = Retention(RING_EVENTS, round(ring_seconds * 1000))
         self._channels: dict[str, Channel] = {}
         self._audiences: dict[object, Audience] = {}
@@ -79,6 +80,11 @@ class Hub:
         self._pumping = False
         self._delivered = {name: metrics.events_delivered.labels(name) for name in catalog.declared}
         self.on_behind: Callable[[Any], None] = lambda member: None
+
+    def start(self) -> None:
+        """Follow the log from where it is. The broker must have been started."""
+        self.head = self._broker.head
+        self._broker.follow(self.receive)
 
     @property
     def channels(self) -> Mapping[str, Channel]:

@@ -101,7 +101,7 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
         ("log: &a {level: info}\nserver: *a", "aliases are not allowed"),
         ("log: {<<: {level: info}}", "merge keys are not allowed"),
         ("log: !!python/object:os.system {}", "is not allowed"),
-        ("broker: {url: redis://x}", "the broker of this version is memory://"),
+        ("broker: {url: redis://x}", "must be memory:// or sqlite:///file"),
         ("server: {workers: 2}", "unknown key"),
         ("cors: {origins: [example.com]}", "an origin needs a scheme"),
         ("auth: {jwt: {algorithms: [HS256], secret: short}}", "shorter than the 32 bytes"),

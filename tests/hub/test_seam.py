@@ -94,7 +94,7 @@ class World:
         self.broker = MemoryBroker(history_bytes=10**8)
         metrics = Metrics()
         self.hub = Hub(self.broker, self.catalog, metrics, ring_seconds=20, ring_bytes=10**8, clock=unix_ms)
-        self.broker.follow(self.hub.receive)
+        self.hub.start()
         self.replay = Replay(self.hub, self.broker, metrics)
         self.streams = Streams(self.hub, self.replay, metrics, Timeouts(), limit=1000)
         self.log: list[tuple[str, EventId]] = []

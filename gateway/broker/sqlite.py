@@ -1,0 +1,343 @@
+"""``sqlite:///path``: one file for all processes of a host; an append is on disk before it returns.
+
+How it works. Appends queue up for one writer thread, which takes whatever waits into one transaction:
+many appends share one fsync, and a busy node writes fewer, larger transactions by itself. Ids are given
+inside the transaction, under SQLite's write lock, so they are one order over all processes.
+
+After a commit the writer nudges the other processes with a datagram; what they deliver they read from the
+file. A lost nudge costs at most `POLL_SECONDS`, after which a follower looks by itself.
+This process delivers what it just wrote without reading it, if nobody else wrote in between.
+
+Trouble with the file (full, read-only, locked, broken) fails the appends of that moment with Unavailable.
+The connection is opened anew for the next ones, so the log is back as soon as the cause is gone.
+"""
+
+import asyncio
+import queue
+import secrets
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from gateway.broker.base import Broker, Deliver, Slice
+from gateway.broker.sqlite_store import ForeignFile, Store, pack, unpack
+from gateway.errors import StartupError, Unavailable
+from gateway.event import Cursor, Draft, Event, EventId
+
+log = structlog.get_logger("gateway.broker")
+
+WAITING = 10_000
+"""Appends that may wait for the writer before more are refused."""
+
+GROUP = 256
+"""Appends that share a transaction at the most."""
+
+POLL_SECONDS = 0.25
+"""How long a lost nudge can go unnoticed."""
+
+SWEEP_SECONDS = 1.0
+"""How often the writer deletes what grew too old."""
+
+LIVE_MS = 10_000
+"""How long (milliseconds) events of channels without history stay for other processes to see."""
+
+SWEEP_CHANNELS = 200
+"""Channels that one sweep looks at."""
+
+_PAGE = 1000
+_CLOSE_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Append:
+    drafts: Sequence[Draft]
+    cursor: Cursor | None
+    answer: asyncio.Future[list[EventId]]
+
+
+class SqliteBroker(Broker):
+    """See the module's docstring, and `gateway.broker.base` for the contract."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], int]) -> None:
+        self._path = path
+        self._clock = clock
+        self._head = EventId(0, 0)
+        self._is_up = False
+        self._deliver: Deliver | None = None
+        self._queue: queue.Queue[_Append | None] = queue.Queue(WAITING)
+        self._writer: threading.Thread | None = None
+        self._readers = ThreadPoolExecutor(2, "sqlite reader")
+        self._local = threading.local()
+        self._nudges: _Nudges | None = None
+        self._follower: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._is_reading = False
+        self._loop: asyncio.AbstractEventLoop
+
+    @property
+    def head(self) -> EventId:
+        return self._head
+
+    @property
+    def is_up(self) -> bool:
+        return self._is_up
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._head = unpack(await self._loop.run_in_executor(self._readers, lambda: self._store().head()))
+        except (sqlite3.Error, ForeignFile, OSError) as error:
+            raise StartupError(f"the log {self._path} (broker.url) cannot be used: {error}") from None
+        self._is_up = True
+        self._nudges = _Nudges(self._path, self._loop, self._news.set)
+        self._writer = threading.Thread(target=self._write, name="sqlite writer", daemon=True)
+        self._writer.start()
+        self._follower = asyncio.create_task(self._follow(), name="sqlite follower")
+
+    async def close(self) -> None:
+        if self._writer is not None and self._writer.is_alive():
+            await self._loop.run_in_executor(None, self._stop_writer)
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        if self._nudges is not None:
+            self._nudges.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._is_up = False
+
+    def follow(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    async def append(self, drafts: Sequence[Draft], cursor: Cursor | None = None) -> list[EventId]:
+        request = _Append(drafts, cursor, self._loop.create_future())
+        try:
+            self._queue.put_nowait(request)
+        except queue.Full:
+            raise Unavailable(f"{WAITING} appends wait for the log already", retry_after=2) from None
+        return await request.answer
+
+    async def read(self, channels: Sequence[str], after: EventId, until: EventId, limit: int) -> Slice:
+        first, last, now = pack(after), pack(until), self._clock()
+        return await self._ask(lambda store: store.read(channels, first, last, limit, now))
+
+    async def newest(self, channels: Sequence[str], count: int) -> EventId:
+        now = self._clock()
+        return await self._ask(lambda store: store.newest(channels, count, now))
+
+    async def latest(self) -> EventId:
+        return unpack(await self._ask(lambda store: store.head()))
+
+    async def cursor(self, source: str) -> str | None:
+        return await self._ask(lambda store: store.cursor(source))
+
+    # Reading: a small pool of threads, each with a connection of its own.
+
+    async def _ask(self, question: Callable[[Store], T]) -> T:
+        try:
+            return await self._loop.run_in_executor(self._readers, self._answer, question)
+        except (sqlite3.Error, ForeignFile, OSError) as error:
+            self._is_up = False
+            raise Unavailable(f"the log cannot be read: {error}") from None
+
+    def _answer(self, question: Callable[[Store], T]) -> T:
+        try:
+            return question(self._store())
+        except sqlite3.Error:
+            self._drop_store()
+            raise
+
+    def _store(self) -> Store:
+        store: Store | None = getattr(self._local, "store", None)
+        if store is None:
+            store = self._local.store = Store(self._path, self._clock)
+        return store
+
+    def _drop_store(self) -> None:
+        store: Store | None = getattr(self._local, "store", None)
+        if store is not None:
+            self._local.store = None
+            with suppress(sqlite3.Error):
+                store.close()
+
+    # Following.
+
+    async def _follow(self) -> None:
+        """Deliver what other processes wrote: woken by a nudge, else looking now and then."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._news.wait()
+            self._news.clear()
+            self._is_reading = True
+            try:
+                await self._read_on()
+                self._is_up = True
+            except Unavailable as error:
+                log.warning("log_unreadable", error=error.message)
+                await asyncio.sleep(POLL_SECONDS)
+            finally:
+                self._is_reading = False
+
+    async def _read_on(self) -> None:
+        while True:
+            after = pack(self._head)
+            events = await self._ask(lambda store, after=after: store.since(after, _PAGE))  # type: ignore[misc]
+            self._hand_on(events)
+            if len(events) < _PAGE:
+                return
+
+    def _hand_on(self, events: Sequence[Event]) -> None:
+        if not events:
+            return
+        self._head = events[-1].id
+        if self._deliver is not None:
+            self._deliver(events)
+
+    def _committed(self, done: list[tuple[_Append, list[EventId]]], events: list[Event], before: int) -> None:
+        """Runs on the loop after a commit: deliver, then answer."""
+        self._is_up = True
+        if events and before == pack(self._head) and not self._is_reading:
+            self._hand_on(events)
+        elif events:
+            self._news.set()  # others wrote in between, or are being read just now
+        for request, ids in done:
+            if not request.answer.done():
+                request.answer.set_result(ids)
+
+    def _failed(self, requests: Sequence[_Append], error: Exception) -> None:
+        if self._is_up:
+            log.error("log_unwritable", error=str(error))
+        self._is_up = False
+        for request in requests:
+            if not request.answer.done():
+                request.answer.set_exception(Unavailable(f"the log cannot be written: {error}"))
+
+    # Writing: everything below runs in the writer thread.
+
+    def _write(self) -> None:
+        swept, position = time.monotonic(), 0
+        while True:
+            requests = self._take()
+            if requests is None:
+                break
+            if requests:
+                self._commit(requests)
+            if time.monotonic() - swept >= SWEEP_SECONDS:
+                swept = time.monotonic()
+                position = self._sweep(position)
+        self._drop_store()
+
+    def _take(self) -> list[_Append] | None:
+        """Return what waits, at most `GROUP`; empty when it is time to sweep; None at the end."""
+        try:
+            first = self._queue.get(timeout=SWEEP_SECONDS)
+        except queue.Empty:
+            return []
+        requests = [first]
+        with suppress(queue.Empty):
+            while requests[-1] is not None and len(requests) < GROUP:
+                requests.append(self._queue.get_nowait())
+        taken = [request for request in requests if request is not None]
+        if len(taken) < len(requests):
+            if not taken:
+                return None
+            self._queue.put(None)  # the last group first
+        return taken
+
+    def _commit(self, requests: list[_Append]) -> None:
+        done: list[tuple[_Append, list[EventId]]] = []
+        events: list[Event] = []
+        try:
+            store = self._store()
+            with store.transaction():
+                before = store.head()
+                for request in requests:
+                    ids, new = store.append(request.drafts, request.cursor)
+                    done.append((request, ids))
+                    events += new
+        except Exception as error:
+            self._drop_store()
+            self._call(self._failed, requests, error)
+            return
+        self._call(self._committed, done, events, before)
+        if events and self._nudges is not None:
+            self._nudges.send()
+
+    def _sweep(self, position: int) -> int:
+        try:
+            store = self._store()
+            with store.transaction():
+                return store.sweep(self._clock(), LIVE_MS, position, SWEEP_CHANNELS)
+        except Exception:
+            self._drop_store()
+            return 0
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits for the answer
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _stop_writer(self) -> None:
+        assert self._writer is not None
+        self._queue.put(None)
+        self._writer.join(_CLOSE_SECONDS)
+
+
+class _Nudges:
+    """Datagrams between the processes on one file: names in a folder beside it, sockets without files.
+
+    The sockets are abstract (Linux), so a process that dies leaves none; its name is removed by the first
+    one that finds nobody behind it.
+    """
+
+    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop, on_nudge: Callable[[], None]) -> None:
+        self._folder = Path(f"{path}-nodes")
+        self._folder.mkdir(exist_ok=True)
+        self._name = secrets.token_hex(8)
+        self._loop = loop
+        self._on_nudge = on_nudge
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(self._address(self._name))
+        (self._folder / self._name).touch()
+        loop.add_reader(self._socket.fileno(), self._read)
+
+    def send(self) -> None:
+        """Wake the other processes; called from the writer thread."""
+        for entry in self._folder.iterdir():
+            if entry.name == self._name:
+                continue
+            try:
+                self._socket.sendto(b"\n", self._address(entry.name))
+            except ConnectionRefusedError:
+                entry.unlink(missing_ok=True)
+            except OSError:
+                pass  # its queue is full: it is awake
+
+    def close(self) -> None:
+        """Stop listening; harmless when repeated."""
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            (self._folder / self._name).unlink(missing_ok=True)
+
+    def _read(self) -> None:
+        with suppress(BlockingIOError):
+            while self._socket.recv(64):
+                pass
+        self._on_nudge()
+
+    @staticmethod
+    def _address(name: str) -> str:
+        return f"\0sse-gateway-{name}"

@@ -1,0 +1,178 @@
+"""sqlite:// under the contract, and what is its own: durability, several processes, trouble with the file."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.broker.memory import unix_ms
+from gateway.broker.sqlite import SqliteBroker
+from gateway.errors import StartupError, Unavailable
+from gateway.event import EventId, Retention
+from tests.broker.contract import FAR, ZERO, Clock, Contract, Follower, draft
+from tests.support.gateway import eventually
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def broker(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteBroker]:
+    broker = SqliteBroker(tmp_path / "log.db", clock=clock)
+    await broker.start()
+    yield broker
+    await broker.close()
+
+
+class TestSqliteBroker(Contract):
+    """Every sentence of the contract."""
+
+
+async def test_everything_is_there_after_a_restart(tmp_path: Path, clock: Clock) -> None:
+    """Events, ids, floors, keys and cursors survive; ids go on even if the clock was set back meanwhile."""
+    first = SqliteBroker(tmp_path / "log.db", clock=clock)
+    await first.start()
+    ids = await first.append([draft("c", retention=Retention(2), key=f"k{number}") for number in range(4)])
+    await first.close()
+    clock.now -= 10_000
+    second = SqliteBroker(tmp_path / "log.db", clock=clock)
+    await second.start()
+    assert second.head == ids[-1]
+    found = await second.read(["c"], ids[0], FAR, 10)
+    assert [event.id for event in found.events] == ids[2:]
+    assert dict(found.gaps) == {"c": ids[2]}
+    assert await second.append([draft("c", key="k1")]) == [ids[1]]
+    assert (await second.append([draft("c")]))[0] > ids[-1]
+    await second.close()
+
+
+async def test_two_processes_on_one_file_are_one_log(tmp_path: Path) -> None:
+    """Whoever appends, both followers see all events in the same order with the same ids."""
+    brokers = [SqliteBroker(tmp_path / "log.db", clock=unix_ms) for _ in range(2)]
+    for broker in brokers:
+        await broker.start()
+    followers = [Follower(broker) for broker in brokers]
+
+    async def write(broker: SqliteBroker) -> None:
+        for _ in range(100):
+            await broker.append([draft("c"), draft("d", retention=Retention(0))])
+
+    await asyncio.gather(*(write(broker) for broker in brokers))
+    for follower in followers:
+        await follower.until(400)
+    one, two = ([event.id for event in follower.events] for follower in followers)
+    assert one == two == sorted(set(one))
+    for broker in brokers:
+        await broker.close()
+
+
+async def test_a_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    """Guarantee 4: an append that returned is on disk."""
+    script = """
+import asyncio, sys
+from pathlib import Path
+from gateway.broker.memory import unix_ms
+from gateway.broker.sqlite import SqliteBroker
+from tests.broker.contract import draft
+
+async def main():
+    broker = SqliteBroker(Path(sys.argv[1]), clock=unix_ms)
+    await broker.start()
+    number = 0
+    while True:
+        ids = await asyncio.gather(*(broker.append([draft("c")]) for _ in range(20)))
+        print("\\n".join(str(id) for (id,) in ids), flush=True)
+
+asyncio.run(main())
+"""
+    path = tmp_path / "log.db"
+    child = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    answered = [child.stdout.readline().strip() for _ in range(500)]
+    child.kill()
+    answered += [line for line in child.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+    child.wait()
+    broker = SqliteBroker(path, clock=unix_ms)
+    await broker.start()
+    found: set[str] = set()
+    after, more = ZERO, True
+    while more:
+        page = await broker.read(["c"], after, FAR, 500)
+        found |= {str(event.id) for event in page.events}
+        more = page.more
+        after = page.events[-1].id if page.events else after
+    # The channel keeps 1,000; what was answered before those is allowed to be gone.
+    kept = [id.strip() for id in answered][-500:]
+    assert set(kept) <= found
+    await broker.close()
+
+
+@pytest.mark.parametrize("content", ["foreign", "garbage", "newer"])
+async def test_a_file_that_is_no_log_is_one_clear_line(tmp_path: Path, content: str) -> None:
+    """Never write into somebody else's database."""
+    path = tmp_path / "log.db"
+    if content == "garbage":
+        path.write_bytes(b"not a database, but long enough to have a header of one" * 10)
+    else:
+        broker = SqliteBroker(path, clock=unix_ms)
+        if content == "newer":
+            await broker.start()
+            await broker.close()
+        database = sqlite3.connect(path)
+        database.execute("PRAGMA user_version = 99" if content == "newer" else "CREATE TABLE theirs (x)")
+        database.commit()
+        database.close()
+    with pytest.raises(StartupError, match=r"log.db \(broker.url\) cannot be used: "):
+        await SqliteBroker(path, clock=unix_ms).start()
+
+
+async def test_trouble_with_the_file_is_unavailable_and_passes(tmp_path: Path) -> None:
+    """A full disk fails the appends of that moment; when there is room again the log goes on by itself."""
+    path = tmp_path / "log.db"
+    broker = SqliteBroker(path, clock=unix_ms)
+    await broker.start()
+    follower = Follower(broker)
+    await broker.append([draft("c")])
+    database = sqlite3.connect(path, timeout=30)
+    limit = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count = {limit}")
+    database.close()
+    # Another process holds the write lock for longer than an append waits.
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="cannot be written: database is locked"):
+        await broker.append([draft("c")])
+    assert not broker.is_up
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    (id,) = await broker.append([draft("c")])
+    assert broker.is_up
+    assert (await follower.until(2))[-1].id == id
+    await broker.close()
+
+
+async def test_old_events_are_deleted_without_an_append(tmp_path: Path, clock: Clock) -> None:
+    """A quiet log gives its space back."""
+    broker = SqliteBroker(tmp_path / "log.db", clock=clock)
+    await broker.start()
+    keep = Retention(1000, age_ms=1000)
+    await broker.append(
+        [draft("c", retention=keep) for _ in range(50)] + [draft("d", retention=Retention(0))]
+    )
+    clock.now += 60_000
+    database = sqlite3.connect(tmp_path / "log.db")
+
+    def is_empty() -> bool:
+        return bool(database.execute("SELECT count(*) FROM events").fetchone()[0] == 0)
+
+    await eventually(is_empty)
+    assert "c" in (await broker.read(["c"], EventId(1, 0), FAR, 10)).gaps
+    database.close()
+    await broker.close()
+    assert list(Path(f"{tmp_path}/log.db-nodes").iterdir()) == []
