@@ -44,6 +44,10 @@ DESCRIPTOR_RESERVE = 256
 """Descriptors that streams must leave for sources, webhooks and the admin port."""
 
 
+FIRST_TRY_SECONDS = 2.0
+"""How long a start waits for its sources before clients are let in; a slower one tells a gap."""
+
+
 class Daemon:
     """One node. `start` and `stop` are its whole life; `run` is both, with signals between."""
 
@@ -97,6 +101,7 @@ class Daemon:
             request_seconds=timeouts.request,
             write_seconds=timeouts.write,
             tls=tls_context(config.server.tls) if config.server.tls else None,
+            has_room=self._has_room,
         )
         self.admin = Listener(
             Admin(self.metrics, self.ready, self.status).app(),
@@ -127,7 +132,7 @@ class Daemon:
 
     async def start(self) -> None:
         """Start everything, the public port last. Raises StartupError; then call `stop` all the same."""
-        _raise_descriptor_limit(self.config.limits.connections)
+        self._descriptors = _raise_descriptor_limit(self.config.limits.connections)
         # 1. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()
@@ -135,11 +140,19 @@ class Daemon:
         # 2. The admin port, so that a start that hangs can be looked at.
         await self.admin.start()
         # 3. Upstreams.
-        for supervisor in self.supervisors.values():
-            supervisor.start()
+        for name, supervisor in self.supervisors.items():
+            # A webhook's sender keeps what was not accepted; other upstreams may have gone on without us.
+            supervisor.start(None if name in self.webhooks else self.broker.last_before_start)
         for state in self.off.values():
-            log.info("source_off", source=state.name, reason="its url is empty")
+            log.info("source_off", source=state.name, reason=state.last_error)
+        tries = [asyncio.ensure_future(supervisor.tried()) for supervisor in self.supervisors.values()]
+        if tries:
+            _, late = await asyncio.wait(tries, timeout=FIRST_TRY_SECONDS)
+            for task in late:
+                task.cancel()
         # 4. Clients.
+        for supervisor in self.supervisors.values():
+            supervisor.exposed()
         await self.public.start()
         log.info(
             "listening",
@@ -233,6 +246,10 @@ class Daemon:
             ],
         }
 
+    def _has_room(self) -> bool:
+        """Tell whether another connection leaves enough descriptors for all the rest."""
+        return len(self.streams.open) + self.public.requests + DESCRIPTOR_RESERVE // 2 < self._descriptors
+
     async def _append(self, drafts: Sequence[Draft], cursor: Cursor | None) -> list[EventId]:
         before = self.broker.head
         with self.metrics.broker_append.time():
@@ -250,8 +267,10 @@ class Daemon:
         if isinstance(config, Webhook):
             source = self.webhooks[name] = WebhookSource(config)
         elif isinstance(config, RedisPubSub) and not config.url.get_secret_value():
-            state.status = "off"
-            self.off[name] = state
+            self._turn_off(state, "its url is empty")
+            return
+        elif not self.router.topics(name):
+            self._turn_off(state, "no channel reads from it")
             return
         else:
             source = RedisPubSubSource(
@@ -259,6 +278,10 @@ class Daemon:
             )
         publisher = Publisher(state, self.router, self._append, self.metrics, unix_ms)
         self.supervisors[name] = Supervisor(source, publisher, unix_ms)
+
+    def _turn_off(self, state: SourceState, reason: str) -> None:
+        state.status, state.last_error = "off", reason
+        self.off[state.name] = state
 
     def _states(self) -> list[SourceState]:
         return [
@@ -324,12 +347,16 @@ def _from(routes: Sequence[Any]) -> list[str]:
     return [f"{route.source}: {route.topic}" for route in routes]
 
 
-def _raise_descriptor_limit(connections: int) -> None:
+def _raise_descriptor_limit(connections: int) -> int:
+    """Return how many files this process may open. Raises StartupError if streams alone could use them up."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and connections + DESCRIPTOR_RESERVE > hard:
+    if hard == resource.RLIM_INFINITY:
+        return 2**31
+    if connections + DESCRIPTOR_RESERVE > hard:
         raise StartupError(
             f"limits.connections is {connections}, and this process may open {hard} files;"
             f" raise the limit (ulimit -n) to {connections + DESCRIPTOR_RESERVE}, or lower limits.connections"
         )
+    return hard

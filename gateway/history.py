@@ -14,6 +14,7 @@ import heapq
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import count
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
@@ -45,7 +46,7 @@ class _Log(Generic[T]):
     __slots__ = ("age_ms", "floor", "items", "start", "timed")
 
     def __init__(self, floor: EventId) -> None:
-        self.items: list[T] = []
+        self.items: list[T] = []  # below start: None, so that nothing that was dropped stays referenced
         self.start = 0
         self.floor = floor
         self.age_ms: int | None = None
@@ -59,6 +60,7 @@ class _Log(Generic[T]):
 
     def pop(self) -> T:
         item = self.items[self.start]
+        self.items[self.start] = None  # type: ignore[call-overload]  # never looked at again
         self.start += 1
         self.floor = item.id
         if self.start >= _COMPACT and self.start * 2 >= len(self.items):
@@ -83,7 +85,8 @@ class History(Generic[T]):
         self._clock = clock
         self._logs: dict[str, _Log[T]] = {}
         self._order: OrderedDict[EventId, tuple[str, int]] = OrderedDict()
-        self._expiry: list[tuple[int, str]] = []
+        self._expiry: list[tuple[int, int, str, _Log[T]]] = []
+        self._pushes = count()
         self._floors: OrderedDict[str, EventId] = OrderedDict()
         self._forgotten = start
         self.bytes = 0
@@ -129,10 +132,9 @@ class History(Generic[T]):
             return
         now = self._clock()
         while self._expiry and self._expiry[0][0] <= now:
-            _, channel = heapq.heappop(self._expiry)
-            log = self._logs.get(channel)
-            if log is None:
-                continue  # the entry outlived its channel
+            _, _, channel, log = heapq.heappop(self._expiry)
+            if self._logs.get(channel) is not log:
+                continue  # the entry outlived its log
             log.timed = False
             while len(log) and log.age_ms is not None and log.oldest().id.ms + log.age_ms <= now:
                 self._drop_oldest(log)
@@ -181,7 +183,11 @@ class History(Generic[T]):
     def _time(self, channel: str, log: _Log[T]) -> None:
         assert log.age_ms is not None
         log.timed = True
-        heapq.heappush(self._expiry, (log.oldest().id.ms + log.age_ms, channel))
+        # The number keeps two entries from being compared by their logs.
+        heapq.heappush(self._expiry, (log.oldest().id.ms + log.age_ms, next(self._pushes), channel, log))
+        if len(self._expiry) > 2 * len(self._logs) + _COMPACT:
+            self._expiry = [entry for entry in self._expiry if self._logs.get(entry[2]) is entry[3]]
+            heapq.heapify(self._expiry)
 
     def _empty(self, channel: str, floor: EventId) -> None:
         """Keep only the floor of a channel that holds nothing."""

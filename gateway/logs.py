@@ -58,8 +58,11 @@ class Writer:
             try:
                 self._file.write("\n".join(lines) + "\n")
                 self._file.flush()
-            except (OSError, ValueError):
-                return  # nobody reads any more
+            except ValueError:
+                return  # closed: nobody reads any more
+            except OSError:
+                for _ in lines:  # a full disk, say; it may have room again later
+                    self._dropped()
             if last:
                 return
 
@@ -80,6 +83,8 @@ class _Handler(logging.Handler):
         self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and _is_bad_request(record.exc_info[1]):
+            return
         event: Any = {"event": record.getMessage(), "logger": record.name}
         if record.exc_info and record.exc_info[0] is not None:
             event["exc_info"] = record.exc_info
@@ -88,9 +93,22 @@ class _Handler(logging.Handler):
         self._write(event)
 
 
+def _printable(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Escape control characters: what a client sends must not move an operator's cursor."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode()
+    return event
+
+
 def _level(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     event["level"] = method
     return event
+
+
+def _is_bad_request(error: BaseException | None) -> bool:
+    """Tell whether aiohttp logs a request that is no HTTP: a scanner could fill the log with those."""
+    return any(kind.__name__ == "HttpProcessingError" for kind in type(error).__mro__)
 
 
 def configure(
@@ -101,10 +119,14 @@ def configure(
     renderer: Processor
     if format == "json":
         renderer = structlog.processors.JSONRenderer()
-        exceptions: list[Processor] = [structlog.processors.dict_tracebacks]
+        # Locals hold tokens and payloads; a traceback without them says enough.
+        transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        exceptions: list[Processor] = [structlog.processors.ExceptionRenderer(transformer)]
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=file.isatty())
-        exceptions = []
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=file.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+        exceptions = [_printable]
     processors: list[Processor] = [
         _level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -55,6 +55,11 @@ class Broker(ABC):
     def is_up(self) -> bool:
         """Whether the log can be reached just now."""
 
+    @property
+    @abstractmethod
+    def last_before_start(self) -> int | None:
+        """When (unix ms) the log's last event came that is older than this process; None if it has none."""
+
     @abstractmethod
     async def start(self) -> None:
         """Connect. Raises StartupError where the log can never be used as it is configured."""

@@ -44,6 +44,10 @@ class MemoryBroker(Broker):
     def is_up(self) -> bool:
         return True
 
+    @property
+    def last_before_start(self) -> int | None:
+        return None
+
     async def start(self) -> None:
         pass
 

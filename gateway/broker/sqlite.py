@@ -73,6 +73,7 @@ class SqliteBroker(Broker):
         self._path = path
         self._clock = clock
         self._head = EventId(0, 0)
+        self._last_before_start: int | None = None
         self._is_up = False
         self._deliver: Deliver | None = None
         self._queue: queue.Queue[_Append | None] = queue.Queue(WAITING)
@@ -93,13 +94,19 @@ class SqliteBroker(Broker):
     def is_up(self) -> bool:
         return self._is_up
 
+    @property
+    def last_before_start(self) -> int | None:
+        return self._last_before_start
+
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._head = unpack(await self._loop.run_in_executor(self._readers, lambda: self._store().head()))
+            start, head = await self._loop.run_in_executor(self._readers, lambda: self._store().bounds())
         except (sqlite3.Error, ForeignFile, OSError) as error:
             raise StartupError(f"the log {self._path} (broker.url) cannot be used: {error}") from None
+        self._head = unpack(head)
+        self._last_before_start = self._head.ms if head > start else None
         self._is_up = True
         self._nudges = _Nudges(self._path, self._loop, self._news.set)
         self._writer = threading.Thread(target=self._write, name="sqlite writer", daemon=True)

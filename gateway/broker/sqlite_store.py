@@ -101,6 +101,11 @@ class Store:
         """Return the id of the last event, packed."""
         return int(self._db.execute("SELECT head FROM log").fetchone()[0])
 
+    def bounds(self) -> tuple[int, int]:
+        """Return where the log began and the id of its last event, packed."""
+        start, head = self._db.execute("SELECT start, head FROM log").fetchone()
+        return int(start), int(head)
+
     def append(self, drafts: Sequence[Draft], cursor: Cursor | None) -> tuple[list[EventId], list[Event]]:
         """Insert a batch inside a transaction: returns the id of each draft, and the events that are new."""
         ids: list[EventId] = []

@@ -20,7 +20,7 @@ _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset({"map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value"})
 _REFERENCES = re.compile(r"(\$\{[^}]*\}|file:.*)*")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
-_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
+_FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
@@ -66,7 +66,8 @@ class Document:
             place = first.get(path) or second.get(path) or (None if path else (1, 1))
             path = path[:-1]
         line, column = place
-        is_shown = line <= len(self.lines) and line not in self.secret_lines
+        is_secret = line in self.secret_lines or any(part in SECRET_KEYS for part in fault.path)
+        is_shown = line <= len(self.lines) and not is_secret
         return Located(fault, line, column, self.lines[line - 1] if is_shown else None)
 
 
@@ -88,9 +89,9 @@ def parse(text: str, file: str) -> Document:
             loader.dispose()
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        problem = getattr(error, "problem", None) or "nested too deeply"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
         line, column = _at(mark) if mark else (1, 1)
-        source = document.lines[line - 1] if line <= len(document.lines) else None
+        source = None  # which value a broken line holds, and whether it is a secret, nobody can tell
         raise ConfigError(
             file, [Located(Fault((), f"not valid YAML: {problem}"), line, column, source)]
         ) from None
@@ -105,6 +106,8 @@ def parse(text: str, file: str) -> Document:
 
 def _convert(node: Any, path: Path, document: Document) -> Any:
     document.values[path] = _at(node.start_mark)
+    if any(part in SECRET_KEYS for part in path) and not _REFERENCES.fullmatch(str(node.value)):
+        document.secret_lines.update(range(node.start_mark.line + 1, node.end_mark.line + 2))
     if node.tag == _TAG + "alias":
         document.faults.append(Fault(path, "aliases are not allowed; write the value out"))
         return None
@@ -144,8 +147,6 @@ def _mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str
 
 def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     text = node.value
-    if any(part in SECRET_KEYS for part in path) and not _REFERENCES.fullmatch(text):
-        document.secret_lines.update(range(node.start_mark.line + 1, node.end_mark.line + 2))
     if node.style is not None:  # quoted, or a block scalar: text whatever it looks like
         return text
     if text in ("", "~", "null", "Null", "NULL"):
@@ -162,5 +163,7 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
         quoted = f'"{text}"'
         right = f"write true or false, or {quoted} for text" if kind == "bool" else f"write {quoted} for text"
         seen = {"bool": "a boolean", "timestamp": "a date"}.get(kind, "a number of its own kind")
+        if any(part in SECRET_KEYS for part in path):
+            text, right = "this", "quote it"
         document.faults.append(Fault(path, f"{text} is {seen} to some YAML readers; {right}"))
     return text

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from gateway.config.faults import Fault, Path, nearest
+from gateway.config.faults import SECRET_KEYS, Fault, Path, nearest
 
 MAX_FILE_BYTES = 1024 * 1024
 """Largest file that a ``file:`` reference may name."""
@@ -47,9 +47,10 @@ class _Resolver:
         if escaped:
             return match[0][1:]
         parsed = _NAME.fullmatch(body) if match[0].endswith("}") else None
-        if parsed is None:
+        if parsed is None or "${" in (parsed[2] or ""):  # references do not nest
+            shown = "this" if any(part in SECRET_KEYS for part in path) else repr(match[0])
             self._faults.append(
-                Fault(path, f"{match[0]!r} is not a reference; write ${{NAME}} or ${{NAME:-default}}")
+                Fault(path, f"{shown} is not a reference; write ${{NAME}} or ${{NAME:-default}}")
             )
             return ""
         name, default = parsed[1], parsed[2]
@@ -72,8 +73,9 @@ class _Resolver:
         try:
             with file.open("rb") as opened:
                 content = opened.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            self._faults.append(Fault(path, f"cannot read {file}: {error.strerror}"))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._faults.append(Fault(path, f"cannot read {str(file)!r}: {reason}"))
             return ""
         if len(content) > MAX_FILE_BYTES:
             self._faults.append(Fault(path, f"{file} is larger than {MAX_FILE_BYTES} bytes"))

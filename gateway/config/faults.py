@@ -8,8 +8,8 @@ from gateway.errors import StartupError
 
 Path = tuple[str | int, ...]
 
-SECRET_KEYS = frozenset({"secret", "bearer", "url"})
-"""Keys whose values may be secrets, or hold one."""
+SECRET_KEYS = frozenset({"auth", "verify", "secret", "bearer", "url"})
+"""Keys below which values may be secrets, or misspelled neighbours of one: no message shows their text."""
 
 
 @dataclass(frozen=True, slots=True)

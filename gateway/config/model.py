@@ -64,9 +64,7 @@ class Log(Section):
 def _broker_url(value: Any) -> str:
     text = str(value)
     if text != "memory://" and not re.fullmatch(SQLITE_URL, text):
-        raise fault(
-            "must be memory:// or sqlite:///file (relative to the working folder; sqlite:////file is absolute)"
-        )
+        raise fault("must be memory:// or sqlite:///file (relative; sqlite:////file is absolute)")
     return text
 
 
@@ -139,12 +137,12 @@ class Jwt(Section):
 
     @model_validator(mode="after")
     def _one_key(self) -> "Jwt":
+        if len({name[:2] for name in self.algorithms}) > 1:
+            # One list for two kinds would let a public key be used as an HMAC secret (RFC 8725 §2.1).
+            raise fault("all algorithms must be of one kind: HS, RS, ES or EdDSA; a key is of one kind")
         symmetric = [name for name in self.algorithms if name in HMAC_KEY_BYTES]
         if (self.secret is None) == (self.public_key_file is None):
             raise fault("give exactly one of secret (HS algorithms) and public_key_file (RS, ES, EdDSA)")
-        # One list for both kinds would let a public key be used as an HMAC secret (RFC 8725 §2.1).
-        if symmetric and len(symmetric) != len(self.algorithms):
-            raise fault("HS algorithms cannot be mixed with RS, ES or EdDSA")
         if bool(symmetric) != (self.secret is not None):
             wanted = "secret" if symmetric else "public_key_file"
             raise fault(f"{', '.join(self.algorithms)} needs {wanted}")
@@ -160,11 +158,19 @@ class Auth(Section):
 
 
 def _redis_url(value: Any) -> Any:
-    text = str(value)
-    if text:
-        parts = urlsplit(text)
-        if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
-            raise fault("is not a Redis URL; write redis://host:6379, or rediss:// for TLS")
+    if value == "":
+        return value
+    try:
+        parts = urlsplit(str(value))
+        is_good = parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.path)
+        is_good = is_good and (parts.port or 1) > 0 and not parts.fragment
+    except ValueError:  # its words would quote a password that was taken for a port
+        is_good = False
+    if not is_good:
+        raise fault(
+            "is not a Redis URL; write redis://host:6379, or rediss:// for TLS,"
+            " and a password's special characters as %2F, %3A, %40, %23"
+        )
     return value
 
 

@@ -1,8 +1,8 @@
 """Names with fields: channel templates (``user.{id}``), topic patterns (``orders.*``, ``user:{id}``). Pure.
 
-A field captures one or more of the characters that a channel name may have, as few as make the
-whole match. With two fields that is ambiguous for values that contain the separator, so whoever
-renders a name from captured fields resolves it again and compares (see `Catalog.instance`).
+A field captures one or more of the characters that a channel name may have, but for the one that follows
+it in the template: so ``t.{tenant}.{id}`` has one reading of every name, found in linear time, and ``{id}``
+at the end takes the rest.
 """
 
 import re
@@ -33,7 +33,8 @@ class Template:
         source: list[str] = []
         fields: list[str] = []
         wild = False
-        for field, brace, literal in _PIECE.findall(text):
+        pieces = _PIECE.findall(text)
+        for position, (field, brace, literal) in enumerate(pieces):
             if brace:
                 raise ValueError(f"{brace!r} is not part of a field; a field is written {{name}}")
             if field:
@@ -42,7 +43,9 @@ class Template:
                 if source and source[-1] == "*":
                     raise ValueError(f"the field {{{field}}} needs a separator before it")
                 fields.append(field)
-                regex.append(f"(?P<{field}>{_FIELD_CHARS}{{1,128}}?)")
+                stop = pieces[position + 1][2][:1] if position + 1 < len(pieces) else ""
+                chars = f"(?!{re.escape(stop)}){_FIELD_CHARS}" if stop and stop not in "*?" else _FIELD_CHARS
+                regex.append(f"(?P<{field}>(?:{chars}){{1,128}})")
                 source.append("*")
             elif glob:
                 for char in literal:
@@ -80,10 +83,15 @@ class Template:
 
     def render(self, fields: Mapping[str, str]) -> str:
         """Return the text with its fields filled in; each of them must be given."""
-        return _PIECE.sub(lambda m: fields[m[1]] if m[1] else m[0], self.text)
+        return fill(self.text, fields)
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
+
+
+def fill(text: str, fields: Mapping[str, str]) -> str:
+    """Return a text with its ``{fields}`` replaced; each of them must be given."""
+    return _PIECE.sub(lambda m: fields[m[1]] if m[1] else m[0], text)
 
 
 def fields_of(text: str) -> list[str]:

@@ -13,7 +13,11 @@ ENV_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
+_QUANTITY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]+)", re.ASCII)
+
+
+MAX_DURATION = 3650 * 86400.0
+"""Seconds of the longest duration."""
 
 
 def fault(message: str) -> PydanticCustomError:
@@ -39,8 +43,8 @@ def _duration(value: Any) -> float:
         seconds = parse_duration(str(value))
     except ValueError as error:
         raise fault(str(error)) from None
-    if seconds <= 0:
-        raise fault("a duration must be more than nothing")
+    if not 0 < seconds <= MAX_DURATION:
+        raise fault("a duration must be more than nothing and at most 3650d")
     return seconds
 
 
@@ -51,8 +55,8 @@ def _size(value: Any) -> int:
     if match is None or match[2] not in _BYTES:
         raise fault(f"{value!r} is not a size; write a number and a unit: 512B, 256KiB, 16MiB, 1GB")
     size = int(float(match[1]) * _BYTES[match[2]])
-    if size < 1:
-        raise fault("a size must be at least 1B")
+    if not 1 <= size <= 2**50:
+        raise fault("a size must be at least 1B and at most 2**50")
     return size
 
 
@@ -79,15 +83,21 @@ def _address(value: Any) -> Address:
     return Address(host, int(port))
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise fault("must be text; quote it")
+    return value
+
+
 def _origin(value: Any) -> str:
     try:
-        return normalise(str(value))
+        return normalise(_text(value))
     except ValueError as error:
         raise fault(str(error)) from None
 
 
 def _topic(value: Any) -> str:
-    text = str(value)
+    text = _text(value)
     try:
         Template(text, glob=True)
     except ValueError as error:
@@ -109,6 +119,15 @@ def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise fault("must be a number")
     return value
+
+
+def _switch(value: Any) -> Any:
+    # Pydantic would also take yes, on, 1: `checks` reads the raw value and must see the same.
+    if value in (True, False) and isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    raise fault("must be true or false")
 
 
 def _string(title: str, pattern: str | None, example: str) -> WithJsonSchema:
@@ -145,7 +164,9 @@ Count = Annotated[
     ),
 ]
 Switch = Annotated[
-    bool, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": ENV_PATTERN}]})
+    bool,
+    BeforeValidator(_switch),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": ENV_PATTERN}]}),
 ]
 Secret = Annotated[
     SecretStr,

@@ -7,11 +7,15 @@ from typing import Any
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from gateway.config.catalog import Match
 from gateway.config.model import Auth, ClaimsAccess
-from gateway.config.template import Template, fields_of
+from gateway.config.template import fill
 from gateway.errors import Forbidden, StartupError, Unauthorized
 
 LEEWAY = 30
@@ -34,7 +38,7 @@ class Authenticator:
         if self._jwt.secret is not None:
             self._key = self._jwt.secret.get_secret_value()
         elif self._jwt.public_key_file is not None:
-            self._key = _public_key(self._jwt.public_key_file)
+            self._key = _public_key(self._jwt.public_key_file, self._jwt.algorithms[0])
 
     def claims(self, authorization: str | None) -> Claims | None:
         """Return the verified claims of an ``Authorization`` header, or None where there is none.
@@ -61,7 +65,7 @@ class Authenticator:
             )
         except jwt.ExpiredSignatureError:
             raise _invalid("the token has expired") from None
-        except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
+        except (jwt.PyJWTError, TypeError, ValueError, RecursionError) as error:
             # The library's words name the claim or the step, never the token or the key.
             raise _invalid(f"the token is not valid: {error}") from None
         return claims
@@ -88,7 +92,7 @@ def authorize(matches: Iterable[Match], claims: Claims | None) -> None:
 
 def _check_claims(match: Match, rules: Mapping[str, str], claims: Claims) -> None:
     for claim, rule in rules.items():
-        wanted = Template(rule).render(match.fields) if fields_of(rule) else rule
+        wanted = fill(rule, match.fields)
         value = claims.get(claim)
         values = value if isinstance(value, list) else [value]
         if wanted not in [str(each) for each in values if isinstance(each, (str, int))]:
@@ -109,13 +113,23 @@ def _glob(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern.replace("[", "[[]").replace("?", "[?]"))
 
 
-def _public_key(file: str) -> Any:
+_KEY_TYPES: dict[str, Any] = {
+    "RS": RSAPublicKey,
+    "ES": EllipticCurvePublicKey,
+    "Ed": (Ed25519PublicKey, Ed448PublicKey),
+}
+
+
+def _public_key(file: str, algorithm: str) -> Any:
     try:
-        return load_pem_public_key(Path(file).read_bytes())
+        key = load_pem_public_key(Path(file).read_bytes())
     except OSError as error:
         raise StartupError(f"cannot read auth.jwt.public_key_file {file}: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
         raise StartupError(f"auth.jwt.public_key_file {file} holds no PEM public key") from None
+    if not isinstance(key, _KEY_TYPES[algorithm[:2]]):
+        raise StartupError(f"auth.jwt.public_key_file {file} holds no key for {algorithm}")
+    return key
 
 
 def _invalid(message: str) -> Unauthorized:

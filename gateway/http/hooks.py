@@ -29,7 +29,7 @@ class Hooks:
                 topic=request.query.get("topic"),
                 content_type=request.content_type,
                 body=body,
-                idempotency_key=request.headers.get("Idempotency-Key"),
+                idempotency_key=request.headers.get("Idempotency-Key") or None,
             )
         except GatewayError as error:
             source.refused(error)

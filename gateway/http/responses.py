@@ -34,12 +34,18 @@ def json_response(data: object, *, status: int = 200) -> web.Response:
 
 def error_response(error: GatewayError) -> web.Response:
     """Return ``{"error": code, "message": …}`` with the status and headers of its kind."""
-    response = json_response({"error": error.code, "message": error.message}, status=error.status)
+    response = _json_error(error.code, error.message, error.status)
     if isinstance(error, Unauthorized):
         response.headers[hdrs.WWW_AUTHENTICATE] = error.challenge
     if isinstance(error, Unavailable):
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
     return response
+
+
+def _json_error(code: str, message: str, status: int) -> web.Response:
+    # Headers that are not UTF-8 arrive with surrogates, which have no encoding.
+    safe = message.encode(errors="backslashreplace").decode()
+    return json_response({"error": code, "message": safe}, status=status)
 
 
 @web.middleware
@@ -53,17 +59,15 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         if error.status < 400:
             raise
         code = _CODES.get(error.status, "http_error")
-        response = json_response({"error": code, "message": error.text or error.reason}, status=error.status)
+        response = _json_error(code, error.text or error.reason, error.status)
         if hdrs.ALLOW in error.headers:
             response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
         return response
-    except asyncio.CancelledError:
-        raise
+    except (asyncio.CancelledError, ConnectionError):
+        raise  # the client left; aiohttp ends the connection
     except Exception:
         log.exception("request_failed", method=request.method, path=request.path)
-        return json_response(
-            {"error": "internal", "message": "the gateway failed; its log says why"}, status=500
-        )
+        return _json_error("internal", "the gateway failed; its log says why", 500)
 
 
 async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:

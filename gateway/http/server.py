@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -29,6 +30,13 @@ NOT_SENT_LOW = 16 * 1024
 _SWEEP = 1.0
 
 
+class _Refuse(asyncio.Protocol):
+    """Ends a connection at once: before the descriptors run out and accepting itself fails, in a loop."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.abort()  # type: ignore[attr-defined]  # a stream's transport has it
+
+
 class Listener:
     """One address with one application behind it.
 
@@ -45,6 +53,7 @@ class Listener:
         request_seconds: float,
         write_seconds: float | None = None,
         tls: ssl.SSLContext | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE, handle_signals=False)
         self._address = address
@@ -52,6 +61,7 @@ class Listener:
         self._request_seconds = request_seconds
         self._write_seconds = write_seconds
         self._tls = tls
+        self._has_room = has_room
         self._waiting: dict[web.RequestHandler, float] = {}
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -62,8 +72,20 @@ class Listener:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         bound = self._bind()
-        self._server = await loop.create_server(self._accept, sock=bound, backlog=BACKLOG, ssl=self._tls)
+        self._server = await loop.create_server(
+            self._accept,
+            sock=bound,
+            backlog=BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._request_seconds if self._tls else None,
+        )
         self._sweep()
+
+    @property
+    def requests(self) -> int:
+        """How many connections are aiohttp's: under way with a request, or idle between two."""
+        server = self._runner.server
+        return 0 if server is None else len(server.connections)
 
     @property
     def port(self) -> int:
@@ -110,7 +132,7 @@ class Listener:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW)
         # Unacknowledged data ends the connection: a client that vanished without a FIN (RFC 5482).
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(seconds * 1000), 2**31 - 1))
 
     def _cannot(self, error: OSError) -> StartupError:
         reason = {
@@ -121,6 +143,8 @@ class Listener:
         return StartupError(f"cannot listen on {self._address} ({self._key}): {reason}")
 
     def _accept(self) -> asyncio.Protocol:
+        if not self._has_room():
+            return _Refuse()
         server = self._runner.server
         assert server is not None
         protocol = server()

@@ -20,7 +20,7 @@ MAX_FRAME = 64 * 1024
 """Bytes after which a frame is closed; one event may be larger."""
 
 MAX_PENDING = 16 * 1024 * 1024
-"""Bytes that may wait for one audience before its members catch up from history instead."""
+"""Bytes that may wait for one audience before its members catch up from the ring instead."""
 
 
 class Transport(Protocol):
@@ -44,13 +44,14 @@ class Member(Protocol):
 class Frame:
     """Bytes for everybody who was a member when they were sealed. ``until`` is the id they lead up to."""
 
-    __slots__ = ("counts", "data", "events", "next", "oldest_ms", "recipients", "until")
+    __slots__ = ("counts", "data", "events", "next", "oldest_ms", "payload_bytes", "recipients", "until")
 
     def __init__(self, data: bytes, entries: list[Entry], recipients: list[Member], until: EventId) -> None:
         self.data = data
         self.events = len(entries)
         self.counts = Counter(entry.declared.name for entry in entries)
         self.oldest_ms = entries[0].id.ms
+        self.payload_bytes = sum(len(entry.event.payload) for entry in entries)
         self.recipients = recipients
         self.until = until
         self.next = 0
@@ -59,14 +60,14 @@ class Frame:
 class Audience:
     """All streams of this node with one subscription."""
 
-    __slots__ = ("_frames", "_pending", "_pending_bytes", "_settled", "members", "queued", "subscription")
+    __slots__ = ("_frames", "_pending", "_settled", "_waiting", "members", "queued", "subscription")
 
     def __init__(self, subscription: Subscription, head: EventId) -> None:
         self.subscription = subscription
         self.members: dict[Member, None] = {}
         self.queued = False  # has its turn in the pump coming
         self._pending: list[Entry] = []
-        self._pending_bytes = 0
+        self._waiting = 0
         self._frames: deque[Frame] = deque()
         # Everything up to here was delivered to all members that were there.
         self._settled = head
@@ -79,7 +80,7 @@ class Audience:
     @property
     def is_flooded(self) -> bool:
         """Whether so much is waiting that history is the cheaper way."""
-        return self._pending_bytes > MAX_PENDING
+        return self._waiting > MAX_PENDING
 
     def add(self, entry: Entry, head: EventId) -> bool:
         """Take an event for the members; ``head`` is the log before it. Returns False if filtered out."""
@@ -88,7 +89,7 @@ class Audience:
         if not self.is_busy:
             self._settled = head
         self._pending.append(entry)
-        self._pending_bytes += len(entry.event.payload)
+        self._waiting += len(entry.event.payload)
         return True
 
     def join(self, member: Member, head: EventId) -> None:
@@ -110,7 +111,7 @@ class Audience:
     def clear(self) -> None:
         """Drop what is waiting, once all members have left."""
         self._pending.clear()
-        self._pending_bytes = 0
+        self._waiting = 0
         self._frames.clear()
 
     def step(self, budget: int, head: EventId) -> tuple[int, Frame | None]:
@@ -141,6 +142,7 @@ class Audience:
         frame.next = last
         if last == len(frame.recipients):
             self._frames.popleft()
+            self._waiting -= frame.payload_bytes
             self._settled = until
         return written, frame
 
@@ -150,7 +152,7 @@ class Audience:
             return
         recipients = list(self.members)
         entries, size = [], 0
-        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        pending, self._pending = self._pending, []
         for position, entry in enumerate(pending):
             entries.append(entry)
             size += len(entry.event.payload)

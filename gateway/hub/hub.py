@@ -14,6 +14,8 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
+import structlog
+
 from gateway.broker.base import Broker
 from gateway.config.catalog import Catalog, Declared
 from gateway.event import Event, EventId, Retention
@@ -22,6 +24,8 @@ from gateway.hub.audience import Audience, Member
 from gateway.hub.entry import Entry
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
+
+log = structlog.get_logger("gateway.hub")
 
 SLICE = 512
 """Writes per turn of the loop: about five milliseconds of send() calls."""
@@ -191,7 +195,11 @@ class Hub:
         budget = SLICE
         while self._work and budget > 0:
             work, item = self._work.popleft()
-            used, more = work(item, budget)
+            try:
+                used, more = work(item, budget)
+            except Exception:  # one broken stream must not stop the pump for all
+                log.exception("pump_failed")
+                used, more = 1, False
             budget -= max(used, 1)
             if more:
                 self._work.append((work, item))
@@ -200,7 +208,13 @@ class Hub:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _fan_out(self, audience: Audience, budget: int) -> tuple[int, bool]:
-        written, frame = audience.step(budget, self.head)
+        try:
+            written, frame = audience.step(budget, self.head)
+        except Exception:  # some write failed in the middle: who got the frame is known by the cursors
+            log.exception("fan_out_failed")
+            audience.queued = False
+            self._shed(audience)
+            return 1, False
         if frame is not None and written:
             metrics = self._metrics
             metrics.bytes_sent.inc(written * len(frame.data))

@@ -6,13 +6,14 @@ cursor meets the hub's head. There it joins its audience in the same turn of the
 the last page and the first live event there is no seam. A client that stops reading pauses this, and
 one that reads again resumes it, from the same cursor.
 
-A page that cannot be had any more is a gap. For a client that is just resuming, it is told. For one that
-was live and read too slowly, the channel's ``slow_client`` says what happens.
+A page that cannot be had any more is a gap. Up to where the log was when the stream opened, it is told:
+the client was away. After that the client read too slowly, and the channel's ``slow_client`` says what
+happens.
 """
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import structlog
@@ -55,8 +56,8 @@ class Reader(Member, Protocol):
     """The head when it opened: of channels without history it gets what came later."""
     is_behind: bool
     """Whether it has a turn coming, or a read under way."""
-    told: dict[str, EventId | None] | None
-    """Gaps told while the stream was resuming, by channel; None once it has been live."""
+    told: dict[str, EventId | None]
+    """Gaps told when it opened, by channel, with the oldest event that was held then."""
 
     @property
     def can_take(self) -> bool:
@@ -93,7 +94,7 @@ class Opening:
     id: EventId | None
     """The id that ``stream.open`` carries: up to there the client has everything, or was told."""
     gaps: bytes = b""
-    told: Mapping[str, EventId | None] | None = None
+    told: Mapping[str, EventId | None] = field(default_factory=dict)
 
 
 class Replay:
@@ -150,10 +151,18 @@ class Replay:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _join(self, stream: Reader) -> None:
-        stream.told = None
         self._hub.join(stream, stream.subscription)
 
     def _turn(self, stream: Reader, budget: int) -> tuple[int, bool]:
+        try:
+            return self._step(stream)
+        except Exception:
+            log.exception("replay_failed")
+            stream.is_behind = False
+            stream.end("internal_error")
+            return 1, False
+
+    def _step(self, stream: Reader) -> tuple[int, bool]:
         if not stream.can_take:
             stream.is_behind = False
             return 0, False
@@ -180,6 +189,9 @@ class Replay:
             else:
                 async with self._reads:
                     head = self._hub.head
+                    if stream.cursor < stream.began:
+                        # Only so far: what channels without history sent since then is in the rings alone.
+                        head = min(head, stream.began)
                     read = self._broker.read(stream.subscription.topics, stream.cursor, head, PAGE)
                     found = await _bounded(read)
                 if stream.can_take:
@@ -195,21 +207,22 @@ class Replay:
         self.catch_up(stream)
 
     def _write_found(self, stream: Reader, found: Slice, head: EventId) -> None:
-        gaps = _of_channels(stream.subscription, found.gaps)
+        subscription = stream.subscription
+        gaps = _of_channels(subscription, found.gaps)
         until = found.events[-1].id if found.more else head
-        if stream.told is not None:
+        if stream.cursor < stream.began:
             reason = "expired"
             gaps = {name: oldest for name, oldest in gaps.items() if stream.told.get(name, head) != oldest}
             stream.told.update(gaps)
         else:
             reason = "slow_client"
-            policies = {m.name: m.declared.spec.slow_client for m in stream.subscription.matches}
+            policies = {match.name: match.declared.spec.slow_client for match in subscription.matches}
             if any(policies[name] == "disconnect" for name in gaps):
                 stream.end("slow_client")
                 return
         if gaps:
             stream.send(self._gaps(gaps, reason, stream.cursor, None if found.events else until), 0)
-        self._write(stream, self._hub.entries(stream.subscription, found.events), until)
+        self._write(stream, self._hub.entries(subscription, found.events), until)
 
     def _write(self, stream: Reader, entries: list[Entry], until: EventId) -> None:
         """Write entries in blocks of at most `MAX_FRAME` bytes, for as long as the stream takes them."""
@@ -258,7 +271,7 @@ async def _bounded(call: Awaitable[T]) -> T:
 def _of_channels(subscription: Subscription, gaps: Mapping[str, EventId | None]) -> dict[str, EventId | None]:
     """Return the gaps by the stream's channels: one of a template concerns all of its instances."""
     return {
-        match.name: gaps.get(match.name, gaps.get(match.declared.name))
-        for match in subscription.matches
-        if match.name in gaps or match.declared.name in gaps
+        name: gaps.get(name, gaps.get(template))
+        for name, template in ((match.name, match.declared.name) for match in subscription.matches)
+        if name in gaps or template in gaps
     }

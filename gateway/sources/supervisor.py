@@ -14,6 +14,10 @@ from gateway.sources.publisher import Publisher
 log = structlog.get_logger("gateway.sources")
 
 
+HEALTHY_MS = 10_000
+"""How long (milliseconds) a source must have been up for its next failure to be retried at once."""
+
+
 class Supervisor:
     """Owns the task of one source, and is the `Feed` that the source talks to.
 
@@ -22,7 +26,12 @@ class Supervisor:
     after it.
     """
 
-    def __init__(self, source: Source, publisher: Publisher, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        publisher: Publisher,
+        clock: Callable[[], int],
+    ) -> None:
         self._source = source
         self._publisher = publisher
         self._clock = clock
@@ -30,10 +39,15 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._heard = clock()
         self._gap_since: int | None = None
+        self._tried = asyncio.Event()
         self.state: SourceState = publisher.state
 
-    def start(self) -> None:
-        """Begin. Needs a running loop."""
+    def start(self, whole_until: int | None = None) -> None:
+        """Begin. Needs a running loop.
+
+        ``whole_until`` (unix ms) is up to when a log from before this process is known to be whole.
+        """
+        self._gap_since = whole_until
         self._change("starting")
         self._task = asyncio.create_task(self._run(), name=f"source {self.state.name}")
 
@@ -57,9 +71,18 @@ class Supervisor:
         else:
             log.info("source_up", source=self.state.name)
         self.alive()
-        self._backoff.reset()
         self.state.last_error = None
         self._change("up")
+        self._tried.set()
+
+    async def tried(self) -> None:
+        """Wait until the first try is over, either way."""
+        await self._tried.wait()
+
+    def exposed(self) -> None:
+        """Say that from now on somebody may listen: what a first connection misses is a gap too."""
+        if self.state.status != "up" and self._gap_since is None:
+            self._gap_since = self._heard
 
     def alive(self) -> None:
         self._heard = self._clock()
@@ -84,8 +107,11 @@ class Supervisor:
             await asyncio.sleep(self._backoff.next())
 
     def _down(self, error: Exception | None) -> None:
+        self._tried.set()
         if self._gap_since is None:
             self._gap_since = self._heard
+        if self.state.status == "up" and self._clock() - self.state.since >= HEALTHY_MS:
+            self._backoff.reset()  # not at the connection: one that dies at once would spin, with gaps
         text = "ended" if error is None else str(error) or type(error).__name__
         # One line when it breaks and one whenever the cause changes, not one per try.
         if self.state.status != "down" or self.state.last_error != text:

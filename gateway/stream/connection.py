@@ -7,6 +7,10 @@ it ends between two of them.
 """
 
 import asyncio
+from contextlib import suppress
+from fcntl import ioctl
+from struct import unpack
+from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, cast
 
 from gateway.event import EventId
@@ -73,7 +77,7 @@ class Connection(asyncio.Protocol):
         self.subject = subject
         self.events_as_heartbeat = heartbeat_events
         self.audience: Audience | None = None
-        self.told: dict[str, EventId | None] | None = None
+        self.told: dict[str, EventId | None] = {}
         self.is_behind = False
         self.paused = False
         self.closing: str | None = None  # the reason, once there is one
@@ -122,6 +126,15 @@ class Connection(asyncio.Protocol):
             self.closing = reason
         self._owner.closes(self)
         self.transport.abort()
+
+    def unread(self) -> int:
+        """Return the bytes that are not acknowledged yet: ours, and the kernel's (SIOCOUTQ, tcp(7))."""
+        waiting = self.transport.get_write_buffer_size()
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            with suppress(OSError):
+                waiting += unpack("i", ioctl(sock.fileno(), TIOCOUTQ, bytes(4)))[0]
+        return waiting
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)

@@ -64,7 +64,7 @@ class Sweep:
     def _cut_stalled(self, now: float) -> None:
         timeout = self._streams.timeouts.write
         for stream in list(self._streams.stalled):
-            left = stream.transport.get_write_buffer_size()
+            left = stream.unread()
             if left < stream.left:
                 stream.since, stream.left = now, left
             elif now - stream.since >= timeout:

@@ -86,7 +86,7 @@ class Streams:
     def begin(self, stream: Connection, opening: Opening, sent: int) -> None:
         """Let a stream live: its transport is its own, and ``sent`` bytes of body were written."""
         now = asyncio.get_running_loop().time()
-        stream.told = dict(opening.told or {})
+        stream.told = dict(opening.told)
         stream.bytes = stream.swept = sent
         stream.opened = now
         stream.expires = now + jittered(self.timeouts.connection, AGE_JITTER)
@@ -187,7 +187,7 @@ class Streams:
         if stream in self.open:
             self.stalled[stream] = None
             stream.since = asyncio.get_running_loop().time()
-            stream.left = stream.transport.get_write_buffer_size()
+            stream.left = stream.unread()
 
 
 class Place:

@@ -56,4 +56,6 @@ async def take_over(
     protocol.transport = None
     protocol.connection_lost(None)
     successor.connection_made(transport)
+    if not transport.is_reading():  # aiohttp pauses behind pipelined requests; a close must be seen
+        transport.resume_reading()
     return response, successor

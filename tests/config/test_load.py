@@ -105,7 +105,7 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
         ("server: {workers: 2}", "unknown key"),
         ("cors: {origins: [example.com]}", "an origin needs a scheme"),
         ("auth: {jwt: {algorithms: [HS256], secret: short}}", "shorter than the 32 bytes"),
-        ("auth: {jwt: {algorithms: [HS256, RS256], secret: x}}", "cannot be mixed"),
+        ("auth: {jwt: {algorithms: [HS256, RS256], secret: x}}", "must be of one kind"),
         ("auth: {jwt: {algorithms: [RS256]}}", "exactly one of secret"),
         ("auth: {jwt: {algorithms: [none], secret: x}}", "must be 'HS256'"),
     ],
@@ -195,7 +195,7 @@ def test_numbers_and_switches_may_come_from_the_environment() -> None:
         ("${EMPTY}", "EMPTY is set but empty"),
         ("${not a name}", "is not a reference"),
         ("${UNCLOSED", "is not a reference"),
-        ("file:/does/not/exist", "cannot read /does/not/exist: No such file"),
+        ("file:/does/not/exist", "cannot read '/does/not/exist': No such file"),
     ],
 )
 def test_references_that_lead_nowhere(value: str, message: str) -> None:

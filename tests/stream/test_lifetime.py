@@ -23,7 +23,7 @@ async def beats(stream: Stream, count: int) -> list[float]:
 
 async def test_idle_streams_get_a_comment_and_busy_ones_do_not() -> None:
     """A heartbeat is for silence: it is the bare line ':' and nothing that fires an event."""
-    async with gateway_running({"timeouts": {"heartbeat": "300ms"}}) as gateway:
+    async with gateway_running({"timeouts": {"heartbeat": "2s"}}) as gateway:
         idle = await gateway.subscribe("/events/stock")
         busy = await gateway.subscribe("/events/orders")
         for _ in range(20):

@@ -170,6 +170,7 @@ def another_host() -> Iterator[tuple[str, str, Callable[[], None]]]:
         yield name, ours, lambda: run("-n", name, "link", "set", f"{name}b", "down")
     finally:
         run("netns", "del", name)
+        subprocess.run([ip, "link", "del", f"{name}a"], check=False, capture_output=True)
 
 
 async def test_a_client_that_vanishes_without_a_fin_is_noticed_in_time() -> None:
