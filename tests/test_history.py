@@ -1,5 +1,6 @@
 """The history against a model that forgets nothing and computes what should be left."""
 
+import weakref
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -13,7 +14,7 @@ START = EventId(1000, 0)
 END = EventId(10**12, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, weakref_slot=True, slots=True)
 class Thing:
     id: EventId
     channel: str
@@ -107,3 +108,27 @@ def test_floors_of_emptied_channels_are_bounded_and_never_optimistic(monkeypatch
         history.append(Thing(EventId(2000, number), f"user.{number}", 1), 1, Retention(0))
     assert history.channels == 10
     assert all(history.floor(f"user.{number}") >= EventId(2000, number) for number in range(50))
+
+
+def test_what_was_dropped_is_not_kept_alive() -> None:
+    """The byte limit must bound memory and not only a number: a dropped item has no reference left."""
+    history: History[Thing] = History(max_bytes=10**6, start=START, clock=Clock())
+    first = Thing(EventId(2000, 0), "a", 1)
+    alive = weakref.ref(first)
+    history.append(first, 1, Retention(1))
+    del first
+    history.append(Thing(EventId(2000, 1), "a", 1), 1, Retention(1))
+    assert alive() is None
+
+
+def test_expiry_is_one_entry_per_channel_whatever_comes_and_goes() -> None:
+    """Channels that are watched, left and watched again must not pile up work for ever."""
+    clock = Clock()
+    history: History[Thing] = History(max_bytes=10**6, start=START, clock=clock)
+    keep = Retention(100, age_ms=10**6)
+    for number in range(5000):
+        clock.now += 1
+        history.open("a", EventId(clock.now, 0))
+        history.append(Thing(EventId(clock.now, number), "a", 1), 1, keep)
+        history.forget("a")
+    assert len(history._expiry) < 1100

@@ -79,3 +79,51 @@ def test_console_lines_are_for_people() -> None:
     assert "source=app" in file.getvalue()
     assert "\x1b[" not in file.getvalue()
     assert "hidden" not in file.getvalue()
+
+
+def test_tracebacks_hold_no_locals() -> None:
+    """Locals hold tokens and payloads; the default of structlog's JSON tracebacks would print them."""
+    file = io.StringIO()
+    writer = configure(level="info", format="json", file=file)
+    authorization = "Bearer canary-token"
+    try:
+        raise RuntimeError(len(authorization))
+    except RuntimeError:
+        structlog.get_logger("gateway").exception("failed")
+        logging.getLogger("asyncio").exception("failed elsewhere")
+    writer.close()
+    assert file.getvalue().count("RuntimeError") == 2
+    assert "canary" not in file.getvalue()
+
+
+def test_a_failed_write_is_counted_and_the_next_ones_come_through() -> None:
+    """A disk that was full for a moment must not silence the log for good."""
+
+    class Disk(io.StringIO):
+        is_full = True
+
+        def write(self, text: str) -> int:
+            if self.is_full:
+                self.is_full = False
+                raise OSError(28, "No space left on device")
+            return super().write(text)
+
+    disk, dropped = Disk(), []
+    writer = configure(level="info", format="json", file=disk, dropped=lambda: dropped.append(1))
+    structlog.get_logger("gateway").info("lost")
+    while not dropped:
+        time.sleep(0.001)
+    structlog.get_logger("gateway").info("kept")
+    writer.close()
+    assert "kept" in disk.getvalue()
+    assert len(dropped) == 1
+
+
+def test_a_clients_words_cannot_move_the_cursor() -> None:
+    """Escape sequences in a header are shown, not obeyed."""
+    file = io.StringIO()
+    writer = configure(level="info", format="console", file=file)
+    structlog.get_logger("gateway").info("refused", origin="https://a\x1b]0;x\x07")
+    writer.close()
+    assert "\x1b" not in file.getvalue()
+    assert "\\x1b" in file.getvalue()

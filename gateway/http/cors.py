@@ -85,7 +85,10 @@ class _Adapter(AbstractRouterAdapter):
     def add_preflight_handler(self, routing_entity: Any, handler: Handler, webview: bool = False) -> None:
         async def options(request: web.Request) -> web.StreamResponse:
             if self.is_preflight_request(request):
-                return await handler(request)
+                try:
+                    return await handler(request)
+                except UnicodeEncodeError:  # the library quotes headers, also such as are not UTF-8
+                    raise Forbidden("the preflight's headers are not UTF-8", code="cors_refused") from None
             return web.Response(status=204, headers={hdrs.ALLOW: "GET, HEAD, OPTIONS"})
 
         routing_entity.add_route(hdrs.METH_OPTIONS, options)

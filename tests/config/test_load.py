@@ -247,3 +247,58 @@ def test_claims_access() -> None:
     assert isinstance(access, ClaimsAccess)
     (fault,) = faults(GOOD + channel.replace('sub: "{id}"', 'sub: "{uid}"') + auth)
     assert "the channel has no field {uid}; its fields: {id}" in fault
+
+
+@pytest.mark.parametrize("value", ["'yes'", "'True'", "'1'", "'on'", "'${C}'"])
+def test_credentials_are_true_or_false_and_nothing_like_it(value: str) -> None:
+    """'*' with credentials must be found whatever spelling the credentials have."""
+    found = faults(GOOD + f'cors: {{origins: ["*"], credentials: {value}}}', {"C": "true"})
+    assert any("'*' with cors.credentials" in fault or "must be true or false" in fault for fault in found)
+
+
+@pytest.mark.parametrize("topic", ["", "0042", "1.10", "true", "123", "null"])
+def test_a_topic_is_text(topic: str) -> None:
+    """An unquoted number would silently be another topic."""
+    (fault,) = faults(GOOD.replace("topic: orders", f"topic: {topic}"))
+    assert "channels.orders.from[0].topic: " in fault
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sources: {r: {type: redis-pubsub, url: 'redis://:canary/x@host:6379'}}",
+        "sources: {r: {type: redis-pubsub, url: 'redis://:canary@host:port'}}",
+        "sources: {r: {type: redis-pubsub, url: 'redis://:can\u2100ary@host'}}",
+        "auth: {jwt: {algorithms: [HS256], secert: canary}}",
+        "auth: {jwt: {algorithms: [HS256], secret: 0x0canary, secret: canary}}",
+        "auth: {jwt: {algorithms: [HS256], secret: !x canary}}",
+        "auth: {jwt: {algorithms: [HS256], secret: 'canary${'}}",
+        "auth: {jwt: {algorithms: [HS256], secret: 12:34:56}}",
+        "auth: {jwt: {secret: canary",
+    ],
+)
+def test_no_mistake_shows_a_secret(text: str) -> None:
+    """However broken the file is, what may be a secret is not printed: check's output goes into CI logs."""
+    with pytest.raises(ConfigError) as caught:
+        loads(text + "\n", environ={})
+    for word in ("canary", "can\u2100ary", "12:34:56"):
+        assert word not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("limits: {event_bytes: " + "9" * 400 + "GiB}", "is not a size"),
+        ("timeouts: {write: " + "9" * 400 + "d}", "is not a duration"),
+        ("timeouts: {write: 9999d}", "at most 3650d"),
+        ('auth: {jwt: {algorithms: [HS256], secret: "file:a\\0b"}}', "cannot read"),
+        (
+            'auth: {jwt: {algorithms: [HS256], audience: "${A:-${B}}", secret: ' + "x" * 32 + "}}",
+            "is not a reference",
+        ),
+        ("auth: {jwt: {algorithms: [RS256, ES256], public_key_file: k}}", "must be of one kind"),
+    ],
+)
+def test_extremes_are_mistakes_and_not_tracebacks(more: str, message: str) -> None:
+    """Numbers beyond measure, NULs, references in references."""
+    assert any(message in fault for fault in faults(GOOD + more))

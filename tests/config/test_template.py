@@ -80,3 +80,12 @@ def test_names_that_no_client_could_ask_for_are_refused(bad: str) -> None:
     """A comma would split in ?channel=a,b; a slash would leave the path."""
     with pytest.raises(ValueError, match=re.compile(".+")):
         Template(bad)
+
+
+def test_a_field_ends_where_the_template_goes_on() -> None:
+    """One reading of every name, so that matching is linear: t.{tenant}.{id} splits at the first dot."""
+    template = Template("t.{tenant}.{id}")
+    assert template.match("t.a.b.c") == {"tenant": "a", "id": "b.c"}
+    assert template.match("t." + "a" * 200 + ".x") is None
+    hostile = Template("{a}.{b}.{c}.{d}.{e}.{f}!".replace("!", ":x"))
+    assert hostile.match(".".join("a" * 40 for _ in range(6)) + ":y") is None

@@ -138,3 +138,29 @@ async def test_a_key_that_cannot_be_used_ends_the_start(tmp_path: Path, content:
     text = GOOD + f"auth: {{jwt: {{algorithms: [ES256], public_key_file: {file}}}}}"
     with pytest.raises(StartupError, match=r"auth.jwt.public_key_file .*pub.pem"):
         Daemon(loads(text, environ={}))
+
+
+async def test_a_claim_rule_may_hold_any_text(tmp_path: Path) -> None:
+    """Identity providers put '|' and '/' into sub; a rule is text with fields, not a channel name."""
+    user = {
+        "user.{id}": {
+            "from": [{"source": "hooks", "topic": "u:{id}"}],
+            "access": {"claims": {"sub": "auth0|{id}/x y"}},
+        }
+    }
+    async with gateway_running({**CONFIG, "channels": user}) as gateway:
+        for sub, status in (("auth0|42/x y", 200), ("auth0|43/x y", 403)):
+            headers = {"Authorization": f"Bearer {token(sub=sub)}"}
+            assert (await gateway.open("/events/user.42", headers)).status == status
+
+
+def test_a_key_of_another_kind_ends_the_start(tmp_path: Path) -> None:
+    """Not a 500 for every subscription later."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
+    file = tmp_path / "pub.pem"
+    file.write_bytes(
+        key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    text = GOOD + f"auth: {{jwt: {{algorithms: [ES256], public_key_file: {file}}}}}"
+    with pytest.raises(StartupError, match="holds no key for ES256"):
+        Daemon(loads(text, environ={}))

@@ -1,5 +1,6 @@
 """CORS on real requests: preflights, answers, refusals."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -115,3 +116,16 @@ async def test_a_star_echoes_the_origin_without_credentials() -> None:
         assert "access-control-allow-credentials" not in stream.headers
         strange = await gateway.open("/events/orders", {"Origin": "https://\udcff.example"})
         assert strange.status == 403
+
+
+@pytest.mark.parametrize("header", ["Origin", "Access-Control-Request-Headers"])
+async def test_a_preflight_of_garbage_is_refused(header: str) -> None:
+    """Headers that are not UTF-8 are a 403, not a 500."""
+    async with gateway_running(CORS) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        headers = {"Origin": APP, "Access-Control-Request-Method": "GET", header: "\udcff\udcfe"}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        request = f"OPTIONS /events/orders HTTP/1.1\r\nHost: x\r\n{lines}\r\n"
+        writer.write(request.encode(errors="surrogateescape"))
+        assert b" 403 " in await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()

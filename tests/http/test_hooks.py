@@ -188,3 +188,27 @@ async def test_strange_topics_are_a_404(gateway: Gateway, query: str) -> None:
     """Whatever the topic is, it is no route, in JSON."""
     answer = await raw(gateway, f"POST /hooks/hooks?{query} HTTP/1.1\nHost: x\nContent-Length: 1\n\n", b"1")
     assert b" 404 " in answer
+
+
+async def test_an_empty_idempotency_key_is_none(gateway: Gateway) -> None:
+    """Two different posts with an empty header are two events."""
+    path, empty = "/hooks/hooks?topic=orders", {"Idempotency-Key": ""}
+    first = await post(gateway, path, b"1", **empty)
+    assert await post(gateway, path, b"2", **empty) != first
+
+
+async def test_too_many_records_are_refused_before_they_are_built(gateway: Gateway) -> None:
+    """A small body can hold millions of records."""
+    for body, kind in ((b"[" + b"1," * 500_000 + b"1]", ""), (b"1\n" * 500_000, "application/x-ndjson")):
+        headers = {"Content-Type": kind} if kind else {}
+        assert (await post(gateway, "/hooks/hooks?topic=orders", body, **headers))[0] == 413
+
+
+async def test_malformed_http_fills_no_log(gateway: Gateway, capfd: pytest.CaptureFixture[str]) -> None:
+    """Scanners send garbage; it is answered, and not a traceback with its headers each."""
+    for _ in range(20):
+        answer = await raw(
+            gateway, "GET /events/orders HTTP/1.1\nHost: x\nAuthorization: Bearer canary\nX Y: z\n\n"
+        )
+        assert b" 400 " in answer
+    assert "canary" not in "".join(capfd.readouterr())

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -47,7 +48,9 @@ class Running:
 
 
 @asynccontextmanager
-async def process(tmp_path: Path, more: str = "", **environ: str) -> AsyncIterator[Running]:
+async def process(
+    tmp_path: Path, more: str = "", *, before: str = "", **environ: str
+) -> AsyncIterator[Running]:
     port, admin, config, log = free_port(), free_port(), tmp_path / "g.yaml", tmp_path / "log"
     config.write_text(
         f"server: {{listen: '127.0.0.1:{port}', admin: '127.0.0.1:{admin}'}}\n"
@@ -56,8 +59,9 @@ async def process(tmp_path: Path, more: str = "", **environ: str) -> AsyncIterat
         "    - {source: hooks, topic: orders}\n    - {source: app, topic: orders.*}\n" + more
     )
     with log.open("w") as file:
+        command = [sys.executable, "-m", "gateway", "run", "--config", str(config)]
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway", "run", "--config", str(config),
+            "sh", "-c", f"{before} exec {shlex.join(command)}",
             stdout=file, stderr=file, cwd=ROOT, env={**CLEAN, **environ},
         )  # fmt: skip
     try:
@@ -208,3 +212,24 @@ def test_usage_errors_exit_2() -> None:
     """argparse's convention, documented."""
     assert command("frobnicate").returncode == 2
     assert command("--version").stdout.startswith("sse-gateway ")
+
+
+async def test_descriptors_never_run_out(tmp_path: Path) -> None:
+    """Idle connections cannot take the last descriptors: the admin port answers, and the node recovers."""
+    async with process(tmp_path, "limits: {connections: 50}", before="ulimit -n 420;") as gateway:
+        held = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(500)]
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{gateway.admin}/healthz") as answer:
+                assert answer.status == 200
+            for _, writer in held:
+                writer.transport.abort()
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        stream = await Stream.open(gateway.port, "/events/orders")
+                        break
+                    except (ConnectionError, asyncio.IncompleteReadError):
+                        await asyncio.sleep(0.05)
+        assert stream.status == 200
+        assert len(gateway.lines()) < 50
+        stream.close()

@@ -9,6 +9,7 @@ import aiohttp
 from tests.integration.test_command import process
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running
+from tests.support.redis import RedisServer
 
 
 def on(path: Path, **more: Any) -> dict[str, Any]:
@@ -83,3 +84,25 @@ async def test_what_was_answered_before_a_kill_9_is_delivered_after_it(tmp_path:
         while not wanted <= seen:
             seen.add((await stream.next()).id)
         stream.close()
+
+
+async def test_what_redis_published_while_the_gateway_was_away_is_a_gap(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    """The log is whole over a restart, pub/sub is not: a client that resumes over it must be told."""
+    more = on(
+        tmp_path / "log.db",
+        sources={"app": {"type": "redis-pubsub", "url": redis.url}},
+        channels={"orders": {"from": [{"source": "app", "topic": "orders.*"}]}},
+    )
+    async with gateway_running(more) as gateway:
+        stream = await gateway.subscribe("/events/orders")
+        redis.publish("orders.x", "1")
+        last = (await stream.next()).id
+    redis.publish("orders.x", "2")
+    async with gateway_running(more) as gateway:
+        stream = await gateway.subscribe("/events/orders", {"Last-Event-ID": last})
+        gap = await stream.next()
+        assert (gap.type, gap.json["reason"]) == ("stream.gap", "source_interrupted")
+        redis.publish("orders.x", "3")
+        assert (await stream.next()).json["payload"] == 3

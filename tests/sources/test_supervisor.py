@@ -87,3 +87,34 @@ async def test_a_gap_that_could_not_be_told_is_told_later() -> None:
     await eventually(lambda: supervisor.state.status == "up")
     assert [draft.type for draft in log.drafts] == [None, "stream.gap"]
     await supervisor.stop()
+
+
+async def test_a_source_that_dies_at_once_is_not_spun() -> None:
+    """Connecting is not yet health: each of its breaks is a gap in every history, so they must get rarer."""
+    log, source = Log(), Scripted(fail, fail, fail)
+    supervisor = supervised(source, log)
+    supervisor.start()
+    await eventually(lambda: source.runs == 4)
+    assert supervisor._backoff._attempt == 3
+    await supervisor.stop()
+
+
+async def test_what_a_late_first_connection_missed_is_a_gap() -> None:
+    """Streams that opened before the source was up must not believe that they are whole."""
+    for is_exposed, gaps in ((False, 0), (True, 1)):
+        log, gate = Log(), asyncio.Event()
+
+        class Late(Source):
+            async def run(self, feed: Feed) -> None:
+                await gate.wait()  # noqa: B023 -- each source has the gate of its turn
+                await feed.connected()
+                await asyncio.Event().wait()
+
+        supervisor = supervised(Late(), log)
+        supervisor.start()
+        if is_exposed:
+            supervisor.exposed()
+        gate.set()
+        await supervisor.tried()
+        assert [draft.type for draft in log.drafts] == ["stream.gap"] * gaps
+        await supervisor.stop()

@@ -166,3 +166,26 @@ async def test_a_whole_stream_over_tls(tmp_path: Path) -> None:
         await stream.rest()
         assert stream.ended
         assert not stream.parser.torn
+
+
+async def test_a_close_behind_pipelined_requests_is_noticed() -> None:
+    """aiohttp stops reading behind a queue of requests; a stream must read, or it never sees the FIN."""
+    async with gateway_running() as gateway:
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(
+            b"GET /events/orders HTTP/1.1\r\nHost: x\r\n\r\n" + b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n" * 60
+        )
+        await eventually(lambda: gateway.daemon.streams.open)
+        writer.close()
+        await eventually(lambda: not gateway.daemon.streams.open, timeout=3)
+
+
+async def test_a_silent_tls_connection_has_the_deadline_too(tmp_path: Path) -> None:
+    """A handshake that never comes is a request that never comes."""
+    certificate, key = make_certificate(tmp_path)
+    tls = {"certificate": str(certificate), "key": str(key)}
+    async with gateway_running({"server": {"tls": tls}, "timeouts": {"request": "300ms"}}) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
