@@ -1,7 +1,7 @@
 """Declared channels, found by the name that a client or a record gives."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.config.model import Channel
@@ -90,8 +90,3 @@ class Catalog:
             if fields is not None:
                 return Match(name, declared, fields)
         return None
-
-
-def names(matches: Iterable[Match]) -> tuple[str, ...]:
-    """Return the full names, in order."""
-    return tuple(match.name for match in matches)

@@ -77,8 +77,7 @@ class _RequestOrigins(Mapping[str, ResourceOptions]):
 
 
 class _Adapter(AbstractRouterAdapter):
-    def __init__(self, app: web.Application, policy: CorsPolicy) -> None:
-        self._app = app
+    def __init__(self, policy: CorsPolicy) -> None:
         self._policy = policy
         self._resources: set[Any] = set()
 
@@ -122,7 +121,7 @@ class Cors:
 
     def __init__(self, app: web.Application, policy: CorsPolicy) -> None:
         self._policy = policy
-        self._library = CorsConfig(app, router_adapter=_Adapter(app, policy))
+        self._library = CorsConfig(app, router_adapter=_Adapter(policy))
 
     def add(self, resource: web.AbstractResource) -> None:
         """Make a resource readable for the pages that the policy allows, and answer its preflights."""

@@ -85,7 +85,6 @@ class Subscribe:
         heartbeat_events = _choice(request, "heartbeat", ("comment", "event")) == "event"
         if request.method == hdrs.METH_HEAD:
             return web.Response(headers=HEADERS)
-        subject = str(claims["sub"]) if claims is not None and "sub" in claims else None
         with self.streams.reserve(subscription) as place:
             opening = await self.streams.opening(subscription, start)
             first = self._first(place.connection, channel_names(request), opening)
@@ -93,7 +92,7 @@ class Subscribe:
                 request,
                 HEADERS,
                 first,
-                lambda: place.take(opening, subject=subject, heartbeat_events=heartbeat_events),
+                lambda: place.take(opening, heartbeat_events=heartbeat_events),
             )
             if stream is not None:
                 self.streams.begin(stream, opening, len(subscription.frame(first)))

@@ -49,7 +49,6 @@ class Connection(asyncio.Protocol):
         "received",
         "since",
         "slot",
-        "subject",
         "subscription",
         "swept",
         "told",
@@ -66,7 +65,6 @@ class Connection(asyncio.Protocol):
         cursor: EventId,
         began: EventId,
         *,
-        subject: str | None,
         heartbeat_events: bool,
     ) -> None:
         self._owner = owner
@@ -74,7 +72,6 @@ class Connection(asyncio.Protocol):
         self.subscription = subscription
         self.cursor = cursor
         self.began = began
-        self.subject = subject
         self.events_as_heartbeat = heartbeat_events
         self.audience: Audience | None = None
         self.told: dict[str, EventId | None] = {}

@@ -209,7 +209,7 @@ class Place:
         if not self._taken:
             self._streams._hub.unwatch(self.subscription)
 
-    def take(self, opening: Opening, *, subject: str | None, heartbeat_events: bool) -> Connection:
+    def take(self, opening: Opening, *, heartbeat_events: bool) -> Connection:
         """Return the connection that this place was for; the hub's watch is its own now."""
         self._taken = True
         return Connection(
@@ -218,6 +218,5 @@ class Place:
             self.subscription,
             opening.cursor,
             opening.head,
-            subject=subject,
             heartbeat_events=heartbeat_events,
         )
