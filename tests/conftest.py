@@ -5,9 +5,15 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import uvloop
+from hypothesis import settings
 
 from tests.support.gateway import Gateway, gateway_running
 from tests.support.redis import RedisServer, redis_server
+
+
+# Time says something about the machine, not about the code.
+settings.register_profile("gateway", deadline=None)
+settings.load_profile("gateway")
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, object]:

@@ -53,10 +53,8 @@ def test_a_reader_that_stalls_does_not_stall_the_writer(monkeypatch: pytest.Monk
     with os.fdopen(write, "w") as file:
         writer = configure(level="info", format="json", file=file, dropped=lambda: dropped.append(1))
         log = structlog.get_logger("gateway")
-        started = time.monotonic()
-        for number in range(5000):
+        for number in range(5000):  # would not come back from a full pipe
             log.info("line", number=number, text="x" * 100)
-        assert time.monotonic() - started < 5
         assert len(dropped) > 1000
         writer.close()
         # Let the thread end before the pipe is closed below it.

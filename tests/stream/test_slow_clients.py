@@ -199,7 +199,7 @@ async def test_a_client_that_vanishes_without_a_fin_is_noticed_in_time() -> None
 
 async def test_a_slow_but_steady_reader_is_not_cut() -> None:
     """write is about taking nothing: whoever takes a little all the time stays, though buffers stay full."""
-    async with gateway_running({"timeouts": {"write": "600ms"}}) as gateway:
+    async with gateway_running({"timeouts": {"write": "1500ms"}}) as gateway:
         client = await never_reading(gateway, "/events/orders")
         loop = asyncio.get_running_loop()
         await flood(gateway, 60)
@@ -207,6 +207,6 @@ async def test_a_slow_but_steady_reader_is_not_cut() -> None:
         assert stream.paused
         for _ in range(30):
             await loop.sock_recv(client, 3000)
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.1)
         assert stream in gateway.daemon.streams.open
         client.close()
