@@ -10,7 +10,6 @@ from hypothesis import settings
 from tests.support.gateway import Gateway, gateway_running
 from tests.support.redis import RedisServer, redis_server
 
-
 # Time says something about the machine, not about the code.
 settings.register_profile("gateway", deadline=None)
 settings.load_profile("gateway")
