@@ -55,7 +55,13 @@ class Listener:
         tls: ssl.SSLContext | None = None,
         has_room: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE, handle_signals=False)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=KEEPALIVE,
+            handle_signals=False,
+            shutdown_timeout=request_seconds,  # a request under way has its own deadline, the same
+        )
         self._address = address
         self._key = key
         self._request_seconds = request_seconds
