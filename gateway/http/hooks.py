@@ -1,14 +1,27 @@
 """``POST /hooks/{source}``: a webhook's request to its source, and the answer."""
 
 import asyncio
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
-from gateway.errors import BadRequest, GatewayError, NotFound, PayloadTooLarge, RequestTimeout
+from gateway.errors import BadRequest, GatewayError, NotFound, PayloadTooLarge, Rejected, RequestTimeout
 from gateway.http.responses import error_response, json_response
 from gateway.sources.webhook import WebhookSource
+
+
+def _inflater(request: web.Request) -> "zlib._Decompress | None":
+    """Return what undoes the body's Content-Encoding. Raises Rejected for one that is not known."""
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
+    if encoding == "identity":
+        return None
+    if encoding not in ("gzip", "deflate"):
+        raise Rejected(
+            "Content-Encoding must be gzip, deflate or identity", code="unknown_encoding", status=415
+        )
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +92,28 @@ class Hooks:
     async def _body(self, request: web.Request) -> bytes:
         """Read the body under the limit, which holds after decompression, and the deadline."""
         self._check_length(request)
+        inflate = _inflater(request)
         body = bytearray()
         try:
             async with asyncio.timeout(self.request_seconds):
                 async for part in request.content.iter_any():
-                    body += part
-                    if len(body) > self.body_bytes:
+                    # One byte over the limit is enough to know: a bomb is never inflated further.
+                    body += (
+                        part if inflate is None else inflate.decompress(part, self.body_bytes + 1 - len(body))
+                    )
+                    if len(body) > self.body_bytes or (inflate is not None and inflate.unconsumed_tail):
                         raise self._too_large()
         except TimeoutError:
             raise RequestTimeout(f"the body did not arrive within {self.request_seconds:g} s") from None
         except web.RequestPayloadError as error:
             raise BadRequest(f"the body cannot be read: {error}", code="bad_body") from None
+        except zlib.error:
+            raise BadRequest("the body is not what its Content-Encoding says", code="bad_body") from None
+        except ConnectionError:
+            body.clear()  # aiohttp keeps the error, and with it this frame, until the next full collection
+            raise
+        if inflate is not None and (not inflate.eof or inflate.unused_data):
+            raise BadRequest("the body is not one whole compressed stream", code="bad_body")
         return bytes(body)
 
     def _too_large(self) -> PayloadTooLarge:

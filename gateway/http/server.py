@@ -21,6 +21,9 @@ BACKLOG = 4096
 KEEPALIVE = 75.0
 """Seconds that a connection may idle between two requests."""
 
+LINGER = 1.0
+"""Seconds that the rest of a refused body is read, so that its sender sees the answer and not a reset."""
+
 SEND_BUFFER = 64 * 1024
 """Bytes of SO_SNDBUF: what the kernel takes for a client that does not read."""
 
@@ -61,6 +64,9 @@ class Listener:
             keepalive_timeout=KEEPALIVE,
             handle_signals=False,
             shutdown_timeout=request_seconds,  # a request under way has its own deadline, the same
+            # aiohttp would inflate and read the rest of a body even after it was refused.
+            auto_decompress=False,
+            lingering_time=LINGER,
         )
         self._address = address
         self._key = key

@@ -16,6 +16,7 @@ from gateway.event import EventId
 from gateway.http.auth import Authenticator, authorize
 from gateway.http.channels import channel_names
 from gateway.http.cors import Cors
+from gateway.http.responses import error_response
 from gateway.hub.replay import Opening, Start
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
@@ -72,7 +73,7 @@ class Subscribe:
                 path=request.path[:MAX_LOGGED],
                 origin=request.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None,
             )
-            raise
+            return _last(error_response(error))
 
     async def _open(self, request: web.Request) -> web.StreamResponse:
         # CORS before auth, so that a page always learns why; auth before anything costs memory.
@@ -129,7 +130,13 @@ class Subscribe:
 
     def _come_back(self, error: GatewayError) -> web.Response:
         # A browser gives up for good on any status but 200, so overload is a stream that ends at once.
-        return web.Response(body=self.streams.close_block(error.code), headers=HEADERS)
+        return _last(web.Response(body=self.streams.close_block(error.code), headers=HEADERS))
+
+
+def _last(response: web.Response) -> web.Response:
+    """Let an answer be its connection's last: a herd of refused clients must not hold descriptors."""
+    response.force_close()
+    return response
 
 
 def _subscription(request: web.Request, matches: tuple[Match, ...]) -> Subscription:

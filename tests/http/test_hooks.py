@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import time
 from typing import Any
 
 import pytest
@@ -145,7 +146,25 @@ async def test_limits_hold_without_a_length_and_after_decompression() -> None:
         assert (await post(gateway, path, bomb, **{"Content-Encoding": "gzip"}))[0] == 413
         good = gzip.compress(b'"zipped"')
         assert (await post(gateway, path, good, **{"Content-Encoding": "gzip"}))[0] == 200
-        assert (await post(gateway, path, b"no gzip", **{"Content-Encoding": "gzip"}))[0] == 400
+        for broken in (b"no gzip", good[:-4], good + b"more"):
+            assert (await post(gateway, path, broken, **{"Content-Encoding": "gzip"}))[0] == 400
+        assert (await post(gateway, path, b"1", **{"Content-Encoding": "br"}))[0] == 415
+
+
+async def test_a_refused_bomb_is_never_inflated() -> None:
+    """Without a token a compressed body costs what any other body of its length costs."""
+    bomb = gzip.compress(b"0" * 400_000_000, 1)
+    async with gateway_running(BEARER) as gateway:
+
+        async def cost(body: bytes, encoding: str) -> float:
+            before = time.process_time()
+            for path, status in (("/hooks/signed", 401), ("/hooks/nope", 404), ("/nowhere", 404)):
+                got, _ = await post(gateway, path, body, **{"Content-Encoding": encoding})
+                assert got == status
+            return time.process_time() - before
+
+        plain = await cost(bytes(len(bomb)), "identity")
+        assert await cost(bomb, "gzip") < 10 * plain + 0.1
 
 
 async def test_slow_requests_have_deadlines() -> None:

@@ -84,6 +84,8 @@ async def test_unknown_and_missing_channels(gateway: Gateway) -> None:
         assert stream.status == status
         assert stream.headers["content-type"] == "application/json; charset=utf-8"
         assert json.loads(await stream.rest())["error"] == code
+        # Refused clients must not hold descriptors.
+        assert path == "/nowhere" or stream.headers["connection"] == "close"
     assert await gateway.metric('refused_total{reason="unknown_channel"}') == 2
 
 

@@ -1,6 +1,7 @@
 """The redis-pubsub source against a real server that is late, killed, frozen and restarted."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -155,6 +156,17 @@ async def test_a_lost_interval_is_a_gap_on_the_channels_concerned(redis: RedisSe
         late = await gateway.subscribe("/events/user.42", {"Last-Event-ID": before.id})
         assert (await late.next()).type == "stream.gap"
         assert (await late.next()).json["payload"] == 2
+
+
+async def test_a_pause_of_the_gateway_itself_loses_nothing(redis: RedisServer) -> None:
+    """What came while this process stood still lies in the socket: no gap, and every message."""
+    async with gateway_running(config(redis, timeout="200ms")) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/stock")
+        for number in range(5):
+            redis.publish("stock", str(number))
+            time.sleep(0.5)
+        assert [(await stream.next()).json["payload"] for _ in range(5)] == [str(n) for n in range(5)]
 
 
 async def test_no_password_in_any_answer(redis: RedisServer) -> None:
