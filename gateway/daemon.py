@@ -135,6 +135,7 @@ class Daemon:
         self._descriptors = _raise_descriptor_limit(self.config.limits.connections)
         # 1. The log, and this node behind it.
         await self.broker.start()
+        self.is_new = isinstance(self.broker, MemoryBroker)
         self.hub.start()
         self.sweep.start()
         # 2. The admin port, so that a start that hangs can be looked at.
@@ -142,7 +143,7 @@ class Daemon:
         # 3. Upstreams.
         for name, supervisor in self.supervisors.items():
             # A webhook's sender keeps what was not accepted; other upstreams may have gone on without us.
-            supervisor.start(None if name in self.webhooks else self.broker.last_before_start)
+            supervisor.start(None if name in self.webhooks or self.is_new else self.broker.head.ms)
         for state in self.off.values():
             log.info("source_off", source=state.name, reason=state.last_error)
         tries = [asyncio.ensure_future(supervisor.tried()) for supervisor in self.supervisors.values()]

@@ -86,6 +86,12 @@ class Unavailable(GatewayError):
         self.retry_after = retry_after
 
 
+class Fenced(GatewayError):
+    """The lease that an append was made under is another node's by now; nothing of it was appended."""
+
+    code = "fenced"
+
+
 class SourceError(GatewayError):
     """An upstream broke, or stalled; its supervisor starts it again."""
 

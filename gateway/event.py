@@ -78,6 +78,13 @@ class Cursor(msgspec.Struct, frozen=True):
     position: str
 
 
+class Fence(msgspec.Struct, frozen=True):
+    """Proof of a lease. Tokens of one name only grow, so an append with an older one is refused."""
+
+    name: str
+    token: int
+
+
 class Event(msgspec.Struct, frozen=True):
     """One event of the log."""
 

@@ -68,10 +68,12 @@ class _Log(Generic[T]):
             self.start = 0
         return item
 
-    def after(self, after: EventId, until: EventId, limit: int) -> list[T]:
-        first = bisect_right(self.items, after, lo=self.start, key=_id_of)
-        last = bisect_right(self.items, until, lo=first, key=_id_of)
-        return self.items[first : min(last, first + limit)]
+
+def between(items: list[T], after: EventId, until: EventId, limit: int, start: int = 0) -> list[T]:
+    """Return the first ``limit`` items with ``after < id <= until`` of a list that is in id order."""
+    first = bisect_right(items, after, lo=start, key=_id_of)
+    last = bisect_right(items, until, lo=first, key=_id_of)
+    return items[first : min(last, first + limit)]
 
 
 class History(Generic[T]):
@@ -148,6 +150,15 @@ class History(Generic[T]):
         log = self._logs.get(channel)
         return log.floor if log is not None else self._floors.get(channel, self._forgotten)
 
+    def last(self, channel: str, until: EventId) -> EventId:
+        """Return the id of the last item up to ``until``; the floor, where that is not held."""
+        log = self._logs.get(channel)
+        if log is not None:
+            position = bisect_right(log.items, until, lo=log.start, key=_id_of)
+            if position > log.start:
+                return log.items[position - 1].id
+        return self.floor(channel)
+
     def oldest(self, channel: str) -> EventId | None:
         """Return the id of the oldest item that is held, or None."""
         log = self._logs.get(channel)
@@ -156,7 +167,7 @@ class History(Generic[T]):
     def after(self, channel: str, after: EventId, until: EventId, limit: int) -> list[T]:
         """Return the first ``limit`` items with ``after < id <= until``."""
         log = self._logs.get(channel)
-        return log.after(after, until, limit) if log is not None else []
+        return between(log.items, after, until, limit, log.start) if log is not None else []
 
     def newest(self, channel: str, count: int) -> list[T]:
         """Return the last ``count`` items, oldest first."""

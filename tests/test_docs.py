@@ -35,6 +35,7 @@ def test_every_code_and_reason_is_documented() -> None:
         "forbidden",
         "rejected",
         "source",
+        "fenced",
         "startup",
         "config",
         "http_error",

@@ -10,36 +10,43 @@ raised, or was cancelled, they may or may not be, and an append with the same ke
 **Deduplication.** A draft with a ``key`` that the same channel was given before, within the last
 `DEDUPLICATION_KEYS` keys, is not appended again: its place in the answer holds the first one's id.
 
-**History.** Each channel keeps what its drafts' `Retention` says, and a *floor*: the id after which
-nothing was dropped. `read` compares with it, so a hole is always told and never guessed.
+**History.** Each channel keeps what its drafts' `Retention` says, and knows the *floor*: the id of the
+last event that it does not hold any more. `read` compares with it, so a hole is always told and never
+guessed. A channel without history is live only: `read` knows nothing of it.
 
-**Followers.** `follow` names a function that is called on the event loop with batches of events, in
-order, never twice at once, and that does not wait. `head` is the id of the last event that it was
-given (before the first: of the log when following began), so ``read(..., until=head)`` plus
-what the function is given from then on is the log without a seam.
+**Followers.** `follow` names two functions that are called on the event loop, never at once, and that do
+not wait. ``deliver`` is given batches of events, in order. ``lost`` is given an id when the events up
+to it cannot be delivered, because this node was cut off or too slow: who needs them reads them. `head`
+is the id up to which the follower was served (at first: of the log when following began), so
+``read(..., until=head)`` plus what the follower is given from then on is the log without a seam.
+
+**Leases.** Each name is leased to one node at a time, for so many seconds since it last asked. A `Fence`
+proves the lease: an append with one that is not the latest of its name is refused whole, so a node that
+stood still while another one took over can append nothing.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from gateway.event import Cursor, Draft, Event, EventId
+from gateway.event import Cursor, Draft, Event, EventId, Fence
 
 DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""
 
 Deliver = Callable[[Sequence[Event]], None]
+Lost = Callable[[EventId], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
-    """What `Broker.read` found. ``events`` are in id order over all channels that were asked for."""
+class Page:
+    """What `Broker.read` found in one channel: ``events`` in id order, whole from ``floor`` on."""
 
     events: Sequence[Event]
+    floor: EventId
+    """The id asked for; or a later one, if events up to there were dropped."""
     more: bool = False
-    """True if the limit cut the slice; read on after ``events[-1].id``."""
-    gaps: Mapping[str, EventId | None] = field(default_factory=dict)
-    """Channels that lost events after ``after``, each with the oldest id that it still holds."""
+    """True if the limit cut the page; read on after ``events[-1].id``."""
 
 
 class Broker(ABC):
@@ -55,11 +62,6 @@ class Broker(ABC):
     def is_up(self) -> bool:
         """Whether the log can be reached just now."""
 
-    @property
-    @abstractmethod
-    def last_before_start(self) -> int | None:
-        """When (unix ms) the log's last event came that is older than this process; None if it has none."""
-
     @abstractmethod
     async def start(self) -> None:
         """Connect. Raises StartupError where the log can never be used as it is configured."""
@@ -69,20 +71,22 @@ class Broker(ABC):
         """Stop following and let go of everything; harmless when repeated."""
 
     @abstractmethod
-    def follow(self, deliver: Deliver) -> None:
+    def follow(self, deliver: Deliver, lost: Lost) -> None:
         """Give every event from now on to ``deliver``. Called once, after `start`."""
 
     @abstractmethod
-    async def append(self, drafts: Sequence[Draft], cursor: Cursor | None = None) -> list[EventId]:
+    async def append(
+        self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
+    ) -> list[EventId]:
         """Append a batch, and store how far its source has read, in one transaction.
 
-        Returns the id of each draft. Raises Unavailable for temporary trouble. Cancelling leaves open
-        whether the batch is in the log.
+        Returns the id of each draft. Raises Fenced if the lease went to another node, Unavailable for
+        temporary trouble. Cancelling leaves open whether the batch is in the log.
         """
 
     @abstractmethod
-    async def read(self, channels: Sequence[str], after: EventId, until: EventId, limit: int) -> Slice:
-        """Return the first ``limit`` events of these channels with ``after < id <= until``.
+    async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:
+        """Return of each channel the first ``limit`` events with ``after < id <= until``.
 
         Raises Unavailable for temporary trouble. Cancelling is safe.
         """
@@ -101,3 +105,14 @@ class Broker(ABC):
     @abstractmethod
     async def cursor(self, source: str) -> str | None:
         """Return the position last stored for a source. Raises Unavailable. Cancelling is safe."""
+
+    @abstractmethod
+    async def lease(self, name: str, seconds: float) -> Fence | None:
+        """Take a lease, or keep it for so much longer; None while it is another node's.
+
+        Raises Unavailable. Cancelling leaves open whether the lease is taken.
+        """
+
+    @abstractmethod
+    async def release(self, fence: Fence) -> None:
+        """Give a lease back, so that another node need not wait. Raises Unavailable. Cancelling is safe."""

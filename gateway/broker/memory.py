@@ -2,19 +2,14 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from heapq import merge
-from itertools import islice
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
 
-from gateway.broker.base import DEDUPLICATION_KEYS, Broker, Deliver, Slice
-from gateway.event import Cursor, Draft, Event, EventId
+from gateway.broker.base import DEDUPLICATION_KEYS, Broker, Deliver, Lost, Page
+from gateway.event import Cursor, Draft, Event, EventId, Fence
 from gateway.history import History
 
 EVENT_OVERHEAD = 400
 """Bytes that an event costs beside its payload: measured, rounded up."""
-
-_by_id = attrgetter("id")
 
 
 def unix_ms() -> int:
@@ -44,20 +39,18 @@ class MemoryBroker(Broker):
     def is_up(self) -> bool:
         return True
 
-    @property
-    def last_before_start(self) -> int | None:
-        return None
-
     async def start(self) -> None:
         pass
 
     async def close(self) -> None:
         self._deliver = None
 
-    def follow(self, deliver: Deliver) -> None:
+    def follow(self, deliver: Deliver, lost: Lost) -> None:
         self._deliver = deliver
 
-    async def append(self, drafts: Sequence[Draft], cursor: Cursor | None = None) -> list[EventId]:
+    async def append(
+        self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
+    ) -> list[EventId]:
         ids: list[EventId] = []
         events: list[Event] = []
         for draft in drafts:
@@ -73,7 +66,8 @@ class MemoryBroker(Broker):
                 type=draft.type,
                 kept=draft.retention.events > 0,
             )
-            self._history.append(event, len(draft.payload) + EVENT_OVERHEAD, draft.retention)
+            if event.kept:
+                self._history.append(event, len(draft.payload) + EVENT_OVERHEAD, draft.retention)
             if draft.key is not None:
                 self._remember((draft.channel, draft.key), event.id)
             ids.append(event.id)
@@ -84,18 +78,14 @@ class MemoryBroker(Broker):
             self._deliver(events)
         return ids
 
-    async def read(self, channels: Sequence[str], after: EventId, until: EventId, limit: int) -> Slice:
+    async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:
         self._history.expire()
-        found = merge(
-            *(self._history.after(channel, after, until, limit + 1) for channel in channels), key=_by_id
-        )
-        events = list(islice(found, limit + 1))
-        gaps = {
-            channel: self._history.oldest(channel)
-            for channel in channels
-            if after < self._history.floor(channel)
-        }
-        return Slice(events[:limit], more=len(events) > limit, gaps=gaps)
+        pages = {}
+        for channel, id in after.items():
+            events = self._history.after(channel, id, until, limit + 1)
+            floor = max(id, self._history.floor(channel))
+            pages[channel] = Page(events[:limit], floor, more=len(events) > limit)
+        return pages
 
     async def newest(self, channels: Sequence[str], count: int) -> EventId:
         self._history.expire()
@@ -110,6 +100,12 @@ class MemoryBroker(Broker):
 
     async def cursor(self, source: str) -> str | None:
         return self._cursors.get(source)
+
+    async def lease(self, name: str, seconds: float) -> Fence | None:
+        return Fence(name, 1)  # nobody else can ask
+
+    async def release(self, fence: Fence) -> None:
+        pass
 
     def _next_id(self) -> EventId:
         # A clock that jumps back holds the milliseconds and counts on.

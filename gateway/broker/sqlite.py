@@ -19,7 +19,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ from typing import TypeVar
 
 import structlog
 
-from gateway.broker.base import Broker, Deliver, Slice
-from gateway.broker.sqlite_store import ForeignFile, Store, pack, unpack
-from gateway.errors import StartupError, Unavailable
-from gateway.event import Cursor, Draft, Event, EventId
+from gateway.broker.base import Broker, Deliver, Lost, Page
+from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store, pack, unpack
+from gateway.errors import Fenced, StartupError, Unavailable
+from gateway.event import Cursor, Draft, Event, EventId, Fence
 
 log = structlog.get_logger("gateway.broker")
 
@@ -47,12 +47,10 @@ POLL_SECONDS = 0.25
 SWEEP_SECONDS = 1.0
 """How often the writer deletes what grew too old."""
 
-LIVE_MS = 10_000
-"""How long (milliseconds) events of channels without history stay for other processes to see."""
-
 SWEEP_CHANNELS = 200
 """Channels that one sweep looks at."""
 
+_LATE_SECONDS = 0.8 * LIVE_MS / 1000
 _PAGE = 1000
 _CLOSE_SECONDS = 5.0
 
@@ -63,7 +61,11 @@ T = TypeVar("T")
 class _Append:
     drafts: Sequence[Draft]
     cursor: Cursor | None
+    fence: Fence | None
     answer: asyncio.Future[list[EventId]]
+
+
+_Answer = list[EventId] | Fenced
 
 
 class SqliteBroker(Broker):
@@ -73,9 +75,11 @@ class SqliteBroker(Broker):
         self._path = path
         self._clock = clock
         self._head = EventId(0, 0)
-        self._last_before_start: int | None = None
         self._is_up = False
-        self._deliver: Deliver | None = None
+        self._deliver: Deliver = lambda events: None
+        self._lost: Lost = lambda until: None
+        self._followed = 0.0
+        self._owner = secrets.token_hex(8)
         self._queue: queue.Queue[_Append | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
         self._readers = ThreadPoolExecutor(2, "sqlite reader")
@@ -94,19 +98,15 @@ class SqliteBroker(Broker):
     def is_up(self) -> bool:
         return self._is_up
 
-    @property
-    def last_before_start(self) -> int | None:
-        return self._last_before_start
-
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            start, head = await self._loop.run_in_executor(self._readers, lambda: self._store().bounds())
+            head = await self._loop.run_in_executor(self._readers, lambda: self._store().head())
         except (sqlite3.Error, ForeignFile, OSError) as error:
             raise StartupError(f"the log {self._path} (broker.url) cannot be used: {error}") from None
         self._head = unpack(head)
-        self._last_before_start = self._head.ms if head > start else None
+        self._followed = time.monotonic()
         self._is_up = True
         self._nudges = _Nudges(self._path, self._loop, self._news.set)
         self._writer = threading.Thread(target=self._write, name="sqlite writer", daemon=True)
@@ -124,20 +124,22 @@ class SqliteBroker(Broker):
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._is_up = False
 
-    def follow(self, deliver: Deliver) -> None:
-        self._deliver = deliver
+    def follow(self, deliver: Deliver, lost: Lost) -> None:
+        self._deliver, self._lost = deliver, lost
 
-    async def append(self, drafts: Sequence[Draft], cursor: Cursor | None = None) -> list[EventId]:
-        request = _Append(drafts, cursor, self._loop.create_future())
+    async def append(
+        self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
+    ) -> list[EventId]:
+        request = _Append(drafts, cursor, fence, self._loop.create_future())
         try:
             self._queue.put_nowait(request)
         except queue.Full:
             raise Unavailable(f"{WAITING} appends wait for the log already", retry_after=2) from None
         return await request.answer
 
-    async def read(self, channels: Sequence[str], after: EventId, until: EventId, limit: int) -> Slice:
-        first, last, now = pack(after), pack(until), self._clock()
-        return await self._ask(lambda store: store.read(channels, first, last, limit, now))
+    async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:
+        first, last, now = {name: pack(id) for name, id in after.items()}, pack(until), self._clock()
+        return await self._ask(lambda store: store.read(first, last, limit, now))
 
     async def newest(self, channels: Sequence[str], count: int) -> EventId:
         now = self._clock()
@@ -148,6 +150,23 @@ class SqliteBroker(Broker):
 
     async def cursor(self, source: str) -> str | None:
         return await self._ask(lambda store: store.cursor(source))
+
+    async def lease(self, name: str, seconds: float) -> Fence | None:
+        # Not the wall clock, which may be set while a lease runs: one that all processes of a boot share.
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+        def take(store: Store) -> Fence | None:
+            with store.transaction():
+                return store.lease(name, self._owner, _boot_id(), now, seconds)
+
+        return await self._ask(take)
+
+    async def release(self, fence: Fence) -> None:
+        def give_back(store: Store) -> None:
+            with store.transaction():
+                store.release(fence)
+
+        await self._ask(give_back)
 
     # Reading: a small pool of threads, each with a connection of its own.
 
@@ -200,28 +219,41 @@ class SqliteBroker(Broker):
     async def _read_on(self) -> None:
         while True:
             after = pack(self._head)
-            events = await self._ask(lambda store, after=after: store.since(after, _PAGE))  # type: ignore[misc]
+            events, head = await self._ask(lambda store, after=after: store.since(after, _PAGE))  # type: ignore[misc]
+            late = time.monotonic() - self._followed > _LATE_SECONDS
+            self._followed = time.monotonic()
+            if late and head > after:
+                self._skip(unpack(head))
+                return
             self._hand_on(events)
             if len(events) < _PAGE:
                 return
 
+    def _skip(self, head: EventId) -> None:
+        """Go on from the log's end: this node stood still for so long that events may have been deleted."""
+        log.warning("follower_fell_behind", after=str(self._head), until=str(head))
+        self._head = head
+        self._lost(head)
+
     def _hand_on(self, events: Sequence[Event]) -> None:
-        if not events:
-            return
-        self._head = events[-1].id
-        if self._deliver is not None:
+        if events:
+            self._head = events[-1].id
             self._deliver(events)
 
-    def _committed(self, done: list[tuple[_Append, list[EventId]]], events: list[Event], before: int) -> None:
+    def _committed(self, done: list[tuple[_Append, _Answer]], events: list[Event], before: int) -> None:
         """Runs on the loop after a commit: deliver, then answer."""
         self._is_up = True
         if events and before == pack(self._head) and not self._is_reading:
             self._hand_on(events)
         elif events:
             self._news.set()  # others wrote in between, or are being read just now
-        for request, ids in done:
-            if not request.answer.done():
-                request.answer.set_result(ids)
+        for request, answer in done:
+            if request.answer.done():
+                continue
+            if isinstance(answer, Fenced):
+                request.answer.set_exception(answer)
+            else:
+                request.answer.set_result(answer)
 
     def _failed(self, requests: Sequence[_Append], error: Exception) -> None:
         if self._is_up:
@@ -264,14 +296,18 @@ class SqliteBroker(Broker):
         return taken
 
     def _commit(self, requests: list[_Append]) -> None:
-        done: list[tuple[_Append, list[EventId]]] = []
+        done: list[tuple[_Append, _Answer]] = []
         events: list[Event] = []
         try:
             store = self._store()
             with store.transaction():
                 before = store.head()
                 for request in requests:
-                    ids, new = store.append(request.drafts, request.cursor)
+                    try:
+                        ids, new = store.append(request.drafts, request.cursor, request.fence)
+                    except Fenced as error:
+                        done.append((request, error))
+                        continue
                     done.append((request, ids))
                     events += new
         except Exception as error:
@@ -286,7 +322,7 @@ class SqliteBroker(Broker):
         try:
             store = self._store()
             with store.transaction():
-                return store.sweep(self._clock(), LIVE_MS, position, SWEEP_CHANNELS)
+                return store.sweep(self._clock(), position, SWEEP_CHANNELS)
         except Exception:
             self._drop_store()
             return 0
@@ -299,6 +335,11 @@ class SqliteBroker(Broker):
         assert self._writer is not None
         self._queue.put(None)
         self._writer.join(_CLOSE_SECONDS)
+
+
+def _boot_id() -> str:
+    """Return what names this boot of the kernel (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class _Nudges:

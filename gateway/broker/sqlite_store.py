@@ -6,27 +6,33 @@ one integer, milliseconds in the high bits, so that SQLite's row order is the lo
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gateway.broker.base import DEDUPLICATION_KEYS, Slice
-from gateway.event import Cursor, Draft, Event, EventId, Retention
+from gateway.broker.base import DEDUPLICATION_KEYS, Page
+from gateway.errors import Fenced
+from gateway.event import Cursor, Draft, Event, EventId, Fence, Retention
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
-VERSION = 1
+VERSION = 2
 
 _SEQ_BITS = 20
 _MAX_SEQ = (1 << _SEQ_BITS) - 1
 _BUSY_SECONDS = 5.0
-_CHUNK = 500  # rows that one trimming statement deletes: a pause of a few milliseconds
+
+LIVE_MS = 10_000
+"""How long (milliseconds) every event stays in the file, whatever its channel keeps, for followers to see."""
+
+_CHUNK = 1000  # rows that one trimming statement deletes: a pause of a few milliseconds
 
 _SCHEMA = """
 CREATE TABLE log (start INTEGER NOT NULL, head INTEGER NOT NULL);
 CREATE TABLE channels (
     key INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
-    held INTEGER NOT NULL DEFAULT 0,
+    held INTEGER NOT NULL DEFAULT 0,    -- events after the floor
+    stored INTEGER NOT NULL DEFAULT 0,  -- and those below it that are not deleted yet
     floor INTEGER NOT NULL,
     age_ms INTEGER
 );
@@ -48,6 +54,13 @@ CREATE TABLE keys (
 );
 CREATE UNIQUE INDEX keys_by_key ON keys (channel, key);
 CREATE TABLE cursors (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE leases (
+    name TEXT PRIMARY KEY,
+    token INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    until REAL NOT NULL
+) WITHOUT ROWID;
 """
 
 
@@ -97,20 +110,34 @@ class Store:
                 self._db.execute("ROLLBACK")
             raise
 
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Let several statements see one state of the file (a read transaction)."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
     def head(self) -> int:
         """Return the id of the last event, packed."""
         return int(self._db.execute("SELECT head FROM log").fetchone()[0])
 
-    def bounds(self) -> tuple[int, int]:
-        """Return where the log began and the id of its last event, packed."""
-        start, head = self._db.execute("SELECT start, head FROM log").fetchone()
-        return int(start), int(head)
+    def append(
+        self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None
+    ) -> tuple[list[EventId], list[Event]]:
+        """Insert a batch inside a transaction: returns the id of each draft, and the events that are new.
 
-    def append(self, drafts: Sequence[Draft], cursor: Cursor | None) -> tuple[list[EventId], list[Event]]:
-        """Insert a batch inside a transaction: returns the id of each draft, and the events that are new."""
+        Raises Fenced before anything is written.
+        """
+        if fence is not None:
+            row = self._db.execute("SELECT token FROM leases WHERE name = ?", (fence.name,)).fetchone()
+            if row is None or row[0] != fence.token:
+                raise Fenced(f"the lease {fence.name!r} is another node's by now")
         ids: list[EventId] = []
         events: list[Event] = []
-        head = self.head()
+        head, now = self.head(), self._clock()
         kept: dict[int, tuple[int, Retention]] = {}
         for draft in drafts:
             channel = self._channel(draft.channel, draft.retention)
@@ -121,7 +148,7 @@ class Store:
                 if seen is not None:
                     ids.append(unpack(seen[0]))
                     continue
-            head = max(self._clock() << _SEQ_BITS, head + 1)
+            head = max(now << _SEQ_BITS, head + 1)
             is_kept = draft.retention.events > 0
             self._db.execute(
                 "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
@@ -133,13 +160,12 @@ class Store:
                 )
             if is_kept:
                 kept[channel] = (kept.get(channel, (0, draft.retention))[0] + 1, draft.retention)
-            else:
-                self._db.execute("UPDATE channels SET floor = ? WHERE key = ?", (head, channel))
             id = unpack(head)
             ids.append(id)
             events.append(Event(id, draft.channel, draft.payload, draft.timestamp, draft.type, is_kept))
         for channel, (count, retention) in kept.items():
             self._trim_count(channel, count, retention.events)
+            self._delete(channel, now)
         if events:
             self._db.execute("UPDATE log SET head = ?", (head,))
             self._db.execute(
@@ -149,45 +175,42 @@ class Store:
             self._db.execute("REPLACE INTO cursors VALUES (?, ?)", (cursor.source, cursor.position))
         return ids, events
 
-    def since(self, after: int, limit: int) -> list[Event]:
-        """Return the first events of all channels after an id, for followers."""
-        rows = self._db.execute(
-            "SELECT e.id, c.name, e.payload, e.timestamp, e.type, e.kept FROM events e"
-            " JOIN channels c ON c.key = e.channel WHERE e.id > ? ORDER BY e.id LIMIT ?",
-            (after, limit),
-        )
-        return [_event(row) for row in rows]
+    def since(self, after: int, limit: int) -> tuple[list[Event], int]:
+        """Return the first events of all channels after an id, for followers, and the log's head."""
+        with self._snapshot():
+            rows = self._db.execute(
+                "SELECT e.id, c.name, e.payload, e.timestamp, e.type, e.kept FROM events e"
+                " JOIN channels c ON c.key = e.channel WHERE e.id > ? ORDER BY e.id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+            return [_event(row) for row in rows], self.head()
 
-    def read(self, channels: Sequence[str], after: int, until: int, limit: int, now: int) -> Slice:
+    def read(self, after: Mapping[str, int], until: int, limit: int, now: int) -> dict[str, Page]:
         """Return what `gateway.broker.base.Broker.read` promises."""
-        found: list[Event] = []
-        gaps: dict[str, EventId | None] = {}
-        for name in channels:
-            key, floor, expired = self._floor(name, now)
-            if after < floor:
-                gaps[name] = self._oldest(key, expired)
-            if key is not None:
-                rows = self._db.execute(
-                    "SELECT id, ?, payload, timestamp, type, kept FROM events INDEXED BY events_by_channel"
-                    " WHERE channel = ? AND id > ? AND id <= ? AND kept ORDER BY id LIMIT ?",
-                    (name, key, max(after, expired), until, limit + 1),
-                )
-                found += [_event(row) for row in rows]
-        found.sort(key=lambda event: event.id)
-        return Slice(found[:limit], more=len(found) > limit, gaps=gaps)
+        with self._snapshot():
+            return {name: self._page(name, id, until, limit, now) for name, id in after.items()}
+
+    def _page(self, name: str, after: int, until: int, limit: int, now: int) -> Page:
+        key, floor, expired = self._floor(name, now)
+        rows = self._db.execute(
+            "SELECT id, ?, payload, timestamp, type, kept FROM events INDEXED BY events_by_channel"
+            " WHERE channel = ? AND id > ? AND id <= ? AND kept ORDER BY id LIMIT ?",
+            (name, key, max(after, floor, expired), until, limit + 1),
+        ).fetchall()
+        events = [_event(row) for row in rows[:limit]]
+        return Page(events, unpack(max(after, floor)), more=len(rows) > limit)
 
     def newest(self, channels: Sequence[str], count: int, now: int) -> EventId:
         """Return what `gateway.broker.base.Broker.newest` promises."""
         found: list[int] = []
         for name in channels:
-            key, _, expired = self._floor(name, now)
-            if key is not None:
-                rows = self._db.execute(
-                    "SELECT id FROM events INDEXED BY events_by_channel"
-                    " WHERE channel = ? AND id > ? AND kept ORDER BY id DESC LIMIT ?",
-                    (key, expired, count),
-                )
-                found += [row[0] for row in rows]
+            key, floor, expired = self._floor(name, now)
+            rows = self._db.execute(
+                "SELECT id FROM events INDEXED BY events_by_channel"
+                " WHERE channel = ? AND id > ? AND kept ORDER BY id DESC LIMIT ?",
+                (key, max(floor, expired), count),
+            )
+            found += [row[0] for row in rows]
         newest = sorted(found)[-count:] if count > 0 else []
         return unpack(newest[0] - 1 if newest else self.head())
 
@@ -196,22 +219,45 @@ class Store:
         row = self._db.execute("SELECT position FROM cursors WHERE source = ?", (source,)).fetchone()
         return None if row is None else str(row[0])
 
-    def sweep(self, now: int, live_ms: int, start: int, channels: int) -> int:
-        """Delete some of what grew too old, inside a transaction; returns where the next sweep goes on.
+    def lease(self, name: str, owner: str, boot: str, now: float, seconds: float) -> Fence | None:
+        """Take or keep a lease, inside a transaction; ``now`` (seconds) is a clock that ``boot`` shares."""
+        row = self._db.execute(
+            "SELECT token, owner, boot, until FROM leases WHERE name = ?", (name,)
+        ).fetchone()
+        if row is None:
+            token = 1
+        elif row[2] != boot or row[3] <= now:
+            token = row[0] + 1
+        elif row[1] == owner:
+            token = row[0]
+        else:
+            return None
+        self._db.execute(
+            "REPLACE INTO leases VALUES (?, ?, ?, ?, ?)", (name, token, owner, boot, now + seconds)
+        )
+        return Fence(name, token)
 
-        ``live_ms`` is how long events of channels without history stay for other processes to see.
-        """
+    def release(self, fence: Fence) -> None:
+        """Let a lease expire, inside a transaction; not one that somebody else has by now."""
+        self._db.execute(
+            "UPDATE leases SET until = 0 WHERE name = ? AND token = ?", (fence.name, fence.token)
+        )
+
+    def sweep(self, now: int, start: int, channels: int) -> int:
+        """Delete some of what grew too old, inside a transaction; returns where the next sweep goes on."""
         self._db.execute(
             "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE NOT kept AND id <= ? LIMIT ?)",
-            ((now - live_ms) << _SEQ_BITS, _CHUNK),
+            ((now - LIVE_MS) << _SEQ_BITS, _CHUNK),
         )
         rows = self._db.execute(
-            "SELECT key, age_ms FROM channels WHERE key > ? AND held > 0 AND age_ms IS NOT NULL"
+            "SELECT key, age_ms FROM channels WHERE key > ? AND (held > 0 OR stored > 0)"
             " ORDER BY key LIMIT ?",
             (start, channels),
         ).fetchall()
         for key, age in rows:
-            self._delete(key, ((now - age + 1) << _SEQ_BITS) - 1, _CHUNK)
+            if age is not None:
+                self._drop(key, ((now - age + 1) << _SEQ_BITS) - 1)
+            self._delete(key, now)
         return int(rows[-1][0]) if len(rows) == channels else 0
 
     def _prepare(self) -> None:
@@ -257,47 +303,49 @@ class Store:
             return key, floor, 0
         expired = ((now - age + 1) << _SEQ_BITS) - 1
         last = self._db.execute(
-            "SELECT max(id) FROM events INDEXED BY events_by_channel WHERE channel = ? AND id <= ?",
+            "SELECT max(id) FROM events INDEXED BY events_by_channel WHERE channel = ? AND id <= ? AND kept",
             (key, expired),
         ).fetchone()[0]
         return key, max(floor, last or 0), expired
 
-    def _oldest(self, key: int | None, expired: int) -> EventId | None:
-        row = self._db.execute(
-            "SELECT min(id) FROM events INDEXED BY events_by_channel WHERE channel = ? AND id > ? AND kept",
-            (key, expired),
-        ).fetchone()
-        return None if row[0] is None else unpack(row[0])
-
     def _trim_count(self, channel: int, added: int, most: int) -> None:
         held = self._db.execute(
-            "UPDATE channels SET held = held + ? WHERE key = ? RETURNING held", (added, channel)
+            "UPDATE channels SET held = held + ?, stored = stored + ? WHERE key = ? RETURNING held",
+            (added, added, channel),
         ).fetchone()[0]
         if held > most:
             last = self._db.execute(
-                "SELECT id FROM events INDEXED BY events_by_channel"
-                " WHERE channel = ? AND kept ORDER BY id LIMIT 1 OFFSET ?",
-                (channel, held - most - 1),
+                "SELECT id FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept"
+                " AND id > (SELECT floor FROM channels WHERE key = ?) ORDER BY id LIMIT 1 OFFSET ?",
+                (channel, channel, held - most - 1),
             ).fetchone()
             if last is not None:
-                self._delete(channel, last[0], held)
+                self._db.execute(
+                    "UPDATE channels SET floor = ?, held = ? WHERE key = ?", (last[0], most, channel)
+                )
 
-    def _delete(self, channel: int, until: int, most: int) -> None:
-        """Delete the oldest of a channel, and raise its floor to the last of them."""
-        ids = [
-            row[0]
-            for row in self._db.execute(
-                "SELECT id FROM events INDEXED BY events_by_channel"
-                " WHERE channel = ? AND id <= ? AND kept ORDER BY id LIMIT ?",
-                (channel, until, most),
-            )
-        ]
-        if ids:
-            self._db.execute("DELETE FROM events WHERE channel = ? AND id <= ? AND kept", (channel, ids[-1]))
+    def _drop(self, channel: int, until: int) -> None:
+        """Raise a channel's floor to its last event up to ``until``."""
+        last, count = self._db.execute(
+            "SELECT max(id), count(*) FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept"
+            " AND id > (SELECT floor FROM channels WHERE key = ?) AND id <= ?",
+            (channel, channel, until),
+        ).fetchone()
+        if count:
             self._db.execute(
-                "UPDATE channels SET floor = max(floor, ?), held = held - ? WHERE key = ?",
-                (ids[-1], len(ids), channel),
+                "UPDATE channels SET floor = ?, held = held - ? WHERE key = ?", (last, count, channel)
             )
+
+    def _delete(self, channel: int, now: int) -> None:
+        """Delete some of what a channel no longer holds, and what followers have had time to see."""
+        deleted = self._db.execute(
+            "DELETE FROM events WHERE id IN (SELECT id FROM events INDEXED BY events_by_channel"
+            " WHERE channel = ? AND kept AND id <= (SELECT floor FROM channels WHERE key = ?) AND id <= ?"
+            " ORDER BY id LIMIT ?)",
+            (channel, channel, (now - LIVE_MS) << _SEQ_BITS, _CHUNK),
+        ).rowcount
+        if deleted:
+            self._db.execute("UPDATE channels SET stored = stored - ? WHERE key = ?", (deleted, channel))
 
 
 def _event(row: tuple[int, str, bytes, int, str | None, int]) -> Event:

@@ -71,7 +71,7 @@ class Hub:
         ``ring_seconds`` is how far back a ring reaches: as long as a client may take nothing before it is
         cut, so that whoever is still connected can catch up from memory. All rings share ``ring_bytes``.
         """
-        self.head = EventId(0, 0)
+        self.head = self.cut = EventId(0, 0)
         self._broker = broker
         self._catalog = catalog
         self._metrics = metrics
@@ -88,7 +88,7 @@ class Hub:
     def start(self) -> None:
         """Follow the log from where it is. The broker must have been started."""
         self.head = self._broker.head
-        self._broker.follow(self.receive)
+        self._broker.follow(self.receive, self.lost)
 
     @property
     def channels(self) -> Mapping[str, Channel]:
@@ -104,6 +104,25 @@ class Hub:
             self.head = event.id
             for audience in flooded:
                 self._shed(audience)
+
+    def lost(self, until: EventId) -> None:
+        """Go on after an id up to which the log could not be followed: the streams read what they need.
+
+        ``cut`` remembers it, because what is missing up to there is nobody's slowness.
+        """
+        behind = []
+        for audience in list(self._audiences.values()):
+            members = list(audience.members)
+            for member in members:
+                self.leave(member)
+            audience.clear()
+            behind += members
+        for name in self._channels:
+            self._ring.forget(name)
+            self._ring.open(name, until)
+        self.head = self.cut = until
+        for member in behind:
+            self.on_behind(member)
 
     def _file(self, entry: Entry, channel: Channel) -> list[Audience]:
         """Put an event into the ring and the audiences; return those for whom it is too much."""
@@ -131,7 +150,7 @@ class Hub:
 
     def watch(self, subscription: Subscription) -> None:
         """Begin to keep what a new stream will need; pair with `unwatch`."""
-        for name, declared in self._topics(subscription):
+        for name, declared in subscription.declared.items():
             channel = self._channels.get(name)
             if channel is None:
                 channel = self._channels[name] = Channel(declared)
@@ -140,7 +159,7 @@ class Hub:
 
     def unwatch(self, subscription: Subscription) -> None:
         """Let go of what `watch` kept."""
-        for name in subscription.topics:
+        for name in subscription.declared:
             channel = self._channels[name]
             channel.watchers -= 1
             if not channel.watchers:
@@ -152,7 +171,7 @@ class Hub:
         audience = self._audiences.get(subscription.key)
         if audience is None:
             audience = self._audiences[subscription.key] = Audience(subscription, self.head)
-            for name in subscription.topics:
+            for name in subscription.declared:
                 self._channels[name].audiences[audience] = None
         audience.join(member, self.head)
 
@@ -164,25 +183,26 @@ class Hub:
         audience.leave(member, self.head)
         if not audience.members:
             del self._audiences[audience.subscription.key]
-            for name in audience.subscription.topics:
+            for name in audience.subscription.declared:
                 del self._channels[name].audiences[audience]
 
     def covers(self, subscription: Subscription, after: EventId) -> bool:
         """Tell whether the rings hold everything after an id."""
         self._ring.expire()
-        return all(name in self._channels and after >= self._ring.floor(name) for name in subscription.topics)
+        return all(
+            name in self._channels and after >= self._ring.floor(name) for name in subscription.declared
+        )
 
     def recent(self, subscription: Subscription, after: EventId, limit: int) -> list[Entry]:
         """Return the first ``limit`` events after an id; ask `covers` first."""
         found = merge(
-            *(self._ring.after(name, after, self.head, limit) for name in subscription.topics), key=_by_id
+            *(self._ring.after(name, after, self.head, limit) for name in subscription.declared), key=_by_id
         )
         return list(islice(found, limit))
 
-    def entries(self, subscription: Subscription, events: Sequence[Event]) -> list[Entry]:
-        """Return events that the broker read, ready to be encoded."""
-        declared = dict(self._topics(subscription))
-        return [Entry(event, declared[event.channel]) for event in events]
+    def last(self, name: str, until: EventId) -> EventId:
+        """Return the id of a watched channel's last event up to ``until``, or from when on it is known."""
+        return self._ring.last(name, until)
 
     def schedule(self, work: Work, item: Any) -> None:
         """Give ``item`` a turn in the pump; work that has more to do comes back at the end of the queue."""
@@ -223,11 +243,3 @@ class Hub:
                 self._delivered[name].inc(written * count)
         audience.queued = audience.is_busy
         return written, audience.queued
-
-    def _topics(self, subscription: Subscription) -> list[tuple[str, Declared]]:
-        topics: dict[str, Declared] = {}
-        for match in subscription.matches:
-            topics[match.name] = match.declared
-            if match.is_instance:
-                topics[match.declared.name] = match.declared
-        return list(topics.items())

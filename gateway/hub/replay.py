@@ -6,25 +6,27 @@ cursor meets the hub's head. There it joins its audience in the same turn of the
 the last page and the first live event there is no seam. A client that stops reading pauses this, and
 one that reads again resumes it, from the same cursor.
 
-A page that cannot be had any more is a gap. Up to where the log was when the stream opened, it is told:
-the client was away. After that the client read too slowly, and the channel's ``slow_client`` says what
-happens.
+What cannot be had any more is a gap. Up to where the log was when the stream opened, or when this node
+was last cut off from it, it is told: that was not the client's doing. After that the client read too
+slowly, and the channel's ``slow_client`` says what happens. A channel without history is whole only as
+far as this node's ring knows that nothing passed.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import structlog
 
 from gateway.backoff import jittered
-from gateway.broker.base import Broker, Slice
+from gateway.broker.base import Broker
 from gateway.errors import Unavailable
 from gateway.event import EventId
 from gateway.hub.audience import MAX_FRAME, Member
 from gateway.hub.entry import Entry
 from gateway.hub.hub import Hub
+from gateway.hub.reads import Reads, View
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
 from gateway.sse import gap_block
@@ -34,16 +36,8 @@ log = structlog.get_logger("gateway.hub")
 PAGE = 128
 """Events per page."""
 
-READS = 64
-"""Reads of the broker that may be under way at once."""
-
-READ_TIMEOUT = 5.0
-"""Seconds that one read of the broker may take."""
-
 RETRY = 1.0
 """Seconds until a stream whose read failed tries again, jittered."""
-
-T = TypeVar("T")
 
 _PAGE_COST = 8  # a page is as much work for the pump as this many deliveries
 
@@ -56,8 +50,8 @@ class Reader(Member, Protocol):
     """The head when it opened: of channels without history it gets what came later."""
     is_behind: bool
     """Whether it has a turn coming, or a read under way."""
-    told: dict[str, EventId | None]
-    """Gaps told when it opened, by channel, with the oldest event that was held then."""
+    told: dict[str, EventId]
+    """Up to which id of a channel a gap was told."""
 
     @property
     def can_take(self) -> bool:
@@ -94,7 +88,7 @@ class Opening:
     id: EventId | None
     """The id that ``stream.open`` carries: up to there the client has everything, or was told."""
     gaps: bytes = b""
-    told: Mapping[str, EventId | None] = field(default_factory=dict)
+    told: Mapping[str, EventId] = field(default_factory=dict)
 
 
 class Replay:
@@ -102,35 +96,41 @@ class Replay:
 
     def __init__(self, hub: Hub, broker: Broker, metrics: Metrics) -> None:
         self._hub = hub
-        self._broker = broker
         self._metrics = metrics
-        self._reads = asyncio.Semaphore(READS)
+        self._reads = Reads(broker)
         self._tasks: set[asyncio.Task[None]] = set()
         hub.on_behind = self.catch_up
 
     async def open(self, subscription: Subscription, start: Start) -> Opening:
         """Decide where a stream begins and what it must be told. Raises Unavailable."""
         head = self._hub.head
+        if head == EventId(0, 0):
+            raise Unavailable("the log has not been reached yet")
         if start.last is not None:
-            cursor = min(await _bounded(self._broker.newest(subscription.channels, start.last)), head)
+            cursor = min(await self._reads.newest(subscription.channels, start.last), head)
             # Nothing was promised about what lies further back, so what is gone there is not told.
-            found = await _bounded(self._broker.read(subscription.topics, cursor, head, 1))
-            return Opening(head, cursor, "none", cursor, told=_of_channels(subscription, found.gaps))
+            view = await self._view(subscription, cursor, head)
+            return Opening(head, cursor, "none", cursor, told=view.floors)
         after = start.after
-        if after is None or (after > head and after > await _bounded(self._broker.latest())):
+        if after is None or (after > head and after > await self._reads.latest()):
             if not start.resumes:
                 return Opening(head, head, "none", head)
             # Nobody knows what the client has. It keeps its id until the last gap is through.
-            gaps = dict.fromkeys(subscription.channels)
-            return Opening(head, head, "gap", None, self._gaps(gaps, "unknown_id", None, head), gaps)
-        if after > head or (subscription.has_history and self._hub.covers(subscription, after)):
+            told = dict.fromkeys(subscription.channels, head)
+            return Opening(head, head, "gap", None, self._gaps(told, {}, "unknown_id", None, head), told)
+        if after > head:
             return Opening(head, after, "complete", after)
-        found = await _bounded(self._broker.read(subscription.topics, after, head, 1))
-        cursor = after if found.events else head
-        gaps = _of_channels(subscription, found.gaps)
+        if self._hub.covers(subscription, after):
+            view = View((), head, self._unseen(subscription, after, head), {})
+            cursor = after
+        else:
+            view = await self._view(subscription, after, head)
+            cursor = after if view.entries or view.until < head else head
+        gaps = _of_channels(subscription, view.floors)
         if not gaps:
             return Opening(head, cursor, "complete", cursor)
-        blocks = self._gaps(gaps, "expired", after, None if found.events else head)
+        # Without events to follow, the last gap brings the client up to the head.
+        blocks = self._gaps(gaps, view.oldest, "expired", after, head if cursor == head else None)
         return Opening(head, cursor, "gap", after, blocks, gaps)
 
     def catch_up(self, stream: Reader) -> None:
@@ -149,6 +149,28 @@ class Replay:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._reads.close()
+
+    async def _view(self, subscription: Subscription, after: EventId, until: EventId) -> View:
+        """Read the first events of an interval. Raises Unavailable."""
+        while (view := self._held(subscription, after, until)) is None:
+            await self._reads.load(subscription.stored, after, until)
+        return view
+
+    def _held(self, subscription: Subscription, after: EventId, until: EventId) -> View | None:
+        view = self._reads.view(subscription.stored, after, until, PAGE)
+        if view is None:
+            return None
+        unseen = self._unseen(subscription, after, view.until)
+        return View(view.entries, view.until, {**view.floors, **unseen}, view.oldest) if unseen else view
+
+    def _unseen(self, subscription: Subscription, after: EventId, until: EventId) -> dict[str, EventId]:
+        """Return up to where channels without history may have had events that nobody can have again."""
+        return {
+            name: last
+            for name, declared in subscription.declared.items()
+            if not declared.retention.events and (last := self._hub.last(name, until)) > after
+        }
 
     def _join(self, stream: Reader) -> None:
         self._hub.join(stream, stream.subscription)
@@ -175,27 +197,30 @@ class Replay:
             entries = self._hub.recent(stream.subscription, stream.cursor, PAGE)
             self._write(stream, entries, head if len(entries) < PAGE else entries[-1].id)
             return _PAGE_COST, True
+        if stream.cursor < head:
+            until = self._until(stream)
+            view = self._held(stream.subscription, stream.cursor, until)
+            if view is not None:
+                self._write_view(stream, view)
+                return _PAGE_COST, True
         task = asyncio.create_task(self._fetch(stream), name="replay")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return 1, False
 
+    def _until(self, stream: Reader) -> EventId:
+        """Return how far to read: what channels without history sent since then is in the rings alone."""
+        began = max(stream.began, self._hub.cut)
+        return began if stream.cursor < began else self._hub.head
+
     async def _fetch(self, stream: Reader) -> None:
-        """Write one page from the broker, and queue the stream for the next."""
+        """Get hold of the stream's next page, and give it its next turn."""
         try:
-            # Ahead of this node's follower: the client was served by another one. It will come.
             if stream.cursor > self._hub.head:
+                # Ahead of this node's follower: the client was served by another one. It will come.
                 await asyncio.sleep(jittered(0.05, 0.5))
             else:
-                async with self._reads:
-                    head = self._hub.head
-                    if stream.cursor < stream.began:
-                        # Only so far: what channels without history sent since then is in the rings alone.
-                        head = min(head, stream.began)
-                    read = self._broker.read(stream.subscription.topics, stream.cursor, head, PAGE)
-                    found = await _bounded(read)
-                if stream.can_take:
-                    self._write_found(stream, found, head)
+                await self._reads.load(stream.subscription.stored, stream.cursor, self._until(stream))
         except Unavailable as error:
             log.warning("replay_waits", error=error.message)
             await asyncio.sleep(jittered(RETRY, 0.5))
@@ -206,25 +231,24 @@ class Replay:
             stream.is_behind = False
         self.catch_up(stream)
 
-    def _write_found(self, stream: Reader, found: Slice, head: EventId) -> None:
-        subscription = stream.subscription
-        gaps = _of_channels(subscription, found.gaps)
-        until = found.events[-1].id if found.more else head
-        if stream.cursor < stream.began:
-            reason = "expired"
-            gaps = {name: oldest for name, oldest in gaps.items() if stream.told.get(name, head) != oldest}
-            stream.told.update(gaps)
-        else:
-            reason = "slow_client"
+    def _write_view(self, stream: Reader, view: View) -> None:
+        subscription, began = stream.subscription, max(stream.began, self._hub.cut)
+        zero = EventId(0, 0)
+        gaps = _of_channels(subscription, view.floors)
+        gaps = {name: floor for name, floor in gaps.items() if floor > stream.told.get(name, zero)}
+        reason = "expired" if stream.cursor < began else "slow_client"
+        if reason == "slow_client":
             policies = {match.name: match.declared.spec.slow_client for match in subscription.matches}
             if any(policies[name] == "disconnect" for name in gaps):
                 stream.end("slow_client")
                 return
+        stream.told.update(gaps)
         if gaps:
-            stream.send(self._gaps(gaps, reason, stream.cursor, None if found.events else until), 0)
-        self._write(stream, self._hub.entries(subscription, found.events), until)
+            id = None if view.entries else view.until
+            stream.send(self._gaps(gaps, view.oldest, reason, stream.cursor, id), 0)
+        self._write(stream, view.entries, view.until)
 
-    def _write(self, stream: Reader, entries: list[Entry], until: EventId) -> None:
+    def _write(self, stream: Reader, entries: Sequence[Entry], until: EventId) -> None:
         """Write entries in blocks of at most `MAX_FRAME` bytes, for as long as the stream takes them."""
         subscription = stream.subscription
         page: list[Entry] = []
@@ -249,29 +273,27 @@ class Replay:
             self._metrics.replayed.inc(len(page))
 
     def _gaps(
-        self, gaps: Mapping[str, EventId | None], reason: str, after: EventId | None, id: EventId | None
+        self,
+        gaps: Mapping[str, EventId],
+        oldest: Mapping[str, EventId],
+        reason: str,
+        after: EventId | None,
+        id: EventId | None,
     ) -> bytes:
         """Return one ``stream.gap`` per channel; ``id`` is on the last, so that a cut skips none."""
         self._metrics.gaps.labels(reason).inc(len(gaps))
         last = len(gaps) - 1
         return b"".join(
-            gap_block(name, reason, after=after, oldest=oldest, id=id if position == last else None)
-            for position, (name, oldest) in enumerate(gaps.items())
+            gap_block(name, reason, after=after, oldest=oldest.get(name), id=id if position == last else None)
+            for position, name in enumerate(gaps)
         )
 
 
-async def _bounded(call: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(READ_TIMEOUT):
-            return await call
-    except TimeoutError:
-        raise Unavailable("the broker did not answer in time") from None
-
-
-def _of_channels(subscription: Subscription, gaps: Mapping[str, EventId | None]) -> dict[str, EventId | None]:
-    """Return the gaps by the stream's channels: one of a template concerns all of its instances."""
-    return {
-        name: gaps.get(name, gaps.get(template))
-        for name, template in ((match.name, match.declared.name) for match in subscription.matches)
-        if name in gaps or template in gaps
+def _of_channels(subscription: Subscription, floors: Mapping[str, EventId]) -> dict[str, EventId]:
+    """Return the floors by the stream's channels: what a template lost concerns all of its instances."""
+    zero = EventId(0, 0)
+    both = {
+        match.name: max(floors.get(match.name, zero), floors.get(match.declared.name, zero))
+        for match in subscription.matches
     }
+    return {name: floor for name, floor in both.items() if floor > zero}

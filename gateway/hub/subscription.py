@@ -1,9 +1,9 @@
 """What a stream asked for. Equal subscriptions share one audience, and with it every byte."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.config.catalog import Match
+from gateway.config.catalog import Declared, Match
 from gateway.hub.entry import Entry
 from gateway.sse import Format, chunk
 
@@ -32,15 +32,15 @@ class Subscription:
         return tuple(match.name for match in self.matches)
 
     @property
-    def topics(self) -> tuple[str, ...]:
-        """Names to follow in the log: the channels, and the templates that gaps are told under."""
-        templates = {match.declared.name: None for match in self.matches if match.is_instance}
-        return (*self.channels, *templates)
+    def declared(self) -> Mapping[str, Declared]:
+        """What to follow in the log: the channels, and the templates that gaps are told under."""
+        names = {match.name: match.declared for match in self.matches}
+        return names | {match.declared.name: match.declared for match in self.matches if match.is_instance}
 
     @property
-    def has_history(self) -> bool:
-        """Whether every channel keeps history, so that clients have ids for all of their events."""
-        return all(match.declared.retention.events for match in self.matches)
+    def stored(self) -> Mapping[str, Declared]:
+        """What of it has a history that can be read."""
+        return {name: declared for name, declared in self.declared.items() if declared.retention.events}
 
     def wants(self, entry: Entry) -> bool:
         """Tell whether the event passes the type filter; gaps always do."""

@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         self.began = began
         self.events_as_heartbeat = heartbeat_events
         self.audience: Audience | None = None
-        self.told: dict[str, EventId | None] = {}
+        self.told: dict[str, EventId] = {}
         self.is_behind = False
         self.paused = False
         self.closing: str | None = None  # the reason, once there is one

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from gateway.broker.base import Broker
+from gateway.errors import Fenced
 from gateway.event import Cursor, Draft, Event, EventId, Retention
 
 KEEP = Retention(1000)
@@ -36,7 +37,8 @@ class Follower:
     def __init__(self, broker: Broker) -> None:
         self.events: list[Event] = []
         self.batches = 0
-        broker.follow(self.take)
+        self.lost: list[EventId] = []
+        broker.follow(self.take, self.lost.append)
 
     def take(self, events: Sequence[Event]) -> None:
         self.batches += 1
@@ -47,6 +49,14 @@ class Follower:
             while len(self.events) < count:
                 await asyncio.sleep(0.005)
         return self.events
+
+
+async def read(
+    broker: Broker, channel: str, after: EventId = ZERO, limit: int = 10
+) -> tuple[list[EventId], EventId | None]:
+    """Return the ids of a channel's first page, and its floor if that is a gap."""
+    page = (await broker.read({channel: after}, FAR, limit))[channel]
+    return [event.id for event in page.events], page.floor if page.floor > after else None
 
 
 class Contract:
@@ -70,7 +80,7 @@ class Contract:
         (id,) = await broker.append([Draft("c", payload, 42, KEEP, type="t", key="k")])
         expected = Event(id, "c", payload, 42, type="t", kept=True)
         assert await follower.until(1) == [expected]
-        assert list((await broker.read(["c"], ZERO, FAR, 10)).events) == [expected]
+        assert list((await broker.read({"c": ZERO}, FAR, 10))["c"].events) == [expected]
 
     async def test_ids_never_go_back_with_the_clock(self, broker: Broker, clock: Clock) -> None:
         """An hour back, and the order goes on; forward again, and ids follow the clock."""
@@ -104,29 +114,32 @@ class Contract:
         await broker.append([], Cursor("t", "1"))
         assert (await broker.cursor("s"), await broker.cursor("t")) == ("18", "1")
 
-    async def test_read_merges_channels_in_order_and_pages(self, broker: Broker) -> None:
-        """Pages join without a seam, over several channels, up to and with ``until``."""
-        ids = []
+    async def test_read_pages_through_each_channel(self, broker: Broker) -> None:
+        """Pages join without a seam, of several channels at once, up to and with ``until``."""
+        ids: dict[str, list[EventId]] = {"a": [], "b": [], "other": []}
         for number in range(30):
-            ids += await broker.append([draft(("a", "b", "other")[number % 3], str(number).encode())])
-        wanted = [id for number, id in enumerate(ids) if number % 3 != 2]
-        got: list[EventId] = []
-        after, more = ZERO, True
-        while more:
-            found = await broker.read(["a", "b"], after, wanted[-2], 4)
-            assert len(found.events) <= 4
-            got += [event.id for event in found.events]
-            after, more = got[-1], found.more
-        assert got == wanted[:-1]
-        assert not (await broker.read(["a", "nobody"], ids[-1], FAR, 5)).events
+            channel = ("a", "b", "other")[number % 3]
+            ids[channel] += await broker.append([draft(channel, str(number).encode())])
+        until = ids["b"][-2]
+        got: dict[str, list[EventId]] = {"a": [], "b": []}
+        after = {"a": EventId(ids["a"][0].ms - 1, 0), "b": ids["b"][0]}
+        while after:
+            for channel, page in (await broker.read(after, until, 4)).items():
+                assert len(page.events) <= 4
+                got[channel] += [event.id for event in page.events]
+                after[channel] = page.events[-1].id if page.events else until
+                if not page.more:
+                    del after[channel]
+        assert got["a"] == [id for id in ids["a"] if id <= until]
+        assert got["b"] == ids["b"][1:-1]
+        assert (await read(broker, "nobody", ids["b"][-1])) == ([], None)
 
     async def test_history_by_count_tells_what_it_lost(self, broker: Broker) -> None:
-        """A gap exactly where something after the id is gone, with the oldest that is held."""
+        """A gap exactly where something after the id is gone, up to the last that is."""
         ids = [(await broker.append([draft("c", retention=Retention(3))]))[0] for _ in range(6)]
         for position, id in enumerate(ids):
-            found = await broker.read(["c"], id, FAR, 10)
-            assert [event.id for event in found.events] == ids[max(position + 1, 3) :]
-            assert dict(found.gaps) == ({"c": ids[3]} if position < 2 else {})
+            expected = ids[max(position + 1, 3) :], ids[2] if position < 2 else None
+            assert await read(broker, "c", id) == expected
 
     async def test_history_by_age_tells_what_it_lost(self, broker: Broker, clock: Clock) -> None:
         """Old events are gone without an append to push them out, and the gap says so."""
@@ -135,37 +148,43 @@ class Contract:
         clock.now += 6_000
         (young,) = await broker.append([draft("c", retention=keep)])
         clock.now += 6_000
-        found = await broker.read(["c"], EventId(old.ms - 1, 0), FAR, 10)
-        assert [event.id for event in found.events] == [young]
-        assert "c" in found.gaps
-        assert not (await broker.read(["c"], old, FAR, 10)).gaps
+        assert await read(broker, "c", EventId(old.ms - 1, 0)) == ([young], old)
+        assert await read(broker, "c", old) == ([young], None)
+        clock.now += 6_000
+        assert await read(broker, "c", old) == ([], young)
+        assert await read(broker, "c", young) == ([], None)
+
+    async def test_an_id_from_before_the_log_is_a_gap(self, broker: Broker, clock: Clock) -> None:
+        """A log that was lost must not look like one in which nothing happened."""
+        await broker.append([draft("c")])
+        for channel in ("c", "nobody"):
+            assert (await read(broker, channel, EventId(clock.now - 10_000_000, 0)))[1] is not None
 
     async def test_a_channel_without_history_is_live_only(self, broker: Broker) -> None:
-        """Followers get it, not marked as kept; readers are told that something passed."""
+        """Followers get it, not marked as kept; nothing is stored of it."""
         follower = Follower(broker)
         (before,) = await broker.append([draft("other")])
         (id,) = await broker.append([draft("c", retention=Retention(0))])
         event = (await follower.until(2))[1]
         assert (event.id, event.kept) == (id, False)
-        found = await broker.read(["c"], before, FAR, 10)
-        assert not found.events
-        assert dict(found.gaps) == {"c": None}
-        assert not (await broker.read(["c"], id, FAR, 10)).gaps
+        assert (await read(broker, "c", before))[0] == []
 
     async def test_newest_counts_back_over_all_channels(self, broker: Broker) -> None:
         """last=N means N events of the stream, not of each channel."""
         ids = [(await broker.append([draft(("a", "b")[number % 2])]))[0] for number in range(6)]
         for count in range(1, 9):
             after = await broker.newest(["a", "b"], count)
-            found = await broker.read(["a", "b"], after, FAR, 100)
-            assert [event.id for event in found.events] == ids[-count:]
+            assert (
+                sorted((await read(broker, "a", after))[0] + (await read(broker, "b", after))[0])
+                == (ids[-count:])
+            )
         assert await broker.newest(["a", "b"], 0) >= ids[-1]
         assert await broker.newest(["nobody"], 3) >= ids[-1]
 
     async def test_a_future_id_finds_nothing_and_is_beyond_latest(self, broker: Broker) -> None:
         """How a resume tells a forged id from one of another node."""
         await broker.append([draft("c")])
-        assert not (await broker.read(["c"], FAR, FAR, 10)).events
+        assert await read(broker, "c", FAR) == ([], None)
         assert await broker.latest() < FAR
 
     async def test_concurrent_appends_keep_batches_whole(self, broker: Broker) -> None:
@@ -182,7 +201,81 @@ class Contract:
         for number, ids in enumerate(answers):
             assert [by_id[id] for id in ids] == [f"{number}/{part}" for part in range(3)]
 
+    async def test_a_lease_is_kept_and_given_back(self, broker: Broker) -> None:
+        """Who holds a lease keeps it by asking again; who gave it back gets a newer one or the same."""
+        fence = await broker.lease("s", 30)
+        assert fence is not None
+        assert await broker.lease("s", 30) == fence
+        assert await broker.append([draft("c")], Cursor("s", "1"), fence)
+        await broker.release(fence)
+        await broker.release(fence)
+        again = await broker.lease("s", 30)
+        assert again is not None
+        assert again.token >= fence.token
+
     async def test_closing_twice_is_harmless(self, broker: Broker) -> None:
         """Shutdown paths cross."""
         await broker.close()
         await broker.close()
+
+
+class SharedContract(Contract):
+    """What holds between the nodes of a shared log as well. ``other`` is a second broker on the same one."""
+
+    async def test_nodes_are_one_log(self, broker: Broker, other: Broker) -> None:
+        """Whoever appends, all followers see all events in the same order with the same ids."""
+        followers = [Follower(broker), Follower(other)]
+
+        async def write(node: Broker) -> None:
+            for _ in range(50):
+                await node.append([draft("c"), draft("d", retention=Retention(0)), draft("e")])
+
+        await asyncio.gather(write(broker), write(other))
+        for follower in followers:
+            await follower.until(300)
+        one, two = ([event.id for event in follower.events] for follower in followers)
+        assert one == two == sorted(set(one))
+        assert not followers[0].lost
+        assert not followers[1].lost
+
+    async def test_followers_get_more_than_history_holds(self, broker: Broker, other: Broker) -> None:
+        """What a channel keeps bounds who comes back, not who is there: a burst over it is delivered whole."""
+        follower = Follower(other)
+        ids = await broker.append([draft("c", retention=Retention(2)) for _ in range(20)])
+        assert [event.id for event in await follower.until(20)] == ids
+        assert not follower.lost
+
+    async def test_one_node_has_the_lease(self, broker: Broker, other: Broker) -> None:
+        """Until it gives it back, or is not heard of for the lease's time."""
+        first = await broker.lease("s", 30)
+        assert first is not None
+        assert await other.lease("s", 30) is None
+        await broker.release(first)
+        second = await other.lease("s", 0.2)
+        assert second is not None
+        assert second.token > first.token
+        async with asyncio.timeout(10):
+            while (third := await broker.lease("s", 30)) is None:
+                await asyncio.sleep(0.02)
+        assert third.token > second.token
+
+    async def test_a_zombie_appends_nothing(self, broker: Broker, other: Broker) -> None:
+        """A node that stood still while another took its lease is refused whole: no event, no cursor."""
+        old = await broker.lease("s", 0.05)
+        async with asyncio.timeout(10):
+            while (new := await other.lease("s", 30)) is None:
+                await asyncio.sleep(0.02)
+        await other.append([draft("c", b"new")], Cursor("s", "2"), new)
+        follower = Follower(broker)
+        results = await asyncio.gather(
+            broker.append([draft("c", b"zombie"), draft("d", b"zombie")], Cursor("s", "1"), old),
+            broker.append([draft("c", b"bystander")]),
+            return_exceptions=True,
+        )
+        assert isinstance(results[0], Fenced)
+        await broker.release(old)  # type: ignore[arg-type]
+        assert await broker.cursor("s") == "2"
+        await other.append([draft("c", b"still")], None, new)
+        while follower.events[-1:] == [] or follower.events[-1].payload != b"still":
+            await follower.until(len(follower.events) + 1)
+        assert b"zombie" not in [event.payload for event in follower.events]

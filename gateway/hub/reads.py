@@ -1,0 +1,226 @@
+"""Reads of the log that many streams share.
+
+Ten thousand clients that come back at once ask for much the same. What was read of a channel stays on a
+*shelf* for a few seconds, as entries whose bytes are encoded once; who asks for a part of it is
+served from there. Whoever needs more says so and waits for the next *flight*: one read of the
+broker for all channels that were asked for until it started, each from the oldest id that anybody
+needs. So the reads grow with the channels and with time, and not with the clients.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
+from typing import Any, TypeVar
+
+from gateway.broker.base import Broker, Page
+from gateway.config.catalog import Declared
+from gateway.errors import Unavailable
+from gateway.event import EventId
+from gateway.history import between
+from gateway.hub.entry import Entry
+
+READ = 256
+"""Events of one channel that one read asks for."""
+
+CHANNELS = 500
+"""Channels that one read asks for."""
+
+FLIGHTS = 8
+"""Reads that may be under way at once."""
+
+TIMEOUT = 5.0
+"""Seconds that one read may take."""
+
+HELD_SECONDS = 5.0
+"""How long what was read is held for others."""
+
+HELD_BYTES = 64 * 1024 * 1024
+"""Payload bytes on all shelves together; what is read right now comes on top."""
+
+T = TypeVar("T")
+
+_id_of = attrgetter("id")
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """One channel from ``low`` (exclusive) to ``high``; whole, but for what ``floor`` says is gone."""
+
+    low: EventId
+    high: EventId
+    floor: EventId
+    entries: list[Entry]
+    bytes: int
+    made: float
+
+
+@dataclass(slots=True)
+class _Want:
+    declared: Declared
+    after: EventId
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is held for one subscription: merged ``entries`` that lead up to ``until``."""
+
+    entries: Sequence[Entry]
+    until: EventId
+    floors: Mapping[str, EventId]
+    """Of each channel that lost events after the id asked for: the last that is gone."""
+    oldest: Mapping[str, EventId]
+    """Of the same channels: the first that is still held, if it is in reach."""
+
+
+class Reads:
+    """See the module's docstring."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._shelves: dict[str, _Shelf] = {}
+        self._bytes = 0
+        self._wants: dict[str, _Want] = {}
+        self._until = EventId(0, 0)
+        self._next: asyncio.Task[None] | None = None
+        self._questions: dict[Hashable, asyncio.Task[Any]] = {}
+        self._slots = asyncio.Semaphore(FLIGHTS)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def view(self, topics: Mapping[str, Declared], after: EventId, until: EventId, limit: int) -> View | None:
+        """Return the first ``limit`` entries with ``after < id <= until``; None if `load` must come first."""
+        if not all(self._has(name, after, until) for name in topics):
+            return None
+        shelves = {name: self._shelves[name] for name in topics}
+        reach = min((until, *(shelf.high for shelf in shelves.values())))
+        found = merge(
+            *(between(shelf.entries, after, reach, limit + 1) for shelf in shelves.values()), key=_id_of
+        )
+        entries = list(islice(found, limit + 1))
+        if len(entries) > limit:
+            entries.pop()
+            reach = entries[-1].id
+        floors = {name: shelf.floor for name, shelf in shelves.items() if shelf.floor > after}
+        oldest = {
+            name: first[0].id
+            for name, floor in floors.items()
+            if (first := between(shelves[name].entries, floor, shelves[name].high, 1))
+        }
+        return View(entries, reach, floors, oldest)
+
+    async def load(self, topics: Mapping[str, Declared], after: EventId, until: EventId) -> None:
+        """Get hold of what `view` lacks, or of a part of it. Raises Unavailable. Cancelling is safe."""
+        for name, declared in topics.items():
+            if not self._has(name, after, until):
+                want = self._wants.setdefault(name, _Want(declared, after))
+                want.after = min(want.after, after)
+        self._until = max(self._until, until)
+        if self._next is None:
+            self._next = self._own(self._fly())
+        await asyncio.shield(self._next)
+
+    async def newest(self, channels: tuple[str, ...], count: int) -> EventId:
+        """Return what `Broker.newest` does. Raises Unavailable. Cancelling is safe."""
+        return await self._ask((channels, count), lambda: self._broker.newest(channels, count))
+
+    async def latest(self) -> EventId:
+        """Return what `Broker.latest` does. Raises Unavailable. Cancelling is safe."""
+        return await self._ask("latest", self._broker.latest)
+
+    async def close(self) -> None:
+        """End what is under way; harmless when repeated."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _has(self, name: str, after: EventId, until: EventId) -> bool:
+        """Tell whether a shelf holds the next event after an id, or all there is up to ``until``."""
+        shelf = self._shelves.get(name)
+        return shelf is not None and shelf.low <= after and (shelf.high >= until or after < shelf.high)
+
+    async def _fly(self) -> None:
+        async with self._slots:
+            self._next = None  # from here on, whoever wants more waits for another one
+            names = list(islice(self._wants, CHANNELS))
+            wants = {name: self._wants.pop(name) for name in names}
+            until = self._until
+            pages = await _bounded(
+                self._broker.read({name: want.after for name, want in wants.items()}, until, READ)
+            )
+        now = asyncio.get_running_loop().time()
+        for name, page in pages.items():
+            self._file(name, wants[name], page, until, now)
+        self._shrink(len(pages))
+
+    def _file(self, name: str, want: _Want, page: Page, until: EventId, now: float) -> None:
+        entries = [Entry(event, want.declared) for event in page.events]
+        size = sum(len(event.payload) for event in page.events)
+        high = page.events[-1].id if page.more else until
+        shelf = self._shelves.pop(name, None)
+        if shelf is not None:
+            self._bytes -= shelf.bytes
+        if shelf is not None and shelf.high == want.after == page.floor and shelf.bytes < HELD_BYTES // 8:
+            shelf.entries += entries
+            shelf.high = high
+            shelf.bytes += size
+        else:
+            shelf = _Shelf(want.after, high, page.floor, entries, size, now)
+        self._shelves[name] = shelf
+        self._bytes += shelf.bytes
+
+    def _shrink(self, fresh: int) -> None:
+        """Keep the limit; the ``fresh`` newest shelves stay, for those who wait for them right now."""
+        while self._bytes > HELD_BYTES and len(self._shelves) > fresh:
+            self._drop(next(iter(self._shelves)))
+        if self._sweeper is None and self._shelves:
+            self._sweeper = asyncio.get_running_loop().call_later(HELD_SECONDS / 2, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        made_after = asyncio.get_running_loop().time() - HELD_SECONDS
+        for name in [name for name, shelf in self._shelves.items() if shelf.made <= made_after]:
+            self._drop(name)
+        self._shrink(0)
+
+    def _drop(self, name: str) -> None:
+        self._bytes -= self._shelves.pop(name).bytes
+
+    async def _ask(self, key: Hashable, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask the broker once for all who ask the same before it is asked."""
+
+        async def ask() -> T:
+            async with self._slots:
+                # An answer from before somebody asked might be too old for him.
+                del self._questions[key]
+                return await _bounded(question())
+
+        task = self._questions.get(key)
+        if task is None:
+            task = self._questions[key] = self._own(ask())
+        answer: T = await asyncio.shield(task)
+        return answer
+
+    def _own(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work, name="log read")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited was told; if nobody did, nobody needs to be
+
+
+async def _bounded(call: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            return await call
+    except TimeoutError:
+        raise Unavailable("the log did not answer in time") from None

@@ -1,0 +1,133 @@
+"""Shared reads: the broker is asked per channel and moment, not per client."""
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from gateway.broker.base import Page
+from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.config.catalog import Catalog, Declared
+from gateway.config.model import Channel
+from gateway.errors import Unavailable
+from gateway.event import Draft, EventId, Retention
+from gateway.hub import reads as reads_module
+from gateway.hub.reads import Reads
+
+CATALOG = Catalog(
+    {
+        name: Channel.model_validate({"from": [{"source": "s", "topic": "t"}], "access": "public"})
+        for name in ("a", "b", "c")
+    }
+)
+
+
+class Counting(MemoryBroker):
+    """The memory broker, with every question counted and a wait for each, as if over a network."""
+
+    def __init__(self) -> None:
+        super().__init__(history_bytes=10**8, clock=unix_ms)
+        self.asked: list[Sequence[str]] = []
+        self.is_away = False
+
+    async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:
+        self.asked.append(list(after))
+        await asyncio.sleep(0.001)
+        if self.is_away:
+            raise Unavailable("away")
+        return await super().read(after, until, limit)
+
+    async def newest(self, channels: Sequence[str], count: int) -> EventId:
+        self.asked.append(list(channels))
+        await asyncio.sleep(0.001)
+        return await super().newest(channels, count)
+
+
+@pytest.fixture
+async def broker() -> Counting:
+    broker = Counting()
+    for number in range(1500):
+        await broker.append([Draft(("a", "b", "c")[number % 3], b"%d" % number, 1, Retention(10_000))])
+    return broker
+
+
+async def everything(reads: Reads, names: str, after: EventId, until: EventId) -> list[EventId]:
+    """Read as a stream does, page by page."""
+    topics: dict[str, Declared] = {name: CATALOG.declared[name] for name in names}
+    got: list[EventId] = []
+    while after < until:
+        while (view := reads.view(topics, after, until, 100)) is None:
+            await reads.load(topics, after, until)
+        got += [entry.id for entry in view.entries]
+        after = view.until
+    return got
+
+
+async def test_a_herd_costs_reads_by_channel_and_not_by_client(broker: Counting) -> None:
+    """2,000 clients with ids of their own, on seven sets of channels: each gets exactly its events."""
+    reads = Reads(broker)
+    everywhere = {name: await everything(Reads(broker), name, EventId(0, 0), broker.head) for name in "abc"}
+    ids = sorted(id for found in everywhere.values() for id in found)
+    broker.asked.clear()
+    randomly = random.Random(7)
+
+    async def client(number: int) -> None:
+        await asyncio.sleep(randomly.random() / 10)
+        names, after = ("a", "b", "c", "ab", "bc", "ac", "abc")[number % 7], randomly.choice(ids)
+        wanted = sorted(id for name in names for id in everywhere[name] if id > after)
+        assert await everything(reads, names, after, broker.head) == wanted
+
+    await asyncio.gather(*(client(number) for number in range(2000)))
+    assert len(broker.asked) < 60
+    await reads.close()
+
+
+async def test_the_same_question_is_asked_once(broker: Counting) -> None:
+    """1,000 pages that load at once with last=10."""
+    reads = Reads(broker)
+    broker.asked.clear()
+    answers = await asyncio.gather(*(reads.newest(("a", "b"), 10) for _ in range(1000)))
+    assert len(set(answers)) == 1
+    assert len(broker.asked) == 1
+    await reads.close()
+
+
+async def test_one_that_leaves_takes_nothing_from_the_others(broker: Counting) -> None:
+    """A client that disconnects while its read is under way must not cancel it for all."""
+    reads = Reads(broker)
+    one, two = (asyncio.create_task(everything(reads, "a", EventId(0, 0), broker.head)) for _ in range(2))
+    await asyncio.sleep(0)
+    one.cancel()
+    assert len(await two) == 500
+    await reads.close()
+
+
+async def test_trouble_reaches_all_who_wait_and_nobody_later(broker: Counting) -> None:
+    """A failed read is nobody's answer but of those who waited for it."""
+    reads = Reads(broker)
+    broker.is_away = True
+    failed = await asyncio.gather(
+        *(everything(reads, "a", EventId(0, 0), broker.head) for _ in range(5)), return_exceptions=True
+    )
+    assert all(isinstance(error, Unavailable) for error in failed)
+    broker.is_away = False
+    assert len(await everything(reads, "a", EventId(0, 0), broker.head)) == 500
+    await reads.close()
+
+
+async def test_what_is_held_is_bounded_and_short_lived(
+    broker: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A herd's pages must not stay in memory after it."""
+    monkeypatch.setattr(reads_module, "HELD_BYTES", 500)
+    monkeypatch.setattr(reads_module, "HELD_SECONDS", 0.1)
+    reads = Reads(broker)
+    for name in "abc":
+        assert len(await everything(reads, name, EventId(0, 0), broker.head)) == 500
+        assert len(reads._shelves) <= 2
+    async with asyncio.timeout(5):
+        while reads._shelves:
+            await asyncio.sleep(0.02)
+    assert reads._bytes == 0
+    await reads.close()
