@@ -14,6 +14,7 @@ import structlog
 from gateway import __version__
 from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.redis import RedisBroker
 from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config, RedisPubSub, Webhook
@@ -227,7 +228,7 @@ class Daemon:
             "ready": ready,
             "not_ready": parts["not_ready"],
             "broker": {
-                "url": self.config.broker.url,
+                "type": self.broker.type,
                 "up": self.broker.is_up,
                 "head": str(self.broker.head),
             },
@@ -309,6 +310,14 @@ class Daemon:
             "source",
         )
         one("broker_up", "1 while the event log can be reached", lambda: float(self.broker.is_up))
+        if isinstance(self.broker, RedisBroker):
+            connections = self.broker.connections
+            one(
+                "broker_connections",
+                "Connections to Redis that serve a call just now",
+                lambda: connections()[0],
+            )
+            one("broker_connections_open", "Connections to Redis, idle ones too", lambda: connections()[1])
         add("build_info", "Always 1; the label tells the version", lambda: {(__version__,): 1.0}, "version")
 
     def _signalled(self, name: str) -> None:
@@ -324,10 +333,14 @@ class Daemon:
 
 
 def _broker(config: Config) -> Broker:
-    sqlite = re.fullmatch(SQLITE_URL, config.broker.url)
+    url = config.broker.url.get_secret_value()
+    sqlite = re.fullmatch(SQLITE_URL, url)
     if sqlite is not None:
         return SqliteBroker(Path(sqlite[1]), clock=unix_ms)
-    return MemoryBroker(history_bytes=config.limits.history_bytes)
+    if url == "memory://":
+        return MemoryBroker(history_bytes=config.limits.history_bytes)
+    broker = config.broker
+    return RedisBroker(url, prefix=broker.prefix, limits=broker.pool, timeout=broker.timeout, clock=unix_ms)
 
 
 def _source_status(state: SourceState) -> dict[str, Any]:

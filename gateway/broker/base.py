@@ -28,6 +28,7 @@ stood still while another one took over can append nothing.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gateway.event import Cursor, Draft, Event, EventId, Fence
 
@@ -51,6 +52,9 @@ class Page:
 
 class Broker(ABC):
     """See the module's docstring for the contract."""
+
+    type: ClassVar[str]
+    """``memory``, ``sqlite`` or ``redis``, for people."""
 
     @property
     @abstractmethod

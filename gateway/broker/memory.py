@@ -23,6 +23,8 @@ class MemoryBroker(Broker):
     Ids from before a restart lie before the start of this log: resuming from one is a gap.
     """
 
+    type = "memory"
+
     def __init__(self, *, history_bytes: int, clock: Callable[[], int] = unix_ms) -> None:
         self._clock = clock
         self._head = EventId(clock(), 0)

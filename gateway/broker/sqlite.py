@@ -71,6 +71,8 @@ _Answer = list[EventId] | Fenced
 class SqliteBroker(Broker):
     """See the module's docstring, and `gateway.broker.base` for the contract."""
 
+    type = "sqlite"
+
     def __init__(self, path: Path, *, clock: Callable[[], int]) -> None:
         self._path = path
         self._clock = clock

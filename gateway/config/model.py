@@ -5,10 +5,10 @@ Every key here does something; a key for a later feature is an unknown key until
 
 import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from gateway.config.redis_url import RedisUrl
 from gateway.config.units import (
     ChannelName,
     Count,
@@ -61,31 +61,61 @@ class Log(Section):
     format: Literal["json", "console"] = Field("json", description="console is for people")
 
 
-def _broker_url(value: Any) -> str:
-    text = str(value)
-    if text != "memory://" and not re.fullmatch(SQLITE_URL, text):
-        raise fault("must be memory:// or sqlite:///file (relative; sqlite:////file is absolute)")
-    return text
-
-
 SQLITE_URL = r"sqlite:///(.+)"
+
+
+def _redis_url(value: Any) -> Any:
+    try:
+        RedisUrl.parse(str(value))
+    except ValueError as error:
+        raise fault(str(error)) from None
+    return value
+
+
+def _broker_url(value: Any) -> Any:
+    text = str(value)
+    if text == "memory://" or re.fullmatch(SQLITE_URL, text):
+        return value
+    if re.match(r"(rediss?(\+\w+)?|unix)://", text):
+        return _redis_url(value)
+    raise fault(
+        "must be memory://, sqlite:///file (relative; sqlite:////file is absolute), redis://, rediss://,"
+        " redis+sentinel:// or redis+cluster://"
+    )
+
+
 _BROKER_SCHEMA = WithJsonSchema(
     {
         "title": "URL",
         "type": "string",
-        "pattern": f"^(memory://|{SQLITE_URL}|.*\\$\\{{.*|file:.+)$",
-        "examples": ["memory://"],
+        "pattern": r"^(memory://|sqlite:///.+|unix://.+|rediss?(\+(sentinel|cluster))?://.+|.*\$\{.*|file:.+)$",
+        "examples": ["sqlite:///var/gateway.db", "${REDIS_URL}", "redis+sentinel://s1:26379,s2:26379/main"],
     }
 )
+
+
+class Pool(Section):
+    """Connections to Redis; one more follows the log."""
+
+    max_connections: Count = Field(10, ge=1, description="open at once, per node")
+    connect: Duration = preset("2s", "a connection that is not made within this has failed")
+    wait: Duration = preset("2s", "a call that gets no connection within this has failed")
+    idle: Duration = preset("1m", "a connection that nobody used for this long is closed")
 
 
 class Broker(Section):
     """The ordered event log."""
 
-    url: Annotated[str, BeforeValidator(_broker_url), _BROKER_SCHEMA] = Field(
+    url: Annotated[Secret, BeforeValidator(_broker_url), _BROKER_SCHEMA] = preset(
         "memory://",
-        description="memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host",
+        "memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host; redis://,"
+        " rediss://, redis+sentinel://host,host/master or redis+cluster://host,host: for any number of hosts",
     )
+    prefix: str = Field(
+        "sse", pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Redis: every key begins with {prefix}"
+    )
+    timeout: Duration = preset("2s", "Redis: a call without an answer, a follower without a sign of life")
+    pool: Pool = section(Pool, "Redis: bounds of the connections")
 
 
 class Cors(Section):
@@ -157,21 +187,12 @@ class Auth(Section):
     jwt: Jwt
 
 
-def _redis_url(value: Any) -> Any:
+def _source_url(value: Any) -> Any:
     if value == "":
         return value
-    try:
-        parts = urlsplit(str(value))
-        is_good = parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.path)
-        is_good = is_good and (parts.port or 1) > 0 and not parts.fragment
-    except ValueError:  # its words would quote a password that was taken for a port
-        is_good = False
-    if not is_good:
-        raise fault(
-            "is not a Redis URL; write redis://host:6379, or rediss:// for TLS,"
-            " and a password's special characters as %2F, %3A, %40, %23"
-        )
-    return value
+    if "+" in str(value).partition(":")[0]:
+        raise fault("must be redis://, rediss:// or unix://; Sentinel and cluster are for broker.url")
+    return _redis_url(value)
 
 
 class SourceBase(Section):
@@ -182,7 +203,7 @@ class RedisPubSub(SourceBase):
     """Redis PUBLISH. The topic of a record is the Redis channel."""
 
     type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
-    url: Annotated[Secret, BeforeValidator(_redis_url)] = Field(
+    url: Annotated[Secret, BeforeValidator(_source_url)] = Field(
         description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
     )
     timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")

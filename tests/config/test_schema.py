@@ -37,7 +37,7 @@ def test_the_shipped_files_pass_both(file: Path) -> None:
         "timeouts: {heartbeat: 15}",
         "log: {level: loud}",
         "server: {listn: x}",
-        "broker: {url: redis://x}",
+        "broker: {url: postgres://x}",
         "cors: {credentials: maybe}",
     ],
 )

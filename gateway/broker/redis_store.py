@@ -1,0 +1,260 @@
+"""The log as it lies in Redis: its keys, its scripts, and what they answer. Knows one server, no trouble.
+
+Keys, all under one hash tag, ``{prefix}:``
+
+- ``log`` hash: ``head`` (the last id), ``start`` (after which nothing was lost as a whole), ``evicted``
+- ``h:<channel>`` stream: ``prev`` (the channel's id before), ``payload``, ``timestamp``, ``type``
+- ``l:<channel>`` string: the channel's last id and its age; it outlives the stream
+- ``keys``, ``keys:old`` hashes of deduplication keys, ``cursors``, ``tokens``, ``lease:<name>``
+- ``live``, ``canary:<node>`` pub/sub channels
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from gateway.broker.base import Page
+from gateway.event import Cursor, Draft, Event, EventId, Fence
+
+log = structlog.get_logger("gateway.broker")
+
+LAST_KEPT_MS = 86_400_000
+"""How long (milliseconds) a quiet channel's last id outlives its events; as in ``append.lua``."""
+
+FENCED = b"FENCED"
+
+_ZERO = EventId(0, 0)
+
+
+class Batch(NamedTuple):
+    """What one `Broker.append` was given."""
+
+    drafts: Sequence[Draft]
+    cursor: Cursor | None
+    fence: Fence | None
+
+
+class _Row(msgspec.Struct, array_like=True):
+    id: str
+    channel: str
+    timestamp: int
+    type: str | None
+    kept: bool
+    size: int
+
+
+_header = msgspec.json.Decoder(tuple[str, list[_Row]])
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """A channel's last id, and how long (milliseconds) its events are kept."""
+
+    id: EventId | None
+    age_ms: int | None
+
+    @classmethod
+    def parse(cls, text: bytes | None) -> "_Last":
+        id, _, age = (text or b"").partition(b" ")
+        return cls(parse(id) if id else None, int(age) if age.isdigit() else None)
+
+    def expired(self, now: int) -> EventId:
+        """Return the id up to which events are too old."""
+        return _ZERO if self.age_ms is None else EventId.before(now - self.age_ms + 1)
+
+
+class Store:
+    """Calls on a client. All raise what redis-py raises; deadlines are the caller's."""
+
+    def __init__(self, prefix: str, node: str, *, is_sharded: bool) -> None:
+        self._base = f"{{{prefix}}}:"
+        self._node = node
+        self._is_sharded = is_sharded
+        self.log_key = f"{self._base}log"
+        self.live = f"{self._base}live".encode()
+        self.canary = f"{self._base}canary:{node}".encode()
+        scripts = files("gateway.broker")
+        self._append = scripts.joinpath("append.lua").read_text()
+        self._lease = scripts.joinpath("lease.lua").read_text()
+
+    async def append(
+        self, client: Redis, batches: Sequence[Batch], known: EventId, now: int
+    ) -> tuple[EventId, list[bytes]]:
+        """Append batches, or none; returns the head, and of each batch its ids in one string, or `FENCED`.
+
+        ``known`` is the last id that this node knows of: the log goes on after it in any case.
+        """
+        answer: list[bytes] = await client.register_script(self._append)(
+            keys=[self.log_key],
+            args=[
+                self._base,
+                now,
+                str(known),
+                "SPUBLISH" if self._is_sharded else "PUBLISH",
+                _encoded(batches) if batches else b"",
+                b"".join(draft.payload for batch in batches for draft in batch.drafts),
+            ],
+        )
+        return parse(answer[0]), answer[2:]
+
+    async def subscribe(self, pubsub: PubSub) -> None:
+        """Ask for the live messages and this node's canaries; two confirmations will come."""
+        await (pubsub.ssubscribe if self._is_sharded else pubsub.subscribe)(self.live, self.canary)
+
+    async def send_canary(self, client: Redis, number: int) -> None:
+        """Publish what must come back on the subscription."""
+        await (client.spublish if self._is_sharded else client.publish)(self.canary, str(number))
+
+    async def read(
+        self,
+        client: Redis,
+        after: Mapping[str, EventId],
+        until: EventId,
+        limit: int,
+        known: EventId,
+        now: int,
+    ) -> dict[str, Page]:
+        """Return what `gateway.broker.base.Broker.read` promises."""
+        start, lasts = await self._lasts(client, list(after), known)
+        pipe = client.pipeline(transaction=False)
+        for (name, id), last in zip(after.items(), lasts, strict=True):
+            pipe.xrange(f"{self._base}h:{name}", f"({max(id, last.expired(now))}", "+", limit + 1)
+        found = await pipe.execute(raise_on_error=False)
+        return {
+            name: _page(name, max(id, start), until, limit, rows, last, now)
+            for (name, id), rows, last in zip(after.items(), found, lasts, strict=True)
+        }
+
+    async def newest(
+        self, client: Redis, channels: Sequence[str], count: int, known: EventId, now: int
+    ) -> EventId | None:
+        """Return what `gateway.broker.base.Broker.newest` promises; None where nothing is kept."""
+        _, lasts = await self._lasts(client, channels, known)
+        pipe = client.pipeline(transaction=False)
+        for name, last in zip(channels, lasts, strict=True):
+            pipe.xrevrange(f"{self._base}h:{name}", "+", f"({last.expired(now)}", max(count, 1))
+        found = await pipe.execute(raise_on_error=False)
+        ids = sorted(parse(row[0]) for rows in found if not isinstance(rows, Exception) for row in rows)
+        newest = ids[-count:] if count > 0 else []
+        if not newest:
+            return None
+        ms, seq = newest[0]
+        return EventId(ms, seq - 1) if seq else EventId.before(ms)
+
+    async def head(self, client: Redis) -> EventId:
+        """Return the last id of the log; 0-0 if it is gone."""
+        found: Any = await client.hget(self.log_key, "head")
+        return parse(found) if found else _ZERO
+
+    async def cursor(self, client: Redis, source: str) -> str | None:
+        """Return a source's position."""
+        found: Any = await client.hget(f"{self._base}cursors", source)
+        return None if found is None else found.decode()
+
+    async def lease(self, client: Redis, name: str, milliseconds: int) -> Fence | None:
+        """Take or keep a lease; with 0 milliseconds give it back."""
+        token: bytes | None = await client.register_script(self._lease)(
+            keys=[f"{self._base}tokens"], args=[self._base, name, self._node, milliseconds]
+        )
+        return None if token is None else Fence(name, int(token))
+
+    async def _lasts(
+        self, client: Redis, names: Sequence[str], known: EventId
+    ) -> tuple[EventId, list[_Last]]:
+        """Return from where on the log is whole, and what is known of each channel's last event."""
+        pipe = client.pipeline(transaction=False)
+        pipe.hmget(self.log_key, ["start", "evicted"])
+        pipe.info("stats")
+        pipe.mget([f"{self._base}l:{name}" for name in names])
+        state, stats, lasts = await pipe.execute(raise_on_error=False)
+        for answer in (state, lasts):
+            if isinstance(answer, Exception):
+                raise answer
+        start = parse(state[0]) if state[0] else known
+        if not isinstance(stats, Exception):  # INFO may be forbidden
+            before, evicted = int(state[1] or 0), int(stats["evicted_keys"])
+            if evicted != before:
+                start = max(start, await self._evicted(client, evicted, known))
+        return start, [_Last.parse(last) for last in lasts]
+
+    async def _evicted(self, client: Redis, count: int, known: EventId) -> EventId:
+        """Mark the log as not whole, because Redis evicted keys and nobody knows which."""
+        fields: dict[Any, Any] = {"evicted": count}
+        if count:  # else Redis was restarted, and counts from 0 again
+            fields["start"] = str(known)
+            log.error(
+                "redis_evicts_keys", keys=count, note="history is lost; set maxmemory-policy noeviction"
+            )
+        await client.hset(self.log_key, mapping=fields)
+        return known if count else _ZERO
+
+
+def events_of(message: bytes) -> tuple[EventId, list[Event]]:
+    """Return what a live message of ``append.lua`` says: the id before it, and its events."""
+    header, _, payloads = message.partition(b"\n")
+    before, rows = _header.decode(header)
+    events, position = [], 0
+    for row in rows:
+        payload = payloads[position : position + row.size]
+        position += row.size
+        events.append(Event(parse(row.id), row.channel, payload, row.timestamp, row.type, row.kept))
+    return parse(before), events
+
+
+def parse(text: bytes | str) -> EventId:
+    """Return the id that Redis wrote."""
+    ms, _, seq = (text if isinstance(text, str) else text.decode()).partition("-")
+    return EventId(int(ms), int(seq))
+
+
+def _page(name: str, after: EventId, until: EventId, limit: int, rows: Any, last: _Last, now: int) -> Page:
+    """Return what a channel's stream says: its first event tells whether one before it is gone."""
+    floor = after
+    if isinstance(rows, Exception):  # not a stream: somebody else's key
+        rows, floor = [], max(after, until)
+    elif rows:
+        floor = max(floor, parse(rows[0][1][b"prev"]))
+    elif last.id is not None:
+        floor = max(floor, last.id)
+    elif after.ms < now - LAST_KEPT_MS:  # its last id may have expired as well
+        floor = max(floor, EventId.before(now - LAST_KEPT_MS))
+    events = [event for event in (_event(name, *row) for row in rows) if after < event.id <= until]
+    return Page(events[:limit], floor, more=len(events) > limit)
+
+
+def _event(channel: str, id: bytes, fields: Mapping[bytes, bytes]) -> Event:
+    type_ = fields[b"type"].decode() or None
+    return Event(parse(id), channel, fields[b"payload"], int(fields[b"timestamp"]), type_)
+
+
+def _encoded(batches: Sequence[Batch]) -> bytes:
+    """Return batches as ``append.lua`` takes them, but for their payloads."""
+    return msgspec.msgpack.encode(
+        [
+            (
+                [
+                    (
+                        draft.channel,
+                        len(draft.payload),
+                        draft.timestamp,
+                        draft.type,
+                        draft.key,
+                        draft.retention.events,
+                        draft.retention.age_ms,
+                    )
+                    for draft in batch.drafts
+                ],
+                batch.cursor and batch.cursor.source,
+                batch.cursor and batch.cursor.position,
+                batch.fence and batch.fence.name,
+                batch.fence and str(batch.fence.token),
+            )
+            for batch in batches
+        ]
+    )

@@ -1,0 +1,89 @@
+"""Where a Redis URL leads: one server, whoever Sentinel says is master, or the cluster node of one slot.
+
+All keys of a log share a hash tag, so a log lives on one server at a time whatever the deployment is:
+the only difference is how that server is found.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from redis.asyncio import RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from gateway.config.redis_url import RedisUrl
+
+_SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+
+
+class Target:
+    """Finds the server. Raises ValueError where the URL's options are not redis-py's."""
+
+    def __init__(self, url: RedisUrl) -> None:
+        self._url = url
+        options: dict[str, Any] = dict(parse_url(url.server))
+        self._sentinel = {name[9:]: options.pop(name) for name in _SENTINEL_OPTIONS if name in options}
+        if url.kind != "single":
+            del options["host"], options["port"]
+        self._options = options
+
+    @property
+    def kind(self) -> str:
+        """``single``, ``sentinel`` or ``cluster``."""
+        return self._url.kind
+
+    async def locate(self, key: str, seconds: float) -> Mapping[str, Any]:
+        """Return the options of a connection to the server that holds ``key`` just now.
+
+        Each exchange on the way may take ``seconds``.
+        Raises RedisError or TimeoutError. Cancelling is safe.
+        """
+        if self.kind == "single":
+            return self._options
+        find = self._master if self.kind == "sentinel" else self._owner
+        host, port = await find(key, seconds)
+        return {**self._options, "host": host, "port": port}
+
+    async def _master(self, key: str, seconds: float) -> tuple[str, int]:
+        tls = {
+            name: value for name, value in _client_options(self._options).items() if name.startswith("ssl")
+        }
+        options = {**tls, **self._sentinel, **_quick(seconds)}
+        sentinel = Sentinel(list(self._url.nodes), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+        try:
+            host, port = await sentinel.discover_master(self._url.master)
+            return str(host), int(port)
+        finally:
+            for client in sentinel.sentinels:
+                await client.aclose()
+
+    async def _owner(self, key: str, seconds: float) -> tuple[str, int]:
+        cluster = RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in self._url.nodes],
+            **{**_client_options(self._options), **_quick(seconds)},
+        )
+        try:
+            await cluster.initialize()
+            node = cluster.get_node_from_key(key)
+            if node is None:
+                raise ValueError("no node of the cluster owns the log's slot")
+            return str(node.host), int(node.port)
+        finally:
+            await cluster.aclose()
+
+
+def _quick(seconds: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": seconds,
+        "socket_connect_timeout": seconds,
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+def _client_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return connection options as clients take them: TLS by a flag and not by a class."""
+    rest = {name: value for name, value in options.items() if name != "connection_class"}
+    return rest | ({"ssl": True} if "connection_class" in options else {})

@@ -1,0 +1,64 @@
+"""Redis URLs: what is valid, and what it says. Pure: knows nothing of the library that connects."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+Kind = Literal["single", "sentinel", "cluster"]
+
+_URL = re.compile(r"(rediss?)\+(sentinel|cluster)://(?:([^@/]*)@)?([^/?#]+)(?:/([^?#]*))?(?:\?([^#]*))?")
+_NODE = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
+_ADVICE = (
+    "is not a Redis URL; write redis://host:6379, or rediss:// for TLS,"
+    " and a password's special characters as %2F, %3A, %40, %23"
+)
+
+
+@dataclass(frozen=True)
+class RedisUrl:
+    """Where the servers are. ``server`` is a URL of one of them as redis-py takes it, for its options."""
+
+    kind: Kind
+    server: str = field(repr=False)
+    nodes: tuple[tuple[str, int], ...] = ()
+    master: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "RedisUrl":
+        """Return what a URL says. Raises ValueError, whose words quote nothing that may be a password."""
+        parts = _URL.fullmatch(text)
+        if parts is None:
+            return _single(text)
+        scheme, kind, credentials, hosts, path, query = parts.groups()
+        nodes = tuple(_node(host, 26379 if kind == "sentinel" else 6379) for host in hosts.split(","))
+        user = f"{credentials}@" if credentials else ""
+        if kind == "cluster":
+            if path:
+                raise ValueError("names a database, and a cluster has only one")
+            return cls("cluster", f"{scheme}://{user}host:1/?{query or ''}", nodes)
+        master, _, database = (path or "").partition("/")
+        if not master:
+            raise ValueError("names no master: redis+sentinel://host:26379,host:26379/name-of-the-master")
+        if database and not database.isdigit():
+            raise ValueError("has a database that is not a number")
+        return cls("sentinel", f"{scheme}://{user}host:1/{database}?{query or ''}", nodes, master)
+
+
+def _single(text: str) -> RedisUrl:
+    try:
+        parts = urlsplit(text)
+        is_good = parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.path)
+        is_good = is_good and (parts.port or 1) > 0 and not parts.fragment
+    except ValueError:  # its words would quote a password that was taken for a port
+        is_good = False
+    if not is_good:
+        raise ValueError(_ADVICE)
+    return RedisUrl("single", text)
+
+
+def _node(text: str, port: int) -> tuple[str, int]:
+    parts = _NODE.fullmatch(text.strip())
+    if parts is None or not 0 < int(parts[2] or port) < 65536:
+        raise ValueError("is not a list of host:port")
+    return parts[1].strip("[]"), int(parts[2] or port)
