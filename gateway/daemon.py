@@ -19,7 +19,7 @@ from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config, RedisPubSub, Webhook
 from gateway.errors import StartupError
-from gateway.event import Cursor, Draft, EventId
+from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.http.admin import Admin
 from gateway.http.app import bare_app, public_app
 from gateway.http.auth import Authenticator
@@ -31,6 +31,7 @@ from gateway.hub.hub import Hub
 from gateway.hub.replay import Replay
 from gateway.metrics import Metrics
 from gateway.sources.base import Source, SourceState
+from gateway.sources.election import Leases
 from gateway.sources.publisher import Publisher
 from gateway.sources.redis_pubsub import RedisPubSubSource
 from gateway.sources.router import Router
@@ -136,15 +137,13 @@ class Daemon:
         self._descriptors = _raise_descriptor_limit(self.config.limits.connections)
         # 1. The log, and this node behind it.
         await self.broker.start()
-        self.is_new = isinstance(self.broker, MemoryBroker)
         self.hub.start()
         self.sweep.start()
         # 2. The admin port, so that a start that hangs can be looked at.
         await self.admin.start()
         # 3. Upstreams.
-        for name, supervisor in self.supervisors.items():
-            # A webhook's sender keeps what was not accepted; other upstreams may have gone on without us.
-            supervisor.start(None if name in self.webhooks or self.is_new else self.broker.head.ms)
+        for supervisor in self.supervisors.values():
+            supervisor.start()
         for state in self.off.values():
             log.info("source_off", source=state.name, reason=state.last_error)
         tries = [asyncio.ensure_future(supervisor.tried()) for supervisor in self.supervisors.values()]
@@ -237,7 +236,12 @@ class Daemon:
                 "lagging": self.streams.lagging(),
                 "limit": self.config.limits.connections,
             },
-            "sources": [_source_status(state) for state in self._states()],
+            "sources": [
+                {**_source_status(state), "leader": supervisor.is_leading}
+                if (supervisor := self.supervisors.get(state.name)) is not None and supervisor.reads_once
+                else _source_status(state)
+                for state in self._states()
+            ],
             "channels": [
                 {
                     "name": name,
@@ -252,10 +256,12 @@ class Daemon:
         """Tell whether another connection leaves enough descriptors for all the rest."""
         return len(self.streams.open) + self.public.requests + DESCRIPTOR_RESERVE // 2 < self._descriptors
 
-    async def _append(self, drafts: Sequence[Draft], cursor: Cursor | None) -> list[EventId]:
+    async def _append(
+        self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None
+    ) -> list[EventId]:
         before = self.broker.head
         with self.metrics.broker_append.time():
-            ids = await self.broker.append(drafts, cursor)
+            ids = await self.broker.append(drafts, cursor, fence)
         for draft, id in zip(drafts, ids, strict=True):
             match = self.catalog.resolve(draft.channel)
             if match is not None and id > before:  # an older id is that of a deduplicated draft's first one
@@ -279,7 +285,8 @@ class Daemon:
                 config.url.get_secret_value(), self.router.topics(name), timeout=config.timeout
             )
         publisher = Publisher(state, self.router, self._append, self.metrics, unix_ms)
-        self.supervisors[name] = Supervisor(source, publisher, unix_ms)
+        leases = Leases(self.broker.lease, self.broker.release)
+        self.supervisors[name] = Supervisor(source, publisher, leases, self.broker.cursor, unix_ms)
 
     def _turn_off(self, state: SourceState, reason: str) -> None:
         state.status, state.last_error = "off", reason
@@ -301,6 +308,14 @@ class Daemon:
             "source_up",
             "1 while the source delivers, 0 while it does not",
             lambda: {(s.name,): float(s.status == "up") for s in self._states() if s.status != "off"},
+            "source",
+        )
+        add(
+            "source_leader",
+            "1 on the node that reads the source for all of them",
+            lambda: {
+                (name,): float(each.is_leading) for name, each in self.supervisors.items() if each.reads_once
+            },
             "source",
         )
         add(

@@ -3,9 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
-from gateway.event import Cursor, EventId, Record
+from gateway.event import EventId, Fence, Record
 
 SourceStatus = Literal["starting", "up", "down", "off"]
 
@@ -27,26 +27,49 @@ class SourceState:
 
 
 class Feed(Protocol):
-    """What a running source calls. All of it may raise Unavailable while the broker is away."""
+    """What a running source calls. What appends may raise Unavailable while the log is away."""
 
-    async def connected(self) -> None:
-        """Say that records are flowing from now on. If any may have been missed, this tells the gap."""
+    def connected(self) -> None:
+        """Say that records are flowing from now on; this node may read the source for all."""
 
-    def alive(self) -> None:
-        """Say that the upstream was heard of just now."""
+    async def publish(
+        self, records: Sequence[Record], position: str | None = None, fence: Fence | None = None
+    ) -> None:
+        """Append what the records become, and with them how far the source was read.
 
-    async def publish(self, records: Sequence[Record], cursor: Cursor | None = None) -> None:
-        """Append what the records become. Those that can never become events are counted and dropped."""
+        Those that can never become events are counted and dropped. Raises Fenced if another node
+        reads the source by now.
+        """
 
     async def publish_all(self, records: Sequence[Record]) -> list[EventId]:
         """Append all records or none, and return the ids of their events. Raises Rejected, uncounted."""
 
+    async def tell_gap(self, since: int, position: str, fence: Fence) -> None:
+        """Tell every channel of the source that records since then (unix ms) may be lost."""
+
     def reject(self, reason: str) -> None:
         """Count something that was refused before it became a record."""
+
+    async def leading(self) -> Fence:
+        """Wait until this node is the one that reads the source. Cancelling is safe."""
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether it is just now."""
+
+    async def position(self) -> str | None:
+        """Return how far the source was read, by whichever node."""
+
+    @property
+    def missed_since(self) -> int | None:
+        """Since when (unix ms) clients listened that this source had not reached yet."""
 
 
 class Source(ABC):
     """One upstream."""
+
+    reads_once: ClassVar[bool] = True
+    """Whether one node reads it for all of them, by a lease."""
 
     @abstractmethod
     async def run(self, feed: Feed) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from gateway.errors import Rejected
-from gateway.event import Cursor, Draft, EventId, Record
+from gateway.event import Cursor, Draft, EventId, Fence, Record
 from gateway.metrics import Metrics
 from gateway.sources.base import SourceState
 from gateway.sources.router import Router, gap_draft
 
-Append = Callable[[Sequence[Draft], Cursor | None], Awaitable[list[EventId]]]
+Append = Callable[[Sequence[Draft], Cursor | None, Fence | None], Awaitable[list[EventId]]]
 
 
 class Publisher:
@@ -31,7 +31,9 @@ class Publisher:
         self._clock = clock
         self._received = metrics.events_received.labels(state.name)
 
-    async def publish(self, records: Sequence[Record], cursor: Cursor | None = None) -> None:
+    async def publish(
+        self, records: Sequence[Record], position: str | None = None, fence: Fence | None = None
+    ) -> None:
         """Append what the records become; count and drop those that can never become events."""
         now = self._receive(records)
         drafts: list[Draft] = []
@@ -40,8 +42,8 @@ class Publisher:
                 drafts.extend(self._router.drafts(self.state.name, record, now))
             except Rejected as error:
                 self.reject(error.code)
-        if drafts or cursor is not None:
-            await self._append(drafts, cursor)
+        if drafts or position is not None:
+            await self._append(drafts, self._cursor(position), fence)
 
     async def publish_all(self, records: Sequence[Record]) -> list[EventId]:
         """Append all records or none. Raises Rejected, uncounted, its message with the record's place."""
@@ -54,16 +56,18 @@ class Publisher:
                 if len(records) > 1:
                     error.message = f"record {index}: {error.message}"
                 raise
-        return await self._append(drafts, None)
+        return await self._append(drafts, None, None)
 
-    async def tell_gap(self, reason: str, since: int) -> None:
+    async def tell_gap(self, reason: str, since: int, position: str, fence: Fence) -> None:
         """Append a gap to every channel of this source: records since ``since`` (unix ms) may be lost."""
         now = self._clock()
         payload = msgspec.json.encode({"reason": reason, "source": self.state.name, "after": f"{since}-0"})
         drafts = [gap_draft(declared, payload, now) for declared in self._router.channels(self.state.name)]
-        if drafts:
-            await self._append(drafts, None)
+        await self._append(drafts, self._cursor(position), fence)
         self._metrics.gaps.labels(reason).inc(len(drafts))
+
+    def _cursor(self, position: str | None) -> Cursor | None:
+        return None if position is None else Cursor(self.state.name, position)
 
     def reject(self, reason: str) -> None:
         """Count something that could not be taken."""
@@ -72,7 +76,8 @@ class Publisher:
 
     def _receive(self, records: Sequence[Record]) -> int:
         now = self._clock()
-        self._received.inc(len(records))
-        self.state.received += len(records)
-        self.state.last_event = now
+        if records:
+            self._received.inc(len(records))
+            self.state.received += len(records)
+            self.state.last_event = now
         return now

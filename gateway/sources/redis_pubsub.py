@@ -1,13 +1,20 @@
 """Redis PUBLISH as a source.
 
 Pub/sub has no memory, so the only thing to get right is to notice every loss. redis-py reconnects
-by itself and says nothing, so its retries are off here: whatever goes wrong ends `run`, and the
-supervisor's next `run` tells the gap. A server that froze, or a network that went away without a
-FIN, raises nothing anywhere: while no message comes, a PING goes out and its PONG has a deadline.
+by itself and says nothing, so its retries are off here: whatever goes wrong ends `run`. A server that froze,
+or a network that went away without a FIN, raises nothing anywhere: while no message comes, a PING goes
+out and its PONG has a deadline.
+
+Every node subscribes and keeps the last seconds in a `Tail`; the one with the lease writes its tail into
+the log, and with it the place that it reached. A node that takes over goes on behind that place. Where
+its tail does not hold the place (after a connection was lost, or all nodes were away) a gap is told.
 """
 
 import asyncio
+import hashlib
 import re
+import secrets
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,18 +23,29 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
+from gateway.backoff import jittered
 from gateway.config.template import Template
-from gateway.errors import SourceError
-from gateway.event import Record
+from gateway.errors import Fenced, SourceError, Unavailable
+from gateway.event import Fence, Record
 from gateway.sources.base import Feed, Source
+from gateway.sources.tail import Place, Tail
 
 BATCH = 512
 """Most messages that are appended at once."""
 
 TOPICS = 20_000
 """How many topics are remembered with the subscription that counts for them."""
+
+MARKS = "sse-gateway:marks"
+"""The Redis channel on which nodes publish markers, on the upstream itself."""
+
+MARK_SECONDS = 1.0
+"""How often a busy source is marked."""
+
+RETRY_SECONDS = 0.3
+"""How long to wait while the log is away, jittered."""
 
 _SUBSCRIBE_AT_ONCE = 1000
 _WAITS = 3  # that a timeout is made of; a PING goes out after the first
@@ -60,6 +78,9 @@ class RedisPubSubSource(Source):
         patterns = [topic.redis_pattern.encode() for topic in topics if not topic.is_exact]
         self._patterns = {pattern: _regex(pattern) for pattern in patterns}
         self._owner = lru_cache(maxsize=TOPICS)(self._find_owner)
+        # Places mean the same only to nodes that count the same records.
+        names = b"\n".join([*self._exact, b"", *self._patterns])
+        self._plan = hashlib.sha256(names).hexdigest()[:12]
 
     async def run(self, feed: Feed) -> None:
         client = Redis.from_url(
@@ -71,15 +92,20 @@ class RedisPubSubSource(Source):
             client_name="sse-gateway",
         )
         pubsub = client.pubsub()
+        tail = Tail(self._plan)
         try:
             async with asyncio.timeout(2 * self._timeout):
                 await self._subscribe(pubsub)
-            await feed.connected()
-            await self._read(pubsub, feed)
-        except TimeoutError:
-            raise SourceError(f"Redis gave no answer within {2 * self._timeout:g} s") from None
-        except RedisError as error:
-            raise SourceError(f"Redis: {error or type(error).__name__}") from error
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(pubsub, tail, feed))
+                await self._anchor(client, tail)
+                feed.connected()
+                group.create_task(self._write(client, tail, feed))
+                group.create_task(self._mark(client, tail, feed))
+        except ExceptionGroup as group_of:
+            raise self._cause(group_of.exceptions[0]) from None
+        except (TimeoutError, RedisError) as error:
+            raise self._cause(error) from None
         finally:
             # Closing writes to a server that may be frozen.
             with_deadline = asyncio.wait_for(self._close(pubsub, client), self._timeout)
@@ -87,18 +113,20 @@ class RedisPubSubSource(Source):
 
     async def _subscribe(self, pubsub: PubSub) -> None:
         for names, subscribe in (
-            (list(self._exact), pubsub.subscribe),
+            ([MARKS.encode(), *self._exact], pubsub.subscribe),
             (list(self._patterns), pubsub.psubscribe),
         ):
             for first in range(0, len(names), _SUBSCRIBE_AT_ONCE):
                 await subscribe(*names[first : first + _SUBSCRIBE_AT_ONCE])
         confirmed = 0
-        while confirmed < len(self._exact) + len(self._patterns):
+        while confirmed < 1 + len(self._exact) + len(self._patterns):
             message = await pubsub.get_message(timeout=self._timeout)
             if message is not None and message["type"] in _CONFIRMATIONS:
                 confirmed += 1
 
-    async def _read(self, pubsub: PubSub, feed: Feed) -> None:
+    async def _read(self, pubsub: PubSub, tail: Tail, feed: Feed) -> None:
+        """Put what comes into the tail, for as long as Redis shows a sign of life."""
+        loop = asyncio.get_running_loop()
         silent = 0
         while True:
             message = await pubsub.get_message(timeout=self._timeout / _WAITS)
@@ -113,18 +141,89 @@ class RedisPubSubSource(Source):
                         await pubsub.ping()
                 continue
             silent = 0
-            feed.alive()
-            batch = [message]
-            while len(batch) < BATCH and (message := await pubsub.get_message(timeout=0)) is not None:
-                batch.append(message)
-            if any(each["type"] in _CONFIRMATIONS for each in batch):
-                raise SourceError("the connection was replaced; messages may be lost")
-            records = [record for each in batch if (record := self._record(each)) is not None]
-            if records:
-                await feed.publish(records)
+            while message is not None:
+                if message["type"] in _CONFIRMATIONS:
+                    raise SourceError("the connection was replaced; messages may be lost")
+                if message["channel"] == MARKS.encode() and message["type"] == "message":
+                    tail.mark(message["data"].decode(errors="replace"))
+                elif (record := self._record(message)) is not None:
+                    tail.add([record], loop.time())
+                message = await pubsub.get_message(timeout=0)
+            tail.forget(tail.written if feed.is_leading else tail.end, loop.time())
+
+    async def _write(self, client: Redis, tail: Tail, feed: Feed) -> None:
+        """Append the tail while this node has the lease; stand by while it has not."""
+        while True:
+            fence = await feed.leading()
+            try:
+                await self._write_as(fence, client, tail, feed)
+            except Fenced:
+                await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
+            except Unavailable:
+                # Whether the last batch is in the log is open, so the log is asked for its place again.
+                await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
+
+    async def _write_as(self, fence: Fence, client: Redis, tail: Tail, feed: Feed) -> None:
+        tail.written = await self._begin(fence, client, tail, feed)
+        stored = ""
+        while True:
+            if tail.written < tail.first:  # the log was away for longer than the tail holds
+                tail.written = tail.first
+                await feed.tell_gap(_now(), str(tail.place(tail.first, _now())), fence)
+            records = tail.records(tail.written, BATCH)
+            until = tail.written + len(records)
+            place = tail.place(until, _now())
+            if records or place.marker != stored:
+                await feed.publish(records, str(place), fence)
+                stored = place.marker
+                tail.written = until
+            if len(records) < BATCH:
+                await tail.change()
+
+    async def _begin(self, fence: Fence, client: Redis, tail: Tail, feed: Feed) -> int:
+        """Return the number of the first record that the log does not hold, and tell a gap before it."""
+        text = await feed.position()
+        place = Place.parse(text) if text is not None else None
+        if place is not None and tail.find(place) is None:
+            # Its marker may still be on the way; behind one of our own it would have come.
+            await self._anchor(client, tail)
+        number = tail.find(place) if place is not None else None
+        if number is not None:
+            return number
+        since = place.ms if place is not None else feed.missed_since
+        position = str(tail.place(tail.first, _now()))
+        if since is None:
+            await feed.publish([], position, fence)
+        else:
+            await feed.tell_gap(since, position, fence)
+        return tail.first
+
+    async def _mark(self, client: Redis, tail: Tail, feed: Feed) -> None:
+        """Mark a busy source now and then, so that a place is found by those who came later."""
+        while True:
+            await asyncio.sleep(jittered(MARK_SECONDS, 0.2))
+            if feed.is_leading and tail.since_marker:
+                await self._publish_marker(client, tail)
+
+    async def _anchor(self, client: Redis, tail: Tail) -> None:
+        """Publish a marker and wait until it comes: all that is published from then on has a place."""
+        marker = await self._publish_marker(client, tail)
+        async with asyncio.timeout(self._timeout):
+            while not tail.has_seen(marker):
+                await tail.change()
+
+    async def _publish_marker(self, client: Redis, tail: Tail) -> str:
+        marker = secrets.token_hex(6)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await client.publish(MARKS, marker)
+        except NoPermissionError:
+            # This user may only subscribe. The marker is this node's alone, so a takeover tells a gap.
+            tail.mark(marker)
+        return marker
 
     def _record(self, message: dict[str, Any]) -> Record | None:
-        if message["type"] not in _MESSAGES:
+        if message["type"] not in _MESSAGES or message["channel"] == MARKS.encode():
             return None
         # Redis sends one copy per subscription that matches; the record is the same, so one counts.
         if message["pattern"] != self._owner(message["channel"]):
@@ -138,7 +237,18 @@ class RedisPubSubSource(Source):
             return None
         return next((pattern for pattern, regex in self._patterns.items() if regex.fullmatch(topic)), None)
 
+    def _cause(self, error: BaseException) -> Exception:
+        if isinstance(error, TimeoutError):
+            return SourceError(f"Redis gave no answer within {2 * self._timeout:g} s")
+        if isinstance(error, RedisError):
+            return SourceError(f"Redis: {error or type(error).__name__}")
+        return error if isinstance(error, Exception) else SourceError(type(error).__name__)
+
     @staticmethod
     async def _close(pubsub: PubSub, client: Redis) -> None:
         await pubsub.aclose()  # type: ignore[no-untyped-call]
         await client.aclose()
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,14 +1,15 @@
 """Keeps a source running: starts it, starts it again for ever, stops it, and knows how it is."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import structlog
 
 from gateway.backoff import Backoff
-from gateway.event import Cursor, EventId, Record
+from gateway.event import EventId, Fence, Record
 from gateway.sources.base import Source, SourceState, SourceStatus
+from gateway.sources.election import Election, Leases
 from gateway.sources.publisher import Publisher
 
 log = structlog.get_logger("gateway.sources")
@@ -19,60 +20,47 @@ HEALTHY_MS = 10_000
 
 
 class Supervisor:
-    """Owns the task of one source, and is the `Feed` that the source talks to.
-
-    A source that broke may have missed records until it is connected again. Where it was last known
-    to be whole is kept across any number of tries, and the gap is in the log before the first record
-    after it.
-    """
+    """Owns the tasks of one source, and is the `Feed` that the source talks to."""
 
     def __init__(
         self,
         source: Source,
         publisher: Publisher,
+        leases: Leases,
+        position: Callable[[str], Awaitable[str | None]],
         clock: Callable[[], int],
     ) -> None:
         self._source = source
         self._publisher = publisher
+        self._position = position
         self._clock = clock
         self._backoff = Backoff()
-        self._task: asyncio.Task[None] | None = None
-        self._heard = clock()
-        self._gap_since: int | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._tried = asyncio.Event()
+        self._election = Election(publisher.state.name, leases)
+        self.missed_since: int | None = None
         self.state: SourceState = publisher.state
 
-    def start(self, whole_until: int | None = None) -> None:
-        """Begin. Needs a running loop.
-
-        ``whole_until`` (unix ms) is up to when a log from before this process is known to be whole.
-        """
-        self._gap_since = whole_until
+    def start(self) -> None:
+        """Begin. Needs a running loop."""
         self._change("starting")
-        self._task = asyncio.create_task(self._run(), name=f"source {self.state.name}")
+        self._tasks = [asyncio.create_task(self._run(), name=f"source {self.state.name}")]
+        if self.reads_once:
+            self._tasks.append(asyncio.create_task(self._election.run(), name=f"lease {self.state.name}"))
 
     async def stop(self) -> None:
-        """End the source and wait for it; harmless when repeated."""
-        if self._task is not None:
-            self._task.cancel()
+        """End the source, then give its lease to another node; harmless when repeated."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+                await task
 
-    async def connected(self) -> None:
-        since, self._gap_since = self._gap_since, None
-        if since is not None:
-            try:
-                await self._publisher.tell_gap("source_interrupted", since)
-            except BaseException:
-                self._gap_since = since  # still untold
-                raise
-            log.info("source_recovered", source=self.state.name, gap_ms=self._clock() - since)
-        else:
-            log.info("source_up", source=self.state.name)
-        self.alive()
+    def connected(self) -> None:
+        log.info("source_up", source=self.state.name)
         self.state.last_error = None
         self._change("up")
+        self._election.stand()
         self._tried.set()
 
     async def tried(self) -> None:
@@ -80,21 +68,40 @@ class Supervisor:
         await self._tried.wait()
 
     def exposed(self) -> None:
-        """Say that from now on somebody may listen: what a first connection misses is a gap too."""
-        if self.state.status != "up" and self._gap_since is None:
-            self._gap_since = self._heard
+        """Say that from now on somebody may listen: what a first connection misses is a gap."""
+        if self.state.status != "up":
+            self.missed_since = self._clock()
 
-    def alive(self) -> None:
-        self._heard = self._clock()
-
-    async def publish(self, records: Sequence[Record], cursor: Cursor | None = None) -> None:
-        await self._publisher.publish(records, cursor)
+    async def publish(
+        self, records: Sequence[Record], position: str | None = None, fence: Fence | None = None
+    ) -> None:
+        await self._publisher.publish(records, position, fence)
 
     async def publish_all(self, records: Sequence[Record]) -> list[EventId]:
         return await self._publisher.publish_all(records)
 
+    async def tell_gap(self, since: int, position: str, fence: Fence) -> None:
+        await self._publisher.tell_gap("source_interrupted", since, position, fence)
+        self.missed_since = None
+        log.warning("source_gap_told", source=self.state.name, gap_ms=self._clock() - since)
+
     def reject(self, reason: str) -> None:
         self._publisher.reject(reason)
+
+    @property
+    def reads_once(self) -> bool:
+        """Whether one node reads the source for all of them."""
+        return self._source.reads_once
+
+    async def leading(self) -> Fence:
+        return await self._election.won()
+
+    @property
+    def is_leading(self) -> bool:
+        return self._election.fence is not None
+
+    async def position(self) -> str | None:
+        return await self._position(self.state.name)
 
     async def _run(self) -> None:
         while True:
@@ -107,9 +114,8 @@ class Supervisor:
             await asyncio.sleep(self._backoff.next())
 
     def _down(self, error: Exception | None) -> None:
+        self._election.resign()
         self._tried.set()
-        if self._gap_since is None:
-            self._gap_since = self._heard
         if self.state.status == "up" and self._clock() - self.state.since >= HEALTHY_MS:
             self._backoff.reset()  # not at the connection: one that dies at once would spin, with gaps
         text = "ended" if error is None else str(error) or type(error).__name__

@@ -20,6 +20,8 @@ MAX_IDEMPOTENCY_KEY = 255
 class WebhookSource(Source):
     """Takes posts while it runs; it has nothing to connect to, so it is up from start to stop."""
 
+    reads_once = False  # a balancer spreads the posts
+
     def __init__(self, config: Webhook) -> None:
         self._topic = config.topic
         self._feed: Feed | None = None
@@ -27,7 +29,7 @@ class WebhookSource(Source):
         self._tokens = [_digest(token.get_secret_value()) for token in config.verify.bearer or ()]
 
     async def run(self, feed: Feed) -> None:
-        await feed.connected()
+        feed.connected()
         self._feed = feed
         try:
             await asyncio.Event().wait()
