@@ -1,0 +1,118 @@
+"""Things break while publishers publish and clients come and go: the checker's verdict on each."""
+
+import asyncio
+import contextlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checker import Verdict, running
+from tests.support.gateway import BASE, merged
+from tests.support.node import Node
+from tests.support.redis import RedisServer
+
+LONG = {"events": 100_000, "age": "10m"}
+
+
+def config(broker: str, **more: Any) -> dict[str, Any]:
+    channels = {
+        name: {"from": [{"source": "hooks", "topic": name}], "access": "public", "history": LONG}
+        for name in ("orders", "stock", "news")
+    }
+    base = {
+        **BASE,
+        "log": {"level": "info"},
+        "broker": {"url": broker, "timeout": "1s"},
+        "channels": channels,
+    }
+    return dict(merged({key: value for key, value in base.items() if key != "server"}, more))
+
+
+def clean(verdict: Verdict, *, resumes: int = 20) -> None:
+    """Nothing lost, doubled, out of order or even excused; and enough happened for that to mean something."""
+    assert verdict.is_clean, verdict
+    assert not verdict.told, verdict
+    assert verdict.events > 1000
+    assert verdict.resumes > resumes
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The brokers that several nodes share."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/log.db"
+    return str(request.getfixturevalue("redis").url)
+
+
+async def test_nodes_that_are_killed(broker: str, tmp_path: Path) -> None:
+    """kill -9 of one node after another, under load; each comes back."""
+    nodes = [Node(tmp_path, config(broker)) for _ in range(2)]
+    async with running(nodes) as run:
+        for round in range(4):
+            await asyncio.sleep(random.uniform(0.5, 1.0))
+            await nodes[round % 2].kill()
+            await asyncio.sleep(0.2)
+            await nodes[round % 2].start()
+        clean(await run.finish())
+
+
+async def test_a_rolling_restart(redis: RedisServer, tmp_path: Path) -> None:
+    """Three nodes on one Redis, each asked to go and started again: what every deployment does."""
+    nodes = [Node(tmp_path, config(redis.url)) for _ in range(3)]
+    async with running(nodes) as run:
+        for node in nodes:
+            await asyncio.sleep(0.5)
+            await node.stop()
+            await node.start()
+        clean(await run.finish())
+
+
+async def test_pubsub_connections_that_are_cut(redis: RedisServer, tmp_path: Path) -> None:
+    """What is published while a follower is away comes from the log."""
+    nodes = [Node(tmp_path, config(redis.url)) for _ in range(2)]
+    async with running(nodes, pace=0.001) as run:
+        with contextlib.closing(redis.client()) as client:
+            for _ in range(10):
+                await asyncio.sleep(0.3)
+                client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")  # type: ignore[no-untyped-call]
+        clean(await run.finish())
+
+
+async def test_a_redis_that_stands_still(redis: RedisServer, tmp_path: Path) -> None:
+    """20 s of silence without a closed connection: streams stay, posts wait, nothing is lost."""
+    nodes = [Node(tmp_path, config(redis.url)) for _ in range(2)]
+    async with running(nodes) as run:
+        await asyncio.sleep(1)
+        redis.freeze()
+        await asyncio.sleep(20)
+        redis.thaw()
+        await asyncio.sleep(2)
+        clean(await run.finish())
+
+
+async def test_a_redis_that_forgets_everything(redis: RedisServer, tmp_path: Path) -> None:
+    """FLUSHALL: everybody who may have lost something is told, and the order goes on."""
+    nodes = [Node(tmp_path, config(redis.url)) for _ in range(2)]
+    async with running(nodes) as run:
+        with contextlib.closing(redis.client()) as client:
+            for _ in range(3):
+                await asyncio.sleep(1)
+                client.flushall()
+        verdict = await run.finish()
+    assert verdict.is_clean, verdict
+    assert verdict.events > 1000
+
+
+async def test_clients_that_come_back_too_late(broker: str, tmp_path: Path) -> None:
+    """A history shorter than the clients' absence: gaps, and each of them told."""
+    short = {name: {"history": {"events": 20, "age": "10m"}} for name in ("orders", "stock", "news")}
+    nodes = [Node(tmp_path, config(broker, channels=short)) for _ in range(2)]
+    async with running(nodes, pace=0.002) as run:
+        for client in run.clients:
+            client.pause = 0.5
+        await asyncio.sleep(6)
+        verdict = await run.finish()
+    assert verdict.is_clean, verdict
+    assert verdict.told

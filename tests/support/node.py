@@ -1,0 +1,70 @@
+"""Gateways as processes of their own, to be killed, frozen and started again."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.process import free_port
+
+ROOT = Path(__file__).parents[2]
+
+
+class Node:
+    """One gateway. Its ports stay the same over restarts, as behind a balancer."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *before: str, **environ: str) -> None:
+        self.port, self.admin = free_port(), free_port()
+        self.log = folder / f"node-{self.port}.log"
+        self._file = folder / f"node-{self.port}.yaml"
+        self._before = before
+        self._environ = environ
+        self._process: asyncio.subprocess.Process | None = None
+        server = {"listen": f"127.0.0.1:{self.port}", "admin": f"127.0.0.1:{self.admin}"}
+        self._file.write_text(json.dumps({**config, "server": server}))  # JSON is YAML
+
+    async def start(self) -> None:
+        """Start, and wait until it listens."""
+        with self.log.open("a") as log:
+            said = self.log.stat().st_size
+            self._process = await asyncio.create_subprocess_exec(
+                *(*self._before, sys.executable, "-m", "gateway", "run", "--config", str(self._file)),
+                stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **self._environ},
+            )  # fmt: skip
+        async with asyncio.timeout(30):
+            while b"listening" not in self.log.read_bytes()[said:]:
+                assert self._process.returncode is None, self.log.read_text()
+                await asyncio.sleep(0.02)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; SIGSTOP freezes it, SIGCONT lets it go on."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """End it without a goodbye; harmless when repeated."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+        await self.ended()
+
+    async def stop(self) -> None:
+        """Ask it to go and wait until it went. Its exit status must be 0."""
+        self.signal(signal.SIGTERM)
+        assert await self.ended() == 0, self.log.read_text()[-3000:]
+
+    async def ended(self) -> int:
+        """Wait for its end and return its exit status."""
+        return 0 if self._process is None else await self._process.wait()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what it logged."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+async def kill_all(nodes: Sequence[Node]) -> None:
+    """End all of them."""
+    await asyncio.gather(*(node.kill() for node in nodes))
