@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from gateway.event import EventId
 from tests.checker import Verdict, running
-from tests.support.gateway import BASE, merged
+from tests.support.gateway import BASE, eventually, merged
 from tests.support.node import Node
-from tests.support.redis import RedisServer
+from tests.support.redis import RedisServer, redis_sentinel
 
 LONG = {"events": 100_000, "age": "10m"}
 
@@ -116,3 +119,87 @@ async def test_clients_that_come_back_too_late(broker: str, tmp_path: Path) -> N
         verdict = await run.finish()
     assert verdict.is_clean, verdict
     assert verdict.told
+
+
+async def test_a_sentinel_failover(tmp_path: Path) -> None:
+    """The master dies: lost is only what Redis itself lost, which is read back from the new one."""
+    with redis_sentinel() as watched:
+        nodes = [Node(tmp_path, config(watched.url)) for _ in range(2)]
+        async with running(nodes) as run:
+            await asyncio.sleep(1)
+            old = watched.master()
+            old.kill()
+            await eventually(lambda: watched.master() is not old, timeout=30)
+            await asyncio.sleep(1)
+            verdict = await run.finish()
+        kept = stored(watched.master(), "orders", "stock", "news")
+    seen = {
+        (body["channel"], body["payload"]): body["id"]
+        for client in run.clients
+        for message in client.seen
+        if message.type == "message" and (body := message.json)
+    }
+    lost_by_redis = {what for what, id in seen.items() if id not in kept}
+    assert not verdict.lost, verdict
+    assert not verdict.reordered, verdict
+    assert verdict.events > 1000
+    # A post that was delivered, not yet answered and then forgotten was sent again.
+    assert len(verdict.duplicated) <= len(lost_by_redis) * len(run.clients), (verdict, lost_by_redis)
+    if not lost_by_redis:
+        clean(verdict)
+
+
+def stored(server: RedisServer, *channels: str) -> set[str]:
+    """Return the ids that a server's log holds."""
+    with contextlib.closing(server.client()) as client:
+        rows: list[Any] = [row for name in channels for row in client.xrange(f"{{sse}}:h:{name}") or ()]
+    return {row[0].decode() for row in rows}
+
+
+async def test_a_clock_that_jumps_back_an_hour(broker: str, tmp_path: Path) -> None:
+    """Ids go on, history is kept, leases hold: on one node, on the other, and forward again."""
+    clocks = [tmp_path / "clock-0", tmp_path / "clock-1"]
+    for clock in clocks:
+        clock.write_text("0")
+    nodes = [Node(tmp_path, config(broker), "tests.support.shifted", str(clock)) for clock in clocks]
+    async with running(nodes) as run:
+        for clock, shift in zip(clocks * 2, ("-3600", "-3600", "0", "0"), strict=True):
+            await asyncio.sleep(1)
+            clock.write_text(shift)
+        await asyncio.sleep(1)
+        clean(await run.finish())
+    ids = [EventId.parse(message.id) for client in run.clients for message in client.seen if message.id]
+    assert max(id.seq for id in ids if id is not None) > 100, "ids counted on while the clock was behind"
+
+
+async def test_a_pubsub_source_whose_reader_dies(broker: str, redis: RedisServer, tmp_path: Path) -> None:
+    """PUBLISH goes on while the reading node is killed, again and again: the other has what is missing."""
+    sources = {"app": {"type": "redis-pubsub", "url": redis.url}}
+    channels = {
+        name: {"from": [{"source": "app", "topic": name}], "access": "public", "history": LONG}
+        for name in ("orders", "stock", "news")
+    }
+    nodes = [Node(tmp_path, config(broker, sources=sources, channels=channels)) for _ in range(2)]
+
+    async def publish(channel: str, number: int) -> None:
+        redis.publish(channel, str(number))
+
+    async with running(nodes, send=publish) as run:
+        for _ in range(3):
+            await asyncio.sleep(1.5)
+            leader = await leading(nodes)
+            await leader.kill()
+            others = [node for node in nodes if node is not leader]
+            await eventually(lambda: leading(others))  # noqa: B023 -- called at once
+            await leader.start()
+        clean(await run.finish())
+
+
+async def leading(nodes: Sequence[Node]) -> Any:
+    """Return the node that reads the source; None if none does."""
+    async with aiohttp.ClientSession() as session:
+        for node in nodes:
+            async with session.get(f"http://127.0.0.1:{node.admin}/status") as answer:
+                if any(source.get("leader") for source in (await answer.json())["sources"]):
+                    return node
+    return None

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,25 +14,28 @@ ROOT = Path(__file__).parents[2]
 
 
 class Node:
-    """One gateway. Its ports stay the same over restarts, as behind a balancer."""
+    """One gateway. Its ports stay the same over restarts, as behind a balancer.
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *before: str, **environ: str) -> None:
+    ``module`` is what is run in place of ``gateway``, with its first arguments.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *module: str) -> None:
         self.port, self.admin = free_port(), free_port()
         self.log = folder / f"node-{self.port}.log"
         self._file = folder / f"node-{self.port}.yaml"
-        self._before = before
-        self._environ = environ
+        self._module = module or ("gateway",)
         self._process: asyncio.subprocess.Process | None = None
         server = {"listen": f"127.0.0.1:{self.port}", "admin": f"127.0.0.1:{self.admin}"}
-        self._file.write_text(json.dumps({**config, "server": server}))  # JSON is YAML
+        log = {"level": "info", "format": "json"}  # `start` waits for a line of it
+        self._file.write_text(json.dumps({**config, "server": server, "log": log}))  # JSON is YAML
 
     async def start(self) -> None:
         """Start, and wait until it listens."""
         with self.log.open("a") as log:
             said = self.log.stat().st_size
             self._process = await asyncio.create_subprocess_exec(
-                *(*self._before, sys.executable, "-m", "gateway", "run", "--config", str(self._file)),
-                stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **self._environ},
+                *(sys.executable, "-m", *self._module, "run", "--config", str(self._file)),
+                stdout=log, stderr=log, cwd=ROOT,
             )  # fmt: skip
         async with asyncio.timeout(30):
             while b"listening" not in self.log.read_bytes()[said:]:
