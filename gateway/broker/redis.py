@@ -108,9 +108,9 @@ class RedisBroker(Broker):
         return self._client is not None
 
     def connections(self) -> tuple[int, int]:
-        """Return how many connections serve a call just now, and how many are open."""
+        """Return how many connections of the pool serve a call just now, and how many are open."""
         pool = self._pool
-        return (pool.in_use + self.is_up, pool.size + self.is_up) if pool is not None else (0, 0)
+        return (pool.in_use, pool.size) if pool is not None else (0, 0)
 
     async def start(self) -> None:
         self._tasks = [
@@ -244,19 +244,19 @@ class RedisBroker(Broker):
         while True:
             try:
                 server = await self._locate()
-                async with self._connected(server) as pubsub:
+                async with self._connected(server) as (client, pubsub):
                     if told:
                         log.info("broker_up")
                     told = ""
                     backoff.reset()
-                    await self._follow(pubsub, server)
+                    await self._follow(client, pubsub, server)
             except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
                 text = self._fatal = str(error)
                 self._settled.set()
+            except TimeoutError:
+                text = f"Redis gave no answer within {self._timeout:g} s"
             except (RedisError, OSError, ValueError, Cut) as error:
                 text = str(error) or type(error).__name__
-            except TimeoutError:
-                text = f"no answer within {self._timeout:g} s"
             except Exception as error:
                 log.exception("broker_failed")
                 text = type(error).__name__
@@ -270,7 +270,7 @@ class RedisBroker(Broker):
             return await self._target.locate(self._store.log_key, self._limits.connect)
 
     @asynccontextmanager
-    async def _connected(self, server: Mapping[str, Any]) -> AsyncIterator[PubSub]:
+    async def _connected(self, server: Mapping[str, Any]) -> AsyncIterator[tuple[Redis, PubSub]]:
         """Connect, subscribe, and only then look where the log is: nothing falls between."""
         options = {
             **server,
@@ -283,16 +283,17 @@ class RedisBroker(Broker):
         }
         self._pool = Pool(max_connections=self._limits.max_connections, **options)
         client = Redis(connection_pool=self._pool)
-        follower = Redis(connection_pool=Pool(max_connections=1, **options))
+        # The follower and its watch have connections of their own: a busy pool is no reason to be cut off.
+        follower = Redis(connection_pool=Pool(max_connections=2, **options))
         pubsub = follower.pubsub()
         try:
             async with asyncio.timeout(self._timeout + self._limits.connect):
                 await self._subscribe(pubsub)
-                await self._sync(client)
+                await self._sync(follower)
             self._client = client
             self._fatal = None
             self._settled.set()
-            yield pubsub
+            yield follower, pubsub
         finally:
             self._client = None
             closing = asyncio.wait_for(_close(pubsub, follower, client), self._timeout)
@@ -315,10 +316,10 @@ class RedisBroker(Broker):
             self._head = head
             self._lost(head)
 
-    async def _follow(self, pubsub: PubSub, server: Mapping[str, Any]) -> None:
+    async def _follow(self, client: Redis, pubsub: PubSub, server: Mapping[str, Any]) -> None:
         work = [
             asyncio.create_task(self._listen(pubsub), name="redis listener"),
-            asyncio.create_task(self._watch(server), name="redis watch"),
+            asyncio.create_task(self._watch(client, server), name="redis watch"),
         ]
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
@@ -353,10 +354,9 @@ class RedisBroker(Broker):
             self._head = events[-1].id
             self._deliver(events)
 
-    async def _watch(self, server: Mapping[str, Any]) -> None:
+    async def _watch(self, client: Redis, server: Mapping[str, Any]) -> None:
         """Prove again and again that messages arrive and that the log is where it was. Raises Cut."""
-        client, pool = self._client, self._pool
-        assert client is not None
+        pool = self._pool
         assert pool is not None
         while True:
             self._suspect.clear()
@@ -371,7 +371,7 @@ class RedisBroker(Broker):
             if not self._canary_back.is_set():
                 raise Cut(f"Redis delivered no message within {self._timeout:g} s")
             if self._head < head:
-                raise Cut("the live messages are behind the log")
+                raise Cut(f"the log is at {head}, and the live messages at {self._head}")
             if self._target.kind == "sentinel" and await self._locate() != server:
                 raise Cut("another server is the master now")
             await pool.close_idle(self._limits.idle)

@@ -13,6 +13,7 @@ The connection is opened anew for the next ones, so the log is back as soon as t
 """
 
 import asyncio
+import os
 import queue
 import secrets
 import socket
@@ -86,6 +87,8 @@ class SqliteBroker(Broker):
         self._writer: threading.Thread | None = None
         self._readers = ThreadPoolExecutor(2, "sqlite reader")
         self._local = threading.local()
+        self._generation = 0
+        self._stores: set[Store] = set()
         self._nudges: _Nudges | None = None
         self._follower: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -106,7 +109,10 @@ class SqliteBroker(Broker):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             head = await self._loop.run_in_executor(self._readers, lambda: self._store().head())
         except (sqlite3.Error, ForeignFile, OSError) as error:
-            raise StartupError(f"the log {self._path} (broker.url) cannot be used: {error}") from None
+            why = str(error)
+            if not os.access(self._path.parent, os.W_OK):
+                why += f" (the folder {self._path.parent} is read-only, or not this user's)"
+            raise StartupError(f"the log {self._path} (broker.url) cannot be used: {why}") from None
         self._head = unpack(head)
         self._followed = time.monotonic()
         self._is_up = True
@@ -123,8 +129,11 @@ class SqliteBroker(Broker):
             await asyncio.gather(self._follower, return_exceptions=True)
         if self._nudges is not None:
             self._nudges.close()
-        self._readers.shutdown(wait=False, cancel_futures=True)
         self._is_up = False
+        # The threads first: a connection must not be closed under a statement.
+        await asyncio.to_thread(self._readers.shutdown, cancel_futures=True)
+        while self._stores:
+            self._stores.pop().close()
 
     def follow(self, deliver: Deliver, lost: Lost) -> None:
         self._deliver, self._lost = deliver, lost
@@ -188,14 +197,20 @@ class SqliteBroker(Broker):
 
     def _store(self) -> Store:
         store: Store | None = getattr(self._local, "store", None)
+        if store is not None and self._local.generation != self._generation:
+            self._drop_store()  # there was trouble since: it may be another file by now
+            store = None
         if store is None:
+            self._local.generation = self._generation
             store = self._local.store = Store(self._path, self._clock)
+            self._stores.add(store)
         return store
 
     def _drop_store(self) -> None:
         store: Store | None = getattr(self._local, "store", None)
         if store is not None:
             self._local.store = None
+            self._stores.discard(store)
             with suppress(sqlite3.Error):
                 store.close()
 
@@ -303,6 +318,7 @@ class SqliteBroker(Broker):
         try:
             store = self._store()
             with store.transaction():
+                store.go_on_after(pack(self._head))
                 before = store.head()
                 for request in requests:
                     try:
@@ -313,6 +329,7 @@ class SqliteBroker(Broker):
                     done.append((request, ids))
                     events += new
         except Exception as error:
+            self._generation += 1
             self._drop_store()
             self._call(self._failed, requests, error)
             return

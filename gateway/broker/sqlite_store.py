@@ -124,6 +124,13 @@ class Store:
         """Return the id of the last event, packed."""
         return int(self._db.execute("SELECT head FROM log").fetchone()[0])
 
+    def go_on_after(self, known: int) -> None:
+        """See to it, inside a transaction, that no id repeats that was given before the file went back."""
+        if self.head() < known:
+            # Another file, or an older copy of this one: nobody knows what it lacks.
+            self._db.execute("UPDATE log SET start = ?, head = ?", (known, known))
+            self._db.execute("UPDATE channels SET floor = max(floor, ?), held = 0", (known,))
+
     def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None
     ) -> tuple[list[EventId], list[Event]]:

@@ -95,7 +95,7 @@ _BROKER_SCHEMA = WithJsonSchema(
 
 
 class Pool(Section):
-    """Connections to Redis; one more follows the log."""
+    """Connections to Redis; two more follow the log."""
 
     max_connections: Count = Field(10, ge=1, description="open at once, per node")
     connect: Duration = preset("2s", "a connection that is not made within this has failed")

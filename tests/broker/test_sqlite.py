@@ -3,7 +3,8 @@
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from gateway.errors import StartupError, Unavailable
 from gateway.event import EventId, Retention
 from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
 from tests.support.gateway import eventually
+from tests.support.needs import need_root
 
 
 @pytest.fixture
@@ -117,28 +119,124 @@ async def test_a_file_that_is_no_log_is_one_clear_line(tmp_path: Path, content: 
         await SqliteBroker(path, clock=unix_ms).start()
 
 
-async def test_trouble_with_the_file_is_unavailable_and_passes(tmp_path: Path) -> None:
-    """A full disk fails the appends of that moment; when there is room again the log goes on by itself."""
-    path = tmp_path / "log.db"
+@asynccontextmanager
+async def started(path: Path) -> AsyncIterator[SqliteBroker]:
     broker = SqliteBroker(path, clock=unix_ms)
     await broker.start()
-    follower = Follower(broker)
-    await broker.append([draft("c")])
-    database = sqlite3.connect(path, timeout=30)
-    limit = database.execute("PRAGMA page_count").fetchone()[0]
-    database.execute(f"PRAGMA max_page_count = {limit}")
-    database.close()
-    # Another process holds the write lock for longer than an append waits.
-    blocker = sqlite3.connect(path, isolation_level=None)
-    blocker.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Unavailable, match="cannot be written: database is locked"):
-        await broker.append([draft("c")])
-    assert not broker.is_up
-    blocker.execute("ROLLBACK")
-    blocker.close()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+@contextmanager
+def disk(path: Path, size: str, *more: str) -> Iterator[Path]:
+    """Mount a file system of so many bytes."""
+    need_root()
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", *more, "tmpfs", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+async def goes_on(broker: SqliteBroker, follower: Follower) -> None:
+    """The cause is gone: the next append works, and is followed."""
     (id,) = await broker.append([draft("c")])
     assert broker.is_up
-    assert (await follower.until(2))[-1].id == id
+    await eventually(lambda: follower.events[-1].id == id)
+
+
+async def test_a_locked_file_is_unavailable_and_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's write lock fails the appends of that moment; then the log goes on by itself."""
+    monkeypatch.setattr("gateway.broker.sqlite_store._BUSY_SECONDS", 0.2)
+    path = tmp_path / "log.db"
+    async with started(path) as broker:
+        follower = Follower(broker)
+        await broker.append([draft("c")])
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable, match="cannot be written: database is locked"):
+            await broker.append([draft("c")])
+        assert not broker.is_up
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        await goes_on(broker, follower)
+
+
+async def test_a_full_disk_is_unavailable_and_passes(tmp_path: Path) -> None:
+    """SQLITE_FULL: nothing half written, what is there is still read, and it goes on when there is room."""
+    with disk(tmp_path / "disk", "1m") as folder:
+        async with started(folder / "log.db") as broker:
+            follower = Follower(broker)
+            await broker.append([draft("c")])
+            ballast = folder / "ballast"
+            with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            whole = 1
+            with pytest.raises(Unavailable, match=r"written: (database or disk is full|disk I/O error)"):
+                while True:
+                    await broker.append([draft("c", bytes(5000)), draft("c", bytes(5000))])
+                    whole += 2
+            ids, _ = await read(broker, "c", limit=1000)
+            assert len(ids) == whole
+            ballast.unlink()
+            await goes_on(broker, follower)
+
+
+async def test_a_broken_file_is_unavailable_until_it_is_taken_away(tmp_path: Path) -> None:
+    """Garbage over the pages: 503 and no crash. Moved away, a new log begins, and what is older is a gap."""
+    path = tmp_path / "log.db"
+    async with started(path) as broker:
+        follower = Follower(broker)
+        old = await broker.append([draft("c", bytes(3000)) for _ in range(50)])
+        await follower.until(50)
+        with sqlite3.connect(path) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.close()
+        with path.open("r+b") as file:
+            file.write(b"\xff" * path.stat().st_size)
+        with pytest.raises(Unavailable, match=r"cannot be written: (file is not|database disk image)"):
+            while True:
+                await broker.append([draft("c", bytes(3000))])
+        assert not broker.is_up
+        for name in ("log.db", "log.db-wal", "log.db-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        await goes_on(broker, follower)
+        assert (await read(broker, "c", old[0]))[1] is not None
+        assert (await read(broker, "c", broker.head)) == ([], None)
+
+
+async def test_a_read_only_disk_ends_the_start(tmp_path: Path) -> None:
+    """One clear line, and not a gateway that refuses every post."""
+    with disk(tmp_path / "disk", "1m") as folder:
+        async with started(folder / "log.db"):
+            pass
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        with pytest.raises(StartupError, match=r"log.db \(broker.url\) cannot be used: .*is read-only"):
+            await SqliteBroker(folder / "log.db", clock=unix_ms).start()
+
+
+async def test_a_log_that_went_back_goes_on_after_what_is_known(tmp_path: Path, clock: Clock) -> None:
+    """A file restored from a backup, a clock set back: ids do not repeat, and what is older is a gap."""
+    path = tmp_path / "log.db"
+    broker = SqliteBroker(path, clock=clock)
+    await broker.start()
+    follower = Follower(broker)
+    (old,) = await broker.append([draft("c")])
+    clock.now -= 3_600_000
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE log SET head = ?", ((clock.now - 5) << 20,))
+        database.execute("DELETE FROM events")
+    database.close()
+    (new,) = await broker.append([draft("c")])
+    assert new > old
+    assert (await follower.until(2))[1].id == new
+    assert (await read(broker, "d", EventId(old.ms - 1, 0)))[1] is not None
     await broker.close()
 
 
