@@ -16,7 +16,6 @@ import asyncio
 import os
 import queue
 import secrets
-import socket
 import sqlite3
 import threading
 import time
@@ -30,6 +29,7 @@ from typing import TypeVar
 import structlog
 
 from gateway.broker.base import Broker, Deliver, Lost, Page
+from gateway.broker.sqlite_nudges import Nudges
 from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store, pack, unpack
 from gateway.errors import Fenced, StartupError, Unavailable
 from gateway.event import Cursor, Draft, Event, EventId, Fence
@@ -89,7 +89,7 @@ class SqliteBroker(Broker):
         self._local = threading.local()
         self._generation = 0
         self._stores: set[Store] = set()
-        self._nudges: _Nudges | None = None
+        self._nudges: Nudges | None = None
         self._follower: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._is_reading = False
@@ -116,7 +116,7 @@ class SqliteBroker(Broker):
         self._head = unpack(head)
         self._followed = time.monotonic()
         self._is_up = True
-        self._nudges = _Nudges(self._path, self._loop, self._news.set)
+        self._nudges = Nudges(self._path, self._loop, self._news.set)
         self._writer = threading.Thread(target=self._write, name="sqlite writer", daemon=True)
         self._writer.start()
         self._follower = asyncio.create_task(self._follow(), name="sqlite follower")
@@ -359,52 +359,3 @@ class SqliteBroker(Broker):
 def _boot_id() -> str:
     """Return what names this boot of the kernel (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-class _Nudges:
-    """Datagrams between the processes on one file: names in a folder beside it, sockets without files.
-
-    The sockets are abstract (Linux), so a process that dies leaves none; its name is removed by the first
-    one that finds nobody behind it.
-    """
-
-    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop, on_nudge: Callable[[], None]) -> None:
-        self._folder = Path(f"{path}-nodes")
-        self._folder.mkdir(exist_ok=True)
-        self._name = secrets.token_hex(8)
-        self._loop = loop
-        self._on_nudge = on_nudge
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-        self._socket.bind(self._address(self._name))
-        (self._folder / self._name).touch()
-        loop.add_reader(self._socket.fileno(), self._read)
-
-    def send(self) -> None:
-        """Wake the other processes; called from the writer thread."""
-        for entry in self._folder.iterdir():
-            if entry.name == self._name:
-                continue
-            try:
-                self._socket.sendto(b"\n", self._address(entry.name))
-            except ConnectionRefusedError:
-                entry.unlink(missing_ok=True)
-            except OSError:
-                pass  # its queue is full: it is awake
-
-    def close(self) -> None:
-        """Stop listening; harmless when repeated."""
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            (self._folder / self._name).unlink(missing_ok=True)
-
-    def _read(self) -> None:
-        with suppress(BlockingIOError):
-            while self._socket.recv(64):
-                pass
-        self._on_nudge()
-
-    @staticmethod
-    def _address(name: str) -> str:
-        return f"\0sse-gateway-{name}"

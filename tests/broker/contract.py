@@ -101,7 +101,8 @@ class Contract:
             [draft("c", b"x", key="k"), draft("d", key="k"), draft("c", b"3", key="n")]
         )
         assert again[:2] == first[:2]
-        assert (await broker.append([draft("e", key="z"), draft("e", key="z")]))[1] == broker.head
+        one, two = await broker.append([draft("e", key="z"), draft("e", key="z")])
+        assert one == two
         events = await follower.until(5)
         assert [event.channel for event in events] == ["c", "d", "c", "c", "e"]
 
