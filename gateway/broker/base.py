@@ -28,7 +28,7 @@ stood still while another one took over can append nothing.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from gateway.event import Cursor, Draft, Event, EventId, Fence
 
@@ -37,6 +37,14 @@ DEDUPLICATION_KEYS = 100_000
 
 Deliver = Callable[[Sequence[Event]], None]
 Lost = Callable[[EventId], None]
+
+
+class Batch(NamedTuple):
+    """What one `Broker.append` was given, on its way to where it is written."""
+
+    drafts: Sequence[Draft]
+    cursor: Cursor | None
+    fence: Fence | None
 
 
 @dataclass(frozen=True, slots=True)

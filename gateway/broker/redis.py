@@ -32,9 +32,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
 from gateway.backoff import Backoff
-from gateway.broker.base import Broker, Deliver, Lost, Page
+from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
 from gateway.broker.redis_pool import Pool
-from gateway.broker.redis_store import FENCED, Batch, Store, events_of, parse
+from gateway.broker.redis_store import FENCED, Store, events_of, parse
 from gateway.broker.redis_target import Target
 from gateway.config import model
 from gateway.config.redis_url import RedisUrl

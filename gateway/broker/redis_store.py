@@ -12,15 +12,15 @@ Keys, all under one hash tag, ``{prefix}:``
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from gateway.broker.base import Page
-from gateway.event import Cursor, Draft, Event, EventId, Fence
+from gateway.broker.base import Batch, Page
+from gateway.event import Event, EventId, Fence
 
 log = structlog.get_logger("gateway.broker")
 
@@ -30,14 +30,6 @@ LAST_KEPT_MS = 86_400_000
 FENCED = b"FENCED"
 
 _ZERO = EventId(0, 0)
-
-
-class Batch(NamedTuple):
-    """What one `Broker.append` was given."""
-
-    drafts: Sequence[Draft]
-    cursor: Cursor | None
-    fence: Fence | None
 
 
 class _Row(msgspec.Struct, array_like=True):

@@ -28,7 +28,7 @@ from typing import TypeVar
 
 import structlog
 
-from gateway.broker.base import Broker, Deliver, Lost, Page
+from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
 from gateway.broker.sqlite_nudges import Nudges
 from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store, pack, unpack
 from gateway.errors import Fenced, StartupError, Unavailable
@@ -60,9 +60,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Append:
-    drafts: Sequence[Draft]
-    cursor: Cursor | None
-    fence: Fence | None
+    batch: Batch
     answer: asyncio.Future[list[EventId]]
 
 
@@ -83,7 +81,8 @@ class SqliteBroker(Broker):
         self._lost: Lost = lambda until: None
         self._followed = 0.0
         self._owner = secrets.token_hex(8)
-        self._queue: queue.Queue[_Append | None] = queue.Queue(WAITING)
+        self._gathered: list[_Append] = []
+        self._queue: queue.SimpleQueue[list[_Append] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._readers = ThreadPoolExecutor(2, "sqlite reader")
         self._local = threading.local()
@@ -122,6 +121,7 @@ class SqliteBroker(Broker):
         self._follower = asyncio.create_task(self._follow(), name="sqlite follower")
 
     async def close(self) -> None:
+        self._pass_on()
         if self._writer is not None and self._writer.is_alive():
             await self._loop.run_in_executor(None, self._stop_writer)
         if self._follower is not None:
@@ -141,12 +141,21 @@ class SqliteBroker(Broker):
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
     ) -> list[EventId]:
-        request = _Append(drafts, cursor, fence, self._loop.create_future())
-        try:
-            self._queue.put_nowait(request)
-        except queue.Full:
-            raise Unavailable(f"{WAITING} appends wait for the log already", retry_after=2) from None
+        if self._queue.qsize() * GROUP + len(self._gathered) > WAITING:
+            raise Unavailable(f"{WAITING} appends wait for the log already", retry_after=2)
+        request = _Append(Batch(drafts, cursor, fence), self._loop.create_future())
+        self._gathered.append(request)
+        if len(self._gathered) == 1:
+            # What else is appended in this turn of the loop goes to the writer with it.
+            self._loop.call_soon(self._pass_on)
+        elif len(self._gathered) == GROUP:
+            self._pass_on()
         return await request.answer
+
+    def _pass_on(self) -> None:
+        if self._gathered:
+            self._queue.put(self._gathered)
+            self._gathered = []
 
     async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:
         first, last, now = {name: pack(id) for name, id in after.items()}, pack(until), self._clock()
@@ -257,14 +266,16 @@ class SqliteBroker(Broker):
             self._head = events[-1].id
             self._deliver(events)
 
-    def _committed(self, done: list[tuple[_Append, _Answer]], events: list[Event], before: int) -> None:
+    def _committed(
+        self, requests: Sequence[_Append], answers: Sequence[_Answer], events: list[Event], before: int
+    ) -> None:
         """Runs on the loop after a commit: deliver, then answer."""
         self._is_up = True
         if events and before == pack(self._head) and not self._is_reading:
             self._hand_on(events)
         elif events:
             self._news.set()  # others wrote in between, or are being read just now
-        for request, answer in done:
+        for request, answer in zip(requests, answers, strict=True):
             if request.answer.done():
                 continue
             if isinstance(answer, Fenced):
@@ -283,68 +294,60 @@ class SqliteBroker(Broker):
     # Writing: everything below runs in the writer thread.
 
     def _write(self) -> None:
-        swept, position = time.monotonic(), 0
+        swept, position, has_more = time.monotonic(), 0, False
         while True:
             requests = self._take()
             if requests is None:
                 break
             if requests:
                 self._commit(requests)
-            if time.monotonic() - swept >= SWEEP_SECONDS:
+            if has_more or time.monotonic() - swept >= SWEEP_SECONDS:
+                position, has_more = self._sweep(position)
                 swept = time.monotonic()
-                position = self._sweep(position)
         self._drop_store()
 
     def _take(self) -> list[_Append] | None:
-        """Return what waits, at most `GROUP`; empty when it is time to sweep; None at the end."""
+        """Return what waits, about `GROUP`; empty when it is time to sweep; None at the end."""
         try:
-            first = self._queue.get(timeout=SWEEP_SECONDS)
+            taken = self._queue.get(timeout=SWEEP_SECONDS)
         except queue.Empty:
             return []
-        requests = [first]
+        if taken is None:
+            return None
+        requests = list(taken)
         with suppress(queue.Empty):
-            while requests[-1] is not None and len(requests) < GROUP:
-                requests.append(self._queue.get_nowait())
-        taken = [request for request in requests if request is not None]
-        if len(taken) < len(requests):
-            if not taken:
-                return None
-            self._queue.put(None)  # the last group first
-        return taken
+            while len(requests) < GROUP:
+                more = self._queue.get_nowait()
+                if more is None:
+                    self._queue.put(None)  # the last group first
+                    break
+                requests += more
+        return requests
 
     def _commit(self, requests: list[_Append]) -> None:
-        done: list[tuple[_Append, _Answer]] = []
-        events: list[Event] = []
         try:
             store = self._store()
             with store.transaction():
-                store.go_on_after(pack(self._head))
-                before = store.head()
-                for request in requests:
-                    try:
-                        ids, new = store.append(request.drafts, request.cursor, request.fence)
-                    except Fenced as error:
-                        done.append((request, error))
-                        continue
-                    done.append((request, ids))
-                    events += new
+                answers, events, before = store.append(
+                    [request.batch for request in requests], pack(self._head)
+                )
         except Exception as error:
             self._generation += 1
             self._drop_store()
             self._call(self._failed, requests, error)
             return
-        self._call(self._committed, done, events, before)
+        self._call(self._committed, requests, answers, events, before)
         if events and self._nudges is not None:
             self._nudges.send()
 
-    def _sweep(self, position: int) -> int:
+    def _sweep(self, position: int) -> tuple[int, bool]:
         try:
             store = self._store()
             with store.transaction():
                 return store.sweep(self._clock(), position, SWEEP_CHANNELS)
         except Exception:
             self._drop_store()
-            return 0
+            return 0, False
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits for the answer

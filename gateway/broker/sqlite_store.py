@@ -10,30 +10,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gateway.broker.base import DEDUPLICATION_KEYS, Page
+from gateway.broker.base import DEDUPLICATION_KEYS, Batch, Page
 from gateway.errors import Fenced
-from gateway.event import Cursor, Draft, Event, EventId, Fence, Retention
+from gateway.event import Event, EventId, Fence, Retention
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
-VERSION = 2
+VERSION = 3
 
 _SEQ_BITS = 20
 _MAX_SEQ = (1 << _SEQ_BITS) - 1
 _BUSY_SECONDS = 5.0
 
+CHANNELS = 20_000
+"""How many channels a connection remembers the row of."""
+
 LIVE_MS = 10_000
 """How long (milliseconds) every event stays in the file, whatever its channel keeps, for followers to see."""
 
-_CHUNK = 1000  # rows that one trimming statement deletes: a pause of a few milliseconds
+_SWEEP_ROWS = 4000  # that one sweep deletes: a pause of a few milliseconds
 
 _SCHEMA = """
 CREATE TABLE log (start INTEGER NOT NULL, head INTEGER NOT NULL);
 CREATE TABLE channels (
     key INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
-    held INTEGER NOT NULL DEFAULT 0,    -- events after the floor
-    stored INTEGER NOT NULL DEFAULT 0,  -- and those below it that are not deleted yet
-    floor INTEGER NOT NULL,
+    floor INTEGER NOT NULL,  -- as far as events were deleted, the limits may be further on
+    events INTEGER NOT NULL,
     age_ms INTEGER
 );
 CREATE TABLE events (
@@ -44,7 +46,7 @@ CREATE TABLE events (
     type TEXT,
     payload BLOB NOT NULL
 );
-CREATE INDEX events_by_channel ON events (channel, id);
+CREATE INDEX events_by_channel ON events (channel, id) WHERE kept;
 CREATE INDEX events_live ON events (id) WHERE NOT kept;
 CREATE TABLE keys (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -76,7 +78,8 @@ def pack(id: EventId) -> int:
 
 def unpack(number: int) -> EventId:
     """Return the id that `pack` stored."""
-    return EventId(number >> _SEQ_BITS, number & _MAX_SEQ)
+    # What EventId(…) does, in half the time: every append and every read pays for it.
+    return tuple.__new__(EventId, (number >> _SEQ_BITS, number & _MAX_SEQ))
 
 
 class Store:
@@ -84,6 +87,8 @@ class Store:
 
     def __init__(self, path: Path, clock: Callable[[], int]) -> None:
         self._clock = clock
+        self._channels: dict[str, tuple[int, Retention]] = {}
+        self._written: set[str] = set()
         # Autocommit, so that transactions are where `transaction` says; threads are the caller's business.
         self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
@@ -124,63 +129,85 @@ class Store:
         """Return the id of the last event, packed."""
         return int(self._db.execute("SELECT head FROM log").fetchone()[0])
 
-    def go_on_after(self, known: int) -> None:
-        """See to it, inside a transaction, that no id repeats that was given before the file went back."""
-        if self.head() < known:
-            # Another file, or an older copy of this one: nobody knows what it lacks.
-            self._db.execute("UPDATE log SET start = ?, head = ?", (known, known))
-            self._db.execute("UPDATE channels SET floor = max(floor, ?), held = 0", (known,))
-
     def append(
-        self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None
-    ) -> tuple[list[EventId], list[Event]]:
-        """Insert a batch inside a transaction: returns the id of each draft, and the events that are new.
+        self, batches: Sequence[Batch], known: int
+    ) -> tuple[list[list[EventId] | Fenced], list[Event], int]:
+        """Insert batches inside a transaction.
 
-        Raises Fenced before anything is written.
+        Returns of each its ids, or Fenced where nothing of it was written; the events that are new; and
+        the head before. ``known`` is the last id that this process knows of: none up to it is given.
         """
-        if fence is not None:
-            row = self._db.execute("SELECT token FROM leases WHERE name = ?", (fence.name,)).fetchone()
-            if row is None or row[0] != fence.token:
-                raise Fenced(f"the lease {fence.name!r} is another node's by now")
-        ids: list[EventId] = []
+        before = self._head_after(known)
+        head, now = before, self._clock() << _SEQ_BITS
+        answers: list[list[EventId] | Fenced] = []
         events: list[Event] = []
-        head, now = self.head(), self._clock()
-        kept: dict[int, tuple[int, Retention]] = {}
-        for draft in drafts:
-            channel = self._channel(draft.channel, draft.retention)
-            if draft.key is not None:
-                seen = self._db.execute(
-                    "SELECT id FROM keys WHERE channel = ? AND key = ?", (channel, draft.key)
-                ).fetchone()
-                if seen is not None:
-                    ids.append(unpack(seen[0]))
-                    continue
-            head = max(now << _SEQ_BITS, head + 1)
-            is_kept = draft.retention.events > 0
-            self._db.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
-                (head, channel, is_kept, draft.timestamp, draft.type, draft.payload),
-            )
-            if draft.key is not None:
+        rows: list[tuple[int, int, bool, int, str | None, bytes]] = []
+        keys: dict[tuple[int, str], int] = {}
+        for batch in batches:
+            if batch.fence is not None and not self._is_current(batch.fence):
+                answers.append(Fenced(f"the lease {batch.fence.name!r} is another node's by now"))
+                continue
+            ids: list[EventId] = []
+            # What an append costs besides its row; so nothing is called here that need not be.
+            for draft in batch.drafts:
+                name, retention, payload = draft.channel, draft.retention, draft.payload
+                known_channel = self._channels.get(name)
+                if known_channel is not None and known_channel[1] is retention:
+                    channel = known_channel[0]
+                else:
+                    channel = self._channel(name, retention)
+                head_after = now if now > head else head + 1
+                if draft.key is not None:
+                    seen = self._seen((channel, draft.key), keys)
+                    if seen is not None:
+                        ids.append(unpack(seen))
+                        continue
+                    keys[channel, draft.key] = head_after
+                head = head_after
+                is_kept = retention.events > 0
+                rows.append((head, channel, is_kept, draft.timestamp, draft.type, payload))
+                id = unpack(head)
+                ids.append(id)
+                events.append(Event(id, name, payload, draft.timestamp, draft.type, is_kept))
+            if batch.cursor is not None:
                 self._db.execute(
-                    "INSERT INTO keys (channel, key, id) VALUES (?, ?, ?)", (channel, draft.key, head)
+                    "REPLACE INTO cursors VALUES (?, ?)", (batch.cursor.source, batch.cursor.position)
                 )
-            if is_kept:
-                kept[channel] = (kept.get(channel, (0, draft.retention))[0] + 1, draft.retention)
-            id = unpack(head)
-            ids.append(id)
-            events.append(Event(id, draft.channel, draft.payload, draft.timestamp, draft.type, is_kept))
-        for channel, (count, retention) in kept.items():
-            self._trim_count(channel, count, retention.events)
-            self._delete(channel, now)
-        if events:
+            answers.append(ids)
+        if rows:
+            self._written.update({event.channel for event in events})
+            self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._db.execute("UPDATE log SET head = ?", (head,))
+        if keys:
+            self._db.executemany(
+                "INSERT INTO keys (channel, key, id) VALUES (?, ?, ?)",
+                ((*key, id) for key, id in keys.items()),
+            )
             self._db.execute(
                 "DELETE FROM keys WHERE number <= (SELECT max(number) FROM keys) - ?", (DEDUPLICATION_KEYS,)
             )
-        if cursor is not None:
-            self._db.execute("REPLACE INTO cursors VALUES (?, ?)", (cursor.source, cursor.position))
-        return ids, events
+        return answers, events, before
+
+    def _head_after(self, known: int) -> int:
+        """Return the head, moved on to what is known if the file is another one, or went back."""
+        head = self.head()
+        if head >= known:
+            return head
+        # Nobody knows what it lacks.
+        self._db.execute("UPDATE log SET start = ?, head = ?", (known, known))
+        self._db.execute("UPDATE channels SET floor = max(floor, ?)", (known,))
+        return known
+
+    def _is_current(self, fence: Fence) -> bool:
+        row = self._db.execute("SELECT token FROM leases WHERE name = ?", (fence.name,)).fetchone()
+        return row is not None and row[0] == fence.token
+
+    def _seen(self, key: tuple[int, str], new: Mapping[tuple[int, str], int]) -> int | None:
+        """Return the id that a deduplication key was first given."""
+        if key in new:
+            return new[key]
+        row = self._db.execute("SELECT id FROM keys WHERE channel = ? AND key = ?", key).fetchone()
+        return None if row is None else int(row[0])
 
     def since(self, after: int, limit: int) -> tuple[list[Event], int]:
         """Return the first events of all channels after an id, for followers, and the log's head."""
@@ -250,22 +277,48 @@ class Store:
             "UPDATE leases SET until = 0 WHERE name = ? AND token = ?", (fence.name, fence.token)
         )
 
-    def sweep(self, now: int, start: int, channels: int) -> int:
-        """Delete some of what grew too old, inside a transaction; returns where the next sweep goes on."""
-        self._db.execute(
-            "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE NOT kept AND id <= ? LIMIT ?)",
-            ((now - LIVE_MS) << _SEQ_BITS, _CHUNK),
+    def sweep(self, now: int, start: int, channels: int) -> tuple[int, bool]:
+        """Delete some of what is no longer held, inside a transaction.
+
+        Returns where the next sweep goes on, and whether there is more to delete already. Channels that
+        were written to come first, then the others in turns.
+        """
+        room = (
+            _SWEEP_ROWS
+            - self._db.execute(
+                "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE NOT kept AND id <= ? LIMIT ?)",
+                ((now - LIVE_MS) << _SEQ_BITS, _SWEEP_ROWS),
+            ).rowcount
         )
+        written = [self._written.pop() for _ in range(min(channels, len(self._written)))]
         rows = self._db.execute(
-            "SELECT key, age_ms FROM channels WHERE key > ? AND (held > 0 OR stored > 0)"
-            " ORDER BY key LIMIT ?",
-            (start, channels),
+            "SELECT key, name FROM channels WHERE key > ? ORDER BY key LIMIT ?", (start, channels)
         ).fetchall()
-        for key, age in rows:
-            if age is not None:
-                self._drop(key, ((now - age + 1) << _SEQ_BITS) - 1)
-            self._delete(key, now)
-        return int(rows[-1][0]) if len(rows) == channels else 0
+        for name in {*written, *(name for _, name in rows)}:
+            deleted, is_done = self._trim(name, now, max(room, 0))
+            room -= deleted
+            if not is_done:
+                self._written.add(name)
+        return int(rows[-1][0]) if len(rows) == channels else 0, room <= 0
+
+    def _trim(self, name: str, now: int, room: int) -> tuple[int, bool]:
+        """Delete what followers had time to see of a channel; returns how much, and whether that was all."""
+        key, floor, _ = self._floor(name, now)
+        until = min(floor, (now - LIVE_MS) << _SEQ_BITS)
+        cut = self._db.execute(
+            "SELECT id FROM events INDEXED BY events_by_channel"
+            " WHERE channel = ? AND kept AND id <= ? ORDER BY id LIMIT 1 OFFSET ?",
+            (key, until, room),
+        ).fetchone()
+        if cut is not None:
+            until = cut[0] - 1
+        deleted = self._db.execute(
+            "DELETE FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept AND id <= ?",
+            (key, until),
+        ).rowcount
+        if deleted:
+            self._db.execute("UPDATE channels SET floor = max(floor, ?) WHERE key = ?", (until, key))
+        return deleted, until == floor
 
     def _prepare(self) -> None:
         with self.transaction():
@@ -287,25 +340,36 @@ class Store:
             self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _channel(self, name: str, retention: Retention) -> int:
-        row = self._db.execute("SELECT key, age_ms FROM channels WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            values = (name, self._start(), retention.age_ms)
-            row = self._db.execute(
-                "INSERT INTO channels (name, floor, age_ms) VALUES (?, ?, ?) RETURNING key", values
-            ).fetchone()
-        elif row[1] != retention.age_ms:
-            self._db.execute("UPDATE channels SET age_ms = ? WHERE key = ?", (retention.age_ms, row[0]))
-        return int(row[0])
+        known = self._channels.get(name)
+        if known is not None and known[1] == retention:
+            return known[0]
+        key = self._db.execute(
+            "INSERT INTO channels (name, floor, events, age_ms) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
+            " DO UPDATE SET events = excluded.events, age_ms = excluded.age_ms RETURNING key",
+            (name, self._start(), retention.events, retention.age_ms),
+        ).fetchone()[0]
+        if len(self._channels) >= CHANNELS:
+            self._channels.clear()
+        self._channels[name] = int(key), retention
+        return int(key)
 
     def _start(self) -> int:
         return int(self._db.execute("SELECT start FROM log").fetchone()[0])
 
     def _floor(self, name: str, now: int) -> tuple[int | None, int, int]:
         """Return a channel's key, its floor, and the greatest id that is too old just now."""
-        row = self._db.execute("SELECT key, floor, age_ms FROM channels WHERE name = ?", (name,)).fetchone()
+        row = self._db.execute(
+            "SELECT key, floor, events, age_ms FROM channels WHERE name = ?", (name,)
+        ).fetchone()
         if row is None:
             return None, self._start(), 0
-        key, floor, age = row
+        key, floor, events, age = row
+        pushed = self._db.execute(
+            "SELECT id FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept"
+            " ORDER BY id DESC LIMIT 1 OFFSET ?",
+            (key, events),
+        ).fetchone()
+        floor = max(floor, pushed[0] if pushed is not None else 0)
         if age is None:
             return key, floor, 0
         expired = ((now - age + 1) << _SEQ_BITS) - 1
@@ -314,45 +378,6 @@ class Store:
             (key, expired),
         ).fetchone()[0]
         return key, max(floor, last or 0), expired
-
-    def _trim_count(self, channel: int, added: int, most: int) -> None:
-        held = self._db.execute(
-            "UPDATE channels SET held = held + ?, stored = stored + ? WHERE key = ? RETURNING held",
-            (added, added, channel),
-        ).fetchone()[0]
-        if held > most:
-            last = self._db.execute(
-                "SELECT id FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept"
-                " AND id > (SELECT floor FROM channels WHERE key = ?) ORDER BY id LIMIT 1 OFFSET ?",
-                (channel, channel, held - most - 1),
-            ).fetchone()
-            if last is not None:
-                self._db.execute(
-                    "UPDATE channels SET floor = ?, held = ? WHERE key = ?", (last[0], most, channel)
-                )
-
-    def _drop(self, channel: int, until: int) -> None:
-        """Raise a channel's floor to its last event up to ``until``."""
-        last, count = self._db.execute(
-            "SELECT max(id), count(*) FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept"
-            " AND id > (SELECT floor FROM channels WHERE key = ?) AND id <= ?",
-            (channel, channel, until),
-        ).fetchone()
-        if count:
-            self._db.execute(
-                "UPDATE channels SET floor = ?, held = held - ? WHERE key = ?", (last, count, channel)
-            )
-
-    def _delete(self, channel: int, now: int) -> None:
-        """Delete some of what a channel no longer holds, and what followers have had time to see."""
-        deleted = self._db.execute(
-            "DELETE FROM events WHERE id IN (SELECT id FROM events INDEXED BY events_by_channel"
-            " WHERE channel = ? AND kept AND id <= (SELECT floor FROM channels WHERE key = ?) AND id <= ?"
-            " ORDER BY id LIMIT ?)",
-            (channel, channel, (now - LIVE_MS) << _SEQ_BITS, _CHUNK),
-        ).rowcount
-        if deleted:
-            self._db.execute("UPDATE channels SET stored = stored - ? WHERE key = ?", (deleted, channel))
 
 
 def _event(row: tuple[int, str, bytes, int, str | None, int]) -> Event:

@@ -1,0 +1,172 @@
+"""Appends per second of each log, against the bare commands of what it is built on.
+
+The same events, the same number under way at once, in alternating rounds on one machine: 64 webhooks
+at a time, each with a batch. The bare side is given its best form: all that is under way goes into one
+pipeline of XADDs with MAXLEN, or into one transaction of INSERTs that deletes by row id what is older than
+what a log keeps at least. It gives no order over channels, no history by channel, no deduplication, no
+cursors, and tells nobody.
+"""
+
+import asyncio
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+from redis.asyncio import Redis
+
+from bench.process import redis_server
+from gateway.broker.base import Broker
+from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.redis import RedisBroker
+from gateway.broker.sqlite import SqliteBroker
+from gateway.broker.sqlite_store import LIVE_MS
+from gateway.config.model import Pool
+from gateway.event import Draft, Retention
+
+AT_ONCE = 64
+"""Appends under way at the same time."""
+
+BATCHES = (1, 10, 100)
+"""Events per append."""
+
+ROUNDS = 5
+SECONDS = 0.7
+"""Length of one side's turn in a round."""
+
+CHANNELS = 16
+KEEP = Retention(1000, 600_000)
+PAYLOAD = b'{"order":1,"text":"' + b"x" * 79 + b'"}'
+
+Turn = Callable[[], Awaitable[int]]
+"""Appends once, all that is under way, and returns how many events that were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Events per second: medians over the rounds, and the median of the rounds' ratios."""
+
+    log: str
+    batch: int
+    ours: float
+    bare: float | None
+
+    @property
+    def ratio(self) -> float:
+        """How much faster the bare commands are."""
+        return (self.bare or self.ours) / self.ours
+
+
+def measure() -> list[Result]:
+    """Run all logs with all batch sizes."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_measure())
+
+
+async def _measure() -> list[Result]:
+    results = []
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = f"redis://127.0.0.1:{stack.enter_context(redis_server())}"
+        redis = Redis.from_url(url, socket_timeout=10)
+        stack.push_async_callback(redis.aclose)
+        pool = Pool.model_validate({})
+        brokers: list[tuple[str, Broker, Callable[[int], Turn] | None]] = [
+            ("memory", MemoryBroker(history_bytes=2**28, clock=unix_ms), None),
+            ("SQLite", SqliteBroker(folder / "log.db", clock=unix_ms), _inserts(folder / "bare.db")),
+            ("Redis", RedisBroker(url, prefix="sse", limits=pool, timeout=10, clock=unix_ms), _xadds(redis)),
+        ]
+        for name, broker, bare in brokers:
+            await broker.start()
+            stack.push_async_callback(broker.close)
+            for batch in BATCHES:
+                ours, theirs = _appends(broker, batch), bare(batch) if bare is not None else None
+                results.append(await _compare(name, batch, ours, theirs))
+    return results
+
+
+async def _compare(name: str, batch: int, ours: Turn, bare: Turn | None) -> Result:
+    mine, theirs = [], []
+    await _rate(ours, SECONDS / 2)  # what is made once is made
+    for _ in range(ROUNDS):
+        mine.append(await _rate(ours, SECONDS))
+        if bare is not None:
+            theirs.append(await _rate(bare, SECONDS))
+    return Result(name, batch, statistics.median(mine), statistics.median(theirs) if theirs else None)
+
+
+async def _rate(turn: Turn, seconds: float) -> float:
+    started, events = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - started) < seconds:
+        events += await turn()
+    return events / elapsed
+
+
+def _appends(broker: Broker, batch: int) -> Turn:
+    batches = [
+        [Draft(f"c{number % CHANNELS}", PAYLOAD, 1763870000000, KEEP) for _ in range(batch)]
+        for number in range(AT_ONCE)
+    ]
+
+    async def turn() -> int:
+        await asyncio.gather(*(broker.append(drafts) for drafts in batches))
+        return AT_ONCE * batch
+
+    return turn
+
+
+def _xadds(redis: Redis) -> Callable[[int], Turn]:
+    def of(batch: int) -> Turn:
+        async def turn() -> int:
+            pipe = redis.pipeline(transaction=False)
+            for number in range(AT_ONCE * batch):
+                fields: dict[object, object] = {"payload": PAYLOAD, "timestamp": 1763870000000, "type": ""}
+                pipe.xadd(f"bare{number // batch % CHANNELS}", fields, maxlen=1000, approximate=False)  # type: ignore[arg-type]
+            await pipe.execute()
+            return AT_ONCE * batch
+
+        return turn
+
+    return of
+
+
+def _inserts(path: Path) -> Callable[[int], Turn]:
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    database.execute(
+        "CREATE TABLE events"
+        " (id INTEGER PRIMARY KEY, channel INTEGER, timestamp INTEGER, type TEXT, payload BLOB)"
+    )
+    database.execute("CREATE INDEX by_channel ON events (channel, id)")
+
+    inserted: deque[tuple[float, int]] = deque()
+
+    def insert(batch: int) -> int:
+        rows = [
+            (number // batch % CHANNELS, 1763870000000, None, PAYLOAD) for number in range(AT_ONCE * batch)
+        ]
+        now = time.perf_counter()
+        database.execute("BEGIN IMMEDIATE")
+        database.executemany(
+            "INSERT INTO events (channel, timestamp, type, payload) VALUES (?, ?, ?, ?)", rows
+        )
+        inserted.append((now, database.execute("SELECT max(id) FROM events").fetchone()[0]))
+        while inserted and inserted[0][0] < now - LIVE_MS / 1000:
+            database.execute("DELETE FROM events WHERE id <= ?", (inserted.popleft()[1],))
+        database.execute("COMMIT")
+        return len(rows)
+
+    def of(batch: int) -> Turn:
+        async def turn() -> int:
+            return await asyncio.to_thread(insert, batch)
+
+        return turn
+
+    return of
