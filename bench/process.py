@@ -67,6 +67,10 @@ class Process:
                 return int(line.split()[1]) * 1024
         raise RuntimeError("the kernel shows no Pss")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._child.send_signal(number)
+
     def stop(self) -> None:
         """End it, with SIGKILL if it does not go by itself."""
         if self._child.poll() is None:

@@ -22,7 +22,7 @@ from gateway.event import EventId
 from gateway.history import between
 from gateway.hub.entry import Entry
 
-READ = 256
+READ = 512
 """Events of one channel that one read asks for."""
 
 CHANNELS = 500
@@ -64,6 +64,13 @@ class _Want:
 
 
 @dataclass(frozen=True, slots=True)
+class _Flying:
+    after: EventId
+    until: EventId
+    task: asyncio.Task[None]
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What is held for one subscription: merged ``entries`` that lead up to ``until``."""
 
@@ -83,6 +90,7 @@ class Reads:
         self._shelves: dict[str, _Shelf] = {}
         self._bytes = 0
         self._wants: dict[str, _Want] = {}
+        self._flying: dict[str, _Flying] = {}
         self._until = EventId(0, 0)
         self._next: asyncio.Task[None] | None = None
         self._questions: dict[Hashable, asyncio.Task[Any]] = {}
@@ -113,14 +121,22 @@ class Reads:
 
     async def load(self, topics: Mapping[str, Declared], after: EventId, until: EventId) -> None:
         """Get hold of what `view` lacks, or of a part of it. Raises Unavailable. Cancelling is safe."""
+        flights: set[asyncio.Task[None]] = set()
         for name, declared in topics.items():
-            if not self._has(name, after, until):
-                want = self._wants.setdefault(name, _Want(declared, after))
-                want.after = min(want.after, after)
+            if self._has(name, after, until):
+                continue
+            flying = self._flying.get(name)
+            if flying is not None and flying.after <= after and flying.until >= until:
+                flights.add(flying.task)
+                continue
+            want = self._wants.setdefault(name, _Want(declared, after))
+            want.after = min(want.after, self._further(name, after))
+            if self._next is None:
+                self._next = self._own(self._fly())
+            flights.add(self._next)
         self._until = max(self._until, until)
-        if self._next is None:
-            self._next = self._own(self._fly())
-        await asyncio.shield(self._next)
+        for flight in flights:
+            await asyncio.shield(flight)
 
     async def newest(self, channels: tuple[str, ...], count: int) -> EventId:
         """Return what `Broker.newest` does. Raises Unavailable. Cancelling is safe."""
@@ -144,15 +160,33 @@ class Reads:
         shelf = self._shelves.get(name)
         return shelf is not None and shelf.low <= after and (shelf.high >= until or after < shelf.high)
 
+    def _further(self, name: str, after: EventId) -> EventId:
+        """Return from where to read for somebody who needs more than a shelf reaches back.
+
+        As far again as it falls short: others will come from further back still, and with every read
+        the reach doubles.
+        """
+        shelf, flying = self._shelves.get(name), self._flying.get(name)
+        low = flying.after if flying is not None else shelf.low if shelf is not None else after
+        return after if after >= low else EventId(max(0, 2 * after.ms - low.ms - 1), 0)
+
     async def _fly(self) -> None:
         async with self._slots:
-            self._next = None  # from here on, whoever wants more waits for another one
+            task, self._next = self._next, None  # from here on, whoever wants more waits for another one
+            assert task is not None
             names = list(islice(self._wants, CHANNELS))
             wants = {name: self._wants.pop(name) for name in names}
             until = self._until
-            pages = await _bounded(
-                self._broker.read({name: want.after for name, want in wants.items()}, until, READ)
-            )
+            flying = {name: _Flying(want.after, until, task) for name, want in wants.items()}
+            self._flying.update(flying)
+            try:
+                pages = await _bounded(
+                    self._broker.read({name: want.after for name, want in wants.items()}, until, READ)
+                )
+            finally:
+                for name, each in flying.items():
+                    if self._flying.get(name) is each:
+                        del self._flying[name]
         now = asyncio.get_running_loop().time()
         for name, page in pages.items():
             self._file(name, wants[name], page, until, now)
