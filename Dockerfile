@@ -7,10 +7,13 @@ RUN python -m venv /opt/sse-gateway \
  && /opt/sse-gateway/bin/pip install --no-cache-dir --disable-pip-version-check .
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway \
+ && install --directory --owner gateway /var/lib/sse-gateway
 COPY --from=build /opt/sse-gateway /opt/sse-gateway
 COPY config /etc/sse-gateway
-# Nothing is written: a read-only root file system works.
+# Only a log of sqlite:/// is written, in the working folder: a read-only root file system works.
+WORKDIR /var/lib/sse-gateway
+VOLUME /var/lib/sse-gateway
 ENV PATH=/opt/sse-gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     SSE_GATEWAY_CONFIG=/etc/sse-gateway/gateway.yaml

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
@@ -31,6 +32,8 @@ from gateway.errors import Fenced, SourceError, Unavailable
 from gateway.event import Fence, Record
 from gateway.sources.base import Feed, Source
 from gateway.sources.tail import Place, Tail
+
+log = structlog.get_logger("gateway.sources")
 
 BATCH = 512
 """Most messages that are appended at once."""
@@ -80,6 +83,7 @@ class RedisPubSubSource(Source):
         self._owner = lru_cache(maxsize=TOPICS)(self._find_owner)
         # Places mean the same only to nodes that count the same records.
         names = b"\n".join([*self._exact, b"", *self._patterns])
+        self._may_mark = True
         self._plan = hashlib.sha256(names).hexdigest()[:12]
 
     async def run(self, feed: Feed) -> None:
@@ -89,7 +93,6 @@ class RedisPubSubSource(Source):
             socket_timeout=None,
             socket_connect_timeout=self._timeout,
             retry=Retry(NoBackoff(), 0),
-            client_name="sse-gateway",
         )
         pubsub = client.pubsub()
         tail = Tail(self._plan)
@@ -112,17 +115,30 @@ class RedisPubSubSource(Source):
             await asyncio.gather(with_deadline, return_exceptions=True)
 
     async def _subscribe(self, pubsub: PubSub) -> None:
+        await pubsub.subscribe(MARKS)
+        try:
+            await self._confirmed(pubsub, 1)
+            self._may_mark = True
+        except NoPermissionError as error:
+            self._may_not_mark(error)
         for names, subscribe in (
-            ([MARKS.encode(), *self._exact], pubsub.subscribe),
+            (list(self._exact), pubsub.subscribe),
             (list(self._patterns), pubsub.psubscribe),
         ):
             for first in range(0, len(names), _SUBSCRIBE_AT_ONCE):
                 await subscribe(*names[first : first + _SUBSCRIBE_AT_ONCE])
-        confirmed = 0
-        while confirmed < 1 + len(self._exact) + len(self._patterns):
+        await self._confirmed(pubsub, len(self._exact) + len(self._patterns))
+
+    async def _confirmed(self, pubsub: PubSub, count: int) -> None:
+        while count:
             message = await pubsub.get_message(timeout=self._timeout)
             if message is not None and message["type"] in _CONFIRMATIONS:
-                confirmed += 1
+                count -= 1
+
+    def _may_not_mark(self, error: NoPermissionError) -> None:
+        """Go on with markers of this node's own, which no other one sees: a takeover tells a gap."""
+        self._may_mark = False
+        log.info("source_without_markers", channel=MARKS, error=str(error))
 
     async def _read(self, pubsub: PubSub, tail: Tail, feed: Feed) -> None:
         """Put what comes into the tail, for as long as Redis shows a sign of life."""
@@ -214,11 +230,13 @@ class RedisPubSubSource(Source):
 
     async def _publish_marker(self, client: Redis, tail: Tail) -> str:
         marker = secrets.token_hex(6)
-        try:
-            async with asyncio.timeout(self._timeout):
-                await client.publish(MARKS, marker)
-        except NoPermissionError:
-            # This user may only subscribe. The marker is this node's alone, so a takeover tells a gap.
+        if self._may_mark:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await client.publish(MARKS, marker)
+            except NoPermissionError as error:
+                self._may_not_mark(error)
+        if not self._may_mark:
             tail.mark(marker)
         return marker
 

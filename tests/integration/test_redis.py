@@ -1,7 +1,10 @@
 """The redis-pubsub source against a real server that is late, killed, frozen and restarted."""
 
 import asyncio
+import contextlib
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +170,38 @@ async def test_a_pause_of_the_gateway_itself_loses_nothing(redis: RedisServer) -
             redis.publish("stock", str(number))
             time.sleep(0.5)
         assert [(await stream.next()).json["payload"] for _ in range(5)] == [str(n) for n in range(5)]
+
+
+async def test_a_user_that_may_only_subscribe(redis: RedisServer) -> None:
+    """An upstream is taken as it is: without the right to mark it, records come all the same."""
+    rights = ("resetchannels", "&orders.*", "&stock", "&user:*", "+subscribe", "+psubscribe", "+ping")
+    with contextlib.closing(redis.client()) as client:
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">pass", *rights)  # type: ignore[no-untyped-call]
+    url = redis.url.replace("redis://", "redis://reader:pass@")
+    async with gateway_running(config(redis, url=url)) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/orders")
+        redis.publish("orders.created", "1")
+        assert (await stream.next()).json["payload"] == 1
+
+
+async def test_the_log_needs_no_more_rights_than_the_docs_say(redis: RedisServer) -> None:
+    """The line of docs/operations.md is enough for everything that a gateway does."""
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    keys, channels = re.findall(r"needs `(~\S+) (&\S+)`", text)[0]
+    commands = re.findall(r"commands\n`([^`]+)`", text)[0].split()
+    with contextlib.closing(redis.client()) as client:
+        client.execute_command(
+            "ACL", "SETUSER", "log", "on", ">pass", keys, "resetchannels", channels, *commands
+        )  # type: ignore[no-untyped-call]
+    over = {"broker": {"url": redis.url.replace("redis://", "redis://log:pass@")}}
+    async with gateway_running({**config(redis), **over}) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/orders?last=5")
+        redis.publish("orders.created", "1")
+        assert (await stream.next()).json["payload"] == 1
+        again = await gateway.subscribe("/events/orders?last=1")
+        assert (await again.next()).json["payload"] == 1
 
 
 async def test_no_password_in_any_answer(redis: RedisServer) -> None:
