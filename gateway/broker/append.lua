@@ -143,6 +143,6 @@ if #rows > 0 then
   answer[1] = format(ms, seq)
   redis.call('HSET', log, 'head', answer[1])
   local header = cjson.encode({before, rows})
-  redis.call(publish, base .. 'live', header .. '\n' .. table.concat(payloads))
+  redis.call(publish, 'sse-gateway:' .. base .. 'live', header .. '\n' .. table.concat(payloads))
 end
 return answer

@@ -13,9 +13,11 @@ if milliseconds == 0 then
 end
 if holder == owner then
   redis.call('PEXPIRE', key, milliseconds)
-  return redis.call('HGET', tokens, name)
+  local token = redis.call('HGET', tokens, name)
+  if token then return token end  -- else this server forgot it
+elseif holder then
+  return false
 end
-if holder then return false end
 
 -- From the clock as well as from the last one: tokens grow even if this server forgot all of them.
 local time = redis.call('TIME')

@@ -29,7 +29,14 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    MovedError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+)
 
 from gateway.backoff import Backoff
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
@@ -95,6 +102,8 @@ class RedisBroker(Broker):
         self._suspect = asyncio.Event()
         self._settled = asyncio.Event()  # connected for the first time, or known to be hopeless
         self._fatal: str | None = None
+        self._is_closed = False
+        self._is_demoted = False
         self._canary = 0
         self._canary_back = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,6 +135,7 @@ class RedisBroker(Broker):
             raise StartupError(f"the log (broker.url) cannot be used: {self._fatal}")
 
     async def close(self) -> None:
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -138,7 +148,7 @@ class RedisBroker(Broker):
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
     ) -> list[EventId]:
-        if self._client is None:
+        if self._client is None or self._is_closed:
             raise Unavailable("Redis is not reached just now")
         if len(self._waiting) >= WAITING:
             raise Unavailable(f"{WAITING} appends wait for the log already", retry_after=2)
@@ -189,6 +199,7 @@ class RedisBroker(Broker):
             self._suspect.set()
             raise Unavailable(f"Redis gave no answer within {self._timeout:g} s") from None
         except (RedisError, OSError) as error:
+            self._is_demoted = self._is_demoted or isinstance(error, (ReadOnlyError, MovedError))
             self._suspect.set()
             raise Unavailable(f"Redis: {error or type(error).__name__}") from None
 
@@ -206,6 +217,13 @@ class RedisBroker(Broker):
                         _, answers = await self._store.append(client, batches, self._known, self._clock())
                 except Unavailable as error:
                     self._refuse(requests, error.message)
+                    continue
+                except asyncio.CancelledError:
+                    self._refuse(requests, "the gateway is shutting down")
+                    raise
+                except Exception:  # one append that cannot be written must not end all writing
+                    log.exception("append_failed")
+                    self._refuse(requests, "the append failed; the log says why")
                     continue
                 for request, answer in zip(requests, answers, strict=True):
                     self._settle(request, answer)
@@ -291,6 +309,7 @@ class RedisBroker(Broker):
                 await self._subscribe(pubsub)
                 await self._sync(follower)
             self._client = client
+            self._is_demoted = False
             self._fatal = None
             self._settled.set()
             yield follower, pubsub
@@ -359,6 +378,8 @@ class RedisBroker(Broker):
         pool = self._pool
         assert pool is not None
         while True:
+            if self._is_demoted:
+                raise Cut("the server is no master any more")
             self._suspect.clear()
             self._canary += 1
             self._canary_back.clear()

@@ -37,6 +37,7 @@ class Pool(BlockingConnectionPool):
         """Close what nobody used for so long. Cancelling is safe."""
         before = time.monotonic() - seconds
         idle = [each for each in self._available_connections if self._released.get(each, 0.0) < before]
+        # All at once from the list: what is left in it may be taken while one of these is closed.
+        self._available_connections[:] = [each for each in self._available_connections if each not in idle]
         for connection in idle:
-            self._available_connections.remove(connection)
             await connection.disconnect()

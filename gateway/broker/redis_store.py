@@ -6,7 +6,7 @@ Keys, all under one hash tag, ``{prefix}:``
 - ``h:<channel>`` stream: ``prev`` (the channel's id before), ``payload``, ``timestamp``, ``type``
 - ``l:<channel>`` string: the channel's last id and its age; it outlives the stream
 - ``keys``, ``keys:old`` hashes of deduplication keys, ``cursors``, ``tokens``, ``lease:<name>``
-- ``live``, ``canary:<node>`` pub/sub channels
+- ``sse-gateway:{prefix}:live``, ``…:canary:<node>`` pub/sub channels
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,8 +69,9 @@ class Store:
         self._node = node
         self._is_sharded = is_sharded
         self.log_key = f"{self._base}log"
-        self.live = f"{self._base}live".encode()
-        self.canary = f"{self._base}canary:{node}".encode()
+        # Sources leave out what begins with this, so that a topic of "*" on the same Redis is no circle.
+        self.live = f"sse-gateway:{self._base}live".encode()
+        self.canary = f"sse-gateway:{self._base}canary:{node}".encode()
         scripts = files("gateway.broker")
         self._append = scripts.joinpath("append.lua").read_text()
         self._lease = scripts.joinpath("lease.lua").read_text()
@@ -116,7 +117,8 @@ class Store:
         start, lasts = await self._lasts(client, list(after), known)
         pipe = client.pipeline(transaction=False)
         for (name, id), last in zip(after.items(), lasts, strict=True):
-            pipe.xrange(f"{self._base}h:{name}", f"({max(id, last.expired(now))}", "+", limit + 1)
+            low = max(id, start, last.expired(now))
+            pipe.xrange(f"{self._base}h:{name}", f"({low}", "+", limit + 1)
         found = await pipe.execute(raise_on_error=False)
         return {
             name: _page(name, max(id, start), until, limit, rows, last, now)
@@ -179,6 +181,7 @@ class Store:
         """Mark the log as not whole, because Redis evicted keys and nobody knows which."""
         fields: dict[Any, Any] = {"evicted": count}
         if count:  # else Redis was restarted, and counts from 0 again
+            known = max(known, await self.head(client))
             fields["start"] = str(known)
             log.error(
                 "redis_evicts_keys", keys=count, note="history is lost; set maxmemory-policy noeviction"

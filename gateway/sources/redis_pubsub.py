@@ -50,6 +50,7 @@ MARK_SECONDS = 1.0
 RETRY_SECONDS = 0.3
 """How long to wait while the log is away, jittered."""
 
+_MARKER = re.compile(rb"[0-9a-f]{12}")
 _SUBSCRIBE_AT_ONCE = 1000
 _WAITS = 3  # that a timeout is made of; a PING goes out after the first
 _GLOB = re.compile(rb"\\(.)|([*?])|(.)", re.DOTALL)
@@ -161,7 +162,8 @@ class RedisPubSubSource(Source):
                 if message["type"] in _CONFIRMATIONS:
                     raise SourceError("the connection was replaced; messages may be lost")
                 if message["channel"] == MARKS.encode() and message["type"] == "message":
-                    tail.mark(message["data"].decode(errors="replace"))
+                    if _MARKER.fullmatch(message["data"]):
+                        tail.mark(message["data"].decode())
                 elif (record := self._record(message)) is not None:
                     tail.add([record], loop.time())
                 message = await pubsub.get_message(timeout=0)
@@ -241,7 +243,8 @@ class RedisPubSubSource(Source):
         return marker
 
     def _record(self, message: dict[str, Any]) -> Record | None:
-        if message["type"] not in _MESSAGES or message["channel"] == MARKS.encode():
+        # Other gateways' words, and this one's own where the log is in the same Redis.
+        if message["type"] not in _MESSAGES or message["channel"].startswith(b"sse-gateway:"):
             return None
         # Redis sends one copy per subscription that matches; the record is the same, so one counts.
         if message["pattern"] != self._owner(message["channel"]):

@@ -71,6 +71,9 @@ class WebhookSource(Source):
             raise BadRequest(
                 f"Idempotency-Key is longer than {MAX_IDEMPOTENCY_KEY} characters", code="bad_idempotency_key"
             )
+        if idempotency_key is not None and not idempotency_key.isascii():
+            # Bytes that are no text arrive as surrogates, which no log can store.
+            raise BadRequest("Idempotency-Key must be ASCII", code="bad_idempotency_key")
         records = [
             Record(
                 topic=topic,

@@ -97,7 +97,7 @@ async def test_a_hole_in_the_live_messages_is_seen(nodes: list[RedisBroker], red
     await nodes[1].append([draft("c")])
     await follower.until(1)
     header = json.dumps(["9999999999999-5", [["9999999999999-6", "c", 1, None, True, 1]]])
-    command(redis, "PUBLISH", "{sse}:live", header + "\nx")
+    command(redis, "PUBLISH", "sse-gateway:{sse}:live", header + "\nx")
     events = await follower.until(2)
     assert follower.lost == [EventId(9999999999999, 5)]
     assert events[1].id == EventId(9999999999999, 6)
@@ -213,7 +213,7 @@ async def test_a_subscription_that_delivers_nothing_is_noticed(
     before = set(pubsub_clients(redis))
     # As if the server had forgotten the subscription: nothing else on this connection would tell.
     original = nodes[0]._store.canary
-    nodes[0]._store.canary = b"{sse}:canary:nobody"
+    nodes[0]._store.canary = b"sse-gateway:{sse}:canary:nobody"
     await eventually(lambda: not nodes[0].is_up)
     nodes[0]._store.canary = original
     await eventually(lambda: nodes[0].is_up)

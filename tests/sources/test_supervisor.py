@@ -99,14 +99,19 @@ async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[Sqlit
     """The node whose upstream broke lets the other one read; what it still sends is refused."""
     broken = asyncio.Event()
 
-    async def until_broken(feed: Feed) -> None:
-        await broken.wait()
-        raise RuntimeError("broke")
+    mended = asyncio.Event()
 
-    async def never(feed: Feed) -> None:
-        await asyncio.Event().wait()
+    class Breaking(Source):
+        async def run(self, feed: Feed) -> None:
+            if broken.is_set():
+                await mended.wait()
+            feed.connected()
+            await broken.wait()
+            if not mended.is_set():
+                raise RuntimeError("broke")
+            await asyncio.Event().wait()
 
-    one, two = supervised(Scripted(until_broken, never), brokers[0]), supervised(Scripted(), brokers[1])
+    one, two = supervised(Breaking(), brokers[0]), supervised(Scripted(), brokers[1])
     one.start()
     fence = await one.leading()
     two.start()
@@ -119,6 +124,7 @@ async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[Sqlit
         await one.publish([Record("t", b"late")], "1", fence)
     await two.publish([Record("t", b"1")], "2", second)
     assert await one.position() == "2"
+    mended.set()
     await two.stop()  # which gives the lease back, so nobody waits for it to run out
     await one.leading()
     await one.stop()
