@@ -16,6 +16,9 @@ from redis.backoff import NoBackoff
 
 from gateway.config.redis_url import RedisUrl
 
+_OURS = ("max_connections", "timeout", "decode_responses", "socket_timeout", "retry_on_timeout")
+"""Options of redis-py's URLs that `broker.pool` and the broker decide."""
+
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
 
@@ -26,6 +29,8 @@ class Target:
         self._url = url
         options: dict[str, Any] = dict(parse_url(url.server))
         self._sentinel = {name[9:]: options.pop(name) for name in _SENTINEL_OPTIONS if name in options}
+        for name in _OURS:
+            options.pop(name, None)
         if url.kind != "single":
             del options["host"], options["port"]
         self._options = options

@@ -87,6 +87,7 @@ class SqliteBroker(Broker):
         self._readers = ThreadPoolExecutor(2, "sqlite reader")
         self._local = threading.local()
         self._generation = 0
+        self._is_closed = False
         self._stores: set[Store] = set()
         self._nudges: Nudges | None = None
         self._follower: asyncio.Task[None] | None = None
@@ -121,6 +122,7 @@ class SqliteBroker(Broker):
         self._follower = asyncio.create_task(self._follow(), name="sqlite follower")
 
     async def close(self) -> None:
+        self._is_closed = True
         self._pass_on()
         if self._writer is not None and self._writer.is_alive():
             await self._loop.run_in_executor(None, self._stop_writer)
@@ -141,6 +143,8 @@ class SqliteBroker(Broker):
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
     ) -> list[EventId]:
+        if self._is_closed:
+            raise Unavailable("the gateway is shutting down")
         if self._queue.qsize() * GROUP + len(self._gathered) > WAITING:
             raise Unavailable(f"{WAITING} appends wait for the log already", retry_after=2)
         request = _Append(Batch(drafts, cursor, fence), self._loop.create_future())

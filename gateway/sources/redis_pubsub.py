@@ -208,13 +208,23 @@ class RedisPubSubSource(Source):
         number = tail.find(place) if place is not None else None
         if number is not None:
             return number
-        since = place.ms if place is not None else feed.missed_since
-        position = str(tail.place(tail.first, _now()))
+        if text is None:
+            since, start = feed.missed_since, tail.first
+        elif place is None:
+            since, start = _now(), tail.end
+        else:
+            # A gap is told, so what is in doubt is left out: what came before the place was reached.
+            since, start = (
+                place.ms,
+                tail.since(asyncio.get_running_loop().time() - (_now() - place.ms) / 1000),
+            )
+        start = max(start, tail.written)  # what this node wrote itself before it lost the lease
+        position = str(tail.place(start, _now()))
         if since is None:
             await feed.publish([], position, fence)
         else:
             await feed.tell_gap(since, position, fence)
-        return tail.first
+        return start
 
     async def _mark(self, client: Redis, tail: Tail, feed: Feed) -> None:
         """Mark a busy source now and then, so that a place is found by those who came later."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from gateway.event import Record
 
-KEPT_SECONDS = 15.0
-"""How long records stay for a takeover: a lease runs out long before."""
+KEPT_SECONDS = 60.0
+"""How long records stay for a takeover: longer than a lease, and than a log is away as a rule."""
 
 KEPT_BYTES = 64 * 1024 * 1024
 """Payload bytes that may wait for the log; the oldest go first, and that is a gap."""
@@ -106,6 +106,10 @@ class Tail:
         """Let go of records up to number ``until`` that no takeover can need any more."""
         while self._records and self.first < until and self._records[0][0] < now - KEPT_SECONDS:
             self._drop()
+
+    def since(self, then: float) -> int:
+        """Return the number of the first record that came after a moment of the loop's time."""
+        return self.first + sum(1 for came, _ in self._records if came <= then)
 
     def find(self, place: Place) -> int | None:
         """Return the number of the record behind a place; None if it cannot be known, or is gone."""

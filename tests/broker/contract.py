@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from gateway.broker.base import Broker
-from gateway.errors import Fenced
+from gateway.errors import Fenced, Unavailable
 from gateway.event import Cursor, Draft, Event, EventId, Retention
 
 KEEP = Retention(1000)
@@ -213,6 +213,14 @@ class Contract:
         again = await broker.lease("s", 30)
         assert again is not None
         assert again.token >= fence.token
+
+    async def test_every_append_is_answered_at_the_stop(self, broker: Broker) -> None:
+        """Those under way get their ids or an error, those that come later an error; nobody hangs."""
+        under_way = [asyncio.create_task(broker.append([draft("c")])) for _ in range(300)]
+        await asyncio.sleep(0)
+        await broker.close()
+        answers = await asyncio.wait_for(asyncio.gather(*under_way, return_exceptions=True), 10)
+        assert all(isinstance(answer, (list, Unavailable)) for answer in answers)
 
     async def test_closing_twice_is_harmless(self, broker: Broker) -> None:
         """Shutdown paths cross."""

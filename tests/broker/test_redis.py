@@ -135,6 +135,55 @@ async def test_a_log_that_lost_what_nodes_know_goes_on_after_it(
     assert (await read(nodes[1], "c", ids[2]))[1] is None
 
 
+async def test_what_lies_behind_a_lost_part_is_read(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """Old events may survive in a log whose start was raised; a page begins behind them."""
+    await nodes[0].append([draft("c") for _ in range(20)])
+    (start,) = await nodes[0].append([draft("other")])
+    new = await nodes[0].append([draft("c") for _ in range(5)])
+    command(redis, "HSET", "{sse}:log", "start", str(start))
+    ids, floor = await read(nodes[0], "c", ZERO, limit=3)
+    assert (ids, floor) == (new[:3], start)
+
+
+async def test_a_forgotten_token_is_given_anew(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """The hash of tokens was evicted: the holder gets a newer one, and nobody waits for ever."""
+    old = await nodes[0].lease("s", 30)
+    command(redis, "DEL", "{sse}:tokens")
+    new = await nodes[0].lease("s", 30)
+    assert old is not None
+    assert new is not None
+    assert new.token > old.token
+
+
+async def test_an_append_under_way_at_the_stop_is_answered(redis: RedisServer) -> None:
+    """Nobody waits for an answer that will not come."""
+    broker = make(redis.url, "sse")
+    await broker.start()
+    redis.freeze()
+    under_way = asyncio.create_task(broker.append([draft("c")]))
+    await asyncio.sleep(0.05)
+    await broker.close()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(under_way, 5)
+    redis.thaw()
+    with pytest.raises(Unavailable):
+        await broker.append([draft("c")])
+
+
+async def test_a_primary_that_was_demoted_is_left(redis: RedisServer) -> None:
+    """Its connections live on, and it refuses every write: the node looks for the primary again."""
+    broker = make(redis.url, "sse")
+    await broker.start()
+    command(redis, "REPLICAOF", "127.0.0.1", 1)
+    with pytest.raises(Unavailable, match="read only"):
+        await broker.append([draft("c")])
+    await eventually(lambda: not broker.is_up)
+    command(redis, "REPLICAOF", "NO", "ONE")
+    await eventually(lambda: broker.is_up)
+    await broker.append([draft("c")])
+    await broker.close()
+
+
 async def test_a_key_of_another_type_is_replaced_and_told(
     nodes: list[RedisBroker], redis: RedisServer
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,6 +81,23 @@ async def test_a_batch_is_all_or_nothing(gateway: Gateway) -> None:
     assert answer["message"].startswith("record 1: ")
     await post(gateway, "/hooks/hooks?topic=orders", b'"after"')
     assert (await stream.next()).json["payload"] == "after"
+
+
+@pytest.mark.parametrize("broker", ["memory", "sqlite", "redis"])
+async def test_a_key_that_is_no_text_harms_nobody(
+    broker: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Bytes beyond ASCII in a header: 400 for that post, and the log goes on for all others."""
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/log.db"}.get(broker)
+    url = url or request.getfixturevalue("redis").url
+    async with gateway_running({"broker": {"url": url}}) as gateway:
+        head = "POST /hooks/hooks?topic=orders HTTP/1.1\nHost: x\nContent-Length: 1\nIdempotency-Key: "
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(head.replace("\n", "\r\n").encode() + b"\xff\r\n\r\n1")
+        async with asyncio.timeout(10):
+            assert b" 400 " in await reader.readuntil(b"\r\n")
+        writer.close()
+        await gateway.post("orders", "1")
 
 
 async def test_an_unknown_source_is_a_404(gateway: Gateway) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import Gateway, eventually, gateway_running
-from tests.support.redis import RedisServer
+from tests.support.redis import RedisServer, redis_server
 
 
 def config(redis: RedisServer, **source: Any) -> dict[str, Any]:
@@ -212,3 +212,38 @@ async def test_no_password_in_any_answer(redis: RedisServer) -> None:
         for path in ("/status", "/readyz", "/metrics"):
             _, body = await gateway.admin(path)
             assert "canary-password" not in str(body)
+
+
+async def test_a_log_that_forgot_the_place_gets_nothing_twice(redis: RedisServer) -> None:
+    """FLUSHALL of a log in the same Redis: a gap, and no message that was delivered already."""
+    with redis_server() as log:
+        over = {"broker": {"url": log.url, "timeout": "1s"}}
+        async with gateway_running({**config(redis), **over}) as gateway:
+            await eventually(lambda: is_up(gateway))
+            stream = await gateway.subscribe("/events/orders")
+            for number in range(5):
+                redis.publish("orders.created", str(number))
+                assert (await stream.next()).json["payload"] == number
+            with contextlib.closing(log.client()) as client:
+                client.flushall()
+            await stream.until("stream.gap")
+            redis.publish("orders.created", "5")
+            while (message := await stream.next()).type != "message":
+                pass
+            assert message.json["payload"] == 5
+
+
+async def test_a_topic_of_everything_hears_no_gateway(redis: RedisServer) -> None:
+    """The log in the same Redis as the upstream: its own messages must not become events."""
+    channels = {"all": {"from": [{"source": "app", "topic": "*"}], "payload": "text", "access": "public"}}
+    over = {
+        "broker": {"url": redis.url, "timeout": "300ms"},
+        "channels": {**config(redis)["channels"], **channels},
+    }
+    async with gateway_running({**config(redis), **over}) as gateway:
+        await eventually(lambda: is_up(gateway))
+        stream = await gateway.subscribe("/events/all")
+        redis.publish("one", "1")
+        await asyncio.sleep(1)
+        redis.publish("two", "2")
+        assert [(await stream.next()).json["payload"] for _ in range(2)] == ["1", "2"]
