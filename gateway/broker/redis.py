@@ -40,7 +40,7 @@ from redis.exceptions import (
 
 from gateway.backoff import Backoff
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
-from gateway.broker.redis_pool import Pool
+from gateway.broker.redis_pool import Pool, close
 from gateway.broker.redis_store import FENCED, Store, events_of, parse
 from gateway.broker.redis_target import Target
 from gateway.config import model
@@ -127,8 +127,7 @@ class RedisBroker(Broker):
             asyncio.create_task(self._write(), name="redis writer"),
         ]
         try:
-            async with asyncio.timeout(START_SECONDS):
-                await self._settled.wait()
+            await asyncio.wait_for(self._settled.wait(), START_SECONDS)
         except TimeoutError:
             log.warning("starting_without_broker", note="streams are opened once Redis answers")
         if self._fatal is not None:
@@ -315,7 +314,7 @@ class RedisBroker(Broker):
             yield follower, pubsub
         finally:
             self._client = None
-            closing = asyncio.wait_for(_close(pubsub, follower, client), self._timeout)
+            closing = asyncio.wait_for(close(pubsub, follower, client), self._timeout)
             await asyncio.gather(closing, return_exceptions=True)
 
     async def _subscribe(self, pubsub: PubSub) -> None:
@@ -399,9 +398,3 @@ class RedisBroker(Broker):
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timeout / 2):
                     await self._suspect.wait()
-
-
-async def _close(pubsub: PubSub, *clients: Redis) -> None:
-    await pubsub.aclose()  # type: ignore[no-untyped-call]
-    for client in clients:
-        await client.aclose(close_connection_pool=True)

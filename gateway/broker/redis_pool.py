@@ -4,7 +4,8 @@ import time
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.connection import AbstractConnection
 
 
@@ -41,3 +42,10 @@ class Pool(BlockingConnectionPool):
         self._available_connections[:] = [each for each in self._available_connections if each not in idle]
         for connection in idle:
             await connection.disconnect()
+
+
+async def close(pubsub: PubSub, *clients: Redis) -> None:
+    """Close a subscription and clients with their pools; writes to the server, so give it a deadline."""
+    await pubsub.aclose()  # type: ignore[no-untyped-call]
+    for client in clients:
+        await client.aclose(close_connection_pool=True)
