@@ -12,14 +12,14 @@ fails, the connections are given up and made anew, for ever; nothing of it reach
 events, late.
 
 Redis can forget: FLUSHALL, eviction, a failover that lost acknowledged writes. Nodes tell the script
-the last id that they know of; when the log is behind that, it goes on after it and marks everything
-older as not whole.
+the last id that they know of, and look for their last event when they come back; what the log lacks
+makes everything older not whole.
 """
 
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ from redis.exceptions import (
 from gateway.backoff import Backoff
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
 from gateway.broker.redis_pool import Pool, close
-from gateway.broker.redis_store import FENCED, Store, events_of, parse
+from gateway.broker.redis_store import CONFIRMATIONS, FENCED, Store, events_of, parse
 from gateway.broker.redis_target import Target
 from gateway.config import model
 from gateway.config.redis_url import RedisUrl
@@ -63,7 +63,6 @@ START_SECONDS = 5.0
 """How long a start waits for Redis before it goes on without; until then no stream is opened."""
 
 _ZERO = EventId(0, 0)
-_CONFIRMATIONS = ("subscribe", "ssubscribe")
 
 
 class Cut(Exception):
@@ -103,6 +102,7 @@ class RedisBroker(Broker):
         self._settled = asyncio.Event()  # connected for the first time, or known to be hopeless
         self._fatal: str | None = None
         self._is_closed = False
+        self._stored: tuple[str, EventId] | None = None  # the last event that should be in a stream
         self._is_demoted = False
         self._canary = 0
         self._canary_back = asyncio.Event()
@@ -138,7 +138,7 @@ class RedisBroker(Broker):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._refuse(self._waiting, "the gateway is shutting down")
+        _refuse(self._waiting, "the gateway is shutting down")
         self._waiting.clear()
 
     def follow(self, deliver: Deliver, lost: Lost) -> None:
@@ -215,14 +215,14 @@ class RedisBroker(Broker):
                         batches = [request.batch for request in requests]
                         _, answers = await self._store.append(client, batches, self._known, self._clock())
                 except Unavailable as error:
-                    self._refuse(requests, error.message)
+                    _refuse(requests, error.message)
                     continue
                 except asyncio.CancelledError:
-                    self._refuse(requests, "the gateway is shutting down")
+                    _refuse(requests, "the gateway is shutting down")
                     raise
                 except Exception:  # one append that cannot be written must not end all writing
                     log.exception("append_failed")
-                    self._refuse(requests, "the append failed; the log says why")
+                    _refuse(requests, "the append failed; the log says why")
                     continue
                 for request, answer in zip(requests, answers, strict=True):
                     self._settle(request, answer)
@@ -246,12 +246,6 @@ class RedisBroker(Broker):
             request.answer.set_exception(Fenced("the lease is another node's by now"))
         else:
             request.answer.set_result(ids)
-
-    @staticmethod
-    def _refuse(requests: Sequence[_Append] | deque[_Append], reason: str) -> None:
-        for request in requests:
-            if not request.answer.done():
-                request.answer.set_exception(Unavailable(reason))
 
     # Following.
 
@@ -305,7 +299,7 @@ class RedisBroker(Broker):
         pubsub = follower.pubsub()
         try:
             async with asyncio.timeout(self._timeout + self._limits.connect):
-                await self._subscribe(pubsub)
+                await self._store.subscribe(pubsub)
                 await self._sync(follower)
             self._client = client
             self._is_demoted = False
@@ -317,17 +311,11 @@ class RedisBroker(Broker):
             closing = asyncio.wait_for(close(pubsub, follower, client), self._timeout)
             await asyncio.gather(closing, return_exceptions=True)
 
-    async def _subscribe(self, pubsub: PubSub) -> None:
-        await self._store.subscribe(pubsub)
-        confirmed = 0
-        while confirmed < 2:
-            message = await pubsub.get_message(timeout=self._timeout)
-            if message is not None and message["type"] in _CONFIRMATIONS:
-                confirmed += 1
-
     async def _sync(self, client: Redis) -> None:
         """See to it that the log is there, and skip to its end where this node has not followed it."""
         head, _ = await self._store.append(client, (), self._known, self._clock())
+        if self._stored is not None and not await self._store.check_back(client, *self._stored):
+            log.error("log_lost_events", known=str(self._known), note="Redis forgot what it had acknowledged")
         if head > self._head:
             if self._head != _ZERO:
                 log.warning("follower_catches_up", after=str(self._head), until=str(head))
@@ -353,7 +341,7 @@ class RedisBroker(Broker):
             message = await pubsub.get_message(timeout=3600)
             if message is None:
                 continue
-            if message["type"] in _CONFIRMATIONS:
+            if message["type"] in CONFIRMATIONS:
                 raise Cut("the connection was replaced")
             if message["channel"] == self._store.live:
                 self._take_in(message["data"])
@@ -370,6 +358,9 @@ class RedisBroker(Broker):
         events = [event for event in events if event.id > self._head]
         if events:
             self._head = events[-1].id
+            self._stored = next(
+                ((each.channel, each.id) for each in reversed(events) if each.kept), self._stored
+            )
             self._deliver(events)
 
     async def _watch(self, client: Redis, server: Mapping[str, Any]) -> None:
@@ -398,3 +389,9 @@ class RedisBroker(Broker):
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timeout / 2):
                     await self._suspect.wait()
+
+
+def _refuse(requests: Iterable[_Append], reason: str) -> None:
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(Unavailable(reason))

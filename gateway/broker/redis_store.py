@@ -28,6 +28,7 @@ LAST_KEPT_MS = 86_400_000
 """How long (milliseconds) a quiet channel's last id outlives its events; as in ``append.lua``."""
 
 FENCED = b"FENCED"
+CONFIRMATIONS = ("subscribe", "ssubscribe")
 
 _ZERO = EventId(0, 0)
 
@@ -97,8 +98,13 @@ class Store:
         return parse(answer[0]), answer[2:]
 
     async def subscribe(self, pubsub: PubSub) -> None:
-        """Ask for the live messages and this node's canaries; two confirmations will come."""
+        """Subscribe to the live messages and this node's canaries, and wait until that is confirmed."""
         await (pubsub.ssubscribe if self._is_sharded else pubsub.subscribe)(self.live, self.canary)
+        confirmed = 0
+        while confirmed < 2:
+            message = await pubsub.get_message(timeout=3600)
+            if message is not None and message["type"] in CONFIRMATIONS:
+                confirmed += 1
 
     async def send_canary(self, client: Redis, number: int) -> None:
         """Publish what must come back on the subscription."""
@@ -140,6 +146,28 @@ class Store:
             return None
         ms, seq = newest[0]
         return EventId(ms, seq - 1) if seq else EventId.before(ms)
+
+    async def check_back(self, client: Redis, channel: str, id: EventId) -> bool:
+        """Tell whether the log still knows of a stored event; if not, mark what is older as not whole.
+
+        Another node may have gone on already: then the event after this one names an earlier ``prev``.
+        """
+        pipe = client.pipeline(transaction=False)
+        pipe.xrange(f"{self._base}h:{channel}", str(id), "+", 1)
+        pipe.get(f"{self._base}l:{channel}")
+        pipe.hmget(self.log_key, ["start"])
+        rows, last, (start,) = await pipe.execute(raise_on_error=False)
+        if isinstance(rows, Exception) or isinstance(last, Exception):
+            return True  # another type: that is told when it is read
+        if start is None or parse(start) >= id:
+            return True  # whatever is older is told as lost in any case
+        if rows:
+            if parse(rows[0][0]) == id or parse(rows[0][1][b"prev"]) >= id:
+                return True
+        elif last is None or (_Last.parse(last).id or _ZERO) >= id:
+            return True  # expired
+        await client.hset(self.log_key, "start", str(id))
+        return False
 
     async def head(self, client: Redis) -> EventId:
         """Return the last id of the log; 0-0 if it is gone."""

@@ -23,7 +23,10 @@ from gateway.history import between
 from gateway.hub.entry import Entry
 
 READ = 512
-"""Events of one channel that one read asks for."""
+"""Events of one channel that one read asks for, as long as it asks for few channels."""
+
+LEAST = 16
+"""Events of one channel that a read of many channels asks for."""
 
 CHANNELS = 500
 """Channels that one read asks for."""
@@ -180,9 +183,10 @@ class Reads:
             flying = {name: _Flying(want.after, until, task) for name, want in wants.items()}
             self._flying.update(flying)
             try:
-                pages = await _bounded(
-                    self._broker.read({name: want.after for name, want in wants.items()}, until, READ)
-                )
+                # Few of each where many channels are asked for: a flight must not fill the memory.
+                limit = max(LEAST, READ * 8 // max(8, len(wants)))
+                after = {name: want.after for name, want in wants.items()}
+                pages = await _bounded(self._broker.read(after, until, limit))
             finally:
                 for name, each in flying.items():
                     if self._flying.get(name) is each:

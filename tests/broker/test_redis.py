@@ -135,6 +135,32 @@ async def test_a_log_that_lost_what_nodes_know_goes_on_after_it(
     assert (await read(nodes[1], "c", ids[2]))[1] is None
 
 
+async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisServer) -> None:
+    """A restart from an old dump, and a node that knows nothing of the rest appends before the others are back."""
+    old = make(redis.url, "sse")
+    await old.start()
+    follower = Follower(old)
+    ids = [(await old.append([draft("c")]))[0] for _ in range(4)]
+    await follower.until(4)
+    # Away while Redis is restarted and somebody else comes first.
+    old._tasks[0].cancel()
+    await asyncio.gather(old._tasks[0], return_exceptions=True)
+    for id in ids[1:]:
+        command(redis, "XDEL", "{sse}:h:c", str(id))
+    command(redis, "HSET", "{sse}:log", "head", str(ids[0]))
+    command(redis, "SET", "{sse}:l:c", f"{ids[0]} -")
+    fresh = make(redis.url, "sse")
+    await fresh.start()
+    (new,) = await fresh.append([draft("c")])
+    assert await read(fresh, "c", ids[0]) == ([new], None), "nobody can know yet"
+    old._tasks[0] = asyncio.create_task(old._run())
+    await eventually(lambda: old.is_up)
+    for node in (old, fresh):
+        assert await read(node, "c", ids[0]) == ([new], ids[3])
+    await old.close()
+    await fresh.close()
+
+
 async def test_what_lies_behind_a_lost_part_is_read(nodes: list[RedisBroker], redis: RedisServer) -> None:
     """Old events may survive in a log whose start was raised; a page begins behind them."""
     await nodes[0].append([draft("c") for _ in range(20)])
