@@ -81,6 +81,7 @@ class SqliteBroker(Broker):
         self._lost: Lost = lambda until: None
         self._followed = 0.0
         self._owner = secrets.token_hex(8)
+        self._waiting = 0
         self._gathered: list[_Append] = []
         self._queue: queue.SimpleQueue[list[_Append] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
@@ -145,7 +146,7 @@ class SqliteBroker(Broker):
     ) -> list[EventId]:
         if self._is_closed:
             raise Unavailable("the gateway is shutting down")
-        if self._queue.qsize() * GROUP + len(self._gathered) > WAITING:
+        if self._waiting >= WAITING:
             raise Unavailable(f"{WAITING} appends wait for the log already", retry_after=2)
         request = _Append(Batch(drafts, cursor, fence), self._loop.create_future())
         self._gathered.append(request)
@@ -154,7 +155,11 @@ class SqliteBroker(Broker):
             self._loop.call_soon(self._pass_on)
         elif len(self._gathered) == GROUP:
             self._pass_on()
-        return await request.answer
+        self._waiting += 1
+        try:
+            return await request.answer
+        finally:
+            self._waiting -= 1
 
     def _pass_on(self) -> None:
         if self._gathered:

@@ -1,5 +1,6 @@
 """sqlite:// under the contract, and what is its own: durability, several processes, trouble with the file."""
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
@@ -165,6 +166,28 @@ async def test_a_locked_file_is_unavailable_and_passes(
         blocker.execute("ROLLBACK")
         blocker.close()
         await goes_on(broker, follower)
+
+
+async def test_appends_wait_for_a_slow_disk_up_to_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that takes a moment refuses nobody, however the appends came in; a crowd behind it does."""
+    monkeypatch.setattr("gateway.broker.sqlite.WAITING", 300)
+    path = tmp_path / "log.db"
+    async with started(path) as broker:
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        waiting = []
+        for _ in range(300):
+            waiting.append(asyncio.create_task(broker.append([draft("c")])))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one turn of the loop each: no two reach the writer together
+        with pytest.raises(Unavailable, match="300 appends wait"):
+            await broker.append([draft("c")])
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert len({ids[0] for ids in await asyncio.gather(*waiting)}) == 300
+        await broker.append([draft("c")])
 
 
 async def test_a_full_disk_is_unavailable_and_passes(tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ async def test_ten_thousand_posts_answered_before_a_kill_9_are_delivered_after_i
             while True:
                 url = f"http://127.0.0.1:{node.port}/hooks/hooks?topic=orders"
                 async with session.post(url, data=b"1") as answer:
-                    answered.extend((await answer.json())["ids"])
+                    said = await answer.json()
+                    assert answer.status == 200, said
+                    answered.extend(said["ids"])
 
     try:
         await node.start()
