@@ -28,7 +28,13 @@ default is a mistake. Unknown keys, duplicate keys, aliases, and words that YAML
 |---|---|---|---|
 """
 
-_NAMED = {"sources": "<name>", "channels": "<name>", "claims": "<claim>"}
+_NAMED = {"sources": "<name>", "channels": "<name>", "claims": "<claim>", "fields": "<field>"}
+
+
+_OF_NAMED = {
+    "claims": "must be this, or be in the token's list",
+    "fields": "names places of the record: `{key}`, `{headers.x}`, `{/json/pointer}`",
+}
 
 
 def configuration() -> str:
@@ -56,12 +62,7 @@ def _rows(node: dict[str, Any], schema: dict[str, Any], path: str) -> Iterator[t
             if isinstance(named, dict):
                 for each in _kinds(named, schema):
                     if "properties" not in each:
-                        yield (
-                            f"`{place}.{_NAMED[key]}`",
-                            "text",
-                            "",
-                            "must be this, or be in the token's list",
-                        )
+                        yield f"`{place}.{_NAMED[key]}`", "text", "", _OF_NAMED[key]
                     tag = each.get("properties", {}).get("type", {}).get("const")
                     yield from _rows(each, schema, f"{place}.{_NAMED[key]}" + (f" ({tag})" if tag else ""))
 

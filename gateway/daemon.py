@@ -78,7 +78,8 @@ class Daemon:
         self.sweep = Sweep(self.streams)
 
         # Upstreams.
-        self.router = Router(self.catalog, event_bytes=limits.event_bytes)
+        events = {name: source.event for name, source in config.sources.items()}
+        self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=events)
         self.supervisors: dict[str, Supervisor] = {}
         self.webhooks: dict[str, WebhookSource] = {}
         self.off: dict[str, SourceState] = {}

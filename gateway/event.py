@@ -1,6 +1,8 @@
 """The values that travel through the gateway: ids, records, drafts, events. All frozen."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -40,6 +42,10 @@ class EventId(NamedTuple):
         return cls(max(ms - 1, 0), _MAX_SEQ)
 
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
+"""No values."""
+
+
 class Retention(msgspec.Struct, frozen=True):
     """How much of a channel the broker keeps. ``events`` 0 is fan-out only: nothing is kept."""
 
@@ -57,6 +63,12 @@ class Record(msgspec.Struct, frozen=True):
     type: str | None = None
     timestamp: int | None = None
     """Unix milliseconds."""
+    values: Mapping[str, str] = NOTHING
+    """What its format says about it, for the places of expressions: ``key``, ``headers.…``."""
+    shared: Mapping[str, str] = NOTHING
+    """The same for all records that came with it, such as the request's headers."""
+    index: int = 0
+    """Its place among those."""
 
 
 class Draft(msgspec.Struct, frozen=True):

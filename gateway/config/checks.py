@@ -8,6 +8,7 @@ the model reports that.
 from collections.abc import Iterator
 from typing import Any
 
+from gateway.config.expression import Expression
 from gateway.config.faults import Fault, nearest
 from gateway.config.template import Template, fields_of
 
@@ -19,6 +20,7 @@ def check(data: Any) -> Iterator[Fault]:
     has_jwt = "jwt" in _mapping(root.get("auth"))
     credentials = _mapping(root.get("cors")).get("credentials") in (True, "true")
     yield from _credentials(root.get("cors"), ("cors", "origins"), credentials)
+    yield from _sources(sources)
     skeletons: dict[str, str] = {}
     for name, value in _mapping(root.get("channels")).items():
         channel = _mapping(value)
@@ -33,6 +35,38 @@ def check(data: Any) -> Iterator[Fault]:
                 yield Fault(path, f"takes the same names as {other!r}; remove one of them", on_key=True)
 
 
+_PLACES = {
+    "redis-pubsub": ("topic",),
+    "redis-stream": ("topic", "id", "fields.…"),
+    "webhook": ("topic", "key", "partition", "offset", "headers.…", "ce.…"),
+    "kafka": ("topic", "key", "partition", "offset", "headers.…"),
+}
+"""What expressions may name, by type of source; and JSON pointers everywhere."""
+
+
+def _sources(sources: dict[str, Any]) -> Iterator[Fault]:
+    for name, value in sources.items():
+        source = _mapping(value)
+        kind = source.get("type")
+        for key, text in _mapping(source.get("event")).items():
+            yield from _places(text, kind, ("sources", name, "event", key))
+        yield from _places(source.get("topic"), kind, ("sources", name, "topic"))
+
+
+def _places(text: Any, kind: Any, path: tuple[str | int, ...]) -> Iterator[Fault]:
+    """Check an expression's names against what that type of source gives."""
+    known = _PLACES.get(kind) if isinstance(kind, str) else None
+    try:
+        names = Expression(text).names if isinstance(text, str) and known else ()
+    except ValueError:
+        return  # the model tells it
+    for place in names:
+        group, dot, _ = place.partition(".")
+        if (f"{group}.…" if dot else place) not in (known or ()):
+            listed = ", ".join(f"{{{each}}}" for each in known or ())
+            yield Fault(path, f"a {kind} source has no {{{place}}}; it has {listed} and {{/json/pointer}}")
+
+
 def _routes(name: str, channel: dict[str, Any], sources: dict[str, Any]) -> Iterator[Fault]:
     fields = set(fields_of(name))
     for index, item in enumerate(_list(channel.get("from"))):
@@ -44,12 +78,25 @@ def _routes(name: str, channel: dict[str, Any], sources: dict[str, Any]) -> Iter
         template = _template(topic, glob=True)
         if template is None:
             continue
-        missing = sorted(fields.difference(template.fields))
+        given = set(_mapping(route.get("fields")))
+        for field, text in _mapping(route.get("fields")).items():
+            kind = _mapping(sources.get(source)).get("type") if isinstance(source, str) else None
+            yield from _places(text, kind, (*path, "fields", field))
+        for field in sorted(given - fields):
+            yield Fault(
+                (*path, "fields", field), f"the channel {name!r} has no field {{{field}}}", on_key=True
+            )
+        for field in sorted(given.intersection(template.fields)):
+            yield Fault(
+                (*path, "fields", field), f"the topic captures {{{field}}} already; give it once", on_key=True
+            )
+        missing = sorted(fields.difference(template.fields, given))
         if missing:
             yield Fault(
                 (*path, "topic"),
                 f"does not capture {{{'}, {'.join(missing)}}} of the channel {name!r}; "
-                f"put it where the topic holds it, such as {_example(name)}",
+                f"put it where the topic holds it, such as {_example(name)},"
+                f" or name it under fields: {{{missing[0]}: '{{key}}'}}",
             )
         for extra in sorted(set(template.fields) - fields):
             yield Fault(

@@ -14,6 +14,7 @@ from gateway.config.units import (
     Count,
     Duration,
     DurationOrNull,
+    Expressed,
     Listen,
     Origin,
     Secret,
@@ -195,7 +196,20 @@ def _source_url(value: Any) -> Any:
     return _redis_url(value)
 
 
+class EventFrom(Section):
+    """What of a record becomes the event's type and times; each may name places of the record."""
+
+    type: Expressed | None = Field(None, description="the event's type; else the one that the format gives")
+    timestamp: Expressed | None = Field(
+        None, description="unix milliseconds or ISO 8601; else the one that the format gives"
+    )
+    deduplicate: Expressed | None = Field(
+        None, description="records with the same text are one event; else the key that the format gives"
+    )
+
+
 class SourceBase(Section):
+    event: EventFrom = section(EventFrom, "what of a record becomes the event; not its payload")
     critical: Switch = Field(False, description="while this source is down, /readyz answers 503")
 
 
@@ -242,6 +256,9 @@ class Route(Section):
 
     source: str = Field(description="a name under sources")
     topic: Topic = Field(description="exact, glob (orders.*), or template (user:{id})")
+    fields: dict[str, Expressed] = Field(
+        {}, description="fields of the channel's name that the topic does not hold: {id: '{key}'}"
+    )
 
 
 class History(Section):

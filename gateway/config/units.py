@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, PlainValidator, SecretStr, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from gateway.config.expression import Expression
 from gateway.config.origins import normalise
 from gateway.config.template import Template
 
@@ -105,6 +106,15 @@ def _topic(value: Any) -> str:
     return text
 
 
+def _expression(value: Any) -> str:
+    text = _text(value)
+    try:
+        Expression(text)
+    except ValueError as error:
+        raise fault(str(error)) from None
+    return text
+
+
 def _channel_name(value: Any) -> str:
     text = str(value)
     try:
@@ -155,6 +165,10 @@ Size = Annotated[
 Listen = Annotated[Address, PlainValidator(_address), _string("address", r".+:[0-9]{1,5}", "0.0.0.0:8080")]
 Origin = Annotated[str, PlainValidator(_origin), _string("origin", None, "https://app.example.com")]
 Topic = Annotated[str, PlainValidator(_topic), _string("topic", None, "orders.*")]
+Expressed = Annotated[
+    str, PlainValidator(_expression), _string("expression", None, "{headers.x-event}, {/order/id}")
+]
+"""Text whose places a record fills in, see `gateway.config.expression`."""
 ChannelName = Annotated[str, PlainValidator(_channel_name), _string("channel name", None, "user.{id}")]
 Count = Annotated[
     int,

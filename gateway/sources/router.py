@@ -1,17 +1,25 @@
 """Records to drafts: which channels a topic feeds, and what of the record becomes the event. Pure."""
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import msgspec
 
 from gateway.config.catalog import Catalog, Declared, Match
+from gateway.config.expression import Expression
+from gateway.config.model import EventFrom
 from gateway.config.template import Template
 from gateway.errors import Rejected
 from gateway.event import GAP, Draft, Record, safe_type
 
 CACHE = 20_000
 """How many topics a source's routes are remembered for."""
+
+MAX_KEY = 255
+"""Characters of a deduplication key; a longer one is stored as its digest."""
 
 _MAX_TIMESTAMP = 10**14  # the year 5138; larger numbers are micro- or nanoseconds
 _json = msgspec.json.Decoder(msgspec.Raw)
@@ -26,39 +34,89 @@ class _Envelope(msgspec.Struct):
 _envelope = msgspec.json.Decoder(_Envelope)
 
 
+class _Route(NamedTuple):
+    """A topic, the channel that it feeds, and the channel's fields that only the record knows."""
+
+    topic: Template
+    declared: Declared
+    fields: Mapping[str, Expression]
+
+
+class _Way(NamedTuple):
+    """Where a topic's records go: to these channels, and to those that each record names itself."""
+
+    matches: list[Match]
+    named: list[tuple[_Route, Mapping[str, str]]]
+
+
+class _Event:
+    """What of a source's records becomes the event."""
+
+    __slots__ = ("deduplicate", "timestamp", "type")
+
+    def __init__(self, config: EventFrom) -> None:
+        self.type = _expression(config.type)
+        self.timestamp = _expression(config.timestamp)
+        self.deduplicate = _expression(config.deduplicate)
+
+    def read(self, record: Record) -> tuple[str | None, int | None, str | None]:
+        """Return type, timestamp and deduplication key. Raises Rejected."""
+        type_, timestamp, key = record.type, record.timestamp, record.key
+        if self.type is not None:
+            type_ = self.type.render(record) or type_
+        if self.timestamp is not None:
+            text = self.timestamp.render(record)
+            timestamp = timestamp if text is None else parsed_time(text)
+        if self.deduplicate is not None:
+            own = self.deduplicate.render(record, own=True)
+            if own is None:
+                # What it shares with others does not tell them apart.
+                own = self.deduplicate.render(record)
+                own = None if own is None else f"{own}/{record.index}"
+            key = key if own is None else own
+        return type_, timestamp, key
+
+
 class _Routes:
     """One source's routes: topics without wildcards by name, the others in declared order."""
 
-    __slots__ = ("cache", "exact", "patterns")
+    __slots__ = ("cache", "event", "exact", "patterns")
 
-    def __init__(self) -> None:
-        self.exact: dict[str, list[tuple[Template, Declared]]] = {}
-        self.patterns: list[tuple[Template, Declared]] = []
-        self.cache: OrderedDict[str, list[Match]] = OrderedDict()
+    def __init__(self, event: EventFrom | None) -> None:
+        self.exact: dict[str, list[_Route]] = {}
+        self.patterns: list[_Route] = []
+        self.cache: OrderedDict[str, _Way] = OrderedDict()
+        self.event = _Event(event) if event is not None and event.model_fields_set else None
 
 
 class Router:
     """Maps (source, record) to drafts. A record becomes at most one event of each channel."""
 
-    def __init__(self, catalog: Catalog, *, event_bytes: int) -> None:
+    def __init__(
+        self, catalog: Catalog, *, event_bytes: int, events: Mapping[str, EventFrom] | None = None
+    ) -> None:
         self._catalog = catalog
         self._event_bytes = event_bytes
         self._sources: dict[str, _Routes] = {}
         for declared in catalog.declared.values():
-            for route in declared.spec.from_:
-                routes = self._sources.setdefault(route.source, _Routes())
-                topic = Template(route.topic, glob=True)
-                if topic.is_exact:
-                    routes.exact.setdefault(route.topic, []).append((topic, declared))
+            for spec in declared.spec.from_:
+                if spec.source not in self._sources:
+                    self._sources[spec.source] = _Routes((events or {}).get(spec.source))
+                routes = self._sources[spec.source]
+                fields = {name: Expression(text) for name, text in spec.fields.items()}
+                route = _Route(Template(spec.topic, glob=True), declared, fields)
+                if route.topic.is_exact:
+                    routes.exact.setdefault(spec.topic, []).append(route)
                 else:
-                    routes.patterns.append((topic, declared))
+                    routes.patterns.append(route)
 
     def topics(self, source: str) -> list[Template]:
         """Return the topics that a source has to read, each once, in a stable order."""
-        routes = self._sources.get(source, _Routes())
-        templates = [group[0][0] for group in routes.exact.values()]
-        patterns = {topic.redis_pattern: topic for topic, _ in routes.patterns}
-        return templates + list(patterns.values())
+        routes = self._sources.get(source)
+        if routes is None:
+            return []
+        patterns = {route.topic.redis_pattern: route.topic for route in routes.patterns}
+        return [group[0].topic for group in routes.exact.values()] + list(patterns.values())
 
     def channels(self, source: str) -> list[Declared]:
         """Return the declared channels that a source feeds."""
@@ -73,19 +131,32 @@ class Router:
 
         Raises Rejected for a record that can never become an event.
         """
-        matches = self._match(source, record.topic)
-        if not matches:
+        routes = self._sources.get(source)
+        matches = [] if routes is None else self._matches(routes, record)
+        if routes is None or not matches:
             raise Rejected(
                 f"no channel takes the topic {record.topic[:200]!r} of the source {source!r}",
                 code="no_route",
                 status=404,
             )
-        key = None if record.key is None else f"{source}/{record.key}"
-        return [self._draft(match, record, key, now) for match in matches]
+        type_, timestamp, key = record.type, record.timestamp, record.key
+        if routes.event is not None:
+            type_, timestamp, key = routes.event.read(record)
+        if timestamp is not None and not 0 <= timestamp < _MAX_TIMESTAMP:
+            raise Rejected("the timestamp is not in unix milliseconds", code="bad_timestamp")
+        key = None if key is None else _bounded(f"{source}/{key}")
+        return [self._draft(match, record.payload, type_, timestamp, key, now) for match in matches]
 
-    def _draft(self, match: Match, record: Record, key: str | None, now: int) -> Draft:
+    def _draft(
+        self,
+        match: Match,
+        payload: bytes,
+        type_: str | None,
+        timestamp: int | None,
+        key: str | None,
+        now: int,
+    ) -> Draft:
         kind = match.declared.spec.payload
-        payload, type_, timestamp = record.payload, record.type, record.timestamp
         if kind == "text":
             _check_text(payload)
         elif kind == "json":
@@ -114,28 +185,51 @@ class Router:
             key=key,
         )
 
-    def _match(self, source: str, topic: str) -> list[Match]:
-        routes = self._sources.get(source)
-        if routes is None:
-            return []
-        cached = routes.cache.get(topic)
-        if cached is not None:
-            routes.cache.move_to_end(topic)
-            return cached
-        matches = list(self._instances(topic, (*routes.exact.get(topic, ()), *routes.patterns)))
-        routes.cache[topic] = matches
-        if len(routes.cache) > CACHE:
-            routes.cache.popitem(last=False)
-        return matches
+    def _matches(self, routes: _Routes, record: Record) -> list[Match]:
+        way = routes.cache.get(record.topic)
+        if way is None:
+            way = routes.cache[record.topic] = self._way(record.topic, routes)
+            if len(routes.cache) > CACHE:
+                routes.cache.popitem(last=False)
+        else:
+            routes.cache.move_to_end(record.topic)
+        if not way.named:
+            return way.matches
+        found = {match.name: match for match in way.matches}
+        for route, captured in way.named:
+            match = self._named(route, captured, record)
+            if match is not None:
+                found.setdefault(match.name, match)
+        if not found:
+            raise Rejected(
+                "the record does not hold what the channel's name needs (fields of the route)",
+                code="no_field",
+            )
+        return list(found.values())
 
-    def _instances(self, topic: str, routes: Iterable[tuple[Template, Declared]]) -> Iterable[Match]:
-        seen: set[str] = set()
-        for template, declared in routes:
-            fields = template.match(topic)
-            match = self._catalog.instance(declared, fields) if fields is not None else None
-            if match is not None and match.name not in seen:
-                seen.add(match.name)
-                yield match
+    def _way(self, topic: str, routes: _Routes) -> _Way:
+        matches: dict[str, Match] = {}
+        named = []
+        for route in (*routes.exact.get(topic, ()), *routes.patterns):
+            captured = route.topic.match(topic)
+            if captured is None:
+                continue
+            if route.fields:
+                named.append((route, captured))
+                continue
+            match = self._catalog.instance(route.declared, captured)
+            if match is not None:
+                matches.setdefault(match.name, match)
+        return _Way(list(matches.values()), named)
+
+    def _named(self, route: _Route, captured: Mapping[str, str], record: Record) -> Match | None:
+        fields = dict(captured)
+        for name, expression in route.fields.items():
+            text = expression.render(record)
+            if not text:
+                return None
+            fields[name] = text
+        return self._catalog.instance(route.declared, fields)
 
 
 def gap_draft(declared: Declared, payload: bytes, now: int) -> Draft:
@@ -168,6 +262,30 @@ def _open_envelope(payload: bytes) -> _Envelope:
         raise Rejected(
             f"the record is no envelope {{type, payload, timestamp}}: {error}", code="bad_envelope"
         ) from None
+
+
+def parsed_time(text: str) -> int:
+    """Return unix milliseconds from such a number, or from ISO 8601. Raises Rejected."""
+    if text.isdecimal() and text.isascii() and len(text) < 16:
+        return int(text)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise Rejected(
+            f"{text[:50]!r} is neither unix milliseconds nor an ISO 8601 time", code="bad_timestamp"
+        ) from None
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _bounded(key: str) -> str:
+    """Return a key that the log can take: long ones, and those that no log can store, by their digest."""
+    if len(key) <= MAX_KEY and key.isprintable():
+        return key
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+
+
+def _expression(text: str | None) -> Expression | None:
+    return None if text is None else Expression(text)
 
 
 def _milliseconds(timestamp: float) -> int:

@@ -65,7 +65,7 @@ def test_every_fault_is_told_at_once_with_its_place() -> None:
         r"g.yaml:9:1: log: the key 'log' is already given in line 8; remove one",
         r"g.yaml:13:3: channels.orders.access: is required.*write access: public.*",
         r"g.yaml:14:21: channels.orders.from\[0\].source: no source is named 'hook'; did you mean 'hooks'\?",
-        r"g.yaml:16:35: channels.\"user.\{id\}\".from\[0\].topic: does not capture \{id\}.*user:\{id\}",
+        r"g.yaml:16:35: channels.\"user.\{id\}\".from\[0\].topic: does not capture \{id\}.*user:\{id\}.*",
         r"g.yaml:18:5: channels.\"user.\{id\}\".histroy: unknown key; did you mean 'history'\?",
     ]
     found = faults(BROKEN)
@@ -149,7 +149,10 @@ def test_channels(channel: str, message: str) -> None:
         ("{type: webhok, verify: {none: true}}", "did you mean 'webhook'?"),
         ("{verify: {none: true}}", "is required; one of"),
         ("{type: redis-pubsub, url: 'http://x'}", "is not a Redis URL"),
-        ("{type: redis-pubsub, url: 'redis://x', topic: t}", "known here: critical, timeout, type, url"),
+        (
+            "{type: redis-pubsub, url: 'redis://x', topic: t}",
+            "known here: critical, event, timeout, type, url",
+        ),
     ],
 )
 def test_sources(source: str, message: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel
+from gateway.config.model import Channel, EventFrom
 from gateway.errors import Rejected
 from gateway.event import Draft, Record, Retention
 from gateway.sources.router import Router
@@ -121,3 +121,67 @@ def test_no_bytes_escape_as_another_error(payload: bytes, topic: str) -> None:
     """Whatever an upstream sends is a draft or a Rejected."""
     with contextlib.suppress(Rejected):
         assert len(drafts(topic, payload)) == 1
+
+
+MAPPED = Router(
+    Catalog(
+        {
+            "user.{id}": Channel.model_validate(
+                {"from": [{**at("users"), "fields": {"id": "{key}"}}], "access": "public"}
+            ),
+            "all": Channel.model_validate({"from": [at("orders")], "access": "public"}),
+        }
+    ),
+    event_bytes=1000,
+    events={
+        "s": EventFrom(type="{headers.kind}", timestamp="{/at}", deduplicate="{headers.delivery}-{/id}"),
+    },
+)
+
+
+def mapped(topic: str, payload: bytes, **more: object) -> Draft:
+    (draft,) = MAPPED.drafts("s", Record(topic, payload, **more), now=99)  # type: ignore[arg-type]
+    return draft
+
+
+def test_a_record_names_its_own_channel() -> None:
+    """One topic for all users, the user in the record's key: no topic per user is needed."""
+    assert mapped("users", b"{}", values={"key": "42"}).channel == "user.42"
+    for values in ({}, {"key": ""}, {"key": "a b"}, {"key": "x" * 200}):
+        with pytest.raises(Rejected, match="channel's name") as caught:
+            mapped("users", b"{}", values=values)
+        assert caught.value.code == "no_field"
+
+
+def test_type_time_and_key_come_from_where_the_file_says() -> None:
+    """And from the format where the record does not hold them."""
+    draft = mapped(
+        "orders", b'{"at": "2026-01-01T00:00:00Z", "id": 7}',
+        values={"headers.kind": "new", "headers.delivery": "d"}, type="other", key="old",
+    )  # fmt: skip
+    assert (draft.type, draft.timestamp, draft.key) == ("new", 1767225600000, "s/d-7")
+    draft = mapped("orders", b"{}", type="other", timestamp=5, key="old")
+    assert (draft.type, draft.timestamp, draft.key) == ("other", 5, "s/old")
+    assert mapped("orders", b'{"at": 1767225600001}').timestamp == 1767225600001
+
+
+def test_what_all_records_of_a_request_share_is_no_key_of_one() -> None:
+    """Else a batch under one delivery id would be one event."""
+    shared = {"headers.delivery": "d"}
+    keys = {mapped("orders", b'{"id": 7}', shared=shared, index=index).key for index in range(3)}
+    assert keys == {"s/d-7/0", "s/d-7/1", "s/d-7/2"}
+
+
+@pytest.mark.parametrize("at", ['"soon"', "-1", "1e20", "9999999999999999", '""'])
+def test_a_time_that_is_none_is_rejected(at: str) -> None:
+    """A micro- or nanosecond taken for milliseconds would lie 50,000 years ahead."""
+    with pytest.raises(Rejected) as caught:
+        mapped("orders", f'{{"at": {at}}}'.encode())
+    assert caught.value.code == "bad_timestamp"
+
+
+def test_keys_that_no_log_stores_are_digests() -> None:
+    """Too long, or with bytes that are no text: still the same for the same."""
+    long = drafts("t", b"1", key="k" * 300)[0].key
+    assert long is not None and len(long) == 64
+    assert long == drafts("t", b"1", key="k" * 300)[0].key != drafts("t", b"1", key="\udcff")[0].key
