@@ -11,8 +11,9 @@ import uvloop
 
 from gateway import __version__
 from gateway.config.load import load
-from gateway.config.model import Config, Webhook
+from gateway.config.model import Config
 from gateway.config.schema import json_schema
+from gateway.config.sources import Webhook
 from gateway.daemon import Daemon
 from gateway.errors import StartupError
 from gateway.logs import configure

@@ -17,14 +17,17 @@ from gateway.broker.memory import MemoryBroker, unix_ms
 from gateway.broker.redis import RedisBroker
 from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
-from gateway.config.model import SQLITE_URL, Config, RedisPubSub, Webhook
+from gateway.config.model import SQLITE_URL, Config
+from gateway.config.sources import RedisPubSub, Webhook
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.http.admin import Admin
 from gateway.http.app import bare_app, public_app
 from gateway.http.auth import Authenticator
+from gateway.http.bodies import Bodies
 from gateway.http.cors import CorsPolicy
 from gateway.http.hooks import Hooks
+from gateway.http.receipts import Receipts
 from gateway.http.server import Listener, tls_context
 from gateway.http.subscribe import Subscribe
 from gateway.hub.hub import Hub
@@ -96,7 +99,9 @@ class Daemon:
             metrics=self.metrics,
             channels_per_stream=limits.channels_per_stream,
         )
-        hooks = Hooks(self.webhooks, body_bytes=limits.webhook_body, request_seconds=timeouts.request)
+        self.bodies = Bodies(limits.webhook_body, timeouts.request)
+        receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
+        hooks = Hooks(self.webhooks, self.bodies, receipts)
         self.public = Listener(
             public_app(subscribe, hooks, app, cors),
             config.server.listen,
@@ -177,6 +182,7 @@ class Daemon:
         # 2. Every stream ends at an event boundary, spread over the drain time. Sources still deliver.
         await self.streams.drain(self.config.timeouts.drain)
         # 3. Requests that are under way are answered, then nothing comes in any more.
+        self.bodies.drain()
         await self.public.stop()
         for supervisor in self.supervisors.values():
             await supervisor.stop()

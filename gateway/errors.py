@@ -86,6 +86,17 @@ class Unavailable(GatewayError):
         self.retry_after = retry_after
 
 
+class TooManyRequests(GatewayError):
+    """Over a rate: answered 429 with ``Retry-After: retry_after`` (seconds)."""
+
+    status = 429
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class Fenced(GatewayError):
     """The lease that an append was made under is another node's by now; nothing of it was appended."""
 

@@ -42,6 +42,24 @@ class EventId(NamedTuple):
         return cls(max(ms - 1, 0), _MAX_SEQ)
 
 
+SEQ_BITS = 20
+"""Low bits of a packed id."""
+
+_PACKED_SEQ = (1 << SEQ_BITS) - 1
+
+
+def pack(id: EventId) -> int:
+    """Return an id as one integer of 63 bits in the same order; ids that no log gives are clipped."""
+    ms: int = min(id.ms, 2**43 - 1)
+    return (ms << SEQ_BITS) | min(id.seq, _PACKED_SEQ)
+
+
+def unpack(number: int) -> EventId:
+    """Return the id that `pack` made a number of."""
+    # What EventId(…) does, in half the time: every append and every read pays for it.
+    return tuple.__new__(EventId, (number >> SEQ_BITS, number & _PACKED_SEQ))
+
+
 NOTHING: Mapping[str, str] = MappingProxyType({})
 """No values."""
 

@@ -54,7 +54,7 @@ def test_every_route_is_documented() -> None:
     paths = (
         literals(r'add_get\("(/\w+)"')
         | literals(r'add_resource\("([^"]+)"\)')
-        | set(literals(r'"(/events[^"]*)"'))
+        | set(literals(r'"(/(?:events|hooks)[^"]*)"'))
     )
     assert {"/metrics", "/hooks/{source}", "/events/{channel}"} <= paths
     for path in paths:

@@ -16,7 +16,8 @@ LAYERS = [
     {"stream"},
     {"hub"},
     {"sources", "broker"},
-    {"webhooks", "sse", "config", "history"},
+    {"webhooks"},
+    {"sse", "config", "history"},
     {"event"},
     {"errors", "logs", "metrics", "backoff"},
 ]

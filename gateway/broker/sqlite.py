@@ -30,9 +30,9 @@ import structlog
 
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
 from gateway.broker.sqlite_nudges import Nudges
-from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store, pack, unpack
+from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store
 from gateway.errors import Fenced, StartupError, Unavailable
-from gateway.event import Cursor, Draft, Event, EventId, Fence
+from gateway.event import Cursor, Draft, Event, EventId, Fence, pack, unpack
 
 log = structlog.get_logger("gateway.broker")
 

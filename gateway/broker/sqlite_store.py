@@ -12,13 +12,11 @@ from pathlib import Path
 
 from gateway.broker.base import DEDUPLICATION_KEYS, Batch, Page
 from gateway.errors import Fenced
-from gateway.event import Event, EventId, Fence, Retention
+from gateway.event import SEQ_BITS, Event, EventId, Fence, Retention, unpack
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
 VERSION = 3
 
-_SEQ_BITS = 20
-_MAX_SEQ = (1 << _SEQ_BITS) - 1
 _BUSY_SECONDS = 5.0
 
 CHANNELS = 20_000
@@ -68,18 +66,6 @@ CREATE TABLE leases (
 
 class ForeignFile(Exception):
     """The file is not a log of this version."""
-
-
-def pack(id: EventId) -> int:
-    """Return an id as the integer that is stored; ids that no log gives are clipped to the nearest."""
-    ms: int = min(id.ms, 2**43 - 1)
-    return (ms << _SEQ_BITS) | min(id.seq, _MAX_SEQ)
-
-
-def unpack(number: int) -> EventId:
-    """Return the id that `pack` stored."""
-    # What EventId(…) does, in half the time: every append and every read pays for it.
-    return tuple.__new__(EventId, (number >> _SEQ_BITS, number & _MAX_SEQ))
 
 
 class Store:
@@ -138,7 +124,7 @@ class Store:
         the head before. ``known`` is the last id that this process knows of: none up to it is given.
         """
         before = self._head_after(known)
-        head, now = before, self._clock() << _SEQ_BITS
+        head, now = before, self._clock() << SEQ_BITS
         answers: list[list[EventId] | Fenced] = []
         events: list[Event] = []
         rows: list[tuple[int, int, bool, int, str | None, bytes]] = []
@@ -287,7 +273,7 @@ class Store:
             _SWEEP_ROWS
             - self._db.execute(
                 "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE NOT kept AND id <= ? LIMIT ?)",
-                ((now - LIVE_MS) << _SEQ_BITS, _SWEEP_ROWS),
+                ((now - LIVE_MS) << SEQ_BITS, _SWEEP_ROWS),
             ).rowcount
         )
         written = [self._written.pop() for _ in range(min(channels, len(self._written)))]
@@ -304,7 +290,7 @@ class Store:
     def _trim(self, name: str, now: int, room: int) -> tuple[int, bool]:
         """Delete what followers had time to see of a channel; returns how much, and whether that was all."""
         key, floor, _ = self._floor(name, now)
-        until = min(floor, (now - LIVE_MS) << _SEQ_BITS)
+        until = min(floor, (now - LIVE_MS) << SEQ_BITS)
         cut = self._db.execute(
             "SELECT id FROM events INDEXED BY events_by_channel"
             " WHERE channel = ? AND kept AND id <= ? ORDER BY id LIMIT 1 OFFSET ?",
@@ -334,7 +320,7 @@ class Store:
                 raise ForeignFile("is a database of another program")
             for statement in _SCHEMA.split(";"):
                 self._db.execute(statement)
-            start = self._clock() << _SEQ_BITS
+            start = self._clock() << SEQ_BITS
             self._db.execute("INSERT INTO log VALUES (?, ?)", (start, start))
             self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._db.execute(f"PRAGMA user_version = {VERSION}")
@@ -372,7 +358,7 @@ class Store:
         floor = max(floor, pushed[0] if pushed is not None else 0)
         if age is None:
             return key, floor, 0
-        expired = ((now - age + 1) << _SEQ_BITS) - 1
+        expired = ((now - age + 1) << SEQ_BITS) - 1
         last = self._db.execute(
             "SELECT max(id) FROM events INDEXED BY events_by_channel WHERE channel = ? AND id <= ? AND kept",
             (key, expired),

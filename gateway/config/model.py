@@ -6,9 +6,10 @@ Every key here does something; a key for a later feature is an unknown key until
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from gateway.config.redis_url import RedisUrl
+from gateway.config.section import Section, preset, redis_url, section
+from gateway.config.sources import Source
 from gateway.config.units import (
     ChannelName,
     Count,
@@ -23,20 +24,6 @@ from gateway.config.units import (
     Topic,
     fault,
 )
-
-
-def preset(text: str, description: str) -> Any:
-    """Return a default written as in the YAML file, so that schema, docs and model share one spelling."""
-    return Field(text, description=description)
-
-
-def section(model: type[BaseModel], description: str | None = None) -> Any:
-    """Return the default of a section that may be left out: all of its own defaults."""
-    return Field(default_factory=model, description=description)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 class Tls(Section):
@@ -65,20 +52,12 @@ class Log(Section):
 SQLITE_URL = r"sqlite:///(.+)"
 
 
-def _redis_url(value: Any) -> Any:
-    try:
-        RedisUrl.parse(str(value))
-    except ValueError as error:
-        raise fault(str(error)) from None
-    return value
-
-
 def _broker_url(value: Any) -> Any:
     text = str(value)
     if text == "memory://" or re.fullmatch(SQLITE_URL, text):
         return value
     if re.match(r"(rediss?(\+\w+)?|unix)://", text):
-        return _redis_url(value)
+        return redis_url(value)
     raise fault(
         "must be memory://, sqlite:///file (relative; sqlite:////file is absolute), redis://, rediss://,"
         " redis+sentinel:// or redis+cluster://"
@@ -188,69 +167,6 @@ class Auth(Section):
     jwt: Jwt
 
 
-def _source_url(value: Any) -> Any:
-    if value == "":
-        return value
-    if "+" in str(value).partition(":")[0]:
-        raise fault("must be redis://, rediss:// or unix://; Sentinel and cluster are for broker.url")
-    return _redis_url(value)
-
-
-class EventFrom(Section):
-    """What of a record becomes the event's type and times; each may name places of the record."""
-
-    type: Expressed | None = Field(None, description="the event's type; else the one that the format gives")
-    timestamp: Expressed | None = Field(
-        None, description="unix milliseconds or ISO 8601; else the one that the format gives"
-    )
-    deduplicate: Expressed | None = Field(
-        None, description="records with the same text are one event; else the key that the format gives"
-    )
-
-
-class SourceBase(Section):
-    event: EventFrom = section(EventFrom, "what of a record becomes the event; not its payload")
-    critical: Switch = Field(False, description="while this source is down, /readyz answers 503")
-
-
-class RedisPubSub(SourceBase):
-    """Redis PUBLISH. The topic of a record is the Redis channel."""
-
-    type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
-    url: Annotated[Secret, BeforeValidator(_source_url)] = Field(
-        description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
-    )
-    timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
-
-
-class Verify(Section):
-    """How a webhook proves who sent it."""
-
-    bearer: list[Secret] | None = Field(
-        None, min_length=1, description="Authorization: Bearer; several tokens allow rotation"
-    )
-    none: Literal[True] | None = Field(None, description="accept everybody who can reach the port")
-
-    @model_validator(mode="after")
-    def _one(self) -> "Verify":
-        if (self.bearer is None) == (self.none is None):
-            raise fault("give exactly one of bearer: [token, …] and none: true")
-        if any(not token.get_secret_value() for token in self.bearer or ()):
-            raise fault("a bearer token is empty")
-        return self
-
-
-class Webhook(SourceBase):
-    """``POST /hooks/{name}``. The topic comes from ``?topic=``, else from here."""
-
-    type: Literal["webhook"] = Field(description="posts to /hooks/<name>")
-    verify: Verify
-    topic: str | None = Field(None, min_length=1, description="topic of a post without ?topic=")
-
-
-Source = Annotated[RedisPubSub | Webhook, Field(discriminator="type")]
-
-
 class Route(Section):
     """Which topics of which source feed a channel."""
 
@@ -323,5 +239,5 @@ class Config(Section):
     timeouts: Timeouts = section(Timeouts)
     limits: Limits = section(Limits)
     auth: Auth | None = None
-    sources: dict[str, Source] = {}
+    sources: dict[str, Source] = Field({})
     channels: dict[ChannelName, Channel] = Field(min_length=1)

@@ -14,6 +14,7 @@ ENV_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_RATE = re.compile(r"([0-9]{1,9})\s*/\s*([smhd])", re.ASCII)
 _QUANTITY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]+)", re.ASCII)
 
 
@@ -47,6 +48,13 @@ def _duration(value: Any) -> float:
     if not 0 < seconds <= MAX_DURATION:
         raise fault("a duration must be more than nothing and at most 3650d")
     return seconds
+
+
+def _rate(value: Any) -> float:
+    match = _RATE.fullmatch(str(value).strip())
+    if match is None or int(match[1]) < 1:
+        raise fault(f"{value!r} is not a rate; write a number and a time: 100/s, 6000/m, 100000/h")
+    return int(match[1]) / _SECONDS[match[2]]
 
 
 def _size(value: Any) -> int:
@@ -161,6 +169,9 @@ Size = Annotated[
     int, PlainValidator(_size), _string("size", r"[0-9]+(\.[0-9]+)?\s*(B|KB|MB|GB|KiB|MiB|GiB)", "16MiB")
 ]
 """Bytes, from text with a unit."""
+
+Rate = Annotated[float, PlainValidator(_rate), _string("rate", r"[0-9]+\s*/\s*(s|m|h|d)", "1000/s")]
+"""Per second, from text with a unit."""
 
 Listen = Annotated[Address, PlainValidator(_address), _string("address", r".+:[0-9]{1,5}", "0.0.0.0:8080")]
 Origin = Annotated[str, PlainValidator(_origin), _string("origin", None, "https://app.example.com")]

@@ -1,11 +1,24 @@
 """The public application: which path leads to which handler."""
 
+from collections.abc import Mapping
+
 from aiohttp import web
 
 from gateway.http.cors import Cors, CorsPolicy
 from gateway.http.hooks import Hooks
 from gateway.http.responses import errors_as_json, plain_headers
 from gateway.http.subscribe import Subscribe
+from gateway.webhooks.post import Path
+
+HOOKS: Mapping[str, Path] = {
+    "/hooks/{source}": "plain",
+    "/hooks/{source}/topics/{topic}": "topics",
+    "/hooks/{source}/topics/{topic}/partitions/{partition:[0-9]{1,9}}": "topics",
+    "/hooks/{source}/v3/clusters/{cluster}/topics/{topic}/records": "records",
+    "/hooks/{source}/v3/clusters/{cluster}/topics/{topic}/records:batch": "records:batch",
+    "/hooks/{source}/{topic}/messages": "messages",
+}
+"""A source's own path, REST Proxy's v2 and v3, and Event Hubs'."""
 
 
 def public_app(subscribe: Subscribe, hooks: Hooks, app: web.Application, cors: Cors) -> web.Application:
@@ -15,10 +28,11 @@ def public_app(subscribe: Subscribe, hooks: Hooks, app: web.Application, cors: C
         resource.add_route("GET", subscribe.get)
         resource.add_route("HEAD", subscribe.get)
         cors.add(resource)
-    hook = app.router.add_resource("/hooks/{source}")
-    hook.add_route("POST", hooks.post, expect_handler=hooks.expect)
-    hook.add_route("HEAD", hooks.head)
-    hook.add_route("OPTIONS", hooks.options)
+    for url, kind in HOOKS.items():
+        hook = app.router.add_resource(url)
+        hook.add_route("POST", hooks.post(kind), expect_handler=hooks.expect(kind))
+        hook.add_route("HEAD", hooks.head)
+        hook.add_route("OPTIONS", hooks.options)
     return app
 
 

@@ -1,83 +1,104 @@
-"""``POST /hooks/{source}``: a webhook's request to its source, and the answer."""
+"""``/hooks/{source}`` and the paths below it: a webhook's request to its source, and the answer."""
 
-import asyncio
-import zlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
+import structlog
 from aiohttp import hdrs, web
 
-from gateway.errors import BadRequest, GatewayError, NotFound, PayloadTooLarge, Rejected, RequestTimeout
-from gateway.http.responses import error_response, json_response
+from gateway.errors import BadRequest, GatewayError, NotFound, Unauthorized
+from gateway.http.bodies import Bodies
+from gateway.http.receipts import Receipts
+from gateway.http.responses import add_headers, error_response
 from gateway.sources.webhook import WebhookSource
+from gateway.webhooks import rest_proxy
+from gateway.webhooks.post import Path, Post, Reply
 
+log = structlog.get_logger("gateway.http")
 
-def _inflater(request: web.Request) -> "zlib._Decompress | None":
-    """Return what undoes the body's Content-Encoding. Raises Rejected for one that is not known."""
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-    if encoding == "identity":
-        return None
-    if encoding not in ("gzip", "deflate"):
-        raise Rejected(
-            "Content-Encoding must be gzip, deflate or identity", code="unknown_encoding", status=415
-        )
-    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
+MAX_TOPIC = 255
+"""Longest topic, in characters."""
+
+MAX_IDEMPOTENCY_KEY = 255
+"""Longest ``Idempotency-Key``, in characters."""
+
+_METHODS = "POST, HEAD, OPTIONS"
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """The handlers of ``/hooks/{source}``."""
+    """The handlers."""
 
     sources: Mapping[str, WebhookSource]
-    body_bytes: int
-    request_seconds: float
+    bodies: Bodies
+    receipts: Receipts
 
-    async def post(self, request: web.Request) -> web.Response:
-        """Answer 200 once the log has all events of the body; see DESIGN's guarantee "accepted is kept"."""
-        source = self._source(request)
-        try:
-            source.authorize(request.headers.get(hdrs.AUTHORIZATION))
-            body = await self._body(request)
-            ids = await source.receive(
-                topic=request.query.get("topic"),
-                content_type=request.content_type,
-                body=body,
-                idempotency_key=request.headers.get("Idempotency-Key") or None,
-            )
-        except GatewayError as error:
-            source.refused(error)
-            raise
-        return json_response({"accepted": len(ids), "ids": [str(id) for id in ids]})
+    def post(self, path: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return the handler of one of a source's paths.
+
+        It answers 2xx once the log has the events; see DESIGN's guarantee "accepted is kept".
+        """
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            source = self._source(request)
+            try:
+                post = _post(request, path)
+                source.admit(post.headers, request.query.get("access_token"))
+                if path == "records" and not source.needs_body:
+                    return await self.receipts.stream(request, source, post)
+                async with self.bodies.whole(request) as body:
+                    post = msgspec.structs.replace(post, body=body)
+                    if path == "records":
+                        return _response(await self.receipts.whole(source, post))
+                    return _response(await source.receive(post))
+            except GatewayError as error:
+                return self._refusal(request, source, path, error)
+
+        return handle
 
     async def head(self, request: web.Request) -> web.Response:
         """Answer a sender's health check."""
         self._source(request)
-        return web.Response(headers={hdrs.ALLOW: "POST, HEAD, OPTIONS"})
+        return web.Response(headers={hdrs.ALLOW: _METHODS})
 
     async def options(self, request: web.Request) -> web.Response:
-        """Say what may be done here."""
+        """Say what may be done here; CloudEvents senders ask before they post (webhooks 1.0, §4)."""
         self._source(request)
-        return web.Response(status=204, headers={hdrs.ALLOW: "POST, HEAD, OPTIONS"})
+        origin = request.headers.get("WebHook-Request-Origin")
+        if origin is None:
+            return web.Response(status=204, headers={hdrs.ALLOW: _METHODS})
+        # Every post is verified, so whoever may post may do so at any rate: over it is 429.
+        return web.Response(
+            headers={
+                hdrs.ALLOW: _METHODS,
+                "WebHook-Allowed-Origin": origin,
+                "WebHook-Allowed-Rate": request.headers.get("WebHook-Request-Rate", "*"),
+            }
+        )
 
-    async def expect(self, request: web.Request) -> web.Response | None:
-        """Answer ``Expect: 100-continue``, or refuse before the body is sent.
+    def expect(self, path: Path) -> Callable[[web.Request], Awaitable[web.Response | None]]:
+        """Return what answers ``Expect: 100-continue``, or refuses before the body is sent.
 
-        aiohttp calls this outside of all middlewares; a response that is returned takes the place of
-        the handler's.
+        aiohttp calls it outside of all middlewares; a response that is returned takes the place of the
+        handler's.
         """
-        try:
-            source = self._source(request)
+
+        async def handle(request: web.Request) -> web.Response | None:
             try:
-                source.authorize(request.headers.get(hdrs.AUTHORIZATION))
-                self._check_length(request)
+                source = self._source(request)
             except GatewayError as error:
-                source.refused(error)
-                raise
-        except GatewayError as error:
-            return error_response(error)
-        if request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return None
+                return error_response(error)
+            try:
+                source.admit(_headers(request), request.query.get("access_token"))
+                self.bodies.check_length(request)
+            except GatewayError as error:
+                return self._refusal(request, source, path, error)
+            if request.transport is not None:
+                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return None
+
+        return handle
 
     def _source(self, request: web.Request) -> WebhookSource:
         name = request.match_info["source"]
@@ -85,36 +106,54 @@ class Hooks:
             raise NotFound(f"there is no webhook source {name[:200]!r}", code="unknown_source")
         return self.sources[name]
 
-    def _check_length(self, request: web.Request) -> None:
-        if request.content_length is not None and request.content_length > self.body_bytes:
-            raise self._too_large()
+    def _refusal(
+        self, request: web.Request, source: WebhookSource, path: Path, error: GatewayError
+    ) -> web.Response:
+        source.refused(error)
+        if isinstance(error, Unauthorized):
+            log.warning("webhook_refused", source=request.match_info["source"], code=error.code,
+                        reason=error.message, peer=request.remote)  # fmt: skip
+        reply = rest_proxy.error_body(path, request.content_type, error)
+        if reply is None:
+            return error_response(error)
+        response = _response(reply)
+        add_headers(response, error)
+        return response
 
-    async def _body(self, request: web.Request) -> bytes:
-        """Read the body under the limit, which holds after decompression, and the deadline."""
-        self._check_length(request)
-        inflate = _inflater(request)
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.request_seconds):
-                async for part in request.content.iter_any():
-                    # One byte over the limit is enough to know: a bomb is never inflated further.
-                    body += (
-                        part if inflate is None else inflate.decompress(part, self.body_bytes + 1 - len(body))
-                    )
-                    if len(body) > self.body_bytes or (inflate is not None and inflate.unconsumed_tail):
-                        raise self._too_large()
-        except TimeoutError:
-            raise RequestTimeout(f"the body did not arrive within {self.request_seconds:g} s") from None
-        except web.RequestPayloadError as error:
-            raise BadRequest(f"the body cannot be read: {error}", code="bad_body") from None
-        except zlib.error:
-            raise BadRequest("the body is not what its Content-Encoding says", code="bad_body") from None
-        except ConnectionError:
-            body.clear()  # aiohttp keeps the error, and with it this frame, until the next full collection
-            raise
-        if inflate is not None and (not inflate.eof or inflate.unused_data):
-            raise BadRequest("the body is not one whole compressed stream", code="bad_body")
-        return bytes(body)
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"the body is larger than limits.webhook_body ({self.body_bytes} bytes)")
+def _headers(request: web.Request) -> dict[str, str]:
+    """Return the headers by their names in lower case; of one that is given twice the first."""
+    return {name.lower(): text for name, text in reversed([*request.headers.items()])}
+
+
+def _post(request: web.Request, path: Path) -> Post:
+    """Return the request without its body. Raises BadRequest."""
+    topic = request.query.get("topic") or request.match_info.get("topic")
+    if topic is not None and len(topic) > MAX_TOPIC:
+        raise BadRequest(f"the topic is longer than {MAX_TOPIC} characters", code="bad_topic")
+    key = request.headers.get("Idempotency-Key") or None
+    if key is not None and len(key) > MAX_IDEMPOTENCY_KEY:
+        raise BadRequest(
+            f"Idempotency-Key is longer than {MAX_IDEMPOTENCY_KEY} characters", code="bad_idempotency_key"
+        )
+    if key is not None and not key.isascii():
+        # Bytes that are no text arrive as surrogates, which no log can store.
+        raise BadRequest("Idempotency-Key must be ASCII", code="bad_idempotency_key")
+    partition = request.match_info.get("partition")
+    return Post(
+        b"",
+        content_type=request.content_type if hdrs.CONTENT_TYPE in request.headers else "",
+        headers=_headers(request),
+        path=path,
+        topic=topic,
+        partition=None if partition is None else int(partition),
+        cluster=request.match_info.get("cluster", ""),
+        id=key,
+    )
+
+
+def _response(reply: Reply) -> web.Response:
+    if not reply.content_type:
+        return web.Response(status=reply.status)
+    headers = {hdrs.CONTENT_TYPE: reply.content_type}
+    return web.Response(status=reply.status, body=reply.body, headers=headers)

@@ -7,7 +7,7 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.errors import GatewayError, Unauthorized, Unavailable
+from gateway.errors import GatewayError, TooManyRequests, Unauthorized, Unavailable
 
 log = structlog.get_logger("gateway.http")
 
@@ -35,11 +35,16 @@ def json_response(data: object, *, status: int = 200) -> web.Response:
 def error_response(error: GatewayError) -> web.Response:
     """Return ``{"error": code, "message": …}`` with the status and headers of its kind."""
     response = _json_error(error.code, error.message, error.status)
+    add_headers(response, error)
+    return response
+
+
+def add_headers(response: web.Response, error: GatewayError) -> None:
+    """Add what a status asks for: ``WWW-Authenticate`` or ``Retry-After``."""
     if isinstance(error, Unauthorized):
         response.headers[hdrs.WWW_AUTHENTICATE] = error.challenge
-    if isinstance(error, Unavailable):
+    if isinstance(error, (Unavailable, TooManyRequests)):
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
-    return response
 
 
 def _json_error(code: str, message: str, status: int) -> web.Response:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
-from gateway.event import EventId, Fence, Record
+from gateway.event import Fence, Record
+from gateway.webhooks.post import Outcome
 
 SourceStatus = Literal["starting", "up", "down", "off"]
 
@@ -41,8 +42,11 @@ class Feed(Protocol):
         reads the source by now.
         """
 
-    async def publish_all(self, records: Sequence[Record]) -> list[EventId]:
-        """Append all records or none, and return the ids of their events. Raises Rejected, uncounted."""
+    async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
+        """Append the records, and return of each the ids of its events, or why there are none.
+
+        With ``atomic`` all of them or none: it raises the first refusal. Nothing is counted as refused.
+        """
 
     async def tell_gap(self, since: int, position: str, fence: Fence) -> None:
         """Tell every channel of the source that records since then (unix ms) may be lost."""

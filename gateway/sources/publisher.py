@@ -1,14 +1,16 @@
 """From a source's records to appended events, with everything counted on the way."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 
 import msgspec
 
-from gateway.errors import Rejected
+from gateway.errors import GatewayError, Rejected, Unavailable
 from gateway.event import Cursor, Draft, EventId, Fence, Record
 from gateway.metrics import Metrics
 from gateway.sources.base import SourceState
 from gateway.sources.router import Router, gap_draft
+from gateway.webhooks.post import Outcome
 
 Append = Callable[[Sequence[Draft], Cursor | None, Fence | None], Awaitable[list[EventId]]]
 
@@ -45,18 +47,35 @@ class Publisher:
         if drafts or position is not None:
             await self._append(drafts, self._cursor(position), fence)
 
-    async def publish_all(self, records: Sequence[Record]) -> list[EventId]:
-        """Append all records or none. Raises Rejected, uncounted, its message with the record's place."""
+    async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
+        """Append the records that can be events, or with ``atomic`` all or none.
+
+        Returns of each the ids of its events, or why there are none; with ``atomic`` raises the first
+        refusal, its message with the record's place.
+        """
         now = self._receive(records)
         drafts: list[Draft] = []
+        each: list[int | GatewayError] = []  # how many drafts, or none
         for index, record in enumerate(records):
             try:
-                drafts.extend(self._router.drafts(self.state.name, record, now))
+                found = self._router.drafts(self.state.name, record, now)
             except Rejected as error:
                 if len(records) > 1:
                     error.message = f"record {index}: {error.message}"
+                if atomic:
+                    raise
+                each.append(error)
+            else:
+                drafts += found
+                each.append(len(found))
+        try:
+            ids = await self._append(drafts, None, None) if drafts else []
+        except Unavailable as error:
+            if atomic:
                 raise
-        return await self._append(drafts, None, None)
+            return [error if isinstance(count, int) else count for count in each]
+        rest = iter(ids)
+        return [list(islice(rest, count)) if isinstance(count, int) else count for count in each]
 
     async def tell_gap(self, reason: str, since: int, position: str, fence: Fence) -> None:
         """Append a gap to every channel of this source: records since ``since`` (unix ms) may be lost."""

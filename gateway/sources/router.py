@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.config.catalog import Catalog, Declared, Match
 from gateway.config.expression import Expression
-from gateway.config.model import EventFrom
+from gateway.config.sources import EventFrom
 from gateway.config.template import Template
 from gateway.errors import Rejected
 from gateway.event import GAP, Draft, Record, safe_type

@@ -7,10 +7,11 @@ from contextlib import suppress
 import structlog
 
 from gateway.backoff import Backoff
-from gateway.event import EventId, Fence, Record
+from gateway.event import Fence, Record
 from gateway.sources.base import Source, SourceState, SourceStatus
 from gateway.sources.election import Election, Leases
 from gateway.sources.publisher import Publisher
+from gateway.webhooks.post import Outcome
 
 log = structlog.get_logger("gateway.sources")
 
@@ -77,8 +78,8 @@ class Supervisor:
     ) -> None:
         await self._publisher.publish(records, position, fence)
 
-    async def publish_all(self, records: Sequence[Record]) -> list[EventId]:
-        return await self._publisher.publish_all(records)
+    async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
+        return await self._publisher.publish_each(records, atomic=atomic)
 
     async def tell_gap(self, since: int, position: str, fence: Fence) -> None:
         await self._publisher.tell_gap("source_interrupted", since, position, fence)

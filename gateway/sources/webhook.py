@@ -1,20 +1,23 @@
-"""``POST /hooks/{source}`` as a source: who may post, under which topic, and what the body holds."""
+"""``POST /hooks/{source}`` as a source: who may post, how much, and what becomes of it."""
 
 import asyncio
-import hashlib
-import hmac
+import math
+import time
+from collections.abc import Callable, Sequence
 
-from gateway.config.model import Webhook
-from gateway.errors import BadRequest, GatewayError, Unauthorized, Unavailable
-from gateway.event import EventId, Record
+import msgspec
+
+from gateway.config.expression import Expression
+from gateway.config.sources import Webhook
+from gateway.errors import GatewayError, TooManyRequests, Unavailable
+from gateway.event import Record
 from gateway.sources.base import Feed, Source
-from gateway.webhooks.formats import payloads
+from gateway.webhooks.detect import read
+from gateway.webhooks.post import Outcome, Post, Reply
+from gateway.webhooks.signatures import Headers, Proof, Replays, verifier
 
-MAX_TOPIC = 255
-"""Longest topic, in characters."""
-
-MAX_IDEMPOTENCY_KEY = 255
-"""Longest ``Idempotency-Key``, in characters."""
+BURST_SECONDS = 1.0
+"""How much of its rate a source may use at once, after it was quiet."""
 
 
 class WebhookSource(Source):
@@ -22,11 +25,14 @@ class WebhookSource(Source):
 
     reads_once = False  # a balancer spreads the posts
 
-    def __init__(self, config: Webhook) -> None:
-        self._topic = config.topic
+    def __init__(self, config: Webhook, *, now: Callable[[], float] = time.time) -> None:
+        self._format = config.format
+        self._default_topic = None if config.topic is None else Expression(config.topic)
+        self._verifier = verifier(config.verify)
+        self._replays = Replays()
+        self._rate = None if config.rate is None else Rate(config.rate)
+        self._now = now
         self._feed: Feed | None = None
-        # Digests, so that the comparison takes the same time whatever the lengths are.
-        self._tokens = [_digest(token.get_secret_value()) for token in config.verify.bearer or ()]
 
     async def run(self, feed: Feed) -> None:
         feed.connected()
@@ -36,59 +42,102 @@ class WebhookSource(Source):
         finally:
             self._feed = None
 
-    def authorize(self, authorization: str | None) -> None:
-        """Check the ``Authorization`` header. Raises Unauthorized."""
-        if not self._tokens:
-            return
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise Unauthorized("this webhook wants Authorization: Bearer <token>", code="missing_token")
-        given = _digest(token.strip())
-        # Every token is compared, so that the time does not tell which one was near.
-        equal = [hmac.compare_digest(given, known) for known in self._tokens]
-        if not any(equal):
-            raise Unauthorized(
-                "the token is not one of this webhook's",
-                code="invalid_token",
-                challenge='Bearer error="invalid_token"',
-            )
+    @property
+    def needs_body(self) -> bool:
+        """Whether the sender is known only once its whole body was read."""
+        return self._verifier.needs_body
 
-    async def receive(
-        self, *, topic: str | None, content_type: str, body: bytes, idempotency_key: str | None = None
-    ) -> list[EventId]:
-        """Append what the body holds, all of it or nothing, and return the ids.
-
-        Raises BadRequest, PayloadTooLarge or Rejected for what can never succeed, Unavailable for now.
-        """
+    def admit(self, headers: Headers, token: str | None) -> None:
+        """Check what needs no body. Raises Unauthorized, TooManyRequests or Unavailable."""
         if self._feed is None:
             raise Unavailable("the gateway is not taking webhooks just now", retry_after=2)
-        topic = topic or self._topic
-        if topic is None:
-            raise BadRequest("no topic: add ?topic=… or set the source's topic", code="no_topic")
-        if len(topic) > MAX_TOPIC:
-            raise BadRequest(f"the topic is longer than {MAX_TOPIC} characters", code="bad_topic")
-        if idempotency_key is not None and len(idempotency_key) > MAX_IDEMPOTENCY_KEY:
-            raise BadRequest(
-                f"Idempotency-Key is longer than {MAX_IDEMPOTENCY_KEY} characters", code="bad_idempotency_key"
-            )
-        if idempotency_key is not None and not idempotency_key.isascii():
-            # Bytes that are no text arrive as surrogates, which no log can store.
-            raise BadRequest("Idempotency-Key must be ASCII", code="bad_idempotency_key")
-        records = [
-            Record(
-                topic=topic,
-                payload=payload,
-                key=None if idempotency_key is None else f"{idempotency_key}/{index}",
-            )
-            for index, payload in enumerate(payloads(content_type, body))
-        ]
-        return await self._feed.publish_all(records)
+        self._verifier.before_body(headers, token)
+        if self._rate is not None:
+            self._rate.check()
+
+    def identify(self, post: Post) -> tuple[Post, Proof]:
+        """Check who sent a body, and return the post with what the signature tells. Raises Unauthorized."""
+        proof = self._verifier.check(post.headers, post.body, self._now())
+        self._replays.check(proof)
+        post = msgspec.structs.replace(
+            post,
+            default_topic=self._default_topic,
+            id=proof.id or post.id,
+            type=proof.type,
+            shared={f"headers.{name}": text for name, text in post.headers.items()},
+        )
+        return post, proof
+
+    async def receive(self, post: Post) -> Reply:
+        """Append what the body holds, and return the answer in its format's own form.
+
+        All of it or nothing, where the format cannot tell about each record. Raises BadRequest,
+        Unauthorized, PayloadTooLarge or Rejected for what can never succeed, Unavailable for now.
+        """
+        post, proof = self.identify(post)
+        parsed = read(post, self._format)
+        outcomes = await self.take(parsed.records, atomic=parsed.format.atomic)
+        first = outcomes[0] if outcomes else ()
+        if isinstance(first, GatewayError) and {_status(outcome) for outcome in outcomes} <= {404, 503}:
+            raise first  # true of the request as a whole, and some senders read the status only
+        self.count(outcomes)
+        self._replays.add(proof)
+        return parsed.format.reply(post, parsed, outcomes)
+
+    async def take(
+        self, records: Sequence[Record | GatewayError], *, atomic: bool = False
+    ) -> Sequence[Outcome]:
+        """Append records and return what became of each; ``atomic`` raises the first refusal instead."""
+        if self._feed is None:
+            raise Unavailable("the gateway is not taking webhooks just now", retry_after=2)
+        if self._rate is not None:
+            self._rate.take(len(records))
+        outcomes: list[Outcome] = [each if isinstance(each, GatewayError) else () for each in records]
+        if atomic and (error := next((each for each in outcomes if isinstance(each, GatewayError)), None)):
+            raise error
+        good = [(place, each) for place, each in enumerate(records) if isinstance(each, Record)]
+        published = await self._feed.publish_each([record for _, record in good], atomic=atomic)
+        for (place, _), outcome in zip(good, published, strict=True):
+            outcomes[place] = outcome
+        return outcomes
+
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        """Count the records among these that were refused."""
+        for outcome in outcomes:
+            if isinstance(outcome, GatewayError):
+                self.refused(outcome)
 
     def refused(self, error: GatewayError) -> None:
-        """Count a post that can never succeed, by its error's code; temporary trouble is not counted."""
+        """Count what can never succeed, by its error's code; temporary trouble is not counted."""
         if self._feed is not None and error.status < 500:
             self._feed.reject(error.code)
 
 
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
+def _status(outcome: Outcome) -> int:
+    return outcome.status if isinstance(outcome, GatewayError) else 200
+
+
+class Rate:
+    """So many records per second, on average; a post that begins within the rate is taken whole."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._most = max(1.0, per_second * BURST_SECONDS)
+        self._clock = clock
+        self._left = self._most
+        self._at = clock()
+
+    def check(self) -> None:
+        """Raise TooManyRequests, with the time after which there is room again."""
+        now = self._clock()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left <= 0:
+            raise TooManyRequests(
+                "more records than this source's rate allows",
+                retry_after=max(1, math.ceil((1 - self._left) / self._per_second)),
+            )
+
+    def take(self, count: int) -> None:
+        """Use so much of it, also what is not there yet."""
+        self._left -= count

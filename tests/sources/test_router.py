@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel, EventFrom
+from gateway.config.model import Channel
+from gateway.config.sources import EventFrom
 from gateway.errors import Rejected
 from gateway.event import Draft, Record, Retention
 from gateway.sources.router import Router

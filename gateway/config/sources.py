@@ -1,0 +1,66 @@
+"""What the YAML file may say under ``sources``."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from gateway.config.section import Section, preset, redis_url, section
+from gateway.config.units import Duration, Expressed, Rate, Secret, Switch, fault
+from gateway.config.verify import Verify
+
+
+def _source_url(value: Any) -> Any:
+    if value == "":
+        return value
+    if "+" in str(value).partition(":")[0]:
+        raise fault("must be redis://, rediss:// or unix://; Sentinel and cluster are for broker.url")
+    return redis_url(value)
+
+
+class EventFrom(Section):
+    """What of a record becomes the event's type and times; each may name places of the record."""
+
+    type: Expressed | None = Field(None, description="the event's type; else the one that the format gives")
+    timestamp: Expressed | None = Field(
+        None, description="unix milliseconds or ISO 8601; else the one that the format gives"
+    )
+    deduplicate: Expressed | None = Field(
+        None, description="records with the same text are one event; else the key that the format gives"
+    )
+
+
+class SourceBase(Section):
+    event: EventFrom = section(EventFrom, "what of a record becomes the event; not its payload")
+    critical: Switch = Field(False, description="while this source is down, /readyz answers 503")
+
+
+class RedisPubSub(SourceBase):
+    """Redis PUBLISH. The topic of a record is the Redis channel."""
+
+    type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
+    url: Annotated[Secret, BeforeValidator(_source_url)] = Field(
+        description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
+    )
+    timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
+
+
+FormatName = Literal[
+    "auto", "single", "array", "lines", "cloudevents", "rest-proxy", "kafka-records", "event-hubs"
+]
+
+
+class Webhook(SourceBase):
+    """``POST /hooks/{name}``."""
+
+    type: Literal["webhook"] = Field(description="posts to /hooks/<name>")
+    verify: Verify
+    format: FormatName = Field("auto", description="what bodies hold; auto finds out, see docs/webhooks.md")
+    topic: Expressed | None = Field(
+        None, description="topic of records for which neither the URL nor the format says one"
+    )
+    rate: Rate | None = Field(
+        None, description="records per time; what is over it is answered 429 with Retry-After"
+    )
+
+
+Source = Annotated[RedisPubSub | Webhook, Field(discriminator="type")]

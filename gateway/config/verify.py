@@ -1,0 +1,103 @@
+"""How a webhook proves who sent it: ``sources.<name>.verify``."""
+
+import base64
+import binascii
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from gateway.config.expression import Expression
+from gateway.config.section import Section, preset
+from gateway.config.units import Duration, Expressed, Secret, fault
+
+METHODS = ("standard_webhooks", "github", "stripe", "hmac", "bearer", "basic", "access_token", "none")
+
+
+def _not_empty(secret: SecretStr) -> SecretStr:
+    if not secret.get_secret_value():
+        raise fault("is empty; a variable that holds it may be unset")
+    return secret
+
+
+def _standard(secret: SecretStr) -> SecretStr:
+    try:
+        key = standard_key(secret.get_secret_value())
+    except ValueError:
+        raise fault("must be whsec_ and base64, as the sender shows it") from None
+    if not 24 <= len(key) <= 64:
+        raise fault(f"holds {len(key)} bytes; Standard Webhooks asks for 24 to 64")
+    return secret
+
+
+def standard_key(text: str) -> bytes:
+    """Return the key in a Standard Webhooks secret, with or without its prefix. Raises ValueError."""
+    try:
+        text = text.removeprefix("whsec_").rstrip("=")
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from None
+
+
+def _user(secret: SecretStr) -> SecretStr:
+    user, colon, password = secret.get_secret_value().partition(":")
+    if not (user and colon and password):
+        raise fault("must be user:password")
+    return secret
+
+
+Given = Annotated[Secret, AfterValidator(_not_empty)]
+
+
+class Hmac(Section):
+    """A signature of any sender that makes one with a shared secret."""
+
+    secrets: list[Given] = Field(min_length=1, description="several allow rotation")
+    header: str = Field(description="where the signature is, such as X-Signature")
+    algorithm: Literal["sha256", "sha1", "sha512"] = "sha256"
+    encoding: Literal["hex", "base64"] = "hex"
+    prefix: str = Field("", description="before the signature in its header, such as sha256=")
+    content: Expressed = preset(
+        "{body}", "what is signed; may hold {body}, {id} and {timestamp}: 'v0:{timestamp}:{body}'"
+    )
+    id_header: str | None = Field(None, description="names the message; none is taken twice")
+    timestamp_header: str | None = Field(None, description="unix seconds; checked against tolerance")
+
+    @model_validator(mode="after")
+    def _headers(self) -> "Hmac":
+        unknown = sorted(set(Expression(self.content).names) - {"body", "id", "timestamp"})
+        if unknown:
+            raise fault(f"content holds {{{unknown[0]}}}; it may hold {{body}}, {{id}} and {{timestamp}}")
+        for place, header in (("id", self.id_header), ("timestamp", self.timestamp_header)):
+            if f"{{{place}}}" in self.content and header is None:
+                raise fault(f"content holds {{{place}}}, and no {place}_header says where that is")
+        if "{body}" not in self.content:
+            raise fault("content does not hold {body}: the signature would hold for any body")
+        return self
+
+
+class Verify(Section):
+    """How a webhook proves who sent it: exactly one way. Several secrets allow rotation."""
+
+    standard_webhooks: list[Annotated[Secret, AfterValidator(_standard)]] | None = Field(
+        None, min_length=1, description="https://www.standardwebhooks.com, and Svix: whsec_…"
+    )
+    github: list[Given] | None = Field(None, min_length=1, description="X-Hub-Signature-256")
+    stripe: list[Given] | None = Field(None, min_length=1, description="Stripe-Signature: whsec_… as it is")
+    hmac: Hmac | None = None
+    bearer: list[Given] | None = Field(None, min_length=1, description="Authorization: Bearer <token>")
+    basic: list[Annotated[Secret, AfterValidator(_user)]] | None = Field(
+        None, min_length=1, description="Authorization: Basic, as user:password"
+    )
+    access_token: list[Given] | None = Field(
+        None, min_length=1, description="?access_token=<token>, or Authorization: Bearer <token>"
+    )
+    none: Literal[True] | None = Field(None, description="accept everybody who can reach the port")
+    tolerance: Duration = preset("5m", "how far a signed timestamp may be off")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Verify":
+        given = [name for name in METHODS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"; found {' and '.join(given)}" if given else ""
+            raise fault(f"give exactly one of {', '.join(METHODS[:-1])} and none: true{found}")
+        return self

@@ -1,0 +1,130 @@
+"""JSON values, arrays, lines, and anything else as one record: what most senders post. Pure.
+
+Kafka Connect's sinks (arrays, or batches joined by newlines), Vector, Fluent Bit, Debezium, ``curl -d``.
+Payloads are slices of the body, never re-encoded.
+"""
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.errors import Rejected
+from gateway.webhooks import post as limits
+from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, empty, too_many
+from gateway.webhooks.strict import skeleton
+
+NDJSON = frozenset(
+    {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
+)
+
+TOMBSTONE = "mqb.kafka.tombstone"
+"""mq-bridge's header for a Kafka record without a value."""
+
+_WHITE = b" \t\r\n"
+_TRAILING_COMMA = re.compile(rb",\s*\]\s*\Z")
+_value = msgspec.json.Decoder(msgspec.Raw)
+_array = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class Plain(Format):
+    """Answers with the ids of all events."""
+
+    def reply(self, post: Post, parsed: Parsed, outcomes: Sequence[Outcome]) -> Reply:
+        """Return ``{"accepted": n, "ids": […]}``."""
+        ids = [str(id) for ids in outcomes if not isinstance(ids, Exception) for id in ids]
+        return Reply(200, "application/json", msgspec.json.encode({"accepted": len(ids), "ids": ids}) + b"\n")
+
+
+PLAIN = Plain()
+
+
+def detect(post: Post) -> Parsed:
+    """An array is one record each, a JSON value one, lines of JSON one each; all else is one as it is.
+
+    Senders' content types are too often wrong to be believed (``curl -d`` says form data).
+    Raises BadRequest, Rejected or PayloadTooLarge.
+    """
+    if post.content_type in NDJSON:
+        return lines(post)
+    if post.headers.get(TOMBSTONE) == "true":
+        return _parsed(post, [b"null"])
+    body = _not_empty(post.body)
+    if _is_json(body):
+        skeleton(body)
+        return array(post) if body.lstrip(_WHITE)[:1] == b"[" else _parsed(post, [body])
+    if body.lstrip(_WHITE)[:1] == b"[" and _TRAILING_COMMA.search(body) and _is_json(_without_comma(body)):
+        return array(post)
+    if body.count(b"\n") <= limits.MAX_RECORDS:  # a text of more lines is one record
+        found = _split(body)
+        if len(found) > 1 and all(_is_json(line) for line in found):
+            for line in found:
+                skeleton(line)
+            return _parsed(post, found)
+    return _parsed(post, [body])
+
+
+def single(post: Post) -> Parsed:
+    """Return the whole body as one record."""
+    return _parsed(post, [_not_empty(post.body)])
+
+
+def lines(post: Post) -> Parsed:
+    """Return one record per line that is not empty."""
+    found = _split(_not_empty(post.body))
+    for line in found:
+        if _is_json(line):  # else its channel says what is wrong with it, if it minds
+            skeleton(line)
+    return _parsed(post, found)
+
+
+def array(post: Post) -> Parsed:
+    """Return one record per element of a JSON array; a comma after the last one is forgiven (Lenses)."""
+    body = _not_empty(post.body)
+    if _TRAILING_COMMA.search(body) and not _is_json(body):
+        body = _without_comma(body)
+    elements = skeleton(body)
+    if not isinstance(elements, list):
+        raise Rejected("the body is not a JSON array", code="bad_json")
+    if len(elements) > limits.MAX_RECORDS:
+        raise too_many()
+    return _parsed(post, [bytes(item) for item in _array.decode(body)])
+
+
+def _parsed(post: Post, payloads: Sequence[bytes]) -> Parsed:
+    if not payloads:
+        raise empty()
+    return Parsed(PLAIN, [post.record(payload, index) for index, payload in enumerate(payloads)])
+
+
+def _not_empty(body: bytes) -> bytes:
+    if not body.strip(_WHITE):
+        raise empty()
+    return body
+
+
+def _split(body: bytes) -> list[bytes]:
+    found: list[bytes] = []
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start)
+        end = len(body) if end < 0 else end
+        line = body[start:end].strip(_WHITE)
+        if line:
+            if len(found) == limits.MAX_RECORDS:
+                raise too_many()
+            found.append(line)
+        start = end + 1
+    return found
+
+
+def _without_comma(body: bytes) -> bytes:
+    return _TRAILING_COMMA.sub(b"]", body)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        _value.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,320 @@
+"""Who sent a webhook: signatures over the body's bytes, and tokens. Pure; compares in constant time.
+
+Standard Webhooks: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-
+webhooks.md. GitHub: https://docs.github.com/webhooks/using-webhooks/validating-webhook-deliveries
+(neither the delivery id nor a time is signed). Stripe: https://docs.stripe.com/webhooks#verify-manually.
+Basic: RFC 7617. Bearer: RFC 6750.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from pydantic import SecretStr
+
+from gateway.config.verify import Hmac, Verify, standard_key
+from gateway.errors import Unauthorized
+
+REPLAYS = 100_000
+"""Messages that are remembered, so that none is taken twice."""
+
+MAX_SIGNATURES = 16
+"""Signatures in one header that are looked at."""
+
+_STRIPE = re.compile(r"\s*(t|v1)\s*=\s*([^,\s]*)\s*")
+_PLACE = re.compile(r"\{(id|timestamp)\}")
+_SECONDS = re.compile(r"[0-9]{1,12}", re.ASCII)
+
+Headers = Mapping[str, str]
+"""By names in lower case."""
+
+
+class Proof(NamedTuple):
+    """What a signature proves, beside the sender."""
+
+    id: str | None = None
+    """The message's own id, the same on every try."""
+    once: str | None = None
+    """What no second message can have. Retries of a sender that signs the time differ in it."""
+    type: str | None = None
+
+
+NOTHING = Proof()
+
+
+class Verifier(ABC):
+    """One way to prove who sent a post. Raises Unauthorized; its words hold no secret."""
+
+    needs_body = True
+
+    def before_body(self, headers: Headers, token: str | None) -> None:
+        """Check what needs no body, so that a stranger's is never read. ``token`` is ``?access_token=``."""
+        return
+
+    @abstractmethod
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        """Check the body, which was read; ``now`` is in unix seconds."""
+
+
+class Tokens(Verifier):
+    """``Authorization: Bearer`` or ``?access_token=``: one of several tokens."""
+
+    needs_body = False
+
+    def __init__(self, tokens: Sequence[SecretStr], *, in_query: bool) -> None:
+        # Digests, so that the comparison takes the same time whatever the lengths are.
+        self._tokens = [_digest(token.get_secret_value()) for token in tokens]
+        self._in_query = in_query
+
+    def before_body(self, headers: Headers, token: str | None) -> None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else ""
+        if not given and self._in_query:
+            given = token or ""
+        if not given:
+            hint = ", or ?access_token=<token>" if self._in_query else ""
+            raise Unauthorized(
+                f"this webhook wants Authorization: Bearer <token>{hint}", code="missing_token"
+            )
+        if not _any_equal([_digest(given)], self._tokens):
+            raise Unauthorized(
+                "the token is not one of this webhook's",
+                code="invalid_token",
+                challenge='Bearer error="invalid_token"',
+            )
+
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        return NOTHING
+
+
+class Basic(Verifier):
+    """``Authorization: Basic``: one of several users with their passwords."""
+
+    needs_body = False
+
+    def __init__(self, users: Sequence[SecretStr]) -> None:
+        self._users = [_digest(user.get_secret_value()) for user in users]
+
+    def before_body(self, headers: Headers, token: str | None) -> None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        challenge = 'Basic realm="webhook", charset="UTF-8"'
+        if scheme.lower() != "basic":
+            raise Unauthorized(
+                "this webhook wants Authorization: Basic", code="missing_token", challenge=challenge
+            )
+        try:
+            user = base64.b64decode(given.strip(), validate=True).decode()
+        except (binascii.Error, ValueError):
+            user = ""
+        if not _any_equal([_digest(user)], self._users):
+            raise Unauthorized(
+                "the user and password are not of this webhook's",
+                code="invalid_token",
+                challenge=challenge,
+            )
+
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        return NOTHING
+
+
+class Standard(Verifier):
+    """Standard Webhooks, and the same by Svix's header names."""
+
+    def __init__(self, secrets: Sequence[SecretStr], tolerance: float) -> None:
+        self._keys = [standard_key(secret.get_secret_value()) for secret in secrets]
+        self._tolerance = tolerance
+
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        prefix = "webhook-" if "webhook-signature" in headers else "svix-"
+        id, timestamp, signatures = (
+            headers.get(prefix + name, "") for name in ("id", "timestamp", "signature")
+        )
+        if not (id and timestamp and signatures):
+            raise _missing("the headers webhook-id, webhook-timestamp and webhook-signature")
+        _check_time(timestamp, now, self._tolerance)
+        content = _bytes(f"{id}.{timestamp}.") + body
+        known = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
+        given = [part.removeprefix("v1,") for part in signatures.split() if part.startswith("v1,")]
+        _check_signature(map(_from_base64, given[:MAX_SIGNATURES]), known)
+        return Proof(id, f"{id} {timestamp}")
+
+
+class GitHub(Verifier):
+    """``X-Hub-Signature-256``; the event's name is its type, the delivery its id."""
+
+    def __init__(self, secrets: Sequence[SecretStr]) -> None:
+        self._keys = [secret.get_secret_value().encode() for secret in secrets]
+
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        signature = headers.get("x-hub-signature-256", "")
+        if not signature.startswith("sha256="):
+            raise _missing("the header X-Hub-Signature-256")
+        known = [hmac.digest(key, body, hashlib.sha256) for key in self._keys]
+        _check_signature([_from_hex(signature[7:])], known)
+        delivery = headers.get("x-github-delivery")
+        return Proof(delivery, delivery, headers.get("x-github-event"))
+
+
+class Stripe(Verifier):
+    """``Stripe-Signature: t=…,v1=…``."""
+
+    def __init__(self, secrets: Sequence[SecretStr], tolerance: float) -> None:
+        self._keys = [secret.get_secret_value().encode() for secret in secrets]
+        self._tolerance = tolerance
+
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        parts = [_STRIPE.fullmatch(part) for part in headers.get("stripe-signature", "").split(",")]
+        pairs = [(part[1], part[2]) for part in parts if part is not None]
+        timestamp = next((value for name, value in pairs if name == "t"), "")
+        given = [value for name, value in pairs if name == "v1"]
+        if not (timestamp and given):
+            raise _missing("the header Stripe-Signature with t and v1")
+        _check_time(timestamp, now, self._tolerance)
+        content = _bytes(timestamp + ".") + body
+        known = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
+        _check_signature(map(_from_hex, given[:MAX_SIGNATURES]), known)
+        # The header may be reordered, the body and the time may not.
+        return Proof(None, f"{timestamp} {hashlib.sha256(body).hexdigest()}")
+
+
+class Generic(Verifier):
+    """Any HMAC over the body, or over a text around it."""
+
+    def __init__(self, config: Hmac, tolerance: float) -> None:
+        self._keys = [secret.get_secret_value().encode() for secret in config.secrets]
+        self._header, self._prefix = config.header.lower(), config.prefix
+        self._algorithm = config.algorithm
+        self._decode: Callable[[str], bytes] = _from_hex if config.encoding == "hex" else _from_base64
+        self._before, _, self._after = config.content.partition("{body}")
+        self._id_header = config.id_header.lower() if config.id_header else None
+        self._time_header = config.timestamp_header.lower() if config.timestamp_header else None
+        self._tolerance = tolerance
+
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        signature = headers.get(self._header, "")
+        if not signature.startswith(self._prefix) or signature == self._prefix:
+            raise _missing(f"the header {self._header}" + (f" with {self._prefix}" if self._prefix else ""))
+        values = {}
+        for name, header in (("id", self._id_header), ("timestamp", self._time_header)):
+            if header is not None:
+                values[name] = headers.get(header, "")
+                if not values[name]:
+                    raise _missing(f"the header {header}")
+        if "timestamp" in values:
+            _check_time(values["timestamp"], now, self._tolerance)
+        content = _filled(self._before, values) + body + _filled(self._after, values)
+        known = [hmac.digest(key, content, self._algorithm) for key in self._keys]
+        _check_signature([self._decode(signature.removeprefix(self._prefix))], known)
+        id = values.get("id")
+        return Proof(id, " ".join(values.values()) if id else None)
+
+
+class Open(Verifier):
+    """``none: true``."""
+
+    needs_body = False
+
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        return NOTHING
+
+
+def verifier(config: Verify) -> Verifier:
+    """Return what checks the posts of a source."""
+    if config.standard_webhooks:
+        return Standard(config.standard_webhooks, config.tolerance)
+    if config.github:
+        return GitHub(config.github)
+    if config.stripe:
+        return Stripe(config.stripe, config.tolerance)
+    if config.hmac:
+        return Generic(config.hmac, config.tolerance)
+    if config.basic:
+        return Basic(config.basic)
+    if config.bearer or config.access_token:
+        return Tokens(config.bearer or config.access_token or (), in_query=config.bearer is None)
+    return Open()
+
+
+class Replays:
+    """Messages that were taken, so that a recorded one is not taken again. Forgets the oldest."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+
+    def check(self, proof: Proof) -> None:
+        """Raise Unauthorized for a message that was taken already."""
+        if proof.once is not None and _digest(proof.once) in self._seen:
+            raise _unsigned("this message was taken already: a replay", code="replayed")
+
+    def add(self, proof: Proof) -> None:
+        """Remember a message that is in the log."""
+        if proof.once is not None:
+            self._seen[_digest(proof.once)] = None
+            if len(self._seen) > REPLAYS:
+                self._seen.popitem(last=False)
+
+
+def _check_time(text: str, now: float, tolerance: float) -> None:
+    if not _SECONDS.fullmatch(text):
+        raise _unsigned("the timestamp is not in unix seconds", code="bad_signature")
+    off = now - int(text)
+    if abs(off) > tolerance:
+        way = "old" if off > 0 else "in the future"
+        raise _unsigned(
+            f"the timestamp is {abs(off):.0f} s {way}; {tolerance:g} s are tolerated",
+            code="expired_signature",
+        )
+
+
+def _check_signature(given: Iterable[bytes], known: Sequence[bytes]) -> None:
+    if not _any_equal(given, known):
+        raise _unsigned(
+            "the signature is not made with a secret of this webhook, or the message was altered",
+            code="bad_signature",
+        )
+
+
+def _any_equal(given: Iterable[bytes], known: Sequence[bytes]) -> bool:
+    # Every pair is compared, so that the time does not tell which one was near.
+    equal = [hmac.compare_digest(one, other) for one in given for other in known]
+    return any(equal)
+
+
+def _missing(what: str) -> Unauthorized:
+    return _unsigned(f"this webhook wants {what}", code="missing_signature")
+
+
+def _unsigned(message: str, *, code: str) -> Unauthorized:
+    return Unauthorized(message, code=code, challenge="Signature")
+
+
+def _filled(text: str, values: Mapping[str, str]) -> bytes:
+    return _bytes(_PLACE.sub(lambda match: values[match[1]], text))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")  # header bytes as they came
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+
+
+def _from_hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return b""

@@ -1,0 +1,68 @@
+"""JSON objects that follow each other in a stream of bytes, cut where each one ends. Pure."""
+
+import re
+
+from gateway.errors import PayloadTooLarge, Rejected
+
+_OUTSIDE = re.compile(rb'["{}\[\]]')
+_INSIDE = re.compile(rb'["\\]')
+_WHITE = b" \t\r\n"
+
+
+class Splitter:
+    """Given parts of a stream, returns the objects that are whole by then; ``largest`` is bytes of one."""
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._buffer = b""
+        self._position = 0
+        self._depth = 0
+        self._is_in_string = False
+
+    def feed(self, part: bytes) -> list[bytes]:
+        """Return the objects that ``part`` completes.
+
+        Raises Rejected for what is no object, PayloadTooLarge for one that is too large.
+        """
+        data = self._buffer + part
+        found = []
+        start, position = 0, self._position
+        while True:
+            match = (_INSIDE if self._is_in_string else _OUTSIDE).search(data, position)
+            if match is None:
+                position = len(data)
+                break
+            position = match.end()
+            char = match[0]
+            if char == b"\\":
+                if position == len(data):  # what is escaped is still to come
+                    position -= 1
+                    break
+                position += 1
+            elif char == b'"':
+                self._is_in_string = not self._is_in_string
+            elif char in b"{[":
+                self._depth += 1
+            else:
+                self._depth -= 1
+                if self._depth <= 0:
+                    found.append(self._object(data[start:position]))
+                    start = position
+        self._buffer = data[start:]
+        self._position = position - start
+        if len(self._buffer) > self._largest:
+            raise PayloadTooLarge(f"a record is larger than limits.webhook_body ({self._largest} bytes)")
+        if self._buffer.lstrip(_WHITE)[:1] not in (b"", b"{"):
+            raise Rejected("the body must be JSON objects, one after another", code="bad_records")
+        return found
+
+    def end(self) -> None:
+        """Say that nothing more comes. Raises Rejected where an object was cut off."""
+        if self._buffer.strip(_WHITE):
+            raise Rejected("the last record is not whole", code="bad_records")
+
+    def _object(self, text: bytes) -> bytes:
+        text = text.strip(_WHITE)
+        if text[:1] != b"{" or text[-1:] != b"}":
+            raise Rejected("the body must be JSON objects, one after another", code="bad_records")
+        return text

@@ -1,0 +1,244 @@
+"""Formats over HTTP: REST Proxy's paths, receipts while sending, CloudEvents' handshake, signatures, rates."""
+
+import asyncio
+import base64
+import hmac
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import pytest
+from standardwebhooks import Webhook
+
+from gateway.event import EventId, pack
+from tests.support.gateway import Gateway, gateway_running
+
+V2 = {"Content-Type": "application/vnd.kafka.json.v2+json"}
+SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
+
+
+async def post(gateway: Gateway, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
+    async with gateway.session.post(gateway.url + path, data=body, headers=headers) as answer:
+        text = await answer.text()
+        return answer.status, json.loads(text) if text else None, answer.headers
+
+
+def offset(id: str) -> int:
+    parsed = EventId.parse(id)
+    assert parsed is not None
+    return pack(parsed)
+
+
+@pytest.mark.parametrize("path", ["/hooks/hooks/topics/orders", "/hooks/hooks/topics/orders/partitions/3"])
+async def test_rest_proxy_v2(gateway: Gateway, path: str) -> None:
+    """`/hooks/{source}` is a REST Proxy base URL; the offset is the event's id."""
+    stream = await gateway.subscribe("/events/orders")
+    body = b'{"records":[{"value":{"a":1}},{"key":"k","value":2}]}'
+    status, answer, headers = await post(gateway, path, body, **V2)
+    assert (status, headers["Content-Type"]) == (200, "application/vnd.kafka.v2+json")
+    events = [await stream.next() for _ in range(2)]
+    assert [event.json["payload"] for event in events] == [{"a": 1}, 2]
+    assert [each["offset"] for each in answer["offsets"]] == [offset(event.id) for event in events]
+    assert {each["partition"] for each in answer["offsets"]} == {3 if path.endswith("3") else 0}
+
+
+async def test_rest_proxy_v2_takes_the_good_and_tells_the_bad(gateway: Gateway) -> None:
+    """A batch of a REST Proxy client is not all or nothing, and a metric counts what was refused."""
+    stream = await gateway.subscribe("/events/orders")
+    large = json.dumps("x" * 300_000)
+    body = f'{{"records":[{{"value":1}},{{"value":{large}}},{{"value":3}}]}}'
+    status, answer, _ = await post(gateway, "/hooks/hooks/topics/orders", body.encode(), **V2)
+    assert (status, [each["error_code"] for each in answer["offsets"]]) == (200, [None, 50002, None])
+    assert [(await stream.next()).json["payload"] for _ in range(2)] == [1, 3]
+    assert await gateway.metric('events_rejected_total{reason="too_large",source="hooks"}') == 1
+
+
+async def test_rest_proxy_refusals(gateway: Gateway) -> None:
+    """In the proxy's own words; per record where its topic leads nowhere."""
+    status, answer, _ = await post(gateway, "/hooks/hooks/topics/orders", b'{"records":[]}', **V2)
+    assert (status, answer["error_code"]) == (422, 42206)
+    status, answer, _ = await post(gateway, "/hooks/hooks/topics/nope", b'{"records":[{"value":1}]}', **V2)
+    assert (status, answer) == (404, {"error_code": 40401, "message": answer["message"]})
+    avro = {"Content-Type": "application/vnd.kafka.avro.v2+json"}
+    assert (await post(gateway, "/hooks/hooks/topics/orders", b"{}", **avro))[0] == 415
+    v3 = "/hooks/hooks/v3/clusters/c/topics/orders/records"
+    assert (await post(gateway, v3, b""))[:2] == (
+        422,
+        {"error_code": 422, "message": "the body holds no record"},
+    )
+    assert (await post(gateway, v3, b"[1]"))[0] == 422
+
+
+async def test_v3_gives_receipts_while_it_is_sent(gateway: Gateway) -> None:
+    """A client waits for the receipt of one record before it sends the next, on one request."""
+    stream = await gateway.subscribe("/events/orders")
+    sending: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def body() -> Any:
+        while (part := await sending.get()) is not None:
+            yield part
+
+    url = f"{gateway.url}/hooks/hooks/v3/clusters/c1/topics/orders/records"
+    sending.put_nowait(b'{"value":{"type":"JSON","data":{"n":0}}}{"val')
+    async with gateway.session.post(url, data=body()) as answer, asyncio.timeout(10):
+        first = json.loads(await answer.content.readline())
+        event = await stream.next()
+        assert (first["error_code"], first["cluster_id"], first["topic_name"]) == (200, "c1", "orders")
+        assert (first["offset"], event.json["payload"]) == (offset(event.id), {"n": 0})
+        sending.put_nowait(b'ue":{"type":"JSON","data":1}}\n')
+        assert json.loads(await answer.content.readline())["value"] == {"size": 1}
+        sending.put_nowait(b'{"value":{"type":"STRING","data":"no json"}} {"value":{"type":"JSON","data":2}}')
+        told = [json.loads(await answer.content.readline()) for _ in range(2)]
+        assert [each["error_code"] for each in told] == [422, 200]
+        sending.put_nowait(b'{"cut')
+        sending.put_nowait(None)
+        assert json.loads(await answer.content.readline())["error_code"] == 422
+        assert await answer.content.read() == b""
+    assert [(await stream.next()).json["payload"] for _ in range(2)] == [1, 2]
+
+
+async def test_v3_ends_at_a_drain(tmp_path: Any) -> None:
+    """A request that has no end must not keep the gateway from ending."""
+    sending: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def body() -> Any:
+        while (part := await sending.get()) is not None:
+            yield part
+
+    async with aiohttp.ClientSession() as session:
+        async with gateway_running({"timeouts": {"request": "1m"}}) as gateway:
+            url = f"{gateway.url}/hooks/hooks/v3/clusters/c1/topics/orders/records"
+            sending.put_nowait(b'{"value":{"type":"JSON","data":1}}')
+            answer = await session.post(url, data=body())
+            assert json.loads(await answer.content.readline())["error_code"] == 200
+        async with asyncio.timeout(10):
+            assert await answer.content.read() == b""
+        answer.close()
+
+
+async def test_v3_with_a_signature_is_answered_at_its_end() -> None:
+    """Who sent it is known only then."""
+    over = {"sources": {"hooks": {"verify": {"none": None, "github": ["s3cret"]}}}}
+    async with gateway_running(over) as gateway:
+        body = b'{"value":{"type":"JSON","data":1}}' * 3
+        headers = {"X-Hub-Signature-256": "sha256=" + hmac.new(b"s3cret", body, "sha256").hexdigest()}
+        url = f"{gateway.url}/hooks/hooks/v3/clusters/c/topics/orders/records"
+        async with gateway.session.post(url, data=body, headers=headers) as answer:
+            assert answer.status == 200
+            assert len((await answer.text()).splitlines()) == 3
+        async with gateway.session.post(url, data=body + b" ", headers=headers) as answer:
+            assert answer.status == 401
+            assert (await answer.json())["error_code"] == 401
+
+
+async def test_the_handshake_of_cloudevents(gateway: Gateway) -> None:
+    """Senders ask before they post (webhooks 1.0, §4); an answer that fails them ends the subscription."""
+    asked = {"WebHook-Request-Origin": "events.example.com", "WebHook-Request-Rate": "120"}
+    async with gateway.session.options(f"{gateway.url}/hooks/hooks", headers=asked) as answer:
+        assert answer.status == 200
+        assert answer.headers["WebHook-Allowed-Origin"] == "events.example.com"
+        assert answer.headers["WebHook-Allowed-Rate"] == "120"
+        assert "POST" in answer.headers["Allow"]
+
+
+async def test_the_places_of_a_request_reach_the_event() -> None:
+    """Channel by key, type by header, once per JSON pointer."""
+    over = {
+        "sources": {"hooks": {"event": {"type": "{headers.x-event}", "deduplicate": "{/id}"}}},
+        "channels": {
+            "user.{id}": {
+                "from": [{"source": "hooks", "topic": "users", "fields": {"id": "{key}"}}],
+                "access": "public",
+            }
+        },
+    }
+    async with gateway_running(over) as gateway:
+        stream = await gateway.subscribe("/events/user.7")
+        record = b'{"records":[{"key":"7","value":{"id":1}}]}'
+        path = "/hooks/hooks/topics/users"
+        first = await post(gateway, path, record, **V2, **{"X-Event": "moved"})
+        again = await post(gateway, path, record, **V2, **{"X-Event": "moved"})
+        assert first[1] == again[1]
+        event = await stream.next()
+        assert (event.type, event.json["payload"]) == ("moved", {"id": 1})
+        await post(gateway, path, record.replace(b'"id":1', b'"id":2'), **V2)
+        assert (await stream.next()).json["payload"] == {"id": 2}
+
+
+async def test_signed_posts_rotated_replayed_and_tried_again(capfd: pytest.CaptureFixture[str]) -> None:
+    """A retry is one event, a replay is refused, and the log says why without a secret."""
+    new = "whsec_" + base64.b64encode(b"n" * 32).decode()
+    over = {
+        "log": {"level": "warning"},
+        "sources": {
+            "hooks": {"verify": {"none": None, "standard_webhooks": [new, SECRET]}, "topic": "orders"}
+        },
+    }
+    async with gateway_running(over) as gateway:
+        stream = await gateway.subscribe("/events/orders")
+        now = int(datetime.now(UTC).timestamp())
+
+        def headers(secret: str, id: str, at: int, body: str = "1") -> dict[str, str]:
+            signature = Webhook(secret).sign(id, datetime.fromtimestamp(at, UTC), body)
+            return {"webhook-id": id, "webhook-timestamp": str(at), "webhook-signature": signature}
+
+        first = await post(gateway, "/hooks/hooks", b"1", **headers(SECRET, "m1", now))
+        assert first[0] == 200
+        status, answer, replayed = await post(gateway, "/hooks/hooks", b"1", **headers(SECRET, "m1", now))
+        assert (status, answer["error"], replayed["WWW-Authenticate"]) == (401, "replayed", "Signature")
+        retry = await post(gateway, "/hooks/hooks", b"1", **headers(SECRET, "m1", now + 1))
+        assert retry[:2] == first[:2]
+        assert (await post(gateway, "/hooks/hooks", b"2", **headers(new, "m2", now, "2")))[0] == 200
+        for bad, code in (
+            (headers("whsec_" + base64.b64encode(b"x" * 32).decode(), "m3", now), "bad_signature"),
+            (headers(SECRET, "m3", now - 400), "expired_signature"),
+            ({**headers(SECRET, "m3", now), "webhook-id": "m4"}, "bad_signature"),
+        ):
+            status, answer, _ = await post(gateway, "/hooks/hooks", b"1", **bad)
+            assert (status, answer["error"]) == (401, code)
+        assert [(await stream.next()).json["payload"] for _ in range(2)] == [1, 2]
+        assert await gateway.metric('events_rejected_total{reason="replayed",source="hooks"}') == 1
+    lines = "".join(capfd.readouterr())
+    for word in ("replayed", "expired_signature", "bad_signature"):
+        assert word in lines
+    assert SECRET[6:30] not in lines
+
+
+async def test_a_rate_is_429_with_the_time_to_wait() -> None:
+    """A post that began within the rate is taken whole; the next waits as long as it is told."""
+    async with gateway_running({"sources": {"hooks": {"rate": "10/s"}}}) as gateway:
+        path = "/hooks/hooks?topic=orders"
+        assert (await post(gateway, path, b"[" + b"1," * 29 + b"1]"))[0] == 200
+        status, answer, headers = await post(gateway, path, b"1")
+        assert (status, answer["error"]) == (429, "rate_limited")
+        assert 1 <= int(headers["Retry-After"]) <= 3
+        status, answer, headers = await post(gateway, "/hooks/hooks/topics/orders", b"{}", **V2)
+        assert (status, answer["error_code"], "Retry-After" in headers) == (429, 42901, True)
+        await asyncio.sleep(int(headers["Retry-After"]))
+        assert (await post(gateway, path, b"1"))[0] == 200
+
+
+async def test_bodies_in_memory_are_bounded_all_together(gateway: Gateway) -> None:
+    """Many senders at once must not be the end of the process."""
+    bodies = gateway.daemon.bodies
+    bodies.largest = 100_000
+    arrived = asyncio.Event()
+
+    async def slow() -> Any:
+        yield b" " * 90_000
+        await arrived.wait()
+        yield b"1"
+
+    path = "/hooks/hooks?topic=orders"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        tasks = [asyncio.create_task(session.post(gateway.url + path, data=slow())) for _ in range(12)]
+        async with asyncio.timeout(10):
+            while sum(task.done() for task in tasks) < 4:
+                await asyncio.sleep(0.01)
+        arrived.set()
+        answers = await asyncio.gather(*tasks)
+        assert sorted(answer.status for answer in answers) == [200] * 8 + [503] * 4
+        assert all("Retry-After" in answer.headers for answer in answers if answer.status == 503)
+    assert bodies._held == 0
+    await gateway.post("orders", "1")

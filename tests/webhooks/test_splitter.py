@@ -1,0 +1,70 @@
+"""JSON objects cut out of a stream of bytes."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import PayloadTooLarge, Rejected
+from gateway.webhooks.splitter import Splitter
+
+OBJECTS = st.lists(
+    st.dictionaries(
+        st.text(max_size=4) | st.just('"\\{}[]'),
+        st.text(max_size=6) | st.just('}{"\\') | st.lists(st.integers(), max_size=3),
+        max_size=3,
+    ),
+    max_size=6,
+)
+
+
+@given(OBJECTS, st.sampled_from([b"", b"\n", b" \r\n"]), st.integers(1, 7))
+def test_objects_come_out_as_they_went_in(values: list[object], between: bytes, size: int) -> None:
+    """Wherever the network cuts them, with braces and quotes inside."""
+    stream = between.join(json.dumps(value).encode() for value in values) + between
+    splitter = Splitter(1000)
+    found = [
+        text for start in range(0, len(stream), size) for text in splitter.feed(stream[start : start + size])
+    ]
+    splitter.end()
+    assert [json.loads(text) for text in found] == values
+
+
+def test_an_object_comes_out_with_its_last_byte() -> None:
+    """A sender waits for the receipt of one before it sends the next."""
+    splitter = Splitter(1000)
+    assert splitter.feed(b'{"a":"}') == []
+    assert splitter.feed(b'"}') == [b'{"a":"}"}']
+
+
+@pytest.mark.parametrize("stream", [b"[1]", b"1", b'"x"', b"}", b"{}]", b"x{}", b"{]"])
+def test_what_is_no_row_of_objects_is_refused(stream: bytes) -> None:
+    """At once, not at the end of a stream that has none."""
+    splitter = Splitter(1000)
+    with pytest.raises(Rejected):
+        splitter.feed(stream)
+
+
+def test_an_object_is_bounded_and_must_end() -> None:
+    """Memory has a limit, and a cut is told."""
+    splitter = Splitter(100)
+    with pytest.raises(PayloadTooLarge):
+        splitter.feed(b'{"a":"' + b"x" * 100)
+    splitter = Splitter(100)
+    splitter.feed(b'{"a"')
+    with pytest.raises(Rejected, match="not whole"):
+        splitter.end()
+
+
+@given(st.lists(st.binary(max_size=10), max_size=10))
+def test_no_bytes_escape(parts: list[bytes]) -> None:
+    """Garbage is a 4xx."""
+    splitter = Splitter(40)
+    try:
+        for part in parts:
+            for text in splitter.feed(part):
+                assert text[:1] == b"{"
+        splitter.end()
+    except (Rejected, PayloadTooLarge):
+        pass
