@@ -18,7 +18,7 @@ from gateway.broker.redis import RedisBroker
 from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config
-from gateway.config.sources import RedisPubSub, Webhook
+from gateway.config.sources import RedisPubSub, RedisStream, Webhook
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.http.admin import Admin
@@ -37,6 +37,7 @@ from gateway.sources.base import Source, SourceState
 from gateway.sources.election import Leases
 from gateway.sources.publisher import Publisher
 from gateway.sources.redis_pubsub import RedisPubSubSource
+from gateway.sources.redis_stream import RedisStreamSource
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
 from gateway.sources.webhook import WebhookSource
@@ -281,12 +282,14 @@ class Daemon:
         source: Source
         if isinstance(config, Webhook):
             source = self.webhooks[name] = WebhookSource(config)
-        elif isinstance(config, RedisPubSub) and not config.url.get_secret_value():
+        elif isinstance(config, RedisPubSub | RedisStream) and not config.url.get_secret_value():
             self._turn_off(state, "its url is empty")
             return
         elif not self.router.topics(name):
             self._turn_off(state, "no channel reads from it")
             return
+        elif isinstance(config, RedisStream):
+            source = RedisStreamSource(config, self.router.topics(name), self.router.places(name))
         else:
             source = RedisPubSubSource(
                 config.url.get_secret_value(), self.router.topics(name), timeout=config.timeout

@@ -91,18 +91,19 @@ def gap_block(
     after: EventId | None,
     oldest: EventId | None,
     id: EventId | None = None,
+    missing: int | None = None,
 ) -> bytes:
-    """Return a ``stream.gap``: events of ``channel`` after ``after`` and before ``oldest`` may be missing."""
-    return control_block(
-        GAP,
-        {
-            "channel": channel,
-            "reason": reason,
-            "after": None if after is None else str(after),
-            "oldest": None if oldest is None else str(oldest),
-        },
-        id=id,
-    )
+    """Return a ``stream.gap``: events of ``channel`` after ``after`` and before ``oldest`` may be missing.
+
+    ``missing`` is how many, where that is known.
+    """
+    told: dict[str, object] = {
+        "channel": channel,
+        "reason": reason,
+        "after": None if after is None else str(after),
+        "oldest": None if oldest is None else str(oldest),
+    }
+    return control_block(GAP, told if missing is None else told | {"missing": missing}, id=id)
 
 
 def chunk(data: bytes) -> bytes:

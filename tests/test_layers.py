@@ -16,6 +16,7 @@ LAYERS = [
     {"stream"},
     {"hub"},
     {"sources", "broker"},
+    {"redis_target"},
     {"webhooks"},
     {"sse", "config", "history"},
     {"event"},

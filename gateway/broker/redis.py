@@ -42,11 +42,11 @@ from gateway.backoff import Backoff
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
 from gateway.broker.redis_pool import Pool, close
 from gateway.broker.redis_store import CONFIRMATIONS, FENCED, Store, events_of, parse
-from gateway.broker.redis_target import Target
 from gateway.config import model
 from gateway.config.redis_url import RedisUrl
 from gateway.errors import Fenced, StartupError, Unavailable
 from gateway.event import Cursor, Draft, EventId, Fence
+from gateway.redis_target import Target
 
 log = structlog.get_logger("gateway.broker")
 

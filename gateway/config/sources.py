@@ -1,8 +1,9 @@
 """What the YAML file may say under ``sources``."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.units import Duration, Expressed, Rate, Secret, Switch, fault
@@ -15,6 +16,15 @@ def _source_url(value: Any) -> Any:
     if "+" in str(value).partition(":")[0]:
         raise fault("must be redis://, rediss:// or unix://; Sentinel and cluster are for broker.url")
     return redis_url(value)
+
+
+def _stream_url(value: Any) -> Any:
+    return value if value == "" else redis_url(value)
+
+
+_START_SCHEMA = WithJsonSchema(
+    {"title": "start", "type": "string", "pattern": r"^(new|oldest|[0-9]{1,15}(-[0-9]{1,19})?|.*\$\{.*)$"}
+)
 
 
 class EventFrom(Section):
@@ -44,6 +54,32 @@ class RedisPubSub(SourceBase):
     timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
 
 
+def _start(value: Any) -> Any:
+    text = str(value)
+    if text in ("new", "oldest") or re.fullmatch(r"[0-9]{1,15}(-[0-9]{1,19})?", text, re.ASCII):
+        return text
+    raise fault("must be new, oldest, or an entry's id such as 1526919030474-0")
+
+
+class RedisStream(SourceBase):
+    """Entries of Redis streams (XADD). The topic of a record is the stream's key."""
+
+    type: Literal["redis-stream"] = Field(description="reads the streams that the topics of all routes name")
+    url: Annotated[Secret, BeforeValidator(_stream_url)] = Field(
+        description="as broker.url, for a Redis 7 or Valkey; empty turns the source off: ${REDIS_URL:-}"
+    )
+    start: Annotated[str, PlainValidator(_start), _START_SCHEMA] = preset(
+        "new", "where a stream begins that was never read: new, oldest, or an entry's id"
+    )
+    payload: str | None = Field(
+        None, min_length=1,
+        description="field that holds the payload; without this key the field payload where an entry has one,"
+        " else the whole entry as a JSON object",
+    )  # fmt: skip
+    scan: Duration = preset("5s", "how often streams that a glob or template names are looked for")
+    timeout: Duration = preset("5s", "a Redis that gives no answer within this counts as lost")
+
+
 FormatName = Literal[
     "auto", "single", "array", "lines", "cloudevents", "rest-proxy", "kafka-records", "event-hubs"
 ]
@@ -63,4 +99,4 @@ class Webhook(SourceBase):
     )
 
 
-Source = Annotated[RedisPubSub | Webhook, Field(discriminator="type")]
+Source = Annotated[RedisPubSub | RedisStream | Webhook, Field(discriminator="type")]

@@ -58,6 +58,7 @@ class Entry:
                 after=after,
                 oldest=self.event.id,
                 id=id if position == len(channels) - 1 else None,
+                missing=told.get("missing"),
             )
             for position, channel in enumerate(channels)
         )

@@ -24,6 +24,8 @@ class SourceState:
     last_error: str | None = None
     received: int = 0
     restarts: int = 0
+    lag: int | None = None
+    """Records that wait upstream, where the source can tell."""
     rejected: dict[str, int] = field(default_factory=dict)
 
 
@@ -34,9 +36,14 @@ class Feed(Protocol):
         """Say that records are flowing from now on; this node may read the source for all."""
 
     async def publish(
-        self, records: Sequence[Record], position: str | None = None, fence: Fence | None = None
+        self,
+        records: Sequence[Record],
+        position: str | None = None,
+        fence: Fence | None = None,
+        *,
+        part: str = "",
     ) -> None:
-        """Append what the records become, and with them how far the source was read.
+        """Append what the records become, and with them how far this part of the source was read.
 
         Those that can never become events are counted and dropped. Raises Fenced if another node
         reads the source by now.
@@ -48,8 +55,17 @@ class Feed(Protocol):
         With ``atomic`` all of them or none: it raises the first refusal. Nothing is counted as refused.
         """
 
-    async def tell_gap(self, since: int, position: str, fence: Fence) -> None:
-        """Tell every channel of the source that records since then (unix ms) may be lost."""
+    async def tell_gap(
+        self,
+        since: int,
+        position: str,
+        fence: Fence,
+        *,
+        part: str = "",
+        topic: str | None = None,
+        missing: int | None = None,
+    ) -> None:
+        """Tell every channel of the source, or of a topic, that records since then (unix ms) may be lost."""
 
     def reject(self, reason: str) -> None:
         """Count something that was refused before it became a record."""
@@ -61,8 +77,11 @@ class Feed(Protocol):
     def is_leading(self) -> bool:
         """Whether it is just now."""
 
-    async def position(self) -> str | None:
-        """Return how far the source was read, by whichever node."""
+    async def position(self, part: str = "") -> str | None:
+        """Return how far a part of the source was read, by whichever node."""
+
+    def lags(self, records: int) -> None:
+        """Say how many records wait upstream."""
 
     @property
     def missed_since(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,6 +14,22 @@ from gateway.sources.router import Router, gap_draft
 from gateway.webhooks.post import Outcome
 
 Append = Callable[[Sequence[Draft], Cursor | None, Fence | None], Awaitable[list[EventId]]]
+
+
+def cursor_name(source: str, part: str) -> str:
+    """Return the name under which the log keeps how far a part of a source was read."""
+    return f"{source}/{part}" if part else source
+
+
+class Gap(NamedTuple):
+    """Records of a source, or of one topic, that may be lost."""
+
+    reason: str
+    since: int
+    """Unix milliseconds."""
+    topic: str | None = None
+    missing: int | None = None
+    """How many, where that is known."""
 
 
 class Publisher:
@@ -34,7 +51,7 @@ class Publisher:
         self._received = metrics.events_received.labels(state.name)
 
     async def publish(
-        self, records: Sequence[Record], position: str | None = None, fence: Fence | None = None
+        self, records: Sequence[Record], position: str | None, fence: Fence | None, part: str = ""
     ) -> None:
         """Append what the records become; count and drop those that can never become events."""
         now = self._receive(records)
@@ -45,7 +62,7 @@ class Publisher:
             except Rejected as error:
                 self.reject(error.code)
         if drafts or position is not None:
-            await self._append(drafts, self._cursor(position), fence)
+            await self._append(drafts, self._cursor(position, part), fence)
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
         """Append the records that can be events, or with ``atomic`` all or none.
@@ -77,16 +94,23 @@ class Publisher:
         rest = iter(ids)
         return [list(islice(rest, count)) if isinstance(count, int) else count for count in each]
 
-    async def tell_gap(self, reason: str, since: int, position: str, fence: Fence) -> None:
-        """Append a gap to every channel of this source: records since ``since`` (unix ms) may be lost."""
-        now = self._clock()
-        payload = msgspec.json.encode({"reason": reason, "source": self.state.name, "after": f"{since}-0"})
-        drafts = [gap_draft(declared, payload, now) for declared in self._router.channels(self.state.name)]
-        await self._append(drafts, self._cursor(position), fence)
-        self._metrics.gaps.labels(reason).inc(len(drafts))
+    async def tell_gap(self, gap: Gap, position: str, fence: Fence, part: str = "") -> None:
+        """Append a gap to the channels that it concerns."""
+        told: dict[str, object] = {
+            "reason": gap.reason,
+            "source": self.state.name,
+            "after": f"{max(0, gap.since)}-0",
+        }
+        if gap.missing is not None:
+            told["missing"] = gap.missing
+        payload, now = msgspec.json.encode(told), self._clock()
+        channels = self._router.channels(self.state.name, gap.topic)
+        drafts = [gap_draft(name, declared, payload, now) for name, declared in channels.items()]
+        await self._append(drafts, self._cursor(position, part), fence)
+        self._metrics.gaps.labels(gap.reason).inc(len(drafts))
 
-    def _cursor(self, position: str | None) -> Cursor | None:
-        return None if position is None else Cursor(self.state.name, position)
+    def _cursor(self, position: str | None, part: str) -> Cursor | None:
+        return None if position is None else Cursor(cursor_name(self.state.name, part), position)
 
     def reject(self, reason: str) -> None:
         """Count something that could not be taken."""

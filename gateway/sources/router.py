@@ -118,13 +118,32 @@ class Router:
         patterns = {route.topic.redis_pattern: route.topic for route in routes.patterns}
         return [group[0].topic for group in routes.exact.values()] + list(patterns.values())
 
-    def channels(self, source: str) -> list[Declared]:
-        """Return the declared channels that a source feeds."""
-        return [
-            declared
-            for declared in self._catalog.declared.values()
-            if any(route.source == source for route in declared.spec.from_)
-        ]
+    def places(self, source: str) -> frozenset[str]:
+        """Return the names of all places that a source's records are asked for."""
+        routes = self._sources.get(source)
+        if routes is None:
+            return frozenset()
+        event = routes.event
+        asked = [event.type, event.timestamp, event.deduplicate] if event is not None else []
+        for route in (*(each for group in routes.exact.values() for each in group), *routes.patterns):
+            asked += route.fields.values()
+        return frozenset(name for each in asked if each is not None for name in each.names)
+
+    def channels(self, source: str, topic: str | None = None) -> Mapping[str, Declared]:
+        """Return the channels that a source feeds, or one of its topics, by name.
+
+        They are declared names where only the records themselves tell the instance.
+        """
+        routes = self._sources.get(source)
+        if topic is None or routes is None:
+            return {
+                declared.name: declared
+                for declared in self._catalog.declared.values()
+                if any(route.source == source for route in declared.spec.from_)
+            }
+        way = self._way(topic, routes)
+        found = {match.name: match.declared for match in way.matches}
+        return found | {route.declared.name: route.declared for route, _ in way.named}
 
     def drafts(self, source: str, record: Record, now: int) -> list[Draft]:
         """Return the drafts of a record; ``now`` (unix ms) is used where it brings no timestamp.
@@ -232,14 +251,12 @@ class Router:
         return self._catalog.instance(route.declared, fields)
 
 
-def gap_draft(declared: Declared, payload: bytes, now: int) -> Draft:
-    """Return the draft of a hole in a declared channel; for a template it concerns all instances.
+def gap_draft(name: str, declared: Declared, payload: bytes, now: int) -> Draft:
+    """Return the draft of a hole in a channel; under a template's name it concerns all instances.
 
     The gap lives in the log like any event, so that other nodes and later readers are told as well.
     """
-    return Draft(
-        channel=declared.name, payload=payload, timestamp=now, retention=declared.retention, type=GAP
-    )
+    return Draft(channel=name, payload=payload, timestamp=now, retention=declared.retention, type=GAP)
 
 
 def checked_json(payload: bytes) -> bytes:

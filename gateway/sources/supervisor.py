@@ -10,7 +10,7 @@ from gateway.backoff import Backoff
 from gateway.event import Fence, Record
 from gateway.sources.base import Source, SourceState, SourceStatus
 from gateway.sources.election import Election, Leases
-from gateway.sources.publisher import Publisher
+from gateway.sources.publisher import Gap, Publisher, cursor_name
 from gateway.webhooks.post import Outcome
 
 log = structlog.get_logger("gateway.sources")
@@ -74,17 +74,33 @@ class Supervisor:
             self.missed_since = self._clock()
 
     async def publish(
-        self, records: Sequence[Record], position: str | None = None, fence: Fence | None = None
+        self,
+        records: Sequence[Record],
+        position: str | None = None,
+        fence: Fence | None = None,
+        *,
+        part: str = "",
     ) -> None:
-        await self._publisher.publish(records, position, fence)
+        await self._publisher.publish(records, position, fence, part)
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
         return await self._publisher.publish_each(records, atomic=atomic)
 
-    async def tell_gap(self, since: int, position: str, fence: Fence) -> None:
-        await self._publisher.tell_gap("source_interrupted", since, position, fence)
+    async def tell_gap(
+        self,
+        since: int,
+        position: str,
+        fence: Fence,
+        *,
+        part: str = "",
+        topic: str | None = None,
+        missing: int | None = None,
+    ) -> None:
+        gap = Gap("source_interrupted", since, topic, missing)
+        await self._publisher.tell_gap(gap, position, fence, part)
         self.missed_since = None
-        log.warning("source_gap_told", source=self.state.name, gap_ms=self._clock() - since)
+        about = {name: value for name, value in (("topic", topic), ("missing", missing)) if value is not None}
+        log.warning("source_gap_told", source=self.state.name, gap_ms=self._clock() - since, **about)
 
     def reject(self, reason: str) -> None:
         self._publisher.reject(reason)
@@ -101,8 +117,11 @@ class Supervisor:
     def is_leading(self) -> bool:
         return self._election.fence is not None
 
-    async def position(self) -> str | None:
-        return await self._position(self.state.name)
+    async def position(self, part: str = "") -> str | None:
+        return await self._position(cursor_name(self.state.name, part))
+
+    def lags(self, records: int) -> None:
+        self.state.lag = records
 
     async def _run(self) -> None:
         while True:

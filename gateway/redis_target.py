@@ -1,10 +1,11 @@
-"""Where a Redis URL leads: one server, whoever Sentinel says is master, or the cluster node of one slot.
+"""Where a Redis URL leads: one server, whoever Sentinel says is master, or the nodes of a cluster.
 
 All keys of a log share a hash tag, so a log lives on one server at a time whatever the deployment is:
-the only difference is how that server is found.
+the only difference is how that server is found. A source may read keys of all nodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import RedisCluster
@@ -13,6 +14,7 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.crc import key_slot
 
 from gateway.config.redis_url import RedisUrl
 
@@ -20,6 +22,14 @@ _OURS = ("max_connections", "timeout", "decode_responses", "socket_timeout", "re
 """Options of redis-py's URLs that `broker.pool` and the broker decide."""
 
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The servers of a deployment, and which of them (by its place in the list) holds a key."""
+
+    servers: Sequence[Mapping[str, Any]]
+    owner: Callable[[bytes], int]
 
 
 class Target:
@@ -52,6 +62,23 @@ class Target:
         host, port = await find(key, seconds)
         return {**self._options, "host": host, "port": port}
 
+    async def locate_all(self, seconds: float) -> "Topology":
+        """Return all servers that hold keys just now. Raises like `locate`."""
+        if self.kind != "cluster":
+            return Topology([await self.locate("", seconds)], lambda _: 0)
+        cluster = self._cluster(seconds)
+        try:
+            await cluster.initialize()
+            places = [(str(node.host), int(node.port)) for node in cluster.get_primaries()]
+            slots = {
+                slot: places.index((str(nodes[0].host), int(nodes[0].port)))
+                for slot, nodes in cluster.nodes_manager.slots_cache.items()
+            }
+        finally:
+            await cluster.aclose()
+        servers = [{**self._options, "host": host, "port": port} for host, port in places]
+        return Topology(servers, lambda key: slots[key_slot(key)])
+
     async def _master(self, key: str, seconds: float) -> tuple[str, int]:
         tls = {
             name: value for name, value in _client_options(self._options).items() if name.startswith("ssl")
@@ -66,10 +93,7 @@ class Target:
                 await client.aclose()
 
     async def _owner(self, key: str, seconds: float) -> tuple[str, int]:
-        cluster = RedisCluster(
-            startup_nodes=[ClusterNode(host, port) for host, port in self._url.nodes],
-            **{**_client_options(self._options), **_quick(seconds)},
-        )
+        cluster = self._cluster(seconds)
         try:
             await cluster.initialize()
             node = cluster.get_node_from_key(key)
@@ -78,6 +102,12 @@ class Target:
             return str(node.host), int(node.port)
         finally:
             await cluster.aclose()
+
+    def _cluster(self, seconds: float) -> RedisCluster:
+        return RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in self._url.nodes],
+            **{**_client_options(self._options), **_quick(seconds)},
+        )
 
 
 def _quick(seconds: float) -> dict[str, Any]:

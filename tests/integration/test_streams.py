@@ -1,0 +1,344 @@
+"""The redis-stream source against real servers: exactly once, in order, and every trimmed entry told."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as redis_py
+
+from gateway.sources import redis_stream
+from tests.support.eventsource import Stream
+from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
+from tests.support.node import Node
+from tests.support.redis import RedisServer, cluster_url, redis_cluster, redis_sentinel
+
+
+def config(url: str, *topics: str, path: Path | None = None, **source: Any) -> dict[str, Any]:
+    """A source ``s`` with a channel ``all`` of these topics, and ``room.{id}`` of the streams room:…"""
+    return {
+        "broker": {"url": f"sqlite:///{path}/log.db" if path else "memory://"},
+        "sources": {"s": {"type": "redis-stream", "url": url, "timeout": "1s", "scan": "100ms", **source}},
+        "channels": {
+            "all": {"from": [{"source": "s", "topic": topic} for topic in topics or ("orders",)], "access": "public"},
+            "room.{id}": {"from": [{"source": "s", "topic": "room:{id}"}], "access": "public"},
+        },
+    }  # fmt: skip
+
+
+async def leads(gateway: Gateway) -> None:
+    """Wait until the source reads from where it will go on."""
+    await eventually(lambda: gateway.daemon.supervisors["s"].is_leading)
+    await eventually(lambda: gateway.metric('source_up{source="s"}'))
+    await eventually(lambda: knows(gateway))
+
+
+async def knows(gateway: Gateway) -> bool:
+    return await gateway.daemon.broker.cursor("s/*room:*") is not None
+
+
+@contextlib.contextmanager
+def adding(redis: RedisServer) -> Iterator[Any]:
+    with contextlib.closing(redis.client()) as client:
+        yield lambda key="orders", **fields: client.xadd(key, fields)
+
+
+async def payloads(stream: Stream, count: int) -> list[Any]:
+    return [(await stream.next()).json["payload"] for _ in range(count)]
+
+
+async def test_an_entry_is_an_event(redis: RedisServer) -> None:
+    """Its payload, type and time; without a payload field the whole entry as JSON."""
+    async with gateway_running(config(redis.url)) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        with adding(redis) as add:
+            add(payload='{"a" : 1}', type="order.new", timestamp="1700000000123")
+            id = add(customer="7", note="hö")
+            add(payload="no json")
+            add(payload="3")
+        first = await stream.next()
+        assert (first.type, first.json["payload"], first.json["timestamp"]) == (
+            "order.new",
+            {"a": 1},
+            1700000000123,
+        )
+        assert b'"payload":{"a" : 1}' in stream.body
+        second = (await stream.next()).json
+        assert second["payload"] == {"customer": "7", "note": "hö"}
+        assert second["timestamp"] == int(id.split(b"-")[0])
+        assert (await stream.next()).json["payload"] == 3
+        assert await gateway.metric('events_rejected_total{reason="not_json",source="s"}') == 1
+
+
+async def test_fields_by_the_file(redis: RedisServer) -> None:
+    """Another payload field, type and key from fields, the channel too."""
+    over = merged(
+        config(redis.url, payload="data", event={"type": "{fields.kind}", "deduplicate": "{fields.n}"}),
+        {"channels": {"user.{id}": {"from": [{"source": "s", "topic": "users", "fields": {"id": "{fields.user}"}}],
+                                    "access": "public"}}},
+    )  # fmt: skip
+    async with gateway_running(over) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/user.7")
+        with adding(redis) as add:
+            add("users", data="1", kind="moved", user="7", n="a")
+            add("users", data="1", kind="moved", user="7", n="a")
+            add("users", data="x", payload="2", user="8", n="b")
+            add("users", payload="2", user="7")
+            add("users", data="2", user="7", n="c")
+        assert (await stream.next()).type == "moved"
+        assert (await stream.next()).json["payload"] == 2
+        assert await gateway.metric('events_rejected_total{reason="no_payload",source="s"}') == 1
+
+
+@pytest.mark.parametrize(("start", "expected"), [("new", [3]), ("oldest", [0, 1, 2, 3]), ("id", [2, 3])])
+async def test_where_a_stream_begins(redis: RedisServer, start: str, expected: list[int]) -> None:
+    """The first time; what the log knows counts afterwards."""
+    with adding(redis) as add:
+        ids = [add(payload=str(number)) for number in range(3)]
+        start = ids[1].decode() if start == "id" else start
+        async with gateway_running(config(redis.url, start=start)) as gateway:
+            await leads(gateway)
+            stream = await gateway.open("/events/all?last=10")
+            add(payload="3")
+            await stream.next()
+            assert await payloads(stream, len(expected)) == expected
+
+
+async def test_streams_that_appear_are_read_from_their_first_entry(redis: RedisServer) -> None:
+    """A glob or template is watched: what was there before it was is old, what comes later is new."""
+    with adding(redis) as add:
+        add("room:old", payload="0")
+        add("log.old", payload="0")
+        async with gateway_running(config(redis.url, "log.*")) as gateway:
+            await leads(gateway)
+            await eventually(lambda: _has(gateway, "s/*log.*"))
+            room = await gateway.subscribe("/events/room.5")
+            logs = await gateway.subscribe("/events/all")
+            for number in range(3):
+                add("room:5", payload=str(number))
+                add("log.x", payload=str(number))
+            add("log.old", payload="3")
+            assert await payloads(room, 3) == [0, 1, 2]
+            assert sorted(await payloads(logs, 4)) == [0, 1, 2, 3]
+
+
+async def _has(gateway: Gateway, cursor: str) -> bool:
+    return await gateway.daemon.broker.cursor(cursor) is not None
+
+
+async def test_what_was_trimmed_unread_is_a_gap_with_its_number(redis: RedisServer, tmp_path: Path) -> None:
+    """While no gateway ran 90 entries were trimmed: told once, with the number, before what is left."""
+    over = config(redis.url, path=tmp_path)
+    with adding(redis) as add, contextlib.closing(redis.client()) as client:
+        async with gateway_running(over) as gateway:
+            await leads(gateway)
+            stream = await gateway.subscribe("/events/all")
+            add(payload='"read"')
+            last = (await stream.next()).id
+        for number in range(100):
+            add(payload=str(number))
+        client.xtrim("orders", maxlen=10, approximate=False)
+        async with gateway_running(over) as gateway:
+            stream = await gateway.subscribe("/events/all", {"Last-Event-ID": last})
+            gap = await stream.next()
+            assert (gap.type, gap.json["reason"], gap.json["missing"]) == (
+                "stream.gap",
+                "source_interrupted",
+                90,
+            )
+            assert await payloads(stream, 10) == list(range(90, 100))
+            add(payload='"on"')
+            assert (await stream.next()).json["payload"] == "on"
+
+
+async def test_a_gap_of_one_stream_is_none_of_another(redis: RedisServer, tmp_path: Path) -> None:
+    """Who listens to room 1 need not fetch again because of room 2."""
+    over = config(redis.url, path=tmp_path)
+    with adding(redis) as add, contextlib.closing(redis.client()) as client:
+        async with gateway_running(over) as gateway:
+            await leads(gateway)
+            ids = []
+            for room in ("1", "2"):
+                stream = await gateway.subscribe(f"/events/room.{room}")
+                add(f"room:{room}", payload="0")
+                ids.append((await stream.next()).id)
+        for _ in range(5):
+            add("room:2", payload="1")
+        client.xtrim("room:2", maxlen=1, approximate=False)
+        async with gateway_running(over) as gateway:
+            streams = [
+                await gateway.subscribe(f"/events/room.{room}", {"Last-Event-ID": max(ids)}) for room in "12"
+            ]
+            add("room:1", payload="1")
+            assert (await streams[0].next()).json["payload"] == 1
+            gap = await streams[1].next()
+            assert (gap.type, gap.json["missing"]) == ("stream.gap", 4)
+
+
+async def test_a_stream_that_is_deleted_and_begun_anew(redis: RedisServer) -> None:
+    """Its ids may be lower than ours: it must not be silent for ever, and the break is told."""
+    async with gateway_running(config(redis.url)) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        with adding(redis) as add, contextlib.closing(redis.client()) as client:
+            add(payload="1")
+            assert await payloads(stream, 1) == [1]
+            client.delete("orders")
+            client.xadd("orders", {"payload": "2"}, id="5-0")
+            assert (await stream.next()).type == "stream.gap"
+            client.xadd("orders", {"payload": "3"}, id="6-0")
+            while (message := await stream.next()).type == "stream.gap":
+                pass
+            assert message.json["payload"] in (2, 3)
+
+
+async def test_a_key_of_another_type_harms_only_itself(redis: RedisServer) -> None:
+    """The other streams are read, and the log says which key."""
+    with adding(redis) as add, contextlib.closing(redis.client()) as client:
+        client.set("orders", "x")
+        client.set("room:text", "x")
+        async with gateway_running(config(redis.url, "orders", "stock")) as gateway:
+            await leads(gateway)
+            stream = await gateway.subscribe("/events/all")
+            add("stock", payload="1")
+            assert await payloads(stream, 1) == [1]
+
+
+async def test_more_than_one_read_holds_arrives_whole_and_in_order(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large entries make reads smaller, many streams share one; nothing is left out at their edges."""
+    monkeypatch.setattr(redis_stream, "BATCH_BYTES", 100_000)
+    with contextlib.closing(redis.client()) as client:
+        pipe = client.pipeline(transaction=False)
+        for number in range(5000):
+            pipe.xadd("orders", {"payload": json.dumps({"n": number, "x": "x" * (number % 50) ** 2})})
+        for number in range(300):
+            pipe.xadd(f"room:{number % 30}", {"payload": str(number)})
+        pipe.execute()
+    history = {"history": {"events": 10_000}}
+    over = merged(config(redis.url, "orders", "room:*", start="oldest"), {"channels": {"all": history}})
+    async with gateway_running(over) as gateway:
+        stream = await gateway.subscribe("/events/all?last=10000")
+        found = await payloads(stream, 5300)
+        assert [each["n"] for each in found if isinstance(each, dict)] == list(range(5000))
+        rooms: dict[int, list[int]] = {}
+        for number in [each for each in found if isinstance(each, int)]:
+            rooms.setdefault(number % 30, []).append(number)
+        assert all(numbers == sorted(numbers) and len(numbers) == 10 for numbers in rooms.values())
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "redis"])
+async def test_a_reader_that_is_killed_is_replaced_behind_its_last_entry(
+    broker: str, tmp_path: Path, redis: RedisServer
+) -> None:
+    """kill -9 of whoever reads, five times, under load: every entry once, in the stream's order."""
+    log = f"sqlite:///{tmp_path}/log.db" if broker == "sqlite" else redis.url
+    over = merged(merged(BASE, config(redis.url)), {"broker": {"url": log}})
+    over["channels"]["all"]["history"] = {"events": 100_000, "age": "1h"}
+    nodes = [Node(tmp_path, over) for _ in range(2)]
+    done = asyncio.Event()
+
+    async def load() -> int:
+        number = 0
+        client = redis_py.asyncio.Redis.from_url(redis.url)
+        while not done.is_set():
+            pipe = client.pipeline(transaction=False)
+            for _ in range(20):
+                pipe.xadd("orders", {"payload": str(number)})
+                number += 1
+            await pipe.execute()
+            await asyncio.sleep(0.01)
+        await client.aclose()
+        return number
+
+    try:
+        await asyncio.gather(*(node.start() for node in nodes))
+        loading = asyncio.create_task(load())
+        for turn in range(5):
+            await asyncio.sleep(1.5)
+            await nodes[turn % 2].kill()
+            await nodes[turn % 2].start()
+        done.set()
+        count = await loading
+        stream = await Stream.open(nodes[0].port, "/events/all?last=100000")
+        assert (await stream.next()).type == "stream.open"
+        async with asyncio.timeout(30):
+            found = await payloads(stream, 1)
+            while found[-1] != count - 1:
+                found += await payloads(stream, 1)
+        assert found == list(range(found[0], count))
+        assert found[0] < 100, "read from soon after the start on"
+        stream.close()
+    finally:
+        await asyncio.gather(*(node.kill() for node in nodes))
+
+
+async def test_redis_dies_and_comes_back(redis: RedisServer) -> None:
+    """Streams stay open, the source says that it is down, and goes on where it was."""
+    async with gateway_running(config(redis.url)) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        with adding(redis) as add:
+            add(payload="1")
+        assert await payloads(stream, 1) == [1]
+        redis.freeze()
+        await eventually(lambda: _is_down(gateway))
+        redis.thaw()
+        with adding(redis) as add:
+            add(payload="2")
+        assert await payloads(stream, 1) == [2]
+
+
+async def _is_down(gateway: Gateway) -> bool:
+    return not await gateway.metric('source_up{source="s"}')
+
+
+async def test_a_cluster() -> None:
+    """Streams of all nodes and slots, named and found."""
+    with redis_cluster() as servers:
+        async with gateway_running(config(cluster_url(servers), "orders", "stock", "news")) as gateway:
+            await leads(gateway)
+            stream = await gateway.subscribe("/events?channel=all,room.1,room.2,room.3")
+            client = redis_py.RedisCluster(host="127.0.0.1", port=servers[0].port)
+            for number in range(3):
+                for key in ("orders", "stock", "news", "room:1", "room:2", "room:3"):
+                    client.xadd(key, {"payload": json.dumps([key, number])})
+            client.close()
+            found = await payloads(stream, 18)
+            for key in ("orders", "stock", "news", "room:1", "room:2", "room:3"):
+                assert [number for name, number in found if name == key] == [0, 1, 2]
+
+
+async def test_a_sentinel_failover() -> None:
+    """The new master is found, and the stream goes on."""
+    with redis_sentinel() as watched:
+        async with gateway_running(config(watched.url)) as gateway:
+            await leads(gateway)
+            stream = await gateway.subscribe("/events/all")
+            master = watched.master()
+            with adding(master) as add, contextlib.closing(master.client()) as client:
+                add(payload="1")
+                client.wait(1, 2000)
+            assert await payloads(stream, 1) == [1]
+            master.kill()
+            await eventually(lambda: watched.master() is not master, timeout=20)
+            other = watched.master()
+            await eventually(lambda: _adds(other, "2"), timeout=20)
+            while (message := await stream.next()).type == "stream.gap":
+                pass
+            assert message.json["payload"] == 2
+
+
+def _adds(server: RedisServer, payload: str) -> bool:
+    try:
+        with adding(server) as add:
+            add(payload=payload)
+    except redis_py.RedisError:
+        return False
+    return True
