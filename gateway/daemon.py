@@ -18,7 +18,7 @@ from gateway.broker.redis import RedisBroker
 from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config
-from gateway.config.sources import RedisPubSub, RedisStream, Webhook
+from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.http.admin import Admin
@@ -35,6 +35,7 @@ from gateway.hub.replay import Replay
 from gateway.metrics import Metrics
 from gateway.sources.base import Source, SourceState
 from gateway.sources.election import Leases
+from gateway.sources.kafka import KafkaSource
 from gateway.sources.publisher import Publisher
 from gateway.sources.redis_pubsub import RedisPubSubSource
 from gateway.sources.redis_stream import RedisStreamSource
@@ -285,9 +286,14 @@ class Daemon:
         elif isinstance(config, RedisPubSub | RedisStream) and not config.url.get_secret_value():
             self._turn_off(state, "its url is empty")
             return
+        elif isinstance(config, Kafka) and not config.brokers:
+            self._turn_off(state, "its brokers are empty")
+            return
         elif not self.router.topics(name):
             self._turn_off(state, "no channel reads from it")
             return
+        elif isinstance(config, Kafka):
+            source = KafkaSource(name, config, self.router.topics(name), self.router.places(name))
         elif isinstance(config, RedisStream):
             source = RedisStreamSource(config, self.router.topics(name), self.router.places(name))
         else:

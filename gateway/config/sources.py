@@ -1,12 +1,13 @@
 """What the YAML file may say under ``sources``."""
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator
 
 from gateway.config.section import Section, preset, redis_url, section
-from gateway.config.units import Duration, Expressed, Rate, Secret, Switch, fault
+from gateway.config.units import Duration, Expressed, Rate, Secret, Switch, fault, parse_duration
 from gateway.config.verify import Verify
 
 
@@ -25,6 +26,9 @@ def _stream_url(value: Any) -> Any:
 _START_SCHEMA = WithJsonSchema(
     {"title": "start", "type": "string", "pattern": r"^(new|oldest|[0-9]{1,15}(-[0-9]{1,19})?|.*\$\{.*)$"}
 )
+
+
+_SINCE_SCHEMA = WithJsonSchema({"title": "start", "type": "string", "examples": ["oldest"]})
 
 
 class EventFrom(Section):
@@ -80,6 +84,71 @@ class RedisStream(SourceBase):
     timeout: Duration = preset("5s", "a Redis that gives no answer within this counts as lost")
 
 
+def _since(value: Any) -> Any:
+    text = str(value)
+    if text in ("new", "oldest"):
+        return text
+    try:
+        parse_since(text)
+    except ValueError:
+        raise fault(
+            "must be new, oldest, a time such as 2026-01-31T12:00:00Z, or a duration such as 1h"
+        ) from None
+    return text
+
+
+def parse_since(text: str) -> float | datetime:
+    """Return how many seconds back, or which moment, ``text`` names. Raises ValueError."""
+    try:
+        return parse_duration(text)
+    except ValueError:
+        time = datetime.fromisoformat(text)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+class KafkaTls(Section):
+    """TLS to the Kafka brokers."""
+
+    ca_file: str | None = Field(None, description="PEM file of the authority; else the system's")
+    certificate: str | None = Field(None, description="PEM file, where the brokers ask for one")
+    key: str | None = Field(None, description="PEM file of its private key")
+    check_hostname: Switch = Field(True, description="whether the certificate must be the host's")
+
+
+class KafkaSasl(Section):
+    """Who we are to the Kafka brokers."""
+
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+    username: str = Field(min_length=1)
+    password: Secret
+
+
+class Kafka(SourceBase):
+    """Records of Kafka topics; needs the extra ``sse-gateway[kafka]``."""
+
+    type: Literal["kafka"] = Field(
+        description="reads the topics of all routes; pip install sse-gateway[kafka]"
+    )
+    brokers: str = Field(
+        description="host:port, several with commas; empty turns the source off: ${KAFKA_BROKERS:-}"
+    )
+    group: str = Field("sse-gateway", min_length=1, description="where offsets are committed, for lag tools")
+    start: Annotated[str, PlainValidator(_since), _SINCE_SCHEMA] = preset(
+        "new", "where a partition begins that was never read: new, oldest, a time, or a duration back"
+    )
+    tls: KafkaTls | None = None
+    sasl: KafkaSasl | None = None
+    scan: Duration = preset("5s", "how often new topics and partitions are looked for")
+    timeout: Duration = preset("10s", "brokers that give no answer within this count as lost")
+
+    @field_validator("brokers")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        if value and not all(re.fullmatch(r"[^:,\s]+:[0-9]{1,5}", each.strip()) for each in value.split(",")):
+            raise fault("must be host:port, several with commas: k1:9092,k2:9092")
+        return value
+
+
 FormatName = Literal[
     "auto", "single", "array", "lines", "cloudevents", "rest-proxy", "kafka-records", "event-hubs"
 ]
@@ -99,4 +168,4 @@ class Webhook(SourceBase):
     )
 
 
-Source = Annotated[RedisPubSub | RedisStream | Webhook, Field(discriminator="type")]
+Source = Annotated[RedisPubSub | RedisStream | Kafka | Webhook, Field(discriminator="type")]

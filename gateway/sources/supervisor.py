@@ -7,6 +7,7 @@ from contextlib import suppress
 import structlog
 
 from gateway.backoff import Backoff
+from gateway.errors import SourceError
 from gateway.event import Fence, Record
 from gateway.sources.base import Source, SourceState, SourceStatus
 from gateway.sources.election import Election, Leases
@@ -38,12 +39,14 @@ class Supervisor:
         self._backoff = Backoff()
         self._tasks: list[asyncio.Task[None]] = []
         self._tried = asyncio.Event()
+        self._is_stopping = False
         self._election = Election(publisher.state.name, leases)
         self.missed_since: int | None = None
         self.state: SourceState = publisher.state
 
     def start(self) -> None:
         """Begin. Needs a running loop."""
+        self._is_stopping = False
         self._change("starting")
         self._tasks = [asyncio.create_task(self._run(), name=f"source {self.state.name}")]
         if self.reads_once:
@@ -51,6 +54,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End the source, then give its lease to another node; harmless when repeated."""
+        self._is_stopping = True
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -128,6 +132,10 @@ class Supervisor:
             try:
                 await self._source.run(self)
                 error: Exception | None = None
+            except asyncio.CancelledError:
+                if self._is_stopping:
+                    raise
+                error = SourceError("its client gave up")  # aiokafka's own cancellations come through
             except Exception as caught:
                 error = caught
             self._down(error)

@@ -1,0 +1,283 @@
+"""The kafka source against a real protocol server: nothing lost, nothing twice, order per partition."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import NewPartitions
+from aiokafka.structs import TopicPartition
+
+from gateway.errors import StartupError
+from gateway.sources import kafka as kafka_source
+from tests.support.eventsource import Stream
+from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
+from tests.support.kafka import SAVE_SECONDS, KafkaServer, kafka_server
+from tests.support.node import Node
+from tests.support.redis import RedisServer
+
+
+@pytest.fixture
+async def kafka() -> AsyncIterator[KafkaServer]:
+    async with kafka_server() as server:
+        yield server
+
+
+def config(kafka: KafkaServer, *topics: str, path: Path | None = None, **source: Any) -> dict[str, Any]:
+    return {
+        "broker": {"url": f"sqlite:///{path}/log.db" if path else "memory://"},
+        "sources": {"k": {"type": "kafka", "brokers": kafka.brokers, "scan": "300ms", "timeout": "2s", **source}},
+        "channels": {
+            "all": {"from": [{"source": "k", "topic": topic} for topic in topics or ("orders",)], "access": "public"},
+            "user.{id}": {"from": [{"source": "k", "topic": "users", "fields": {"id": "{key}"}}], "access": "public"},
+        },
+    }  # fmt: skip
+
+
+async def leads(gateway: Gateway) -> None:
+    await eventually(lambda: _has(gateway, "k/*users"))
+
+
+async def _has(gateway: Gateway, cursor: str) -> bool:
+    return await gateway.daemon.broker.cursor(cursor) is not None
+
+
+async def payloads(stream: Stream, count: int) -> list[Any]:
+    return [(await stream.next()).json["payload"] for _ in range(count)]
+
+
+async def test_a_record_is_an_event(kafka: KafkaServer) -> None:
+    """Value as it is, time, tombstone; what is no JSON is counted."""
+    await kafka.create({"orders": 1})
+    async with gateway_running(config(kafka)) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        await kafka.send("orders", '{"a" : 1}', timestamp_ms=1_700_000_000_123)
+        await kafka.send("orders", "no json", None, 3)
+        first = await stream.next()
+        assert b'"payload":{"a" : 1}' in stream.body
+        assert first.json["timestamp"] == 1_700_000_000_123
+        assert await payloads(stream, 2) == [None, 3]
+        assert await gateway.metric('events_rejected_total{reason="not_json",source="k"}') == 1
+
+
+async def test_key_and_headers_name_channel_type_and_key(kafka: KafkaServer) -> None:
+    """One topic for all users; a producer that tried twice is one event."""
+    await kafka.create({"users": 2, "orders": 1})
+    event = {"type": "{headers.kind}", "deduplicate": "{headers.id}"}
+    async with gateway_running(config(kafka, event=event)) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/user.7")
+        headers = [("Kind", b"moved"), ("id", b"1")]
+        await kafka.send("users", 1, 1, key=b"7", headers=headers)
+        await kafka.send("users", 2, key=b"8")
+        await kafka.send("users", 3, key=b"7")
+        message = await stream.next()
+        assert (message.type, message.json["payload"]) == ("moved", 1)
+        assert await payloads(stream, 1) == [3]
+
+
+@pytest.mark.parametrize(("start", "expected"), [("new", [3]), ("oldest", [0, 1, 2, 3]), ("time", [2, 3])])
+async def test_where_a_partition_begins(kafka: KafkaServer, start: str, expected: list[int]) -> None:
+    """The first time: at the end, the beginning, or a moment."""
+    await kafka.create({"orders": 1})
+    for number in range(3):
+        await kafka.send("orders", number, timestamp_ms=1_700_000_000_000 + number * 60_000)
+    start = "2023-11-14T22:15:00Z" if start == "time" else start
+    async with gateway_running(config(kafka, start=start)) as gateway:
+        await leads(gateway)
+        stream = await gateway.open("/events/all?last=10")
+        await kafka.send("orders", 3)
+        await stream.next()
+        assert await payloads(stream, len(expected)) == expected
+
+
+async def test_topics_and_partitions_that_appear_are_read_from_their_first_record(kafka: KafkaServer) -> None:
+    """A glob is watched, and a topic that grows too; what is new is read as a whole."""
+    await kafka.create({"log.a": 1})
+    await kafka.send("log.a", '"old"')
+    async with gateway_running(config(kafka, "log.*")) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        await kafka.create({"log.b": 1})
+        await kafka.send("log.b", 1, 2)
+        async with kafka.admin() as admin:
+            await admin.create_partitions({"log.a": NewPartitions(2)})
+        await kafka.send("log.a", 3, 4, partition=1)
+        assert sorted(await payloads(stream, 4)) == [1, 2, 3, 4]
+
+
+async def test_what_retention_took_unread_is_a_gap_with_its_number(
+    kafka: KafkaServer, tmp_path: Path
+) -> None:
+    """While no gateway ran 7 records went: told once, before what is left."""
+    await kafka.create({"orders": 1})
+    over = config(kafka, path=tmp_path)
+    async with gateway_running(over) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        await kafka.send("orders", 0)
+        last = (await stream.next()).id
+    await kafka.send("orders", *range(1, 11))
+    await kafka.trim("orders", 0, 8)
+    async with gateway_running(over) as gateway:
+        stream = await gateway.subscribe("/events/all", {"Last-Event-ID": last})
+        gap = await stream.next()
+        assert (gap.type, gap.json["reason"], gap.json["missing"]) == ("stream.gap", "source_interrupted", 7)
+        assert await payloads(stream, 3) == [8, 9, 10]
+
+
+async def test_offsets_are_committed_for_others_to_see(
+    kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lag tools look at the group; our own place is in the log, whatever is committed."""
+    monkeypatch.setattr(kafka_source, "COMMIT_SECONDS", 0.2)
+    await kafka.create({"orders": 1})
+    async with gateway_running(config(kafka, group="web")) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        await kafka.send("orders", 0, 1, 2)
+        await payloads(stream, 3)
+        part = TopicPartition("orders", 0)
+        viewer = AIOKafkaConsumer(bootstrap_servers=kafka.brokers, group_id="web", enable_auto_commit=False)
+        await viewer.start()
+        try:
+
+            async def committed() -> bool:
+                return bool(await viewer.committed(part) == 3)
+
+            viewer.assign([part])
+            await eventually(committed)
+        finally:
+            await viewer.stop()
+
+
+async def test_a_member_of_the_same_group_disturbs_nobody(kafka: KafkaServer) -> None:
+    """Somebody joins our group by mistake, and leaves: a rebalance takes nothing from us, and gives nothing twice."""
+    await kafka.create({"orders": 2})
+    async with gateway_running(config(kafka, group="web")) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        await kafka.send("orders", 0, 1)
+        other = AIOKafkaConsumer("orders", bootstrap_servers=kafka.brokers, group_id="web")
+        await other.start()
+        try:
+            await kafka.send("orders", 2, 3, partition=1)
+            assert sorted(await payloads(stream, 4)) == [0, 1, 2, 3]
+        finally:
+            await other.stop()
+        await kafka.send("orders", 4)
+        assert await payloads(stream, 1) == [4]
+
+
+async def test_kafka_stands_still_and_dies_and_comes_back(kafka: KafkaServer) -> None:
+    """The source says that it is down and why; afterwards it goes on where it was."""
+    await kafka.create({"orders": 1})
+    async with gateway_running(config(kafka)) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        await kafka.send("orders", 1)
+        assert await payloads(stream, 1) == [1]
+        kafka.freeze()
+        await eventually(lambda: _is_down(gateway), timeout=20)
+        kafka.thaw()
+        await kafka.send("orders", 2)
+        assert await payloads(stream, 1) == [2]
+        await asyncio.sleep(SAVE_SECONDS)
+        kafka.kill()
+        await eventually(lambda: _is_down(gateway), timeout=20)
+        _, status = await gateway.admin("/status")
+        (source,) = (each for each in status["sources"] if each["name"] == "k")
+        assert "Kafka" in source["last_error"]
+        await kafka.start()
+        await kafka.send("orders", 3)
+        assert await payloads(stream, 1) == [3]
+
+
+async def _is_down(gateway: Gateway) -> bool:
+    return not await gateway.metric('source_up{source="k"}')
+
+
+async def test_without_the_extra_the_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, and the command."""
+    monkeypatch.setattr(kafka_source, "AIOKafkaConsumer", None)
+    over = {
+        "sources": {"k": {"type": "kafka", "brokers": "127.0.0.1:1"}},
+        "channels": {"all": {"from": [{"source": "k", "topic": "t"}], "access": "public"}},
+    }
+    with pytest.raises(StartupError, match=r"pip install 'sse-gateway\[kafka\]'"):
+        async with gateway_running(over):
+            pass
+
+
+async def test_two_nodes_under_kills_and_changes_of_reader(
+    kafka: KafkaServer, redis: RedisServer, tmp_path: Path
+) -> None:
+    """kill -9 of nodes and of Kafka, a drained reader, a topic that grows, under load: every record once, in order.
+
+    The log is a Redis; the readers change at each kill; the order is that of each partition.
+    """
+    await kafka.create({"orders": 3})
+    over = merged(merged(BASE, config(kafka)), {"broker": {"url": redis.url}})
+    over["channels"]["all"]["history"] = {"events": 100_000, "age": "1h"}
+    nodes = [Node(tmp_path, over) for _ in range(2)]
+    sent: dict[int, int] = {}
+    running = asyncio.Event()
+    done = asyncio.Event()
+    running.set()
+
+    async def load() -> None:
+        """Send numbers to each partition, in order; a send without an answer is sent again by its number."""
+        while not done.is_set():
+            await running.wait()
+            async with kafka.producer() as producer:
+                while running.is_set() and not done.is_set():
+                    for partition in range(3):
+                        number = sent.get(partition, 0)
+                        await producer.send_and_wait(
+                            "orders", json.dumps([partition, number]).encode(), partition=partition
+                        )
+                        sent[partition] = number + 1
+                    await asyncio.sleep(0.005)
+
+    try:
+        await asyncio.gather(*(node.start() for node in nodes))
+        await asyncio.sleep(2)
+        loading = asyncio.create_task(load())
+        for turn in range(3):
+            await asyncio.sleep(1.5)
+            await nodes[turn % 2].kill()
+            await nodes[turn % 2].start()
+        # Kafka itself, after it had the time to write what it acknowledged.
+        running.clear()
+        await asyncio.sleep(SAVE_SECONDS)
+        kafka.kill()
+        await kafka.start()
+        running.set()
+        await asyncio.sleep(1.5)
+        await nodes[1].stop()
+        await nodes[1].start()
+        await asyncio.sleep(1.5)
+        done.set()
+        await loading
+        stream = await Stream.open(nodes[0].port, "/events/all?last=100000")
+        assert (await stream.next()).type == "stream.open"
+        found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+        async with asyncio.timeout(60):
+            while {part: numbers[-1] + 1 for part, numbers in found.items() if numbers} != sent:
+                message = await stream.next()
+                assert message.type == "message", message
+                partition, number = message.json["payload"]
+                found[partition].append(number)
+        for numbers in found.values():
+            assert numbers == list(range(len(numbers))), "lost, doubled or reordered"
+        stream.close()
+    finally:
+        done.set()
+        await asyncio.gather(*(node.kill() for node in nodes))
+        with contextlib.suppress(Exception):
+            await loading
