@@ -4,7 +4,7 @@ WORKDIR /src
 COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY gateway ./gateway
 RUN python -m venv /opt/sse-gateway \
- && /opt/sse-gateway/bin/pip install --no-cache-dir --disable-pip-version-check .
+ && /opt/sse-gateway/bin/pip install --no-cache-dir --disable-pip-version-check '.[kafka]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway \

@@ -4,10 +4,9 @@ import asyncio
 import re
 import resource
 import signal
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -21,6 +20,7 @@ from gateway.config.model import SQLITE_URL, Config
 from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
+from gateway.freshness import Freshness, Watched
 from gateway.http.admin import Admin
 from gateway.http.app import bare_app, public_app
 from gateway.http.auth import Authenticator
@@ -42,6 +42,7 @@ from gateway.sources.redis_stream import RedisStreamSource
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
 from gateway.sources.webhook import WebhookSource
+from gateway.status import Status
 from gateway.stream.heartbeat import Sweep
 from gateway.stream.streams import Streams
 
@@ -61,9 +62,9 @@ class Daemon:
     def __init__(self, config: Config, metrics: Metrics | None = None) -> None:
         self.config = config
         self.metrics = metrics or Metrics()
-        self._started = time.monotonic()
         self._ending = asyncio.Event()
         self._ending_now = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
         self.on_listening: Callable[[], None] | None = None
         limits, timeouts = config.limits, config.timeouts
 
@@ -91,7 +92,21 @@ class Daemon:
         for name in config.sources:
             self._add_source(name)
 
+        self.freshness = Freshness(self._watched(), unix_ms)
+        self._published = {name: self.metrics.events_published.labels(name) for name in self.catalog.declared}
+
         # The two ports.
+        self.status = Status(
+            tuple(config.sources),
+            self.broker,
+            self.streams,
+            self.catalog,
+            self.supervisors,
+            self.off,
+            self.freshness,
+            limits.connections,
+        )
+        self.status.add_gauges(self.metrics)
         app, cors = bare_app(CorsPolicy(config, self.catalog))
         subscribe = Subscribe(
             catalog=self.catalog,
@@ -114,12 +129,11 @@ class Daemon:
             has_room=self._has_room,
         )
         self.admin = Listener(
-            Admin(self.metrics, self.ready, self.status).app(),
+            Admin(self.metrics, self.status.ready, self.status.report).app(),
             config.server.admin,
             key="server.admin",
             request_seconds=timeouts.request,
         )
-        self._add_gauges()
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, drain, and return the exit status. Raises StartupError."""
@@ -159,6 +173,7 @@ class Daemon:
             _, late = await asyncio.wait(tries, timeout=FIRST_TRY_SECONDS)
             for task in late:
                 task.cancel()
+        self._looking = asyncio.create_task(self.freshness.run(), name="freshness")
         # 4. Clients.
         for supervisor in self.supervisors.values():
             supervisor.exposed()
@@ -189,6 +204,8 @@ class Daemon:
         for supervisor in self.supervisors.values():
             await supervisor.stop()
         # 4. The rest, in the opposite order of the start.
+        if self._looking is not None:
+            self._looking.cancel()
         self.sweep.stop()
         await self.replay.close()
         await self.broker.close()
@@ -199,67 +216,6 @@ class Daemon:
     def scheme(self) -> str:
         """``https`` where the public port speaks TLS."""
         return "https" if self.config.server.tls else "http"
-
-    def ready(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether new clients should come here, and the parts that decide it.
-
-        A source that is down does not make the node unready unless it is ``critical``: all nodes share
-        their sources, and a balancer without a ready node answers browsers 503, which ends an
-        EventSource for good.
-        """
-        parts: dict[str, Any] = {
-            "draining": self.streams.is_draining,
-            "broker": "up" if self.broker.is_up else "down",
-            "sources": {
-                state.name: state.status
-                if state.last_error is None
-                else f"{state.status}: {state.last_error}"
-                for state in self._states()
-            },
-        }
-        failing = [
-            state.name for state in self._states() if state.critical and state.status in ("starting", "down")
-        ]
-        reasons = (["draining"] if self.streams.is_draining else []) + (
-            ["broker"] if not self.broker.is_up else []
-        )
-        reasons += [f"source {name}" for name in failing]
-        return not reasons, {"not_ready": reasons, **parts}
-
-    def status(self) -> Mapping[str, Any]:
-        """Return what ``/status`` shows."""
-        ready, parts = self.ready()
-        listeners = self.streams.by_channel()
-        return {
-            "version": __version__,
-            "uptime_seconds": round(time.monotonic() - self._started, 1),
-            "ready": ready,
-            "not_ready": parts["not_ready"],
-            "broker": {
-                "type": self.broker.type,
-                "up": self.broker.is_up,
-                "head": str(self.broker.head),
-            },
-            "streams": {
-                "active": len(self.streams.open),
-                "lagging": self.streams.lagging(),
-                "limit": self.config.limits.connections,
-            },
-            "sources": [
-                {**_source_status(state), "leader": supervisor.is_leading}
-                if (supervisor := self.supervisors.get(state.name)) is not None and supervisor.reads_once
-                else _source_status(state)
-                for state in self._states()
-            ],
-            "channels": [
-                {
-                    "name": name,
-                    "listeners": int(listeners.get((name,), 0)),
-                    "from": _from(declared.spec.from_),
-                }
-                for name, declared in self.catalog.declared.items()
-            ],
-        }
 
     def _has_room(self) -> bool:
         """Tell whether another connection leaves enough descriptors for all the rest."""
@@ -308,48 +264,17 @@ class Daemon:
         state.status, state.last_error = "off", reason
         self.off[state.name] = state
 
-    def _states(self) -> list[SourceState]:
-        return [
-            self.off[name] if name in self.off else self.supervisors[name].state
-            for name in self.config.sources
-        ]
-
-    def _add_gauges(self) -> None:
-        add, one = self.metrics.gauge, self.metrics.value
-        self._published = {name: self.metrics.events_published.labels(name) for name in self.catalog.declared}
-        one("active_connections", "Streams open now", lambda: len(self.streams.open))
-        one("lagging_streams", "Streams that are behind the newest event", self.streams.lagging)
-        add("channel_connections", "Streams open now, by channel", self.streams.by_channel, "channel")
-        add(
-            "source_up",
-            "1 while the source delivers, 0 while it does not",
-            lambda: {(s.name,): float(s.status == "up") for s in self._states() if s.status != "off"},
-            "source",
-        )
-        add(
-            "source_leader",
-            "1 on the node that reads the source for all of them",
-            lambda: {
-                (name,): float(each.is_leading) for name, each in self.supervisors.items() if each.reads_once
-            },
-            "source",
-        )
-        add(
-            "source_last_event_timestamp_seconds",
-            "Unix time of a source's last record",
-            lambda: {(s.name,): s.last_event / 1000 for s in self._states() if s.last_event is not None},
-            "source",
-        )
-        one("broker_up", "1 while the event log can be reached", lambda: float(self.broker.is_up))
-        if isinstance(self.broker, RedisBroker):
-            connections = self.broker.connections
-            one(
-                "broker_connections",
-                "Connections to Redis that serve a call just now",
-                lambda: connections()[0],
-            )
-            one("broker_connections_open", "Connections to Redis, idle ones too", lambda: connections()[1])
-        add("build_info", "Always 1; the label tells the version", lambda: {(__version__,): 1.0}, "version")
+    def _watched(self) -> Iterator[Watched]:
+        """Yield what has a ``stale_after``."""
+        for name, source in self.config.sources.items():
+            if source.stale_after is not None and name in self.supervisors:
+                last = self.supervisors[name].heard
+                yield Watched("source", name, source.stale_after, source.critical, last)
+        for name, declared in self.catalog.declared.items():
+            spec = declared.spec
+            if spec.stale_after is not None:
+                last = partial(self.hub.heard.get, name, 0)
+                yield Watched("channel", name, spec.stale_after, spec.critical, last)
 
     def _signalled(self, name: str) -> None:
         if self._ending.is_set():
@@ -372,24 +297,6 @@ def _broker(config: Config) -> Broker:
         return MemoryBroker(history_bytes=config.limits.history_bytes)
     broker = config.broker
     return RedisBroker(url, prefix=broker.prefix, limits=broker.pool, timeout=broker.timeout, clock=unix_ms)
-
-
-def _source_status(state: SourceState) -> dict[str, Any]:
-    return {
-        "name": state.name,
-        "type": state.type,
-        "status": state.status,
-        "since_ms": state.since,
-        "last_event_ms": state.last_event,
-        "last_error": state.last_error,
-        "received": state.received,
-        "rejected": state.rejected,
-        "restarts": state.restarts,
-    }
-
-
-def _from(routes: Sequence[Any]) -> list[str]:
-    return [f"{route.source}: {route.topic}" for route in routes]
 
 
 def _raise_descriptor_limit(connections: int) -> int:

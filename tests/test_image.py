@@ -39,10 +39,10 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, source / name)
-    assert "pip install --no-cache-dir --disable-pip-version-check ." in DOCKERFILE
+    assert "pip install --no-cache-dir --disable-pip-version-check '.[kafka]'" in DOCKERFILE
     subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
     subprocess.run(
-        [str(home / "bin/pip"), "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check", "."],
+        [str(home / "bin/pip"), "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check", ".[kafka]"],
         cwd=source, check=True,
     )  # fmt: skip
     port, admin = free_port(), free_port()

@@ -12,6 +12,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"daemon"},
+    {"status"},
     {"http"},
     {"stream"},
     {"hub"},
@@ -20,7 +21,7 @@ LAYERS = [
     {"webhooks"},
     {"sse", "config", "history"},
     {"event"},
-    {"errors", "logs", "metrics", "backoff"},
+    {"errors", "freshness", "logs", "metrics", "backoff"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

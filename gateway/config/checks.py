@@ -28,6 +28,8 @@ def check(data: Any) -> Iterator[Fault]:
         yield from _routes(name, channel, sources)
         yield from _access(name, channel.get("access"), has_jwt)
         yield from _credentials(channel.get("cors"), (*path, "cors", "origins"), credentials)
+        if channel.get("critical") in (True, "true") and channel.get("stale_after") is None:
+            yield Fault((*path, "critical"), "does nothing without stale_after, which says when it is stale")
         template = _template(name)
         if template is not None:
             other = skeletons.setdefault(template.skeleton, name)

@@ -225,6 +225,10 @@ class Channel(Section):
     )
     access: Access = Field(description="who may read; a mapping names claims that a token must have")
     cors: ChannelCors | None = None
+    stale_after: Duration | None = Field(
+        None, description="without an event for longer, and channel_stale is 1, on all nodes"
+    )
+    critical: Switch = Field(False, description="while this channel is stale, /readyz answers 503")
 
 
 class Config(Section):

@@ -45,7 +45,11 @@ class EventFrom(Section):
 
 class SourceBase(Section):
     event: EventFrom = section(EventFrom, "what of a record becomes the event; not its payload")
-    critical: Switch = Field(False, description="while this source is down, /readyz answers 503")
+    stale_after: Duration | None = Field(
+        None,
+        description="silent for longer, and source_stale is 1; on the node that reads it or is posted to",
+    )
+    critical: Switch = Field(False, description="while this source is down or stale, /readyz answers 503")
 
 
 class RedisPubSub(SourceBase):

@@ -18,7 +18,7 @@ import structlog
 
 from gateway.broker.base import Broker
 from gateway.config.catalog import Catalog, Declared
-from gateway.event import Event, EventId, Retention
+from gateway.event import GAP, Event, EventId, Retention
 from gateway.history import History
 from gateway.hub.audience import Audience, Member
 from gateway.hub.entry import Entry
@@ -83,6 +83,9 @@ class Hub:
         self._work: deque[tuple[Work, Any]] = deque()
         self._pumping = False
         self._delivered = {name: metrics.events_delivered.labels(name) for name in catalog.declared}
+        self._watched = {name for name, each in catalog.declared.items() if each.spec.stale_after is not None}
+        self.heard: dict[str, int] = {}
+        """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
         self.on_behind: Callable[[Any], None] = lambda member: None
 
     def start(self) -> None:
@@ -97,6 +100,8 @@ class Hub:
 
     def receive(self, events: Sequence[Event]) -> None:
         """Take events of the log, in order."""
+        if self._watched:
+            self._hear(events)
         for event in events:
             channel = self._channels.get(event.channel)
             flooded = self._file(Entry(event, channel.declared), channel) if channel is not None else ()
@@ -123,6 +128,12 @@ class Hub:
         self.head = self.cut = until
         for member in behind:
             self.on_behind(member)
+
+    def _hear(self, events: Sequence[Event]) -> None:
+        for event in events:
+            match = self._catalog.resolve(event.channel)
+            if match is not None and match.declared.name in self._watched and event.type != GAP:
+                self.heard[match.declared.name] = event.id.ms
 
     def _file(self, entry: Entry, channel: Channel) -> list[Audience]:
         """Put an event into the ring and the audiences; return those for whom it is too much."""

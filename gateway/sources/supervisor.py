@@ -39,14 +39,12 @@ class Supervisor:
         self._backoff = Backoff()
         self._tasks: list[asyncio.Task[None]] = []
         self._tried = asyncio.Event()
-        self._is_stopping = False
         self._election = Election(publisher.state.name, leases)
         self.missed_since: int | None = None
         self.state: SourceState = publisher.state
 
     def start(self) -> None:
         """Begin. Needs a running loop."""
-        self._is_stopping = False
         self._change("starting")
         self._tasks = [asyncio.create_task(self._run(), name=f"source {self.state.name}")]
         if self.reads_once:
@@ -54,7 +52,6 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End the source, then give its lease to another node; harmless when repeated."""
-        self._is_stopping = True
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -121,6 +118,10 @@ class Supervisor:
     def is_leading(self) -> bool:
         return self._election.fence is not None
 
+    def heard(self) -> int | None:
+        """When the last record came (unix ms), 0 for never; None while another node reads the source."""
+        return (self.state.last_event or 0) if self.is_leading or not self.reads_once else None
+
     async def position(self, part: str = "") -> str | None:
         return await self._position(cursor_name(self.state.name, part))
 
@@ -128,14 +129,17 @@ class Supervisor:
         self.state.lag = records
 
     async def _run(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         while True:
+            error: Exception | None = None
             try:
-                await self._source.run(self)
-                error: Exception | None = None
+                # A task of its own: clients' own cancellations (aiokafka) come out of it like ours.
+                await asyncio.create_task(self._source.run(self), name=f"run {self.state.name}")
             except asyncio.CancelledError:
-                if self._is_stopping:
+                if task.cancelling():
                     raise
-                error = SourceError("its client gave up")  # aiokafka's own cancellations come through
+                error = SourceError("its client gave up")
             except Exception as caught:
                 error = caught
             self._down(error)

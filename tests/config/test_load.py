@@ -156,12 +156,20 @@ def test_channels(channel: str, message: str) -> None:
         ("{type: webhook, verify: {none: true}, rate: fast}", "is not a rate; write"),
         ("{type: webhook, verify: {none: true}, topic: '{fields.a}'}", "a webhook source has no {fields.a}"),
         ("{type: webhook, verify: {none: true}, event: {type: '{a b}'}}", "neither a name"),
+        ("{type: redis-stream, url: 'redis://x', start: now}", "must be new, oldest, or an entry's id"),
+        (
+            "{type: redis-stream, url: 'redis://x', event: {type: '{key}'}}",
+            "a redis-stream source has no {key}",
+        ),
+        ("{type: kafka, brokers: k1}", "must be host:port"),
+        ("{type: kafka, brokers: 'k1:9092', start: yesterday}", "must be new, oldest, a time such as"),
+        ("{type: kafka, brokers: 'k1:9092', sasl: {mechanism: GSSAPI, username: u, password: p}}", "PLAIN"),
         ("{type: webhok, verify: {none: true}}", "did you mean 'webhook'?"),
         ("{verify: {none: true}}", "is required; one of"),
         ("{type: redis-pubsub, url: 'http://x'}", "is not a Redis URL"),
         (
             "{type: redis-pubsub, url: 'redis://x', topic: t}",
-            "known here: critical, event, timeout, type, url",
+            "known here: critical, event, stale_after, timeout, type, url",
         ),
     ],
 )

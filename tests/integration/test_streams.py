@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis as redis_py
 
-from gateway.sources import redis_stream
+from gateway.sources import stream_reader
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 from tests.support.node import Node
@@ -213,7 +213,7 @@ async def test_more_than_one_read_holds_arrives_whole_and_in_order(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large entries make reads smaller, many streams share one; nothing is left out at their edges."""
-    monkeypatch.setattr(redis_stream, "BATCH_BYTES", 100_000)
+    monkeypatch.setattr(stream_reader, "BATCH_BYTES", 100_000)
     with contextlib.closing(redis.client()) as client:
         pipe = client.pipeline(transaction=False)
         for number in range(5000):

@@ -56,6 +56,24 @@ def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
     return Supervisor(source, publisher, Leases(broker.lease, broker.release), broker.cursor, clock=unix_ms)
 
 
+async def cancel(feed: Feed) -> None:
+    """What aiokafka does when its broker is gone."""
+    raise asyncio.CancelledError
+
+
+async def test_a_client_that_cancels_itself_is_started_again(brokers: list[SqliteBroker]) -> None:
+    """Its cancellation is a failure; ours ends it, whoever asks for it."""
+    source = Scripted(cancel, cancel)
+    supervisor = supervised(source, brokers[0])
+    supervisor.start()
+    await eventually(lambda: source.runs == 3)
+    (task, _) = supervisor._tasks
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await supervisor.stop()
+
+
 async def fail(feed: Feed) -> None:
     await feed.publish([Record("t", b"1")])
     raise RuntimeError("broke")

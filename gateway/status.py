@@ -1,0 +1,163 @@
+"""What a node tells about itself: ready or not, `/status`, the gauges. Reads live parts, holds nothing."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway import __version__
+from gateway.broker.base import Broker
+from gateway.broker.redis import RedisBroker
+from gateway.config.catalog import Catalog
+from gateway.freshness import Freshness
+from gateway.metrics import Metrics
+from gateway.sources.base import SourceState
+from gateway.sources.supervisor import Supervisor
+from gateway.stream.streams import Streams
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The parts, and what is told of them."""
+
+    names: Sequence[str]
+    """All sources, in the order of the file."""
+    broker: Broker
+    streams: Streams
+    catalog: Catalog
+    supervisors: Mapping[str, Supervisor]
+    off: Mapping[str, SourceState]
+    freshness: Freshness
+    limit: int
+    started: float = field(default_factory=time.monotonic)
+
+    def states(self) -> list[SourceState]:
+        """Return the state of each source."""
+        return [self.off[name] if name in self.off else self.supervisors[name].state for name in self.names]
+
+    def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        """Return whether new clients should come here, and the parts that decide it.
+
+        A source that is down does not make the node unready unless it is ``critical``: all nodes share
+        their sources, and a balancer without a ready node answers browsers 503, which ends an
+        EventSource for good.
+        """
+        parts: dict[str, Any] = {
+            "draining": self.streams.is_draining,
+            "broker": "up" if self.broker.is_up else "down",
+            "sources": {
+                state.name: state.status
+                if state.last_error is None
+                else f"{state.status}: {state.last_error}"
+                for state in self.states()
+            },
+        }
+        reasons = (["draining"] if self.streams.is_draining else []) + (
+            ["broker"] if not self.broker.is_up else []
+        )
+        reasons += [
+            f"source {state.name}"
+            for state in self.states()
+            if state.critical and state.status in ("starting", "down")
+        ]
+        reasons += self.freshness.failing()
+        return not reasons, {"not_ready": reasons, **parts}
+
+    def report(self) -> Mapping[str, Any]:
+        """Return what ``/status`` shows."""
+        ready, parts = self.ready()
+        listeners = self.streams.by_channel()
+        return {
+            "version": __version__,
+            "uptime_seconds": round(time.monotonic() - self.started, 1),
+            "ready": ready,
+            "not_ready": parts["not_ready"],
+            "broker": {"type": self.broker.type, "up": self.broker.is_up, "head": str(self.broker.head)},
+            "streams": {
+                "active": len(self.streams.open),
+                "lagging": self.streams.lagging(),
+                "limit": self.limit,
+            },
+            "sources": [self._source(state) for state in self.states()],
+            "channels": [
+                {
+                    "name": name,
+                    "listeners": int(listeners.get((name,), 0)),
+                    "from": [f"{route.source}: {route.topic}" for route in declared.spec.from_],
+                    "stale": self.freshness.is_stale("channel", name),
+                }
+                for name, declared in self.catalog.declared.items()
+            ],
+        }
+
+    def _source(self, state: SourceState) -> dict[str, Any]:
+        told = {
+            "name": state.name,
+            "type": state.type,
+            "status": state.status,
+            "since_ms": state.since,
+            "last_event_ms": state.last_event,
+            "last_error": state.last_error,
+            "lag": state.lag,
+            "stale": self.freshness.is_stale("source", state.name),
+            "received": state.received,
+            "rejected": state.rejected,
+            "restarts": state.restarts,
+        }
+        supervisor = self.supervisors.get(state.name)
+        return told | {"leader": supervisor.is_leading} if supervisor and supervisor.reads_once else told
+
+    def add_gauges(self, metrics: Metrics) -> None:
+        """Define the gauges that read the live parts."""
+        add, one = metrics.gauge, metrics.value
+        one("active_connections", "Streams open now", lambda: len(self.streams.open))
+        one("lagging_streams", "Streams that are behind the newest event", self.streams.lagging)
+        add("channel_connections", "Streams open now, by channel", self.streams.by_channel, "channel")
+        add(
+            "source_up",
+            "1 while the source delivers, 0 while it does not",
+            lambda: {(s.name,): float(s.status == "up") for s in self.states() if s.status != "off"},
+            "source",
+        )
+        add(
+            "source_leader",
+            "1 on the node that reads the source for all of them",
+            lambda: {
+                (name,): float(each.is_leading) for name, each in self.supervisors.items() if each.reads_once
+            },
+            "source",
+        )
+        add(
+            "source_last_event_timestamp_seconds",
+            "Unix time of a source's last record",
+            lambda: {(s.name,): s.last_event / 1000 for s in self.states() if s.last_event is not None},
+            "source",
+        )
+        add(
+            "source_lag_records",
+            "Records that wait upstream; on the node that reads, where the source can tell",
+            lambda: {(s.name,): float(s.lag) for s in self.states() if s.lag is not None},
+            "source",
+        )
+        add(
+            "source_stale",
+            "1 while the source has been silent for longer than its stale_after",
+            lambda: self.freshness.samples("source"),
+            "source",
+        )
+        add(
+            "channel_stale",
+            "1 while the channel has been silent for longer than its stale_after",
+            lambda: self.freshness.samples("channel"),
+            "channel",
+        )
+        one("broker_up", "1 while the event log can be reached", lambda: float(self.broker.is_up))
+        if isinstance(self.broker, RedisBroker):
+            connections = self.broker.connections
+            one(
+                "broker_connections",
+                "Connections to Redis that serve a call just now",
+                lambda: connections()[0],
+            )
+            one("broker_connections_open", "Connections to Redis, idle ones too", lambda: connections()[1])
+        add("build_info", "Always 1; the label tells the version", lambda: {(__version__,): 1.0}, "version")
