@@ -1,11 +1,15 @@
 #!/bin/sh
-# What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark.
+# What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark, and
+# senders of webhooks (node's clients, syslog-ng).
 # Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
 set -eu
 
 missing=""
 command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
 PATH="$PATH:/usr/sbin:/sbin" command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
+command -v node >/dev/null 2>&1 || missing="$missing nodejs"
+command -v npm >/dev/null 2>&1 || missing="$missing npm"
+PATH="$PATH:/usr/sbin:/sbin" command -v syslog-ng >/dev/null 2>&1 || missing="$missing syslog-ng-core syslog-ng-mod-http"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 [ -n "$missing" ] || exit 0
 

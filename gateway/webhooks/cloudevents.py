@@ -61,12 +61,23 @@ def read(post: Post) -> Parsed:
 
 def _binary(post: Post) -> Record:
     attributes = {
-        name[3:]: unquote(text, errors="replace")
+        name[3:]: unquote(_text(text), errors="replace")
         for name, text in post.headers.items()
         if name.startswith("ce-")
     }
     # No body is an event without data.
     return _record(post, attributes, post.body or b"null", 0)
+
+
+def _text(header: str) -> str:
+    """Return a header's text: UTF-8, else Latin-1, as some clients send it unencoded."""
+    if header.isascii():
+        return header
+    try:
+        header.encode()
+    except UnicodeEncodeError:
+        return header.encode(errors="surrogateescape").decode("latin-1")
+    return header
 
 
 def _structured(post: Post) -> Iterator[Record]:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,18 @@ def need(program: str, package: str) -> str:
         _missing(f"{program} is missing: apt-get install {package}")
     assert found is not None
     return found
+
+
+def need_npm(folder: Path) -> None:
+    """Install what the package.json of a folder names, once."""
+    npm = need("npm", "npm")
+    done = folder / "node_modules" / ".package-lock.json"
+    if done.exists() and done.stat().st_mtime > (folder / "package.json").stat().st_mtime:
+        return
+    command = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
+    if result.returncode:
+        _missing(f"npm cannot install {folder}: {result.stderr[-500:]}")
 
 
 def need_root() -> None:
