@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import append, fanout, herd, latency, takeover
+from bench import append, fanout, herd, ingest, latency, takeover
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,20 @@ def append_rows() -> list[Row]:
     return rows
 
 
+def ingest_rows() -> list[Row]:
+    """What comes in, by each way and with each log."""
+    return [
+        Row(
+            f"{result.way}, log in {result.log}",
+            f"{result.per_second:,.0f} events/s, {result.cpu_us:.1f} us of CPU each",
+            ">= 20,000/s" if result.is_stream else "",
+            not result.is_stream or result.per_second >= 20_000,
+            f"{ingest.ENTRIES:,} entries" if result.is_stream else f"{ingest.CONNECTIONS} connections",
+        )
+        for result in ingest.measure()
+    ]
+
+
 def redis_rows() -> list[Row]:
     """The way through Redis, and what a herd and a death cost."""
     way, crowd, waits = latency.measure(), herd.measure(), takeover.measure()
@@ -94,7 +108,7 @@ def redis_rows() -> list[Row]:
 
 def main() -> int:
     """Run the benchmarks and return the exit status."""
-    rows = fanout_rows() + append_rows() + redis_rows()
+    rows = fanout_rows() + append_rows() + ingest_rows() + redis_rows()
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     print(f"\n{machine}, Python {platform.python_version()}\n")
     print("| scenario | figure | target | | how |\n|---|---|---|---|---|")

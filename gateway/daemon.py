@@ -227,10 +227,14 @@ class Daemon:
         before = self.broker.head
         with self.metrics.broker_append.time():
             ids = await self.broker.append(drafts, cursor, fence)
+        counts: dict[str, int] = {}
         for draft, id in zip(drafts, ids, strict=True):
-            match = self.catalog.resolve(draft.channel)
-            if match is not None and id > before:  # an older id is that of a deduplicated draft's first one
-                self._published[match.declared.name].inc()
+            if id > before:  # an older id is that of a deduplicated draft's first one
+                counts[draft.channel] = counts.get(draft.channel, 0) + 1
+        for name, count in counts.items():
+            match = self.catalog.resolve(name)
+            if match is not None:
+                self._published[match.declared.name].inc(count)
         return ids
 
     def _add_source(self, name: str) -> None:

@@ -1,7 +1,6 @@
 """From a source's records to appended events, with everything counted on the way."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -75,7 +74,7 @@ class Publisher:
         each: list[int | GatewayError] = []  # how many drafts, or none
         for index, record in enumerate(records):
             try:
-                found = self._router.drafts(self.state.name, record, now)
+                of_record = self._router.drafts(self.state.name, record, now)
             except Rejected as error:
                 if len(records) > 1:
                     error.message = f"record {index}: {error.message}"
@@ -83,16 +82,23 @@ class Publisher:
                     raise
                 each.append(error)
             else:
-                drafts += found
-                each.append(len(found))
+                drafts += of_record
+                each.append(len(of_record))
         try:
             ids = await self._append(drafts, None, None) if drafts else []
         except Unavailable as error:
             if atomic:
                 raise
             return [error if isinstance(count, int) else count for count in each]
-        rest = iter(ids)
-        return [list(islice(rest, count)) if isinstance(count, int) else count for count in each]
+        outcomes: list[Outcome] = []
+        first = 0
+        for found in each:
+            if isinstance(found, int):
+                outcomes.append(ids[first : first + found])
+                first += found
+            else:
+                outcomes.append(found)
+        return outcomes
 
     async def tell_gap(self, gap: Gap, position: str, fence: Fence, part: str = "") -> None:
         """Append a gap to the channels that it concerns."""
