@@ -3,17 +3,15 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from gateway.event import EventId
 from tests.checker import Verdict, running
 from tests.support.gateway import BASE, eventually, merged
-from tests.support.node import Node
+from tests.support.node import Node, leading
 from tests.support.redis import RedisServer, redis_sentinel
 
 LONG = {"events": 100_000, "age": "10m"}
@@ -188,18 +186,9 @@ async def test_a_pubsub_source_whose_reader_dies(broker: str, redis: RedisServer
         for _ in range(3):
             await asyncio.sleep(1.5)
             leader = await leading(nodes)
+            assert leader is not None
             await leader.kill()
             others = [node for node in nodes if node is not leader]
             await eventually(lambda: leading(others))  # noqa: B023 -- called at once
             await leader.start()
         clean(await run.finish())
-
-
-async def leading(nodes: Sequence[Node]) -> Any:
-    """Return the node that reads the source; None if none does."""
-    async with aiohttp.ClientSession() as session:
-        for node in nodes:
-            async with session.get(f"http://127.0.0.1:{node.admin}/status") as answer:
-                if any(source.get("leader") for source in (await answer.json())["sources"]):
-                    return node
-    return None

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from aiokafka.structs import TopicPartition
 
 from gateway.errors import StartupError
 from gateway.sources import kafka as kafka_source
+from tests.checker import running
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 from tests.support.kafka import SAVE_SECONDS, KafkaServer, kafka_server
-from tests.support.node import Node
+from tests.support.node import Node, leading
 from tests.support.redis import RedisServer
 
 
@@ -217,67 +217,62 @@ async def test_without_the_extra_the_start_says_what_to_install(monkeypatch: pyt
 async def test_two_nodes_under_kills_and_changes_of_reader(
     kafka: KafkaServer, redis: RedisServer, tmp_path: Path
 ) -> None:
-    """kill -9 of nodes and of Kafka, a drained reader, a topic that grows, under load: every record once, in order.
+    """kill -9 of readers and of Kafka, a drained reader, a stranger's rebalance, under load: the checker finds nothing.
 
-    The log is a Redis; the readers change at each kill; the order is that of each partition.
+    One topic of three partitions; a record's key names its channel, and so its partition. The log is a Redis.
     """
-    await kafka.create({"orders": 3})
-    over = merged(merged(BASE, config(kafka)), {"broker": {"url": redis.url}})
-    over["channels"]["all"]["history"] = {"events": 100_000, "age": "1h"}
+    await kafka.create({"events": 3})
+    keyed = {"from": [{"source": "k", "topic": "events", "fields": {"name": "{key}"}}], "access": "public",
+             "history": {"events": 100_000, "age": "1h"}}  # fmt: skip
+    sources = config(kafka)["sources"]
+    over = merged(BASE, {"broker": {"url": redis.url}, "sources": sources, "channels": {"c.{name}": keyed}})
     nodes = [Node(tmp_path, over) for _ in range(2)]
-    sent: dict[int, int] = {}
-    running = asyncio.Event()
-    done = asyncio.Event()
-    running.set()
+    open_, under_way = asyncio.Event(), 0
+    open_.set()
 
-    async def load() -> None:
-        """Send numbers to each partition, in order; a send without an answer is sent again by its number."""
-        while not done.is_set():
-            await running.wait()
-            async with kafka.producer() as producer:
-                while running.is_set() and not done.is_set():
-                    for partition in range(3):
-                        number = sent.get(partition, 0)
-                        await producer.send_and_wait(
-                            "orders", json.dumps([partition, number]).encode(), partition=partition
-                        )
-                        sent[partition] = number + 1
-                    await asyncio.sleep(0.005)
+    async with contextlib.AsyncExitStack() as producers:
+        producer = await producers.enter_async_context(kafka.producer())
 
-    try:
-        await asyncio.gather(*(node.start() for node in nodes))
-        await asyncio.sleep(2)
-        loading = asyncio.create_task(load())
-        for turn in range(3):
-            await asyncio.sleep(1.5)
-            await nodes[turn % 2].kill()
-            await nodes[turn % 2].start()
-        # Kafka itself, after it had the time to write what it acknowledged.
-        running.clear()
-        await asyncio.sleep(SAVE_SECONDS)
-        kafka.kill()
-        await kafka.start()
-        running.set()
-        await asyncio.sleep(1.5)
-        await nodes[1].stop()
-        await nodes[1].start()
-        await asyncio.sleep(1.5)
-        done.set()
-        await loading
-        stream = await Stream.open(nodes[0].port, "/events/all?last=100000")
-        assert (await stream.next()).type == "stream.open"
-        found: dict[int, list[int]] = {0: [], 1: [], 2: []}
-        async with asyncio.timeout(60):
-            while {part: numbers[-1] + 1 for part, numbers in found.items() if numbers} != sent:
-                message = await stream.next()
-                assert message.type == "message", message
-                partition, number = message.json["payload"]
-                found[partition].append(number)
-        for numbers in found.values():
-            assert numbers == list(range(len(numbers))), "lost, doubled or reordered"
-        stream.close()
-    finally:
-        done.set()
-        await asyncio.gather(*(node.kill() for node in nodes))
-        with contextlib.suppress(Exception):
-            await loading
+        async def send(channel: str, number: int) -> None:
+            nonlocal under_way
+            await open_.wait()
+            under_way += 1
+            await producer.send_and_wait("events", str(number).encode(), key=channel.encode()[2:])
+            under_way -= 1
+
+        async with running(nodes, channels=("c.orders", "c.stock", "c.news"), send=send, pace=0.01) as run:
+            for _ in range(3):
+                await asyncio.sleep(1.5)
+                await (await reader(nodes)).kill()
+                await eventually(lambda: leading([node for node in nodes if node.is_running]))
+                await asyncio.gather(*(node.start() for node in nodes if not node.is_running))
+            # Kafka itself, after it had the time to write what it acknowledged.
+            open_.clear()
+            await eventually(lambda: under_way == 0)
+            await asyncio.sleep(SAVE_SECONDS)
+            kafka.kill()
+            await kafka.start()
+            producer = await producers.enter_async_context(kafka.producer())
+            open_.set()
+            stranger = AIOKafkaConsumer("events", bootstrap_servers=kafka.brokers, group_id="sse-gateway")
+            await stranger.start()
+            await asyncio.sleep(1)
+            await stranger.stop()
+            drained = await reader(nodes)
+            await drained.stop()
+            await asyncio.sleep(1)
+            await drained.start()
+            await asyncio.sleep(1)
+            verdict = await run.finish()
+    assert verdict.is_clean, verdict
+    assert not verdict.told
+    assert verdict.events > 1000
+    assert verdict.resumes > 50
+
+
+async def reader(nodes: list[Node]) -> Node:
+    """Wait for the node that reads, and return it."""
+    async with asyncio.timeout(20):
+        while (found := await leading([node for node in nodes if node.is_running])) is None:
+            await asyncio.sleep(0.05)
+    return found

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from bench.process import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,11 @@ class Node:
                 assert self._process.returncode is None, self.log.read_text()
                 await asyncio.sleep(0.02)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.returncode is None
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal; SIGSTOP freezes it, SIGCONT lets it go on."""
         assert self._process is not None
@@ -70,3 +77,13 @@ class Node:
 async def kill_all(nodes: Sequence[Node]) -> None:
     """End all of them."""
     await asyncio.gather(*(node.kill() for node in nodes))
+
+
+async def leading(nodes: Sequence[Node]) -> Node | None:
+    """Return the node that reads the source; None if none does."""
+    async with aiohttp.ClientSession() as session:
+        for node in nodes:
+            async with session.get(f"http://127.0.0.1:{node.admin}/status") as answer:
+                if any(source.get("leader") for source in (await answer.json())["sources"]):
+                    return node
+    return None
