@@ -4,18 +4,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
-import structlog
 from aiohttp import hdrs, web
 
-from gateway.errors import BadRequest, GatewayError, NotFound, Unauthorized
+from gateway.errors import BadRequest, GatewayError, NotFound
 from gateway.http.bodies import Bodies
 from gateway.http.receipts import Receipts
 from gateway.http.responses import add_headers, error_response
 from gateway.sources.webhook import WebhookSource
 from gateway.webhooks import rest_proxy
 from gateway.webhooks.post import Path, Post, Reply
-
-log = structlog.get_logger("gateway.http")
 
 MAX_TOPIC = 255
 """Longest topic, in characters."""
@@ -109,10 +106,7 @@ class Hooks:
     def _refusal(
         self, request: web.Request, source: WebhookSource, path: Path, error: GatewayError
     ) -> web.Response:
-        source.refused(error)
-        if isinstance(error, Unauthorized):
-            log.warning("webhook_refused", source=request.match_info["source"], code=error.code,
-                        reason=error.message, peer=request.remote)  # fmt: skip
+        source.refused(error, request.remote)
         reply = rest_proxy.error_body(path, request.content_type, error)
         if reply is None:
             return error_response(error)

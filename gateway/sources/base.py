@@ -67,8 +67,8 @@ class Feed(Protocol):
     ) -> None:
         """Tell every channel of the source, or of a topic, that records since then (unix ms) may be lost."""
 
-    def reject(self, reason: str) -> None:
-        """Count something that was refused before it became a record."""
+    def reject(self, reason: str, why: str = "", **about: str | None) -> None:
+        """Count something that was refused before it became a record; the log gets the rest."""
 
     async def leading(self) -> Fence:
         """Wait until this node is the one that reads the source. Cancelling is safe."""

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from gateway.errors import GatewayError, Rejected, Unavailable
 from gateway.event import Cursor, Draft, EventId, Fence, Record
@@ -11,6 +12,11 @@ from gateway.metrics import Metrics
 from gateway.sources.base import SourceState
 from gateway.sources.router import Router, gap_draft
 from gateway.webhooks.post import Outcome
+
+log = structlog.get_logger("gateway.sources")
+
+LOG_EVERY_MS = 60_000
+"""How often (milliseconds) the log tells of rejections for one reason."""
 
 Append = Callable[[Sequence[Draft], Cursor | None, Fence | None], Awaitable[list[EventId]]]
 
@@ -47,6 +53,7 @@ class Publisher:
         self._append = append
         self._metrics = metrics
         self._clock = clock
+        self._told: dict[str, int] = {}
         self._received = metrics.events_received.labels(state.name)
 
     async def publish(
@@ -59,7 +66,7 @@ class Publisher:
             try:
                 drafts.extend(self._router.drafts(self.state.name, record, now))
             except Rejected as error:
-                self.reject(error.code)
+                self.reject(error.code, error.message, topic=record.topic[:200])
         if drafts or position is not None:
             await self._append(drafts, self._cursor(position, part), fence)
 
@@ -118,10 +125,14 @@ class Publisher:
     def _cursor(self, position: str | None, part: str) -> Cursor | None:
         return None if position is None else Cursor(cursor_name(self.state.name, part), position)
 
-    def reject(self, reason: str) -> None:
-        """Count something that could not be taken."""
+    def reject(self, reason: str, why: str = "", **about: str | None) -> None:
+        """Count something that could not be taken; the log says so at most once a minute for each reason."""
         self._metrics.events_rejected.labels(self.state.name, reason).inc()
-        self.state.rejected[reason] = self.state.rejected.get(reason, 0) + 1
+        count = self.state.rejected[reason] = self.state.rejected.get(reason, 0) + 1
+        now = self._clock()
+        if now - self._told.get(reason, -LOG_EVERY_MS) >= LOG_EVERY_MS:
+            self._told[reason] = now
+            log.warning("rejected", source=self.state.name, reason=reason, why=why, total=count, **about)
 
     def _receive(self, records: Sequence[Record]) -> int:
         now = self._clock()

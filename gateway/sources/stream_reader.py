@@ -266,7 +266,7 @@ class StreamReader:
         for id, flat in entries:
             record = self._record(topic, id, flat)
             if record is None:
-                self._feed.reject("no_payload")
+                self._feed.reject("no_payload", "the entry has no such field", topic=topic)
             else:
                 records.append(record)
         await self._feed.publish(records, str(place), fence, part=topic)

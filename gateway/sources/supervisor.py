@@ -103,8 +103,8 @@ class Supervisor:
         about = {name: value for name, value in (("topic", topic), ("missing", missing)) if value is not None}
         log.warning("source_gap_told", source=self.state.name, gap_ms=self._clock() - since, **about)
 
-    def reject(self, reason: str) -> None:
-        self._publisher.reject(reason)
+    def reject(self, reason: str, why: str = "", **about: str | None) -> None:
+        self._publisher.reject(reason, why, **about)
 
     @property
     def reads_once(self) -> bool:

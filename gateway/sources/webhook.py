@@ -107,10 +107,10 @@ class WebhookSource(Source):
             if isinstance(outcome, GatewayError):
                 self.refused(outcome)
 
-    def refused(self, error: GatewayError) -> None:
+    def refused(self, error: GatewayError, client: str | None = None) -> None:
         """Count what can never succeed, by its error's code; temporary trouble is not counted."""
         if self._feed is not None and error.status < 500:
-            self._feed.reject(error.code)
+            self._feed.reject(error.code, error.message, **({} if client is None else {"client": client}))
 
 
 def _status(outcome: Outcome) -> int:

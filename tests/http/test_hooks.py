@@ -249,3 +249,15 @@ async def test_malformed_http_fills_no_log(gateway: Gateway, capfd: pytest.Captu
         )
         assert b" 400 " in answer
     assert "canary" not in "".join(capfd.readouterr())
+
+
+async def test_refusals_are_one_line_a_minute_for_each_reason(capfd: pytest.CaptureFixture[str]) -> None:
+    """A sender that is wrong all night must not fill the disk, and the line says what is wrong."""
+    async with gateway_running({"log": {"level": "warning", "format": "json"}}) as gateway:
+        for _ in range(30):
+            await post(gateway, "/hooks/hooks?topic=orders", b"{broken")
+            await post(gateway, "/hooks/hooks?topic=nowhere", b"1")
+    lines = [line for line in "".join(capfd.readouterr()).splitlines() if "rejected" in line]
+    assert len(lines) == 2
+    assert any("not JSON" in line for line in lines)
+    assert any("nowhere" in line for line in lines)
