@@ -24,7 +24,12 @@ def _stream_url(value: Any) -> Any:
 
 
 _START_SCHEMA = WithJsonSchema(
-    {"title": "start", "type": "string", "pattern": r"^(new|oldest|[0-9]{1,15}(-[0-9]{1,19})?|.*\$\{.*)$"}
+    {
+        "title": "start",
+        "type": "string",
+        "pattern": r"^(new|oldest|[0-9]{1,15}(-[0-9]{1,19})?|.*\$\{.*)$",
+        "examples": ["oldest"],
+    }
 )
 
 

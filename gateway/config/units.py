@@ -176,9 +176,7 @@ Rate = Annotated[float, PlainValidator(_rate), _string("rate", r"[0-9]+\s*/\s*(s
 Listen = Annotated[Address, PlainValidator(_address), _string("address", r".+:[0-9]{1,5}", "0.0.0.0:8080")]
 Origin = Annotated[str, PlainValidator(_origin), _string("origin", None, "https://app.example.com")]
 Topic = Annotated[str, PlainValidator(_topic), _string("topic", None, "orders.*")]
-Expressed = Annotated[
-    str, PlainValidator(_expression), _string("expression", None, "{headers.x-event}, {/order/id}")
-]
+Expressed = Annotated[str, PlainValidator(_expression), _string("expression", None, "{headers.x-event}")]
 """Text whose places a record fills in, see `gateway.config.expression`."""
 ChannelName = Annotated[str, PlainValidator(_channel_name), _string("channel name", None, "user.{id}")]
 Count = Annotated[
