@@ -57,6 +57,7 @@ class Receipts:
                 texts = splitter.feed(part)
                 for first in range(0, len(texts), MAX_RECORDS):
                     batch = texts[first : first + MAX_RECORDS]
+                    await source.pace()
                     receipts = await self._taken(source, post, batch, count)
                     count += len(batch)
                     if response is None:

@@ -55,6 +55,11 @@ class WebhookSource(Source):
         if self._rate is not None:
             self._rate.check()
 
+    async def pace(self) -> None:
+        """Wait until the rate allows more: for a sender that is read as fast as it may send."""
+        if self._rate is not None:
+            await asyncio.sleep(self._rate.wait())
+
     def identify(self, post: Post) -> tuple[Post, Proof]:
         """Check who sent a body, and return the post with what the signature tells. Raises Unauthorized."""
         proof = self._verifier.check(post.headers, post.body, self._now())
@@ -127,15 +132,19 @@ class Rate:
         self._left = self._most
         self._at = clock()
 
-    def check(self) -> None:
-        """Raise TooManyRequests, with the time after which there is room again."""
+    def wait(self) -> float:
+        """Return the seconds until there is room again."""
         now = self._clock()
         self._left = min(self._most, self._left + (now - self._at) * self._per_second)
         self._at = now
-        if self._left <= 0:
+        return 0.0 if self._left > 0 else (1 - self._left) / self._per_second
+
+    def check(self) -> None:
+        """Raise TooManyRequests, with the time after which there is room again."""
+        seconds = self.wait()
+        if seconds:
             raise TooManyRequests(
-                "more records than this source's rate allows",
-                retry_after=max(1, math.ceil((1 - self._left) / self._per_second)),
+                "more records than this source's rate allows", retry_after=max(1, math.ceil(seconds))
             )
 
     def take(self, count: int) -> None:

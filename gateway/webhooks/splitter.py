@@ -6,7 +6,9 @@ from gateway.errors import PayloadTooLarge, Rejected
 
 _OUTSIDE = re.compile(rb'["{}\[\]]')
 _INSIDE = re.compile(rb'["\\]')
+_BEGINNING = re.compile(rb"[ \t\r\n]*+(?:\{|\Z)")
 _WHITE = b" \t\r\n"
+_BACKSLASH, _QUOTE = b'\\"'
 
 
 class Splitter:
@@ -14,7 +16,7 @@ class Splitter:
 
     def __init__(self, largest: int) -> None:
         self._largest = largest
-        self._buffer = b""
+        self._buffer = bytearray()
         self._position = 0
         self._depth = 0
         self._is_in_string = False
@@ -22,9 +24,11 @@ class Splitter:
     def feed(self, part: bytes) -> list[bytes]:
         """Return the objects that ``part`` completes.
 
-        Raises Rejected for what is no object, PayloadTooLarge for one that is too large.
+        Raises Rejected for what is no object, PayloadTooLarge for one that is too large. Takes time in
+        proportion to ``part``, however long the object is that it belongs to.
         """
-        data = self._buffer + part
+        data = self._buffer
+        data += part
         found = []
         start, position = 0, self._position
         while True:
@@ -33,26 +37,26 @@ class Splitter:
                 position = len(data)
                 break
             position = match.end()
-            char = match[0]
-            if char == b"\\":
+            char = data[position - 1]
+            if char == _BACKSLASH:
                 if position == len(data):  # what is escaped is still to come
                     position -= 1
                     break
                 position += 1
-            elif char == b'"':
+            elif char == _QUOTE:
                 self._is_in_string = not self._is_in_string
             elif char in b"{[":
                 self._depth += 1
             else:
                 self._depth -= 1
                 if self._depth <= 0:
-                    found.append(self._object(data[start:position]))
+                    found.append(self._object(bytes(data[start:position])))
                     start = position
-        self._buffer = data[start:]
+        del data[:start]
         self._position = position - start
-        if len(self._buffer) > self._largest:
+        if len(data) > self._largest:
             raise PayloadTooLarge(f"a record is larger than limits.webhook_body ({self._largest} bytes)")
-        if self._buffer.lstrip(_WHITE)[:1] not in (b"", b"{"):
+        if _BEGINNING.match(data) is None:
             raise Rejected("the body must be JSON objects, one after another", code="bad_records")
         return found
 

@@ -219,6 +219,29 @@ async def test_a_rate_is_429_with_the_time_to_wait() -> None:
         assert (await post(gateway, path, b"1"))[0] == 200
 
 
+async def test_a_rate_slows_a_stream_of_records_down() -> None:
+    """One request without an end must not be a way around the rate."""
+    async with gateway_running({"sources": {"hooks": {"rate": "20/s"}}}) as gateway:
+        url = f"{gateway.url}/hooks/hooks/v3/clusters/c/topics/orders/records"
+
+        sending: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+        async def body() -> Any:
+            while (part := await sending.get()) is not None:
+                yield part
+
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        sending.put_nowait(b'{"value":{"type":"JSON","data":1}}' * 30)
+        async with gateway.session.post(url, data=body()) as answer:
+            for _ in range(3):
+                for _ in range(30):
+                    await answer.content.readline()
+                sending.put_nowait(b'{"value":{"type":"JSON","data":1}}' * 30)
+            sending.put_nowait(None)
+            assert loop.time() - before > 1.5, "90 at 20/s, of which 20 at once, and the last ones on credit"
+
+
 async def test_bodies_in_memory_are_bounded_all_together(gateway: Gateway) -> None:
     """Many senders at once must not be the end of the process."""
     bodies = gateway.daemon.bodies
