@@ -199,6 +199,9 @@ class Daemon:
         # 2. Every stream ends at an event boundary, spread over the drain time. Sources still deliver.
         await self.streams.drain(self.config.timeouts.drain)
         # 3. Requests that are under way are answered, then nothing comes in any more.
+        if isinstance(self.broker, MemoryBroker):
+            for hook in self.webhooks.values():
+                hook.pause()  # what is taken from now on would die with this process
         self.bodies.drain()
         await self.public.stop()
         for supervisor in self.supervisors.values():

@@ -64,6 +64,13 @@ class PayloadTooLarge(GatewayError):
     code = "too_large"
 
 
+class ExpectationFailed(GatewayError):
+    """An ``Expect`` header that is not 100-continue."""
+
+    status = 417
+    code = "expectation_failed"
+
+
 class Rejected(GatewayError):
     """A record can never become an event; ``code`` is the reason that metrics count."""
 

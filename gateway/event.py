@@ -42,6 +42,9 @@ class EventId(NamedTuple):
         return cls(max(ms - 1, 0), _MAX_SEQ)
 
 
+MAX_TIMESTAMP = 10**14
+"""Unix milliseconds that no event reaches (the year 5138); larger numbers are micro- or nanoseconds."""
+
 SEQ_BITS = 20
 """Low bits of a packed id."""
 

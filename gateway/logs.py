@@ -83,7 +83,7 @@ class _Handler(logging.Handler):
         self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and _is_bad_request(record.exc_info[1]):
+        if record.name.startswith("aiohttp") and record.exc_info and _is_bad_request(record.exc_info[1]):
             return
         event: Any = {"event": record.getMessage(), "logger": record.name}
         if record.exc_info and record.exc_info[0] is not None:
@@ -107,8 +107,10 @@ def _level(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
 
 
 def _is_bad_request(error: BaseException | None) -> bool:
-    """Tell whether aiohttp logs a request that is no HTTP: a scanner could fill the log with those."""
-    return any(kind.__name__ == "HttpProcessingError" for kind in type(error).__mro__)
+    """Tell whether a request was no HTTP, or broke off: clients could fill the log with those."""
+    return isinstance(error, ConnectionError) or any(
+        kind.__name__ == "HttpProcessingError" for kind in type(error).__mro__
+    )
 
 
 def configure(

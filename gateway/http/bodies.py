@@ -2,8 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 
 from aiohttp import hdrs, web
 
@@ -11,6 +11,12 @@ from gateway.errors import BadRequest, PayloadTooLarge, Rejected, RequestTimeout
 
 TOGETHER = 8
 """How many of the largest bodies may be in memory at once."""
+
+SMALL = 64 * 1024
+"""Bytes of a body that is read however many there are."""
+
+STEP = 64 * 1024
+"""Bytes that are inflated at once."""
 
 
 class Bodies:
@@ -37,72 +43,91 @@ class Bodies:
         """
         self.check_length(request)
         body = bytearray()
-        try:
-            await self._read(request, body)
-            yield bytes(body)
-        finally:
-            self._held -= len(body)
-            body.clear()  # aiohttp keeps an error, and with it this frame, until the next full collection
+        with self.holding() as hold:
+            try:
+                await self._read(request, body, hold)
+                yield bytes(body)
+            finally:
+                body.clear()  # aiohttp keeps an error, and with it this frame, until the next full collection
 
-    async def _read(self, request: web.Request, body: bytearray) -> None:
+    async def _read(self, request: web.Request, body: bytearray, hold: Callable[[int], None]) -> None:
         try:
             async with asyncio.timeout(self.seconds):
-                async for part in self._inflated(request):
-                    body += part
-                    self._hold(len(part))
-                    if len(body) > self.largest:
-                        raise self.too_large()
+                async with aclosing(self._inflated(request)) as parts:
+                    async for part in parts:
+                        body += part
+                        if len(body) > self.largest:
+                            raise self.too_large()
+                        hold(len(body))
         except TimeoutError:
             raise RequestTimeout(f"the body did not arrive within {self.seconds:g} s") from None
 
-    async def parts(self, request: web.Request, idle_seconds: float) -> AsyncIterator[bytes]:
+    async def parts(self, request: web.Request, idle_seconds: float) -> AsyncGenerator[bytes, None]:
         """Yield a body as it comes, which may take as long as it likes.
 
         It ends when nothing came for ``idle_seconds``, and at a drain. Raises like `whole`.
         """
-        parts = self._inflated(request)
-        while not self._is_draining:
-            try:
-                async with asyncio.timeout(idle_seconds) as idle:
-                    self._idle.add(idle)
-                    part = await anext(parts, None)
-            except TimeoutError:
-                return
-            finally:
-                self._idle.discard(idle)
-            if part is None:
-                return
-            yield part
+        async with aclosing(self._inflated(request)) as parts:
+            while not self._is_draining:
+                try:
+                    async with asyncio.timeout(idle_seconds) as idle:
+                        self._idle.add(idle)
+                        part = await anext(parts, None)
+                except TimeoutError:
+                    return
+                finally:
+                    self._idle.discard(idle)
+                if part is None:
+                    return
+                yield part
 
     def drain(self) -> None:
         """End the bodies that come in parts."""
         self._is_draining = True
         now = asyncio.get_running_loop().time()
         for idle in self._idle:
-            idle.reschedule(now)
+            with suppress(RuntimeError):  # it is over just now
+                idle.reschedule(now)
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Count memory as held until the block ends; what is yielded is told how much it is by now.
+
+        It raises Unavailable where too much is held already.
+        """
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            self._held += size - held
+            held = size
+            # A small body always finds room: what others hold is no reason to refuse it.
+            if self._held > TOGETHER * self.largest and held > SMALL:
+                raise Unavailable("too many webhook bodies are in memory just now", retry_after=2)
+
+        try:
+            yield hold
+        finally:
+            self._held -= held
 
     def too_large(self) -> PayloadTooLarge:
         """Return the error of a body over the limit."""
         return PayloadTooLarge(f"the body is larger than limits.webhook_body ({self.largest} bytes)")
 
-    def _hold(self, size: int) -> None:
-        self._held += size
-        if self._held > TOGETHER * self.largest:
-            raise Unavailable("too many webhook bodies are in memory just now", retry_after=2)
-
-    async def _inflated(self, request: web.Request) -> AsyncIterator[bytes]:
+    async def _inflated(self, request: web.Request) -> AsyncGenerator[bytes, None]:
         inflate = _inflater(request)
         try:
             async for part in request.content.iter_any():
                 if inflate is None:
                     yield part
                     continue
-                # One byte over the limit is enough to know: a bomb is never inflated further.
-                out = inflate.decompress(part, self.largest + 1)
-                if inflate.unconsumed_tail:
-                    raise self.too_large()
-                yield out
-            if inflate is not None and (not inflate.eof or inflate.unused_data):
+                # In steps: whoever takes them stops a bomb at its limit.
+                while part and not inflate.eof:
+                    yield inflate.decompress(part, STEP)
+                    part = inflate.unconsumed_tail
+                if part or inflate.unused_data:
+                    raise BadRequest("the body goes on after its compressed stream", code="bad_body")
+            if inflate is not None and not inflate.eof:
                 raise BadRequest("the body is not one whole compressed stream", code="bad_body")
         except web.RequestPayloadError as error:
             raise BadRequest(f"the body cannot be read: {error}", code="bad_body") from None

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import hdrs, web
 
-from gateway.errors import BadRequest, GatewayError, NotFound
+from gateway.errors import BadRequest, ExpectationFailed, GatewayError, NotFound
 from gateway.http.bodies import Bodies
 from gateway.http.receipts import Receipts
 from gateway.http.responses import add_headers, error_response
 from gateway.sources.webhook import WebhookSource
 from gateway.webhooks import rest_proxy
-from gateway.webhooks.post import Path, Post, Reply
-
-MAX_TOPIC = 255
-"""Longest topic, in characters."""
+from gateway.webhooks.post import MAX_TOPIC, Path, Post, Reply
 
 MAX_IDEMPOTENCY_KEY = 255
 """Longest ``Idempotency-Key``, in characters."""
@@ -38,8 +35,9 @@ class Hooks:
         """
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            source = self._source(request)
+            source: WebhookSource | None = None
             try:
+                source = self._source(request)
                 post = _post(request, path)
                 source.admit(post.headers, request.query.get("access_token"))
                 if path == "records" and not source.needs_body:
@@ -82,13 +80,14 @@ class Hooks:
         """
 
         async def handle(request: web.Request) -> web.Response | None:
+            source: WebhookSource | None = None
             try:
                 source = self._source(request)
-            except GatewayError as error:
-                return error_response(error)
-            try:
+                if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+                    raise ExpectationFailed("only Expect: 100-continue is understood")
                 source.admit(_headers(request), request.query.get("access_token"))
-                self.bodies.check_length(request)
+                if path != "records" or source.needs_body:
+                    self.bodies.check_length(request)
             except GatewayError as error:
                 return self._refusal(request, source, path, error)
             if request.transport is not None:
@@ -104,9 +103,10 @@ class Hooks:
         return self.sources[name]
 
     def _refusal(
-        self, request: web.Request, source: WebhookSource, path: Path, error: GatewayError
+        self, request: web.Request, source: WebhookSource | None, path: Path, error: GatewayError
     ) -> web.Response:
-        source.refused(error, request.remote)
+        if source is not None:
+            source.refused(error, request.remote)
         reply = rest_proxy.error_body(path, request.content_type, error)
         if reply is None:
             return error_response(error)

@@ -6,7 +6,8 @@ read: a sender that waits for them sees them, and one that does not read them st
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import msgspec
@@ -21,6 +22,9 @@ from gateway.webhooks.rest_proxy import read_v3, receipt
 from gateway.webhooks.splitter import Splitter
 from gateway.webhooks.strict import skeleton
 
+BATCH = 1000
+"""Most records that are appended at once."""
+
 _MEDIA = "application/json"
 
 
@@ -34,46 +38,57 @@ class Receipts:
 
     async def whole(self, source: WebhookSource, post: Post) -> Reply:
         """Answer a request whose signature is known only at its end: all receipts at once."""
-        post, _ = source.identify(post)
-        splitter = Splitter(self.bodies.largest)
-        texts = splitter.feed(post.body)
-        splitter.end()
-        if not texts:
-            raise BadRequest("the body holds no record", code="empty_body")
-        if len(texts) > MAX_RECORDS:
-            raise too_many()
-        return Reply(200, _MEDIA, await self._taken(source, post, texts, 0))
+        async with source.message(post) as message:
+            splitter = Splitter(self.bodies.largest)
+            texts = splitter.feed(message.body)
+            splitter.end()
+            if not texts:
+                raise BadRequest("the body holds no record", code="empty_body")
+            if len(texts) > MAX_RECORDS:
+                raise too_many()
+            return Reply(200, _MEDIA, await self._taken(source, message, texts, 0))
 
     async def stream(self, request: web.Request, source: WebhookSource, post: Post) -> web.StreamResponse:
         """Answer each record as it comes. Raises what is wrong with the request before its first record."""
-        post, _ = source.identify(post)
         splitter = Splitter(self.bodies.largest)
-        response: web.StreamResponse | None = None
-        count = 0
+        answer = _Answer(request, self.write_seconds)
         error: GatewayError | None = None
-        parts = self.bodies.parts(request, self.idle_seconds)
         try:
-            async for part in parts:
-                texts = splitter.feed(part)
-                for first in range(0, len(texts), MAX_RECORDS):
-                    batch = texts[first : first + MAX_RECORDS]
-                    await source.pace()
-                    receipts = await self._taken(source, post, batch, count)
-                    count += len(batch)
-                    if response is None:
-                        response = web.StreamResponse(headers={"Content-Type": _MEDIA})
-                        await response.prepare(request)
-                    await self._write(response, receipts)
-            splitter.end()
+            with self.bodies.holding() as hold:
+                async with aclosing(self.bodies.parts(request, self.idle_seconds)) as parts:
+                    await self._take_all(parts, splitter, hold, source, source.told(post), answer)
         except GatewayError as caught:
             error = caught
-        if response is None:
+        finally:
+            splitter.clear()  # aiohttp keeps an error, and with it this frame, until the next full collection
+        if answer.response is None:
             raise error or BadRequest("the body holds no record", code="empty_body")
         if error is not None:
             source.refused(error)
-            await self._write(response, _encode({"error_code": error.status, "message": error.message}))
-        await response.write_eof()
-        return response
+            await answer.write(_encode({"error_code": error.status, "message": error.message}))
+        await answer.response.write_eof()
+        return answer.response
+
+    async def _take_all(
+        self,
+        parts: AsyncIterator[bytes],
+        splitter: Splitter,
+        hold: Callable[[int], None],
+        source: WebhookSource,
+        post: Post,
+        answer: "_Answer",
+    ) -> None:
+        count = 0
+        async for part in parts:
+            texts = splitter.feed(part)
+            hold(splitter.held)
+            for first in range(0, len(texts), BATCH):
+                batch = texts[first : first + BATCH]
+                await source.pace()
+                await answer.write(await self._taken(source, post, batch, count))
+                await asyncio.sleep(0)  # a log in memory answers at once, and others want their turn
+                count += len(batch)
+        splitter.end()
 
     async def _taken(self, source: WebhookSource, post: Post, texts: Sequence[bytes], first: int) -> bytes:
         """Append records and return their receipts, one per line."""
@@ -84,10 +99,27 @@ class Receipts:
             _encode(receipt(post, record, outcome)) for record, outcome in zip(records, outcomes, strict=True)
         )
 
-    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
-        # A sender that does not read its receipts is one that is gone.
-        async with asyncio.timeout(self.write_seconds):
-            await response.write(data)
+
+class _Answer:
+    """The response, which begins with the first receipt."""
+
+    def __init__(self, request: web.Request, write_seconds: float) -> None:
+        self.response: web.StreamResponse | None = None
+        self._request = request
+        self._write_seconds = write_seconds
+
+    async def write(self, data: bytes) -> None:
+        """Send receipts. Raises ConnectionError where the sender does not take them: it is gone."""
+        try:
+            async with asyncio.timeout(self._write_seconds):
+                if self.response is None:
+                    self.response = web.StreamResponse(headers={"Content-Type": _MEDIA})
+                    await self.response.prepare(self._request)
+                await self.response.write(data)
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ConnectionResetError("the sender does not read its receipts") from None
 
 
 def _read(post: Post, text: bytes, index: int) -> Record | GatewayError:

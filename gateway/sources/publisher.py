@@ -79,12 +79,12 @@ class Publisher:
         now = self._receive(records)
         drafts: list[Draft] = []
         each: list[int | GatewayError] = []  # how many drafts, or none
-        for index, record in enumerate(records):
+        for record in records:
             try:
                 of_record = self._router.drafts(self.state.name, record, now)
             except Rejected as error:
-                if len(records) > 1:
-                    error.message = f"record {index}: {error.message}"
+                if len(records) > 1 or record.index:
+                    error.message = f"record {record.index}: {error.message}"
                 if atomic:
                     raise
                 each.append(error)

@@ -13,7 +13,7 @@ from gateway.config.expression import Expression
 from gateway.config.sources import EventFrom
 from gateway.config.template import Template
 from gateway.errors import Rejected
-from gateway.event import GAP, Draft, Record, safe_type
+from gateway.event import GAP, MAX_TIMESTAMP, Draft, Record, safe_type
 
 CACHE = 20_000
 """How many topics a source's routes are remembered for."""
@@ -21,7 +21,6 @@ CACHE = 20_000
 MAX_KEY = 255
 """Characters of a deduplication key; a longer one is stored as its digest."""
 
-_MAX_TIMESTAMP = 10**14  # the year 5138; larger numbers are micro- or nanoseconds
 _json = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -161,7 +160,7 @@ class Router:
         type_, timestamp, key = record.type, record.timestamp, record.key
         if routes.event is not None:
             type_, timestamp, key = routes.event.read(record)
-        if timestamp is not None and not 0 <= timestamp < _MAX_TIMESTAMP:
+        if timestamp is not None and not 0 <= timestamp < MAX_TIMESTAMP:
             raise Rejected("the timestamp is not in unix milliseconds", code="bad_timestamp")
         key = None if key is None else _bounded(f"{source}/{key}")
         return [self._draft(match, record.payload, type_, timestamp, key, now) for match in matches]
@@ -207,9 +206,11 @@ class Router:
     def _matches(self, routes: _Routes, record: Record) -> list[Match]:
         way = routes.cache.get(record.topic)
         if way is None:
-            way = routes.cache[record.topic] = self._way(record.topic, routes)
-            if len(routes.cache) > CACHE:
-                routes.cache.popitem(last=False)
+            way = self._way(record.topic, routes)
+            if way.matches or way.named:  # senders invent topics; what leads nowhere is not remembered
+                routes.cache[record.topic] = way
+                if len(routes.cache) > CACHE:
+                    routes.cache.popitem(last=False)
         else:
             routes.cache.move_to_end(record.topic)
         if not way.named:
@@ -306,7 +307,7 @@ def _expression(text: str | None) -> Expression | None:
 
 
 def _milliseconds(timestamp: float) -> int:
-    if not 0 <= timestamp < _MAX_TIMESTAMP:
+    if not 0 <= timestamp < MAX_TIMESTAMP:
         raise Rejected("timestamp is not in unix milliseconds", code="bad_envelope")
     return int(timestamp)
 

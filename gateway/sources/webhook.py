@@ -3,7 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import msgspec
 
@@ -14,7 +15,11 @@ from gateway.event import Record
 from gateway.sources.base import Feed, Source
 from gateway.webhooks.detect import read
 from gateway.webhooks.post import Outcome, Post, Reply
+from gateway.webhooks.signatures import NOTHING as NO_PROOF
 from gateway.webhooks.signatures import Headers, Proof, Replays, verifier
+
+LARGE = 256 * 1024
+"""Bytes of a body that is read in a thread."""
 
 BURST_SECONDS = 1.0
 """How much of its rate a source may use at once, after it was quiet."""
@@ -42,6 +47,10 @@ class WebhookSource(Source):
         finally:
             self._feed = None
 
+    def pause(self) -> None:
+        """Answer 503 from now on: nobody is left who would get what is posted."""
+        self._feed = None
+
     @property
     def needs_body(self) -> bool:
         """Whether the sender is known only once its whole body was read."""
@@ -60,18 +69,30 @@ class WebhookSource(Source):
         if self._rate is not None:
             await asyncio.sleep(self._rate.wait())
 
-    def identify(self, post: Post) -> tuple[Post, Proof]:
-        """Check who sent a body, and return the post with what the signature tells. Raises Unauthorized."""
+    @asynccontextmanager
+    async def message(self, post: Post) -> AsyncIterator[Post]:
+        """Check who sent a body, and yield the post with what the signature tells; errors forget it.
+
+        Raises Unauthorized, or Unavailable while the same message is being taken.
+        """
         proof = self._verifier.check(post.headers, post.body, self._now())
-        self._replays.check(proof)
-        post = msgspec.structs.replace(
+        self._replays.begin(proof)
+        taken = False
+        try:
+            yield self.told(post, proof)
+            taken = True
+        finally:
+            self._replays.end(proof, taken=taken)
+
+    def told(self, post: Post, proof: Proof = NO_PROOF) -> Post:
+        """Return a post with what the file and its signature tell of it."""
+        return msgspec.structs.replace(
             post,
             default_topic=self._default_topic,
             id=proof.id or post.id,
             type=proof.type,
             shared={f"headers.{name}": text for name, text in post.headers.items()},
         )
-        return post, proof
 
     async def receive(self, post: Post) -> Reply:
         """Append what the body holds, and return the answer in its format's own form.
@@ -79,15 +100,21 @@ class WebhookSource(Source):
         All of it or nothing, where the format cannot tell about each record. Raises BadRequest,
         Unauthorized, PayloadTooLarge or Rejected for what can never succeed, Unavailable for now.
         """
-        post, proof = self.identify(post)
-        parsed = read(post, self._format)
-        outcomes = await self.take(parsed.records, atomic=parsed.format.atomic)
-        first = outcomes[0] if outcomes else ()
-        if isinstance(first, GatewayError) and {_status(outcome) for outcome in outcomes} <= {404, 503}:
-            raise first  # true of the request as a whole, and some senders read the status only
-        self.count(outcomes)
-        self._replays.add(proof)
-        return parsed.format.reply(post, parsed, outcomes)
+        async with self.message(post) as message:
+            if len(message.body) > LARGE:
+                # The checks are Python's: in a thread the loop gets its turns meanwhile.
+                parsed = await asyncio.to_thread(read, message, self._format)
+            else:
+                parsed = read(message, self._format)
+            outcomes = await self.take(parsed.records, atomic=parsed.format.atomic)
+            # Nothing is in the log then, and whoever reads the status only must try again.
+            if later := next((each for each in outcomes if isinstance(each, Unavailable)), None):
+                raise later
+            first = outcomes[0] if outcomes else ()
+            if isinstance(first, GatewayError) and {_status(outcome) for outcome in outcomes} == {404}:
+                raise first
+            self.count(outcomes)
+            return parsed.format.reply(message, parsed, outcomes)
 
     async def take(
         self, records: Sequence[Record | GatewayError], *, atomic: bool = False

@@ -12,7 +12,7 @@ import msgspec
 from gateway.errors import Rejected
 from gateway.webhooks import post as limits
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, empty, too_many
-from gateway.webhooks.strict import skeleton
+from gateway.webhooks.strict import has_more, skeleton
 
 NDJSON = frozenset(
     {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
@@ -50,11 +50,14 @@ def detect(post: Post) -> Parsed:
     if post.headers.get(TOMBSTONE) == "true":
         return _parsed(post, [b"null"])
     body = _not_empty(post.body)
+    is_array = body.lstrip(_WHITE)[:1] == b"["
+    if is_array and has_more(body, limits.MAX_RECORDS):
+        raise too_many()
+    if is_array and (_is_json(body) or (_TRAILING_COMMA.search(body) and _is_json(_without_comma(body)))):
+        return array(post)
     if _is_json(body):
         skeleton(body)
-        return array(post) if body.lstrip(_WHITE)[:1] == b"[" else _parsed(post, [body])
-    if body.lstrip(_WHITE)[:1] == b"[" and _TRAILING_COMMA.search(body) and _is_json(_without_comma(body)):
-        return array(post)
+        return _parsed(post, [body])
     if body.count(b"\n") <= limits.MAX_RECORDS:  # a text of more lines is one record
         found = _split(body)
         if len(found) > 1 and all(_is_json(line) for line in found):
@@ -81,6 +84,8 @@ def lines(post: Post) -> Parsed:
 def array(post: Post) -> Parsed:
     """Return one record per element of a JSON array; a comma after the last one is forgiven (Lenses)."""
     body = _not_empty(post.body)
+    if has_more(body, limits.MAX_RECORDS):
+        raise too_many()
     if _TRAILING_COMMA.search(body) and not _is_json(body):
         body = _without_comma(body)
     elements = skeleton(body)

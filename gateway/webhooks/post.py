@@ -9,6 +9,9 @@ from gateway.config.expression import Expression
 from gateway.errors import BadRequest, GatewayError, PayloadTooLarge, Rejected
 from gateway.event import NOTHING, EventId, Record
 
+MAX_TOPIC = 255
+"""Longest topic, in characters."""
+
 MAX_RECORDS = 10_000
 """Most records in one post: few enough for the deduplication keys of a retry, see `gateway.broker.base`."""
 
@@ -67,12 +70,18 @@ class Post(msgspec.Struct, frozen=True):
             index,
         )
         if record.topic:
-            return record
+            return _checked(record)
         found = self.default_topic.render(record) if self.default_topic is not None else None
         found = found or fallback
         if not found:
             raise BadRequest("no topic: add ?topic=… or set the source's topic", code="no_topic")
-        return msgspec.structs.replace(record, topic=found)
+        return _checked(msgspec.structs.replace(record, topic=found))
+
+
+def _checked(record: Record) -> Record:
+    if len(record.topic) > MAX_TOPIC:
+        raise Rejected(f"a topic is longer than {MAX_TOPIC} characters", code="bad_topic")
+    return record
 
 
 class Reply(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import GatewayError, Rejected
-from gateway.event import Record, pack
+from gateway.event import MAX_TIMESTAMP, Record, pack
 from gateway.webhooks import post as limits
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, too_many, unknown_type
 from gateway.webhooks.strict import skeleton
@@ -94,7 +94,7 @@ def read(post: Post) -> Parsed:
         raise Rejected('the body must be {"records": [{"value": …}, …]}', code="bad_records")
     if count > limits.MAX_RECORDS:
         raise too_many()
-    items = _list.decode(_records.decode(post.body)["records"])
+    items = _items(post.body, "records")
     records = [_attempt(_v2, post, bytes(item), embedded, index) for index, item in enumerate(items)]
     return Parsed(V1 if media and media[2] == "v1" else V2, records)
 
@@ -107,9 +107,16 @@ def read_batch(post: Post) -> Parsed:
         raise Rejected('the body must be {"entries": [{"id": …, "value": …}, …]}', code="bad_records")
     if count > limits.MAX_RECORDS:
         raise too_many()
-    entries = _list.decode(_records.decode(post.body)["entries"])
+    entries = _items(post.body, "entries")
     records = [read_v3(post, bytes(item), index) for index, item in enumerate(entries)]
     return Parsed(Batch([_id_of(item) for item in entries]), records)
+
+
+def _items(body: bytes, key: str) -> list[msgspec.Raw]:
+    try:
+        return _list.decode(_records.decode(body)[key])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise Rejected(f"the body is not JSON: {error}", code="bad_json") from None
 
 
 def read_v3(post: Post, text: bytes, index: int = 0) -> Record | GatewayError:
@@ -139,7 +146,7 @@ def _attempt(read: Any, post: Post, text: bytes, embedded: str, index: int) -> R
         record: Record = read(post, text, embedded, index)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         return Rejected(f"record {index} has the wrong shape: {error}", code="bad_records")
-    except Rejected as error:
+    except GatewayError as error:
         return error
     return record
 
@@ -208,7 +215,10 @@ def _time(text: str) -> int:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise Rejected("the timestamp is not ISO 8601", code="bad_timestamp") from None
-    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    found = round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    if not 0 <= found < MAX_TIMESTAMP:
+        raise Rejected("the timestamp lies too far away", code="bad_timestamp")
+    return found
 
 
 def _id_of(entry: msgspec.Raw) -> str:

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from pydantic import SecretStr
 
+from gateway.config.expression import pointed
 from gateway.config.verify import Hmac, Verify, standard_key
-from gateway.errors import Unauthorized
+from gateway.errors import Unauthorized, Unavailable
 
 REPLAYS = 100_000
 """Messages that are remembered, so that none is taken twice."""
@@ -180,7 +181,7 @@ class Stripe(Verifier):
         known = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
         _check_signature(map(_from_hex, given[:MAX_SIGNATURES]), known)
         # The header may be reordered, the body and the time may not.
-        return Proof(None, f"{timestamp} {hashlib.sha256(body).hexdigest()}")
+        return Proof(pointed(body, "/id"), _once(timestamp, body), pointed(body, "/type"))
 
 
 class Generic(Verifier):
@@ -211,8 +212,10 @@ class Generic(Verifier):
         content = _filled(self._before, values) + body + _filled(self._after, values)
         known = [hmac.digest(key, content, self._algorithm) for key in self._keys]
         _check_signature([self._decode(signature.removeprefix(self._prefix))], known)
-        id = values.get("id")
-        return Proof(id, " ".join(values.values()) if id else None)
+        if "id" in values:
+            return Proof(values["id"], " ".join(values.values()))
+        once = _once(values["timestamp"], body) if "timestamp" in values else None
+        return Proof(once, once)
 
 
 class Open(Verifier):
@@ -245,19 +248,29 @@ class Replays:
     """Messages that were taken, so that a recorded one is not taken again. Forgets the oldest."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen: OrderedDict[bytes, bool] = OrderedDict()  # whether it is in the log
 
-    def check(self, proof: Proof) -> None:
-        """Raise Unauthorized for a message that was taken already."""
-        if proof.once is not None and _digest(proof.once) in self._seen:
+    def begin(self, proof: Proof) -> None:
+        """Take a message up. Raises Unauthorized if it was taken, Unavailable while it is being taken."""
+        if proof.once is None:
+            return
+        key = _digest(proof.once)
+        if self._seen.get(key):
             raise _unsigned("this message was taken already: a replay", code="replayed")
+        if key in self._seen:
+            raise Unavailable("this message is being taken just now", retry_after=1)
+        self._seen[key] = False
+        if len(self._seen) > REPLAYS:
+            self._seen.popitem(last=False)
 
-    def add(self, proof: Proof) -> None:
-        """Remember a message that is in the log."""
-        if proof.once is not None:
-            self._seen[_digest(proof.once)] = None
-            if len(self._seen) > REPLAYS:
-                self._seen.popitem(last=False)
+    def end(self, proof: Proof, *, taken: bool) -> None:
+        """Say what became of it: one that is not in the log may be tried again as it is."""
+        if proof.once is None:
+            return
+        if taken:
+            self._seen[_digest(proof.once)] = True
+        else:
+            self._seen.pop(_digest(proof.once), None)
 
 
 def _check_time(text: str, now: float, tolerance: float) -> None:
@@ -284,6 +297,10 @@ def _any_equal(given: Iterable[bytes], known: Sequence[bytes]) -> bool:
     # Every pair is compared, so that the time does not tell which one was near.
     equal = [hmac.compare_digest(one, other) for one in given for other in known]
     return any(equal)
+
+
+def _once(timestamp: str, body: bytes) -> str:
+    return f"{timestamp} {hashlib.sha256(body).hexdigest()}"
 
 
 def _missing(what: str) -> Unauthorized:

@@ -2,7 +2,7 @@
 
 import re
 
-from gateway.errors import PayloadTooLarge, Rejected
+from gateway.errors import GatewayError, PayloadTooLarge, Rejected
 
 _OUTSIDE = re.compile(rb'["{}\[\]]')
 _INSIDE = re.compile(rb'["\\]')
@@ -20,16 +20,45 @@ class Splitter:
         self._position = 0
         self._depth = 0
         self._is_in_string = False
+        self._error: GatewayError | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes of an object that is not whole yet."""
+        return len(self._buffer)
+
+    def clear(self) -> None:
+        """Let go of what is held."""
+        self._buffer.clear()
+        self._position = 0
 
     def feed(self, part: bytes) -> list[bytes]:
         """Return the objects that ``part`` completes.
 
-        Raises Rejected for what is no object, PayloadTooLarge for one that is too large. Takes time in
-        proportion to ``part``, however long the object is that it belongs to.
+        Raises Rejected for what is no object, PayloadTooLarge for one that is too large, once what came
+        before it was returned. Takes time in proportion to ``part``, however long the object is.
         """
+        if self._error is not None:
+            raise self._error
+        found: list[bytes] = []
+        try:
+            self._cut(part, found)
+        except GatewayError as error:
+            if not found:
+                raise
+            self._error = error
+        return found
+
+    def end(self) -> None:
+        """Say that nothing more comes. Raises Rejected where an object was cut off, or what `feed` would."""
+        if self._error is not None:
+            raise self._error
+        if self._buffer.strip(_WHITE):
+            raise Rejected("the last record is not whole", code="bad_records")
+
+    def _cut(self, part: bytes, found: list[bytes]) -> None:
         data = self._buffer
         data += part
-        found = []
         start, position = 0, self._position
         while True:
             match = (_INSIDE if self._is_in_string else _OUTSIDE).search(data, position)
@@ -52,18 +81,13 @@ class Splitter:
                 if self._depth <= 0:
                     found.append(self._object(bytes(data[start:position])))
                     start = position
+        del match
         del data[:start]
         self._position = position - start
         if len(data) > self._largest:
             raise PayloadTooLarge(f"a record is larger than limits.webhook_body ({self._largest} bytes)")
-        if _BEGINNING.match(data) is None:
+        if not _BEGINNING.match(data):
             raise Rejected("the body must be JSON objects, one after another", code="bad_records")
-        return found
-
-    def end(self) -> None:
-        """Say that nothing more comes. Raises Rejected where an object was cut off."""
-        if self._buffer.strip(_WHITE):
-            raise Rejected("the last record is not whole", code="bad_records")
 
     def _object(self, text: bytes) -> bytes:
         text = text.strip(_WHITE)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import hmac
 import json
 from datetime import UTC, datetime
@@ -11,8 +12,9 @@ import aiohttp
 import pytest
 from standardwebhooks import Webhook
 
+from gateway.errors import Unavailable
 from gateway.event import EventId, pack
-from tests.support.gateway import Gateway, gateway_running
+from tests.support.gateway import Gateway, eventually, gateway_running
 
 V2 = {"Content-Type": "application/vnd.kafka.json.v2+json"}
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -203,6 +205,93 @@ async def test_signed_posts_rotated_replayed_and_tried_again(capfd: pytest.Captu
     for word in ("replayed", "expired_signature", "bad_signature"):
         assert word in lines
     assert SECRET[6:30] not in lines
+
+
+async def test_the_same_message_at_once_is_taken_once(tmp_path: Any) -> None:
+    """Twenty copies at the same moment, on a log that takes its time; then to the path of REST Proxy v3."""
+    over = {
+        "broker": {"url": f"sqlite:///{tmp_path}/log.db"},
+        "sources": {"hooks": {"verify": {"none": None, "stripe": ["s3cret"]}}},
+    }
+    async with gateway_running(over) as gateway:
+        now = str(int(datetime.now(UTC).timestamp()))
+        body = b'{"id":"evt_1","type":"paid"}'
+        signature = hmac.new(b"s3cret", now.encode() + b"." + body, "sha256").hexdigest()
+        headers = {"Stripe-Signature": f"t={now},v1={signature}"}
+        stream = await gateway.subscribe("/events/orders")
+        path = "/hooks/hooks?topic=orders"
+        answers = await asyncio.gather(*(post(gateway, path, body, **headers) for _ in range(20)))
+        statuses = sorted(status for status, _, _ in answers)
+        assert statuses[0] == 200
+        assert set(statuses[1:]) <= {401, 503}
+        v3 = "/hooks/hooks/v3/clusters/c/topics/orders/records"
+        assert (await post(gateway, v3, body, **headers))[0] == 401
+        event = await stream.next()
+        assert (event.type, event.json["payload"]["id"]) == ("paid", "evt_1")
+        await gateway.daemon.broker.append([])
+        assert await gateway.metric('events_published_total{channel="orders"}') == 1
+
+
+async def test_a_bomb_of_records_ends_at_its_pace(gateway: Gateway) -> None:
+    """15 KB of gzip may hold millions of records: others get their turns, and nothing is inflated ahead."""
+    bomb = gzip.compress(b"{}" * 2_000_000)
+    url = f"{gateway.url}/hooks/hooks/v3/clusters/c/topics/orders/records"
+    held = gateway.daemon.bodies
+    async with gateway.session.post(url, data=bomb, headers={"Content-Encoding": "gzip"}) as answer:
+        assert json.loads(await answer.content.readline())["error_code"] == 200
+        for _ in range(3):
+            await gateway.post("stock", "1")
+        assert held._held <= 64 * 1024
+        answer.close()
+
+
+@pytest.mark.parametrize("path", ["?topic=orders", "/v3/clusters/c/topics/orders/records"])
+async def test_bytes_after_a_compressed_body_are_refused_at_once(gateway: Gateway, path: str) -> None:
+    """zlib would keep them all, and no limit would see them."""
+
+    async def body() -> Any:
+        yield gzip.compress(b" ")
+        while True:
+            yield b"x" * 100_000
+
+    url = f"{gateway.url}/hooks/hooks{path}"
+    async with gateway.session.post(url, data=body(), headers={"Content-Encoding": "gzip"}) as answer:
+        assert answer.status in (400, 422)
+
+
+async def test_a_stream_that_breaks_off_gives_its_memory_back(
+    gateway: Gateway, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An unfinished record counts as held, and neither it nor a traceback is left."""
+    head = "POST /hooks/hooks/v3/clusters/c/topics/orders/records HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(head.encode() + b'{"value":"' + b"x" * 500_000)
+    bodies = gateway.daemon.bodies
+    await eventually(lambda: bodies._held > 400_000)
+    writer.transport.abort()
+    await eventually(lambda: bodies._held == 0)
+    await gateway.post("orders", "1")
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+async def test_what_expects_something_else_is_a_417(gateway: Gateway) -> None:
+    """Only 100-continue has a meaning (RFC 9110 §10.1.1)."""
+    async with gateway.session.post(
+        f"{gateway.url}/hooks/hooks", data=b"1", headers={"Expect": "bananas"}
+    ) as answer:
+        assert answer.status == 417
+
+
+async def test_a_log_that_is_away_is_503_whatever_else_is_wrong(gateway: Gateway) -> None:
+    """A 404 for one record must not hide that the others may be tried again."""
+
+    async def away(*arguments: Any) -> Any:
+        raise Unavailable("the log is away")
+
+    gateway.daemon.supervisors["hooks"]._publisher._append = away
+    body = b'{"records":[{"value":1},{"value":"bad","timestamp":-5}]}'
+    status, answer, headers = await post(gateway, "/hooks/hooks/topics/orders", body, **V2)
+    assert (status, answer["error_code"], "Retry-After" in headers) == (503, 50301, True)
 
 
 async def test_a_rate_is_429_with_the_time_to_wait() -> None:

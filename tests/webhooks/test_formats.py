@@ -247,6 +247,36 @@ def test_a_source_may_take_one_format_only(format: Any, good: list[bytes], bad: 
             read(post(body, topic="t"), format)
 
 
+def test_a_topic_is_bounded_wherever_it_comes_from() -> None:
+    """A sender that invents topics of megabytes must not fill the memory."""
+    for one in (
+        post(b"1", headers={**CE, "ce-type": "x" * 300}),
+        post(json.dumps([{**AWS, "topic": "x" * 300}]).encode()),
+    ):
+        with pytest.raises(Rejected) as caught:
+            read(one)
+        assert caught.value.code == "bad_topic"
+
+
+def test_what_only_one_decoder_takes_is_no_500() -> None:
+    """A lone surrogate in a key, a time beyond the calendar, a record without a topic among others."""
+    for path, key in (("topics", "records"), ("records:batch", "entries")):
+        with pytest.raises(Rejected):
+            read(
+                post(
+                    f'{{"\\ud800":1,"{key}":[{{"value":1}}]}}'.encode(),
+                    "application/json",
+                    path=path,
+                    topic="t",
+                )
+            )
+    far = rest_proxy.read_v3(post(b"", topic="t"), b'{"timestamp":"9999-12-31T23:59:59-23:59"}')
+    assert isinstance(far, Rejected)
+    named = post(b'{"records":[{"key":"a","value":1},{"value":2}]}', "application/vnd.kafka.json.v2+json",
+                 default_topic=Expression("{key}"))  # fmt: skip
+    assert [isinstance(each, GatewayError) for each in read(named).records] == [False, True]
+
+
 def test_the_topic_of_a_record() -> None:
     """The URL's, then the format's, then the source's; for CloudEvents the type, if nobody says one."""
     aws = json.dumps([AWS]).encode()
