@@ -12,9 +12,10 @@ from redis.asyncio import RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.config.redis_url import RedisUrl
 
@@ -30,6 +31,7 @@ class Topology:
 
     servers: Sequence[Mapping[str, Any]]
     owner: Callable[[bytes], int]
+    is_cluster: bool
 
 
 class Target:
@@ -65,7 +67,7 @@ class Target:
     async def locate_all(self, seconds: float) -> "Topology":
         """Return all servers that hold keys just now. Raises like `locate`."""
         if self.kind != "cluster":
-            return Topology([await self.locate("", seconds)], lambda _: 0)
+            return Topology([await self.locate("", seconds)], lambda _: 0, is_cluster=False)
         cluster = self._cluster(seconds)
         try:
             await cluster.initialize()
@@ -77,7 +79,7 @@ class Target:
         finally:
             await cluster.aclose()
         servers = [{**self._options, "host": host, "port": port} for host, port in places]
-        return Topology(servers, lambda key: slots[key_slot(key)])
+        return Topology(servers, lambda key: slots[key_slot(key)], is_cluster=True)
 
     async def _master(self, key: str, seconds: float) -> tuple[str, int]:
         tls = {
@@ -88,6 +90,8 @@ class Target:
         try:
             host, port = await sentinel.discover_master(self._url.master)
             return str(host), int(port)
+        except MasterNotFoundError:  # its own words are 3,000 characters, and others at each try
+            raise RedisConnectionError(f"no Sentinel names a master of {self._url.master!r}") from None
         finally:
             for client in sentinel.sentinels:
                 await client.aclose()

@@ -98,7 +98,7 @@ class Status:
             "since_ms": state.since,
             "last_event_ms": state.last_event,
             "last_error": state.last_error,
-            "lag": state.lag,
+            "lag": self._lag(state),
             "stale": self.freshness.is_stale("source", state.name),
             "received": state.received,
             "rejected": state.rejected,
@@ -106,6 +106,11 @@ class Status:
         }
         supervisor = self.supervisors.get(state.name)
         return told | {"leader": supervisor.is_leading} if supervisor and supervisor.reads_once else told
+
+    def _lag(self, state: SourceState) -> float | None:
+        """Return what waits upstream; only who reads knows."""
+        supervisor = self.supervisors.get(state.name)
+        return state.lag if supervisor is not None and supervisor.is_leading else None
 
     def add_gauges(self, metrics: Metrics) -> None:
         """Define the gauges that read the live parts."""
@@ -136,7 +141,7 @@ class Status:
         add(
             "source_lag_records",
             "Records that wait upstream; on the node that reads, where the source can tell",
-            lambda: {(s.name,): float(s.lag) for s in self.states() if s.lag is not None},
+            lambda: {(s.name,): lag for s in self.states() if (lag := self._lag(s)) is not None},
             "source",
         )
         add(

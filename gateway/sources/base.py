@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from gateway.event import Fence, Record
 from gateway.webhooks.post import Outcome
@@ -29,6 +29,16 @@ class SourceState:
     rejected: dict[str, int] = field(default_factory=dict)
 
 
+class Gap(NamedTuple):
+    """Records of a source, or of one of its topics, that may be lost."""
+
+    since: int | None
+    """After which moment, in unix milliseconds."""
+    topic: str | None = None
+    missing: int | None = None
+    """How many, where that is known."""
+
+
 class Feed(Protocol):
     """What a running source calls. What appends may raise Unavailable while the log is away."""
 
@@ -42,10 +52,11 @@ class Feed(Protocol):
         fence: Fence | None = None,
         *,
         part: str = "",
+        gap: Gap | None = None,
     ) -> None:
-        """Append what the records become, and with them how far this part of the source was read.
+        """Append a gap, what the records become, and with them how far this part of the source was read.
 
-        Those that can never become events are counted and dropped. Raises Fenced if another node
+        Records that can never become events are counted and dropped. Raises Fenced if another node
         reads the source by now.
         """
 
@@ -54,18 +65,6 @@ class Feed(Protocol):
 
         With ``atomic`` all of them or none: it raises the first refusal. Nothing is counted as refused.
         """
-
-    async def tell_gap(
-        self,
-        since: int,
-        position: str,
-        fence: Fence,
-        *,
-        part: str = "",
-        topic: str | None = None,
-        missing: int | None = None,
-    ) -> None:
-        """Tell every channel of the source, or of a topic, that records since then (unix ms) may be lost."""
 
     def reject(self, reason: str, why: str = "", **about: str | None) -> None:
         """Count something that was refused before it became a record; the log gets the rest."""
@@ -76,6 +75,9 @@ class Feed(Protocol):
     @property
     def is_leading(self) -> bool:
         """Whether it is just now."""
+
+    def renew(self) -> None:
+        """Give the lease up and ask for it again: an append under way finds its fence too old."""
 
     async def position(self, part: str = "") -> str | None:
         """Return how far a part of the source was read, by whichever node."""

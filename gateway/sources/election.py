@@ -42,6 +42,7 @@ class Election:
         self.fence: Fence | None = None
         self._name = name
         self._leases = leases
+        self._outdated: Fence | None = None
         self._stands = False
         self._turn = asyncio.Event()
         self._won = asyncio.Event()
@@ -54,6 +55,15 @@ class Election:
     def resign(self) -> None:
         """Give the lease to whoever can read; harmless when repeated."""
         self._stands = False
+        self._won.clear()
+        self._turn.set()
+
+    def renew(self) -> None:
+        """Give the lease up and ask for it again, so that its next fence is another one.
+
+        Whoever asks for it meanwhile may get it.
+        """
+        self._outdated, self.fence = self.fence or self._outdated, None
         self._won.clear()
         self._turn.set()
 
@@ -84,9 +94,14 @@ class Election:
     async def _ask(self) -> None:
         try:
             async with asyncio.timeout(LEASE_SECONDS):
+                if self._outdated is not None:
+                    await self._leases.release(self._outdated)
+                    self._outdated = None
                 fence = await self._leases.lease(self._name, LEASE_SECONDS)
         except (Unavailable, TimeoutError):
             return
+        if self._outdated is not None:
+            return  # it was renewed while this was asked for
         if (fence is None) != (self.fence is None):
             log.info("source_leads" if fence is not None else "source_stands_by", source=self._name)
         self.fence = fence
@@ -96,9 +111,10 @@ class Election:
             self._won.clear()
 
     async def _give_back(self) -> None:
-        fence, self.fence = self.fence, None
+        fence, self.fence = self.fence or self._outdated, None
         self._won.clear()
         if fence is not None:
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(LEASE_SECONDS):
                     await self._leases.release(fence)
+                    self._outdated = None

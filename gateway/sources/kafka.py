@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -32,7 +32,7 @@ from gateway.config.sources import Kafka, parse_since
 from gateway.config.template import Template
 from gateway.errors import Fenced, SourceError, StartupError, Unavailable
 from gateway.event import NOTHING, Fence, Record
-from gateway.sources.base import Feed, Source
+from gateway.sources.base import Feed, Gap, Source
 
 log = structlog.get_logger("gateway.sources")
 
@@ -87,12 +87,15 @@ class KafkaSource(Source):
             await self.metadata(consumer)
 
     async def _lead(self, consumer: Any, feed: Feed) -> None:
+        places: dict[Any, _Place] = {}
         while True:
-            fence = await feed.leading()
+            reading = _Reading(self, consumer, feed, await feed.leading(), places)
             try:
-                await _Reading(self, consumer, feed, fence).run()
+                await reading.run()
             except (Fenced, Unavailable):
-                # Whether the last batch is in the log is open, so the log is asked for its places again.
+                # Whether the last batch is in the log is open. It cannot come later: its lease is given up.
+                feed.renew()
+                places |= reading.places
                 consumer.unsubscribe()
                 await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
 
@@ -147,16 +150,37 @@ class KafkaSource(Source):
         )
 
 
-class _Reading:
-    """One reader's turn: the partitions, and from which offset each is read on."""
+class _Place(NamedTuple):
+    """Before the record ``offset``; the one before it had the time ``ms`` (unix), -1 where none was read."""
 
-    def __init__(self, source: KafkaSource, consumer: Any, feed: Feed, fence: Fence) -> None:
+    offset: int
+    ms: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.offset}/{self.ms}"
+
+    @classmethod
+    def parse(cls, text: str) -> "_Place | None":
+        """Return the place that ``text`` spells, or None."""
+        offset, _, ms = text.partition("/")
+        try:
+            return cls(int(offset), int(ms))
+        except ValueError:
+            return None
+
+
+class _Reading:
+    """One reader's turn: the partitions, and how far each was read."""
+
+    def __init__(
+        self, source: KafkaSource, consumer: Any, feed: Feed, fence: Fence, earlier: Mapping[Any, _Place]
+    ) -> None:
         self._source = source
         self._consumer = consumer
         self._feed = feed
         self._fence = fence
-        self._offsets: dict[Any, int] = {}
-        self._times: dict[Any, int] = {}
+        self._earlier = earlier
+        self.places: dict[Any, _Place] = {}
         self._committed: dict[Any, int] = {}
 
     async def run(self) -> None:
@@ -181,7 +205,7 @@ class _Reading:
         """Assign what is there: where each partition was read to is in the log, else `start` says it."""
         cluster = await self._source.metadata(self._consumer)
         names = sorted(cluster.topics())
-        found: dict[Any, str] = {}
+        found: dict[Any, bool] = {}
         unwatched = []
         for topic in self._source.topics:
             mark = f"*{topic.redis_pattern}"
@@ -191,35 +215,36 @@ class _Reading:
             for name in (name for name in names if topic.match(name) is not None):
                 for number in sorted(cluster.partitions_for_topic(name) or ()):
                     # What appears under a watched topic, a partition too, is new as a whole.
-                    found.setdefault(
-                        TopicPartition(name, number), "oldest" if is_watched else self._source.start
-                    )
-        new = [part for part in found if part not in self._offsets]
-        if new or len(found) < len(self._offsets):
-            offsets = await self._begin({part: found[part] for part in new})
-            kept = {part: offset for part, offset in self._offsets.items() if part in found}
-            self._offsets = kept | offsets
+                    part = TopicPartition(name, number)
+                    found[part] = found.get(part, False) or is_watched
+        new = {part: is_new for part, is_new in found.items() if part not in self.places}
+        if new or len(found) < len(self.places):
+            begun = await self._begin(new)
+            kept = {part: place for part, place in self.places.items() if part in found}
+            self.places = kept | begun
             # No await in between: nothing is fetched from anywhere else.
-            self._consumer.assign(list(self._offsets))
-            for part, offset in self._offsets.items():
-                self._consumer.seek(part, offset)
+            self._consumer.assign(list(self.places))
+            for part, place in self.places.items():
+                self._consumer.seek(part, place.offset)
         for mark in unwatched:
             await self._feed.publish([], "watched", self._fence, part=mark)
 
-    async def _begin(self, starts: Mapping[Any, str]) -> dict[Any, int]:
-        offsets: dict[Any, int] = {}
+    async def _begin(self, new: Mapping[Any, bool]) -> dict[Any, _Place]:
+        places: dict[Any, _Place] = {}
         unknown: dict[str, list[Any]] = {}
-        for part, start in starts.items():
+        for part, is_new in new.items():
             text = await self._feed.position(_part(part))
-            if text is not None and text.isdecimal():
-                offsets[part] = int(text)
+            place = _Place.parse(text) if text is not None else None
+            place = place or self._earlier.get(part)  # the log forgot all
+            if place is not None:
+                places[part] = place
             else:
-                unknown.setdefault(start, []).append(part)
+                unknown.setdefault("oldest" if is_new else self._source.start, []).append(part)
         for start, parts in unknown.items():
             for part, offset in (await self._first(start, parts)).items():
-                await self._feed.publish([], str(offset), self._fence, part=_part(part))
-                offsets[part] = offset
-        return offsets
+                places[part] = _Place(offset)
+                await self._feed.publish([], str(places[part]), self._fence, part=_part(part))
+        return places
 
     async def _first(self, start: str, parts: Sequence[Any]) -> Mapping[Any, int]:
         async with asyncio.timeout(self._source.timeout):
@@ -236,7 +261,7 @@ class _Reading:
     # Reading.
 
     async def _step(self) -> None:
-        if not self._offsets:
+        if not self.places:
             await asyncio.sleep(WAIT_SECONDS)
             return
         try:
@@ -247,46 +272,49 @@ class _Reading:
             return
         if not self._feed.is_leading:
             raise Fenced("the lease is another node's")
-        work = [self._take(part, messages) for part, messages in batches.items() if messages]
+        # The consumer also steps over what is no record: the marks of transactions.
+        behind = {part: await self._consumer.position(part) for part in self.places}
+        work = [
+            self._take(part, batches.get(part, ()), offset)
+            for part, offset in behind.items()
+            if offset > self.places[part].offset
+        ]
         for result in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-        self._feed.lags(
-            sum(
-                max(0, (self._consumer.highwater(part) or 0) - offset)
-                for part, offset in self._offsets.items()
-            )
-        )
+        self._feed.lags(sum(self._waiting(part, place.offset) for part, place in self.places.items()))
 
-    async def _take(self, part: Any, messages: Sequence[Any]) -> None:
+    def _waiting(self, part: Any, offset: int) -> int:
+        end = self._consumer.last_stable_offset(part)
+        if end is None or end < 0:
+            end = self._consumer.highwater(part) or 0
+        return max(0, int(end) - offset)
+
+    async def _take(self, part: Any, messages: Sequence[Any], behind: int) -> None:
         records = [self._source.record(message) for message in messages]
-        behind = messages[-1].offset + 1
-        await self._feed.publish(records, str(behind), self._fence, part=_part(part))
-        self._offsets[part] = behind
-        self._times[part] = messages[-1].timestamp
+        place = _Place(behind, messages[-1].timestamp if messages else self.places[part].ms)
+        await self._feed.publish(records, str(place), self._fence, part=_part(part))
+        self.places[part] = place
 
     async def _out_of_range(self, part: Any, offset: int) -> None:
         """Go on where the partition begins now, or ends if it became shorter, and tell the gap."""
         async with asyncio.timeout(self._source.timeout):
             first = (await self._consumer.beginning_offsets([part]))[part]
             end = (await self._consumer.end_offsets([part]))[part]
+        before = self.places[part]
         missing = first - offset if offset < first else None
-        go_on = first if missing is not None else end
-        await self._feed.tell_gap(
-            self._times.get(part, 0),
-            str(go_on),
-            self._fence,
-            part=_part(part),
-            topic=part.topic,
-            missing=missing,
-        )
-        self._offsets[part] = go_on
-        self._consumer.seek(part, go_on)
+        place = _Place(first if missing is not None else end, before.ms)
+        gap = Gap(before.ms if before.ms >= 0 else None, part.topic, missing)
+        await self._feed.publish([], str(place), self._fence, part=_part(part), gap=gap)
+        self.places[part] = place
+        self._consumer.seek(part, place.offset)
 
     async def _commit(self) -> None:
         """Show how far we are; a failure harms nobody, because nothing is read from there."""
         changed = {
-            part: offset for part, offset in self._offsets.items() if self._committed.get(part) != offset
+            part: place.offset
+            for part, place in self.places.items()
+            if self._committed.get(part) != place.offset
         }
         if not changed:
             return

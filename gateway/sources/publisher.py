@@ -1,7 +1,6 @@
 """From a source's records to appended events, with everything counted on the way."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -9,11 +8,14 @@ import structlog
 from gateway.errors import GatewayError, Rejected, Unavailable
 from gateway.event import Cursor, Draft, EventId, Fence, Record
 from gateway.metrics import Metrics
-from gateway.sources.base import SourceState
+from gateway.sources.base import Gap, SourceState
 from gateway.sources.router import Router, gap_draft
 from gateway.webhooks.post import Outcome
 
 log = structlog.get_logger("gateway.sources")
+
+INTERRUPTED = "source_interrupted"
+"""The reason of every gap that a source tells."""
 
 LOG_EVERY_MS = 60_000
 """How often (milliseconds) the log tells of rejections for one reason."""
@@ -24,17 +26,6 @@ Append = Callable[[Sequence[Draft], Cursor | None, Fence | None], Awaitable[list
 def cursor_name(source: str, part: str) -> str:
     """Return the name under which the log keeps how far a part of a source was read."""
     return f"{source}/{part}" if part else source
-
-
-class Gap(NamedTuple):
-    """Records of a source, or of one topic, that may be lost."""
-
-    reason: str
-    since: int
-    """Unix milliseconds."""
-    topic: str | None = None
-    missing: int | None = None
-    """How many, where that is known."""
 
 
 class Publisher:
@@ -57,18 +48,31 @@ class Publisher:
         self._received = metrics.events_received.labels(state.name)
 
     async def publish(
-        self, records: Sequence[Record], position: str | None, fence: Fence | None, part: str = ""
+        self,
+        records: Sequence[Record],
+        position: str | None,
+        fence: Fence | None,
+        part: str = "",
+        gap: Gap | None = None,
     ) -> None:
-        """Append what the records become; count and drop those that can never become events."""
-        now = self._receive(records)
-        drafts: list[Draft] = []
+        """Append a gap and what the records become; count and drop those that can never become events."""
+        now = self._clock()
+        drafts = [] if gap is None else self._gap_drafts(gap, now)
+        gaps = len(drafts)
+        refused: list[tuple[Record, Rejected]] = []
         for record in records:
             try:
                 drafts.extend(self._router.drafts(self.state.name, record, now))
             except Rejected as error:
-                self.reject(error.code, error.message, topic=record.topic[:200])
+                refused.append((record, error))
         if drafts or position is not None:
             await self._append(drafts, self._cursor(position, part), fence)
+        # Only now: what could not be appended comes again.
+        self._receive(records)
+        if gaps:
+            self._metrics.gaps.labels(INTERRUPTED).inc(gaps)
+        for record, why in refused:
+            self.reject(why.code, why.message, topic=record.topic[:200])
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
         """Append the records that can be events, or with ``atomic`` all or none.
@@ -107,20 +111,16 @@ class Publisher:
                 outcomes.append(found)
         return outcomes
 
-    async def tell_gap(self, gap: Gap, position: str, fence: Fence, part: str = "") -> None:
-        """Append a gap to the channels that it concerns."""
-        told: dict[str, object] = {
-            "reason": gap.reason,
-            "source": self.state.name,
-            "after": f"{max(0, gap.since)}-0",
-        }
+    def _gap_drafts(self, gap: Gap, now: int) -> list[Draft]:
+        """Return a gap's drafts, one for each channel that it concerns."""
+        told: dict[str, object] = {"reason": INTERRUPTED, "source": self.state.name}
+        if gap.since is not None:
+            told["after"] = f"{max(0, gap.since)}-0"
         if gap.missing is not None:
             told["missing"] = gap.missing
-        payload, now = msgspec.json.encode(told), self._clock()
+        payload = msgspec.json.encode(told)
         channels = self._router.channels(self.state.name, gap.topic)
-        drafts = [gap_draft(name, declared, payload, now) for name, declared in channels.items()]
-        await self._append(drafts, self._cursor(position, part), fence)
-        self._metrics.gaps.labels(gap.reason).inc(len(drafts))
+        return [gap_draft(name, declared, payload, now) for name, declared in channels.items()]
 
     def _cursor(self, position: str | None, part: str) -> Cursor | None:
         return None if position is None else Cursor(cursor_name(self.state.name, part), position)

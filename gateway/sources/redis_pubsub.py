@@ -30,7 +30,7 @@ from gateway.backoff import jittered
 from gateway.config.template import Template
 from gateway.errors import Fenced, SourceError, Unavailable
 from gateway.event import Fence, Record
-from gateway.sources.base import Feed, Source
+from gateway.sources.base import Feed, Gap, Source
 from gateway.sources.tail import Place, Tail
 
 log = structlog.get_logger("gateway.sources")
@@ -178,7 +178,8 @@ class RedisPubSubSource(Source):
             except Fenced:
                 await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
             except Unavailable:
-                # Whether the last batch is in the log is open, so the log is asked for its place again.
+                # Whether the last batch is in the log is open. It cannot come later: its lease is given up.
+                feed.renew()
                 await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
 
     async def _write_as(self, fence: Fence, client: Redis, tail: Tail, feed: Feed) -> None:
@@ -187,7 +188,8 @@ class RedisPubSubSource(Source):
         while True:
             if tail.written < tail.first:  # the log was away for longer than the tail holds
                 tail.written = tail.first
-                await feed.tell_gap(_now(), str(tail.place(tail.first, _now())), fence)
+                place = tail.place(tail.first, _now())
+                await feed.publish([], str(place), fence, gap=Gap(_now()))
             records = tail.records(tail.written, BATCH)
             until = tail.written + len(records)
             place = tail.place(until, _now())
@@ -220,10 +222,7 @@ class RedisPubSubSource(Source):
             )
         start = max(start, tail.written)  # what this node wrote itself before it lost the lease
         position = str(tail.place(start, _now()))
-        if since is None:
-            await feed.publish([], position, fence)
-        else:
-            await feed.tell_gap(since, position, fence)
+        await feed.publish([], position, fence, gap=None if since is None else Gap(since))
         return start
 
     async def _mark(self, client: Redis, tail: Tail, feed: Feed) -> None:

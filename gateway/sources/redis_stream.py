@@ -26,6 +26,7 @@ from gateway.event import NOTHING, Record
 from gateway.redis_target import Target, Topology
 from gateway.sources.base import Feed, Source
 from gateway.sources.stream_reader import Plan, StreamReader
+from gateway.sources.stream_servers import StreamServers
 
 log = structlog.get_logger("gateway.sources")
 
@@ -44,7 +45,6 @@ class RedisStreamSource(Source):
             patterns=[topic for topic in topics if not topic.is_exact],
             start=config.start,
             scan_seconds=config.scan,
-            timeout=config.timeout,
         )
         self._payload = None if config.payload is None else config.payload.encode()
         self._places = [(place, place[7:].encode()) for place in places if place.startswith("fields.")]
@@ -55,10 +55,10 @@ class RedisStreamSource(Source):
         try:
             topology = await self._target.locate_all(self._timeout)
             servers = [self._client(options) for options in topology.servers]
-            reader = StreamReader(self._plan, self.record, feed, servers, topology)
-            async with asyncio.timeout(self._timeout):
-                for server in servers:
-                    await server.ping()
+            reader = StreamReader(
+                self._plan, self.record, feed, StreamServers(servers, topology, self._timeout)
+            )
+            await reader.probe()
             feed.connected()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(servers, topology))
@@ -92,7 +92,10 @@ class RedisStreamSource(Source):
             async with asyncio.timeout(self._timeout):
                 for server in servers:
                     await server.ping()
+            try:
                 now = await self._target.locate_all(self._timeout)
+            except (RedisError, TimeoutError, OSError):
+                continue  # who says where the streams are is away; they answer, and that is enough
             if _places(now) != _places(topology):
                 raise SourceError("other servers hold the streams by now")
 
@@ -102,7 +105,8 @@ class RedisStreamSource(Source):
             try:
                 await reader.run(fence)
             except (Fenced, Unavailable):
-                # Whether the last batch is in the log is open, so the log is asked for its places again.
+                # Whether the last batch is in the log is open. It cannot come later: its lease is given up.
+                feed.renew()
                 await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
 
     def record(self, topic: str, id: bytes, flat: Sequence[bytes]) -> Record | None:

@@ -1,8 +1,8 @@
 """Reads Redis streams for one source: which there are, how far each was read, and what each one gives.
 
 How it works. Behind which entry each stream is read on is in the log, stored with the events that the entries
-became. What was trimmed away unread is a gap with its number, see `stream_place`. One XREAD waits for all
-streams of a server. In a cluster each slot needs an XREAD of its own, so they are asked in turns there.
+became, under the lease's fence. What was trimmed away unread is a gap with its number (`stream_place`), in
+the same append as what follows it.
 """
 
 import asyncio
@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from redis.asyncio import Redis
-from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from gateway.backoff import jittered
 from gateway.config.template import Template
-from gateway.errors import Fenced, SourceError
+from gateway.errors import Fenced
 from gateway.event import Fence, Record
-from gateway.redis_target import Topology
-from gateway.sources.base import Feed
+from gateway.sources.base import Feed, Gap
 from gateway.sources.stream_place import START, UNKNOWN, StreamInfo, StreamPlace, at_rest, parse_id, read_on
+from gateway.sources.stream_servers import AT_ONCE, Page, StreamServers, text
 
 log = structlog.get_logger("gateway.sources")
 
@@ -29,21 +27,16 @@ STREAMS = 10_000
 """Most streams that one source reads; further ones are named in the log and not read."""
 
 BATCH = 1000
-"""Most entries of one XREAD, all streams together."""
+"""Most entries of one read, all streams together."""
+
+FIRST_BATCH = 4
+"""Entries of the first read: how large they are is not known yet. The next takes at most twice as many."""
 
 BATCH_BYTES = 4 * 1024 * 1024
-"""About how many bytes of payload one XREAD may bring."""
+"""About how many bytes one read may bring."""
 
-BLOCK_SECONDS = 1.0
-"""How long an XREAD waits; new streams are read from then on."""
-
-ASK_SECONDS = 0.05
-"""How often the streams of a cluster are asked when all were silent."""
-
-_AT_ONCE = 500  # commands in a pipeline, and appends under way
-_SCAN_COUNT = 1000
-
-Entries = Sequence[tuple[bytes, Sequence[bytes]]]
+APPEND_BYTES = 1024 * 1024
+"""About how many bytes are appended at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +51,6 @@ class Plan:
     """Where a stream begins that was never read."""
     scan_seconds: float
     """How often keys are looked for."""
-    timeout: float
-    """Seconds that a server may take for an answer."""
 
 
 class StreamReader:
@@ -70,22 +61,29 @@ class StreamReader:
         plan: Plan,
         record: Callable[[str, bytes, Sequence[bytes]], Record | None],
         feed: Feed,
-        servers: Sequence[Redis],
-        topology: Topology,
+        servers: StreamServers,
     ) -> None:
         self._plan = plan
         self._record = record
         self._feed = feed
         self._servers = servers
-        self._owner = topology.owner
-        self._is_cluster = len(servers) > 1
         self._places: dict[bytes, StreamPlace] = {}
+        self._earlier: dict[bytes, StreamPlace] = {}
         self._refused: set[bytes] = set()
-        self._count = BATCH
+        self._count = FIRST_BATCH
+        self._has_more = False
+
+    async def probe(self) -> None:
+        """Try what reading needs, so that what is not allowed is told at once. Raises RedisError."""
+        await self._servers.infos(self._plan.exact[:1])
+        for pattern in self._plan.patterns[:1]:
+            await self._servers.scan(pattern)
 
     async def run(self, fence: Fence) -> None:
         """Read under a lease until it is lost. Raises Fenced, Unavailable, RedisError or TimeoutError."""
-        self._places.clear()
+        # Places count from the log; these ones only where the log forgot all.
+        self._earlier |= self._places
+        self._places = {}
         await self._find(fence)
         try:
             async with asyncio.TaskGroup() as group:
@@ -112,92 +110,67 @@ class StreamReader:
 
     async def _find(self, fence: Fence) -> None:
         """Add the streams that are not known yet, and remember from when on a pattern is watched."""
-        await self._begin(self._plan.exact, self._plan.start, fence)
+        unwatched: list[str] = []
+        new: dict[bytes, bool] = dict.fromkeys(self._plan.exact, False)
         for pattern in self._plan.patterns:
             mark = f"*{pattern.redis_pattern}"
             is_watched = await self._feed.position(mark) is not None
-            # A stream that appears under a watched pattern is new as a whole.
-            await self._begin(await self._scan(pattern), "oldest" if is_watched else self._plan.start, fence)
             if not is_watched:
-                await self._feed.publish([], "watched", fence, part=mark)
+                unwatched.append(mark)
+            for key in await self._servers.scan(pattern):
+                # A stream that appears under a watched pattern is new as a whole.
+                new[key] = new.get(key, False) or is_watched
+        await self._begin(new, fence)
+        for mark in unwatched:
+            await self._feed.publish([], "watched", fence, part=mark)
 
-    async def _scan(self, pattern: Template) -> list[bytes]:
-        found: set[bytes] = set()
-        for server in self._servers:
-            cursor: Any = 0
-            keys: Any
-            while True:
-                async with asyncio.timeout(self._plan.timeout):
-                    cursor, keys = await server.scan(
-                        cursor, match=pattern.redis_pattern, count=_SCAN_COUNT, _type="stream"
-                    )
-                found.update(key for key in keys if pattern.match(_text(key)) is not None)
-                if not int(cursor):
-                    break
-        return sorted(found)
-
-    async def _begin(self, keys: Sequence[bytes], start: str, fence: Fence) -> None:
-        new = [key for key in keys if key not in self._places and key not in self._refused]
+    async def _begin(self, found: dict[bytes, bool], fence: Fence) -> None:
+        new = [key for key in found if key not in self._places]
         room = STREAMS - len(self._places)
         if len(new) > room:
             log.warning("source_has_too_many_streams", limit=STREAMS, not_read=len(new) - room)
             new = new[:room]
-        for first in range(0, len(new), _AT_ONCE):
-            some = new[first : first + _AT_ONCE]
-            infos = await self._infos(some)
+        for first in range(0, len(new), AT_ONCE):
+            some = new[first : first + AT_ONCE]
+            infos = await self._servers.infos(some)
             await _all(
-                self._begin_one(key, start, info, fence) for key, info in zip(some, infos, strict=True)
+                self._begin_one(key, found[key], info, fence) for key, info in zip(some, infos, strict=True)
             )
 
-    async def _begin_one(self, key: bytes, start: str, info: Any, fence: Fence) -> None:
-        if isinstance(info, ResponseError) and "no such key" not in str(info):
+    async def _begin_one(
+        self, key: bytes, is_new: bool, info: StreamInfo | ResponseError | None, fence: Fence
+    ) -> None:
+        if isinstance(info, ResponseError):
+            if key not in self._refused:
+                log.warning("stream_refused", key=text(key), error=str(info))
             self._refused.add(key)
-            log.warning("stream_refused", key=key.decode(errors="replace"), error=str(info))
             return
-        info = None if isinstance(info, ResponseError) else info
-        part = _text(key)
-        text = await self._feed.position(part)
-        place = StreamPlace.parse(text) if text is not None else None
+        is_new = is_new or key in self._refused  # it became a stream before our eyes
+        self._refused.discard(key)
+        part = text(key)
+        stored = await self._feed.position(part)
+        place = StreamPlace.parse(stored) if stored is not None else None
         if place is None:
-            place = _beginning(start, info)
+            place = self._earlier.get(key) or (START if is_new else _beginning(self._plan.start, info))
             await self._feed.publish([], str(place), fence, part=part)
         self._places[key] = place
-
-    async def _infos(self, keys: Sequence[bytes]) -> list[StreamInfo | ResponseError]:
-        """Return what the servers say of streams; an error stands for what is none."""
-        found: dict[bytes, Any] = {}
-        for server, own in self._by_server(keys):
-            pipe = server.pipeline(transaction=False)
-            for key in own:
-                pipe.execute_command("XINFO STREAM", key)
-            async with asyncio.timeout(self._plan.timeout):
-                answers = await pipe.execute(raise_on_error=False)
-            found.update(zip(own, answers, strict=True))
-        return [_info(found[key]) for key in keys]
-
-    def _by_server(self, keys: Sequence[bytes]) -> Iterable[tuple[Redis, list[bytes]]]:
-        if not self._is_cluster:
-            return [(self._servers[0], list(keys))] if keys else []
-        groups: dict[int, list[bytes]] = {}
-        for key in keys:
-            groups.setdefault(self._owner(key), []).append(key)
-        return [(self._servers[owner], own) for owner, own in groups.items()]
 
     async def _look_after(self, fence: Fence) -> None:
         """See what became of the streams that gave nothing, and how much waits."""
         keys = list(self._places)
         waiting = 0
-        for first in range(0, len(keys), _AT_ONCE):
-            some = keys[first : first + _AT_ONCE]
-            for key, info in zip(some, await self._infos(some), strict=True):
-                found = None if isinstance(info, ResponseError) else info
-                before = self._places[key]
-                if found is not None and before.count != UNKNOWN:
-                    waiting += max(0, found.added - before.count)
-                place, missing = at_rest(before, found)
-                if missing:
-                    await self._lost(key, before, place, missing, fence)
+        for key, info in zip(keys, await self._servers.infos(keys), strict=True):
+            found = info if isinstance(info, StreamInfo) else None
+            before = self._places[key]
+            if found is not None and before.count != UNKNOWN:
+                waiting += max(0, found.added - before.count)
+            place, missing = at_rest(before, found)
+            if place != before:
+                gap = self._gap(key, before, missing)
+                await self._feed.publish([], str(place), fence, part=text(key), gap=gap)
                 self._places[key] = place
+            if found is None and key not in self._plan.exact:
+                del self._places[key]  # a scan finds it when it is there again
         self._feed.lags(waiting)
 
     # Reading.
@@ -205,104 +178,55 @@ class StreamReader:
     async def _step(self, fence: Fence) -> None:
         if not self._feed.is_leading:
             raise Fenced("the lease is another node's")
-        answer = await (self._ask() if self._is_cluster else self._wait())
-        if not answer:
+        ready = await self._servers.ready(self._places, wait=not self._has_more)
+        pages = await self._servers.read(ready, self._places, max(1, self._count // max(1, len(ready))))
+        self._has_more = any(page.info.newest > parse_id(page.entries[-1][0]) for page in pages)
+        if not pages:
             return
-        size = sum(len(text) for _, entries in answer for _, flat in entries for text in flat)
-        room = BATCH if size == 0 else self._count * BATCH_BYTES // size
-        self._count = max(1, min(BATCH, room))
-        infos = await self._infos([key for key, _ in answer])
-        await _all(
-            self._take(key, entries, info, fence) for (key, entries), info in zip(answer, infos, strict=True)
-        )
+        size = sum(len(part) for page in pages for _, flat in page.entries for part in flat)
+        self._count = max(1, min(BATCH, 2 * self._count, self._count * BATCH_BYTES // max(1, size)))
+        await _all(self._take(page, fence) for page in pages)
 
-    async def _wait(self) -> Sequence[tuple[bytes, Entries]]:
-        """Read one server's streams; wait for one of them to have something."""
-        if not self._places:
-            await asyncio.sleep(BLOCK_SECONDS)
-            return []
-        arguments = self._read_of(list(self._places))
-        block = round(BLOCK_SECONDS * 1000)
-        async with asyncio.timeout(BLOCK_SECONDS + self._plan.timeout):
-            answer = await self._servers[0].execute_command(  # type: ignore[no-untyped-call]
-                "XREAD", "COUNT", self._share(len(self._places)), "BLOCK", block, *arguments
-            )
-        return answer or []
-
-    async def _ask(self) -> Sequence[tuple[bytes, Entries]]:
-        """Read a cluster's streams, slot by slot, without waiting."""
-        found: list[tuple[bytes, Entries]] = []
-        count = self._share(len(self._places))
-        for server, own in self._by_server(list(self._places)):
-            slots: dict[int, list[bytes]] = {}
-            for key in own:
-                slots.setdefault(key_slot(key), []).append(key)
-            pipe = server.pipeline(transaction=False)
-            for keys in slots.values():
-                pipe.execute_command("XREAD", "COUNT", count, *self._read_of(keys))
-            async with asyncio.timeout(self._plan.timeout):
-                for answer in await pipe.execute():
-                    found += answer or []
-        if not found:
-            await asyncio.sleep(ASK_SECONDS)
-        return found
-
-    def _read_of(self, keys: Sequence[bytes]) -> list[bytes | str]:
-        return ["STREAMS", *keys, *(self._places[key].text for key in keys)]
-
-    def _share(self, streams: int) -> int:
-        return max(1, self._count // max(1, streams))
-
-    async def _take(self, key: bytes, entries: Entries, info: Any, fence: Fence) -> None:
-        before = self._places[key]
-        ids = [parse_id(id) for id, _ in entries]
-        place, missing = StreamPlace(ids[-1], UNKNOWN), UNKNOWN  # the key went in between
-        if isinstance(info, StreamInfo):
-            place, missing = read_on(before, ids, info)
-        if missing:
-            await self._lost(key, before, before, missing, fence)
-        records = []
-        topic = _text(key)
-        for id, flat in entries:
+    async def _take(self, page: Page, fence: Fence) -> None:
+        before = self._places[page.key]
+        topic = text(page.key)
+        place, missing = read_on(before, [parse_id(id) for id, _ in page.entries], page.info)
+        gap = self._gap(page.key, before, missing)
+        records: list[Record] = []
+        size = 0
+        for number, (id, flat) in enumerate(page.entries, 1):
             record = self._record(topic, id, flat)
             if record is None:
                 self._feed.reject("no_payload", "the entry has no such field", topic=topic)
             else:
                 records.append(record)
-        await self._feed.publish(records, str(place), fence, part=topic)
-        self._places[key] = place
+                size += len(record.payload)
+            if size >= APPEND_BYTES and number < len(page.entries):
+                left = len(page.entries) - number
+                so_far = StreamPlace(parse_id(id), UNKNOWN if place.count == UNKNOWN else place.count - left)
+                await self._feed.publish(records, str(so_far), fence, part=topic, gap=gap)
+                self._places[page.key] = so_far
+                gap, records, size = None, [], 0
+        await self._feed.publish(records, str(place), fence, part=topic, gap=gap)
+        self._places[page.key] = place
 
-    async def _lost(
-        self, key: bytes, before: StreamPlace, place: StreamPlace, missing: int, fence: Fence
-    ) -> None:
-        topic = _text(key)
-        count = None if missing == UNKNOWN else missing
-        await self._feed.tell_gap(before.id[0], str(place), fence, part=topic, topic=topic, missing=count)
+    def _gap(self, key: bytes, before: StreamPlace, missing: int) -> Gap | None:
+        if not missing:
+            return None
+        since = before.id[0] if before != START else None
+        return Gap(since, text(key), None if missing == UNKNOWN else missing)
 
 
 def _beginning(start: str, info: StreamInfo | None) -> StreamPlace:
-    if start == "oldest" or info is None:
+    if info is None:
+        return START
+    if start == "oldest":
         # What was trimmed before anybody wanted it is not missing.
-        return START if info is None else StreamPlace(START.id, info.added - info.length)
+        return StreamPlace(START.id, info.added - info.length)
     if start == "new":
         return StreamPlace(info.last, info.added)
-    return StreamPlace(parse_id(start), UNKNOWN)
-
-
-def _info(answer: Any) -> StreamInfo | ResponseError:
-    if isinstance(answer, ResponseError):
-        return answer
-    if isinstance(answer, Exception):
-        raise answer
-    info = StreamInfo.of(answer)
-    if info is None:
-        raise SourceError("Redis 7 or Valkey is needed: an older one does not tell what was trimmed")
-    return info
-
-
-def _text(key: Any) -> str:
-    text: str = key.decode(errors="backslashreplace")
-    return text
+    id = parse_id(start)
+    return StreamPlace(id, 0 if info.added == info.length and id < info.first else UNKNOWN)
 
 
 async def _all(work: Iterable[Any]) -> None:

@@ -9,13 +9,16 @@ import structlog
 from gateway.backoff import Backoff
 from gateway.errors import SourceError
 from gateway.event import Fence, Record
-from gateway.sources.base import Source, SourceState, SourceStatus
+from gateway.sources.base import Gap, Source, SourceState, SourceStatus
 from gateway.sources.election import Election, Leases
-from gateway.sources.publisher import Gap, Publisher, cursor_name
+from gateway.sources.publisher import Publisher, cursor_name
 from gateway.webhooks.post import Outcome
 
 log = structlog.get_logger("gateway.sources")
 
+
+MAX_ERROR = 300
+"""Characters of an error that are shown."""
 
 HEALTHY_MS = 10_000
 """How long (milliseconds) a source must have been up for its next failure to be retried at once."""
@@ -81,27 +84,16 @@ class Supervisor:
         fence: Fence | None = None,
         *,
         part: str = "",
+        gap: Gap | None = None,
     ) -> None:
-        await self._publisher.publish(records, position, fence, part)
+        await self._publisher.publish(records, position, fence, part, gap)
+        if gap is not None:
+            self.missed_since = None
+            about = {name: value for name, value in gap._asdict().items() if value is not None}
+            log.warning("source_gap_told", source=self.state.name, **about)
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
         return await self._publisher.publish_each(records, atomic=atomic)
-
-    async def tell_gap(
-        self,
-        since: int,
-        position: str,
-        fence: Fence,
-        *,
-        part: str = "",
-        topic: str | None = None,
-        missing: int | None = None,
-    ) -> None:
-        gap = Gap("source_interrupted", since, topic, missing)
-        await self._publisher.tell_gap(gap, position, fence, part)
-        self.missed_since = None
-        about = {name: value for name, value in (("topic", topic), ("missing", missing)) if value is not None}
-        log.warning("source_gap_told", source=self.state.name, gap_ms=self._clock() - since, **about)
 
     def reject(self, reason: str, why: str = "", **about: str | None) -> None:
         self._publisher.reject(reason, why, **about)
@@ -110,6 +102,9 @@ class Supervisor:
     def reads_once(self) -> bool:
         """Whether one node reads the source for all of them."""
         return self._source.reads_once
+
+    def renew(self) -> None:
+        self._election.renew()
 
     async def leading(self) -> Fence:
         return await self._election.won()
@@ -150,7 +145,7 @@ class Supervisor:
         self._tried.set()
         if self.state.status == "up" and self._clock() - self.state.since >= HEALTHY_MS:
             self._backoff.reset()  # not at the connection: one that dies at once would spin, with gaps
-        text = "ended" if error is None else str(error) or type(error).__name__
+        text = "ended" if error is None else (str(error) or type(error).__name__)[:MAX_ERROR]
         # One line when it breaks and one whenever the cause changes, not one per try.
         if self.state.status != "down" or self.state.last_error != text:
             log.warning("source_down", source=self.state.name, error=text, retrying=True)

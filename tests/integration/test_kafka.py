@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import NewPartitions
 from aiokafka.structs import TopicPartition
 
@@ -128,7 +129,40 @@ async def test_what_retention_took_unread_is_a_gap_with_its_number(
         stream = await gateway.subscribe("/events/all", {"Last-Event-ID": last})
         gap = await stream.next()
         assert (gap.type, gap.json["reason"], gap.json["missing"]) == ("stream.gap", "source_interrupted", 7)
+        assert abs(int(gap.json["after"].split("-")[0]) - time.time() * 1000) < 3_600_000
         assert await payloads(stream, 3) == [8, 9, 10]
+
+
+async def test_transactions(kafka: KafkaServer, tmp_path: Path) -> None:
+    """What was taken back is no event, and the marks of transactions are neither lag nor, once deleted, a gap."""
+    await kafka.create({"orders": 1})
+    over = config(kafka, path=tmp_path)
+    async with gateway_running(over) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.brokers, transactional_id="t")
+        await producer.start()
+        try:
+            for number in range(4):
+                await producer.begin_transaction()
+                await producer.send_and_wait("orders", str(number).encode(), partition=0)
+                await (producer.abort_transaction() if number == 3 else producer.commit_transaction())
+        finally:
+            await producer.stop()
+        assert await payloads(stream, 3) == [0, 1, 2]
+        last = stream.messages[-1].id
+        await eventually(lambda: _at(gateway, 8))
+        assert await gateway.metric('source_lag_records{source="k"}') == 0
+    await kafka.trim("orders", 0, 8)
+    async with gateway_running(over) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all", {"Last-Event-ID": last})
+        await kafka.send("orders", 4)
+        assert await payloads(stream, 1) == [4]
+
+
+async def _at(gateway: Gateway, offset: int) -> bool:
+    return (await gateway.daemon.broker.cursor("k/orders/0") or "").startswith(f"{offset}/")
 
 
 async def test_offsets_are_committed_for_others_to_see(

@@ -96,7 +96,10 @@ async def test_fields_by_the_file(redis: RedisServer) -> None:
         assert await gateway.metric('events_rejected_total{reason="no_payload",source="s"}') == 1
 
 
-@pytest.mark.parametrize(("start", "expected"), [("new", [3]), ("oldest", [0, 1, 2, 3]), ("id", [2, 3])])
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [("new", [3]), ("oldest", [0, 1, 2, 3]), ("id", [2, 3]), ("1600000000000", [0, 1, 2, 3])],
+)
 async def test_where_a_stream_begins(redis: RedisServer, start: str, expected: list[int]) -> None:
     """The first time; what the log knows counts afterwards."""
     with adding(redis) as add:
@@ -306,6 +309,120 @@ async def test_a_cluster() -> None:
             found = await payloads(stream, 18)
             for key in ("orders", "stock", "news", "room:1", "room:2", "room:3"):
                 assert [number for name, number in found if name == key] == [0, 1, 2]
+
+
+async def test_a_cluster_of_one_master() -> None:
+    """Even there no command may name keys of two slots."""
+    with redis_cluster(masters=1) as servers:
+        async with gateway_running(config(cluster_url(servers), "orders", "stock")) as gateway:
+            await leads(gateway)
+            stream = await gateway.subscribe("/events/all")
+            with adding(servers[0]) as add:
+                add("orders", payload="1")
+                add("stock", payload="2")
+            assert sorted(await payloads(stream, 2)) == [1, 2]
+
+
+async def test_what_is_denied_for_a_while_is_no_loss(redis: RedisServer) -> None:
+    """An error of the server says nothing about the streams: nothing is read again, and no gap is told."""
+    async with gateway_running(config(redis.url)) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        with adding(redis) as add, contextlib.closing(redis.client()) as client:
+            add(payload="1")
+            assert await payloads(stream, 1) == [1]
+            client.acl_setuser("default", enabled=True, commands=["-xinfo"])
+            add(payload="2")
+            await eventually(lambda: _is_down(gateway))
+            _, status = await gateway.admin("/status")
+            assert "xinfo" in status["sources"][1]["last_error"]
+            client.acl_setuser("default", enabled=True, commands=["+xinfo"])
+            add(payload="3")
+            assert await payloads(stream, 2) == [2, 3]
+
+
+async def test_a_key_that_becomes_a_stream_is_read(redis: RedisServer) -> None:
+    """What was refused once is looked at again."""
+    with adding(redis) as add, contextlib.closing(redis.client()) as client:
+        client.set("orders", "x")
+        async with gateway_running(config(redis.url)) as gateway:
+            await leads(gateway)
+            stream = await gateway.subscribe("/events/all")
+            client.delete("orders")
+            add(payload="1")
+            while (message := await stream.next()).type == "stream.gap":
+                pass
+            assert message.json["payload"] == 1
+
+
+async def test_a_stream_of_a_watched_pattern_is_new_whatever_else_names_it(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """A broader pattern that the file has only now must not hide what the old one was waiting for."""
+    with adding(redis) as add:
+        async with gateway_running(config(redis.url, "log.a*", path=tmp_path)) as gateway:
+            await eventually(lambda: _has(gateway, "s/*log.a*"))
+        for number in range(3):
+            add("log.a2", payload=str(number))
+        async with gateway_running(config(redis.url, "log.*", "log.a*", path=tmp_path)) as gateway:
+            await eventually(lambda: _has(gateway, "s/*log.*"))
+            stream = await gateway.open("/events/all?last=10")
+            add("log.a2", payload="3")
+            await stream.next()
+            assert await payloads(stream, 4) == [0, 1, 2, 3]
+
+
+async def test_a_new_stream_that_was_trimmed_before_it_was_found(redis: RedisServer) -> None:
+    """It is new as a whole, so what is gone of it is missing."""
+    async with gateway_running(config(redis.url)) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/room.1")
+        with contextlib.closing(redis.client()) as client:
+            pipe = client.pipeline(transaction=True)
+            for number in range(100):
+                pipe.xadd("room:1", {"payload": str(number)}, maxlen=10, approximate=False)
+            pipe.execute()
+        gap = await stream.next()
+        assert (gap.type, gap.json["missing"], gap.json["after"]) == ("stream.gap", 90, None)
+        assert await payloads(stream, 10) == list(range(90, 100))
+
+
+async def test_streams_that_are_gone_make_room(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is on those that live, not on those that ever did."""
+    monkeypatch.setattr(stream_reader, "STREAMS", 20)
+    async with gateway_running(config(redis.url)) as gateway:
+        await leads(gateway)
+        with adding(redis) as add, contextlib.closing(redis.client()) as client:
+            for turn in range(3):
+                stream = await gateway.subscribe(f"/events/room.{turn}-0")
+                for number in range(15):
+                    add(f"room:{turn}-{number}", payload=str(number))
+                assert await payloads(stream, 1) == [0]
+                client.flushall()
+                assert (await stream.next()).type == "stream.gap"
+
+
+async def test_a_stream_is_trimmed_while_it_is_read(redis: RedisServer) -> None:
+    """A gap stands where the hole is: what was delivered and what was told add up at each of them."""
+    over = merged(config(redis.url), {"channels": {"all": {"history": {"events": 100_000}}}})
+    async with gateway_running(over) as gateway:
+        await leads(gateway)
+        stream = await gateway.subscribe("/events/all")
+        client = redis_py.asyncio.Redis.from_url(redis.url)
+        for first in range(0, 20_000, 500):
+            pipe = client.pipeline(transaction=False)
+            for number in range(first, first + 500):
+                pipe.xadd("orders", {"payload": str(number)}, maxlen=100, approximate=False)
+            await pipe.execute()
+        await client.aclose()
+        expected = 0
+        while expected < 20_000:
+            message = await stream.next()
+            if message.type == "stream.gap":
+                expected += message.json["missing"]
+            else:
+                assert message.json["payload"] == expected
+                expected += 1
 
 
 async def test_a_sentinel_failover() -> None:

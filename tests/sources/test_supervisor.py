@@ -10,9 +10,9 @@ from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import Channel
 from gateway.errors import Fenced
-from gateway.event import Record
+from gateway.event import EventId, Record
 from gateway.metrics import Metrics
-from gateway.sources.base import Feed, Source, SourceState
+from gateway.sources.base import Feed, Gap, Source, SourceState
 from gateway.sources.election import Leases
 from gateway.sources.publisher import Publisher
 from gateway.sources.router import Router
@@ -146,3 +146,34 @@ async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[Sqlit
     await two.stop()  # which gives the lease back, so nobody waits for it to run out
     await one.leading()
     await one.stop()
+
+
+async def test_a_renewed_lease_outdates_what_is_under_way(brokers: list[SqliteBroker]) -> None:
+    """An append whose answer never came may still arrive: it must not, once its place was asked for again."""
+    source = Scripted()
+    supervisor = supervised(source, brokers[0])
+    supervisor.start()
+    first = await supervisor.leading()
+    supervisor.renew()
+    second = await supervisor.leading()
+    assert second.token > first.token
+    with pytest.raises(Fenced):
+        await supervisor.publish([Record("t", b"1")], "1", first)
+    await supervisor.publish([Record("t", b"2")], "2", second)
+    assert (supervisor.state.received, await supervisor.position()) == (1, "2")
+    await supervisor.stop()
+
+
+async def test_a_gap_and_what_follows_it_are_one_append(brokers: list[SqliteBroker]) -> None:
+    """In two, each new try would tell the gap again."""
+    source = Scripted()
+    supervisor = supervised(source, brokers[0])
+    supervisor.start()
+    fence = await supervisor.leading()
+    await supervisor.publish([Record("t", b"1")], "a", fence, part="p", gap=Gap(5, "t", 3))
+    pages = await brokers[0].read({"c": EventId(0, 0)}, EventId(2**42, 0), 10)
+    gap, event = pages["c"].events
+    assert (gap.type, event.payload) == ("stream.gap", b"1")
+    assert b'"missing":3' in gap.payload
+    assert await supervisor.position("p") == "a"
+    await supervisor.stop()

@@ -141,8 +141,8 @@ def redis_sentinel(down_after: float = 1.0) -> Iterator[Watched]:
 
 
 @contextlib.contextmanager
-def redis_cluster() -> Iterator[list[RedisServer]]:
-    """Run a cluster of three masters that share the slots."""
+def redis_cluster(masters: int = 3) -> Iterator[list[RedisServer]]:
+    """Run a cluster of some masters that share the slots."""
     options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
     with _running(
         lambda folder: [
@@ -152,11 +152,11 @@ def redis_cluster() -> Iterator[list[RedisServer]]:
                 *options,
                 *("--cluster-config-file", f"nodes-{number}.conf", "--cluster-port", str(free_port())),
             )
-            for number in range(3)
+            for number in range(masters)
         ]
     ) as servers:
         for number, server in enumerate(servers):
-            first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
+            first, last = 16384 * number // masters, 16384 * (number + 1) // masters - 1
             _command(server, "CLUSTER", "ADDSLOTSRANGE", first, last)
             _command(server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for server in servers[1:]:
@@ -164,7 +164,7 @@ def redis_cluster() -> Iterator[list[RedisServer]]:
             _command(servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port, bus)
         for server in servers:
             _until(lambda: _command(server, "CLUSTER INFO")["cluster_state"] == "ok")  # noqa: B023 -- called at once
-            _until(lambda: _command(server, "CLUSTER INFO")["cluster_known_nodes"] == "3")  # noqa: B023 -- same
+            _until(lambda: _command(server, "CLUSTER INFO")["cluster_known_nodes"] == str(masters))  # noqa: B023 -- same
         yield servers
 
 
