@@ -40,8 +40,7 @@ def measure() -> Result:
         }
         with gateway(config) as (_, port, _), redis.Redis(port=server) as client:
             ids = _fill(port)
-            # Its ring holds what is young; a node that was just started, or another one, holds nothing.
-            time.sleep(1)
+        # Its ring holds what is young; a node that was just started, or another one, holds nothing.
         with gateway(config) as (_, port, _), redis.Redis(port=server) as client:
             missed = [random.randrange(1, EVENTS // 2) for _ in range(_PATHS)]
             paths = [f"/events/orders?lastEventId={ids[-1 - number]}" for number in missed]

@@ -106,11 +106,6 @@ class History(Generic[T]):
         self.expire()
         channel = item.channel
         log = self._logs.get(channel)
-        if retention.events == 0:
-            while log is not None and len(log):
-                self._drop_oldest(log)
-            self._empty(channel, item.id)
-            return
         if log is None:
             log = self._logs[channel] = _Log(self._floors.pop(channel, self._forgotten))
         log.items.append(item)
@@ -158,11 +153,6 @@ class History(Generic[T]):
             if position > log.start:
                 return log.items[position - 1].id
         return self.floor(channel)
-
-    def oldest(self, channel: str) -> EventId | None:
-        """Return the id of the oldest item that is held, or None."""
-        log = self._logs.get(channel)
-        return log.oldest().id if log is not None and len(log) else None
 
     def after(self, channel: str, after: EventId, until: EventId, limit: int) -> list[T]:
         """Return the first ``limit`` items with ``after < id <= until``."""
