@@ -25,6 +25,9 @@ REQUIRED = ("ce-specversion", "ce-id", "ce-source", "ce-type")
 
 _JSON = re.compile(r"[\w.\-]+/(?:json|[\w.\-]+\+json)(?:\s*;.*)?", re.ASCII)
 _KNATIVE = re.compile(r"partition:([0-9]{1,9})/offset:([0-9]{1,18})", re.ASCII)
+_BYTES = re.compile("[\udc80-\udcff]")
+"""Bytes that are no UTF-8, as the HTTP server hands them on (PEP 383)."""
+
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 _string = msgspec.json.Decoder(str)
@@ -73,11 +76,9 @@ def _text(header: str) -> str:
     """Return a header's text: UTF-8, else Latin-1, as some clients send it unencoded."""
     if header.isascii():
         return header
-    try:
-        header.encode()
-    except UnicodeEncodeError:
-        return header.encode(errors="surrogateescape").decode("latin-1")
-    return header
+    if not _BYTES.search(header):
+        return header.encode(errors="replace").decode()
+    return _BYTES.sub(lambda match: chr(ord(match[0]) - 0xDC00), header)
 
 
 def _structured(post: Post) -> Iterator[Record]:
