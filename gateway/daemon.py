@@ -245,7 +245,7 @@ class Daemon:
         state = SourceState(name=name, type=config.type, critical=config.critical)
         source: Source
         if isinstance(config, Webhook):
-            source = self.webhooks[name] = WebhookSource(config)
+            source = self.webhooks[name] = WebhookSource(config, event_bytes=self.config.limits.event_bytes)
         elif isinstance(config, RedisPubSub | RedisStream) and not config.url.get_secret_value():
             self._turn_off(state, "its url is empty")
             return

@@ -27,7 +27,7 @@ class Bodies:
         self.seconds = seconds
         self._held = 0
         self._idle: set[asyncio.Timeout] = set()
-        self._is_draining = False
+        self._draining = asyncio.Event()
 
     def check_length(self, request: web.Request) -> None:
         """Refuse a body that says itself that it is too large. Raises PayloadTooLarge."""
@@ -68,7 +68,7 @@ class Bodies:
         It ends when nothing came for ``idle_seconds``, and at a drain. Raises like `whole`.
         """
         async with aclosing(self._inflated(request)) as parts:
-            while not self._is_draining:
+            while not self._draining.is_set():
                 try:
                     async with asyncio.timeout(idle_seconds) as idle:
                         self._idle.add(idle)
@@ -81,9 +81,20 @@ class Bodies:
                     return
                 yield part
 
+    async def pause(self, seconds: float) -> None:
+        """Wait, for a body that may come only so fast. Raises Unavailable at a drain."""
+        if seconds <= 0:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()
+        except TimeoutError:
+            return
+        raise Unavailable("the gateway is shutting down", retry_after=2)
+
     def drain(self) -> None:
         """End the bodies that come in parts."""
-        self._is_draining = True
+        self._draining.set()
         now = asyncio.get_running_loop().time()
         for idle in self._idle:
             with suppress(RuntimeError):  # it is over just now

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
-from gateway.errors import BadRequest, GatewayError, Rejected
+from gateway.errors import BadRequest, GatewayError, Rejected, Unavailable
 from gateway.event import Record
 from gateway.http.bodies import Bodies
 from gateway.sources.webhook import WebhookSource
@@ -46,7 +46,7 @@ class Receipts:
                 raise BadRequest("the body holds no record", code="empty_body")
             if len(texts) > MAX_RECORDS:
                 raise too_many()
-            return Reply(200, _MEDIA, await self._taken(source, message, texts, 0))
+            return Reply(200, _MEDIA, await self._taken(source, message, texts, 0, is_whole=True))
 
     async def stream(self, request: web.Request, source: WebhookSource, post: Post) -> web.StreamResponse:
         """Answer each record as it comes. Raises what is wrong with the request before its first record."""
@@ -84,16 +84,20 @@ class Receipts:
             hold(splitter.held)
             for first in range(0, len(texts), BATCH):
                 batch = texts[first : first + BATCH]
-                await source.pace()
+                await self.bodies.pause(source.wait())
                 await answer.write(await self._taken(source, post, batch, count))
                 await asyncio.sleep(0)  # a log in memory answers at once, and others want their turn
                 count += len(batch)
         splitter.end()
 
-    async def _taken(self, source: WebhookSource, post: Post, texts: Sequence[bytes], first: int) -> bytes:
+    async def _taken(
+        self, source: WebhookSource, post: Post, texts: Sequence[bytes], first: int, *, is_whole: bool = False
+    ) -> bytes:
         """Append records and return their receipts, one per line."""
         records = [_read(post, text, first + index) for index, text in enumerate(texts)]
         outcomes: Sequence[Outcome] = await source.take(records)
+        if is_whole and (later := next((each for each in outcomes if isinstance(each, Unavailable)), None)):
+            raise later
         source.count(outcomes)
         return b"".join(
             _encode(receipt(post, record, outcome)) for record, outcome in zip(records, outcomes, strict=True)

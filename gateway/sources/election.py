@@ -111,10 +111,11 @@ class Election:
             self._won.clear()
 
     async def _give_back(self) -> None:
-        fence, self.fence = self.fence or self._outdated, None
+        # Until it is known to be back it is outdated: the next lease must not have the same token.
+        self._outdated, self.fence = self.fence or self._outdated, None
         self._won.clear()
-        if fence is not None:
+        if self._outdated is not None:
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(LEASE_SECONDS):
-                    await self._leases.release(fence)
+                    await self._leases.release(self._outdated)
                     self._outdated = None

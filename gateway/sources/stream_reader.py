@@ -35,6 +35,9 @@ FIRST_BATCH = 4
 BATCH_BYTES = 4 * 1024 * 1024
 """About how many bytes one read may bring."""
 
+LOOKS = 100
+"""Most streams that are looked after at once, the others in turns: XINFO sends two whole entries of each."""
+
 APPEND_BYTES = 1024 * 1024
 """About how many bytes are appended at once."""
 
@@ -72,6 +75,8 @@ class StreamReader:
         self._refused: set[bytes] = set()
         self._count = FIRST_BATCH
         self._has_more = False
+        self._looked: set[bytes] = set()
+        self._waiting: dict[bytes, int] = {}
 
     async def probe(self) -> None:
         """Try what reading needs, so that what is not allowed is told at once. Raises RedisError."""
@@ -156,14 +161,17 @@ class StreamReader:
         self._places[key] = place
 
     async def _look_after(self, fence: Fence) -> None:
-        """See what became of the streams that gave nothing, and how much waits."""
-        keys = list(self._places)
-        waiting = 0
+        """See what became of the streams that gave nothing, and how much waits; some of them, in turns."""
+        keys = [key for key in self._places if key not in self._looked][:LOOKS]
+        if not keys:
+            self._looked.clear()
+            keys = list(self._places)[:LOOKS]
+        self._looked.update(keys)
         for key, info in zip(keys, await self._servers.infos(keys), strict=True):
             found = info if isinstance(info, StreamInfo) else None
             before = self._places[key]
             if found is not None and before.count != UNKNOWN:
-                waiting += max(0, found.added - before.count)
+                self._waiting[key] = max(0, found.added - before.count)
             place, missing = at_rest(before, found)
             if place != before:
                 gap = self._gap(key, before, missing)
@@ -171,7 +179,8 @@ class StreamReader:
                 self._places[key] = place
             if found is None and key not in self._plan.exact:
                 del self._places[key]  # a scan finds it when it is there again
-        self._feed.lags(waiting)
+        self._waiting = {key: count for key, count in self._waiting.items() if key in self._places}
+        self._feed.lags(sum(self._waiting.values()))
 
     # Reading.
 
@@ -179,8 +188,13 @@ class StreamReader:
         if not self._feed.is_leading:
             raise Fenced("the lease is another node's")
         ready = await self._servers.ready(self._places, wait=not self._has_more)
-        pages = await self._servers.read(ready, self._places, max(1, self._count // max(1, len(ready))))
-        self._has_more = any(page.info.newest > parse_id(page.entries[-1][0]) for page in pages)
+        some = ready[: self._count]
+        pages = await self._servers.read(some, self._places, max(1, self._count // max(1, len(some))))
+        self._has_more = len(ready) > len(some) or any(
+            page.info.newest > parse_id(page.entries[-1][0]) for page in pages
+        )
+        for key in some:
+            self._places[key] = self._places.pop(key)  # the others are asked first next time
         if not pages:
             return
         size = sum(len(part) for page in pages for _, flat in page.entries for part in flat)

@@ -30,7 +30,8 @@ class WebhookSource(Source):
 
     reads_once = False  # a balancer spreads the posts
 
-    def __init__(self, config: Webhook, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: Webhook, *, event_bytes: int, now: Callable[[], float] = time.time) -> None:
+        self._record_bytes = 2 * event_bytes  # white space and an envelope count here, and not in the event
         self._format = config.format
         self._default_topic = None if config.topic is None else Expression(config.topic)
         self._verifier = verifier(config.verify)
@@ -64,10 +65,9 @@ class WebhookSource(Source):
         if self._rate is not None:
             self._rate.check()
 
-    async def pace(self) -> None:
-        """Wait until the rate allows more: for a sender that is read as fast as it may send."""
-        if self._rate is not None:
-            await asyncio.sleep(self._rate.wait())
+    def wait(self) -> float:
+        """Return the seconds until the rate allows more: for a sender that is read as fast as it may send."""
+        return 0.0 if self._rate is None else self._rate.wait()
 
     @asynccontextmanager
     async def message(self, post: Post) -> AsyncIterator[Post]:
@@ -91,6 +91,7 @@ class WebhookSource(Source):
             default_topic=self._default_topic,
             id=proof.id or post.id,
             type=proof.type,
+            record_bytes=self._record_bytes,
             shared={f"headers.{name}": text for name, text in post.headers.items()},
         )
 

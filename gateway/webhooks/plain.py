@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gateway.errors import Rejected
+from gateway.errors import PayloadTooLarge, Rejected
 from gateway.webhooks import post as limits
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, empty, too_many
 from gateway.webhooks.strict import has_more, skeleton
@@ -50,18 +50,17 @@ def detect(post: Post) -> Parsed:
     if post.headers.get(TOMBSTONE) == "true":
         return _parsed(post, [b"null"])
     body = _not_empty(post.body)
-    is_array = body.lstrip(_WHITE)[:1] == b"["
-    if is_array and has_more(body, limits.MAX_RECORDS):
-        raise too_many()
-    if is_array and (_is_json(body) or (_TRAILING_COMMA.search(body) and _is_json(_without_comma(body)))):
+    if body.lstrip(_WHITE)[:1] == b"[" and _as_array(body) is not None:
         return array(post)
     if _is_json(body):
+        _check_size(post, body)
         skeleton(body)
         return _parsed(post, [body])
     if body.count(b"\n") <= limits.MAX_RECORDS:  # a text of more lines is one record
         found = _split(body)
         if len(found) > 1 and all(_is_json(line) for line in found):
             for line in found:
+                _check_size(post, line)
                 skeleton(line)
             return _parsed(post, found)
     return _parsed(post, [body])
@@ -77,6 +76,7 @@ def lines(post: Post) -> Parsed:
     found = _split(_not_empty(post.body))
     for line in found:
         if _is_json(line):  # else its channel says what is wrong with it, if it minds
+            _check_size(post, line)
             skeleton(line)
     return _parsed(post, found)
 
@@ -84,16 +84,30 @@ def lines(post: Post) -> Parsed:
 def array(post: Post) -> Parsed:
     """Return one record per element of a JSON array; a comma after the last one is forgiven (Lenses)."""
     body = _not_empty(post.body)
-    if has_more(body, limits.MAX_RECORDS):
-        raise too_many()
-    if _TRAILING_COMMA.search(body) and not _is_json(body):
-        body = _without_comma(body)
-    elements = skeleton(body)
-    if not isinstance(elements, list):
+    found = _as_array(body)
+    if found is None or found.lstrip(_WHITE)[:1] != b"[":
+        skeleton(body)  # says what is wrong with it as JSON
         raise Rejected("the body is not a JSON array", code="bad_json")
-    if len(elements) > limits.MAX_RECORDS:
+    if has_more(found, limits.MAX_RECORDS):
         raise too_many()
-    return _parsed(post, [bytes(item) for item in _array.decode(body)])
+    elements = [bytes(item) for item in _array.decode(found)]
+    for element in elements:  # one by one: what is looked at is bounded by the size of one record
+        _check_size(post, element)
+        skeleton(element)
+    return _parsed(post, elements)
+
+
+def _as_array(body: bytes) -> bytes | None:
+    """Return a body that is JSON, without a comma after the last element; None if it is none."""
+    if _is_json(body):
+        return body
+    shorter = body[:-1000] + _TRAILING_COMMA.sub(b"]", body[-1000:])
+    return shorter if len(shorter) != len(body) and _is_json(shorter) else None
+
+
+def _check_size(post: Post, payload: bytes) -> None:
+    if post.record_bytes is not None and len(payload) > post.record_bytes:
+        raise PayloadTooLarge(f"a record has {len(payload)} bytes, and limits.event_bytes allows far less")
 
 
 def _parsed(post: Post, payloads: Sequence[bytes]) -> Parsed:
@@ -121,10 +135,6 @@ def _split(body: bytes) -> list[bytes]:
             found.append(line)
         start = end + 1
     return found
-
-
-def _without_comma(body: bytes) -> bytes:
-    return _TRAILING_COMMA.sub(b"]", body)
 
 
 def _is_json(text: bytes) -> bool:

@@ -38,6 +38,8 @@ class Post(msgspec.Struct, frozen=True):
     """What is the same on every try of this request: deduplicates records that have no key of their own."""
     type: str | None = None
     """Of records that have none of their own."""
+    record_bytes: int | None = None
+    """No record that can be taken is larger: it need not be looked at."""
     shared: Mapping[str, str] = NOTHING
     """The headers, as the places of expressions know them."""
 

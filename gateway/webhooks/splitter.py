@@ -6,9 +6,8 @@ from gateway.errors import GatewayError, PayloadTooLarge, Rejected
 
 _OUTSIDE = re.compile(rb'["{}\[\]]')
 _INSIDE = re.compile(rb'["\\]')
-_BEGINNING = re.compile(rb"[ \t\r\n]*+(?:\{|\Z)")
 _WHITE = b" \t\r\n"
-_BACKSLASH, _QUOTE = b'\\"'
+_BACKSLASH, _QUOTE, _OPEN = b'\\"{'
 
 
 class Splitter:
@@ -67,6 +66,8 @@ class Splitter:
                 break
             position = match.end()
             char = data[position - 1]
+            if self._depth == 0 and (char != _OPEN or data[start : position - 1].strip(_WHITE)):
+                raise _not_objects()
             if char == _BACKSLASH:
                 if position == len(data):  # what is escaped is still to come
                     position -= 1
@@ -78,19 +79,26 @@ class Splitter:
                 self._depth += 1
             else:
                 self._depth -= 1
-                if self._depth <= 0:
+                if self._depth == 0:
                     found.append(self._object(bytes(data[start:position])))
                     start = position
         del match
         del data[:start]
         self._position = position - start
+        if self._depth == 0:
+            if data.strip(_WHITE):
+                raise _not_objects()
+            data.clear()  # white space, which would be looked at again with every part
+            self._position = 0
         if len(data) > self._largest:
             raise PayloadTooLarge(f"a record is larger than limits.webhook_body ({self._largest} bytes)")
-        if not _BEGINNING.match(data):
-            raise Rejected("the body must be JSON objects, one after another", code="bad_records")
 
     def _object(self, text: bytes) -> bytes:
         text = text.strip(_WHITE)
-        if text[:1] != b"{" or text[-1:] != b"}":
-            raise Rejected("the body must be JSON objects, one after another", code="bad_records")
+        if text[-1:] != b"}":
+            raise _not_objects()
         return text
+
+
+def _not_objects() -> Rejected:
+    return Rejected("the body must be JSON objects, one after another", code="bad_records")

@@ -10,7 +10,10 @@ import re
 from collections import Counter
 from typing import Any
 
-from gateway.errors import Rejected
+from gateway.errors import PayloadTooLarge, Rejected
+
+MAX_VALUES = 4_000_000
+"""About how many values a body may hold: 16 MiB of ``0,`` would take a gigabyte to look at."""
 
 MAX_DEPTH = 1000
 """Nesting that is looked into; JSON decoders give up at about as much."""
@@ -24,8 +27,10 @@ _TOKEN = re.compile(_STRING + rb"|\{(?>" + _FLAT + rb")\}|(?<!^)\[(?>" + _FLAT +
 def skeleton(body: bytes) -> Any:
     """Return what the body holds: objects within the outermost value are None, lists and scalars are there.
 
-    Raises Rejected (422 ``bad_json``) with what is wrong.
+    Raises Rejected (422 ``bad_json``) with what is wrong, PayloadTooLarge for too many values.
     """
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
+        raise PayloadTooLarge(f"the body holds more than {MAX_VALUES} values")
     outermost: list[tuple[str, Any]] = []
 
     def pairs_of(pairs: list[tuple[str, Any]]) -> None:
@@ -58,7 +63,8 @@ def skeleton(body: bytes) -> Any:
 
 def has_more(body: bytes, limit: int) -> bool:
     """Tell whether a JSON array has more than ``limit`` elements, without building them: 16 MiB of ``[],``
-    would become half a gigabyte.
+    would become half a gigabyte. It must be valid JSON: a string without an end would be looked for again
+    at each of its quotes.
     """
     if body.count(b",") < limit:
         return False

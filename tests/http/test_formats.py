@@ -232,6 +232,53 @@ async def test_the_same_message_at_once_is_taken_once(tmp_path: Any) -> None:
         assert await gateway.metric('events_published_total{channel="orders"}') == 1
 
 
+async def test_a_signed_message_that_met_an_outage_may_come_again() -> None:
+    """On REST Proxy's v3 path too: what is not in the log is no replay."""
+    over = {"sources": {"hooks": {"verify": {"none": None, "stripe": ["s3cret"]}}}}
+    async with gateway_running(over) as gateway:
+        now = str(int(datetime.now(UTC).timestamp()))
+        body = b'{"value":{"type":"JSON","data":1}}'
+        signature = hmac.new(b"s3cret", now.encode() + b"." + body, "sha256").hexdigest()
+        headers = {"Stripe-Signature": f"t={now},v1={signature}"}
+        publisher = gateway.daemon.supervisors["hooks"]._publisher
+        append = publisher._append
+
+        async def away(*arguments: Any) -> Any:
+            raise Unavailable("the log is away")
+
+        path = "/hooks/hooks/v3/clusters/c/topics/orders/records"
+        publisher._append = away
+        assert (await post(gateway, path, body, **headers))[0] == 503
+        publisher._append = append
+        async with gateway.session.post(gateway.url + path, data=body, headers=headers) as answer:
+            assert json.loads(await answer.text())["error_code"] == 200
+
+
+async def test_a_slowed_stream_ends_at_a_drain() -> None:
+    """A sender that is far over its rate must not hold up a shutdown."""
+    over = {"sources": {"hooks": {"rate": "1/s"}}, "timeouts": {"request": "1m"}}
+    sending: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def body() -> Any:
+        while True:
+            yield await sending.get()
+
+    async with aiohttp.ClientSession() as session:
+        async with gateway_running(over) as gateway:
+            url = f"{gateway.url}/hooks/hooks/v3/clusters/c/topics/orders/records"
+            for _ in range(2):
+                sending.put_nowait(b'{"value":{"type":"JSON","data":1}}' * 500)
+            answer = await session.post(url, data=body())
+            for _ in range(500):
+                await answer.content.readline()
+            sending.put_nowait(b'{"value":{"type":"JSON","data":1}}' * 500)
+            await asyncio.sleep(0.2)
+        async with asyncio.timeout(10):
+            rest = (await answer.content.read()).splitlines()
+        assert json.loads(rest[-1])["error_code"] == 503
+        answer.close()
+
+
 async def test_a_bomb_of_records_ends_at_its_pace(gateway: Gateway) -> None:
     """15 KB of gzip may hold millions of records: others get their turns, and nothing is inflated ahead."""
     bomb = gzip.compress(b"{}" * 2_000_000)

@@ -9,11 +9,11 @@ from gateway.broker.memory import unix_ms
 from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import Channel
-from gateway.errors import Fenced
-from gateway.event import EventId, Record
+from gateway.errors import Fenced, Unavailable
+from gateway.event import EventId, Fence, Record
 from gateway.metrics import Metrics
 from gateway.sources.base import Feed, Gap, Source, SourceState
-from gateway.sources.election import Leases
+from gateway.sources.election import Election, Leases
 from gateway.sources.publisher import Publisher
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
@@ -177,3 +177,32 @@ async def test_a_gap_and_what_follows_it_are_one_append(brokers: list[SqliteBrok
     assert b'"missing":3' in gap.payload
     assert await supervisor.position("p") == "a"
     await supervisor.stop()
+
+
+async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_was() -> None:
+    """An append under the old token might still be on its way."""
+    tokens, fails = [1], [True]
+
+    async def lease(name: str, seconds: float) -> Fence:
+        return Fence(name, tokens[0])
+
+    async def release(fence: Fence) -> None:
+        if fails[0]:
+            raise Unavailable("the log is away")
+        tokens[0] += 1
+
+    election = Election("s", Leases(lease, release))
+    task = asyncio.create_task(election.run())
+    election.stand()
+    first = await election.won()
+    election.resign()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    election.stand()
+    await asyncio.sleep(0.05)
+    assert election.fence is None
+    fails[0] = False
+    async with asyncio.timeout(5):
+        assert (await election.won()).token > first.token
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

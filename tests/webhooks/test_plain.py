@@ -11,6 +11,7 @@ from gateway.event import Record
 from gateway.webhooks import post as limits
 from gateway.webhooks.detect import read
 from gateway.webhooks.post import Post
+from gateway.webhooks.strict import skeleton
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
@@ -117,3 +118,18 @@ def test_a_key_that_is_given_twice_among_many_is_found_at_once() -> None:
     names = ",".join(f'"{number}":0' for number in range(300_000))
     with pytest.raises(Rejected, match="'z' is given twice"):
         payloads(JSON, f'{{{names},"z":1,"z":2}}'.encode())
+
+
+def test_an_array_that_is_cut_in_a_string_is_read_once() -> None:
+    """Escaped quotes in a string without an end: looking for the end at each of them would take hours."""
+    body = b'[["' + b'","'.join([b""] * 10_100) + b'",0],"' + b'\\"' * 500_000
+    assert payloads("text/plain", body) == [body]
+
+
+def test_a_record_that_is_too_large_is_not_looked_at() -> None:
+    """What json builds of 16 MiB of small values is a gigabyte."""
+    for body in (b'{"a":[' + b"0," * 1000 + b"0]}", b"[[" + b"0," * 1000 + b"0]]"):
+        with pytest.raises(PayloadTooLarge):
+            read(Post(body, topic="t", record_bytes=1000))
+    with pytest.raises(PayloadTooLarge, match="values"):
+        skeleton(b"[" + b"0," * 5_000_000 + b"0]")

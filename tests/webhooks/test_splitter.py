@@ -54,6 +54,15 @@ def test_what_came_whole_before_garbage_is_handed_out() -> None:
         splitter.end()
 
 
+def test_white_space_is_not_kept() -> None:
+    """Else megabytes of it would be looked at again with every byte that comes."""
+    splitter = Splitter(1000)
+    for _ in range(100):
+        assert splitter.feed(b" \n" * 1000) == []
+    assert splitter.held == 0
+    assert splitter.feed(b' {"a":1} ') == [b'{"a":1}']
+
+
 def test_an_object_is_bounded_and_must_end() -> None:
     """Memory has a limit, and a cut is told."""
     splitter = Splitter(100)
