@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -61,6 +62,12 @@ def unpack(number: int) -> EventId:
     """Return the id that `pack` made a number of."""
     # What EventId(…) does, in half the time: every append and every read pays for it.
     return tuple.__new__(EventId, (number >> SEQ_BITS, number & _PACKED_SEQ))
+
+
+def parse_time(text: str) -> int:
+    """Return unix milliseconds of an ISO 8601 time; without a zone it is UTC. Raises ValueError."""
+    time = datetime.fromisoformat(text)
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 NOTHING: Mapping[str, str] = MappingProxyType({})

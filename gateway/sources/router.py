@@ -3,7 +3,6 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
@@ -13,7 +12,7 @@ from gateway.config.expression import Expression
 from gateway.config.sources import EventFrom
 from gateway.config.template import Template
 from gateway.errors import Rejected
-from gateway.event import GAP, MAX_TIMESTAMP, Draft, Record, safe_type
+from gateway.event import GAP, MAX_TIMESTAMP, Draft, Record, parse_time, safe_type
 
 CACHE = 20_000
 """How many topics a source's routes are remembered for."""
@@ -287,12 +286,11 @@ def parsed_time(text: str) -> int:
     if text.isdecimal() and text.isascii() and len(text) < 16:
         return int(text)
     try:
-        time = datetime.fromisoformat(text)
+        return parse_time(text)
     except ValueError:
         raise Rejected(
             f"{text[:50]!r} is neither unix milliseconds nor an ISO 8601 time", code="bad_timestamp"
         ) from None
-    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _bounded(key: str) -> str:

@@ -8,13 +8,12 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from urllib.parse import unquote
 
 import msgspec
 
 from gateway.errors import Rejected
-from gateway.event import Record
+from gateway.event import Record, parse_time
 from gateway.webhooks import post as limits
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, too_many
 from gateway.webhooks.strict import skeleton
@@ -156,10 +155,9 @@ def _time(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        time = datetime.fromisoformat(text)
+        return parse_time(text)
     except ValueError:
         raise _bad("the attribute time is not RFC 3339") from None
-    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _bad(message: str) -> Rejected:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import GatewayError, Rejected
-from gateway.event import MAX_TIMESTAMP, Record, pack
+from gateway.event import MAX_TIMESTAMP, Record, pack, parse_time
 from gateway.webhooks import post as limits
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, too_many, unknown_type
 from gateway.webhooks.strict import skeleton
@@ -88,12 +88,6 @@ def read(post: Post) -> Parsed:
         raise unknown_type(post.content_type, "embedded formats are json, binary and text, without schemas")
     # Without an embedded format it is base64: what v1's clients post.
     embedded = (media[1] or "binary") if media else "json"
-    shape = skeleton(post.body)
-    count = len(shape["records"]) if isinstance(shape, dict) and isinstance(shape.get("records"), list) else 0
-    if not count:
-        raise Rejected('the body must be {"records": [{"value": …}, …]}', code="bad_records")
-    if count > limits.MAX_RECORDS:
-        raise too_many()
     items = _items(post.body, "records")
     records = [_attempt(_v2, post, bytes(item), embedded, index) for index, item in enumerate(items)]
     return Parsed(V1 if media and media[2] == "v1" else V2, records)
@@ -101,18 +95,19 @@ def read(post: Post) -> Parsed:
 
 def read_batch(post: Post) -> Parsed:
     """Return the records of a v3 ``records:batch`` request. Raises Rejected or PayloadTooLarge."""
-    shape = skeleton(post.body)
-    count = len(shape["entries"]) if isinstance(shape, dict) and isinstance(shape.get("entries"), list) else 0
-    if not count:
-        raise Rejected('the body must be {"entries": [{"id": …, "value": …}, …]}', code="bad_records")
-    if count > limits.MAX_RECORDS:
-        raise too_many()
     entries = _items(post.body, "entries")
     records = [read_v3(post, bytes(item), index) for index, item in enumerate(entries)]
     return Parsed(Batch([_id_of(item) for item in entries]), records)
 
 
 def _items(body: bytes, key: str) -> list[msgspec.Raw]:
+    """Return the records of a body, as they were written. Raises Rejected or PayloadTooLarge."""
+    shape = skeleton(body)
+    found = shape.get(key) if isinstance(shape, dict) else None
+    if not isinstance(found, list) or not found:
+        raise Rejected(f'the body must be {{"{key}": [{{"value": …}}, …]}}', code="bad_records")
+    if len(found) > limits.MAX_RECORDS:
+        raise too_many()
     try:
         return _list.decode(_records.decode(body)[key])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -212,10 +207,9 @@ def _base64(text: str, what: str) -> bytes:
 
 def _time(text: str) -> int:
     try:
-        time = datetime.fromisoformat(text)
+        found = parse_time(text)
     except ValueError:
         raise Rejected("the timestamp is not ISO 8601", code="bad_timestamp") from None
-    found = round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
     if not 0 <= found < MAX_TIMESTAMP:
         raise Rejected("the timestamp lies too far away", code="bad_timestamp")
     return found
