@@ -197,8 +197,9 @@ class StreamReader:
             self._places[key] = self._places.pop(key)  # the others are asked first next time
         if not pages:
             return
+        entries = sum(len(page.entries) for page in pages)
         size = sum(len(part) for page in pages for _, flat in page.entries for part in flat)
-        self._count = max(1, min(BATCH, 2 * self._count, self._count * BATCH_BYTES // max(1, size)))
+        self._count = max(1, min(BATCH, 2 * self._count, entries * BATCH_BYTES // max(1, size)))
         await _all(self._take(page, fence) for page in pages)
 
     async def _take(self, page: Page, fence: Fence) -> None:
