@@ -1,12 +1,18 @@
 """What a source is, what it is given, and what is known about it."""
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
+from gateway.backoff import jittered
+from gateway.errors import Fenced, Unavailable
 from gateway.event import Fence, Record
 from gateway.webhooks.post import Outcome
+
+RETRY_SECONDS = 0.3
+"""How long a reader waits while the log is away, jittered."""
 
 SourceStatus = Literal["starting", "up", "down", "off"]
 
@@ -88,6 +94,21 @@ class Feed(Protocol):
     @property
     def missed_since(self) -> int | None:
         """Since when (unix ms) clients listened that this source had not reached yet."""
+
+
+async def read_under_lease(feed: Feed, read: Callable[[Fence], Awaitable[None]]) -> None:
+    """Read whenever this node has the lease, until cancelled; ``read`` ends by an error.
+
+    Whether the last batch of a failed append is in the log is open. It cannot come later, because its
+    lease is given up first, so the next turn may ask the log where to go on.
+    """
+    while True:
+        fence = await feed.leading()
+        try:
+            await read(fence)
+        except (Fenced, Unavailable):
+            feed.renew()
+            await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
 
 
 class Source(ABC):

@@ -32,7 +32,7 @@ from gateway.config.sources import Kafka, parse_since
 from gateway.config.template import Template
 from gateway.errors import Fenced, SourceError, StartupError, Unavailable
 from gateway.event import NOTHING, Fence, Record
-from gateway.sources.base import Feed, Gap, Source
+from gateway.sources.base import Feed, Gap, Source, read_under_lease
 
 log = structlog.get_logger("gateway.sources")
 
@@ -44,9 +44,6 @@ WAIT_SECONDS = 1.0
 
 COMMIT_SECONDS = 5.0
 """How often offsets are committed for others to see."""
-
-RETRY_SECONDS = 0.3
-"""How long to wait while the log is away, jittered."""
 
 
 class KafkaSource(Source):
@@ -88,16 +85,17 @@ class KafkaSource(Source):
 
     async def _lead(self, consumer: Any, feed: Feed) -> None:
         places: dict[Any, _Place] = {}
-        while True:
-            reading = _Reading(self, consumer, feed, await feed.leading(), places)
+
+        async def read(fence: Fence) -> None:
+            reading = _Reading(self, consumer, feed, fence, places)
             try:
                 await reading.run()
             except (Fenced, Unavailable):
-                # Whether the last batch is in the log is open. It cannot come later: its lease is given up.
-                feed.renew()
-                places |= reading.places
+                places.update(reading.places)
                 consumer.unsubscribe()
-                await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
+                raise
+
+        await read_under_lease(feed, read)
 
     async def metadata(self, consumer: Any) -> Any:
         """Return the topics and partitions that there are; the consumer itself tells of its own only."""

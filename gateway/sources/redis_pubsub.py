@@ -28,9 +28,9 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from gateway.backoff import jittered
 from gateway.config.template import Template
-from gateway.errors import Fenced, SourceError, Unavailable
+from gateway.errors import SourceError
 from gateway.event import Fence, Record
-from gateway.sources.base import Feed, Gap, Source
+from gateway.sources.base import Feed, Gap, Source, read_under_lease
 from gateway.sources.tail import Place, Tail
 
 log = structlog.get_logger("gateway.sources")
@@ -46,9 +46,6 @@ MARKS = "sse-gateway:marks"
 
 MARK_SECONDS = 1.0
 """How often a busy source is marked."""
-
-RETRY_SECONDS = 0.3
-"""How long to wait while the log is away, jittered."""
 
 _MARKER = re.compile(rb"[0-9a-f]{12}")
 _SUBSCRIBE_AT_ONCE = 1000
@@ -171,16 +168,7 @@ class RedisPubSubSource(Source):
 
     async def _write(self, client: Redis, tail: Tail, feed: Feed) -> None:
         """Append the tail while this node has the lease; stand by while it has not."""
-        while True:
-            fence = await feed.leading()
-            try:
-                await self._write_as(fence, client, tail, feed)
-            except Fenced:
-                await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
-            except Unavailable:
-                # Whether the last batch is in the log is open. It cannot come later: its lease is given up.
-                feed.renew()
-                await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
+        await read_under_lease(feed, lambda fence: self._write_as(fence, client, tail, feed))
 
     async def _write_as(self, fence: Fence, client: Redis, tail: Tail, feed: Feed) -> None:
         tail.written = await self._begin(fence, client, tail, feed)

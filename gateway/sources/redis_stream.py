@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-import structlog
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
@@ -21,17 +20,12 @@ from gateway.backoff import jittered
 from gateway.config.redis_url import RedisUrl
 from gateway.config.sources import RedisStream
 from gateway.config.template import Template
-from gateway.errors import Fenced, SourceError, Unavailable
+from gateway.errors import SourceError
 from gateway.event import NOTHING, Record
 from gateway.redis_target import Target, Topology
-from gateway.sources.base import Feed, Source
+from gateway.sources.base import Feed, Source, read_under_lease
 from gateway.sources.stream_reader import Plan, StreamReader
 from gateway.sources.stream_servers import StreamServers
-
-log = structlog.get_logger("gateway.sources")
-
-RETRY_SECONDS = 0.3
-"""How long to wait while the log is away, jittered."""
 
 
 class RedisStreamSource(Source):
@@ -62,7 +56,7 @@ class RedisStreamSource(Source):
             feed.connected()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(servers, topology))
-                group.create_task(self._lead(reader, feed))
+                group.create_task(read_under_lease(feed, reader.run))
         except ExceptionGroup as group_of:
             raise _cause(group_of.exceptions[0], self._timeout) from None
         except (TimeoutError, RedisError, OSError) as error:
@@ -98,16 +92,6 @@ class RedisStreamSource(Source):
                 continue  # who says where the streams are is away; they answer, and that is enough
             if _places(now) != _places(topology):
                 raise SourceError("other servers hold the streams by now")
-
-    async def _lead(self, reader: StreamReader, feed: Feed) -> None:
-        while True:
-            fence = await feed.leading()
-            try:
-                await reader.run(fence)
-            except (Fenced, Unavailable):
-                # Whether the last batch is in the log is open. It cannot come later: its lease is given up.
-                feed.renew()
-                await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
 
     def record(self, topic: str, id: bytes, flat: Sequence[bytes]) -> Record | None:
         """Return what an entry is; None where it has no payload."""

@@ -13,7 +13,7 @@ from gateway.config.sources import Webhook
 from gateway.errors import GatewayError, TooManyRequests, Unavailable
 from gateway.event import Record
 from gateway.sources.base import Feed, Source
-from gateway.webhooks.detect import read
+from gateway.webhooks.detect import check, read
 from gateway.webhooks.post import Outcome, Post, Reply
 from gateway.webhooks.signatures import NOTHING as NO_PROOF
 from gateway.webhooks.signatures import Headers, Proof, Replays, verifier
@@ -85,7 +85,11 @@ class WebhookSource(Source):
             self._replays.end(proof, taken=taken)
 
     def told(self, post: Post, proof: Proof = NO_PROOF) -> Post:
-        """Return a post with what the file and its signature tell of it."""
+        """Return a post with what the file and its signature tell of it.
+
+        Raises Rejected for a path that its format does not speak.
+        """
+        check(post, self._format)
         return msgspec.structs.replace(
             post,
             default_topic=self._default_topic,

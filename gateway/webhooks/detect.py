@@ -14,7 +14,6 @@ from gateway.webhooks.post import Parsed, Post, unknown_type
 def read(post: Post, format: FormatName = "auto") -> Parsed:
     """Return what a post holds. Raises BadRequest, Rejected or PayloadTooLarge, and nothing else."""
     if post.path == "records:batch":
-        _check(format, "rest-proxy", post)
         return rest_proxy.read_batch(post)
     if format != "auto":
         return _READERS[format](post)
@@ -31,8 +30,9 @@ def read(post: Post, format: FormatName = "auto") -> Parsed:
     return plain.detect(post)
 
 
-def _check(format: FormatName, needed: FormatName, post: Post) -> None:
-    if format not in ("auto", needed):
+def check(post: Post, format: FormatName) -> None:
+    """Refuse REST Proxy v3's paths where the source takes another format only. Raises Rejected."""
+    if post.path in ("records", "records:batch") and format not in ("auto", "rest-proxy"):
         raise unknown_type(post.content_type, f"this source takes {format} only")
 
 

@@ -50,19 +50,19 @@ def detect(post: Post) -> Parsed:
     if post.headers.get(TOMBSTONE) == "true":
         return _parsed(post, [b"null"])
     body = _not_empty(post.body)
-    if body.lstrip(_WHITE)[:1] == b"[" and _as_array(body) is not None:
-        return array(post)
-    if _is_json(body):
-        _check_size(post, body)
-        skeleton(body)
+    if body.lstrip(_WHITE)[:1] == b"[":
+        found = _as_json(body)
+        if found is not None:
+            return _elements(post, found)
+    elif _is_json(body):
+        _look(post, body)
         return _parsed(post, [body])
     if body.count(b"\n") <= limits.MAX_RECORDS:  # a text of more lines is one record
-        found = _split(body)
-        if len(found) > 1 and all(_is_json(line) for line in found):
-            for line in found:
-                _check_size(post, line)
-                skeleton(line)
-            return _parsed(post, found)
+        split = _split(body)
+        if len(split) > 1 and all(_is_json(line) for line in split):
+            for line in split:
+                _look(post, line)
+            return _parsed(post, split)
     return _parsed(post, [body])
 
 
@@ -76,38 +76,43 @@ def lines(post: Post) -> Parsed:
     found = _split(_not_empty(post.body))
     for line in found:
         if _is_json(line):  # else its channel says what is wrong with it, if it minds
-            _check_size(post, line)
-            skeleton(line)
+            _look(post, line)
     return _parsed(post, found)
 
 
 def array(post: Post) -> Parsed:
     """Return one record per element of a JSON array; a comma after the last one is forgiven (Lenses)."""
     body = _not_empty(post.body)
-    found = _as_array(body)
+    found = _as_json(body)
     if found is None or found.lstrip(_WHITE)[:1] != b"[":
         skeleton(body)  # says what is wrong with it as JSON
         raise Rejected("the body is not a JSON array", code="bad_json")
-    if has_more(found, limits.MAX_RECORDS):
+    return _elements(post, found)
+
+
+def _elements(post: Post, body: bytes) -> Parsed:
+    """Return the elements of an array that is valid JSON."""
+    if has_more(body, limits.MAX_RECORDS):
         raise too_many()
-    elements = [bytes(item) for item in _array.decode(found)]
-    for element in elements:  # one by one: what is looked at is bounded by the size of one record
-        _check_size(post, element)
-        skeleton(element)
+    elements = [bytes(item) for item in _array.decode(body)]
+    for element in elements:
+        _look(post, element)
     return _parsed(post, elements)
 
 
-def _as_array(body: bytes) -> bytes | None:
-    """Return a body that is JSON, without a comma after the last element; None if it is none."""
+def _as_json(body: bytes) -> bytes | None:
+    """Return a body that is JSON, without a comma after its last element; None if it is none."""
     if _is_json(body):
         return body
     shorter = body[:-1000] + _TRAILING_COMMA.sub(b"]", body[-1000:])
     return shorter if len(shorter) != len(body) and _is_json(shorter) else None
 
 
-def _check_size(post: Post, payload: bytes) -> None:
+def _look(post: Post, payload: bytes) -> None:
+    """Refuse one record that readers would differ on; one that is too large is not even looked at."""
     if post.record_bytes is not None and len(payload) > post.record_bytes:
         raise PayloadTooLarge(f"a record has {len(payload)} bytes, and limits.event_bytes allows far less")
+    skeleton(payload)
 
 
 def _parsed(post: Post, payloads: Sequence[bytes]) -> Parsed:

@@ -231,9 +231,8 @@ class _Offsets(Format):
 
     atomic = False
 
-    def __init__(self, version: str, extra: Mapping[str, None]) -> None:
+    def __init__(self, version: str) -> None:
         self.media = f"application/vnd.kafka.{version}+json"
-        self._extra = extra
 
     def reply(self, post: Post, parsed: Parsed, outcomes: Sequence[Outcome]) -> Reply:
         """Return ``{"offsets": […]}``."""
@@ -241,7 +240,7 @@ class _Offsets(Format):
             _offset(_partition(record), outcome)
             for record, outcome in zip(parsed.records, outcomes, strict=True)
         ]
-        return _json(200, {"offsets": offsets, **self._extra}, self.media)
+        return _json(200, {"offsets": offsets, "key_schema_id": None, "value_schema_id": None}, self.media)
 
 
 def _offset(partition: int, outcome: Outcome) -> dict[str, Any]:
@@ -251,8 +250,8 @@ def _offset(partition: int, outcome: Outcome) -> dict[str, Any]:
     return {"partition": partition, "offset": pack(outcome[-1]), "error_code": None, "error": None}
 
 
-V2 = _Offsets("v2", {"key_schema_id": None, "value_schema_id": None})
-V1 = _Offsets("v1", {"key_schema_id": None, "value_schema_id": None})
+V2 = _Offsets("v2")
+V1 = _Offsets("v1")
 
 
 class Batch(Format):

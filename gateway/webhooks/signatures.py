@@ -1,8 +1,8 @@
 """Who sent a webhook: signatures over the body's bytes, and tokens. Pure; compares in constant time.
 
-Standard Webhooks: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-
-webhooks.md. GitHub: https://docs.github.com/webhooks/using-webhooks/validating-webhook-deliveries
-(neither the delivery id nor a time is signed). Stripe: https://docs.stripe.com/webhooks#verify-manually.
+Standard Webhooks: https://github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
+GitHub: https://docs.github.com/webhooks/using-webhooks/validating-webhook-deliveries (neither the delivery
+id nor a time is signed). Stripe: https://docs.stripe.com/webhooks#verify-manually.
 Basic: RFC 7617. Bearer: RFC 6750.
 """
 

@@ -134,6 +134,15 @@ async def test_v3_with_a_signature_is_answered_at_its_end() -> None:
             assert (await answer.json())["error_code"] == 401
 
 
+async def test_a_source_of_one_format_takes_no_other_path() -> None:
+    """REST Proxy v3 is a format too, on both of its paths."""
+    async with gateway_running({"sources": {"hooks": {"format": "cloudevents"}}}) as gateway:
+        for path in ("records", "records:batch"):
+            url = f"/hooks/hooks/v3/clusters/c/topics/orders/{path}"
+            status, answer, _ = await post(gateway, url, b'{"value":{"type":"JSON","data":1}}')
+            assert (status, answer["error_code"]) == (415, 415)
+
+
 async def test_the_handshake_of_cloudevents(gateway: Gateway) -> None:
     """Senders ask before they post (webhooks 1.0, §4); an answer that fails them ends the subscription."""
     asked = {"WebHook-Request-Origin": "events.example.com", "WebHook-Request-Rate": "120"}
