@@ -1,0 +1,25 @@
+"""The servers under test, all behind one interface."""
+
+import contextlib
+from dataclasses import replace
+
+from bench.servers import gateway, nchan, pushpin, python_peers, send_loop
+from bench.servers.base import MissingError, Server, Setup, Start
+
+SERVERS: dict[str, Start] = {
+    "gateway": gateway.start,
+    "nchan": nchan.start,
+    "send_loop": send_loop.start,
+    "sse_starlette": python_peers.start_sse_starlette,
+    "aiohttp_sse": python_peers.start_aiohttp_sse,
+    "pushpin": pushpin.start,
+}
+
+__all__ = ["SERVERS", "MissingError", "Server", "Setup", "run"]
+
+
+def run(
+    name: str, setup: Setup | None = None, *, workers: int = 1
+) -> contextlib.AbstractContextManager[Server]:
+    """Run a server for the length of a ``with`` block. Raises MissingError."""
+    return SERVERS[name](replace(setup or Setup(), workers=workers))
