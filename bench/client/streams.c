@@ -36,6 +36,9 @@ struct stream {
 struct options options = {.source = 2};
 struct progress progress;
 
+/* What a page's EventSource of another origin sends, shortened. */
+static const char as_a_page[] = "Host: bench.example.com\r\nConnection: keep-alive\r\nAccept: text/event-stream\r\n"
+                                "Cache-Control: no-cache\r\nOrigin: https://app.example.com\r\nUser-Agent: Mozilla/5.0\r\n";
 static struct stream streams[MOST];
 static struct { char *bytes; size_t length; } *requests;
 static size_t request_count;
@@ -58,7 +61,7 @@ void streams_load(const char *file) {
         char *rest = line, *path = strsep(&rest, "\t"), *header, *text = NULL;
         size_t size;
         FILE *out = open_memstream(&text, &size);
-        fprintf(out, "GET %s HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n", path);
+        fprintf(out, "GET %s HTTP/1.1\r\n%s", path, as_a_page);
         while ((header = strsep(&rest, "\t"))) fprintf(out, "%s\r\n", header);
         fputs("\r\n", out);
         fclose(out);

@@ -29,7 +29,7 @@ class Gateway(Server):
     def target(self, channel: str, last_event_id: str | None = None) -> str:
         """Return the path and, where the channel asks for one, a token."""
         target = with_last_id(f"/events/{channel}", last_event_id)
-        return f"{target}\tAuthorization: Bearer {token()}" if self.setup.token else target
+        return f"{target}\tAuthorization: Bearer {token(self.setup.channels)}" if self.setup.token else target
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
         """Post one event, or several as a JSON array."""
@@ -37,9 +37,10 @@ class Gateway(Server):
         self._posting.post(f"/hooks/hooks?topic={channel}", body)
 
 
-def token() -> str:
-    """Return a bearer token that is good for an hour."""
-    return jwt.encode({"sub": "bench", "exp": int(time.time()) + 3600}, SECRET, "HS256")
+def token(channels: Sequence[str]) -> str:
+    """Return a bearer token for some channels that is good for an hour."""
+    claims = {"sub": "bench", "exp": int(time.time()) + 3600, "channels": list(channels)}
+    return jwt.encode(claims, SECRET, "HS256")
 
 
 @contextlib.contextmanager
