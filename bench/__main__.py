@@ -8,10 +8,14 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from types import FrameType
 
+from bench import report
 from bench.scenarios import SCENARIOS
 from bench.scenarios.base import Options, Row, Scenario, Target
+
+FOLDER = Path("docs/benchmarks")
 
 
 def main() -> int:
@@ -20,13 +24,23 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SCENARIOS)}")
     parser.add_argument("--quick", action="store_true", help="small runs, whose figures mean nothing")
     parser.add_argument("--minutes", type=float, default=2.0, help="how long memory is watched (2)")
+    parser.add_argument("--into", type=Path, help=f"folder of the report ({FOLDER}; with --quick none)")
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in SCENARIOS]
     if unknown:
         parser.error(f"no such scenario: {', '.join(unknown)}")
     options = Options(quick=given.quick, minutes=given.minutes)
-    results = {name: run(SCENARIOS[name], options) for name in given.names or SCENARIOS}
-    return 0 if all(row.met for rows in results.values() for row in rows) else 1
+    folder = given.into or (None if given.quick else FOLDER)
+    is_met = True
+    for name in given.names or SCENARIOS:
+        started = time.monotonic()
+        rows = run(SCENARIOS[name], options)
+        is_met = is_met and all(row.met for row in rows)
+        if folder is not None:  # after each: an interrupted run has written what it has
+            document = report.load_document(folder)
+            report.add(document, name, rows, time.monotonic() - started)
+            report.write(document, folder)
+    return 0 if is_met else 1
 
 
 def run(scenario: Scenario, options: Options) -> list[Row]:

@@ -14,8 +14,6 @@ class Options:
     """Small runs that show that all works; their figures mean nothing."""
     minutes: float = 2.0
     """How long memory is watched."""
-    clients: int = 0
-    """Streams of the largest scenario; 0 for all."""
 
     def pick(self, whole: int, quick: int) -> int:
         """Return the size of a whole run or of a quick one."""

@@ -9,7 +9,7 @@ from bench.load import Load, load
 from bench.paced import Paced
 from bench.payload import payload
 from bench.scenarios.base import Options, Row, Scenario, Target
-from bench.servers import MissingError, Server, Setup, run
+from bench.servers import MissingError, Server, Setup, label, run
 
 CHANNELS = 100
 STREAMS = 100
@@ -47,7 +47,7 @@ def measure(options: Options) -> Iterator[Row]:
             with run(name, setup, workers=workers) as server:
                 yield _round_robin(server, name == "gateway", options)
         except MissingError as missing:
-            yield Row(name, workers, note=str(missing))
+            yield Row(label(name), workers, note=str(missing))
 
 
 def _round_robin(server: Server, is_ours: bool, options: Options) -> Row:

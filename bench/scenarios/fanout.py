@@ -10,7 +10,7 @@ from bench.figures import Times
 from bench.load import PER_PROCESS, Load, load
 from bench.payload import payload
 from bench.scenarios.base import Options, Row, Scenario, Target, at_most
-from bench.servers import MissingError, Server, Setup, run
+from bench.servers import MissingError, Server, Setup, label, run
 
 STREAMS = 15_000
 ROUNDS = 5
@@ -91,7 +91,7 @@ def measure(options: Options) -> Iterator[Row]:
             try:
                 server = stack.enter_context(run(name, setup, workers=workers))
             except MissingError as missing:
-                yield Row(name, workers, note=str(missing))
+                yield Row(label(name), workers, note=str(missing))
                 continue
             assert streams <= PER_PROCESS
             server.expect_streams(streams)

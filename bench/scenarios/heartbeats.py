@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from bench.load import STORM, load
 from bench.scenarios.base import Options, Row, Scenario, Target
-from bench.servers import MissingError, Server, Setup, run
+from bench.servers import MissingError, Server, Setup, label, run
 
 HEARTBEAT = 2.0
 CONTENDERS = (
@@ -27,7 +27,7 @@ def measure(options: Options) -> Iterator[Row]:
             with run(name, Setup(heartbeat=HEARTBEAT), workers=workers) as server:
                 yield _row(server, options.pick(idle, 200), options.pick(herd, 200), name == "gateway")
         except MissingError as missing:
-            yield Row(name, workers, note=str(missing))
+            yield Row(label(name), workers, note=str(missing))
 
 
 def _row(server: Server, idle: int, herd: int, is_ours: bool) -> Row:

@@ -10,7 +10,7 @@ from bench.load import STORM, load
 from bench.payload import payload
 from bench.reader import Ids
 from bench.scenarios.base import Figure, Options, Row, Scenario, Target
-from bench.servers import MissingError, Setup, run
+from bench.servers import MissingError, Setup, label, run
 
 CLIENTS = 10_000
 EVENTS = 200
@@ -44,7 +44,7 @@ def measure(options: Options) -> Iterator[Row]:
                 _herd(herds.setdefault((name, workers), _Herds()), name, workers, clients, number)
             except MissingError as missing:
                 if not number:
-                    yield Row(name, workers, note=str(missing))
+                    yield Row(label(name), workers, note=str(missing))
                 del herds[name, workers]
     for (name, workers), each in herds.items():
         troubles = each.failed + each.gaps + each.missing

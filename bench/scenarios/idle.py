@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from bench.load import load
 from bench.scenarios.base import Options, Row, Scenario, Target, at_most
-from bench.servers import MissingError, Setup, run
+from bench.servers import MissingError, Setup, label, run
 
 STREAMS = 15_000
 SETTLE = 2.0
@@ -29,7 +29,7 @@ def measure(options: Options) -> Iterator[Row]:
         try:
             yield _row(name, workers, streams)
         except MissingError as missing:
-            yield Row(name, workers, note=str(missing))
+            yield Row(label(name), workers, note=str(missing))
 
 
 def _row(name: str, workers: int, streams: int) -> Row:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from bench.load import load
 from bench.payload import payload
 from bench.scenarios.base import Options, Row, Scenario, Target
-from bench.servers import MissingError, Server, Setup, run
+from bench.servers import MissingError, Server, Setup, label, run
 
 BYTES = 64 * 1024
 STREAMS = 500
@@ -30,7 +30,7 @@ def measure(options: Options) -> Iterator[Row]:
             with run(name, Setup(), workers=workers) as server:
                 yield _row(server, options, name == "gateway")
         except MissingError as missing:
-            yield Row(name, workers, note=str(missing))
+            yield Row(label(name), workers, note=str(missing))
 
 
 def _row(server: Server, options: Options, is_ours: bool) -> Row:

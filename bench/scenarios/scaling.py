@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bench.load import load
 from bench.payload import payload
 from bench.scenarios.base import Options, Row, Scenario, Target, at_least
-from bench.servers import MissingError, Server, Setup, run
+from bench.servers import MissingError, Server, Setup, label, run
 
 STREAMS = 15_000
 EVENTS = 40
@@ -33,7 +33,7 @@ def measure(options: Options) -> Iterator[Row]:
                         rate, cost, client = _saturate(server, streams, options.pick(EVENTS, 5))
                 except MissingError as missing:
                     if not number:
-                        yield Row(name, workers, note=str(missing))
+                        yield Row(label(name), workers, note=str(missing))
                     continue
                 rates.setdefault((name, workers), []).append(rate)
                 costs.setdefault((name, workers), []).append(cost)
@@ -50,7 +50,7 @@ def measure(options: Options) -> Iterator[Row]:
                 note = f"{times:.2f} x one worker"
                 note += f"; the load client shares the {cores} cores" if cores < 4 else ""
         yield Row(
-            name,
+            label(name),
             workers,
             {
                 "deliveries/s": rate,
@@ -90,7 +90,7 @@ def measure_many(options: Options) -> Iterator[Row]:
             with run(name, Setup(heartbeat=600), workers=WORKERS) as server:
                 yield _many(server, options.pick(MANY, 400), name == "gateway")
         except MissingError as missing:
-            yield Row(name, WORKERS, note=str(missing))
+            yield Row(label(name), WORKERS, note=str(missing))
 
 
 def _many(server: Server, streams: int, is_ours: bool) -> Row:

@@ -10,7 +10,7 @@ from bench.load import Load, load
 from bench.paced import Paced
 from bench.payload import payload
 from bench.scenarios.base import Figure, Options, Row, Scenario, Target
-from bench.servers import MissingError, Server, Setup, run
+from bench.servers import MissingError, Server, Setup, label, run
 
 READING = 1800
 OTHERS = 200
@@ -53,7 +53,7 @@ def measure(options: Options) -> Iterator[Row]:
             try:
                 server = stack.enter_context(run(name, Setup(), workers=workers))
             except MissingError as missing:
-                yield Row(name, workers, note=str(missing))
+                yield Row(label(name), workers, note=str(missing))
                 continue
             reading = options.pick(READING, 100)
             clients = stack.enter_context(load(server.port, [server.target("orders")], reading))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from bench.load import STORM, load
 from bench.payload import payload
 from bench.scenarios.base import Figure, Options, Row, Scenario, Target, at_most
-from bench.servers import MissingError, Setup, run
+from bench.servers import MissingError, Setup, label, run
 
 STREAMS = 15_000
 ROUNDS = 3
@@ -68,7 +68,7 @@ def measure(options: Options) -> Iterator[Row]:
                 _storm(storms.setdefault((name, workers), _Storms()), name, workers, streams)
             except MissingError as missing:
                 if not number:
-                    yield Row(name, workers, note=str(missing))
+                    yield Row(label(name), workers, note=str(missing))
                 del storms[name, workers]
     for (name, workers), each in storms.items():
         yield Row(each.name, workers, each.figures(), _targets(storms, name, workers))

@@ -6,7 +6,7 @@ from bench.load import load
 from bench.paced import Paced
 from bench.payload import payload
 from bench.scenarios.base import Options, Row, Scenario, Target, at_most
-from bench.servers import MissingError, Server, Setup, run
+from bench.servers import MissingError, Server, Setup, label, run
 
 STREAMS = 2000
 RATE = 1000
@@ -38,7 +38,7 @@ def measure(options: Options) -> Iterator[Row]:
             with run(name, Setup(history=10_000), workers=workers) as server:
                 yield _row(server, name == "gateway", options)
         except MissingError as missing:
-            yield Row(name, workers, note=str(missing))
+            yield Row(label(name), workers, note=str(missing))
 
 
 def _row(server: Server, is_ours: bool, options: Options) -> Row:

@@ -8,7 +8,7 @@ from bench import build
 from bench.load import load
 from bench.payload import payload
 from bench.scenarios.base import Options, Row, Scenario, Target
-from bench.servers import MissingError, Server, Setup, run
+from bench.servers import MissingError, Server, Setup, label, run
 
 STREAMS = 5000
 EVENTS = 20
@@ -20,13 +20,13 @@ def measure(options: Options) -> Iterator[Row]:
     """Take one server after the other."""
     for name, workers in CONTENDERS:
         if not build.has_tls():
-            yield Row(name, workers, note="not measured: the load client needs apt-get install libssl-dev")
+            yield Row(label(name), workers, note="the load client needs libssl-dev")
             continue
         try:
             with run(name, Setup(tls=True), workers=workers) as server:
                 yield _row(server, options, name == "gateway")
         except MissingError as missing:
-            yield Row(name, workers, note=str(missing))
+            yield Row(label(name), workers, note=str(missing))
 
 
 def _row(server: Server, options: Options, is_ours: bool) -> Row:

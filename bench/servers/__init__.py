@@ -15,7 +15,14 @@ SERVERS: dict[str, Start] = {
     "pushpin": pushpin.start,
 }
 
-__all__ = ["SERVERS", "MissingError", "Server", "Setup", "run"]
+_LABELS = {
+    "gateway": "sse-gateway",
+    "send_loop": "C send() loop",
+    "sse_starlette": "sse-starlette",
+    "aiohttp_sse": "aiohttp-sse",
+}
+
+__all__ = ["SERVERS", "MissingError", "Server", "Setup", "label", "run"]
 
 
 def run(
@@ -23,3 +30,8 @@ def run(
 ) -> contextlib.AbstractContextManager[Server]:
     """Run a server for the length of a ``with`` block. Raises MissingError."""
     return SERVERS[name](replace(setup or Setup(), workers=workers))
+
+
+def label(name: str) -> str:
+    """Return what a server is called in tables."""
+    return _LABELS.get(name, name)

@@ -74,7 +74,7 @@ class Nchan(Server):
 
     def __init__(self, setup: Setup, port: int, processes: Sequence[object]) -> None:
         super().__init__(setup, port, processes)  # type: ignore[arg-type]
-        self.version = _version()
+        self.version = version()
         self._posting_too = [KeptAlive(port, tls=setup.tls) for _ in range(_POSTING)]
 
     def target(self, channel: str, last_event_id: str | None = None) -> str:
@@ -103,7 +103,8 @@ def _nginx() -> str:
     return found
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the versions of nchan and nginx. Raises MissingError."""
     words = subprocess.run([_nginx(), "-v"], capture_output=True, text=True, check=True).stderr
     nginx = re.search(r"nginx/(\S+)", words)
     asked = subprocess.run(

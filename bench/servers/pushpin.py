@@ -76,7 +76,7 @@ class Pushpin(Server):
     def __init__(self, setup: Setup, port: int, control: int, processes: Sequence[Process]) -> None:
         self._control = control
         super().__init__(setup, port, processes)
-        self.version = _version()
+        self.version = version()
         self._number = 0
 
     def target(self, channel: str, last_event_id: str | None = None) -> str:
@@ -96,7 +96,10 @@ class Pushpin(Server):
         return self._control
 
 
-def _version() -> str:
+def version() -> str:
+    """Return its version. Raises MissingError."""
+    if shutil.which("pushpin") is None:
+        raise MissingError("not installed: apt-get install pushpin")
     asked = subprocess.run(["pushpin", "--version"], capture_output=True, text=True, check=False)
     return asked.stdout.strip().removeprefix("pushpin ")
 
