@@ -22,7 +22,7 @@ from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
 from gateway.http.admin import Admin
-from gateway.http.app import bare_app, public_app
+from gateway.http.app import public_app
 from gateway.http.auth import Authenticator
 from gateway.http.bodies import Bodies
 from gateway.http.cors import CorsPolicy
@@ -107,7 +107,7 @@ class Daemon:
             limits.connections,
         )
         self.status.add_gauges(self.metrics)
-        app, cors = bare_app(CorsPolicy(config, self.catalog))
+        cors = CorsPolicy(config, self.catalog)
         subscribe = Subscribe(
             catalog=self.catalog,
             streams=self.streams,
@@ -120,13 +120,14 @@ class Daemon:
         receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
         hooks = Hooks(self.webhooks, self.bodies, receipts)
         self.public = Listener(
-            public_app(subscribe, hooks, app, cors),
+            public_app(subscribe, hooks, cors),
             config.server.listen,
             key="server.listen",
             request_seconds=timeouts.request,
             write_seconds=timeouts.write,
             tls=tls_context(config.server.tls) if config.server.tls else None,
             has_room=self._has_room,
+            subscribe=subscribe,
         )
         self.admin = Listener(
             Admin(self.metrics, self.status.ready, self.status.report).app(),

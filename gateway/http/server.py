@@ -13,7 +13,9 @@ from aiohttp import web
 from gateway.config.model import Tls
 from gateway.config.units import Address
 from gateway.errors import StartupError
+from gateway.http.front import Front
 from gateway.http.responses import Handler
+from gateway.http.subscribe import Subscribe
 
 BACKLOG = 4096
 """Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
@@ -57,6 +59,7 @@ class Listener:
         write_seconds: float | None = None,
         tls: ssl.SSLContext | None = None,
         has_room: Callable[[], bool] = lambda: True,
+        subscribe: Subscribe | None = None,
     ) -> None:
         self._runner = web.AppRunner(
             app,
@@ -74,7 +77,9 @@ class Listener:
         self._write_seconds = write_seconds
         self._tls = tls
         self._has_room = has_room
-        self._waiting: dict[web.RequestHandler, float] = {}
+        self._subscribe = subscribe
+        self._fronts: set[Front] = set()
+        self._waiting: dict[Front | web.RequestHandler, float] = {}
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         app.middlewares.insert(0, self._seen)
@@ -95,9 +100,9 @@ class Listener:
 
     @property
     def requests(self) -> int:
-        """How many connections are aiohttp's: under way with a request, or idle between two."""
+        """How many connections are no streams: under way with a request, or idle before or between two."""
         server = self._runner.server
-        return 0 if server is None else len(server.connections)
+        return len(self._fronts) + (0 if server is None else len(server.connections))
 
     @property
     def port(self) -> int:
@@ -112,10 +117,12 @@ class Listener:
             self._server.close()
 
     async def stop(self) -> None:
-        """End all connections that are still aiohttp's. Harmless when repeated."""
+        """End all connections that are no streams. Harmless when repeated."""
         self.stop_accepting()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        for front in list(self._fronts):
+            front.force_close()
         await self._runner.cleanup()
 
     def _bind(self) -> socket.socket:
@@ -127,6 +134,7 @@ class Listener:
             raise self._cannot(error) from None
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted sockets inherit it
             if family == socket.AF_INET6 and host == "::":
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             if self._write_seconds is not None:
@@ -154,14 +162,33 @@ class Listener:
         }.get(error.errno or 0, error.strerror or str(error))
         return StartupError(f"cannot listen on {self._address} ({self._key}): {reason}")
 
+    def meets(self, front: Front) -> None:
+        """A connection is there; with TLS, after its handshake, which has a deadline of its own."""
+        self._fronts.add(front)
+        self._waiting[front] = asyncio.get_running_loop().time() + self._request_seconds
+
+    def leaves(self, front: Front) -> None:
+        """A front protocol has no connection any more. Harmless when repeated."""
+        self._fronts.discard(front)
+        self._waiting.pop(front, None)
+
+    def answers(self, front: Front) -> None:
+        """A front protocol has a whole request, and what it waits for has a deadline of its own."""
+        self._waiting.pop(front, None)
+
+    def handler_for(self, front: Front) -> web.RequestHandler:
+        """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""
+        server = self._runner.server
+        assert server is not None
+        handler = server()
+        self._waiting[handler] = self._waiting[front]
+        self.leaves(front)
+        return handler
+
     def _accept(self) -> asyncio.Protocol:
         if not self._has_room():
             return _Refuse()
-        server = self._runner.server
-        assert server is not None
-        protocol = server()
-        self._waiting[protocol] = asyncio.get_running_loop().time() + self._request_seconds
-        return protocol
+        return Front(self, self._subscribe)
 
     @web.middleware
     async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -171,11 +198,8 @@ class Listener:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # All deadlines are equally long, so the oldest come first.
-        while self._waiting:
-            protocol, deadline = next(iter(self._waiting.items()))
-            if deadline > now:
-                break
+        late = [protocol for protocol, deadline in self._waiting.items() if deadline <= now]
+        for protocol in late:
             del self._waiting[protocol]
             protocol.force_close()
         self._sweeper = loop.call_later(min(_SWEEP, self._request_seconds / 4), self._sweep)

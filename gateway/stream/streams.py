@@ -79,6 +79,10 @@ class Streams:
             raise Full(f"limits.connections ({self._limit}) is reached")
         return Place(self, subscription)
 
+    def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
+        """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
+        return self._replay.open_at_once(subscription, start)
+
     async def opening(self, subscription: Subscription, start: Start) -> Opening:
         """Decide where a stream begins. Raises Unavailable. Cancelling is safe."""
         return await self._replay.open(subscription, start)
@@ -191,20 +195,27 @@ class Streams:
 
 
 class Place:
-    """A stream's place under the limit from its request until its connection is gone."""
+    """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
 
     def __init__(self, streams: Streams, subscription: Subscription) -> None:
         self._streams = streams
         self.subscription = subscription
         self.connection = secrets.token_urlsafe(12)
-        self._taken = False
+        self._taken = self._released = False
+        streams._reserved += 1
+        streams._hub.watch(subscription)
 
     def __enter__(self) -> "Place":
-        self._streams._reserved += 1
-        self._streams._hub.watch(self.subscription)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the place back, or let the stream that took it count for itself. Harmless when repeated."""
+        if self._released:
+            return
+        self._released = True
         self._streams._reserved -= 1
         if not self._taken:
             self._streams._hub.unwatch(self.subscription)

@@ -126,7 +126,7 @@ class World:
     async def open(self, channels: tuple[str, ...], back: int | None) -> None:
         """Open a stream, live or resuming from ``back`` events ago."""
         matches = tuple(match for name in sorted(channels) if (match := self.catalog.resolve(name)))
-        place = self.streams.reserve(Subscription(matches)).__enter__()
+        place = self.streams.reserve(Subscription.of(matches))
         start = Start()
         at = now = len(self.log)
         if back is not None and self.log:
