@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from http import HTTPStatus
 
 import msgspec
@@ -17,6 +18,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SERVER = "sse-gateway"
 """The ``Server`` header: no version."""
+
+HEADS = 256
+"""How many heads of answers are remembered: those of a herd are all the same."""
 
 _JSON = "application/json; charset=utf-8"
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -48,11 +52,15 @@ class Answer(msgspec.Struct, frozen=True):
 
 def head(status: int, headers: Mapping[str, str]) -> bytes:
     """Return status line and header lines, with those that every answer has."""
+    return _lines(status, tuple(headers.items())) + b"Date: %b\r\n\r\n" % rfc822_formatted_time().encode()
+
+
+@lru_cache(HEADS)
+def _lines(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:
     lines = [f"HTTP/1.1 {status} {_PHRASES[status]}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    lines += [f"Server: {SERVER}", f"Date: {rfc822_formatted_time()}", "\r\n"]
+    lines += [f"{name}: {value}" for name, value in headers]
     # Surrogates are what the bytes of an Origin that is no UTF-8 arrive as.
-    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    return "\r\n".join([*lines, f"Server: {SERVER}\r\n"]).encode("utf-8", "surrogateescape")
 
 
 def json_response(data: object, *, status: int = 200) -> web.Response:

@@ -248,7 +248,7 @@ class Hub:
             return 1, False
         if frame is not None and written:
             metrics = self._metrics
-            metrics.bytes_sent.inc(written * len(frame.data))
+            metrics.bytes_sent.value += written * len(frame.data)
             metrics.delivery_lag.observe(max(0, self._clock() - frame.oldest_ms) / 1000)
             for name, count in frame.counts.items():
                 self._delivered[name].inc(written * count)

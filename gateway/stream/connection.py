@@ -158,5 +158,5 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         self.bytes += len(data)
-        self._owner.metrics.bytes_sent.inc(len(data))
+        self._owner.metrics.bytes_sent.value += len(data)
         self.transport.write(data)

@@ -3,7 +3,8 @@
 import asyncio
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import count
 
 import structlog
@@ -23,11 +24,25 @@ log = structlog.get_logger("gateway.streams")
 AGE_JITTER = 0.2
 """Share by which the maximum age of a stream varies, so that those of one herd do not end together."""
 
+ID_BYTES = 9
+"""Random bytes in the id of a connection: 72 bits cannot be guessed."""
+
 SLOTS = 32
 """Parts that the streams are dealt into for `heartbeat.Sweep`."""
 
 _DRAIN_TICK = 0.05
 _DRAIN_SPREAD = 0.8  # of the drain time; the rest is for the last bytes to get out
+
+
+def _random_ids() -> Iterator[str]:
+    # In batches: each question to the kernel lets go of the interpreter, and a busy thread may take it.
+    while True:
+        many = secrets.token_hex(256 * ID_BYTES)
+        for first in range(0, len(many), 2 * ID_BYTES):
+            yield many[first : first + 2 * ID_BYTES]
+
+
+_ids = _random_ids()
 
 
 class Full(GatewayError):
@@ -59,6 +74,7 @@ class Streams:
         self._reserved = 0
         self._emptied = asyncio.Event()
         self._deal = count()
+        self._ended = cache(metrics.disconnects.labels)
 
     def retry_ms(self, *, jitter: bool) -> int:
         """Return the reconnect delay to tell a client, in milliseconds."""
@@ -96,8 +112,8 @@ class Streams:
         stream.expires = now + jittered(self.timeouts.connection, AGE_JITTER)
         stream.slot = next(self._deal) % SLOTS
         self.open[stream] = self.slots[stream.slot][stream] = None
-        self.metrics.connections.inc()
-        self.metrics.bytes_sent.inc(sent)
+        self.metrics.connections.value += 1
+        self.metrics.bytes_sent.value += sent
         if self.is_draining:  # began while the request was under way
             stream.end("draining")
             return
@@ -131,7 +147,7 @@ class Streams:
         self.stalled.pop(stream, None)
         seconds = asyncio.get_running_loop().time() - stream.opened
         reason = stream.closing or "client_closed"
-        self.metrics.disconnects.labels(reason).inc()
+        self._ended(reason).inc()
         self.metrics.connection_seconds.observe(seconds)
         log.info(
             "stream_closed",
@@ -200,7 +216,7 @@ class Place:
     def __init__(self, streams: Streams, subscription: Subscription) -> None:
         self._streams = streams
         self.subscription = subscription
-        self.connection = secrets.token_urlsafe(12)
+        self.connection = next(_ids)
         self._taken = self._released = False
         streams._reserved += 1
         streams._hub.watch(subscription)
