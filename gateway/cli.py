@@ -21,7 +21,7 @@ from gateway.logs import configure
 from gateway.metrics import Metrics
 
 GC_THRESHOLD = 20_000
-"""New objects until the garbage collector looks at them; 700, Python's own, makes it half of its work again."""
+"""New objects until the garbage collector looks at them. Python's own 700 is a tenth of a herd's cost."""
 
 DEFAULT_CONFIG = "config/gateway.yaml"
 
@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     metrics = Metrics()
     gc.collect()
-    gc.freeze()  # what was imported stays; looking through it again and again is a tenth of a herd's cost
+    gc.freeze()  # what was imported stays, so it need not be looked at again
     gc.set_threshold(GC_THRESHOLD)
     writer = configure(
         level=config.log.level, format=config.log.format, dropped=metrics.log_dropped.inc, for_good=True

@@ -8,17 +8,20 @@ bytes to aiohttp's protocol, which never knows the difference.
 """
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import structlog
 from aiohttp import hdrs
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpRequestParser
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 
 from gateway.errors import GatewayError
 from gateway.http.ask import Ask
-from gateway.http.subscribe import Granted, Subscribe
+from gateway.http.subscribe import Subscribe
+from gateway.hub.replay import Start
+from gateway.stream.streams import Place
 
 if TYPE_CHECKING:
     from gateway.http.server import Listener
@@ -30,7 +33,36 @@ MAX_HEAD = 16 * 1024
 
 _START = b"GET /events"
 _END = b"\r\n\r\n"
-_BODY = (hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING, hdrs.EXPECT, hdrs.UPGRADE)
+_MORE = (hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING, hdrs.EXPECT, hdrs.UPGRADE)
+
+
+class Heads:
+    """aiohttp's parser, used again for each head that is one whole request without a body."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parser: HttpRequestParser | None = None
+
+    def parse(self, head: bytes) -> RawRequestMessage | None:
+        """Return the first request, or None where aiohttp's own protocol should read it."""
+        parser = self._parser
+        if parser is None:
+            protocol = BaseProtocol(self._loop, None)
+            parser = HttpRequestParser(protocol, self._loop, 2**16, auto_decompress=False)
+        self._parser = None  # whatever it was left in the middle of ends with it
+        try:
+            messages, _, _ = parser.feed_data(head)
+        except HttpProcessingError:
+            return None
+        message = messages[0][0]
+        headers = message.headers
+        for name in _MORE:
+            if name in headers:
+                return None
+        if len(messages) == 1 and head.endswith(_END):
+            self._parser = parser
+        # Requests behind the first are not looked at: a stream never ends in another answer.
+        return message
 
 
 class Front(asyncio.Protocol):
@@ -82,45 +114,40 @@ class Front(asyncio.Protocol):
         handler.data_received(self._head)
 
     def _ask(self, head: bytes) -> Ask | None:
-        loop = asyncio.get_running_loop()
-        parser = HttpRequestParser(BaseProtocol(loop, None), loop, 2**16, auto_decompress=False)
-        try:
-            messages, _, _ = parser.feed_data(head)
-        except HttpProcessingError:
-            return None
-        # Requests behind the first are not looked at: a stream never ends in another answer.
-        message = messages[0][0]
-        if any(name in message.headers for name in _BODY):
+        message = self._listener.heads.parse(head)
+        if message is None:
             return None
         peer = self.transport.get_extra_info("peername")
         return Ask.of_message(message, peer[0] if isinstance(peer, tuple) else None)
 
     def _answer(self, subscribe: Subscribe, ask: Ask) -> None:
         self._head = b""
-        granted = None
+        place = None
         try:
-            granted = subscribe.grant(ask)
-            opening = subscribe.streams.opening_at_once(granted.place.subscription, granted.start)
+            place, start = subscribe.grant(ask)
+            opening = subscribe.streams.opening_at_once(place.subscription, start)
             if opening is not None:
                 self._listener.leaves(self)
-                subscribe.open(ask, granted, opening, self.transport)
+                subscribe.open(ask, place, opening, self.transport)
                 return
             self._listener.answers(self)
-            self._task = asyncio.create_task(self._open_later(subscribe, ask, granted), name="open stream")
-            place, granted = granted.place, None
-            self._task.add_done_callback(lambda _: place.release())
+            self._task = asyncio.create_task(
+                self._open_later(subscribe, ask, place, start), name="open stream"
+            )
+            self._task.add_done_callback(partial(_release, place))
+            place = None
         except GatewayError as error:
             self._refuse(subscribe, ask, error)
         except Exception:
             self._fail(ask)
         finally:
-            if granted is not None:
-                granted.place.release()
+            if place is not None:
+                place.release()
 
-    async def _open_later(self, subscribe: Subscribe, ask: Ask, granted: Granted) -> None:
+    async def _open_later(self, subscribe: Subscribe, ask: Ask, place: Place, start: Start) -> None:
         """Open the stream once the log was read, for a client that was away for long."""
         try:
-            opening = await subscribe.streams.opening(granted.place.subscription, granted.start)
+            opening = await subscribe.streams.opening(place.subscription, start)
         except GatewayError as error:
             self._refuse(subscribe, ask, error)
             return
@@ -129,7 +156,7 @@ class Front(asyncio.Protocol):
             return
         self._listener.leaves(self)
         if not self.transport.is_closing():
-            subscribe.open(ask, granted, opening, self.transport)
+            subscribe.open(ask, place, opening, self.transport)
 
     def _fail(self, ask: Ask) -> None:
         log.exception("request_failed", method=ask.method, path=ask.path)
@@ -138,3 +165,7 @@ class Front(asyncio.Protocol):
     def _refuse(self, subscribe: Subscribe, ask: Ask, error: GatewayError) -> None:
         self.transport.write(subscribe.refuse(ask, error).last())
         self.transport.close()
+
+
+def _release(place: Place, _: object) -> None:
+    place.release()

@@ -46,13 +46,16 @@ class Answer(msgspec.Struct, frozen=True):
 
     def last(self) -> bytes:
         """Return it as HTTP/1.1, the last one on its connection."""
-        more = {**self.headers, hdrs.CONTENT_LENGTH: str(len(self.body)), hdrs.CONNECTION: "close"}
-        return head(self.status, more) + self.body
+        more: dict[str, str] = {hdrs.CONTENT_LENGTH: str(len(self.body)), hdrs.CONNECTION: "close"}
+        return head(self.status, self.headers, more) + self.body
 
 
-def head(status: int, headers: Mapping[str, str]) -> bytes:
+def head(status: int, headers: Mapping[str, str], more: Mapping[str, str]) -> bytes:
     """Return status line and header lines, with those that every answer has."""
-    return _lines(status, tuple(headers.items())) + b"Date: %b\r\n\r\n" % rfc822_formatted_time().encode()
+    return (
+        _lines(status, (*headers.items(), *more.items()))
+        + b"Date: %b\r\n\r\n" % rfc822_formatted_time().encode()
+    )
 
 
 @lru_cache(HEADS)

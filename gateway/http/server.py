@@ -2,18 +2,20 @@
 
 import asyncio
 import errno
+import math
 import os
 import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from aiohttp import web
 
 from gateway.config.model import Tls
 from gateway.config.units import Address
 from gateway.errors import StartupError
-from gateway.http.front import Front
+from gateway.http.front import Front, Heads
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
 
@@ -33,6 +35,8 @@ NOT_SENT_LOW = 16 * 1024
 """Bytes not yet sent at which the kernel asks for more (TCP_NOTSENT_LOWAT)."""
 
 _SWEEP = 1.0
+
+P = TypeVar("P")
 
 
 class _Refuse(asyncio.Protocol):
@@ -78,8 +82,8 @@ class Listener:
         self._tls = tls
         self._has_room = has_room
         self._subscribe = subscribe
-        self._fronts: set[Front] = set()
-        self._waiting: dict[Front | web.RequestHandler, float] = {}
+        self._fronts: dict[Front, float] = {}
+        self._handlers: dict[web.RequestHandler, float] = {}
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         app.middlewares.insert(0, self._seen)
@@ -88,6 +92,8 @@ class Listener:
         """Bind and listen. Raises StartupError with one line that names the key of the configuration."""
         await self._runner.setup()
         loop = asyncio.get_running_loop()
+        self._time = loop.time
+        self.heads = Heads()
         bound = self._bind()
         self._server = await loop.create_server(
             self._accept,
@@ -164,25 +170,22 @@ class Listener:
 
     def meets(self, front: Front) -> None:
         """A connection is there; with TLS, after its handshake, which has a deadline of its own."""
-        self._fronts.add(front)
-        self._waiting[front] = asyncio.get_running_loop().time() + self._request_seconds
+        self._fronts[front] = self._time() + self._request_seconds
 
     def leaves(self, front: Front) -> None:
         """A front protocol has no connection any more. Harmless when repeated."""
-        self._fronts.discard(front)
-        self._waiting.pop(front, None)
+        self._fronts.pop(front, None)
 
     def answers(self, front: Front) -> None:
         """A front protocol has a whole request, and what it waits for has a deadline of its own."""
-        self._waiting.pop(front, None)
+        self._fronts[front] = math.inf
 
     def handler_for(self, front: Front) -> web.RequestHandler:
         """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""
         server = self._runner.server
         assert server is not None
         handler = server()
-        self._waiting[handler] = self._waiting[front]
-        self.leaves(front)
+        self._handlers[handler] = self._fronts.pop(front)
         return handler
 
     def _accept(self) -> asyncio.Protocol:
@@ -192,17 +195,25 @@ class Listener:
 
     @web.middleware
     async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        self._waiting.pop(request.protocol, None)
+        self._handlers.pop(request.protocol, None)
         return await handler(request)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        late = [protocol for protocol, deadline in self._waiting.items() if deadline <= now]
-        for protocol in late:
-            del self._waiting[protocol]
-            protocol.force_close()
+        for front in self._late(self._fronts, now):
+            front.force_close()
+        for handler in self._late(self._handlers, now):
+            handler.force_close()
         self._sweeper = loop.call_later(min(_SWEEP, self._request_seconds / 4), self._sweep)
+
+    @staticmethod
+    def _late(waiting: dict[P, float], now: float) -> list[P]:
+        """Take out those whose deadline is over."""
+        late = [protocol for protocol, deadline in waiting.items() if deadline <= now]
+        for protocol in late:
+            del waiting[protocol]
+        return late
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import structlog
 from aiohttp import hdrs, web
@@ -17,7 +16,7 @@ from gateway.http.cors import CorsPolicy
 from gateway.http.responses import Answer, error_answer, head
 from gateway.hub.replay import Opening, Start
 from gateway.metrics import Metrics
-from gateway.sse import CONTENT_TYPE, control_block
+from gateway.sse import CONTENT_TYPE, open_block
 from gateway.stream.connection import Connection
 from gateway.stream.streams import Full, Place, Streams
 from gateway.stream.takeover import take_over
@@ -30,16 +29,10 @@ HEADERS: Mapping[str, str] = {
     "X-Accel-Buffering": "no",  # nginx would hold the stream back
 }
 
+_CHUNKED = {**HEADERS, hdrs.TRANSFER_ENCODING: "chunked"}
+
 MAX_LOGGED = 200
 """Characters of a client's own words that a log line holds."""
-
-
-class Granted(NamedTuple):
-    """A stream that may open: its place, and where it begins."""
-
-    place: Place
-    start: Start
-    heartbeat_events: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +53,12 @@ class Subscribe:
             if ask.method == hdrs.METH_HEAD:
                 self.check(ask)
                 return web.Response(headers={**HEADERS, **self.cors.headers(ask)})
-            granted = self.grant(ask)
-            with granted.place as place:
-                opening = await self.streams.opening(place.subscription, granted.start)
-                first = self.first(ask, granted, opening)
+            place, start = self.grant(ask)
+            with place:
+                opening = await self.streams.opening(place.subscription, start)
+                first = self._first(ask, place, opening)
                 headers = {**HEADERS, **self.cors.headers(ask)}
-                response, stream = await take_over(
-                    request,
-                    headers,
-                    first,
-                    lambda: place.take(opening, heartbeat_events=granted.heartbeat_events),
-                )
+                response, stream = await take_over(request, headers, first, lambda: place.take(opening))
                 if stream is not None:
                     self._begun(ask, stream, opening, len(place.subscription.frame(first)))
             return response
@@ -79,15 +67,15 @@ class Subscribe:
             response.force_close()  # a herd of refused clients must not hold descriptors
             return response
 
-    def grant(self, ask: Ask) -> Granted:
-        """Decide about a request and take a place for its stream.
+    def grant(self, ask: Ask) -> tuple[Place, Start]:
+        """Decide about a request: a place for its stream, and where that begins.
 
         Raises GatewayError; release the place where no stream takes it.
         """
         matches = self.check(ask)
         subscription = query.subscription(ask, matches)
         start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
-        return Granted(self.streams.reserve(subscription), start, heartbeat_events)
+        return self.streams.reserve(subscription, heartbeat_events=heartbeat_events), start
 
     def check(self, ask: Ask) -> tuple[Match, ...]:
         """Check that a client may read what it names, and return that. Raises GatewayError."""
@@ -97,25 +85,20 @@ class Subscribe:
         authorize(matches, self.authenticator.claims(ask.headers.get(hdrs.AUTHORIZATION)))
         return matches
 
-    def open(self, ask: Ask, granted: Granted, opening: Opening, transport: asyncio.Transport) -> Connection:
+    def open(self, ask: Ask, place: Place, opening: Opening, transport: asyncio.Transport) -> None:
         """Answer on a bare transport, and let a stream have it. Releases the place."""
-        with granted.place as place:
-            frame = place.subscription.frame(self.first(ask, granted, opening))
-            headers = {**HEADERS, **self.cors.headers(ask)}
-            if ask.chunked:
-                headers[hdrs.TRANSFER_ENCODING] = "chunked"
-            stream = place.take(opening, heartbeat_events=granted.heartbeat_events)
+        with place:
+            frame = place.subscription.frame(self._first(ask, place, opening))
+            stream = place.take(opening)
             transport.set_protocol(stream)
             stream.connection_made(transport)
-            transport.write(head(200, headers) + frame)
+            transport.write(head(200, _CHUNKED if ask.chunked else HEADERS, self.cors.headers(ask)) + frame)
             self._begun(ask, stream, opening, len(frame))
-        return stream
 
-    def first(self, ask: Ask, granted: Granted, opening: Opening) -> bytes:
-        """Return the blocks that a stream begins with."""
-        data = {"connection": granted.place.connection, "channels": ask.channels, "resume": opening.resume}
+    def _first(self, ask: Ask, place: Place, opening: Opening) -> bytes:
         retry = self.streams.retry_ms(jitter=False)
-        return control_block("stream.open", data, id=opening.id, retry=retry) + opening.gaps
+        block = open_block(place.connection, ask.channels, opening.resume, id=opening.id, retry=retry)
+        return block + opening.gaps
 
     def refuse(self, ask: Ask, error: GatewayError) -> Answer:
         """Return the answer to a request that gets no stream, which must be its connection's last one.

@@ -14,9 +14,10 @@ far as this node's ring knows that nothing passed.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from gateway.backoff import jittered
@@ -80,8 +81,7 @@ class Start:
 NOW = Start()
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(msgspec.Struct, frozen=True):
     """What the first bytes of a stream say."""
 
     head: EventId
@@ -91,7 +91,7 @@ class Opening:
     id: EventId | None
     """The id that ``stream.open`` carries: up to there the client has everything, or was told."""
     gaps: bytes = b""
-    told: Mapping[str, EventId] = field(default_factory=dict)
+    told: Mapping[str, EventId] = {}
 
 
 class Replay:

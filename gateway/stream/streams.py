@@ -24,8 +24,8 @@ log = structlog.get_logger("gateway.streams")
 AGE_JITTER = 0.2
 """Share by which the maximum age of a stream varies, so that those of one herd do not end together."""
 
-ID_BYTES = 9
-"""Random bytes in the id of a connection: 72 bits cannot be guessed."""
+ID_BYTES = 12
+"""Random bytes in the id of a connection: 96 bits cannot be guessed."""
 
 SLOTS = 32
 """Parts that the streams are dealt into for `heartbeat.Sweep`."""
@@ -87,13 +87,13 @@ class Streams:
             "stream.close", {"reason": reason, "reconnect": True}, retry=self.retry_ms(jitter=True)
         )
 
-    def reserve(self, subscription: Subscription) -> "Place":
+    def reserve(self, subscription: Subscription, *, heartbeat_events: bool = False) -> "Place":
         """Take a place for a stream that is about to open. Raises Full or Draining."""
         if self.is_draining:
             raise Draining("the gateway is shutting down")
         if len(self.open) + self._reserved >= self._limit:
             raise Full(f"limits.connections ({self._limit}) is reached")
-        return Place(self, subscription)
+        return Place(self, subscription, heartbeat_events)
 
     def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
         """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
@@ -213,8 +213,11 @@ class Streams:
 class Place:
     """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
 
-    def __init__(self, streams: Streams, subscription: Subscription) -> None:
+    __slots__ = ("_heartbeat_events", "_released", "_streams", "_taken", "connection", "subscription")
+
+    def __init__(self, streams: Streams, subscription: Subscription, heartbeat_events: bool) -> None:
         self._streams = streams
+        self._heartbeat_events = heartbeat_events
         self.subscription = subscription
         self.connection = next(_ids)
         self._taken = self._released = False
@@ -236,7 +239,7 @@ class Place:
         if not self._taken:
             self._streams._hub.unwatch(self.subscription)
 
-    def take(self, opening: Opening, *, heartbeat_events: bool) -> Connection:
+    def take(self, opening: Opening) -> Connection:
         """Return the connection that this place was for; the hub's watch is its own now."""
         self._taken = True
         return Connection(
@@ -245,5 +248,5 @@ class Place:
             self.subscription,
             opening.cursor,
             opening.head,
-            heartbeat_events=heartbeat_events,
+            heartbeat_events=self._heartbeat_events,
         )

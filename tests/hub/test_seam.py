@@ -134,7 +134,7 @@ class World:
             start = Start(after=self.log[at][1], resumes=True)
             at += 1
         opening = await self.streams.opening(place.subscription, start)
-        stream = place.take(opening, heartbeat_events=False)
+        stream = place.take(opening)
         wire = Wire(stream)
         stream.connection_made(wire)  # type: ignore[arg-type]
         self.clients.append(Client(stream, wire, at, now, channels, place))
