@@ -206,7 +206,7 @@ class Streams:
     def _watch(self, stream: Connection) -> None:
         if stream in self.open:
             self.stalled[stream] = None
-            stream.since = asyncio.get_running_loop().time()
+            stream.progress = asyncio.get_running_loop().time()
             stream.left = stream.unread()
 
 
