@@ -9,8 +9,8 @@ Order. Frames go out one after the other, so every member sees the log's order. 
 joins seals what is pending first, so each frame covers whole members: nobody gets half of one.
 
 Cost. A delivery is one write() and nothing else: no object is touched but the number of a file. Who got what
-is known without notes, because members sit in the order in which they joined: whoever sits before `Frame.next`
-has the frame. A member that leaves meanwhile makes the frames that were sealed for it ask each member whether
+is known without notes, as members sit in the order in which they joined: whoever sits before `Frame.next` has
+the frame. A member that leaves meanwhile makes the frames that were sealed for it ask each member whether
 it is still there; most frames are *whole*, and need not.
 
 Files. A write goes past the transport, which is right only while that holds nothing back itself. So a stream
