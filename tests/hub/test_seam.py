@@ -303,20 +303,20 @@ def test_a_member_that_leaves_and_returns_during_a_fan_out(
 
     async def scene() -> None:
         world = World()
-        for _ in range(4):
+        for _ in range(12):
             await world.open(("a",), None)
         await world.publish("a", 1)
         await asyncio.sleep(0)
-        third, fourth = world.clients[2], world.clients[3]
+        early, gone = world.clients[10], world.clients[11]
         (first,) = world.hub._audiences
         assert world.hub._audiences[first].is_busy
-        third.stream.pause_writing()
-        third.stream.resume_writing()
-        fourth.stream.abort("test")
-        world.clients.remove(fourth)
+        early.stream.pause_writing()
+        early.stream.resume_writing()
+        gone.stream.abort("test")
+        world.clients.remove(gone)
         await world.settle()
         world.check()
-        assert third.received() == [0]
+        assert early.received() == [0]
         for client in world.clients:
             client.stream.abort("test")
         assert not faults
