@@ -6,7 +6,9 @@ incremented: they are read from the live objects at the scrape, so they cannot d
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -17,6 +19,19 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series per counter that nobody asked for
 
 Samples = Callable[[], Mapping[tuple[str, ...], float]]
+Labels = tuple[tuple[str, str], ...]
+Merge = Literal["sum", "min", "max"]
+"""How the gauges of several workers become one; counters and histograms are added up."""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """One metric with its samples: (name, labels, value)."""
+
+    name: str
+    type: str
+    text: str
+    merge: Merge
+    samples: list[tuple[str, Labels, float]]
 
 
 class Tally:
@@ -33,6 +48,7 @@ class _Read(Collector):
 
     def __init__(self) -> None:
         self.gauges: list[tuple[str, str, tuple[str, ...], Samples]] = []
+        self.merge: dict[str, Merge] = {}
         self.tallies: list[tuple[str, str, Tally]] = []
 
     def describe(self) -> Iterable[Metric]:
@@ -46,6 +62,27 @@ class _Read(Collector):
             for values, value in samples().items():
                 family.add_metric(values, value)
             yield family
+
+
+class _Given(Collector):
+    """Metrics that are there already."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            metric = Metric(family.name, family.text, family.type)
+            for name, labels, value in family.samples:
+                metric.add_sample(name, dict(labels), value)
+            yield metric
+
+
+def render(families: Iterable[Family]) -> bytes:
+    """Return metrics in Prometheus's text format."""
+    registry = CollectorRegistry()
+    registry.register(_Given(families))
+    return generate_latest(registry)
 
 
 class Metrics:
@@ -92,17 +129,21 @@ class Metrics:
             "Duration of one append to the broker",
             (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5),
         )
+        self.worker_restarts = self._counter(
+            "worker_restarts_total", "Workers that were started again after their death"
+        )
         self.log_dropped = self._counter(
             "log_lines_dropped_total", "Log lines lost because the reader was too slow"
         )
 
-    def gauge(self, name: str, text: str, samples: Samples, *labels: str) -> None:
+    def gauge(self, name: str, text: str, samples: Samples, *labels: str, merge: Merge = "sum") -> None:
         """Add a gauge that ``samples`` answers for: label values to value."""
+        self._read.merge[PREFIX + name] = merge
         self._read.gauges.append((PREFIX + name, text, labels, samples))
 
-    def value(self, name: str, text: str, read: Callable[[], float]) -> None:
+    def value(self, name: str, text: str, read: Callable[[], float], *, merge: Merge = "sum") -> None:
         """Add a gauge without labels."""
-        self.gauge(name, text, lambda: {(): read()})
+        self.gauge(name, text, lambda: {(): read()}, merge=merge)
 
     def describe(self) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
         """Yield each metric's name, type, labels and help text, for the docs."""
@@ -110,9 +151,18 @@ class Metrics:
         for name, text, labels, _ in self._read.gauges:
             yield name, "gauge", labels, text
 
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
+    def families(self) -> list[Family]:
+        """Return all metrics with their samples."""
+        return [
+            Family(
+                metric.name,
+                metric.type,
+                metric.documentation,
+                self._read.merge.get(metric.name, "sum"),
+                [(each.name, tuple(each.labels.items()), each.value) for each in metric.samples],
+            )
+            for metric in self.registry.collect()
+        ]
 
     def _tally(self, name: str, text: str) -> Tally:
         self._described.append((PREFIX + name, "counter", (), text))

@@ -1,10 +1,8 @@
 """Listening sockets, and the deadlines of connections that have not asked for anything yet."""
 
 import asyncio
-import errno
 import math
 import os
-import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from aiohttp import web
 from gateway.config.model import Tls
 from gateway.config.units import Address
 from gateway.errors import StartupError
+from gateway.http.binding import bind
 from gateway.http.front import Front, Heads
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
@@ -27,12 +26,6 @@ KEEPALIVE = 75.0
 
 LINGER = 1.0
 """Seconds that the rest of a refused body is read, so that its sender sees the answer and not a reset."""
-
-SEND_BUFFER = 64 * 1024
-"""Bytes of SO_SNDBUF: what the kernel takes for a client that does not read."""
-
-NOT_SENT_LOW = 16 * 1024
-"""Bytes not yet sent at which the kernel asks for more (TCP_NOTSENT_LOWAT)."""
 
 _SWEEP = 1.0
 
@@ -47,7 +40,7 @@ class _Refuse(asyncio.Protocol):
 
 
 class Listener:
-    """One address with one application behind it.
+    """One address, or one path of a Unix socket, with one application behind it.
 
     A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
     Once it has, aiohttp's keep-alive deadline and the handlers' own take over.
@@ -56,12 +49,13 @@ class Listener:
     def __init__(
         self,
         app: web.Application,
-        address: Address,
+        address: Address | str,
         *,
         key: str,
         request_seconds: float,
         write_seconds: float | None = None,
         tls: ssl.SSLContext | None = None,
+        is_shared: bool = False,
         has_room: Callable[[], bool] = lambda: True,
         subscribe: Subscribe | None = None,
     ) -> None:
@@ -80,6 +74,7 @@ class Listener:
         self._request_seconds = request_seconds
         self._write_seconds = write_seconds
         self._tls = tls
+        self._is_shared = is_shared
         self._has_room = has_room
         self._subscribe = subscribe
         self._fronts: dict[Front, float] = {}
@@ -94,14 +89,17 @@ class Listener:
         loop = asyncio.get_running_loop()
         self._time = loop.time
         self.heads = Heads()
-        bound = self._bind()
-        self._server = await loop.create_server(
-            self._accept,
-            sock=bound,
-            backlog=BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._request_seconds if self._tls else None,
-        )
+        bound = bind(self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds)
+        if isinstance(self._address, str):
+            self._server = await loop.create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
+        else:
+            self._server = await loop.create_server(
+                self._accept,
+                sock=bound,
+                backlog=BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._request_seconds if self._tls else None,
+            )
         self._sweep()
 
     @property
@@ -130,43 +128,6 @@ class Listener:
         for front in list(self._fronts):
             front.force_close()
         await self._runner.cleanup()
-
-    def _bind(self) -> socket.socket:
-        host, port = self._address
-        try:
-            family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            bound = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
-            raise self._cannot(error) from None
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted sockets inherit it
-            if family == socket.AF_INET6 and host == "::":
-                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            if self._write_seconds is not None:
-                self._limit_kernel(bound, self._write_seconds)
-            bound.bind(where)
-            bound.setblocking(False)
-        except OSError as error:
-            bound.close()
-            raise self._cannot(error) from None
-        return bound
-
-    @staticmethod
-    def _limit_kernel(bound: socket.socket, seconds: float) -> None:
-        # Accepted sockets inherit these, so no connection pays a system call for them.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW)
-        # Unacknowledged data ends the connection: a client that vanished without a FIN (RFC 5482).
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(seconds * 1000), 2**31 - 1))
-
-    def _cannot(self, error: OSError) -> StartupError:
-        reason = {
-            errno.EADDRINUSE: "the address is in use by another process",
-            errno.EACCES: "not allowed to use that port",
-            errno.EADDRNOTAVAIL: "this machine does not have that address",
-        }.get(error.errno or 0, error.strerror or str(error))
-        return StartupError(f"cannot listen on {self._address} ({self._key}): {reason}")
 
     def meets(self, front: Front) -> None:
         """A connection is there; with TLS, after its handshake, which has a deadline of its own."""
