@@ -74,10 +74,11 @@ class Parent:
         ):
             try:
                 await self.admin.start()
-                first = await asyncio.gather(
-                    *(self._start(number, Path(folder)) for number in range(self._count))
+                # One before the others: what is wrong for it is wrong for all, and should be told once.
+                good = await self._start(0, Path(folder)) and all(
+                    await asyncio.gather(*(self._start(n, Path(folder)) for n in range(1, self._count)))
                 )
-                if all(first):
+                if good:
                     await self._serve(Path(folder))
                 elif not self._ending.is_set():
                     self._status = 1  # a worker could not start, and has said why

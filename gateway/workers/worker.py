@@ -80,8 +80,9 @@ class Worker:
 
     def end(self) -> None:
         """Tell it to drain; the second time, to end now. Harmless where it ended already."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write(END if self.is_ending else DRAIN)
+        pipe = None if self._process is None else self._process.stdin
+        if pipe is not None and not pipe.is_closing():
+            pipe.write(END if self.is_ending else DRAIN)
         self.is_ending = True
 
     def kill(self) -> None:
