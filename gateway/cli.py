@@ -1,23 +1,21 @@
 """The ``sse-gateway`` command."""
 
 import argparse
-import asyncio
 import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-import uvloop
-
-from gateway import __version__
+from gateway import __version__, runtime
 from gateway.config.load import load
-from gateway.config.model import Config
+from gateway.config.model import MAX_WORKERS, Config
 from gateway.config.schema import json_schema
 from gateway.config.sources import Webhook
 from gateway.daemon import Daemon
 from gateway.errors import StartupError
-from gateway.logs import configure
 from gateway.metrics import Metrics
+from gateway.workers.parent import Parent
 
 DEFAULT_CONFIG = "config/gateway.yaml"
 
@@ -62,18 +60,28 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     config = load(options.config)
     metrics = Metrics()
-    writer = configure(level=config.log.level, format=config.log.format, dropped=metrics.log_dropped.inc)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, metrics, hints=options.hints))
-    finally:
-        writer.close()
+    workers = _cores() if config.server.workers == "auto" else config.server.workers
+    main = _serve_one if workers == 1 else partial(_serve_many, workers)
+    return runtime.run(partial(main, config, metrics, options.hints), config.log, metrics.log_dropped.inc)
 
 
-async def _serve(config: Config, metrics: Metrics, *, hints: bool) -> int:
+def _cores() -> int:
+    """Return on how many cores this process may run."""
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+
+
+async def _serve_one(config: Config, metrics: Metrics, hints: bool) -> int:
     daemon = Daemon(config, metrics)
-    daemon.on_listening = (lambda: print(_hints(daemon), flush=True)) if hints else None
+    if hints:
+        daemon.on_listening = lambda: print(_hints(config, daemon.public.port, daemon.admin.port), flush=True)
     return await daemon.run()
+
+
+async def _serve_many(workers: int, config: Config, metrics: Metrics, hints: bool) -> int:
+    parent = Parent(config, workers, metrics)
+    if hints:
+        parent.on_listening = lambda: print(_hints(config, parent.port, parent.admin.port), flush=True)
+    return await parent.run()
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -87,19 +95,18 @@ def _schema(options: argparse.Namespace) -> int:
     return 0
 
 
-def _hints(daemon: Daemon) -> str:
+def _hints(config: Config, port: int, admin: int) -> str:
     """Return the URLs, and a line that shows an event arrive if the configuration has an open webhook."""
-    base = f"{daemon.scheme}://127.0.0.1:{daemon.public.port}"
-    admin = f"http://127.0.0.1:{daemon.admin.port}"
+    base = config.server.public_url(port)
     lines = [
         "",
-        f"  subscribe  {base}/events/<channel>    channels: {', '.join(daemon.config.channels)}",
-        f"  metrics    {admin}/metrics",
-        f"  status     {admin}/status",
+        f"  subscribe  {base}/events/<channel>    channels: {', '.join(config.channels)}",
+        f"  metrics    {config.server.admin_url(admin)}/metrics",
+        f"  status     {config.server.admin_url(admin)}/status",
     ]
-    for channel, spec in daemon.config.channels.items():
+    for channel, spec in config.channels.items():
         for route in spec.from_:
-            source = daemon.config.sources[route.source]
+            source = config.sources[route.source]
             if (
                 isinstance(source, Webhook)
                 and source.verify.none

@@ -5,6 +5,7 @@ import re
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
 from gateway.http.admin import Admin
-from gateway.http.app import bare_app, public_app
+from gateway.http.app import public_app
 from gateway.http.auth import Authenticator
 from gateway.http.bodies import Bodies
 from gateway.http.cors import CorsPolicy
@@ -56,16 +57,25 @@ FIRST_TRY_SECONDS = 2.0
 """How long a start waits for its sources before clients are let in; a slower one tells a gap."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a node that is one of several workers is given: the port that they share, and its own socket."""
+
+    port: int
+    admin: str
+
+
 class Daemon:
     """One node. `start` and `stop` are its whole life; `run` is both, with signals between."""
 
-    def __init__(self, config: Config, metrics: Metrics | None = None) -> None:
+    def __init__(self, config: Config, metrics: Metrics | None = None, shared: Shared | None = None) -> None:
         self.config = config
         self.metrics = metrics or Metrics()
         self._ending = asyncio.Event()
         self._ending_now = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self.on_listening: Callable[[], None] | None = None
+        self._shared = shared
         limits, timeouts = config.limits, config.timeouts
 
         # The log and what hangs on it.
@@ -97,6 +107,7 @@ class Daemon:
 
         # The two ports.
         self.status = Status(
+            self.metrics,
             tuple(config.sources),
             self.broker,
             self.streams,
@@ -106,8 +117,8 @@ class Daemon:
             self.freshness,
             limits.connections,
         )
-        self.status.add_gauges(self.metrics)
-        app, cors = bare_app(CorsPolicy(config, self.catalog))
+        self.status.add_gauges()
+        cors = CorsPolicy(config, self.catalog)
         subscribe = Subscribe(
             catalog=self.catalog,
             streams=self.streams,
@@ -120,25 +131,36 @@ class Daemon:
         receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
         hooks = Hooks(self.webhooks, self.bodies, receipts)
         self.public = Listener(
-            public_app(subscribe, hooks, app, cors),
-            config.server.listen,
+            public_app(subscribe, hooks, cors),
+            config.server.listen if shared is None else config.server.listen._replace(port=shared.port),
+            is_shared=shared is not None,
             key="server.listen",
             request_seconds=timeouts.request,
             write_seconds=timeouts.write,
             tls=tls_context(config.server.tls) if config.server.tls else None,
             has_room=self._has_room,
+            subscribe=subscribe,
         )
         self.admin = Listener(
-            Admin(self.metrics, self.status.ready, self.status.report).app(),
-            config.server.admin,
+            Admin(self.status).app(for_parent=shared is not None),
+            config.server.admin if shared is None else shared.admin,
             key="server.admin",
             request_seconds=timeouts.request,
         )
 
+    def drain(self) -> None:
+        """Begin to end; harmless when repeated."""
+        self._ending.set()
+
+    def end_now(self) -> None:
+        """Cut what is still open, and end; harmless when repeated."""
+        self._ending.set()
+        self._ending_now.set()
+
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT, drain, and return the exit status. Raises StartupError."""
+        """Serve until a signal or `drain`, drain, and return the exit status. Raises StartupError."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if self._shared is None else ():
             loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
         await self.start()
         await self._ending.wait()
@@ -181,8 +203,8 @@ class Daemon:
         log.info(
             "listening",
             version=__version__,
-            public=f"{self.scheme}://{self._reachable(self.public)}",
-            admin=f"http://{self._reachable(self.admin)}",
+            public=self.config.server.public_url(self.public.port),
+            admin=self.config.server.admin_url(self.admin.port) if self._shared is None else None,
             channels=len(self.catalog.declared),
             sources=len(self.config.sources),
         )
@@ -214,11 +236,6 @@ class Daemon:
         await self.broker.close()
         await self.admin.stop()
         log.info("stopped")
-
-    @property
-    def scheme(self) -> str:
-        """``https`` where the public port speaks TLS."""
-        return "https" if self.config.server.tls else "http"
 
     def _has_room(self) -> bool:
         """Tell whether another connection leaves enough descriptors for all the rest."""
@@ -285,14 +302,10 @@ class Daemon:
 
     def _signalled(self, name: str) -> None:
         if self._ending.is_set():
-            self._ending_now.set()
+            self.end_now()
         else:
             log.info("signal", signal=name)
-            self._ending.set()
-
-    def _reachable(self, listener: Listener) -> str:
-        host = self.config.server.listen.host if listener is self.public else self.config.server.admin.host
-        return f"{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{listener.port}"  # noqa: S104 -- compared, not bound
+            self.drain()
 
 
 def _broker(config: Config) -> Broker:

@@ -12,7 +12,7 @@ Rules that real clients taught (each has a test):
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -82,6 +82,19 @@ def control_block(
 ) -> bytes:
     """Return one of the gateway's own events (``stream.open``, ``stream.close``…)."""
     return block(_json.encode(data), event=event, id=id, retry=retry)
+
+
+def open_block(
+    connection: str, channels: Sequence[str], resume: str, *, id: EventId | None, retry: int
+) -> bytes:
+    """Return a stream's first block. ``connection`` must be plain ASCII, ``resume`` one of our own words."""
+    return b'retry: %d\nevent: stream.open\ndata: {"connection":"%b","channels":%b,"resume":"%b"}\n%b\n' % (
+        retry,
+        connection.encode(),
+        _json.encode(channels),
+        resume.encode(),
+        b"" if id is None else b"id: %d-%d\n" % id,
+    )
 
 
 def gap_block(

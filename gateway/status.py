@@ -10,7 +10,7 @@ from gateway.broker.base import Broker
 from gateway.broker.redis import RedisBroker
 from gateway.config.catalog import Catalog
 from gateway.freshness import Freshness
-from gateway.metrics import Metrics
+from gateway.metrics import Family, Metrics
 from gateway.sources.base import SourceState
 from gateway.sources.supervisor import Supervisor
 from gateway.stream.streams import Streams
@@ -20,6 +20,7 @@ from gateway.stream.streams import Streams
 class Status:
     """The parts, and what is told of them."""
 
+    metrics: Metrics
     names: Sequence[str]
     """All sources, in the order of the file."""
     broker: Broker
@@ -35,7 +36,15 @@ class Status:
         """Return the state of each source."""
         return [self.off[name] if name in self.off else self.supervisors[name].state for name in self.names]
 
-    def ready(self) -> tuple[bool, Mapping[str, Any]]:
+    async def families(self) -> Sequence[Family]:
+        """Return the metrics."""
+        return self.metrics.families()
+
+    async def alive(self) -> tuple[bool, Mapping[str, Any]]:
+        """Return True: who answers lives."""
+        return True, {}
+
+    async def ready(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether new clients should come here, and the parts that decide it.
 
         A source that is down does not make the node unready unless it is ``critical``: all nodes share
@@ -63,9 +72,9 @@ class Status:
         reasons += self.freshness.failing()
         return not reasons, {"not_ready": reasons, **parts}
 
-    def report(self) -> Mapping[str, Any]:
+    async def report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
-        ready, parts = self.ready()
+        ready, parts = await self.ready()
         listeners = self.streams.by_channel()
         return {
             "version": __version__,
@@ -112,9 +121,10 @@ class Status:
         supervisor = self.supervisors.get(state.name)
         return state.lag if supervisor is not None and supervisor.is_leading else None
 
-    def add_gauges(self, metrics: Metrics) -> None:
+    def add_gauges(self) -> None:
         """Define the gauges that read the live parts."""
-        add, one = metrics.gauge, metrics.value
+        add, one = self.metrics.gauge, self.metrics.value
+        one("workers", "Processes that serve streams", lambda: 1)
         one("active_connections", "Streams open now", lambda: len(self.streams.open))
         one("lagging_streams", "Streams that are behind the newest event", self.streams.lagging)
         add("channel_connections", "Streams open now, by channel", self.streams.by_channel, "channel")
@@ -123,6 +133,7 @@ class Status:
             "1 while the source delivers, 0 while it does not",
             lambda: {(s.name,): float(s.status == "up") for s in self.states() if s.status != "off"},
             "source",
+            merge="max",
         )
         add(
             "source_leader",
@@ -131,12 +142,14 @@ class Status:
                 (name,): float(each.is_leading) for name, each in self.supervisors.items() if each.reads_once
             },
             "source",
+            merge="max",
         )
         add(
             "source_last_event_timestamp_seconds",
             "Unix time of a source's last record",
             lambda: {(s.name,): s.last_event / 1000 for s in self.states() if s.last_event is not None},
             "source",
+            merge="max",
         )
         add(
             "source_lag_records",
@@ -149,14 +162,18 @@ class Status:
             "1 while the source has been silent for longer than its stale_after",
             lambda: self.freshness.samples("source"),
             "source",
+            merge="max",
         )
         add(
             "channel_stale",
             "1 while the channel has been silent for longer than its stale_after",
             lambda: self.freshness.samples("channel"),
             "channel",
+            merge="max",
         )
-        one("broker_up", "1 while the event log can be reached", lambda: float(self.broker.is_up))
+        one(
+            "broker_up", "1 while the event log can be reached", lambda: float(self.broker.is_up), merge="min"
+        )
         if isinstance(self.broker, RedisBroker):
             connections = self.broker.connections
             one(
@@ -165,4 +182,10 @@ class Status:
                 lambda: connections()[0],
             )
             one("broker_connections_open", "Connections to Redis, idle ones too", lambda: connections()[1])
-        add("build_info", "Always 1; the label tells the version", lambda: {(__version__,): 1.0}, "version")
+        add(
+            "build_info",
+            "Always 1; the label tells the version",
+            lambda: {(__version__,): 1.0},
+            "version",
+            merge="max",
+        )

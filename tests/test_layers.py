@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1] / "gateway"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"daemon"},
+    {"workers"},
+    {"daemon", "runtime"},
     {"status"},
     {"http"},
     {"stream"},

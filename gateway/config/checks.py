@@ -21,6 +21,7 @@ def check(data: Any) -> Iterator[Fault]:
     credentials = _mapping(root.get("cors")).get("credentials") in (True, "true")
     yield from _credentials(root.get("cors"), ("cors", "origins"), credentials)
     yield from _sources(sources)
+    yield from _workers(_mapping(root.get("server")).get("workers"), _mapping(root.get("broker")).get("url"))
     skeletons: dict[str, str] = {}
     for name, value in _mapping(root.get("channels")).items():
         channel = _mapping(value)
@@ -35,6 +36,15 @@ def check(data: Any) -> Iterator[Fault]:
             other = skeletons.setdefault(template.skeleton, name)
             if other != name:
                 yield Fault(path, f"takes the same names as {other!r}; remove one of them", on_key=True)
+
+
+def _workers(workers: Any, url: Any) -> Iterator[Fault]:
+    if workers not in (None, 1, "1") and url in (None, "memory://"):
+        yield Fault(
+            ("server", "workers"),
+            "workers share their events through the log, and memory:// is one process's own;"
+            " set broker.url: sqlite:///var/gateway.db, or a redis:// URL",
+        )
 
 
 _PLACES = {

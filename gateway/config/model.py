@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.sources import Source
 from gateway.config.units import (
+    ENV_PATTERN,
     ChannelName,
     Count,
     Duration,
@@ -34,12 +35,50 @@ class Tls(Section):
     minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS that is spoken")
 
 
+MAX_WORKERS = 64
+
+
+def _workers(value: Any) -> Any:
+    text = str(value)
+    if text == "auto" or (not isinstance(value, bool) and text.isdigit() and 1 <= int(text) <= MAX_WORKERS):
+        return "auto" if text == "auto" else int(text)
+    raise fault(f"must be auto or a number from 1 to {MAX_WORKERS}")
+
+
+Workers = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_workers),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS},
+                {"enum": ["auto"]},
+                {"type": "string", "pattern": ENV_PATTERN},
+            ]
+        }
+    ),
+]
+
+
 class Server(Section):
     """Where the gateway listens."""
 
     listen: Listen = preset("0.0.0.0:8080", "public: subscribe, webhooks")
     admin: Listen = preset("127.0.0.1:9090", "metrics, health, status; keep it private")
+    workers: Workers = Field(
+        1,
+        description="processes that share the port, each a node with limits of its own;"
+        " auto: one per core; more than one need a broker.url other than memory://",
+    )
     tls: Tls | None = None
+
+    def public_url(self, port: int) -> str:
+        """Return the URL of the public port, as somebody on this machine would type it."""
+        return f"{'https' if self.tls else 'http'}://{self.listen.reachable(port)}"
+
+    def admin_url(self, port: int) -> str:
+        """Return the URL of the admin port, likewise."""
+        return f"http://{self.admin.reachable(port)}"
 
 
 class Log(Section):

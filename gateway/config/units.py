@@ -78,6 +78,11 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def reachable(self, port: int) -> str:
+        """Return host and port as somebody on this machine would type them."""
+        is_any = self.host in ("0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+        return str(Address("127.0.0.1" if is_any else self.host, port))
+
 
 def _address(value: Any) -> Address:
     if isinstance(value, Address):

@@ -16,7 +16,7 @@ from gateway.config.catalog import Catalog, Match
 from gateway.config.model import Config
 from gateway.config.origins import Origins
 from gateway.errors import Forbidden
-from gateway.http.channels import channel_names
+from gateway.http.ask import Ask
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -37,6 +37,30 @@ class CorsPolicy:
             allow_headers=tuple(config.cors.allow_headers),
             max_age=round(config.cors.max_age),
         )
+
+    def headers(self, ask: Ask) -> dict[str, str]:
+        """Return what lets a page read the answer, and keeps caches from giving it to another one."""
+        headers: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN}
+        origin = ask.headers.get(hdrs.ORIGIN)
+        if origin is not None and self.refusing(origin, ask.channels) is None:
+            headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            if self.options.allow_credentials:
+                headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
+        return headers
+
+    def check(self, ask: Ask) -> None:
+        """Refuse a page that may not read. Raises Forbidden, with the rule that stands in the way.
+
+        The browser would refuse to show it the stream, and keep asking for it for ever.
+        """
+        origin = ask.headers.get(hdrs.ORIGIN)
+        if origin is None:
+            return
+        rule = self.refusing(origin, ask.channels)
+        if rule is not None:
+            raise Forbidden(
+                f"pages of {origin[:200]!r} may not read this; allow it in {rule}", code="origin_refused"
+            )
 
     def refusing(self, origin: str, names: tuple[str, ...]) -> str | None:
         """Return the YAML path of a list that does not allow the origin, or None if all channels allow it.
@@ -79,7 +103,6 @@ class _RequestOrigins(Mapping[str, ResourceOptions]):
 class _Adapter(AbstractRouterAdapter):
     def __init__(self, policy: CorsPolicy) -> None:
         self._policy = policy
-        self._resources: set[Any] = set()
 
     def add_preflight_handler(self, routing_entity: Any, handler: Handler, webview: bool = False) -> None:
         async def options(request: web.Request) -> web.StreamResponse:
@@ -100,43 +123,28 @@ class _Adapter(AbstractRouterAdapter):
         )
 
     def is_cors_enabled_on_request(self, request: web.Request) -> bool:
-        return request.match_info.route.resource in self._resources
+        return False  # the headers of answers are `CorsPolicy.headers`: the front protocol needs them too
 
     def set_config_for_routing_entity(self, routing_entity: Any, config: Any) -> None:
-        self._resources.add(routing_entity)
+        pass
 
     async def get_preflight_request_config(
         self, preflight_request: web.Request, origin: str, requested_method: str
     ) -> Mapping[str, ResourceOptions]:
         if requested_method not in (hdrs.METH_GET, hdrs.METH_HEAD):
             raise KeyError(requested_method)
-        return self.get_non_preflight_request_config(preflight_request)
+        return _RequestOrigins(self._policy, Ask.of_request(preflight_request).channels)
 
     def get_non_preflight_request_config(self, request: web.Request) -> Mapping[str, ResourceOptions]:
-        return _RequestOrigins(self._policy, channel_names(request))
+        raise NotImplementedError("the library answers preflights only")
 
 
-class Cors:
-    """The CORS of an application: the library's hooks, and the refusal of what they would let pass."""
+class Preflights:
+    """The preflights of an application, answered by the library."""
 
     def __init__(self, app: web.Application, policy: CorsPolicy) -> None:
-        self._policy = policy
         self._library = CorsConfig(app, router_adapter=_Adapter(policy))
 
     def add(self, resource: web.AbstractResource) -> None:
-        """Make a resource readable for the pages that the policy allows, and answer its preflights."""
+        """Answer the preflights of a resource."""
         self._library.add(resource)
-
-    def check(self, request: web.Request) -> None:
-        """Refuse a page that may not read. Raises Forbidden, with the rule that stands in the way.
-
-        The browser would refuse to show it the stream, and keep asking for it for ever.
-        """
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is None:
-            return
-        rule = self._policy.refusing(origin, channel_names(request))
-        if rule is not None:
-            raise Forbidden(
-                f"pages of {origin[:200]!r} may not read this; allow it in {rule}", code="origin_refused"
-            )

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from gateway.errors import BadRequest, ExpectationFailed, GatewayError, NotFound
 from gateway.http.bodies import Bodies
 from gateway.http.receipts import Receipts
-from gateway.http.responses import add_headers, error_response
+from gateway.http.responses import asked_headers, error_response
 from gateway.sources.webhook import WebhookSource
 from gateway.webhooks import rest_proxy
 from gateway.webhooks.post import MAX_TOPIC, Path, Post, Reply
@@ -111,7 +111,7 @@ class Hooks:
         if reply is None:
             return error_response(error)
         response = _response(reply)
-        add_headers(response, error)
+        response.headers.update(asked_headers(error))
         return response
 
 

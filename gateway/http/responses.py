@@ -1,11 +1,14 @@
 """Answers that are not streams: JSON, for errors too, on every route."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
+from http import HTTPStatus
 
 import msgspec
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.helpers import rfc822_formatted_time
 
 from gateway.errors import GatewayError, TooManyRequests, Unauthorized, Unavailable
 
@@ -13,6 +16,14 @@ log = structlog.get_logger("gateway.http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+SERVER = "sse-gateway"
+"""The ``Server`` header: no version."""
+
+HEADS = 256
+"""How many heads of answers are remembered: those of a herd are all the same."""
+
+_JSON = "application/json; charset=utf-8"
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _CODES = {
     404: "not_found",
     405: "method_not_allowed",
@@ -20,6 +31,39 @@ _CODES = {
     413: "too_large",
     417: "expectation_failed",
 }
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole answer, for aiohttp or for a bare transport."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def response(self) -> web.Response:
+        """Return it as aiohttp's."""
+        return web.Response(status=self.status, headers=self.headers, body=self.body)
+
+    def last(self) -> bytes:
+        """Return it as HTTP/1.1, the last one on its connection."""
+        more: dict[str, str] = {hdrs.CONTENT_LENGTH: str(len(self.body)), hdrs.CONNECTION: "close"}
+        return head(self.status, self.headers, more) + self.body
+
+
+def head(status: int, headers: Mapping[str, str], more: Mapping[str, str]) -> bytes:
+    """Return status line and header lines, with those that every answer has."""
+    return (
+        _lines(status, (*headers.items(), *more.items()))
+        + b"Date: %b\r\n\r\n" % rfc822_formatted_time().encode()
+    )
+
+
+@lru_cache(HEADS)
+def _lines(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {_PHRASES[status]}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    # Surrogates are what the bytes of an Origin that is no UTF-8 arrive as.
+    return "\r\n".join([*lines, f"Server: {SERVER}\r\n"]).encode("utf-8", "surrogateescape")
 
 
 def json_response(data: object, *, status: int = 200) -> web.Response:
@@ -32,25 +76,34 @@ def json_response(data: object, *, status: int = 200) -> web.Response:
     )
 
 
-def error_response(error: GatewayError) -> web.Response:
+def error_answer(error: GatewayError) -> Answer:
     """Return ``{"error": code, "message": …}`` with the status and headers of its kind."""
-    response = _json_error(error.code, error.message, error.status)
-    add_headers(response, error)
-    return response
+    headers = {hdrs.CONTENT_TYPE: _JSON, **asked_headers(error)}
+    return Answer(error.status, headers, _error_body(error.code, error.message))
 
 
-def add_headers(response: web.Response, error: GatewayError) -> None:
-    """Add what a status asks for: ``WWW-Authenticate`` or ``Retry-After``."""
+def error_response(error: GatewayError) -> web.Response:
+    """Return `error_answer` as aiohttp's."""
+    return error_answer(error).response()
+
+
+def asked_headers(error: GatewayError) -> dict[str, str]:
+    """Return what a status asks for: ``WWW-Authenticate`` or ``Retry-After``."""
     if isinstance(error, Unauthorized):
-        response.headers[hdrs.WWW_AUTHENTICATE] = error.challenge
+        return {hdrs.WWW_AUTHENTICATE: error.challenge}
     if isinstance(error, (Unavailable, TooManyRequests)):
-        response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
+        return {hdrs.RETRY_AFTER: str(error.retry_after)}
+    return {}
+
+
+def _error_body(code: str, message: str) -> bytes:
+    # Headers that are not UTF-8 arrive with surrogates, which have no encoding.
+    safe = message.encode(errors="backslashreplace").decode()
+    return msgspec.json.encode({"error": code, "message": safe}) + b"\n"
 
 
 def _json_error(code: str, message: str, status: int) -> web.Response:
-    # Headers that are not UTF-8 arrive with surrogates, which have no encoding.
-    safe = message.encode(errors="backslashreplace").decode()
-    return json_response({"error": code, "message": safe}, status=status)
+    return Answer(status, {hdrs.CONTENT_TYPE: _JSON}, _error_body(code, message)).response()
 
 
 @web.middleware
@@ -77,6 +130,6 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 
 async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
-    response.headers[hdrs.SERVER] = "sse-gateway"
+    response.headers[hdrs.SERVER] = SERVER
     if request.path.startswith("/events"):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

@@ -1,19 +1,22 @@
 """Listening sockets, and the deadlines of connections that have not asked for anything yet."""
 
 import asyncio
-import errno
+import math
 import os
-import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from aiohttp import web
 
 from gateway.config.model import Tls
 from gateway.config.units import Address
 from gateway.errors import StartupError
+from gateway.http.binding import bind
+from gateway.http.front import Front, Heads
 from gateway.http.responses import Handler
+from gateway.http.subscribe import Subscribe
 
 BACKLOG = 4096
 """Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
@@ -24,13 +27,9 @@ KEEPALIVE = 75.0
 LINGER = 1.0
 """Seconds that the rest of a refused body is read, so that its sender sees the answer and not a reset."""
 
-SEND_BUFFER = 64 * 1024
-"""Bytes of SO_SNDBUF: what the kernel takes for a client that does not read."""
-
-NOT_SENT_LOW = 16 * 1024
-"""Bytes not yet sent at which the kernel asks for more (TCP_NOTSENT_LOWAT)."""
-
 _SWEEP = 1.0
+
+P = TypeVar("P")
 
 
 class _Refuse(asyncio.Protocol):
@@ -41,7 +40,7 @@ class _Refuse(asyncio.Protocol):
 
 
 class Listener:
-    """One address with one application behind it.
+    """One address, or one path of a Unix socket, with one application behind it.
 
     A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
     Once it has, aiohttp's keep-alive deadline and the handlers' own take over.
@@ -50,13 +49,15 @@ class Listener:
     def __init__(
         self,
         app: web.Application,
-        address: Address,
+        address: Address | str,
         *,
         key: str,
         request_seconds: float,
         write_seconds: float | None = None,
         tls: ssl.SSLContext | None = None,
+        is_shared: bool = False,
         has_room: Callable[[], bool] = lambda: True,
+        subscribe: Subscribe | None = None,
     ) -> None:
         self._runner = web.AppRunner(
             app,
@@ -73,8 +74,11 @@ class Listener:
         self._request_seconds = request_seconds
         self._write_seconds = write_seconds
         self._tls = tls
+        self._is_shared = is_shared
         self._has_room = has_room
-        self._waiting: dict[web.RequestHandler, float] = {}
+        self._subscribe = subscribe
+        self._fronts: dict[Front, float] = {}
+        self._handlers: dict[web.RequestHandler, float] = {}
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         app.middlewares.insert(0, self._seen)
@@ -83,21 +87,26 @@ class Listener:
         """Bind and listen. Raises StartupError with one line that names the key of the configuration."""
         await self._runner.setup()
         loop = asyncio.get_running_loop()
-        bound = self._bind()
-        self._server = await loop.create_server(
-            self._accept,
-            sock=bound,
-            backlog=BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._request_seconds if self._tls else None,
-        )
+        self._time = loop.time
+        self.heads = Heads()
+        bound = bind(self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds)
+        if isinstance(self._address, str):
+            self._server = await loop.create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
+        else:
+            self._server = await loop.create_server(
+                self._accept,
+                sock=bound,
+                backlog=BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._request_seconds if self._tls else None,
+            )
         self._sweep()
 
     @property
     def requests(self) -> int:
-        """How many connections are aiohttp's: under way with a request, or idle between two."""
+        """How many connections are no streams: under way with a request, or idle before or between two."""
         server = self._runner.server
-        return 0 if server is None else len(server.connections)
+        return len(self._fronts) + (0 if server is None else len(server.connections))
 
     @property
     def port(self) -> int:
@@ -112,73 +121,60 @@ class Listener:
             self._server.close()
 
     async def stop(self) -> None:
-        """End all connections that are still aiohttp's. Harmless when repeated."""
+        """End all connections that are no streams. Harmless when repeated."""
         self.stop_accepting()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        for front in list(self._fronts):
+            front.force_close()
         await self._runner.cleanup()
 
-    def _bind(self) -> socket.socket:
-        host, port = self._address
-        try:
-            family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            bound = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
-            raise self._cannot(error) from None
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6 and host == "::":
-                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            if self._write_seconds is not None:
-                self._limit_kernel(bound, self._write_seconds)
-            bound.bind(where)
-            bound.setblocking(False)
-        except OSError as error:
-            bound.close()
-            raise self._cannot(error) from None
-        return bound
+    def meets(self, front: Front) -> None:
+        """A connection is there; with TLS, after its handshake, which has a deadline of its own."""
+        self._fronts[front] = self._time() + self._request_seconds
 
-    @staticmethod
-    def _limit_kernel(bound: socket.socket, seconds: float) -> None:
-        # Accepted sockets inherit these, so no connection pays a system call for them.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW)
-        # Unacknowledged data ends the connection: a client that vanished without a FIN (RFC 5482).
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(seconds * 1000), 2**31 - 1))
+    def leaves(self, front: Front) -> None:
+        """A front protocol has no connection any more. Harmless when repeated."""
+        self._fronts.pop(front, None)
 
-    def _cannot(self, error: OSError) -> StartupError:
-        reason = {
-            errno.EADDRINUSE: "the address is in use by another process",
-            errno.EACCES: "not allowed to use that port",
-            errno.EADDRNOTAVAIL: "this machine does not have that address",
-        }.get(error.errno or 0, error.strerror or str(error))
-        return StartupError(f"cannot listen on {self._address} ({self._key}): {reason}")
+    def answers(self, front: Front) -> None:
+        """A front protocol has a whole request, and what it waits for has a deadline of its own."""
+        self._fronts[front] = math.inf
+
+    def handler_for(self, front: Front) -> web.RequestHandler:
+        """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""
+        server = self._runner.server
+        assert server is not None
+        handler = server()
+        self._handlers[handler] = self._fronts.pop(front)
+        return handler
 
     def _accept(self) -> asyncio.Protocol:
         if not self._has_room():
             return _Refuse()
-        server = self._runner.server
-        assert server is not None
-        protocol = server()
-        self._waiting[protocol] = asyncio.get_running_loop().time() + self._request_seconds
-        return protocol
+        return Front(self, self._subscribe)
 
     @web.middleware
     async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        self._waiting.pop(request.protocol, None)
+        self._handlers.pop(request.protocol, None)
         return await handler(request)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # All deadlines are equally long, so the oldest come first.
-        while self._waiting:
-            protocol, deadline = next(iter(self._waiting.items()))
-            if deadline > now:
-                break
-            del self._waiting[protocol]
-            protocol.force_close()
+        for front in self._late(self._fronts, now):
+            front.force_close()
+        for handler in self._late(self._handlers, now):
+            handler.force_close()
         self._sweeper = loop.call_later(min(_SWEEP, self._request_seconds / 4), self._sweep)
+
+    @staticmethod
+    def _late(waiting: dict[P, float], now: float) -> list[P]:
+        """Take out those whose deadline is over."""
+        late = [protocol for protocol, deadline in waiting.items() if deadline <= now]
+        for protocol in late:
+            del waiting[protocol]
+        return late
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:

@@ -1,27 +1,24 @@
-"""``GET /events``: a request to a stream, or to a reason why not."""
+"""``GET /events``: a request to a stream, or to a reason why not. One decision, whichever path it came on."""
 
-import time
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import cast
 
 import structlog
 from aiohttp import hdrs, web
 
 from gateway.config.catalog import Catalog, Match
-from gateway.config.units import parse_duration
 from gateway.errors import BadRequest, GatewayError, NotFound, Unavailable
-from gateway.event import EventId
+from gateway.http import query
+from gateway.http.ask import Ask
 from gateway.http.auth import Authenticator, authorize
-from gateway.http.channels import channel_names
-from gateway.http.cors import Cors
-from gateway.http.responses import error_response
+from gateway.http.cors import CorsPolicy
+from gateway.http.responses import Answer, error_answer, head
 from gateway.hub.replay import Opening, Start
-from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
-from gateway.sse import CONTENT_TYPE, Format, control_block
-from gateway.stream.streams import Full, Streams
+from gateway.sse import CONTENT_TYPE, open_block
+from gateway.stream.connection import Connection
+from gateway.stream.streams import Full, Place, Streams
 from gateway.stream.takeover import take_over
 
 log = structlog.get_logger("gateway.http")
@@ -32,82 +29,110 @@ HEADERS: Mapping[str, str] = {
     "X-Accel-Buffering": "no",  # nginx would hold the stream back
 }
 
-RESUME_NAMES = ("lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event_id", "lastEvent")
-"""Query names under which polyfills send the last event id."""
-
-MAX_LAST = 100_000
-"""Most events that ``last=N`` may ask for."""
+_CHUNKED = {**HEADERS, hdrs.TRANSFER_ENCODING: "chunked"}
 
 MAX_LOGGED = 200
 """Characters of a client's own words that a log line holds."""
 
-MAX_TYPES = 100
-"""Most names in ``types=``."""
-
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """The handlers of ``/events`` and ``/events/{channel}``."""
+    """Decides about requests for streams, and opens them."""
 
     catalog: Catalog
     streams: Streams
-    cors: Cors
+    cors: CorsPolicy
     authenticator: Authenticator
     metrics: Metrics
     channels_per_stream: int
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        """Open the stream; refusals that can never work raise, those that may pass end a stream politely."""
+        """Open the stream of a request that aiohttp routed here."""
+        ask = Ask.of_request(request)
         try:
-            return await self._open(request)
-        except (Full, Unavailable) as error:
-            self.metrics.refused.labels(error.code).inc()
-            return self._come_back(error)
+            if ask.method == hdrs.METH_HEAD:
+                self.check(ask)
+                return web.Response(headers={**HEADERS, **self.cors.headers(ask)})
+            place, start = self.grant(ask)
+            with place:
+                opening = await self.streams.opening(place.subscription, start)
+                first = self._first(ask, place, opening)
+                headers = {**HEADERS, **self.cors.headers(ask)}
+                response, stream = await take_over(request, headers, first, lambda: place.take(opening))
+                if stream is not None:
+                    self._begun(ask, stream, opening, len(place.subscription.frame(first)))
+            return response
         except GatewayError as error:
-            self.metrics.refused.labels(error.code).inc()
-            log.info(
-                "stream_refused",
-                status=error.status,
-                code=error.code,
-                reason=error.message,
-                path=request.path[:MAX_LOGGED],
-                origin=request.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None,
-            )
-            return _last(error_response(error))
+            response = self.refuse(ask, error).response()
+            response.force_close()  # a herd of refused clients must not hold descriptors
+            return response
 
-    async def _open(self, request: web.Request) -> web.StreamResponse:
+    def grant(self, ask: Ask) -> tuple[Place, Start]:
+        """Decide about a request: a place for its stream, and where that begins.
+
+        Raises GatewayError; release the place where no stream takes it.
+        """
+        matches = self.check(ask)
+        subscription = query.subscription(ask, matches)
+        start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
+        return self.streams.reserve(subscription, heartbeat_events=heartbeat_events), start
+
+    def check(self, ask: Ask) -> tuple[Match, ...]:
+        """Check that a client may read what it names, and return that. Raises GatewayError."""
         # CORS before auth, so that a page always learns why; auth before anything costs memory.
-        self.cors.check(request)
-        matches = self._matches(request)
-        claims = self.authenticator.claims(request.headers.get(hdrs.AUTHORIZATION))
-        authorize(matches, claims)
-        subscription = _subscription(request, matches)
-        start = _start(request)
-        heartbeat_events = _choice(request, "heartbeat", ("comment", "event")) == "event"
-        if request.method == hdrs.METH_HEAD:
-            return web.Response(headers=HEADERS)
-        with self.streams.reserve(subscription) as place:
-            opening = await self.streams.opening(subscription, start)
-            first = self._first(place.connection, channel_names(request), opening)
-            response, stream = await take_over(
-                request,
-                HEADERS,
-                first,
-                lambda: place.take(opening, heartbeat_events=heartbeat_events),
-            )
-            if stream is not None:
-                self.streams.begin(stream, opening, len(subscription.frame(first)))
-                log.info(
-                    "stream_opened",
-                    connection=place.connection,
-                    channels=subscription.channels,
-                    resume=opening.resume,
-                    client=request.remote,
-                )
-        return response
+        self.cors.check(ask)
+        matches = self._matches(ask)
+        authorize(matches, self.authenticator.claims(ask.headers.get(hdrs.AUTHORIZATION)))
+        return matches
 
-    def _matches(self, request: web.Request) -> tuple[Match, ...]:
-        names = channel_names(request)
+    def open(self, ask: Ask, place: Place, opening: Opening, transport: asyncio.Transport) -> None:
+        """Answer on a bare transport, and let a stream have it. Releases the place."""
+        with place:
+            frame = place.subscription.frame(self._first(ask, place, opening))
+            stream = place.take(opening)
+            transport.set_protocol(stream)
+            stream.connection_made(transport)
+            transport.write(head(200, _CHUNKED if ask.chunked else HEADERS, self.cors.headers(ask)) + frame)
+            self._begun(ask, stream, opening, len(frame))
+
+    def _first(self, ask: Ask, place: Place, opening: Opening) -> bytes:
+        retry = self.streams.retry_ms(jitter=False)
+        block = open_block(place.connection, ask.channels, opening.resume, id=opening.id, retry=retry)
+        return block + opening.gaps
+
+    def refuse(self, ask: Ask, error: GatewayError) -> Answer:
+        """Return the answer to a request that gets no stream, which must be its connection's last one.
+
+        What can never work gets its status; what may pass is a stream that ends at once, because a browser
+        gives up for good on any status but 200.
+        """
+        self.metrics.refused.labels(error.code).inc()
+        cors = self.cors.headers(ask)
+        if isinstance(error, (Full, Unavailable)):
+            return Answer(200, {**HEADERS, **cors}, self.streams.close_block(error.code))
+        log.info(
+            "stream_refused",
+            status=error.status,
+            code=error.code,
+            reason=error.message,
+            path=ask.path[:MAX_LOGGED],
+            origin=ask.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None,
+        )
+        answer = error_answer(error)
+        return Answer(answer.status, {**answer.headers, **cors}, answer.body)
+
+    def _begun(self, ask: Ask, stream: Connection, opening: Opening, sent: int) -> None:
+        self.streams.begin(stream, opening, sent)
+        log.info(
+            "stream_opened",
+            connection=stream.id,
+            channels=stream.subscription.channels,
+            resume=opening.resume,
+            client=ask.client,
+        )
+
+    def _matches(self, ask: Ask) -> tuple[Match, ...]:
+        names = ask.channels
         if not names:
             raise BadRequest("no channel: ask for /events/{channel} or /events?channel=…", code="no_channel")
         if len(names) > self.channels_per_stream:
@@ -122,82 +147,3 @@ class Subscribe:
                 raise NotFound(f"there is no channel {name[:200]!r}", code="unknown_channel")
             found.append(match)
         return tuple(found)
-
-    def _first(self, connection: str, channels: tuple[str, ...], opening: Opening) -> bytes:
-        data = {"connection": connection, "channels": channels, "resume": opening.resume}
-        retry = self.streams.retry_ms(jitter=False)
-        return control_block("stream.open", data, id=opening.id, retry=retry) + opening.gaps
-
-    def _come_back(self, error: GatewayError) -> web.Response:
-        # A browser gives up for good on any status but 200, so overload is a stream that ends at once.
-        return _last(web.Response(body=self.streams.close_block(error.code), headers=HEADERS))
-
-
-def _last(response: web.Response) -> web.Response:
-    """Let an answer be its connection's last: a herd of refused clients must not hold descriptors."""
-    response.force_close()
-    return response
-
-
-def _subscription(request: web.Request, matches: tuple[Match, ...]) -> Subscription:
-    format = _choice(request, "format", ("envelope", "data"))
-    types = frozenset(
-        name.strip()
-        for value in request.query.getall("types", ())
-        for name in value.split(",")
-        if name.strip()
-    )
-    if len(types) > MAX_TYPES:
-        raise BadRequest(f"types= names more than {MAX_TYPES} types", code="bad_query")
-    return Subscription(
-        # In one order, so that a=…&b=… and b=…&a=… share an audience.
-        matches=tuple(sorted(matches, key=lambda match: match.name)),
-        format=cast(Format | None, format),
-        types=types or None,
-        chunked=request.version >= (1, 1),
-    )
-
-
-def _start(request: web.Request) -> Start:
-    # The header first: it is what the browser itself keeps; a query value may be from the first page view.
-    given = request.headers.get("Last-Event-ID") or next(
-        (request.query[name] for name in RESUME_NAMES if request.query.get(name)), None
-    )
-    if given:
-        return Start(after=EventId.parse(given.strip()), resumes=True)
-    last, since = request.query.get("last"), request.query.get("since")
-    if last is not None and since is not None:
-        raise BadRequest("last= and since= exclude each other", code="bad_query")
-    if last is not None:
-        if not last.isascii() or not last.isdigit() or len(last) > 9 or int(last) > MAX_LAST:
-            raise BadRequest(f"last= must be a number from 0 to {MAX_LAST}", code="bad_query")
-        return Start(last=int(last))
-    return Start(after=_since(since)) if since is not None else Start()
-
-
-def _since(text: str) -> EventId:
-    """Return the id before everything that ``since=`` (an id, an ISO time, a duration) asks for."""
-    id = EventId.parse(text)
-    if id is not None:
-        return id
-    try:
-        return EventId.before(round(time.time() * 1000 - parse_duration(text) * 1000))
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadRequest(
-            "since= must be an event id, an ISO time (2026-01-31T12:00:00Z) or a duration (15m)",
-            code="bad_query",
-        ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return EventId.before(max(0, round(moment.timestamp() * 1000)))
-
-
-def _choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str | None:
-    value = request.query.get(name)
-    if value is not None and value not in allowed:
-        raise BadRequest(f"{name}= must be {' or '.join(allowed)}", code="bad_query")
-    return value

@@ -6,10 +6,21 @@ at that moment are its recipients, and `step` writes it to a slice of them per t
 under way, events gather in ``_pending``: that is the coalescing, and it grows with load by itself.
 
 Order. Frames go out one after the other, so every member sees the log's order. A member that
-joins or leaves seals what is pending first, so each frame covers whole members: nobody gets half of one.
+joins seals what is pending first, so each frame covers whole members: nobody gets half of one.
+
+Cost. A delivery is one write() and nothing else: no object is touched but the number of a file. Who got what
+is known without notes, as members sit in the order in which they joined: whoever sits before `Frame.next` has
+the frame. A member that leaves meanwhile makes the frames that were sealed for it ask each member whether
+it is still there; most frames are *whole*, and need not.
+
+Files. A write goes past the transport, which is right only while that holds nothing back itself. So a stream
+is told to pause as soon as a byte had to stay in its transport, and leaves its audience then. And it is right
+only while the file is the stream's own: transports close theirs after `connection_lost`, which leaves first.
 """
 
 from collections import Counter, deque
+from itertools import count
+from os import write
 from typing import Protocol
 
 from gateway.event import EventId
@@ -26,7 +37,7 @@ MAX_PENDING = 16 * 1024 * 1024
 class Transport(Protocol):
     """The part of `asyncio.Transport` that fan-out uses."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | memoryview) -> None: ...
 
 
 class Member(Protocol):
@@ -35,8 +46,16 @@ class Member(Protocol):
     @property
     def transport(self) -> Transport: ...
 
+    @property
+    def fd(self) -> int:
+        """The socket's descriptor, where bytes may be written past the transport; else -1."""
+
     audience: "Audience | None"
     cursor: EventId
+    seat: int
+    """Its place in the order of joining."""
+    since: tuple[int, int]
+    """Events and bytes of the audience when it joined."""
     events: int
     bytes: int
 
@@ -44,33 +63,77 @@ class Member(Protocol):
 class Frame:
     """Bytes for everybody who was a member when they were sealed. ``until`` is the id they lead up to."""
 
-    __slots__ = ("counts", "data", "events", "next", "oldest_ms", "payload_bytes", "recipients", "until")
+    __slots__ = (
+        "before",
+        "counts",
+        "data",
+        "events",
+        "fds",
+        "last_seat",
+        "next",
+        "oldest_ms",
+        "payload_bytes",
+        "recipients",
+        "until",
+        "whole",
+    )
 
-    def __init__(self, data: bytes, entries: list[Entry], recipients: list[Member], until: EventId) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        entries: list[Entry],
+        recipients: list[Member],
+        fds: list[int],
+        until: EventId,
+        before: tuple[int, int],
+    ) -> None:
         self.data = data
         self.events = len(entries)
         self.counts = Counter(entry.declared.name for entry in entries)
         self.oldest_ms = entries[0].id.ms
         self.payload_bytes = sum(len(entry.event.payload) for entry in entries)
         self.recipients = recipients
+        self.fds = fds
+        self.last_seat = recipients[-1].seat
         self.until = until
-        self.next = 0
+        self.before = before  # events and bytes of the audience before this
+        self.next = 0  # how many recipients have it
+        self.whole = True  # whether all recipients are still there
+
+    def reached(self, member: Member) -> bool:
+        """Tell whether a recipient has it."""
+        return self.next > 0 and member.seat <= self.recipients[self.next - 1].seat
 
 
 class Audience:
     """All streams of this node with one subscription."""
 
-    __slots__ = ("_frames", "_pending", "_settled", "_waiting", "members", "queued", "subscription")
+    __slots__ = (
+        "_direct",
+        "_frames",
+        "_pending",
+        "_seats",
+        "_settled",
+        "_waiting",
+        "members",
+        "queued",
+        "sealed",
+        "subscription",
+    )
 
     def __init__(self, subscription: Subscription, head: EventId) -> None:
         self.subscription = subscription
-        self.members: dict[Member, None] = {}
+        self.members: dict[Member, int] = {}
         self.queued = False  # has its turn in the pump coming
         self._pending: list[Entry] = []
         self._waiting = 0
         self._frames: deque[Frame] = deque()
         # Everything up to here was delivered to all members that were there.
         self._settled = head
+        self._seats = count()
+        self._direct = True  # whether all members that ever joined can be written to past their transport
+        self.sealed = (0, 0)
+        """Events and bytes of all frames so far."""
 
     @property
     def is_busy(self) -> bool:
@@ -98,7 +161,10 @@ class Audience:
         self._seal(head)
         member.audience = self
         member.cursor = head
-        self.members[member] = None
+        member.seat = next(self._seats)
+        member.since = self.sealed
+        self._direct = self._direct and member.fd >= 0
+        self.members[member] = member.fd
 
     def leave(self, member: Member, head: EventId) -> None:
         """Let a stream go; its cursor then says exactly what it was given. Harmless when repeated."""
@@ -106,7 +172,20 @@ class Audience:
             return
         member.audience = None
         del self.members[member]
-        member.cursor = max(member.cursor, self._settled if self.is_busy else head)
+        (events, size), until = self.sealed, head
+        if self.is_busy:
+            until = self._settled
+            for frame in self._frames:
+                frame.whole = False
+            if self._frames:
+                first = self._frames[0]
+                events, size = first.before
+                if first.reached(member):
+                    events, size, until = events + first.events, size + len(first.data), first.until
+        # What was sealed before it joined was not for it.
+        member.events += max(0, events - member.since[0])
+        member.bytes += max(0, size - member.since[1])
+        member.cursor = max(member.cursor, until)
 
     def clear(self) -> None:
         """Drop what is waiting, once all members have left."""
@@ -124,33 +203,47 @@ class Audience:
             if not self._frames:
                 return 0, None
         frame = self._frames[0]
-        data, until, events, size = frame.data, frame.until, frame.events, len(frame.data)
         first, last = frame.next, min(frame.next + budget, len(frame.recipients))
-        written = 0
-        # Inlined on purpose: this loop is what a delivery costs besides its send().
-        for member in (
-            frame.recipients[first:last] if last - first < len(frame.recipients) else frame.recipients
-        ):
-            # Gone or paused; or it was, and came back with this frame already read from the ring.
-            if member.audience is not self or member.cursor >= until:
-                continue
-            member.cursor = until
-            member.events += events
-            member.bytes += size
-            member.transport.write(data)
-            written += 1
+        written = last - first
+        if frame.whole and self._direct:
+            self._write_all(frame, first, last)
+        else:
+            written = self._write_each(frame, first, last)
         frame.next = last
         if last == len(frame.recipients):
             self._frames.popleft()
             self._waiting -= frame.payload_bytes
-            self._settled = until
+            self._settled = frame.until
         return written, frame
+
+    def _write_all(self, frame: Frame, first: int, last: int) -> None:
+        data, size = frame.data, len(frame.data)
+        for fd in frame.fds[first:last] if last - first < len(frame.fds) else frame.fds:
+            try:
+                sent = write(fd, data)
+            except OSError:  # full, or gone: its transport will find out
+                sent = 0
+            if sent != size:
+                position = frame.fds.index(fd, first)
+                frame.next = position + 1
+                frame.recipients[position].transport.write(memoryview(data)[sent:])
+
+    def _write_each(self, frame: Frame, first: int, last: int) -> int:
+        data, last_seat = frame.data, frame.last_seat
+        written = 0
+        for member in frame.recipients[first:last]:
+            frame.next += 1
+            # Gone or paused; or it was, and came back with this frame already read from the ring.
+            if member.audience is self and member.seat <= last_seat:
+                member.transport.write(data)
+                written += 1
+        return written
 
     def _seal(self, head: EventId) -> None:
         """Close what is pending into frames for the members of this moment."""
         if not self._pending:
             return
-        recipients = list(self.members)
+        recipients, fds = list(self.members), list(self.members.values())
         entries, size = [], 0
         pending, self._pending = self._pending, []
         for position, entry in enumerate(pending):
@@ -159,5 +252,7 @@ class Audience:
             is_last = position == len(pending) - 1
             if size >= MAX_FRAME or is_last:
                 data = self.subscription.frame(self.subscription.encode(entries))
-                self._frames.append(Frame(data, entries, recipients, head if is_last else entry.id))
+                until = head if is_last else entry.id
+                self._frames.append(Frame(data, entries, recipients, fds, until, self.sealed))
+                self.sealed = (self.sealed[0] + len(entries), self.sealed[1] + len(data))
                 entries, size = [], 0

@@ -79,7 +79,7 @@ class Hub:
         self._ring: History[Entry] = History(max_bytes=ring_bytes, start=EventId(0, 0), clock=clock)
         self._kept = Retention(RING_EVENTS, round(ring_seconds * 1000))
         self._channels: dict[str, Channel] = {}
-        self._audiences: dict[object, Audience] = {}
+        self._audiences: dict[Subscription, Audience] = {}
         self._work: deque[tuple[Work, Any]] = deque()
         self._pumping = False
         self._delivered = {name: metrics.events_delivered.labels(name) for name in catalog.declared}
@@ -179,9 +179,9 @@ class Hub:
 
     def join(self, member: Member, subscription: Subscription) -> None:
         """Let a stream that has everything up to `head` take part in what comes."""
-        audience = self._audiences.get(subscription.key)
+        audience = self._audiences.get(subscription)
         if audience is None:
-            audience = self._audiences[subscription.key] = Audience(subscription, self.head)
+            audience = self._audiences[subscription] = Audience(subscription, self.head)
             for name in subscription.declared:
                 self._channels[name].audiences[audience] = None
         audience.join(member, self.head)
@@ -193,7 +193,7 @@ class Hub:
             return
         audience.leave(member, self.head)
         if not audience.members:
-            del self._audiences[audience.subscription.key]
+            del self._audiences[audience.subscription]
             for name in audience.subscription.declared:
                 del self._channels[name].audiences[audience]
 
@@ -248,7 +248,7 @@ class Hub:
             return 1, False
         if frame is not None and written:
             metrics = self._metrics
-            metrics.bytes_sent.inc(written * len(frame.data))
+            metrics.bytes_sent.value += written * len(frame.data)
             metrics.delivery_lag.observe(max(0, self._clock() - frame.oldest_ms) / 1000)
             for name, count in frame.counts.items():
                 self._delivered[name].inc(written * count)

@@ -14,9 +14,10 @@ far as this node's ring knows that nothing passed.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from gateway.backoff import jittered
@@ -77,8 +78,10 @@ class Start:
     resumes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+NOW = Start()
+
+
+class Opening(msgspec.Struct, frozen=True):
     """What the first bytes of a stream say."""
 
     head: EventId
@@ -88,7 +91,7 @@ class Opening:
     id: EventId | None
     """The id that ``stream.open`` carries: up to there the client has everything, or was told."""
     gaps: bytes = b""
-    told: Mapping[str, EventId] = field(default_factory=dict)
+    told: Mapping[str, EventId] = {}
 
 
 class Replay:
@@ -101,31 +104,54 @@ class Replay:
         self._tasks: set[asyncio.Task[None]] = set()
         hub.on_behind = self.catch_up
 
-    async def open(self, subscription: Subscription, start: Start) -> Opening:
-        """Decide where a stream begins and what it must be told. Raises Unavailable."""
-        head = self._hub.head
+    def open_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
+        """Decide where a stream begins, or return None where `open` must read first. Raises Unavailable."""
+        head, after = self._hub.head, start.after
         if head == EventId(0, 0):
             raise Unavailable("the log has not been reached yet")
+        if start.last is not None or (after is not None and after > head):
+            return None
+        if after is None:
+            return self._unknown(subscription, head) if start.resumes else self._live(head)
+        if not self._hub.covers(subscription, after):
+            return None
+        return self._opening(
+            subscription, after, head, View((), head, self._unseen(subscription, after, head), {}), after
+        )
+
+    async def open(self, subscription: Subscription, start: Start) -> Opening:
+        """Decide where a stream begins and what it must be told. Raises Unavailable."""
+        opening = self.open_at_once(subscription, start)
+        if opening is not None:
+            return opening
+        head = self._hub.head
         if start.last is not None:
             cursor = min(await self._reads.newest(subscription.channels, start.last), head)
             # Nothing was promised about what lies further back, so what is gone there is not told.
             view = await self._view(subscription, cursor, head)
             return Opening(head, cursor, "none", cursor, told=view.floors)
         after = start.after
-        if after is None or (after > head and after > await self._reads.latest()):
-            if not start.resumes:
-                return Opening(head, head, "none", head)
-            # Nobody knows what the client has. It keeps its id until the last gap is through.
-            told = dict.fromkeys(subscription.channels, head)
-            return Opening(head, head, "gap", None, self._gaps(told, {}, "unknown_id", None, head), told)
+        assert after is not None, "a start without an id is decided at once"
         if after > head:
+            if after > await self._reads.latest():
+                return self._unknown(subscription, head) if start.resumes else self._live(head)
             return Opening(head, after, "complete", after)
-        if self._hub.covers(subscription, after):
-            view = View((), head, self._unseen(subscription, after, head), {})
-            cursor = after
-        else:
-            view = await self._view(subscription, after, head)
-            cursor = after if view.entries or view.until < head else head
+        view = await self._view(subscription, after, head)
+        cursor = after if view.entries or view.until < head else head
+        return self._opening(subscription, after, head, view, cursor)
+
+    @staticmethod
+    def _live(head: EventId) -> Opening:
+        return Opening(head, head, "none", head)
+
+    def _unknown(self, subscription: Subscription, head: EventId) -> Opening:
+        # Nobody knows what the client has. It keeps its id until the last gap is through.
+        told = dict.fromkeys(subscription.channels, head)
+        return Opening(head, head, "gap", None, self._gaps(told, {}, "unknown_id", None, head), told)
+
+    def _opening(
+        self, subscription: Subscription, after: EventId, head: EventId, view: View, cursor: EventId
+    ) -> Opening:
         gaps = _of_channels(subscription, view.floors)
         if not gaps:
             return Opening(head, cursor, "complete", cursor)

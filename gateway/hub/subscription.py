@@ -1,46 +1,72 @@
-"""What a stream asked for. Equal subscriptions share one audience, and with it every byte."""
+"""What a stream asked for. Equal subscriptions are one object, share one audience, and with it every byte."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from gateway.config.catalog import Declared, Match
 from gateway.hub.entry import Entry
 from gateway.sse import Format, chunk
 
 
-@dataclass(frozen=True, slots=True)
 class Subscription:
-    """Channels in a canonical order, and how their events are written.
+    """Channels in a canonical order, and how their events are written. Make it with `of`.
 
     ``format`` None leaves it to each channel; ``types`` None lets every type through; ``chunked`` is
     the framing of HTTP/1.1, without it the end of the connection ends the body (HTTP/1.0).
     """
 
-    matches: tuple[Match, ...]
-    format: Format | None = None
-    types: frozenset[str] | None = None
-    chunked: bool = True
+    __slots__ = (
+        "__weakref__",
+        "channels",
+        "chunked",
+        "declared",
+        "format",
+        "matches",
+        "stored",
+        "types",
+    )
 
-    @property
-    def key(self) -> object:
-        """What makes two subscriptions the same."""
-        return (self.channels, self.format, self.types, self.chunked)
-
-    @property
-    def channels(self) -> tuple[str, ...]:
+    def __init__(
+        self,
+        matches: tuple[Match, ...],
+        format: Format | None,
+        types: frozenset[str] | None,
+        *,
+        chunked: bool,
+    ) -> None:
+        self.matches = matches
+        self.format = format
+        self.types = types
+        self.chunked = chunked
+        self.channels: tuple[str, ...] = tuple(match.name for match in matches)
         """Full names of the channels."""
-        return tuple(match.name for match in self.matches)
-
-    @property
-    def declared(self) -> Mapping[str, Declared]:
+        names = {match.name: match.declared for match in matches}
+        self.declared: Mapping[str, Declared] = names | {
+            match.declared.name: match.declared for match in matches if match.is_instance
+        }
         """What to follow in the log: the channels, and the templates that gaps are told under."""
-        names = {match.name: match.declared for match in self.matches}
-        return names | {match.declared.name: match.declared for match in self.matches if match.is_instance}
-
-    @property
-    def stored(self) -> Mapping[str, Declared]:
+        kept = {name: declared for name, declared in self.declared.items() if declared.retention.events}
+        self.stored: Mapping[str, Declared] = kept if len(kept) < len(self.declared) else self.declared
         """What of it has a history that can be read."""
-        return {name: declared for name, declared in self.declared.items() if declared.retention.events}
+
+    @classmethod
+    def of(
+        cls,
+        matches: tuple[Match, ...],
+        format: Format | None = None,
+        types: frozenset[str] | None = None,
+        *,
+        chunked: bool = True,
+    ) -> "Subscription":
+        """Return the one object for this subscription; a=…&b=… and b=…&a=… are the same."""
+        if len(matches) > 1:
+            matches = tuple(sorted(matches, key=lambda match: match.name))
+        # The identity of what is declared is in the key: another configuration may give it another meaning.
+        key = (tuple((match.name, id(match.declared)) for match in matches), format, types, chunked)
+        found = _live.get(key)
+        if found is None:
+            found = _live[key] = cls(matches, format, types, chunked=chunked)
+        return found
 
     def wants(self, entry: Entry) -> bool:
         """Tell whether the event passes the type filter; gaps always do."""
@@ -60,3 +86,7 @@ class Subscription:
             match.name for match in self.matches if entry.channel in (match.name, match.declared.name)
         )
         return entry.gap_blocks(concerned)
+
+
+# Holds nobody alive: a subscription is gone with its last stream.
+_live: WeakValueDictionary[object, Subscription] = WeakValueDictionary()

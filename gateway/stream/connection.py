@@ -21,8 +21,11 @@ from gateway.sse import LAST_CHUNK
 if TYPE_CHECKING:
     from gateway.stream.streams import Streams
 
-HIGH_WATER = 32 * 1024
-"""Bytes in a transport's own buffer at which its stream pauses."""
+HIGH_WATER = 0
+"""Bytes in a transport's own buffer above which its stream pauses: see `gateway.hub.audience` on files."""
+
+HIGH_WATER_TLS = 32 * 1024
+"""The same for TLS, which always holds something."""
 
 MAX_INPUT = 64 * 1024
 """Bytes that a client may send on its stream, where nothing is expected, before it is cut."""
@@ -41,12 +44,15 @@ class Connection(asyncio.Protocol):
         "events",
         "events_as_heartbeat",
         "expires",
+        "fd",
         "id",
         "is_behind",
         "left",
         "opened",
         "paused",
+        "progress",
         "received",
+        "seat",
         "since",
         "slot",
         "subscription",
@@ -81,10 +87,12 @@ class Connection(asyncio.Protocol):
         self.events = 0
         self.bytes = 0
         self.swept = 0  # bytes at the last sweep
+        self.seat = 0
+        self.since = (0, 0)
         self.received = 0
         self.opened = 0.0
         self.expires = 0.0
-        self.since = 0.0  # when the transport last made progress, while it is full
+        self.progress = 0.0  # when the transport last took something, while it is full
         self.left = 0  # bytes in its buffer then
         self.slot = 0
 
@@ -92,6 +100,11 @@ class Connection(asyncio.Protocol):
     def can_take(self) -> bool:
         """Whether it is neither closing nor paused."""
         return self.closing is None and not self.paused
+
+    @property
+    def written(self) -> int:
+        """Bytes so far; while the stream is in an audience, those too that are on their way from it."""
+        return self.bytes if self.audience is None else self.bytes + self.audience.sealed[1] - self.since[1]
 
     def send(self, blocks: bytes, events: int) -> None:
         """Write whole blocks now; ``events`` is how many events of the log are among them."""
@@ -135,7 +148,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        sock = transport.get_extra_info("socket")
+        is_plain = sock is not None and transport.get_extra_info("sslcontext") is None
+        self.fd = sock.fileno() if is_plain else -1
+        self.transport.set_write_buffer_limits(high=HIGH_WATER if is_plain else HIGH_WATER_TLS)
 
     def data_received(self, data: bytes) -> None:
         # Nothing is expected. Reading goes on all the same: it is how a close is noticed at once.
@@ -158,5 +174,5 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         self.bytes += len(data)
-        self._owner.metrics.bytes_sent.inc(len(data))
+        self._owner.metrics.bytes_sent.value += len(data)
         self.transport.write(data)

@@ -57,15 +57,15 @@ class Sweep:
     def _visit(self, stream: Connection, now: float) -> None:
         if now >= stream.expires:
             stream.end("max_age")
-        elif stream.bytes == stream.swept and stream.can_take:
+        elif stream.written == stream.swept and stream.can_take:
             stream.send_raw(_FRAMES[stream.events_as_heartbeat, stream.subscription.chunked])
-        stream.swept = stream.bytes
+        stream.swept = stream.written
 
     def _cut_stalled(self, now: float) -> None:
         timeout = self._streams.timeouts.write
         for stream in list(self._streams.stalled):
             left = stream.unread()
             if left < stream.left:
-                stream.since, stream.left = now, left
-            elif now - stream.since >= timeout:
+                stream.progress, stream.left = now, left
+            elif now - stream.progress >= timeout:
                 stream.abort("write_timeout")

@@ -3,7 +3,8 @@
 import asyncio
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import count
 
 import structlog
@@ -23,11 +24,25 @@ log = structlog.get_logger("gateway.streams")
 AGE_JITTER = 0.2
 """Share by which the maximum age of a stream varies, so that those of one herd do not end together."""
 
+ID_BYTES = 12
+"""Random bytes in the id of a connection: 96 bits cannot be guessed."""
+
 SLOTS = 32
 """Parts that the streams are dealt into for `heartbeat.Sweep`."""
 
 _DRAIN_TICK = 0.05
 _DRAIN_SPREAD = 0.8  # of the drain time; the rest is for the last bytes to get out
+
+
+def _random_ids() -> Iterator[str]:
+    # In batches: each question to the kernel lets go of the interpreter, and a busy thread may take it.
+    while True:
+        many = secrets.token_hex(256 * ID_BYTES)
+        for first in range(0, len(many), 2 * ID_BYTES):
+            yield many[first : first + 2 * ID_BYTES]
+
+
+_ids = _random_ids()
 
 
 class Full(GatewayError):
@@ -59,6 +74,7 @@ class Streams:
         self._reserved = 0
         self._emptied = asyncio.Event()
         self._deal = count()
+        self._ended = cache(metrics.disconnects.labels)
 
     def retry_ms(self, *, jitter: bool) -> int:
         """Return the reconnect delay to tell a client, in milliseconds."""
@@ -71,13 +87,17 @@ class Streams:
             "stream.close", {"reason": reason, "reconnect": True}, retry=self.retry_ms(jitter=True)
         )
 
-    def reserve(self, subscription: Subscription) -> "Place":
+    def reserve(self, subscription: Subscription, *, heartbeat_events: bool = False) -> "Place":
         """Take a place for a stream that is about to open. Raises Full or Draining."""
         if self.is_draining:
             raise Draining("the gateway is shutting down")
         if len(self.open) + self._reserved >= self._limit:
             raise Full(f"limits.connections ({self._limit}) is reached")
-        return Place(self, subscription)
+        return Place(self, subscription, heartbeat_events)
+
+    def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
+        """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
+        return self._replay.open_at_once(subscription, start)
 
     async def opening(self, subscription: Subscription, start: Start) -> Opening:
         """Decide where a stream begins. Raises Unavailable. Cancelling is safe."""
@@ -92,8 +112,8 @@ class Streams:
         stream.expires = now + jittered(self.timeouts.connection, AGE_JITTER)
         stream.slot = next(self._deal) % SLOTS
         self.open[stream] = self.slots[stream.slot][stream] = None
-        self.metrics.connections.inc()
-        self.metrics.bytes_sent.inc(sent)
+        self.metrics.connections.value += 1
+        self.metrics.bytes_sent.value += sent
         if self.is_draining:  # began while the request was under way
             stream.end("draining")
             return
@@ -127,7 +147,7 @@ class Streams:
         self.stalled.pop(stream, None)
         seconds = asyncio.get_running_loop().time() - stream.opened
         reason = stream.closing or "client_closed"
-        self.metrics.disconnects.labels(reason).inc()
+        self._ended(reason).inc()
         self.metrics.connection_seconds.observe(seconds)
         log.info(
             "stream_closed",
@@ -186,30 +206,40 @@ class Streams:
     def _watch(self, stream: Connection) -> None:
         if stream in self.open:
             self.stalled[stream] = None
-            stream.since = asyncio.get_running_loop().time()
+            stream.progress = asyncio.get_running_loop().time()
             stream.left = stream.unread()
 
 
 class Place:
-    """A stream's place under the limit from its request until its connection is gone."""
+    """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
 
-    def __init__(self, streams: Streams, subscription: Subscription) -> None:
+    __slots__ = ("_heartbeat_events", "_released", "_streams", "_taken", "connection", "subscription")
+
+    def __init__(self, streams: Streams, subscription: Subscription, heartbeat_events: bool) -> None:
         self._streams = streams
+        self._heartbeat_events = heartbeat_events
         self.subscription = subscription
-        self.connection = secrets.token_urlsafe(12)
-        self._taken = False
+        self.connection = next(_ids)
+        self._taken = self._released = False
+        streams._reserved += 1
+        streams._hub.watch(subscription)
 
     def __enter__(self) -> "Place":
-        self._streams._reserved += 1
-        self._streams._hub.watch(self.subscription)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the place back, or let the stream that took it count for itself. Harmless when repeated."""
+        if self._released:
+            return
+        self._released = True
         self._streams._reserved -= 1
         if not self._taken:
             self._streams._hub.unwatch(self.subscription)
 
-    def take(self, opening: Opening, *, heartbeat_events: bool) -> Connection:
+    def take(self, opening: Opening) -> Connection:
         """Return the connection that this place was for; the hub's watch is its own now."""
         self._taken = True
         return Connection(
@@ -218,5 +248,5 @@ class Place:
             self.subscription,
             opening.cursor,
             opening.head,
-            heartbeat_events=heartbeat_events,
+            heartbeat_events=self._heartbeat_events,
         )

@@ -27,7 +27,12 @@ class Node:
         self._file = folder / f"node-{self.port}.yaml"
         self._module = module or ("gateway",)
         self._process: asyncio.subprocess.Process | None = None
-        server = {"listen": f"127.0.0.1:{self.port}", "admin": f"127.0.0.1:{self.admin}"}
+        server = {
+            **config.get("server", {}),
+            "listen": f"127.0.0.1:{self.port}",
+            "admin": f"127.0.0.1:{self.admin}",
+        }
+        self._sign = b"workers_listening" if "workers" in server else b"listening"
         log = {"level": "info", "format": "json"}  # `start` waits for a line of it
         self._file.write_text(json.dumps({**config, "server": server, "log": log}))  # JSON is YAML
 
@@ -40,7 +45,7 @@ class Node:
                 stdout=log, stderr=log, cwd=ROOT,
             )  # fmt: skip
         async with asyncio.timeout(30):
-            while b"listening" not in self.log.read_bytes()[said:]:
+            while self._sign not in self.log.read_bytes()[said:]:
                 assert self._process.returncode is None, self.log.read_text()
                 await asyncio.sleep(0.02)
 

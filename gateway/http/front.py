@@ -1,0 +1,171 @@
+"""The first protocol of a connection: answers requests for streams itself, and gives all others to aiohttp.
+
+What opening a stream costs is what a herd costs. aiohttp's task, request, router and response are most of it,
+and a stream needs none of them. So the bytes of a connection come here first. Those of a ``GET /events`` go
+through aiohttp's own parser and the same decision as everywhere (`Subscribe`), and the answer leaves with the
+first block in one write. Whatever is not plainly that, down to a request with a body, goes with all of its
+bytes to aiohttp's protocol, which never knows the difference.
+"""
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import structlog
+from aiohttp import hdrs
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+
+from gateway.errors import GatewayError
+from gateway.http.ask import Ask
+from gateway.http.subscribe import Subscribe
+from gateway.hub.replay import Start
+from gateway.stream.streams import Place
+
+if TYPE_CHECKING:
+    from gateway.http.server import Listener
+
+log = structlog.get_logger("gateway.http")
+
+MAX_HEAD = 16 * 1024
+"""Bytes of a request's head that are waited for here; aiohttp says what is wrong with a longer one."""
+
+_START = b"GET /events"
+_END = b"\r\n\r\n"
+_MORE = (hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING, hdrs.EXPECT, hdrs.UPGRADE)
+
+
+class Heads:
+    """aiohttp's parser, used again for each head that is one whole request without a body."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parser: HttpRequestParser | None = None
+
+    def parse(self, head: bytes) -> RawRequestMessage | None:
+        """Return the first request, or None where aiohttp's own protocol should read it."""
+        parser = self._parser
+        if parser is None:
+            protocol = BaseProtocol(self._loop, None)
+            parser = HttpRequestParser(protocol, self._loop, 2**16, auto_decompress=False)
+        self._parser = None  # whatever it was left in the middle of ends with it
+        try:
+            messages, _, _ = parser.feed_data(head)
+        except HttpProcessingError:
+            return None
+        message = messages[0][0]
+        headers = message.headers
+        for name in _MORE:
+            if name in headers:
+                return None
+        if len(messages) == 1 and head.endswith(_END):
+            self._parser = parser
+        # Requests behind the first are not looked at: a stream never ends in another answer.
+        return message
+
+
+class Front(asyncio.Protocol):
+    """One connection until it is known what it wants."""
+
+    __slots__ = ("_head", "_listener", "_subscribe", "_task", "transport")
+
+    transport: asyncio.Transport
+
+    def __init__(self, listener: "Listener", subscribe: Subscribe | None) -> None:
+        self._listener = listener
+        self._subscribe = subscribe
+        self._head = b""
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._listener.meets(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._task is not None:  # its stream is about to open, and nothing is expected meanwhile
+            return
+        head = self._head = self._head + data if self._head else data
+        if self._subscribe is None or not head.startswith(_START[: len(head)]):
+            self._hand_over()
+        elif _END in head:
+            ask = self._ask(head)
+            if ask is None:
+                self._hand_over()
+            else:
+                self._answer(self._subscribe, ask)
+        elif len(head) > MAX_HEAD:
+            self._hand_over()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.leaves(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def force_close(self) -> None:
+        """End the connection now."""
+        self.transport.abort()
+
+    def _hand_over(self) -> None:
+        """Let aiohttp have the connection and everything that came on it."""
+        handler = self._listener.handler_for(self)
+        self.transport.set_protocol(handler)
+        handler.connection_made(self.transport)
+        handler.data_received(self._head)
+
+    def _ask(self, head: bytes) -> Ask | None:
+        message = self._listener.heads.parse(head)
+        if message is None:
+            return None
+        peer = self.transport.get_extra_info("peername")
+        return Ask.of_message(message, peer[0] if isinstance(peer, tuple) else None)
+
+    def _answer(self, subscribe: Subscribe, ask: Ask) -> None:
+        self._head = b""
+        place = None
+        try:
+            place, start = subscribe.grant(ask)
+            opening = subscribe.streams.opening_at_once(place.subscription, start)
+            if opening is not None:
+                self._listener.leaves(self)
+                subscribe.open(ask, place, opening, self.transport)
+                return
+            self._listener.answers(self)
+            self._task = asyncio.create_task(
+                self._open_later(subscribe, ask, place, start), name="open stream"
+            )
+            self._task.add_done_callback(partial(_release, place))
+            place = None
+        except GatewayError as error:
+            self._refuse(subscribe, ask, error)
+        except Exception:
+            self._fail(ask)
+        finally:
+            if place is not None:
+                place.release()
+
+    async def _open_later(self, subscribe: Subscribe, ask: Ask, place: Place, start: Start) -> None:
+        """Open the stream once the log was read, for a client that was away for long."""
+        try:
+            opening = await subscribe.streams.opening(place.subscription, start)
+        except GatewayError as error:
+            self._refuse(subscribe, ask, error)
+            return
+        except Exception:
+            self._fail(ask)
+            return
+        self._listener.leaves(self)
+        if not self.transport.is_closing():
+            subscribe.open(ask, place, opening, self.transport)
+
+    def _fail(self, ask: Ask) -> None:
+        log.exception("request_failed", method=ask.method, path=ask.path)
+        self.transport.abort()
+
+    def _refuse(self, subscribe: Subscribe, ask: Ask, error: GatewayError) -> None:
+        self.transport.write(subscribe.refuse(ask, error).last())
+        self.transport.close()
+
+
+def _release(place: Place, _: object) -> None:
+    place.release()

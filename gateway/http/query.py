@@ -1,0 +1,88 @@
+"""What a client may say about its stream: format, types, heartbeat, and where to begin."""
+
+import time
+from datetime import UTC, datetime
+from typing import cast
+
+from gateway.config.catalog import Match
+from gateway.config.units import parse_duration
+from gateway.errors import BadRequest
+from gateway.event import EventId
+from gateway.http.ask import Ask
+from gateway.hub.replay import NOW, Start
+from gateway.hub.subscription import Subscription
+from gateway.sse import Format
+
+RESUME_NAMES = ("lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event_id", "lastEvent")
+"""Query names under which polyfills send the last event id."""
+
+MAX_LAST = 100_000
+"""Most events that ``last=N`` may ask for."""
+
+MAX_TYPES = 100
+"""Most names in ``types=``."""
+
+
+def subscription(ask: Ask, matches: tuple[Match, ...]) -> Subscription:
+    """Return what the stream follows. Raises BadRequest."""
+    if not ask.query:
+        return Subscription.of(matches, chunked=ask.chunked)
+    format = _choice(ask, "format", ("envelope", "data"))
+    types = frozenset(
+        name.strip() for value in ask.query.getall("types", ()) for name in value.split(",") if name.strip()
+    )
+    if len(types) > MAX_TYPES:
+        raise BadRequest(f"types= names more than {MAX_TYPES} types", code="bad_query")
+    return Subscription.of(matches, cast(Format | None, format), types or None, chunked=ask.chunked)
+
+
+def heartbeat_events(ask: Ask) -> bool:
+    """Tell whether the client wants heartbeats as events. Raises BadRequest."""
+    return bool(ask.query) and _choice(ask, "heartbeat", ("comment", "event")) == "event"
+
+
+def start(ask: Ask) -> Start:
+    """Return where the stream begins. Raises BadRequest."""
+    # The header first: it is what the browser itself keeps; a query value may be from the first page view.
+    given = ask.headers.get("Last-Event-ID")
+    if not ask.query:
+        return Start(after=EventId.parse(given.strip()), resumes=True) if given else NOW
+    given = given or next((ask.query[name] for name in RESUME_NAMES if ask.query.get(name)), None)
+    if given:
+        return Start(after=EventId.parse(given.strip()), resumes=True)
+    last, since = ask.query.get("last"), ask.query.get("since")
+    if last is not None and since is not None:
+        raise BadRequest("last= and since= exclude each other", code="bad_query")
+    if last is not None:
+        if not last.isascii() or not last.isdigit() or len(last) > 9 or int(last) > MAX_LAST:
+            raise BadRequest(f"last= must be a number from 0 to {MAX_LAST}", code="bad_query")
+        return Start(last=int(last))
+    return Start(after=_since(since)) if since is not None else NOW
+
+
+def _since(text: str) -> EventId:
+    """Return the id before everything that ``since=`` (an id, an ISO time, a duration) asks for."""
+    id = EventId.parse(text)
+    if id is not None:
+        return id
+    try:
+        return EventId.before(round(time.time() * 1000 - parse_duration(text) * 1000))
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRequest(
+            "since= must be an event id, an ISO time (2026-01-31T12:00:00Z) or a duration (15m)",
+            code="bad_query",
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return EventId.before(max(0, round(moment.timestamp() * 1000)))
+
+
+def _choice(ask: Ask, name: str, allowed: tuple[str, ...]) -> str | None:
+    value = ask.query.get(name)
+    if value is not None and value not in allowed:
+        raise BadRequest(f"{name}= must be {' or '.join(allowed)}", code="bad_query")
+    return value

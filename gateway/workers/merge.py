@@ -1,0 +1,105 @@
+"""What several workers tell, as one answer. Pure.
+
+Counters only ever grow, also when a worker dies: what it had told by then stays in the sum. What it counted
+since the last scrape dies with it, and nobody ever saw that.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from gateway.metrics import Family, Labels, Merge
+
+_COMBINE: dict[Merge, Callable[[float, float], float]] = {"sum": lambda a, b: a + b, "min": min, "max": max}
+_STREAMS = ("active", "lagging", "limit")
+_WORST = ("down", "starting", "off", "up")
+
+
+class Totals:
+    """Metrics of all workers, those that are gone included."""
+
+    def __init__(self) -> None:
+        self._retired: list[Family] = []
+
+    def retire(self, families: Sequence[Family]) -> None:
+        """Keep the counters of a worker that is gone; its gauges went with it."""
+        counters = [family for family in families if family.type != "gauge"]
+        self._retired = merged([self._retired, counters])
+
+    def with_retired(self, living: Iterable[Sequence[Family]]) -> list[Family]:
+        """Return one family for each metric."""
+        return merged([self._retired, *living])
+
+
+def merged(all_of: Iterable[Sequence[Family]]) -> list[Family]:
+    """Return the families by name, samples with the same labels combined as each family says."""
+    kinds: dict[str, Family] = {}
+    samples: dict[str, dict[tuple[str, Labels], float]] = {}
+    for families in all_of:
+        for family in families:
+            kinds.setdefault(family.name, family)
+            values = samples.setdefault(family.name, {})
+            rule: Merge = family.merge if family.type == "gauge" else "sum"
+            for name, labels, value in family.samples:
+                key = (name, labels)
+                values[key] = _COMBINE[rule](values[key], value) if key in values else value
+    return [
+        Family(
+            family.name,
+            family.type,
+            family.text,
+            family.merge,
+            [(*key, value) for key, value in samples[name].items()],
+        )
+        for name, family in kinds.items()
+    ]
+
+
+def merged_status(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one ``/status`` of those of the workers, in their shape."""
+    if not reports:
+        nothing = dict.fromkeys(_STREAMS, 0)
+        return {"broker": None, "streams": nothing, "sources": [], "channels": []}
+    first = reports[0]
+    brokers = [report["broker"] for report in reports]
+    return {
+        "broker": {
+            **brokers[0],
+            "up": all(broker["up"] for broker in brokers),
+            "head": max((broker["head"] for broker in brokers), key=_id_of),
+        },
+        "streams": {name: sum(report["streams"][name] for report in reports) for name in _STREAMS},
+        "sources": [
+            _source([report["sources"][number] for report in reports])
+            for number in range(len(first["sources"]))
+        ],
+        "channels": [
+            _channel([report["channels"][number] for report in reports])
+            for number in range(len(first["channels"]))
+        ],
+    }
+
+
+def _id_of(head: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in head.split("-"))
+
+
+def _source(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a source as the worker that reads it sees it, else as the one that is worst off."""
+    leaders = [each for each in told if each.get("leader")]
+    shown = min(leaders or told, key=lambda each: _WORST.index(each["status"]))
+    sums: dict[str, Any] = {name: sum(each[name] for each in told) for name in ("received", "restarts")}
+    rejected: Counter[str] = Counter()
+    for each in told:
+        rejected.update(each["rejected"])
+    sums["rejected"] = dict(rejected)
+    last = max((each["last_event_ms"] for each in told if each["last_event_ms"] is not None), default=None)
+    return {**shown, **sums, "last_event_ms": last, "stale": any(each["stale"] for each in told)}
+
+
+def _channel(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        **told[0],
+        "listeners": sum(each["listeners"] for each in told),
+        "stale": any(each["stale"] for each in told),
+    }

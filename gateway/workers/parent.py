@@ -1,0 +1,237 @@
+"""The parent of several workers: starts them, watches them, hands signals on, and answers on the admin port.
+
+It reads no events and holds no stream. A worker that dies is started again after a backoff; its clients come
+back by themselves, to the others first. One that does not answer for `HANG_SECONDS` is as good as dead, and
+is killed. When the parent itself is killed, each worker notices the end of its pipe and drains.
+"""
+
+import asyncio
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gateway import __version__
+from gateway.backoff import Backoff
+from gateway.config.model import Config
+from gateway.http.admin import Admin
+from gateway.http.binding import reserve_port
+from gateway.http.server import Listener
+from gateway.metrics import Family, Metrics
+from gateway.workers.merge import Totals, merged_status
+from gateway.workers.worker import Worker
+
+log = structlog.get_logger("gateway.workers")
+
+LOOK_SECONDS = 5.0
+"""How often each worker is asked whether it lives."""
+
+HANG_SECONDS = 30.0
+"""How long a worker may answer nothing before it is killed and started again."""
+
+HEALTHY_SECONDS = 30.0
+"""How long a worker must have lived for its next death to count as the first."""
+
+GRACE_SECONDS = 10.0
+"""How long a worker may take beyond ``timeouts.drain``."""
+
+
+class Parent:
+    """`run` is its whole life."""
+
+    def __init__(self, config: Config, workers: int, metrics: Metrics) -> None:
+        self.config = config
+        self.metrics = metrics
+        self.port = 0
+        self.on_listening: Callable[[], None] | None = None
+        self.admin = Listener(
+            Admin(self).app(),
+            config.server.admin,
+            key="server.admin",
+            request_seconds=config.timeouts.request,
+        )
+        self._count = workers
+        self._workers: dict[int, Worker] = {}
+        self._restarts = dict.fromkeys(range(workers), 0)
+        self._totals = Totals()
+        self._started = time.monotonic()
+        self._ending = asyncio.Event()
+        self._status = 0
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, and return the exit status. Raises StartupError."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
+        with (
+            tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
+            reserve_port(self.config.server.listen, "server.listen") as self.port,
+        ):
+            try:
+                await self.admin.start()
+                # One before the others: what is wrong for it is wrong for all, and should be told once.
+                good = await self._start(0, Path(folder)) and all(
+                    await asyncio.gather(*(self._start(n, Path(folder)) for n in range(1, self._count)))
+                )
+                if good:
+                    await self._serve(Path(folder))
+                elif not self._ending.is_set():
+                    self._status = 1  # a worker could not start, and has said why
+            finally:
+                await self._stop()
+                await self.admin.stop()
+        log.info("stopped")
+        return self._status
+
+    async def _serve(self, folder: Path) -> None:
+        log.info(
+            "workers_listening",
+            version=__version__,
+            workers=self._count,
+            public=self.config.server.public_url(self.port),
+            admin=self.config.server.admin_url(self.admin.port),
+        )
+        if self.on_listening is not None:
+            self.on_listening()
+        tasks = [
+            *(
+                asyncio.create_task(self._keep(number, folder), name=f"worker {number}")
+                for number in self._workers
+            ),
+            asyncio.create_task(self._look(), name="look"),
+        ]
+        try:
+            await self._ending.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start(self, number: int, folder: Path) -> bool:
+        """Start a worker and wait until it listens; False if it could not."""
+        worker = self._workers[number] = Worker(number, self.config, self.port, folder)
+        await worker.start()
+        return await worker.listening()
+
+    async def _keep(self, number: int, folder: Path) -> None:
+        """Start a worker again, for ever."""
+        backoff = Backoff(0.2, 30)
+        while True:
+            worker = self._workers[number]
+            status = await worker.ended()
+            if self._ending.is_set():
+                return
+            lived = time.monotonic() - worker.started
+            log.error(
+                "worker_died", worker=number, pid=worker.pid, status=_told(status), seconds=round(lived, 1)
+            )
+            self._totals.retire(worker.families)
+            worker.families = []
+            if lived >= HEALTHY_SECONDS:
+                backoff.reset()
+            await asyncio.sleep(backoff.next())
+            self._restarts[number] += 1
+            self.metrics.worker_restarts.inc()
+            await self._start(number, folder)
+
+    async def _look(self) -> None:
+        """Kill workers that hang."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            listening = [worker for worker in self._workers.values() if worker.is_listening]
+            await asyncio.gather(*(worker.ask("/healthz") for worker in listening))
+            for worker in listening:
+                silent = time.monotonic() - worker.answered
+                if worker.is_listening and silent > HANG_SECONDS:
+                    log.error("worker_hangs", worker=worker.number, pid=worker.pid, seconds=round(silent, 1))
+                    worker.kill()
+
+    async def _stop(self) -> None:
+        """Let the workers drain; kill those that take too long."""
+        for worker in self._workers.values():
+            if not worker.is_ending:
+                worker.end()
+        ends = [asyncio.ensure_future(worker.ended()) for worker in self._workers.values()]
+        if not ends:
+            return
+        _, late = await asyncio.wait(ends, timeout=self.config.timeouts.drain + GRACE_SECONDS)
+        for worker in self._workers.values() if late else ():
+            worker.kill()
+        statuses = await asyncio.gather(*ends)
+        self._status = max(self._status, *(0 if status == 0 else 1 for status in statuses))
+
+    def _signalled(self, name: str) -> None:
+        log.info("signal", signal=name)
+        self._ending.set()
+        for worker in self._workers.values():
+            worker.end()  # the first one lets it drain, the second ends it now
+
+    async def families(self) -> list[Family]:
+        """Return the metrics of all workers, and of those that are gone."""
+        workers = list(self._workers.values())
+        told = await asyncio.gather(*(worker.tell_metrics() for worker in workers))
+        living = [worker.families for worker, answered in zip(workers, told, strict=True) if answered]
+        for worker, answered in zip(workers, told, strict=True):
+            if not answered:  # it may hang: its counters stay, its gauges would be old
+                living.append([family for family in worker.families if family.type != "gauge"])
+        return self._totals.with_retired([self.metrics.families(), *living])
+
+    async def alive(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether every worker that runs answers."""
+        listening = [worker for worker in self._workers.values() if worker.is_listening]
+        told = await asyncio.gather(*(worker.ask("/healthz") for worker in listening))
+        silent = [worker.number for worker, answer in zip(listening, told, strict=True) if answer is None]
+        # One that just died is being started again, which no restart from outside could do faster.
+        return not [number for number in silent if self._workers[number].is_listening], {"silent": silent}
+
+    async def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether any worker takes new clients."""
+        workers = list(self._workers.values())
+        told = await asyncio.gather(*(worker.ask("/readyz") for worker in workers))
+        answers = dict(zip((worker.number for worker in workers), told, strict=True))
+        by_worker = {
+            str(number): answer or {"not_ready": ["not running"]} for number, answer in answers.items()
+        }
+        # Others take the clients of one that is not: only when none can, a balancer should look elsewhere.
+        ready = not self._ending.is_set() and any(answer and answer["ready"] for answer in told)
+        reasons = ["draining"] if self._ending.is_set() else []
+        if not ready and not reasons:
+            reasons = sorted({reason for answer in by_worker.values() for reason in answer["not_ready"]})
+        return ready, {"not_ready": reasons, "workers": by_worker}
+
+    async def report(self) -> dict[str, Any]:
+        """Return what ``/status`` shows: the workers' own, added up, and the workers."""
+        workers = list(self._workers.values())
+        told = await asyncio.gather(*(worker.ask("/status") for worker in workers))
+        ready, parts = await self.ready()
+        return {
+            "version": __version__,
+            "uptime_seconds": round(time.monotonic() - self._started, 1),
+            "ready": ready,
+            "not_ready": parts["not_ready"],
+            **merged_status([report for report in told if report is not None]),
+            "workers": [
+                {
+                    "worker": worker.number,
+                    "pid": worker.pid,
+                    "restarts": self._restarts[worker.number],
+                    "uptime_seconds": report["uptime_seconds"] if report else None,
+                    "streams": report["streams"]["active"] if report else None,
+                    "ready": bool(report and report["ready"]),
+                }
+                for worker, report in zip(workers, told, strict=True)
+            ],
+        }
+
+
+def _told(status: int) -> str:
+    if status >= 0:
+        return f"exit {status}"
+    with suppress(ValueError):
+        return signal.Signals(-status).name
+    return f"signal {-status}"

@@ -1,0 +1,115 @@
+"""One worker as its parent sees it: a process, a pipe that keeps it alive, and a socket that answers."""
+
+import asyncio
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from gateway.config.model import Config
+from gateway.daemon import Shared
+from gateway.metrics import Family
+from gateway.workers.child import DRAIN, END, LISTENING, Orders
+
+ASK_SECONDS = 2.0
+"""How long a worker may take to answer its parent."""
+
+_families = msgspec.json.Decoder(list[Family])
+
+
+class Worker:
+    """One run of a worker process; a worker that is started again is another object."""
+
+    def __init__(self, number: int, config: Config, port: int, folder: Path) -> None:
+        """Prepare worker ``number``, which shares the public ``port``; ``folder`` takes its socket."""
+        self.number = number
+        self.path = folder / f"worker-{number}.sock"
+        self.started = time.monotonic()
+        self.answered = time.monotonic()
+        """When it last answered, or was started."""
+        self.families: list[Family] = []
+        """What it last told of its metrics."""
+        self.is_listening = False
+        self.is_ending = False
+        self._orders = Orders(number, config, Shared(port, str(self.path)))
+        self._process: asyncio.subprocess.Process | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start the process; it listens later."""
+        self.path.unlink(missing_ok=True)
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "gateway.workers.child"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdin is not None
+        data = pickle.dumps(self._orders)
+        self._process.stdin.write(len(data).to_bytes(4, "big") + data)  # and it stays open
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(str(self.path)),
+            timeout=aiohttp.ClientTimeout(total=ASK_SECONDS),
+        )
+
+    async def listening(self) -> bool:
+        """Wait until it listens; False if it ended before."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self.is_listening = await self._process.stdout.readline() == LISTENING
+        return self.is_listening
+
+    async def ended(self) -> int:
+        """Wait for its end and return the exit status, negative for a signal."""
+        if self._process is None:
+            return 0
+        status = await self._process.wait()
+        self.is_listening = False
+        if self._session is not None:
+            await self._session.close()
+        return status
+
+    def end(self) -> None:
+        """Tell it to drain; the second time, to end now. Harmless where it ended already."""
+        pipe = None if self._process is None else self._process.stdin
+        if pipe is not None and not pipe.is_closing():
+            pipe.write(END if self.is_ending else DRAIN)
+        self.is_ending = True
+
+    def kill(self) -> None:
+        """End it without a goodbye; harmless where it ended already."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def ask(self, path: str) -> Any:
+        """Return the JSON that it answers on its admin socket, whatever the status; None if it does not."""
+        answer = await self._get(path)
+        return None if answer is None else msgspec.json.decode(answer)
+
+    async def tell_metrics(self) -> bool:
+        """Ask for the metrics, and keep them in `families`. Returns False if it did not answer."""
+        answer = await self._get("/families")
+        if answer is None:
+            return False
+        self.families = _families.decode(answer)
+        return True
+
+    async def _get(self, path: str) -> bytes | None:
+        if self._session is None or not self.is_listening:
+            return None
+        try:
+            async with self._session.get(f"http://worker{path}") as answer:
+                body = await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+        self.answered = time.monotonic()
+        return body

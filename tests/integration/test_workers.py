@@ -1,0 +1,252 @@
+"""Several workers on one port: spread, added up, killed, frozen, ended."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.config.load import loads
+from gateway.metrics import Metrics
+from gateway.workers import parent as parent_module
+from gateway.workers.parent import Parent
+from tests.support.eventsource import Stream
+from tests.support.gateway import eventually
+from tests.support.node import ROOT, Node
+from tests.support.redis import RedisServer
+
+STREAMS = 80
+
+
+def config(folder: Path, url: str = "", workers: int = 2) -> dict[str, Any]:
+    return {
+        "server": {"workers": workers},
+        "broker": {"url": url or f"sqlite:///{folder}/log.db"},
+        "timeouts": {"drain": "2s", "retry": "1s"},
+        "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
+        "channels": {"orders": {"from": [{"source": "hooks", "topic": "orders"}], "access": "public"}},
+    }
+
+
+class Group(Node):
+    """A gateway with several workers, and what a test asks it."""
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.admin}{path}") as answer,
+        ):
+            is_json = answer.content_type == "application/json"
+            return answer.status, await answer.json() if is_json else await answer.text()
+
+    async def metric(self, name: str) -> float:
+        _, text = await self.get("/metrics")
+        lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return float(lines.get(f"sse_gateway_{name}", 0))
+
+    async def workers(self) -> list[dict[str, Any]]:
+        _, status = await self.get("/status")
+        return list(status["workers"])
+
+    async def post(self, body: str) -> None:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"http://127.0.0.1:{self.port}/hooks/hooks?topic=orders", data=body) as answer,
+        ):
+            assert answer.status == 200, await answer.text()
+
+    async def open(self, count: int, headers: dict[str, str] | None = None) -> list[Stream]:
+        streams = [await Stream.open(self.port, "/events/orders", headers) for _ in range(count)]
+        for stream in streams:
+            assert (await stream.next()).type == "stream.open"
+        return streams
+
+
+@asynccontextmanager
+async def group(folder: Path, config: dict[str, Any]) -> AsyncIterator[Group]:
+    node = Group(folder, config)
+    try:
+        await node.start()
+        yield node
+    finally:
+        await node.kill()
+
+
+@pytest.mark.parametrize("log", ["sqlite", "redis"])
+async def test_streams_are_spread_and_figures_added_up(tmp_path: Path, redis: RedisServer, log: str) -> None:
+    """Each worker takes its share, every stream gets every event, and one scrape tells of all."""
+    url = redis.url if log == "redis" else ""
+    async with group(tmp_path, config(tmp_path, url)) as gateway:
+        streams = await gateway.open(STREAMS)
+        await gateway.post('{"n":1}')
+        for stream in streams:
+            assert (await stream.next()).json["payload"] == {"n": 1}
+        shares = [worker["streams"] for worker in await gateway.workers()]
+        assert sum(shares) == STREAMS
+        assert min(shares) > STREAMS / 5, "the kernel spreads by hash: far from even means that it does not"
+        assert await gateway.metric("active_connections") == STREAMS
+        assert await gateway.metric("workers") == 2
+        assert await gateway.metric('events_delivered_total{channel="orders"}') == STREAMS
+        assert await gateway.metric('events_published_total{channel="orders"}') == 1
+        status, body = await gateway.get("/readyz")
+        assert (status, body["ready"], set(body["workers"])) == (200, True, {"0", "1"})
+        for stream in streams:
+            stream.close()
+        await gateway.stop()
+        assert [line["event"] for line in gateway.lines()].count("stopped") == 3
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    """Its clients resume at the others; counters never fall, and no stream of it is counted any more."""
+    async with group(tmp_path, config(tmp_path)) as gateway:
+        streams = await gateway.open(STREAMS)
+        await gateway.post("1")
+        for stream in streams:
+            await stream.next()
+        assert await gateway.metric('events_delivered_total{channel="orders"}') == STREAMS
+        victim = (await gateway.workers())[0]
+        os.kill(victim["pid"], signal.SIGKILL)
+        await eventually(lambda: _restarted(gateway, 0))
+        after = await gateway.workers()
+        assert after[0]["pid"] != victim["pid"]
+        assert await gateway.metric("active_connections") == STREAMS - victim["streams"]
+        assert await gateway.metric('events_delivered_total{channel="orders"}') == STREAMS
+        assert await gateway.metric("worker_restarts_total") == 1
+        (died,) = (line for line in gateway.lines() if line["event"] == "worker_died")
+        assert (died["worker"], died["status"]) == (0, "SIGKILL")
+        await gateway.post("2")
+        last = [message.id for message in streams[0].messages if message.id][-1]
+        for stream in await gateway.open(8, {"Last-Event-ID": last}):
+            assert (await stream.next()).json["payload"] == 2
+            stream.close()
+        assert (await gateway.get("/readyz"))[0] == 200
+        for stream in streams:
+            stream.close()
+
+
+async def _restarted(gateway: Group, number: int) -> bool:
+    worker = (await gateway.workers())[number]
+    return bool(worker["restarts"] == 1 and worker["ready"])
+
+
+async def test_one_worker_can_be_drained_by_hand(tmp_path: Path) -> None:
+    """SIGTERM to a worker ends its streams politely, and it comes back."""
+    async with group(tmp_path, config(tmp_path)) as gateway:
+        streams = await gateway.open(20)
+        victim = (await gateway.workers())[1]
+        os.kill(victim["pid"], signal.SIGTERM)
+        await eventually(lambda: _restarted(gateway, 1))
+        closed = [line for line in gateway.lines() if line["event"] == "stream_closed"]
+        assert [line["reason"] for line in closed] == ["draining"] * victim["streams"]
+        for stream in streams:
+            stream.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_to_the_whole_group_drains_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Terminals and service managers signal everybody: that is one wish, not two."""
+    async with group(tmp_path, config(tmp_path)) as gateway:
+        (stream,) = await gateway.open(1)
+        workers = await gateway.workers()
+        for worker in workers:
+            os.kill(worker["pid"], number)
+        gateway.signal(number)
+        assert (await stream.until("stream.close")).json["reason"] == "draining"
+        assert await gateway.ended() == 0
+        assert "ended_by_second_signal" not in [line["event"] for line in gateway.lines()]
+        await eventually(lambda: not any(_lives(worker["pid"]) for worker in workers))
+
+
+async def test_a_second_signal_ends_all_of_them_now(tmp_path: Path) -> None:
+    """Impatient operators get what they want."""
+    async with group(tmp_path, config(tmp_path) | {"timeouts": {"drain": "60s"}}) as gateway:
+        streams = await gateway.open(20)
+        gateway.signal(signal.SIGTERM)
+        while [line["event"] for line in gateway.lines()].count("draining") < 2:
+            await asyncio.sleep(0.02)
+        gateway.signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            assert await gateway.ended() == 1
+        for stream in streams:
+            stream.close()
+
+
+async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
+    """A parent that is killed leaves no processes behind that hold the port."""
+    async with group(tmp_path, config(tmp_path)) as gateway:
+        (stream,) = await gateway.open(1)
+        workers = await gateway.workers()
+        gateway.signal(signal.SIGKILL)
+        assert (await stream.until("stream.close")).json["reason"] == "draining"
+        await eventually(lambda: not any(_lives(worker["pid"]) for worker in workers))
+
+
+async def test_a_worker_that_hangs_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen is worse than dead: the kernel goes on giving it connections."""
+    monkeypatch.setattr(parent_module, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(parent_module, "HANG_SECONDS", 1.0)
+    whole = config(tmp_path)
+    whole["server"] |= {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}
+    whole["log"] = {"level": "error"}
+    parent = Parent(loads(json.dumps(whole), environ={}), 2, Metrics())
+    running = asyncio.create_task(parent.run())
+    try:
+        await eventually(
+            lambda: len(parent._workers) == 2 and all(w.is_listening for w in parent._workers.values())
+        )
+        frozen = parent._workers[1].pid
+        os.kill(frozen, signal.SIGSTOP)
+        assert (await parent.alive())[0] is False
+        await eventually(lambda: parent._restarts[1] == 1 and parent._workers[1].is_listening)
+        assert parent._workers[1].pid != frozen
+        assert (await parent.alive())[0] is True
+    finally:
+        parent._signalled("SIGTERM")
+        assert await running == 0
+
+
+def command(folder: Path, whole: dict[str, Any], port: int) -> subprocess.CompletedProcess[str]:
+    file = folder / "second.yaml"
+    whole["server"] |= {"listen": f"127.0.0.1:{port}", "admin": "127.0.0.1:0"}
+    file.write_text(json.dumps(whole))
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", "run", "--config", str(file)],
+        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+async def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    """SO_REUSEPORT would let a second gateway share the port of the first one without a word."""
+    async with group(tmp_path, config(tmp_path)) as gateway:
+        for workers in (1, 2):
+            second = await asyncio.to_thread(
+                command, tmp_path, config(tmp_path, workers=workers), gateway.port
+            )
+            assert second.returncode == 1
+            assert (
+                f"cannot listen on 127.0.0.1:{gateway.port} (server.listen): the address is in use"
+                in second.stderr
+            )
+
+
+async def test_a_worker_that_cannot_start_ends_the_start(tmp_path: Path) -> None:
+    """One line says why, the exit status is 1, and nothing is tried for ever."""
+    whole = config(tmp_path, "sqlite:////proc/nowhere/log.db")
+    ended = await asyncio.to_thread(command, tmp_path, whole, 0)
+    assert ended.returncode == 1
+    (line,) = (line for line in ended.stderr.splitlines() if not line.startswith("{"))
+    assert "/proc/nowhere/log.db" in line
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
