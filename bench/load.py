@@ -59,8 +59,6 @@ class Stats:
 
     live: int
     lost: int
-    dropped: int
-    """Of the streams that are not read: ended by the server."""
     events: int
     own: int
     gaps: int
@@ -90,11 +88,15 @@ class Load:
 
     def open(self, *, ahead: int = AHEAD, seconds: float = 60.0) -> Opened:
         """Open all streams and wait until each is live or has failed."""
-        return self._opened([f"open {share} {ahead} {seconds}" for share in self._shares], seconds)
-
-    def renew(self, *, seconds: float = 30.0) -> Opened:
-        """Open streams in place of those, of all that are not read, that the server has ended."""
-        return self._opened([f"renew {AHEAD} {seconds}"] * len(self._processes), seconds)
+        answers = self._ask([f"open {share} {ahead} {seconds}" for share in self._shares], seconds)
+        self._live = [answer["live"] for answer in answers]
+        return Opened(
+            self.live,
+            max(answer["at"] for answer in answers) / 1e9,
+            Times.merged((answer["handshake"], answer["handshake_longest"]) for answer in answers),
+            sum(answer["retransmitting"] for answer in answers),
+            _failed(answers),
+        )
 
     def reset(self) -> None:
         """Count from now on."""
@@ -122,7 +124,7 @@ class Load:
     def stats(self) -> Stats:
         """Return all figures."""
         answers = self._ask(["stats"] * len(self._processes), 0)
-        names = ("live", "lost", "dropped", "events", "own", "gaps", "comments", "bytes")
+        names = ("live", "lost", "events", "own", "gaps", "comments", "bytes")
         latency, silence = (
             Times.merged((answer[name], answer[f"{name}_longest"]) for answer in answers)
             for name in ("latency", "silence")
@@ -133,17 +135,6 @@ class Load:
     def cpu(self) -> float:
         """Return the CPU seconds of all its processes."""
         return sum(process.cpu() for process in self._processes)
-
-    def _opened(self, commands: list[str], seconds: float) -> Opened:
-        answers = self._ask(commands, seconds)
-        self._live = [answer["live"] for answer in answers]
-        return Opened(
-            self.live,
-            max(answer["at"] for answer in answers) / 1e9,
-            Times.merged((answer["handshake"], answer["handshake_longest"]) for answer in answers),
-            sum(answer["retransmitting"] for answer in answers),
-            _failed(answers),
-        )
 
     def _ask(self, commands: list[str], seconds: float) -> list[dict[str, Any]]:
         for process, command in zip(self._processes, commands, strict=True):

@@ -7,7 +7,6 @@
  *
  *   open COUNT AHEAD SECONDS  opens COUNT more, at most AHEAD of them under way, and answers once all are live or failed;
  *                             those that are not live after SECONDS have failed
- *   renew AHEAD SECONDS       the same for what the server has ended, of streams that are not read
  *   reset                     counts events, latencies and gaps from now on
  *   await EVENTS SECONDS      answers once so many events came since the reset, or the time is up
  *   stats                     all figures
@@ -56,9 +55,9 @@ static void answer_stats(void) {
     getrusage(RUSAGE_SELF, &used);
     histogram_clear(&gaps);
     streams_gaps(&gaps);
-    printf("{\"live\":%lu,\"lost\":%lu,\"dropped\":%lu,\"events\":%lu,\"own\":%lu,\"gaps\":%lu,\"closes\":%lu,"
+    printf("{\"live\":%lu,\"lost\":%lu,\"events\":%lu,\"own\":%lu,\"gaps\":%lu,\"closes\":%lu,"
            "\"comments\":%lu,\"bytes\":%lu,\"at\":%ld,\"cpu\":%ld,",
-           progress.live, progress.lost, streams_dropped(0), tally.events, tally.own, tally.gaps, tally.closes,
+           progress.live, progress.lost, tally.events, tally.own, tally.gaps, tally.closes,
            tally.comments, tally.bytes, tally.last_event_ns,
            (used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1000000000L + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1000L);
     print_failures();
@@ -74,9 +73,6 @@ static void run(const char *line) {
     double seconds;
     if (sscanf(line, "open %lu %lu %lf", &count, &job.ahead, &seconds) == 3) {
         streams_want(count);
-        job.what = OPENING;
-    } else if (sscanf(line, "renew %lu %lf", &job.ahead, &seconds) == 2) {
-        streams_dropped(1);
         job.what = OPENING;
     } else if (sscanf(line, "await %lu %lf", &job.events, &seconds) == 2) {
         job.what = AWAITING;

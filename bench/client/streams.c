@@ -263,17 +263,3 @@ void streams_gaps(struct histogram *gaps) {
     for (struct stream *s = streams; s < streams + MOST; s++)
         if (s->state == LIVE) histogram_add(gaps, now - s->last > s->gap ? now - s->last : s->gap);
 }
-
-uint64_t streams_dropped(int renew) {
-    uint64_t dropped = 0;
-    for (struct stream *s = streams; options.noread && s < streams + MOST; s++) {
-        struct tcp_info info = {0};
-        socklen_t size = sizeof info;
-        if (s->state != LIVE || getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &info, &size)) continue;
-        if (info.tcpi_state == TCP_ESTABLISHED) continue;
-        dropped++;
-        if (renew) lose(s);
-    }
-    if (renew) streams_want(dropped);
-    return dropped;
-}

@@ -56,8 +56,5 @@ void streams_give_up(void);
 void streams_reset_gaps(void);
 void streams_gaps(struct histogram *);
 
-/* Of streams that are not read: how many the server has ended. With `renew` they are closed and wanted again. */
-uint64_t streams_dropped(int renew);
-
 void streams_start(void);
 int64_t now_ns(void);

@@ -65,6 +65,10 @@ class Server(ABC):
     def streams_are_open(self) -> None:  # noqa: B027
         """Say that they are."""
 
+    def thrown_out(self) -> int | None:
+        """Return how many streams it has ended because they did not read; None where it does not tell."""
+        return None
+
     def cpu(self) -> float:
         """Return the CPU seconds, user and system, of all its processes."""
         return sum(process.cpu() for process in self._processes)

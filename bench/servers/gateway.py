@@ -1,8 +1,12 @@
 """The gateway itself, with every feature on."""
 
 import contextlib
+import json
+import re
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +22,9 @@ from gateway.config.model import Server as ServerSection
 CONNECTIONS = 19_700
 """Streams of one process: 20,000 descriptors less what the gateway keeps."""
 
+_START = 30.0
+"""Seconds that all workers may take to be ready."""
+
 
 class Gateway(Server):
     """A gateway with one or more workers, fed by its webhook."""
@@ -25,6 +32,10 @@ class Gateway(Server):
     name = "sse-gateway"
     version = version("sse-gateway")
     batch = 1000
+
+    def __init__(self, setup: Setup, port: int, admin: int, process: Process) -> None:
+        super().__init__(setup, port, [process])
+        self._admin = admin
 
     def target(self, channel: str, last_event_id: str | None = None) -> str:
         """Return the path and, where the channel asks for one, a token."""
@@ -35,6 +46,29 @@ class Gateway(Server):
         """Post one event, or several as a JSON array."""
         body = payloads[0] if len(payloads) == 1 else b"[" + b",".join(payloads) + b"]"
         self._posting.post(f"/hooks/hooks?topic={channel}", body)
+
+    def thrown_out(self) -> int:
+        """Return what its metric says of clients that took nothing for too long."""
+        text = self._ask("/metrics")
+        found = re.findall(r'disconnects_total\{reason="(?:write_timeout|slow_client)"\} ([0-9.e+]+)', text)
+        return round(sum(map(float, found)))
+
+    def await_workers(self) -> None:
+        """Wait until all workers are ready: the port is open with the first. Raises TimeoutError."""
+        deadline = time.monotonic() + _START
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.HTTPError):
+                workers = json.loads(self._ask("/readyz")).get("workers", {})
+                ready = sum(each.get("ready", False) for each in workers.values())
+                if ready == self.workers or self.workers == 1:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError(f"{self.workers} workers were not ready within {_START:.0f} s")
+
+    def _ask(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._admin}{path}", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
 
 
 def token(channels: Sequence[str]) -> str:
@@ -48,9 +82,10 @@ def start(setup: Setup) -> Iterator[Server]:
     """Run a gateway."""
     if setup.workers > 1 and "workers" not in ServerSection.model_fields:
         raise MissingError("this gateway has no server.workers")
-    with tempfile.TemporaryDirectory() as folder, _running(setup, folder) as (process, port, _):
-        server = Gateway(setup, port, [process])
+    with tempfile.TemporaryDirectory() as folder, _running(setup, folder) as (process, port, admin):
+        server = Gateway(setup, port, admin, process)
         try:
+            server.await_workers()
             yield server
         finally:
             server.close()
