@@ -63,8 +63,12 @@ def run(scenario: Scenario, options: Options) -> list[Row]:
     return rows
 
 
+class RanOutError(Exception):
+    """A scenario's time is up. Not a TimeoutError, which a scenario may take for a server's."""
+
+
 def _ran_out(_: int, __: FrameType | None) -> None:
-    raise TimeoutError("the scenario ran out of its time")
+    raise RanOutError
 
 
 def _line(row: Row) -> str:

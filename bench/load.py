@@ -98,6 +98,13 @@ class Load:
             _failed(answers),
         )
 
+    def open_all(self, *, ahead: int = AHEAD) -> Opened:
+        """Open all streams. Raises RuntimeError if one failed."""
+        opened = self.open(ahead=ahead)
+        if opened.failed:
+            raise RuntimeError(f"of {self.streams} streams failed: {opened.failed}")
+        return opened
+
     def reset(self) -> None:
         """Count from now on."""
         self._ask(["reset"] * len(self._processes), 0)

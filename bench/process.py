@@ -177,7 +177,9 @@ def gateway(config: Mapping[str, Any]) -> Iterator[tuple[Process, int, int]]:
     """
     port, admin = free_port(), free_port()
     server = {**config.get("server", {}), "listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"}
-    whole = {"log": {"level": "warning"}, **config, "server": server}
+    # The load client comes as a page of this origin.
+    alike = {"log": {"level": "warning"}, "cors": {"origins": ["https://*.example.com"]}}
+    whole = {**alike, **config, "server": server}
     with tempfile.TemporaryDirectory() as folder:
         file, words = Path(folder) / "bench.yaml", Path(folder) / "words"
         file.write_text(json.dumps(whole))  # JSON is YAML

@@ -38,6 +38,11 @@ def at_least(what: str, figure: float, limit: float, unit: str = "") -> Target:
     return Target(f"{what} {figure:.3g}{unit} >= {limit:g}{unit}", figure >= limit)
 
 
+def all_delivered(failed: int, missing: int) -> Target:
+    """Return the target that every stream came to life and every event arrived."""
+    return Target(f"streams failed {failed}, events missing {missing}", not failed and not missing)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One server in one scenario."""

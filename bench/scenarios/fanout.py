@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bench.figures import Times
 from bench.load import PER_PROCESS, Load, load
 from bench.payload import payload
-from bench.scenarios.base import Options, Row, Scenario, Target, at_most
+from bench.scenarios.base import Options, Row, Scenario, Target, all_delivered, at_most
 from bench.servers import MissingError, Server, Setup, label, run
 
 STREAMS = 15_000
@@ -40,6 +40,8 @@ class _Contender:
     """Microseconds per delivery, of each round."""
     client_cpu: list[float] = field(default_factory=list)
     latency: list[Times] = field(default_factory=list)
+    failed: int = 0
+    """Streams that did not come to life."""
     missing: int = 0
     trouble: str = ""
 
@@ -69,8 +71,9 @@ class _Contender:
 
     @property
     def note(self) -> str:
+        failed = f"{self.failed} streams failed" if self.failed else ""
         missing = f"{self.missing} deliveries missing after 20 s" if self.missing else ""
-        return "; ".join(part for part in (self.trouble, missing) if part)
+        return "; ".join(part for part in (self.trouble, failed, missing) if part)
 
     @property
     def cpu_us(self) -> float:
@@ -98,9 +101,8 @@ def measure(options: Options) -> Iterator[Row]:
             clients = stack.enter_context(load(server.port, [server.target("orders")], streams))
             opened = clients.open(ahead=server.ahead)
             server.streams_are_open()
-            if opened.failed:
-                yield Row(server.name, workers, note=f"of {streams} streams failed: {opened.failed}")
-            contenders[name, workers] = _Contender(server, clients)
+            failed = sum(opened.failed.values())
+            contenders[name, workers] = _Contender(server, clients, failed=failed)
         for each in contenders.values():  # what is made once is made
             each.turn()
             for figures in (each.cpu, each.client_cpu, each.latency):
@@ -131,7 +133,7 @@ def _rows(contenders: dict[tuple[str, int], _Contender]) -> Iterator[Row]:
                 targets.append(at_most("CPU", each.cpu_us / rival.cpu_us, 0.8, " x nchan"))
             if rival is not None and workers == 2:
                 targets.append(at_most("p99", each.percentile_ms(0.99), rival.percentile_ms(0.99), " ms"))
-            targets.append(Target(f"not delivered {each.missing} = 0", each.missing == 0))
+            targets.append(all_delivered(each.failed, each.missing))
         yield Row(
             each.server.name,
             workers,

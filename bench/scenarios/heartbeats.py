@@ -35,7 +35,7 @@ def _row(server: Server, idle: int, herd: int, is_ours: bool) -> Row:
         load(server.port, [server.target("orders")], idle) as waiting,
         load(server.port, [server.target("orders")], herd, source=20) as coming,
     ):
-        waiting.open(ahead=server.ahead)
+        waiting.open_all(ahead=server.ahead)
         time.sleep(HEARTBEAT * 1.5)
         waiting.reset()
         time.sleep(HEARTBEAT * 2)

@@ -65,7 +65,7 @@ def _stream(log: str, entries: int) -> Row:
         gateway(_config(log, folder, server)) as (process, port, _),
         load(port, ["/events/orders"], 1) as stream,
     ):
-        stream.open()
+        stream.open_all()
         first_id = client.xadd("orders", {"payload": '"first"'})
         stream.expect(1)
         _all_of(stream)

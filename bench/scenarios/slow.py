@@ -24,7 +24,7 @@ PHASE = 10.0
 """Seconds of half a round."""
 
 ROUNDS = 3
-RENEW = 30.0
+RENEW = 40.0
 """Seconds after which the clients that do not read give up and come back, and again do not."""
 
 SAMPLE = 2.0
@@ -56,7 +56,7 @@ def measure(options: Options) -> Iterator[Row]:
                 continue
             reading = options.pick(READING, 100)
             clients = stack.enter_context(load(server.port, [server.target("orders")], reading))
-            clients.open()
+            clients.open_all()
             contenders.append(_Contender(server, clients))
         for _ in range(options.pick(ROUNDS, 1)):
             for each in contenders:
@@ -69,7 +69,7 @@ def measure(options: Options) -> Iterator[Row]:
 def _phase(each: _Contender, options: Options, *, others_read: bool) -> float:
     server, seconds = each.server, options.pick(int(PHASE), 2)
     with _others(server, options, read=others_read) as others:
-        others.open()
+        others.open_all()
         each.clients.reset()
         with Paced(
             lambda group: server.publish("orders", group),
@@ -100,7 +100,7 @@ def _watch(contenders: list[_Contender], options: Options) -> None:
         while time.monotonic() - started < seconds:
             with ExitStack() as silent:
                 for each in contenders:
-                    silent.enter_context(_others(each.server, options, read=False)).open()
+                    silent.enter_context(_others(each.server, options, read=False)).open_all()
                 until = min(time.monotonic() + RENEW, started + seconds)
                 while time.monotonic() < until:
                     for each in contenders:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from bench.load import load
 from bench.paced import Paced
 from bench.payload import payload
-from bench.scenarios.base import Options, Row, Scenario, Target, at_most
+from bench.scenarios.base import Options, Row, Scenario, Target, all_delivered, at_most
 from bench.servers import MissingError, Server, Setup, label, run
 
 STREAMS = 2000
@@ -44,7 +44,7 @@ def measure(options: Options) -> Iterator[Row]:
 def _row(server: Server, is_ours: bool, options: Options) -> Row:
     streams, events = options.pick(STREAMS, 50), RATE * options.pick(SECONDS, 1)
     with load(server.port, [server.target("orders")], streams) as clients:
-        clients.open(ahead=server.ahead)
+        opened = clients.open(ahead=server.ahead)
         server.publish("orders", [payload()])
         clients.expect(1)
         clients.arrived()
@@ -62,13 +62,13 @@ def _row(server: Server, is_ours: bool, options: Options) -> Row:
         targets: tuple[Target, ...] = ()
         if is_ours:
             targets = (
-                Target(f"not delivered {wanted - answer.events} = 0", answer.events == wanted),
+                all_delivered(sum(opened.failed.values()), wanted - answer.events),
                 at_most("CPU", cpu_us, 0.6, " us"),
                 at_most("p99", p99, 60, " ms"),
             )
-        note = "; ".join(
-            part for part in (paced.error, f"{stats.lost} streams lost" * bool(stats.lost)) if part
-        )
+        lost = f"{stats.lost} streams lost" if stats.lost else ""
+        failed = f"failed: {opened.failed}" if opened.failed else ""
+        note = "; ".join(part for part in (paced.error, failed, lost) if part)
         return Row(
             server.name,
             server.workers,

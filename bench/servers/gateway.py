@@ -108,7 +108,6 @@ def _running(setup: Setup, folder: str) -> contextlib.AbstractContextManager[tup
         {
             "server": own,
             "broker": {"url": setup.broker or log},
-            "cors": {"origins": ["https://*.example.com"]},
             "timeouts": {"heartbeat": f"{setup.heartbeat * 1000:.0f}ms", "drain": "1s"},
             "limits": {"connections": CONNECTIONS, **alike},
             "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET}},
