@@ -25,12 +25,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small runs, whose figures mean nothing")
     parser.add_argument("--minutes", type=float, default=2.0, help="how long memory is watched (2)")
     parser.add_argument("--into", type=Path, help=f"folder of the report ({FOLDER}; with --quick none)")
+    parser.add_argument("--write-only", action="store_true", help="write the report anew from what is known")
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in SCENARIOS]
     if unknown:
         parser.error(f"no such scenario: {', '.join(unknown)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of all `finally`: servers are ended
     options = Options(quick=given.quick, minutes=given.minutes)
     folder = given.into or (None if given.quick else FOLDER)
+    if given.write_only:
+        report.write(report.load_document(folder or FOLDER), folder or FOLDER)
+        return 0
     is_met = True
     for name in given.names or SCENARIOS:
         started = time.monotonic()

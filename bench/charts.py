@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.figures import in_short
+
 _BARS = (
     ("fanout", "fanout.svg", "CPU us per delivery", "CPU per delivery, us"),
     ("idle", "memory.svg", "PSS KB per stream", "memory per idle stream, KB"),
@@ -55,7 +57,7 @@ def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, title: str)
     values = [float(row["figures"][column]) for row in rows]
     colors = [_OURS if row["server"] == "sse-gateway" else _THEIRS for row in rows]
     bars = axes.barh(names, values, color=colors, height=0.7)
-    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=4)
+    axes.bar_label(bars, [in_short(value) for value in values], padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_title(title, loc="left")

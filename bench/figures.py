@@ -1,4 +1,4 @@
-"""Counts of times by their size, as the load client prints them, merged over processes."""
+"""Figures: times counted by their size, as the load client prints them, and how a figure is written."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -37,3 +37,12 @@ class Times:
             if seen >= rank:
                 return least
         return self.longest
+
+
+def in_short(value: float | str) -> str:
+    """Write a figure with three digits that mean something; text stays as it is."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

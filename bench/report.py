@@ -5,13 +5,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from bench.charts import charts
+from bench.figures import in_short
 from bench.machine import machine, versions
 from bench.scenarios import SCENARIOS
 from bench.scenarios.base import Row
 from bench.tried import TRIED
+
+_WIDTH = 115
+"""Characters of a line of text."""
 
 Document = dict[str, Any]
 """``{"scenarios": {name: {"title", "how", "date", "seconds", "rows", "machine", "versions"}}}``."""
@@ -53,7 +58,7 @@ def add(document: Document, name: str, rows: Sequence[Row], seconds: float) -> N
         "seconds": round(seconds, 1),
         "machine": machine(),
         "versions": versions(),
-        "rows": [_as_json(name, row) for row in rows],
+        "rows": [asdict(row) for row in rows],
     }
 
 
@@ -62,16 +67,14 @@ def write(document: Document, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     known = {name: document["scenarios"][name] for name in SCENARIOS if name in document["scenarios"]}
     document["scenarios"] = known
+    for name, scenario in known.items():
+        for row in scenario["rows"]:
+            is_missed = not all(target["met"] for target in row["targets"])
+            row["tried"] = TRIED.get((name, row["server"], row["workers"]), "") if is_missed else ""
     (folder / "latest.json").write_text(json.dumps(document, indent=1) + "\n")
     drawn = charts(known, folder)
     parts = [_HEAD, *_facts(known), *(_section(name, each, drawn) for name, each in known.items())]
     (folder / "README.md").write_text("\n".join(parts))
-
-
-def _as_json(scenario: str, row: Row) -> dict[str, Any]:
-    missed = not row.met
-    tried = TRIED.get((scenario, row.server, row.workers), "") if missed else ""
-    return {**asdict(row), "tried": tried}
 
 
 def _facts(scenarios: Mapping[str, Any]) -> list[str]:
@@ -95,16 +98,17 @@ def _section(name: str, scenario: Mapping[str, Any], drawn: Mapping[str, Sequenc
     has_workers = any(row["workers"] is not None for row in rows)
     has_targets = any(row["targets"] for row in rows)
     has_notes = any(row["note"] for row in rows)
+    images = [f"![{scenario['title']}]({file})\n" for file in drawn.get(name, ())]
     head = ["server", *["workers"] * has_workers, *columns, *["targets"] * has_targets, *[""] * has_notes]
     lines = [
         f"## {scenario['title']}\n",
-        f"{scenario['how']}\n",
-        *(f"![]({file})\n" for file in drawn.get(name, ())),
+        fill(scenario["how"], _WIDTH) + "\n",
+        *images,
     ]
     lines += [_line(head), "|---" * len(head) + "|"]
     for row in rows:
         cells = [row["server"], *[row["workers"] or ""] * has_workers]
-        cells += [_figure(row["figures"].get(column, "")) for column in columns]
+        cells += [in_short(row["figures"].get(column, "")) for column in columns]
         cells += [_targets(row["targets"])] * has_targets + [row["note"]] * has_notes
         lines.append(_line(cells))
     lines += [f"\nMissed, {row['server']}: {row['tried']}" for row in rows if row["tried"]]
@@ -117,11 +121,3 @@ def _line(cells: Sequence[object]) -> str:
 
 def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(f"{each['text']}: {'met' if each['met'] else '**MISSED**'}" for each in targets)
-
-
-def _figure(value: float | str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"

@@ -48,9 +48,12 @@ class Gateway(Server):
         self._posting.post(f"/hooks/hooks?topic={channel}", body)
 
     def thrown_out(self) -> int:
-        """Return what its metric says of clients that took nothing for too long."""
-        text = self._ask("/metrics")
-        found = re.findall(r'disconnects_total\{reason="(?:write_timeout|slow_client)"\} ([0-9.e+]+)', text)
+        """Return what its metric says of clients that took nothing for too long, or were reset."""
+        # Its own timer and the kernel's run for the same time; the kernel's shows as client_lost.
+        reasons = "write_timeout|slow_client|client_lost"
+        found = re.findall(
+            rf'disconnects_total\{{reason="(?:{reasons})"\}} ([0-9.e+]+)', self._ask("/metrics")
+        )
         return round(sum(map(float, found)))
 
     def await_workers(self) -> None:
