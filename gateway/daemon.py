@@ -90,7 +90,14 @@ class Daemon:
             clock=unix_ms,
         )
         self.replay = Replay(self.hub, self.broker, self.metrics)
-        self.streams = Streams(self.hub, self.replay, self.metrics, timeouts, limit=limits.connections)
+        self.streams = Streams(
+            self.hub,
+            self.replay,
+            self.metrics,
+            timeouts,
+            limit=limits.connections,
+            rate=limits.connect_rate,
+        )
         self.sweep = Sweep(self.streams)
 
         # Upstreams.

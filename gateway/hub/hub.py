@@ -22,6 +22,7 @@ from gateway.event import GAP, Event, EventId, Retention
 from gateway.history import History
 from gateway.hub.audience import Audience, Member
 from gateway.hub.entry import Entry
+from gateway.hub.newest import Newest
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
 
@@ -86,6 +87,7 @@ class Hub:
         self._watched = {name for name, each in catalog.declared.items() if each.spec.stale_after is not None}
         self.heard: dict[str, int] = {}
         """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
+        self.newest = Newest()
         self.on_behind: Callable[[Any], None] = lambda member: None
 
     def start(self) -> None:
@@ -138,6 +140,8 @@ class Hub:
     def _file(self, entry: Entry, channel: Channel) -> list[Audience]:
         """Put an event into the ring and the audiences; return those for whom it is too much."""
         # Two formats at most are made of an entry; one envelope is somewhat larger than its payload.
+        if channel.declared.spec.policy == "conflate":
+            self.newest.note(entry)
         self._ring.append(entry, 2 * len(entry.event.payload) + ENTRY_OVERHEAD, self._kept)
         flooded = []
         for audience in channel.audiences:

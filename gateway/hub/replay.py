@@ -264,7 +264,7 @@ class Replay:
         gaps = {name: floor for name, floor in gaps.items() if floor > stream.told.get(name, zero)}
         reason = "expired" if stream.cursor < began else "slow_client"
         if reason == "slow_client":
-            policies = {match.name: match.declared.spec.slow_client for match in subscription.matches}
+            policies = {match.name: match.declared.spec.policy for match in subscription.matches}
             if any(policies[name] == "disconnect" for name in gaps):
                 stream.end("slow_client")
                 return
@@ -276,10 +276,14 @@ class Replay:
 
     def _write(self, stream: Reader, entries: Sequence[Entry], until: EventId) -> None:
         """Write entries in blocks of at most `MAX_FRAME` bytes, for as long as the stream takes them."""
-        subscription = stream.subscription
+        subscription, began = stream.subscription, max(stream.began, self._hub.cut)
         page: list[Entry] = []
         size = 0
         for entry in entries:
+            # What came before was not missed by being slow: a client that comes back gets all of it.
+            if entry.id > began and self._hub.newest.supersedes(entry):
+                self._metrics.conflated.value += 1
+                continue
             # An event without an id may be one that the client has: its id could not tell.
             if subscription.wants(entry) and (entry.event.kept or entry.id > stream.began):
                 page.append(entry)
