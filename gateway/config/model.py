@@ -285,8 +285,8 @@ class Channel(Section):
     slow_client: SlowClient = Field(
         "disconnect",
         description="for who reads too slowly: disconnect when what was missed is gone; skip: a gap then,"
-        " and the oldest still held; conflate: of what was missed only the newest event of each type, or of each"
-        " type and key; for channels that tell a state",
+        " and the oldest still held; conflate: of what was missed only the newest event of each type,"
+        " or of each type and key; for channels that tell a state",
     )
     access: Access = Field(description="who may read; a mapping names claims that a token must have")
     cors: ChannelCors | None = None

@@ -2,7 +2,7 @@
 
 A stream that reads on after it was full gets what it missed, less what was superseded meanwhile: an event
 whose key has a newer event in the log, which the stream will get in its turn. So it ends up with the same
-state as all others, in the order of the log. Keys that are forgotten, oldest first, only cost bytes on the wire.
+state as all others, in the order of the log. Keys that are forgotten, oldest first, only cost bytes.
 """
 
 from collections import OrderedDict

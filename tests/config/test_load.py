@@ -107,10 +107,6 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
         ("broker: {url: redis+cluster://a:1/2}", "names a database"),
         ("broker: {url: redis+cluster://a:99999}", "is not a list of host:port"),
         ("broker: {prefix: a b}", "pattern"),
-        (
-            "channels: {a: {from: [{source: app, topic: a}], access: public, slow_client: drop}}",
-            'must be disconnect, skip, conflate, or {conflate: "{/symbol}"}',
-        ),
         ("limits: {connect_rate: fast}", "is not a rate"),
         ("server: {worker: 2}", "unknown key"),
         ("server: {workers: 2}", "memory:// is one process's own; set broker.url"),
