@@ -113,11 +113,11 @@ class Replay:
             return None
         if after is None:
             return self._unknown(subscription, head) if start.resumes else self._live(head)
-        if not self._hub.covers(subscription, after):
-            return None
-        return self._opening(
-            subscription, after, head, View((), head, self._unseen(subscription, after, head), {}), after
-        )
+        if self._hub.covers(subscription, after):
+            unseen = self._unseen(subscription, after, head)
+            return self._opening(subscription, after, head, View((), head, unseen, {}), after)
+        view = self._held(subscription, after, head)  # another one of a herd may have asked for it
+        return None if view is None else self._read(subscription, after, head, view)
 
     async def open(self, subscription: Subscription, start: Start) -> Opening:
         """Decide where a stream begins and what it must be told. Raises Unavailable."""
@@ -136,7 +136,9 @@ class Replay:
             if after > await self._reads.latest():
                 return self._unknown(subscription, head) if start.resumes else self._live(head)
             return Opening(head, after, "complete", after)
-        view = await self._view(subscription, after, head)
+        return self._read(subscription, after, head, await self._view(subscription, after, head))
+
+    def _read(self, subscription: Subscription, after: EventId, head: EventId, view: View) -> Opening:
         cursor = after if view.entries or view.until < head else head
         return self._opening(subscription, after, head, view, cursor)
 
