@@ -9,9 +9,6 @@ Publishing therefore never waits for a subscriber, and costs nothing for channel
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from heapq import merge
-from itertools import islice
-from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -19,7 +16,7 @@ import structlog
 from gateway.broker.base import Broker
 from gateway.config.catalog import Catalog, Declared
 from gateway.event import GAP, Event, EventId, Retention
-from gateway.history import History
+from gateway.history import History, merged
 from gateway.hub.audience import Audience, Member
 from gateway.hub.entry import Entry
 from gateway.hub.newest import Newest
@@ -39,8 +36,6 @@ ENTRY_OVERHEAD = 700
 
 Work = Callable[[Any, int], tuple[int, bool]]
 """One turn of some work: (its object, how many writes it may do) to (writes done, more to do)."""
-
-_by_id = attrgetter("id")
 
 
 class Channel:
@@ -210,10 +205,9 @@ class Hub:
 
     def recent(self, subscription: Subscription, after: EventId, limit: int) -> list[Entry]:
         """Return the first ``limit`` events after an id; ask `covers` first."""
-        found = merge(
-            *(self._ring.after(name, after, self.head, limit) for name in subscription.declared), key=_by_id
+        return merged(
+            [self._ring.after(name, after, self.head, limit) for name in subscription.declared], limit
         )
-        return list(islice(found, limit))
 
     def last(self, name: str, until: EventId) -> EventId:
         """Return the id of a watched channel's last event up to ``until``, or from when on it is known."""

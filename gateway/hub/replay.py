@@ -116,7 +116,7 @@ class Replay:
         if self._hub.covers(subscription, after):
             unseen = self._unseen(subscription, after, head)
             return self._opening(subscription, after, head, View((), head, unseen, {}), after)
-        view = self._held(subscription, after, head)  # another one of a herd may have asked for it
+        view = self._held(subscription, after, head, 1)  # another one of a herd may have asked for it
         return None if view is None else self._read(subscription, after, head, view)
 
     async def open(self, subscription: Subscription, start: Start) -> Opening:
@@ -185,8 +185,10 @@ class Replay:
             await self._reads.load(subscription.stored, after, until)
         return view
 
-    def _held(self, subscription: Subscription, after: EventId, until: EventId) -> View | None:
-        view = self._reads.view(subscription.stored, after, until, PAGE)
+    def _held(
+        self, subscription: Subscription, after: EventId, until: EventId, limit: int = PAGE
+    ) -> View | None:
+        view = self._reads.view(subscription.stored, after, until, limit)
         if view is None:
             return None
         unseen = self._unseen(subscription, after, view.until)
@@ -279,6 +281,9 @@ class Replay:
     def _write(self, stream: Reader, entries: Sequence[Entry], until: EventId) -> None:
         """Write entries in blocks of at most `MAX_FRAME` bytes, for as long as the stream takes them."""
         subscription, began = stream.subscription, max(stream.began, self._hub.cut)
+        if subscription.is_plain and sum([len(entry.event.payload) for entry in entries]) < MAX_FRAME:
+            self._send(stream, entries, until)
+            return
         page: list[Entry] = []
         size = 0
         for entry in entries:
@@ -297,7 +302,7 @@ class Replay:
                     return
         self._send(stream, page, until)
 
-    def _send(self, stream: Reader, page: list[Entry], until: EventId) -> None:
+    def _send(self, stream: Reader, page: Sequence[Entry], until: EventId) -> None:
         # The cursor first: writing may pause the stream, and the page counts as written then.
         stream.cursor = until
         if page:

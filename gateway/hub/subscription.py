@@ -21,6 +21,7 @@ class Subscription:
         "chunked",
         "declared",
         "format",
+        "is_plain",
         "matches",
         "stored",
         "types",
@@ -48,6 +49,12 @@ class Subscription:
         kept = {name: declared for name, declared in self.declared.items() if declared.retention.events}
         self.stored: Mapping[str, Declared] = kept if len(kept) < len(self.declared) else self.declared
         """What of it has a history that can be read."""
+        self.is_plain = (
+            types is None
+            and self.stored is self.declared
+            and all(declared.spec.policy != "conflate" for declared in self.declared.values())
+        )
+        """Whether it wants all events of its channels, and each has an id."""
 
     @classmethod
     def of(
