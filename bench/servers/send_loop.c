@@ -2,7 +2,7 @@
  *
  * usage: send_loop PORT
  * stdin, one command per line:   wait N      accept until N streams are connected
- *                                send N LEN  send N events of LEN bytes to every stream, 1 line back per event
+ *                                send LEN    send the LEN bytes that follow the line to every stream
  * It answers "ok" when a command is done. It neither parses nor frames: whatever a server does more is
  * what the comparison shows.
  */
@@ -22,7 +22,8 @@ static int streams[MOST];
 static int count;
 
 static void accept_until(int listener, int wanted) {
-    static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+    static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+                               "3\r\n:\n\n\r\n";
     char request[4096];
     while (count < wanted && count < MOST) {
         int fd = accept(listener, NULL, NULL);
@@ -38,7 +39,7 @@ static void accept_until(int listener, int wanted) {
 int main(int argc, char **argv) {
     struct rlimit files = {MOST + 64, MOST + 64};
     struct sockaddr_in address = {.sin_family = AF_INET};
-    int listener = socket(AF_INET, SOCK_STREAM, 0), on = 1, events, length, wanted;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), on = 1, length, wanted;
     char line[128];
     static char event[1 << 20];
 
@@ -60,12 +61,10 @@ int main(int argc, char **argv) {
     while (fgets(line, sizeof line, stdin)) {
         if (sscanf(line, "wait %d", &wanted) == 1) {
             accept_until(listener, wanted);
-        } else if (sscanf(line, "send %d %d", &events, &length) == 2 && length > 2 && length < (int)sizeof event) {
-            memset(event, 'x', length);
-            memcpy(event + length - 2, "\n\n", 2);
-            for (int e = 0; e < events; e++)
-                for (int i = 0; i < count; i++)
-                    send(streams[i], event, length, MSG_NOSIGNAL);
+        } else if (sscanf(line, "send %d", &length) == 1 && length > 0 && length <= (int)sizeof event) {
+            if (fread(event, 1, length, stdin) != (size_t)length) return 1;
+            for (int i = 0; i < count; i++)
+                send(streams[i], event, length, MSG_NOSIGNAL);
         }
         puts("ok");
         fflush(stdout);

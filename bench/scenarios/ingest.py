@@ -5,13 +5,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from bench.process import Process, clients, gateway, redis_server, running
+from bench.load import Load, load
+from bench.process import gateway, redis_server, running
+from bench.scenarios.base import Figure, Options, Row, Scenario, at_least
 
 ENTRIES = 100_000
 """Entries of the stream, each of about 100 bytes."""
@@ -24,24 +25,12 @@ CONNECTIONS = 32
 _PAYLOAD = {"order": 4711, "customer": "7f3a9c", "total": 12.5, "state": "created", "note": "x" * 20}
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One way in."""
-
-    way: str
-    log: str
-    per_second: float
-    cpu_us: float
-    """CPU of the gateway per event, all threads."""
-    is_stream: bool = False
-
-
-def measure() -> Iterator[Result]:
+def measure(options: Options) -> Iterator[Row]:
     """Measure each way with each log."""
     for log in ("memory", "SQLite", "Redis"):
-        yield _stream(log)
-        yield _posts("single posts", log, SINGLE_POSTS, 1)
-        yield _posts(f"batches of {BATCH}", log, BATCHES, BATCH)
+        yield _stream(log, options.pick(ENTRIES, 2000))
+        yield _posts("webhook, single posts", log, options.pick(SINGLE_POSTS, 200), 1)
+        yield _posts(f"webhook, batches of {BATCH}", log, options.pick(BATCHES, 64), BATCH)
 
 
 def _config(log: str, folder: str, server: int, **more: Any) -> dict[str, Any]:
@@ -66,7 +55,7 @@ def _config(log: str, folder: str, server: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def _stream(log: str) -> Result:
+def _stream(log: str, entries: int) -> Row:
     """From a stream that has all entries at once, to the socket of one client."""
     payload = json.dumps(_PAYLOAD)
     with (
@@ -74,30 +63,28 @@ def _stream(log: str) -> Result:
         redis_server() as server,
         redis.Redis(port=server) as client,
         gateway(_config(log, folder, server)) as (process, port, _),
-        clients(port, 1, "/events/orders") as stream,
+        load(port, ["/events/orders"], 1) as stream,
     ):
-        stream.answer()
+        stream.open_all()
         first_id = client.xadd("orders", {"payload": '"first"'})
-        stream.tell("await 1")
-        _got(stream)
+        stream.expect(1)
+        _all_of(stream)
         client.xadd("staged", {"payload": '"first"'}, id=first_id)
-        for first in range(0, ENTRIES, 1000):
+        for first in range(0, entries, 1000):
             pipe = client.pipeline(transaction=False)
-            for number in range(first, min(first + 1000, ENTRIES)):
+            for number in range(first, min(first + 1000, entries)):
                 pipe.xadd("staged", {"payload": payload, "type": "order.created", "n": number})
             pipe.execute()
-        stream.tell(f"await {ENTRIES}")
+        stream.expect(1 + entries)
         cpu, started = process.cpu(), time.monotonic()
         # All of them appear at once, so whoever adds them takes nobody's core meanwhile.
         client.rename("staged", "orders")
-        _got(stream)
-        seconds = time.monotonic() - started
-        return Result(
-            "Redis stream to one client", log, ENTRIES / seconds, (process.cpu() - cpu) / ENTRIES * 1e6
-        )
+        seconds = _all_of(stream) - started
+        rate = entries / seconds
+        return _row("Redis stream to one client", log, rate, (process.cpu() - cpu) / entries, 20_000)
 
 
-def _posts(way: str, log: str, posts: int, records: int) -> Result:
+def _posts(way: str, log: str, posts: int, records: int) -> Row:
     body = json.dumps([_PAYLOAD] * records if records > 1 else _PAYLOAD)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -113,15 +100,27 @@ def _posts(way: str, log: str, posts: int, records: int) -> Result:
             poster.tell("go")
             seconds = float(poster.answer().split()[1])
             count = posts * records
-            return Result(f"webhook, {way}", log, count / seconds, (process.cpu() - cpu) / count * 1e6)
+            return _row(way, log, count / seconds, (process.cpu() - cpu) / count)
 
 
-def _got(stream: Process) -> None:
-    answer = stream.answer()
-    if not answer.startswith("got"):
+def _row(way: str, log: str, rate: float, cpu: float, least: float = 0) -> Row:
+    figures: dict[str, Figure] = {"way": way, "log": log, "events/s": rate, "CPU us per event": cpu * 1e6}
+    return Row("sse-gateway", 1, figures, (at_least("events/s", rate, least),) if least else ())
+
+
+def _all_of(stream: Load) -> float:
+    answer = stream.arrived()
+    if not answer.complete:
         raise RuntimeError(f"not everything arrived: {answer}")
+    return answer.at
 
 
-if __name__ == "__main__":
-    for result in measure():
-        print(f"{result.way:30} {result.log:8} {result.per_second:10,.0f}/s {result.cpu_us:8.1f} us")
+SCENARIO = Scenario(
+    "ingest",
+    "What comes in, by each way and with each log",
+    f"{ENTRIES:,} entries of a Redis stream that are there all at once, to the socket of one client; and "
+    "posts of "
+    f"{CONNECTIONS} connections, each with the next once the last is answered. Events of about 100 bytes.",
+    measure,
+    limit=180,
+)

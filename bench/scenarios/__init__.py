@@ -1,0 +1,45 @@
+"""The scenarios, in the order of the report."""
+
+from bench.scenarios import (
+    append,
+    channels,
+    fanout,
+    heartbeats,
+    herd,
+    idle,
+    ingest,
+    large,
+    redis_herd,
+    redis_latency,
+    scaling,
+    slow,
+    storm,
+    takeover,
+    throughput,
+    tls,
+)
+from bench.scenarios.base import Scenario
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        idle.SCENARIO,
+        fanout.SCENARIO,
+        throughput.SCENARIO,
+        channels.SCENARIO,
+        channels.UNRELATED_SCENARIO,
+        storm.SCENARIO,
+        herd.SCENARIO,
+        heartbeats.SCENARIO,
+        slow.SCENARIO,
+        large.SCENARIO,
+        tls.SCENARIO,
+        scaling.SCENARIO,
+        scaling.MANY_SCENARIO,
+        append.SCENARIO,
+        ingest.SCENARIO,
+        redis_latency.SCENARIO,
+        redis_herd.SCENARIO,
+        takeover.SCENARIO,
+    )
+}

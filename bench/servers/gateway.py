@@ -1,0 +1,119 @@
+"""The gateway itself, with every feature on."""
+
+import contextlib
+import json
+import re
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jwt
+
+from bench.process import Process, gateway
+from bench.servers.base import SECRET, MissingError, Server, Setup, with_last_id
+from bench.servers.certificate import certificate
+from gateway.config.model import Limits
+from gateway.config.model import Server as ServerSection
+
+CONNECTIONS = 19_700
+"""Streams of one process: 20,000 descriptors less what the gateway keeps."""
+
+_START = 30.0
+"""Seconds that all workers may take to be ready."""
+
+
+class Gateway(Server):
+    """A gateway with one or more workers, fed by its webhook."""
+
+    name = "sse-gateway"
+    version = version("sse-gateway")
+    batch = 1000
+
+    def __init__(self, setup: Setup, port: int, admin: int, process: Process) -> None:
+        super().__init__(setup, port, [process])
+        self._admin = admin
+
+    def target(self, channel: str, last_event_id: str | None = None) -> str:
+        """Return the path and, where the channel asks for one, a token."""
+        target = with_last_id(f"/events/{channel}", last_event_id)
+        return f"{target}\tAuthorization: Bearer {token(self.setup.channels)}" if self.setup.token else target
+
+    def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
+        """Post one event, or several as a JSON array."""
+        body = payloads[0] if len(payloads) == 1 else b"[" + b",".join(payloads) + b"]"
+        self._posting.post(f"/hooks/hooks?topic={channel}", body)
+
+    def thrown_out(self) -> int:
+        """Return what its metric says of clients that took nothing for too long."""
+        text = self._ask("/metrics")
+        found = re.findall(r'disconnects_total\{reason="(?:write_timeout|slow_client)"\} ([0-9.e+]+)', text)
+        return round(sum(map(float, found)))
+
+    def await_workers(self) -> None:
+        """Wait until all workers are ready: the port is open with the first. Raises TimeoutError."""
+        deadline = time.monotonic() + _START
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.HTTPError):
+                workers = json.loads(self._ask("/readyz")).get("workers", {})
+                ready = sum(each.get("ready", False) for each in workers.values())
+                if ready == self.workers or self.workers == 1:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError(f"{self.workers} workers were not ready within {_START:.0f} s")
+
+    def _ask(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._admin}{path}", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+
+
+def token(channels: Sequence[str]) -> str:
+    """Return a bearer token for some channels that is good for an hour."""
+    claims = {"sub": "bench", "exp": int(time.time()) + 3600, "channels": list(channels)}
+    return jwt.encode(claims, SECRET, "HS256")
+
+
+@contextlib.contextmanager
+def start(setup: Setup) -> Iterator[Server]:
+    """Run a gateway."""
+    if setup.workers > 1 and "workers" not in ServerSection.model_fields:
+        raise MissingError("this gateway has no server.workers")
+    with tempfile.TemporaryDirectory() as folder, _running(setup, folder) as (process, port, admin):
+        server = Gateway(setup, port, admin, process)
+        try:
+            server.await_workers()
+            yield server
+        finally:
+            server.close()
+
+
+def _running(setup: Setup, folder: str) -> contextlib.AbstractContextManager[tuple[Process, int, int]]:
+    own: dict[str, Any] = {"workers": setup.workers} if setup.workers > 1 else {}
+    if setup.tls:
+        chain, key = certificate(folder)
+        own["tls"] = {"certificate": str(chain), "key": str(key)}
+    # All clients share a few addresses and one token.
+    alike = {
+        key: CONNECTIONS * 8
+        for key in ("connections_per_user", "connections_per_address")
+        if key in Limits.model_fields
+    }
+    log = "memory://" if setup.workers == 1 else f"sqlite:///{folder}/log.db"
+    channel = {"access": "token" if setup.token else "public", "history": {"events": setup.history}}
+    return gateway(
+        {
+            "server": own,
+            "broker": {"url": setup.broker or log},
+            "timeouts": {"heartbeat": f"{setup.heartbeat * 1000:.0f}ms", "drain": "1s"},
+            "limits": {"connections": CONNECTIONS, **alike},
+            "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET}},
+            "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
+            "channels": {
+                name: {**channel, "from": [{"source": "hooks", "topic": name}]} for name in setup.channels
+            },
+        }
+    )

@@ -1,0 +1,41 @@
+"""A tiny server that sends exactly the bytes it is told, at the times it is told."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+HELLO = b":\n\n"
+
+Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
+"""What it does with a connection, once the request has come."""
+
+
+def chunk(data: bytes) -> bytes:
+    """Frame as RFC 9112, 7.1 says."""
+    return b"%x\r\n" % len(data) + data + b"\r\n"
+
+
+async def send(writer: asyncio.StreamWriter, data: bytes, pause: float = 0.02) -> None:
+    """Send bytes, and let them arrive as a read of their own."""
+    writer.write(data)
+    await writer.drain()
+    await asyncio.sleep(pause)
+
+
+@contextlib.asynccontextmanager
+async def odd_server(script: Script) -> AsyncIterator[int]:
+    """Serve the script on a port of loopback, and give the port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            await script(writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
