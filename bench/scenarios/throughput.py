@@ -14,11 +14,16 @@ SECONDS = 10
 GROUP = 20
 """Events that are published together, every 20 ms."""
 
-BEHIND = 10.0
+BEHIND = 5.0
 """Seconds that a publisher which cannot keep the rate may go on."""
 
-LATE = 20.0
+LATE = 10.0
 """Seconds that the last event may take."""
+
+ROUNDS = 3
+
+_IN_EACH_ROUND = ("gateway", "nchan")
+"""The others come once: theirs is no close race."""
 
 CONTENDERS = (
     ("gateway", 1),
@@ -35,8 +40,14 @@ def measure(options: Options) -> Iterator[Row]:
     """Put the rate on one server after the other."""
     for name, workers in CONTENDERS:
         try:
-            with run(name, Setup(history=10_000), workers=workers) as server:
-                yield _row(server, name == "gateway", options)
+            rounds = options.pick(ROUNDS, 1) if name in _IN_EACH_ROUND else 1
+            rows = []
+            for _ in range(rounds):
+                with run(name, Setup(history=10_000), workers=workers) as server:
+                    rows.append(_row(server, name == "gateway", options))
+            # One with something missing is not left out.
+            rows.sort(key=lambda row: (row.figures["delivered %"] == 100, row.figures["p99 ms"]))
+            yield rows[0] if rows[0].figures["delivered %"] != 100 else rows[len(rows) // 2]
         except MissingError as missing:
             yield Row(label(name), workers, note=str(missing))
 
@@ -90,10 +101,10 @@ SCENARIO = Scenario(
     "throughput",
     f"{RATE:,} events a second to {STREAMS:,} streams",
     f"For {SECONDS} s, events of 100 bytes, {GROUP} at a time every {GROUP / RATE * 1e3:.0f} ms: as one "
-    "array, in lines "
-    "or as items where the server takes several in a request; to nchan as single posts over eight kept-alive "
-    "connections. The CPU of taking them in is part of the figure. Whoever falls behind has "
-    f"{BEHIND:.0f} s more to take the events and {LATE:.0f} s more to deliver them; what did not arrive "
-    "then is missing.",
+    "array, in lines or as items where the server takes several in a request; to nchan as single posts "
+    "over eight kept-alive connections. A post is sent when the one before is answered. The CPU of "
+    f"taking events in is part of the figure. Whoever falls behind has {BEHIND:.0f} s more to take the "
+    f"events and {LATE:.0f} s more to deliver them; what did not arrive then is missing. Of {ROUNDS} runs "
+    "the one with the median p99 (one run for those beside the gateway and nchan).",
     measure,
 )
