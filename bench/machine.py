@@ -5,6 +5,7 @@ import os
 import platform
 import ssl
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,7 +27,11 @@ def machine() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of all that was measured, by name; what is missing says so."""
-    found = {"sse-gateway": _gateway(), "Python": platform.python_version(), "OpenSSL": ssl.OPENSSL_VERSION}
+    found = {
+        "sse-gateway": _gateway(),
+        "Python": " ".join(sys.version.split()),
+        "OpenSSL": ssl.OPENSSL_VERSION,
+    }
     for name, ask in (("nchan", nchan.version), ("pushpin", pushpin.version)):
         try:
             found[name] = ask()

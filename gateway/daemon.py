@@ -90,7 +90,14 @@ class Daemon:
             clock=unix_ms,
         )
         self.replay = Replay(self.hub, self.broker, self.metrics)
-        self.streams = Streams(self.hub, self.replay, self.metrics, timeouts, limit=limits.connections)
+        self.streams = Streams(
+            self.hub,
+            self.replay,
+            self.metrics,
+            timeouts,
+            limit=limits.connections,
+            rate=limits.connect_rate,
+        )
         self.sweep = Sweep(self.streams)
 
         # Upstreams.
@@ -138,7 +145,7 @@ class Daemon:
             request_seconds=timeouts.request,
             write_seconds=timeouts.write,
             tls=tls_context(config.server.tls) if config.server.tls else None,
-            has_room=self._has_room,
+            room=self._room,
             subscribe=subscribe,
         )
         self.admin = Listener(
@@ -237,9 +244,10 @@ class Daemon:
         await self.admin.stop()
         log.info("stopped")
 
-    def _has_room(self) -> bool:
-        """Tell whether another connection leaves enough descriptors for all the rest."""
-        return len(self.streams.open) + self.public.requests + DESCRIPTOR_RESERVE // 2 < self._descriptors
+    def _room(self) -> int:
+        """Return how many more connections leave enough descriptors for all the rest."""
+        used = len(self.streams.open) + self.public.requests + DESCRIPTOR_RESERVE // 2
+        return self._descriptors - used
 
     async def _append(
         self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None

@@ -14,7 +14,7 @@ import heapq
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import count
+from itertools import count, islice
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
@@ -74,6 +74,11 @@ def between(items: list[T], after: EventId, until: EventId, limit: int, start: i
     first = bisect_right(items, after, lo=start, key=_id_of)
     last = bisect_right(items, until, lo=first, key=_id_of)
     return items[first : min(last, first + limit)]
+
+
+def merged(lists: list[list[T]], limit: int) -> list[T]:
+    """Return the first ``limit`` items of lists that are each in id order, in that order."""
+    return lists[0][:limit] if len(lists) == 1 else list(islice(heapq.merge(*lists, key=_id_of), limit))
 
 
 class History(Generic[T]):

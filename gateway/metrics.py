@@ -123,6 +123,10 @@ class Metrics:
         self.replayed = self._counter(
             "replayed_events_total", "Events written from history, to resuming or slow streams"
         )
+        self.conflated = self._tally(
+            "conflated_events_total",
+            "Events that slow streams did not get, as a newer one of the same key followed",
+        )
         self.gaps = self._counter("gaps_total", "Gaps told, by reason", "reason")
         self.broker_append = self._histogram(
             "broker_append_seconds",

@@ -127,6 +127,12 @@ class Status:
         one("workers", "Processes that serve streams", lambda: 1)
         one("active_connections", "Streams open now", lambda: len(self.streams.open))
         one("lagging_streams", "Streams that are behind the newest event", self.streams.lagging)
+        one(
+            "lag_seconds",
+            "How far the stream that is furthest behind the newest event is behind it",
+            self.streams.furthest,
+            merge="max",
+        )
         add("channel_connections", "Streams open now, by channel", self.streams.by_channel, "channel")
         add(
             "source_up",

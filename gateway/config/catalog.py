@@ -4,7 +4,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.config.model import Channel
+from gateway.config.expression import Expression
+from gateway.config.model import Channel, Conflate
 from gateway.config.template import Template
 from gateway.event import Retention
 
@@ -20,6 +21,8 @@ class Declared:
     spec: Channel
     template: Template
     retention: Retention
+    key: Expression | None = None
+    """What of an event is its key, on channels that conflate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,17 @@ def retention_of(spec: Channel) -> Retention:
     return Retention(spec.history.events, None if age is None else max(1, round(age * 1000)))
 
 
+def _key(spec: Channel) -> Expression | None:
+    return Expression(spec.slow_client.conflate) if isinstance(spec.slow_client, Conflate) else None
+
+
 class Catalog:
     """All declared channels. A fixed name wins over a template, an earlier template over a later one."""
 
     def __init__(self, channels: Mapping[str, Channel]) -> None:
         self.declared = {
-            name: Declared(name, spec, Template(name), retention_of(spec)) for name, spec in channels.items()
+            name: Declared(name, spec, Template(name), retention_of(spec), _key(spec))
+            for name, spec in channels.items()
         }
         self._fixed = {
             name: Match(name, declared, {})

@@ -29,6 +29,7 @@ def check(data: Any) -> Iterator[Fault]:
         yield from _routes(name, channel, sources)
         yield from _access(name, channel.get("access"), has_jwt)
         yield from _credentials(channel.get("cors"), (*path, "cors", "origins"), credentials)
+        yield from _conflate(channel, path)
         if channel.get("critical") in (True, "true") and channel.get("stale_after") is None:
             yield Fault((*path, "critical"), "does nothing without stale_after, which says when it is stale")
         template = _template(name)
@@ -128,6 +129,21 @@ def _access(name: str, access: Any, has_jwt: bool) -> Iterator[Fault]:
                 yield Fault(
                     (*path, "claims", claim), f"the channel has no field {{{field}}}; its fields: {known}"
                 )
+
+
+def _conflate(channel: dict[str, Any], path: tuple[str | int, ...]) -> Iterator[Fault]:
+    text = _mapping(channel.get("slow_client")).get("conflate")
+    try:
+        names = Expression(text).names if isinstance(text, str) else ()
+    except ValueError:
+        return  # the model tells it
+    where = (*path, "slow_client", "conflate")
+    for place in names:
+        yield Fault(
+            where, f"a key has no {{{place}}}; it is made of JSON pointers into the payload, as {{/symbol}}"
+        )
+    if isinstance(text, str) and channel.get("payload") == "text":
+        yield Fault(where, "a key is found in JSON, and this channel's payload is text")
 
 
 def _credentials(cors: Any, path: tuple[str, ...], credentials: bool) -> Iterator[Fault]:

@@ -19,6 +19,7 @@ from gateway.config.units import (
     Expressed,
     Listen,
     Origin,
+    Rate,
     Secret,
     Size,
     Switch,
@@ -162,6 +163,9 @@ class Timeouts(Section):
 
 class Limits(Section):
     connections: Count = Field(15000, ge=1, description="streams per node")
+    connect_rate: Rate | None = Field(
+        None, description="streams opened, per node; more are told to come back at a time of their own"
+    )
     channels_per_stream: Count = Field(50, ge=1, description="channels in one request")
     event_bytes: Size = preset("256KiB", "largest payload of one event")
     webhook_body: Size = preset("16MiB", "largest webhook body, after decompression")
@@ -248,6 +252,25 @@ class ChannelCors(Section):
     origins: list[Origin] = Field(description="replaces the global list for this channel")
 
 
+class Conflate(Section):
+    """Slow clients get the newest event of each type and key only."""
+
+    conflate: Expressed = Field(description="key of an event, from JSON pointers: {/symbol}")
+
+
+def _slow_client(value: Any) -> Any:
+    if isinstance(value, (dict, Conflate)) or value in ("disconnect", "skip", "conflate"):
+        return value
+    raise fault('must be disconnect, skip, conflate, or {conflate: "{/symbol}"}')
+
+
+SlowClient = Annotated[
+    Literal["disconnect", "skip", "conflate"] | Conflate,
+    Field(union_mode="left_to_right"),
+    BeforeValidator(_slow_client),
+]
+
+
 class Channel(Section):
     """A name that clients subscribe to."""
 
@@ -259,8 +282,11 @@ class Channel(Section):
     history: Annotated[Literal["none"] | History, BeforeValidator(_history)] = section(
         History, "none: fan-out only; events carry no id"
     )
-    slow_client: Literal["disconnect", "skip"] = Field(
-        "disconnect", description="when what a client misses is gone; skip: a gap, then the oldest still held"
+    slow_client: SlowClient = Field(
+        "disconnect",
+        description="for who reads too slowly: disconnect when what was missed is gone; skip: a gap then,"
+        " and the oldest still held; conflate: of what was missed only the newest event of each type,"
+        " or of each type and key; for channels that tell a state",
     )
     access: Access = Field(description="who may read; a mapping names claims that a token must have")
     cors: ChannelCors | None = None
@@ -268,6 +294,11 @@ class Channel(Section):
         None, description="without an event for longer, and channel_stale is 1, on all nodes"
     )
     critical: Switch = Field(False, description="while this channel is stale, /readyz answers 503")
+
+    @property
+    def policy(self) -> Literal["disconnect", "skip", "conflate"]:
+        """What `slow_client` says, without its key."""
+        return "conflate" if isinstance(self.slow_client, Conflate) else self.slow_client
 
 
 class Config(Section):

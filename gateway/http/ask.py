@@ -1,11 +1,14 @@
 """A request for a stream, free of the path that it came on: aiohttp's handlers or the front protocol."""
 
+import asyncio
 from collections.abc import Mapping
 
 import msgspec
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
-from multidict import MultiMapping
+from multidict import MultiDict, MultiDictProxy, MultiMapping
+
+_NO_QUERY: MultiMapping[str] = MultiDictProxy(MultiDict())
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -19,8 +22,13 @@ class Ask(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     chunked: bool
     """Whether the client speaks HTTP/1.1; without it the end of the connection ends the body."""
-    client: str | None
-    """The address of the peer."""
+    transport: asyncio.BaseTransport | None
+
+    @property
+    def client(self) -> str | None:
+        """The address of the peer; the kernel is asked for it."""
+        peer = None if self.transport is None else self.transport.get_extra_info("peername")
+        return peer[0] if isinstance(peer, tuple) else None
 
     @classmethod
     def of_request(cls, request: web.Request) -> "Ask":
@@ -33,11 +41,11 @@ class Ask(msgspec.Struct, frozen=True):
             request.query,
             request.headers,
             request.version >= (1, 1),
-            request.remote,
+            request.transport,
         )
 
     @classmethod
-    def of_message(cls, message: RawRequestMessage, client: str | None) -> "Ask | None":
+    def of_message(cls, message: RawRequestMessage, transport: asyncio.BaseTransport) -> "Ask | None":
         """Return what aiohttp's parser read, or None where its router should have a look."""
         path = message.url.raw_path
         if path == "/events":
@@ -46,7 +54,7 @@ class Ask(msgspec.Struct, frozen=True):
             own = path[8:]
         else:
             return None
-        query = message.url.query
+        query = message.url.query if "?" in message.path else _NO_QUERY
         return cls(
             message.method,
             path,
@@ -54,7 +62,7 @@ class Ask(msgspec.Struct, frozen=True):
             query,
             message.headers,
             message.version >= (1, 1),
-            client,
+            transport,
         )
 
 

@@ -6,6 +6,7 @@ policy of the channels that the request names, so preflights and response header
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -17,6 +18,9 @@ from gateway.config.model import Config
 from gateway.config.origins import Origins
 from gateway.errors import Forbidden
 from gateway.http.ask import Ask
+
+ANSWERS = 1000
+"""How many answers of the policy are remembered: the clients of a herd come from a few pages."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -32,6 +36,7 @@ class CorsPolicy:
             for name, channel in config.channels.items()
             if channel.cors is not None
         }
+        self._answers = lru_cache(ANSWERS)(self._refusing)
         self.options = ResourceOptions(  # type: ignore[no-untyped-call]  # aiohttp-cors types only some of it
             allow_credentials=config.cors.credentials,
             allow_headers=tuple(config.cors.allow_headers),
@@ -67,6 +72,9 @@ class CorsPolicy:
 
         A name that is no channel is held to the global list, so that a page can read its 404.
         """
+        return self._answers(origin, names)
+
+    def _refusing(self, origin: str, names: tuple[str, ...]) -> str | None:
         for name in names or ("",):
             match = self._catalog.resolve(name)
             if not self._origins(match).allows(origin):

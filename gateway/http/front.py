@@ -117,8 +117,7 @@ class Front(asyncio.Protocol):
         message = self._listener.heads.parse(head)
         if message is None:
             return None
-        peer = self.transport.get_extra_info("peername")
-        return Ask.of_message(message, peer[0] if isinstance(peer, tuple) else None)
+        return Ask.of_message(message, self.transport)
 
     def _answer(self, subscribe: Subscribe, ask: Ask) -> None:
         self._head = b""

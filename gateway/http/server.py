@@ -28,6 +28,7 @@ LINGER = 1.0
 """Seconds that the rest of a refused body is read, so that its sender sees the answer and not a reset."""
 
 _SWEEP = 1.0
+_AT_ONCE = 64
 
 P = TypeVar("P")
 
@@ -56,7 +57,7 @@ class Listener:
         write_seconds: float | None = None,
         tls: ssl.SSLContext | None = None,
         is_shared: bool = False,
-        has_room: Callable[[], bool] = lambda: True,
+        room: Callable[[], int] = lambda: _AT_ONCE,
         subscribe: Subscribe | None = None,
     ) -> None:
         self._runner = web.AppRunner(
@@ -75,7 +76,8 @@ class Listener:
         self._write_seconds = write_seconds
         self._tls = tls
         self._is_shared = is_shared
-        self._has_room = has_room
+        self._room = room
+        self._credit = 0
         self._subscribe = subscribe
         self._fronts: dict[Front, float] = {}
         self._handlers: dict[web.RequestHandler, float] = {}
@@ -150,8 +152,12 @@ class Listener:
         return handler
 
     def _accept(self) -> asyncio.Protocol:
-        if not self._has_room():
-            return _Refuse()
+        # Asked for many at a time, and never for more than half of what is left.
+        if self._credit <= 0:
+            self._credit = min(_AT_ONCE, (self._room() + 1) // 2)
+            if self._credit <= 0:
+                return _Refuse()
+        self._credit -= 1
         return Front(self, self._subscribe)
 
     @web.middleware

@@ -1,6 +1,7 @@
 """``GET /events``: a request to a stream, or to a reason why not. One decision, whichever path it came on."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -123,13 +124,14 @@ class Subscribe:
 
     def _begun(self, ask: Ask, stream: Connection, opening: Opening, sent: int) -> None:
         self.streams.begin(stream, opening, sent)
-        log.info(
-            "stream_opened",
-            connection=stream.id,
-            channels=stream.subscription.channels,
-            resume=opening.resume,
-            client=ask.client,
-        )
+        if log.is_enabled_for(logging.INFO):
+            log.info(
+                "stream_opened",
+                connection=stream.id,
+                channels=stream.subscription.channels,
+                resume=opening.resume,
+                client=ask.client,
+            )
 
     def _matches(self, ask: Ask) -> tuple[Match, ...]:
         names = ask.channels

@@ -111,6 +111,7 @@ class Audience:
     __slots__ = (
         "_direct",
         "_frames",
+        "_new",
         "_pending",
         "_seats",
         "_settled",
@@ -132,6 +133,9 @@ class Audience:
         self._settled = head
         self._seats = count()
         self._direct = True  # whether all members that ever joined can be written to past their transport
+        self._new: list[
+            Member
+        ] = []  # whose file is not known yet: most streams wait long for their first event
         self.sealed = (0, 0)
         """Events and bytes of all frames so far."""
 
@@ -163,8 +167,8 @@ class Audience:
         member.cursor = head
         member.seat = next(self._seats)
         member.since = self.sealed
-        self._direct = self._direct and member.fd >= 0
-        self.members[member] = member.fd
+        self.members[member] = -1
+        self._new.append(member)
 
     def leave(self, member: Member, head: EventId) -> None:
         """Let a stream go; its cursor then says exactly what it was given. Harmless when repeated."""
@@ -243,6 +247,11 @@ class Audience:
         """Close what is pending into frames for the members of this moment."""
         if not self._pending:
             return
+        for member in self._new:
+            if member.audience is self:
+                fd = self.members[member] = member.fd
+                self._direct = self._direct and fd >= 0
+        self._new.clear()
         recipients, fds = list(self.members), list(self.members.values())
         entries, size = [], 0
         pending, self._pending = self._pending, []

@@ -1,24 +1,25 @@
 """One event on its way through a node: encoded once per format, shared by every stream."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from gateway.config.catalog import Declared
-from gateway.event import GAP, Event, EventId
+from gateway.event import GAP, Event, EventId, Record
 from gateway.sse import Format, event_block, gap_block
 
 
 class Entry:
     """An event with its blocks, each made when it is first asked for."""
 
-    __slots__ = ("_data", "_envelope", "declared", "event")
+    __slots__ = ("_data", "_envelope", "_key", "declared", "event")
 
     def __init__(self, event: Event, declared: Declared) -> None:
         self.event = event
         self.declared = declared
         self._envelope: bytes | None = None
         self._data: bytes | None = None
+        self._key: str | Literal[False] | None = False
 
     @property
     def id(self) -> EventId:
@@ -32,6 +33,23 @@ class Entry:
     def is_gap(self) -> bool:
         """True if this tells a hole in its channel rather than something that happened."""
         return self.event.type == GAP
+
+    @property
+    def key(self) -> str | None:
+        """What a newer event must share to supersede this one; None where none can."""
+        if self._key is False:
+            self._key = self._find_key()
+        return self._key
+
+    def _find_key(self) -> str | None:
+        if self.is_gap or self.declared.spec.policy != "conflate":
+            return None
+        type = self.event.type or ""
+        if self.declared.key is None:
+            return type
+        # The type is part of it, because a stream may have asked for some types only.
+        text = self.declared.key.render(Record(self.channel, self.event.payload))
+        return None if text is None else f"{type}\n{text}"
 
     def block(self, format: Format | None) -> bytes:
         """Return the event in ``format``, or in its channel's own."""

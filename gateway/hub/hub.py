@@ -9,9 +9,6 @@ Publishing therefore never waits for a subscriber, and costs nothing for channel
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from heapq import merge
-from itertools import islice
-from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -19,9 +16,10 @@ import structlog
 from gateway.broker.base import Broker
 from gateway.config.catalog import Catalog, Declared
 from gateway.event import GAP, Event, EventId, Retention
-from gateway.history import History
+from gateway.history import History, merged
 from gateway.hub.audience import Audience, Member
 from gateway.hub.entry import Entry
+from gateway.hub.newest import Newest
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
 
@@ -38,8 +36,6 @@ ENTRY_OVERHEAD = 700
 
 Work = Callable[[Any, int], tuple[int, bool]]
 """One turn of some work: (its object, how many writes it may do) to (writes done, more to do)."""
-
-_by_id = attrgetter("id")
 
 
 class Channel:
@@ -86,6 +82,7 @@ class Hub:
         self._watched = {name for name, each in catalog.declared.items() if each.spec.stale_after is not None}
         self.heard: dict[str, int] = {}
         """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
+        self.newest = Newest()
         self.on_behind: Callable[[Any], None] = lambda member: None
 
     def start(self) -> None:
@@ -138,6 +135,8 @@ class Hub:
     def _file(self, entry: Entry, channel: Channel) -> list[Audience]:
         """Put an event into the ring and the audiences; return those for whom it is too much."""
         # Two formats at most are made of an entry; one envelope is somewhat larger than its payload.
+        if channel.declared.spec.policy == "conflate":
+            self.newest.note(entry)
         self._ring.append(entry, 2 * len(entry.event.payload) + ENTRY_OVERHEAD, self._kept)
         flooded = []
         for audience in channel.audiences:
@@ -206,10 +205,9 @@ class Hub:
 
     def recent(self, subscription: Subscription, after: EventId, limit: int) -> list[Entry]:
         """Return the first ``limit`` events after an id; ask `covers` first."""
-        found = merge(
-            *(self._ring.after(name, after, self.head, limit) for name in subscription.declared), key=_by_id
+        return merged(
+            [self._ring.after(name, after, self.head, limit) for name in subscription.declared], limit
         )
-        return list(islice(found, limit))
 
     def last(self, name: str, until: EventId) -> EventId:
         """Return the id of a watched channel's last event up to ``until``, or from when on it is known."""

@@ -10,16 +10,14 @@ needs. So the reads grow with the channels and with time, and not with the clien
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import merge
 from itertools import islice
-from operator import attrgetter
 from typing import Any, TypeVar
 
 from gateway.broker.base import Broker, Page
 from gateway.config.catalog import Declared
 from gateway.errors import Unavailable
 from gateway.event import EventId
-from gateway.history import between
+from gateway.history import between, merged
 from gateway.hub.entry import Entry
 
 READ = 512
@@ -44,8 +42,6 @@ HELD_BYTES = 64 * 1024 * 1024
 """Payload bytes on all shelves together; what is read right now comes on top."""
 
 T = TypeVar("T")
-
-_id_of = attrgetter("id")
 
 
 @dataclass(slots=True)
@@ -107,10 +103,9 @@ class Reads:
             return None
         shelves = {name: self._shelves[name] for name in topics}
         reach = min((until, *(shelf.high for shelf in shelves.values())))
-        found = merge(
-            *(between(shelf.entries, after, reach, limit + 1) for shelf in shelves.values()), key=_id_of
+        entries = merged(
+            [between(shelf.entries, after, reach, limit + 1) for shelf in shelves.values()], limit + 1
         )
-        entries = list(islice(found, limit + 1))
         if len(entries) > limit:
             entries.pop()
             reach = entries[-1].id

@@ -113,11 +113,11 @@ class Replay:
             return None
         if after is None:
             return self._unknown(subscription, head) if start.resumes else self._live(head)
-        if not self._hub.covers(subscription, after):
-            return None
-        return self._opening(
-            subscription, after, head, View((), head, self._unseen(subscription, after, head), {}), after
-        )
+        if self._hub.covers(subscription, after):
+            unseen = self._unseen(subscription, after, head)
+            return self._opening(subscription, after, head, View((), head, unseen, {}), after)
+        view = self._held(subscription, after, head, 1)  # another one of a herd may have asked for it
+        return None if view is None else self._read(subscription, after, head, view)
 
     async def open(self, subscription: Subscription, start: Start) -> Opening:
         """Decide where a stream begins and what it must be told. Raises Unavailable."""
@@ -136,7 +136,9 @@ class Replay:
             if after > await self._reads.latest():
                 return self._unknown(subscription, head) if start.resumes else self._live(head)
             return Opening(head, after, "complete", after)
-        view = await self._view(subscription, after, head)
+        return self._read(subscription, after, head, await self._view(subscription, after, head))
+
+    def _read(self, subscription: Subscription, after: EventId, head: EventId, view: View) -> Opening:
         cursor = after if view.entries or view.until < head else head
         return self._opening(subscription, after, head, view, cursor)
 
@@ -183,8 +185,10 @@ class Replay:
             await self._reads.load(subscription.stored, after, until)
         return view
 
-    def _held(self, subscription: Subscription, after: EventId, until: EventId) -> View | None:
-        view = self._reads.view(subscription.stored, after, until, PAGE)
+    def _held(
+        self, subscription: Subscription, after: EventId, until: EventId, limit: int = PAGE
+    ) -> View | None:
+        view = self._reads.view(subscription.stored, after, until, limit)
         if view is None:
             return None
         unseen = self._unseen(subscription, after, view.until)
@@ -264,7 +268,7 @@ class Replay:
         gaps = {name: floor for name, floor in gaps.items() if floor > stream.told.get(name, zero)}
         reason = "expired" if stream.cursor < began else "slow_client"
         if reason == "slow_client":
-            policies = {match.name: match.declared.spec.slow_client for match in subscription.matches}
+            policies = {match.name: match.declared.spec.policy for match in subscription.matches}
             if any(policies[name] == "disconnect" for name in gaps):
                 stream.end("slow_client")
                 return
@@ -276,10 +280,17 @@ class Replay:
 
     def _write(self, stream: Reader, entries: Sequence[Entry], until: EventId) -> None:
         """Write entries in blocks of at most `MAX_FRAME` bytes, for as long as the stream takes them."""
-        subscription = stream.subscription
+        subscription, began = stream.subscription, max(stream.began, self._hub.cut)
+        if subscription.is_plain and sum([len(entry.event.payload) for entry in entries]) < MAX_FRAME:
+            self._send(stream, entries, until)
+            return
         page: list[Entry] = []
         size = 0
         for entry in entries:
+            # What came before was not missed by being slow: a client that comes back gets all of it.
+            if entry.id > began and self._hub.newest.supersedes(entry):
+                self._metrics.conflated.value += 1
+                continue
             # An event without an id may be one that the client has: its id could not tell.
             if subscription.wants(entry) and (entry.event.kept or entry.id > stream.began):
                 page.append(entry)
@@ -291,7 +302,7 @@ class Replay:
                     return
         self._send(stream, page, until)
 
-    def _send(self, stream: Reader, page: list[Entry], until: EventId) -> None:
+    def _send(self, stream: Reader, page: Sequence[Entry], until: EventId) -> None:
         # The cursor first: writing may pause the stream, and the page counts as written then.
         stream.cursor = until
         if page:

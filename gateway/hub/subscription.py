@@ -21,6 +21,7 @@ class Subscription:
         "chunked",
         "declared",
         "format",
+        "is_plain",
         "matches",
         "stored",
         "types",
@@ -48,6 +49,12 @@ class Subscription:
         kept = {name: declared for name, declared in self.declared.items() if declared.retention.events}
         self.stored: Mapping[str, Declared] = kept if len(kept) < len(self.declared) else self.declared
         """What of it has a history that can be read."""
+        self.is_plain = (
+            types is None
+            and self.stored is self.declared
+            and all(declared.spec.policy != "conflate" for declared in self.declared.values())
+        )
+        """Whether it wants all events of its channels, and each has an id."""
 
     @classmethod
     def of(
@@ -59,10 +66,12 @@ class Subscription:
         chunked: bool = True,
     ) -> "Subscription":
         """Return the one object for this subscription; a=…&b=… and b=…&a=… are the same."""
-        if len(matches) > 1:
-            matches = tuple(sorted(matches, key=lambda match: match.name))
         # The identity of what is declared is in the key: another configuration may give it another meaning.
-        key = (tuple((match.name, id(match.declared)) for match in matches), format, types, chunked)
+        if len(matches) == 1:
+            key: object = (matches[0].name, id(matches[0].declared), format, types, chunked)
+        else:
+            matches = tuple(sorted(matches, key=lambda match: match.name))
+            key = (tuple([(match.name, id(match.declared)) for match in matches]), format, types, chunked)
         found = _live.get(key)
         if found is None:
             found = _live[key] = cls(matches, format, types, chunked=chunked)

@@ -12,6 +12,7 @@ from gateway.config.expression import Expression
 from gateway.config.sources import Webhook
 from gateway.errors import GatewayError, TooManyRequests, Unavailable
 from gateway.event import Record
+from gateway.rate import Rate
 from gateway.sources.base import Feed, Source
 from gateway.webhooks.detect import check, read
 from gateway.webhooks.post import Outcome, Post, Reply
@@ -20,9 +21,6 @@ from gateway.webhooks.signatures import Headers, Proof, Replays, verifier
 
 LARGE = 256 * 1024
 """Bytes of a body that is read in a thread."""
-
-BURST_SECONDS = 1.0
-"""How much of its rate a source may use at once, after it was quiet."""
 
 
 class WebhookSource(Source):
@@ -63,7 +61,11 @@ class WebhookSource(Source):
             raise Unavailable("the gateway is not taking webhooks just now", retry_after=2)
         self._verifier.before_body(headers, token)
         if self._rate is not None:
-            self._rate.check()
+            seconds = self._rate.wait()
+            if seconds:
+                raise TooManyRequests(
+                    "more records than this source's rate allows", retry_after=max(1, math.ceil(seconds))
+                )
 
     def wait(self) -> float:
         """Return the seconds until the rate allows more: for a sender that is read as fast as it may send."""
@@ -152,33 +154,3 @@ class WebhookSource(Source):
 
 def _status(outcome: Outcome) -> int:
     return outcome.status if isinstance(outcome, GatewayError) else 200
-
-
-class Rate:
-    """So many records per second, on average; a post that begins within the rate is taken whole."""
-
-    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_second = per_second
-        self._most = max(1.0, per_second * BURST_SECONDS)
-        self._clock = clock
-        self._left = self._most
-        self._at = clock()
-
-    def wait(self) -> float:
-        """Return the seconds until there is room again."""
-        now = self._clock()
-        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        return 0.0 if self._left > 0 else (1 - self._left) / self._per_second
-
-    def check(self) -> None:
-        """Raise TooManyRequests, with the time after which there is room again."""
-        seconds = self.wait()
-        if seconds:
-            raise TooManyRequests(
-                "more records than this source's rate allows", retry_after=max(1, math.ceil(seconds))
-            )
-
-    def take(self, count: int) -> None:
-        """Use so much of it, also what is not there yet."""
-        self._left -= count

@@ -44,7 +44,6 @@ class Connection(asyncio.Protocol):
         "events",
         "events_as_heartbeat",
         "expires",
-        "fd",
         "id",
         "is_behind",
         "left",
@@ -102,6 +101,15 @@ class Connection(asyncio.Protocol):
         return self.closing is None and not self.paused
 
     @property
+    def fd(self) -> int:
+        """The socket's descriptor, where bytes may be written past the transport; else -1."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or self.transport.get_extra_info("sslcontext") is not None:
+            return -1
+        number: int = sock.fileno()
+        return number
+
+    @property
     def written(self) -> int:
         """Bytes so far; while the stream is in an audience, those too that are on their way from it."""
         return self.bytes if self.audience is None else self.bytes + self.audience.sealed[1] - self.since[1]
@@ -148,9 +156,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        is_plain = sock is not None and transport.get_extra_info("sslcontext") is None
-        self.fd = sock.fileno() if is_plain else -1
+        is_plain = transport.get_extra_info("sslcontext") is None
         self.transport.set_write_buffer_limits(high=HIGH_WATER if is_plain else HIGH_WATER_TLS)
 
     def data_received(self, data: bytes) -> None:

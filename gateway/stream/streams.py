@@ -16,6 +16,7 @@ from gateway.hub.hub import Hub
 from gateway.hub.replay import Opening, Replay, Start
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
+from gateway.rate import Rate
 from gateway.sse import control_block
 from gateway.stream.connection import Connection
 
@@ -51,6 +52,12 @@ class Full(GatewayError):
     code = "overloaded"
 
 
+class TooManyAtOnce(Full):
+    """More streams open per second than this node may take. Answered like Full."""
+
+    code = "connect_rate"
+
+
 class Draining(Full):
     """The node is shutting down."""
 
@@ -60,7 +67,17 @@ class Draining(Full):
 class Streams:
     """The live connections, and what they share."""
 
-    def __init__(self, hub: Hub, replay: Replay, metrics: Metrics, timeouts: Timeouts, *, limit: int) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        replay: Replay,
+        metrics: Metrics,
+        timeouts: Timeouts,
+        *,
+        limit: int,
+        rate: float | None = None,
+    ) -> None:
+        """Make the home of at most ``limit`` streams, of which ``rate`` may open per second."""
         self.metrics = metrics
         self.timeouts = timeouts
         self.open: dict[Connection, None] = {}
@@ -71,6 +88,7 @@ class Streams:
         self._hub = hub
         self._replay = replay
         self._limit = limit
+        self._rate = None if rate is None else Rate(rate)
         self._reserved = 0
         self._emptied = asyncio.Event()
         self._deal = count()
@@ -88,11 +106,15 @@ class Streams:
         )
 
     def reserve(self, subscription: Subscription, *, heartbeat_events: bool = False) -> "Place":
-        """Take a place for a stream that is about to open. Raises Full or Draining."""
+        """Take a place for a stream that is about to open. Raises Full, or what is one."""
         if self.is_draining:
             raise Draining("the gateway is shutting down")
         if len(self.open) + self._reserved >= self._limit:
             raise Full(f"limits.connections ({self._limit}) is reached")
+        if self._rate is not None:
+            if self._rate.wait():
+                raise TooManyAtOnce("limits.connect_rate is reached")
+            self._rate.take(1)
         return Place(self, subscription, heartbeat_events)
 
     def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
@@ -172,6 +194,16 @@ class Streams:
     def lagging(self) -> int:
         """Return how many streams are behind the head."""
         return sum(1 for stream in self.open if stream.audience is None and stream.closing is None)
+
+    def furthest(self) -> float:
+        """Return how many seconds of the log the stream that is furthest behind has not got yet."""
+        head = self._hub.head.ms
+        behind = (
+            head - stream.cursor.ms
+            for stream in self.open
+            if stream.audience is None and stream.closing is None
+        )
+        return max(0, *behind, 0) / 1000
 
     async def drain(self, seconds: float) -> None:
         """Refuse new streams and end all, evenly over most of ``seconds``; cut what is left after it."""

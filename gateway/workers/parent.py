@@ -34,6 +34,9 @@ LOOK_SECONDS = 5.0
 HANG_SECONDS = 30.0
 """How long a worker may answer nothing before it is killed and started again."""
 
+START_SECONDS = 60.0
+"""How long a worker may take until it listens."""
+
 HEALTHY_SECONDS = 30.0
 """How long a worker must have lived for its next death to count as the first."""
 
@@ -137,17 +140,20 @@ class Parent:
             await asyncio.sleep(backoff.next())
             self._restarts[number] += 1
             self.metrics.worker_restarts.inc()
-            await self._start(number, folder)
+            try:
+                await self._start(number, folder)
+            except OSError as error:  # no more processes, or no memory, for now
+                log.error("worker_not_started", worker=number, error=str(error))
 
     async def _look(self) -> None:
-        """Kill workers that hang."""
+        """Kill workers that hang, or that do not come up."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            listening = [worker for worker in self._workers.values() if worker.is_listening]
-            await asyncio.gather(*(worker.ask("/healthz") for worker in listening))
-            for worker in listening:
+            workers = list(self._workers.values())
+            await asyncio.gather(*(worker.ask("/healthz") for worker in workers))
+            for worker in workers:
                 silent = time.monotonic() - worker.answered
-                if worker.is_listening and silent > HANG_SECONDS:
+                if silent > (HANG_SECONDS if worker.is_listening else START_SECONDS):
                     log.error("worker_hangs", worker=worker.number, pid=worker.pid, seconds=round(silent, 1))
                     worker.kill()
 

@@ -40,10 +40,9 @@ class Worker:
         self._session: aiohttp.ClientSession | None = None
 
     @property
-    def pid(self) -> int:
-        """The id of the process."""
-        assert self._process is not None
-        return self._process.pid
+    def pid(self) -> int | None:
+        """The id of the process, where one could be started."""
+        return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
         """Start the process; it listens later."""

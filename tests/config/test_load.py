@@ -107,6 +107,7 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
         ("broker: {url: redis+cluster://a:1/2}", "names a database"),
         ("broker: {url: redis+cluster://a:99999}", "is not a list of host:port"),
         ("broker: {prefix: a b}", "pattern"),
+        ("limits: {connect_rate: fast}", "is not a rate"),
         ("server: {worker: 2}", "unknown key"),
         ("server: {workers: 2}", "memory:// is one process's own; set broker.url"),
         ("server: {workers: auto}", "memory:// is one process's own; set broker.url"),
@@ -137,6 +138,12 @@ def test_one_fault_one_message(more: str, message: str) -> None:
         ("c: {from: [{source: hooks, topic: t}], access: public, payload: xml}", "must be 'json'"),
         ("c.{a}: {from: [{source: hooks, topic: '{a}'}], access: public}\n"
          "  c.{b}: {from: [{source: hooks, topic: '{b}'}], access: public}", "takes the same names"),
+        ("b: {from: [{source: hooks, topic: b}], access: public, slow_client: drop}",
+         'must be disconnect, skip, conflate, or {conflate: "{/symbol}"}'),
+        ('b: {from: [{source: hooks, topic: b}], access: public, slow_client: {conflate: "{key}"}}',
+         "a key has no {key}; it is made of JSON pointers"),
+        ('b: {from: [{source: hooks, topic: b}], access: public, payload: text, slow_client: {conflate: "{/a}"}}',
+         "a key is found in JSON, and this channel's payload is text"),
     ],
 )  # fmt: skip
 def test_channels(channel: str, message: str) -> None:

@@ -20,6 +20,7 @@ import pytest
 from bench.process import free_port
 from tests.config.test_load import BROKEN
 from tests.support.eventsource import Stream
+from tests.support.gateway import eventually
 from tests.support.redis import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -128,8 +129,8 @@ async def test_redis_to_browser_through_the_shipped_command(tmp_path: Path, redi
             session.get(f"http://127.0.0.1:{gateway.admin}/status") as answer,
         ):
             assert (await answer.json())["sources"][1]["status"] == "up"
+        await eventually(lambda: "stream_opened" in json.dumps(gateway.lines()))
         text = json.dumps(gateway.lines())
-        assert "stream_opened" in text
         assert "canary" not in text
 
 

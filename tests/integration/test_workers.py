@@ -205,6 +205,7 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
             lambda: len(parent._workers) == 2 and all(w.is_listening for w in parent._workers.values())
         )
         frozen = parent._workers[1].pid
+        assert frozen is not None
         os.kill(frozen, signal.SIGSTOP)
         assert (await parent.alive())[0] is False
         await eventually(lambda: parent._restarts[1] == 1 and parent._workers[1].is_listening)

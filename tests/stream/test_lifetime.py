@@ -137,3 +137,19 @@ async def test_nothing_is_kept_of_channels_that_nobody_watches_any_more() -> Non
         assert not other.daemon.hub.channels
         assert not other.daemon.hub._audiences
         assert other.daemon.hub._ring.channels == 0
+
+
+async def test_streams_beyond_the_rate_are_told_to_come_back_later() -> None:
+    """limits.connect_rate: a herd is let in bit by bit; each refused one gets a time of its own."""
+    async with gateway_running({"limits": {"connect_rate": "5/m"}}) as gateway:
+        streams = [await gateway.open("/events/orders") for _ in range(12)]
+        first = [await stream.next() for stream in streams]
+        refused = [stream for stream, told in zip(streams, first, strict=True) if told.type == "stream.close"]
+        assert len(refused) >= 10, "the first ones find the bucket full"
+        assert {stream.status for stream in refused} == {200}
+        assert all(
+            told.json == {"reason": "connect_rate", "reconnect": True} for told in first if told.id == ""
+        )
+        assert len({stream.parser.retry for stream in refused}) > 1
+        assert await gateway.metric('refused_total{reason="connect_rate"}') == len(refused)
+        assert await gateway.metric("active_connections") == 12 - len(refused) > 0

@@ -123,6 +123,77 @@ async def test_falling_off_the_history_follows_the_channels_policy(policy: str) 
         got.close()
 
 
+@pytest.mark.parametrize(
+    ("policy", "keys"), [("conflate", 1), ({"conflate": "{/symbol}"}, 3)], ids=["by type", "by key"]
+)
+async def test_a_slow_client_of_a_state_gets_the_newest_of_each_key(policy: object, keys: int) -> None:
+    """What was superseded while it did not read is not sent; the others and the order are those of the log."""
+    over = {"channels": {"orders": {"slow_client": policy}}}
+    async with gateway_running(over) as gateway:
+        client = await never_reading(gateway, "/events/orders")
+        reader = await gateway.subscribe("/events/orders")
+        ids: list[str] = []
+        for number in range(150):
+            body = json.dumps({"symbol": "ABC"[number % 3], "n": number, "text": "x" * 20_000})
+            ids += await gateway.post("orders", body)
+            assert (await reader.next()).id == ids[-1], "who reads gets everything"
+        got = Stream(*await asyncio.open_connection(sock=client))
+        await got._reader.readuntil(b"\r\n\r\n")
+        got.headers = {"transfer-encoding": "chunked"}
+        received = [await got.until("message")]
+        while received[-1].id != ids[-1]:
+            received.append(await got.next())
+        order = [message.id for message in received]
+        assert order == sorted(order, key=ids.index)
+        assert all(message.type == "message" for message in received), "no gap is told: nothing is missing"
+        assert order[-keys:] == ids[-keys:]
+        assert len(order) < 60
+        spared = await gateway.metric("conflated_events_total")
+        assert spared == len(ids) - len(order)
+        resumed = await gateway.open("/events/orders", {"Last-Event-ID": ids[100]})
+        await resumed.next()
+        assert [(await resumed.next()).id for _ in range(49)] == ids[101:], "who comes back gets all of it"
+        got.close()
+
+
+async def test_conflation_respects_the_types_that_a_stream_asked_for() -> None:
+    """An event may only be superseded by one that its stream gets."""
+    over = {"channels": {"orders": {"payload": "envelope", "slow_client": {"conflate": "{/id}"}}}}
+    async with gateway_running(over) as gateway:
+        client = await never_reading(gateway, "/events/orders?types=price")
+        big = "x" * 20_000
+        for number in range(120):
+            for type in ("price", "note"):
+                payload = {"id": 1, "n": number, "text": big}
+                await gateway.post("orders", json.dumps({"type": type, "payload": payload}))
+        got = Stream(*await asyncio.open_connection(sock=client))
+        await got._reader.readuntil(b"\r\n\r\n")
+        got.headers = {"transfer-encoding": "chunked"}
+        last = await got.until("price")
+        while last.json["payload"]["n"] != 119:
+            last = await got.next()
+            assert last.type == "price"
+        assert await gateway.metric("conflated_events_total") > 0
+        got.close()
+
+
+async def test_how_far_the_slowest_lags_is_told() -> None:
+    """An operator sees lag grow before anybody is cut."""
+    async with gateway_running() as gateway:
+        assert await gateway.metric("lag_seconds") == 0
+        client = await never_reading(gateway, "/events/orders")
+        for _ in range(60):
+            await gateway.post("orders", BIG)
+        (stream,) = gateway.daemon.streams.open
+        await asyncio.sleep(0.1)
+        await gateway.post("orders", "1")
+        assert await gateway.metric("lagging_streams") == 1
+        lag = (gateway.daemon.hub.head.ms - stream.cursor.ms) / 1000
+        assert await gateway.metric("lag_seconds") == pytest.approx(lag)
+        assert lag >= 0.1
+        client.close()
+
+
 async def test_a_client_that_closes_while_idle_is_noticed_at_once(gateway: Gateway) -> None:
     """No event and no heartbeat is needed to see a FIN or a reset."""
     for rude in (False, True):

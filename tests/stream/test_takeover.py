@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import os
+import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -111,6 +114,46 @@ async def test_the_new_protocol_reads_writes_and_notices_the_close() -> None:
         stream.writer.close()
         async with asyncio.timeout(2):
             await protocol.lost.wait()
+
+
+@pytest.mark.parametrize("end", ["abort", "close", "reset", "fin"])
+async def test_a_file_stays_the_streams_until_connection_lost(end: str) -> None:
+    """Fan-out writes to files: one that was closed before its stream left could be another client's by then."""
+    seen: list[int] = []
+
+    class Watching(Echo):
+        def connection_lost(self, exc: Exception | None) -> None:
+            seen.append(os.fstat(self.fd).st_ino)
+            super().connection_lost(exc)
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.fd = transport.get_extra_info("socket").fileno()
+            self.inode = os.fstat(self.fd).st_ino
+
+    loop = asyncio.get_running_loop()
+    made: list[Watching] = []
+
+    def make() -> Watching:
+        made.append(Watching())
+        return made[-1]
+
+    server = await loop.create_server(make, "127.0.0.1", 0)
+    client = socket.create_connection(server.sockets[0].getsockname())
+    await eventually(lambda: made and made[0].transport)
+    protocol = made[0]
+    assert protocol.transport is not None
+    if end == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if end in ("reset", "fin"):
+        client.close()
+    else:
+        getattr(protocol.transport, end)()
+    async with asyncio.timeout(5):
+        await protocol.lost.wait()
+    assert seen == [protocol.inode]
+    client.close()
+    server.close()
 
 
 async def test_http_1_0_is_not_chunked() -> None:
