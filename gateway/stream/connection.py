@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
         self.closing: str | None = None  # the reason, once there is one
         self.events = 0
         self.bytes = 0
-        self.swept = 0  # bytes at the last sweep
+        self.swept = -1  # bytes written at the last visit of the sweep; -1: it, or the opening, wrote
         self.seat = 0
         self.since = (0, 0)
         self.received = 0

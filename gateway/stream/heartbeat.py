@@ -16,6 +16,9 @@ from gateway.stream.streams import SLOTS, Streams
 VISITS = 2
 """Visits of each stream per heartbeat interval."""
 
+BEATEN = -1
+"""As `Connection.swept`: the last visit wrote, so the next one need not."""
+
 _EVENT = control_block("stream.heartbeat", {})
 # By (the client asked for events, the stream is chunked).
 _FRAMES = {
@@ -59,7 +62,9 @@ class Sweep:
             stream.end("max_age")
         elif stream.written == stream.swept and stream.can_take:
             stream.send_raw(_FRAMES[stream.events_as_heartbeat, stream.subscription.chunked])
-        stream.swept = stream.written
+            stream.swept = BEATEN
+        else:
+            stream.swept = stream.written
 
     def _cut_stalled(self, now: float) -> None:
         timeout = self._streams.timeouts.write

@@ -129,7 +129,7 @@ class Streams:
         """Let a stream live: its transport is its own, and ``sent`` bytes of body were written."""
         now = asyncio.get_running_loop().time()
         stream.told = dict(opening.told)
-        stream.bytes = stream.swept = sent
+        stream.bytes = sent
         stream.opened = now
         stream.expires = now + jittered(self.timeouts.connection, AGE_JITTER)
         stream.slot = next(self._deal) % SLOTS

@@ -1,6 +1,7 @@
 """Heartbeats, maximum age, limits and the end of a stream."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -35,6 +36,16 @@ async def test_idle_streams_get_a_comment_and_busy_ones_do_not() -> None:
         assert busy.parser.comments == 0
         assert idle.body.endswith(HEARTBEAT)
         assert len(idle.messages) == 1
+
+
+async def test_an_idle_stream_gets_one_heartbeat_per_interval() -> None:
+    """Never silent for longer, and not twice as often either: 15,000 idle streams cost what they must."""
+    async with gateway_running({"timeouts": {"heartbeat": "1s"}}) as gateway:
+        stream = await gateway.subscribe("/events/stock")
+        times = await beats(stream, 5)
+        gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
+        assert sum(gaps) / len(gaps) > 0.8, gaps
+        assert stream.parser.comments == 5
 
 
 async def test_heartbeats_can_be_events() -> None:
