@@ -7,10 +7,11 @@ thread. When the queue is full the line is dropped and counted: events matter mo
 import json
 import logging
 import queue
+import select
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import msgspec
@@ -61,8 +62,9 @@ class Writer:
             except queue.Empty:
                 last = False
             try:
-                self._file.write("\n".join(lines) + "\n")
-                self._file.flush()
+                for batch in _batches(lines):
+                    self._file.write(batch)
+                    self._file.flush()
             except ValueError:
                 return  # closed: nobody reads any more
             except OSError:
@@ -70,6 +72,19 @@ class Writer:
                     self._dropped()
             if last:
                 return
+
+
+def _batches(lines: list[str]) -> Iterator[str]:
+    """Join lines to writes that a pipe takes whole, so that those of several processes do not mix."""
+    batch, size = "", 0
+    for line in lines:
+        length = len(line.encode(errors="replace")) + 1
+        if batch and size + length > select.PIPE_BUF:
+            yield batch
+            batch, size = "", 0
+        batch += line + "\n"
+        size += length
+    yield batch
 
 
 class _Logger:

@@ -121,6 +121,11 @@ class Status:
         supervisor = self.supervisors.get(state.name)
         return state.lag if supervisor is not None and supervisor.is_leading else None
 
+    def _reads(self, name: str) -> bool:
+        """Tell whether records of a source come here, so that its silence means something."""
+        supervisor = self.supervisors.get(name)
+        return supervisor is None or not supervisor.reads_once or supervisor.is_leading
+
     def add_gauges(self) -> None:
         """Define the gauges that read the live parts."""
         add, one = self.metrics.gauge, self.metrics.value
@@ -165,10 +170,10 @@ class Status:
         )
         add(
             "source_stale",
-            "1 while the source has been silent for longer than its stale_after",
-            lambda: self.freshness.samples("source"),
+            "1 while the source has been silent for longer than its stale_after; where it is read",
+            lambda: {k: v for k, v in self.freshness.samples("source").items() if self._reads(k[0])},
             "source",
-            merge="max",
+            merge="min",  # each worker hears the posts of its own connections only
         )
         add(
             "channel_stale",

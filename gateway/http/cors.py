@@ -22,6 +22,9 @@ from gateway.http.ask import Ask
 ANSWERS = 1000
 """How many answers of the policy are remembered: the clients of a herd come from a few pages."""
 
+FEW, SHORT = 10, 500
+"""Channels, and characters of their names and the origin, of a question whose answer is remembered."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -72,7 +75,8 @@ class CorsPolicy:
 
         A name that is no channel is held to the global list, so that a page can read its 404.
         """
-        return self._answers(origin, names)
+        is_short = len(names) <= FEW and len(origin) + sum(map(len, names)) <= SHORT
+        return self._answers(origin, names) if is_short else self._refusing(origin, names)
 
     def _refusing(self, origin: str, names: tuple[str, ...]) -> str | None:
         for name in names or ("",):

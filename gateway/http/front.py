@@ -59,7 +59,8 @@ class Heads:
         for name in _MORE:
             if name in headers:
                 return None
-        if len(messages) == 1 and head.endswith(_END):
+        # After a message that closes its connection the parser would read no other.
+        if len(messages) == 1 and head.endswith(_END) and not message.should_close:
             self._parser = parser
         # Requests behind the first are not looked at: a stream never ends in another answer.
         return message
@@ -101,6 +102,11 @@ class Front(asyncio.Protocol):
         self._listener.leaves(self)
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def opening(self) -> "asyncio.Task[None] | None":
+        """The task that waits for the log; None while there is nothing to wait for."""
+        return self._task
 
     def force_close(self) -> None:
         """End the connection now."""

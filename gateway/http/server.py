@@ -127,6 +127,9 @@ class Listener:
         self.stop_accepting()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        opening = [front.opening for front in self._fronts if front.opening is not None]
+        if opening:  # each is told that the node drains, once the log has answered
+            await asyncio.wait(opening, timeout=self._request_seconds)
         for front in list(self._fronts):
             front.force_close()
         await self._runner.cleanup()

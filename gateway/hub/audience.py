@@ -168,7 +168,7 @@ class Audience:
         member.seat = next(self._seats)
         member.since = self.sealed
         self.members[member] = -1
-        self._new.append(member)
+        self._new[member] = None
 
     def leave(self, member: Member, head: EventId) -> None:
         """Let a stream go; its cursor then says exactly what it was given. Harmless when repeated."""
@@ -176,6 +176,7 @@ class Audience:
             return
         member.audience = None
         del self.members[member]
+        self._new.pop(member, None)
         (events, size), until = self.sealed, head
         if self.is_busy:
             until = self._settled
@@ -248,20 +249,22 @@ class Audience:
         if not self._pending:
             return
         for member in self._new:
-            if member.audience is self:
-                fd = self.members[member] = member.fd
-                self._direct = self._direct and fd >= 0
+            fd = self.members[member] = member.fd
+            self._direct = self._direct and fd >= 0
         self._new.clear()
         recipients, fds = list(self.members), list(self.members.values())
+        frames, sealed = [], self.sealed
         entries, size = [], 0
-        pending, self._pending = self._pending, []
-        for position, entry in enumerate(pending):
+        for position, entry in enumerate(self._pending):
             entries.append(entry)
             size += len(entry.event.payload)
-            is_last = position == len(pending) - 1
+            is_last = position == len(self._pending) - 1
             if size >= MAX_FRAME or is_last:
                 data = self.subscription.frame(self.subscription.encode(entries))
                 until = head if is_last else entry.id
-                self._frames.append(Frame(data, entries, recipients, fds, until, self.sealed))
-                self.sealed = (self.sealed[0] + len(entries), self.sealed[1] + len(data))
+                frames.append(Frame(data, entries, recipients, fds, until, sealed))
+                sealed = (sealed[0] + len(entries), sealed[1] + len(data))
                 entries, size = [], 0
+        # Only now: if one cannot be encoded, all is still pending, and the members read it from the ring.
+        self._pending, self.sealed = [], sealed
+        self._frames += frames

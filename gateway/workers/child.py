@@ -1,4 +1,4 @@
-"""A worker process: ``python -m gateway.workers.child``, started by `gateway.workers.worker` and nobody else.
+"""A worker process, started by `gateway.workers.worker` and nobody else.
 
 It is a node like any other. Its configuration comes on standard input, ready made, so that all workers have
 the same one even if the file changed meanwhile. The pipe stays open, and is how the parent ends it: one byte
@@ -84,7 +84,3 @@ def main() -> int:
     except StartupError as error:
         print(error.message, file=sys.stderr)
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -94,7 +94,11 @@ def _source(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rejected.update(each["rejected"])
     sums["rejected"] = dict(rejected)
     last = max((each["last_event_ms"] for each in told if each["last_event_ms"] is not None), default=None)
-    return {**shown, **sums, "last_event_ms": last, "stale": any(each["stale"] for each in told)}
+    # Without a reader for all, each hears the posts of its own connections only.
+    stale = shown["stale"]
+    if stale and not leaders:
+        stale = all(each["stale"] for each in told)
+    return {**shown, **sums, "last_event_ms": last, "stale": stale}
 
 
 def _channel(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

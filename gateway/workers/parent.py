@@ -41,7 +41,7 @@ HEALTHY_SECONDS = 30.0
 """How long a worker must have lived for its next death to count as the first."""
 
 GRACE_SECONDS = 10.0
-"""How long a worker may take beyond ``timeouts.drain``."""
+"""How long a worker may take beyond ``timeouts.drain`` and ``timeouts.request``."""
 
 
 class Parent:
@@ -75,17 +75,19 @@ class Parent:
             tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
             reserve_port(self.config.server.listen, "server.listen") as self.port,
         ):
+            looking = asyncio.create_task(self._look(), name="look")
             try:
                 await self.admin.start()
                 # One before the others: what is wrong for it is wrong for all, and should be told once.
                 good = await self._start(0, Path(folder)) and all(
                     await asyncio.gather(*(self._start(n, Path(folder)) for n in range(1, self._count)))
                 )
-                if good:
+                if good and not self._ending.is_set():
                     await self._serve(Path(folder))
                 elif not self._ending.is_set():
                     self._status = 1  # a worker could not start, and has said why
             finally:
+                looking.cancel()
                 await self._stop()
                 await self.admin.stop()
         log.info("stopped")
@@ -106,7 +108,6 @@ class Parent:
                 asyncio.create_task(self._keep(number, folder), name=f"worker {number}")
                 for number in self._workers
             ),
-            asyncio.create_task(self._look(), name="look"),
         ]
         try:
             await self._ending.wait()
@@ -116,7 +117,9 @@ class Parent:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start(self, number: int, folder: Path) -> bool:
-        """Start a worker and wait until it listens; False if it could not."""
+        """Start a worker and wait until it listens; False if it could not, or should not any more."""
+        if self._ending.is_set():
+            return False
         worker = self._workers[number] = Worker(number, self.config, self.port, folder)
         await worker.start()
         return await worker.listening()
@@ -142,15 +145,15 @@ class Parent:
             self.metrics.worker_restarts.inc()
             try:
                 await self._start(number, folder)
-            except OSError as error:  # no more processes, or no memory, for now
-                log.error("worker_not_started", worker=number, error=str(error))
+            except Exception:  # no more processes, or no memory, for now
+                log.exception("worker_not_started", worker=number)
 
     async def _look(self) -> None:
         """Kill workers that hang, or that do not come up."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             workers = list(self._workers.values())
-            await asyncio.gather(*(worker.ask("/healthz") for worker in workers))
+            await asyncio.gather(*(worker.ask("/healthz") for worker in workers), return_exceptions=True)
             for worker in workers:
                 silent = time.monotonic() - worker.answered
                 if silent > (HANG_SECONDS if worker.is_listening else START_SECONDS):
@@ -162,14 +165,17 @@ class Parent:
         for worker in self._workers.values():
             if not worker.is_ending:
                 worker.end()
+        timeouts = self.config.timeouts
         ends = [asyncio.ensure_future(worker.ended()) for worker in self._workers.values()]
         if not ends:
             return
-        _, late = await asyncio.wait(ends, timeout=self.config.timeouts.drain + GRACE_SECONDS)
+        _, late = await asyncio.wait(ends, timeout=timeouts.drain + timeouts.request + GRACE_SECONDS)
         for worker in self._workers.values() if late else ():
             worker.kill()
         statuses = await asyncio.gather(*ends)
-        self._status = max(self._status, *(0 if status == 0 else 1 for status in statuses))
+        # One that a signal to the whole group met before it could listen to signals did as it was told.
+        well = (0, -signal.SIGTERM)
+        self._status = max(self._status, *(0 if status in well else 1 for status in statuses))
 
     def _signalled(self, name: str) -> None:
         log.info("signal", signal=name)

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+import gateway
 from gateway.config.model import Config
 from gateway.daemon import Shared
 from gateway.metrics import Family
@@ -17,6 +18,9 @@ from gateway.workers.child import DRAIN, END, LISTENING, Orders
 
 ASK_SECONDS = 2.0
 """How long a worker may take to answer its parent."""
+
+# Not -m, which would run what lies in the working folder, in a process that holds secrets.
+_RUN = "import sys; sys.path.append(sys.argv[1]); from gateway.workers.child import main; sys.exit(main())"
 
 _families = msgspec.json.Decoder(list[Family])
 
@@ -48,7 +52,7 @@ class Worker:
         """Start the process; it listens later."""
         self.path.unlink(missing_ok=True)
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway.workers.child"),
+            *(sys.executable, "-P", "-c", _RUN, str(Path(gateway.__file__).parents[1])),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -65,6 +69,7 @@ class Worker:
         assert self._process is not None
         assert self._process.stdout is not None
         self.is_listening = await self._process.stdout.readline() == LISTENING
+        self.answered = time.monotonic()
         return self.is_listening
 
     async def ended(self) -> int:
@@ -97,7 +102,7 @@ class Worker:
     async def tell_metrics(self) -> bool:
         """Ask for the metrics, and keep them in `families`. Returns False if it did not answer."""
         answer = await self._get("/families")
-        if answer is None:
+        if answer is None or not self.is_listening:  # it died meanwhile, and was counted as it was
             return False
         self.families = _families.decode(answer)
         return True
