@@ -125,3 +125,12 @@ def test_a_clients_words_cannot_move_the_cursor() -> None:
     writer.close()
     assert "\x1b" not in file.getvalue()
     assert "\\x1b" in file.getvalue()
+
+
+def test_lines_leave_in_writes_that_a_pipe_takes_whole() -> None:
+    """Workers share one pipe: a longer write may be cut by another's."""
+    lines = ["x" * 1000, "y" * 3000, "z" * 200, "\u20ac" * 3000, "end"]
+    batches = list(logs._batches(lines))
+    assert "".join(batches) == "".join(f"{line}\n" for line in lines)
+    assert all(batch.endswith("\n") for batch in batches)
+    assert [len(batch.encode()) for batch in batches] == [4002, 201, 9001, 4]

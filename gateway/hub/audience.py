@@ -133,9 +133,8 @@ class Audience:
         self._settled = head
         self._seats = count()
         self._direct = True  # whether all members that ever joined can be written to past their transport
-        self._new: list[
-            Member
-        ] = []  # whose file is not known yet: most streams wait long for their first event
+        # Whose file is not known yet: most streams wait long for their first event, and many get none.
+        self._new: dict[Member, None] = {}
         self.sealed = (0, 0)
         """Events and bytes of all frames so far."""
 

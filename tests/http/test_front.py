@@ -1,16 +1,20 @@
 """The two ways of a request for a stream: the front protocol, and aiohttp's. Nobody may see which it was."""
 
 import asyncio
+import json
 import re
 from typing import Any
 
 import jwt
 import pytest
 
+from gateway.config.catalog import Catalog
+from gateway.config.load import loads
 from gateway.errors import Unavailable
+from gateway.http.cors import CorsPolicy
 from gateway.http.front import MAX_HEAD
 from gateway.http.subscribe import Subscribe
-from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 
 SECRET = "s" * 32
 TOKEN = jwt.encode({"exp": 9_999_999_999, "channels": ["private"]}, SECRET)
@@ -204,6 +208,57 @@ async def test_the_unforeseen_costs_one_connection(gateway: Gateway, monkeypatch
         await reader.readexactly(1)
     assert gateway.daemon.streams._reserved == 0
     assert not gateway.daemon.hub.channels
+
+
+@pytest.mark.parametrize(
+    "head", [PLAIN.replace(b"Host", b"Connection: close\r\nHost"), PLAIN.replace(b"1.1", b"1.0")]
+)
+async def test_every_request_of_a_proxy_takes_the_short_way(gateway: Gateway, head: bytes) -> None:
+    """nginx asks its upstreams so by default; the parser of one must not spoil the next."""
+    for number in range(4):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(head)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200"), number
+        writer.transport.abort()
+    server = gateway.daemon.public._runner.server
+    assert server is not None
+    assert server.requests_count == 0
+
+
+async def test_a_drain_tells_those_too_who_wait_for_the_log(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that was whole gets an answer: its stream opens, and ends at once."""
+    asked, answered = asyncio.Event(), asyncio.Event()
+    read = gateway.daemon.broker.read
+
+    async def slowly(*arguments: Any) -> Any:
+        asked.set()
+        await answered.wait()
+        return await read(*arguments)
+
+    monkeypatch.setattr(gateway.daemon.broker, "read", slowly)
+    stream = asyncio.create_task(gateway.open("/events/orders", {"Last-Event-ID": "1-0"}))
+    await asked.wait()
+    ending = asyncio.create_task(gateway.daemon.stop())
+    await eventually(lambda: gateway.daemon.streams.is_draining)
+    await asyncio.sleep(0.05)
+    answered.set()
+    close = await (await stream).until("stream.close")
+    assert close.json["reason"] == "draining"
+    await ending
+
+
+def test_answers_of_the_policy_are_remembered_for_short_questions_only() -> None:
+    """A stranger names thousands of channels before anybody counts them; that must not stay in memory."""
+    config = loads(json.dumps(merged(BASE, CONFIG)), environ={})
+    policy = CorsPolicy(config, Catalog(config.channels))
+    for number in range(50):
+        policy.refusing("https://a.example.com", tuple(f"c{number}.{n}" for n in range(1000)))
+        policy.refusing(f"https://{number}{'x' * 1000}.example.com", ("orders",))
+    assert policy._answers.cache_info().currsize == 0
+    assert policy.refusing("https://a.example.com", ("orders",)) is None
+    assert policy._answers.cache_info().currsize == 1
 
 
 async def test_half_a_head_has_the_deadline_of_a_request() -> None:

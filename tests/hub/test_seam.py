@@ -327,3 +327,23 @@ def test_a_member_that_leaves_and_returns_during_a_fan_out(
     monkeypatch.setattr(audience, "write", lambda fd, data: wires[fd].take(data))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scene())
+
+
+def test_streams_that_come_and_go_without_an_event_leave_nothing() -> None:
+    """A quiet channel may see a million clients before its first event."""
+
+    async def scene() -> None:
+        world = World()
+        await world.open(("a",), None)
+        (lasting,) = world.clients
+        for _ in range(100):
+            await world.open(("a",), None)
+            gone = world.clients.pop()
+            gone.stream.abort("test")
+        await asyncio.sleep(0)
+        (live,) = world.hub._audiences.values()
+        assert list(live.members) == list(live._new) == [lasting.stream]
+        lasting.stream.abort("test")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scene())

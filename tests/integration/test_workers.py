@@ -24,6 +24,8 @@ from tests.support.node import ROOT, Node
 from tests.support.redis import RedisServer
 
 STREAMS = 80
+RUN = f"import sys; sys.path.append({str(ROOT)!r}); from gateway.cli import main; sys.exit(main())"
+"""As the installed command does it: without the working folder."""
 
 
 def config(folder: Path, url: str = "", workers: int = 2) -> dict[str, Any]:
@@ -216,14 +218,52 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
         assert await running == 0
 
 
-def command(folder: Path, whole: dict[str, Any], port: int) -> subprocess.CompletedProcess[str]:
+def command(
+    folder: Path, whole: dict[str, Any], port: int, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     file = folder / "second.yaml"
     whole["server"] |= {"listen": f"127.0.0.1:{port}", "admin": "127.0.0.1:0"}
     file.write_text(json.dumps(whole))
     return subprocess.run(
-        [sys.executable, "-m", "gateway", "run", "--config", str(file)],
-        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+        [sys.executable, "-P", "-c", RUN, "run", "--config", str(file)],
+        capture_output=True, text=True, timeout=60, check=False, cwd=cwd,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["group", "parent"])
+async def test_a_signal_during_the_start_ends_it(tmp_path: Path, whole: bool) -> None:
+    """A service manager may think better of it at any moment: exit 0, and nothing is started after it."""
+    node = Group(tmp_path, config(tmp_path))
+    starting = asyncio.create_task(node.start())
+    try:
+        await eventually(lambda: node.is_running)
+        assert node._process is not None
+        await eventually(lambda: children(node._process.pid))  # type: ignore[union-attr]
+        for pid in children(node._process.pid) if whole else []:
+            os.kill(pid, signal.SIGTERM)
+        node.signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await node.ended() == 0, node.log.read_text()
+        assert "workers_listening" not in node.log.read_text()
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await node.kill()
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+async def test_what_lies_in_the_working_folder_is_not_run(tmp_path: Path) -> None:
+    """Workers hold secrets; a file that somebody left there must not get them."""
+    (tmp_path / "uvloop.py").write_text("raise SystemExit('the folder was searched')")
+    whole = config(tmp_path, "sqlite:////proc/nowhere/log.db")
+    ended = await asyncio.to_thread(command, tmp_path, whole, 0, cwd=tmp_path)
+    assert "the folder was searched" not in ended.stderr
+    assert "/proc/nowhere/log.db" in ended.stderr
 
 
 async def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:

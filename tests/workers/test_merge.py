@@ -107,3 +107,18 @@ def test_without_a_leader_the_worst_is_shown() -> None:
 def test_no_worker_is_no_fault() -> None:
     """All of them may be starting."""
     assert merged_status([])["streams"] == {"active": 0, "lagging": 0, "limit": 0}
+
+
+def test_a_webhook_is_stale_when_all_say_so() -> None:
+    """Each worker hears the posts of its own connections only."""
+    silent, busy = {"status": "up", "stale": True}, {"status": "up", "stale": False}
+    assert (
+        merged_status([report("1-0", True, silent), report("1-0", True, busy)])["sources"][0]["stale"]
+        is False
+    )
+    assert merged_status([report("1-0", True, silent)] * 2)["sources"][0]["stale"] is True
+    leading = silent | {"leader": True}
+    assert (
+        merged_status([report("1-0", True, busy), report("1-0", True, leading)])["sources"][0]["stale"]
+        is True
+    )
