@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,8 @@ class Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        assert self._process.stdin is not None
         data = pickle.dumps(self._orders)
-        self._process.stdin.write(len(data).to_bytes(4, "big") + data)  # and it stays open
+        self._tell(len(data).to_bytes(4, "big") + data)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(self.path)),
             timeout=aiohttp.ClientTimeout(total=ASK_SECONDS),
@@ -84,10 +84,15 @@ class Worker:
 
     def end(self) -> None:
         """Tell it to drain; the second time, to end now. Harmless where it ended already."""
-        pipe = None if self._process is None else self._process.stdin
-        if pipe is not None and not pipe.is_closing():
-            pipe.write(END if self.is_ending else DRAIN)
+        self._tell(END if self.is_ending else DRAIN)
         self.is_ending = True
+
+    def _tell(self, data: bytes) -> None:
+        """Write to its pipe, which stays open as long as the parent lives; harmless where it ended already."""
+        pipe = None if self._process is None else self._process.stdin
+        with suppress(RuntimeError):  # uvloop's word for a pipe that it has seen closed
+            if pipe is not None and not pipe.is_closing():
+                pipe.write(data)
 
     def kill(self) -> None:
         """End it without a goodbye; harmless where it ended already."""
