@@ -84,11 +84,12 @@ class Worker:
 
     def end(self) -> None:
         """Tell it to drain; the second time, to end now. Harmless where it ended already."""
-        self._tell(END if self.is_ending else DRAIN)
-        self.is_ending = True
+        if self._process is not None:  # else it is told when it is there: `is_ending` says that it was not
+            self._tell(END if self.is_ending else DRAIN)
+            self.is_ending = True
 
     def _tell(self, data: bytes) -> None:
-        """Write to its pipe, which stays open as long as the parent lives; harmless where it ended already."""
+        """Write to its pipe, which stays open while the parent lives; harmless where it ended already."""
         pipe = None if self._process is None else self._process.stdin
         with suppress(RuntimeError):  # uvloop's word for a pipe that it has seen closed
             if pipe is not None and not pipe.is_closing():
