@@ -280,19 +280,20 @@ class Replay:
 
     def _write(self, stream: Reader, entries: Sequence[Entry], until: EventId) -> None:
         """Write entries in blocks of at most `MAX_FRAME` bytes, for as long as the stream takes them."""
-        subscription, began = stream.subscription, max(stream.began, self._hub.cut)
+        subscription = stream.subscription
         if subscription.is_plain and sum([len(entry.event.payload) for entry in entries]) < MAX_FRAME:
             self._send(stream, entries, until)
             return
+        began = max(stream.began, self._hub.cut)
         page: list[Entry] = []
         size = 0
         for entry in entries:
-            # What came before was not missed by being slow: a client that comes back gets all of it.
-            if entry.id > began and self._hub.newest.supersedes(entry):
-                self._metrics.conflated.value += 1
-                continue
             # An event without an id may be one that the client has: its id could not tell.
             if subscription.wants(entry) and (entry.event.kept or entry.id > stream.began):
+                # What came before was not missed by being slow: a client that comes back gets all of it.
+                if entry.id > began and self._hub.newest.supersedes(entry):
+                    self._metrics.conflated.value += 1
+                    continue
                 page.append(entry)
                 size += len(entry.event.payload)
             if size >= MAX_FRAME:
