@@ -1,6 +1,7 @@
 """A certificate that signs itself, for one run."""
 
 import datetime
+import ipaddress
 from pathlib import Path
 
 from cryptography import x509
@@ -9,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def certificate(folder: str) -> tuple[Path, Path]:
-    """Write a P-256 certificate for localhost and its key into a folder, and return the files."""
+def certificate(folder: str | Path) -> tuple[Path, Path]:
+    """Write a P-256 certificate for 127.0.0.1 and its key into a folder, and return the files."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
     made = (
         x509.CertificateBuilder()
@@ -22,6 +23,9 @@ def certificate(folder: str) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
         .sign(key, hashes.SHA256())
     )
     chain_file, key_file = Path(folder) / "tls.crt", Path(folder) / "tls.key"
