@@ -1,6 +1,7 @@
 """Charts of the report, as SVG."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def charts(scenarios: Mapping[str, Any], folder: Path) -> dict[str, list[str]]:
     for name, file, column, title in _BARS:
         rows = [row for row in scenarios.get(name, {}).get("rows", ()) if column in row["figures"]]
         if rows:
-            _draw(folder / file, 0.6 + 0.38 * len(rows), lambda axes: _bars(axes, rows, column, title))  # noqa: B023
+            draw = partial(_bars, rows=rows, column=column, title=title)
+            _draw(folder / file, 0.6 + 0.38 * len(rows), draw)
             drawn.setdefault(name, []).append(file)
     series = [row for row in scenarios.get("slow", {}).get("rows", ()) if row["series"]]
     if series:

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from bench.load import Load, load
@@ -60,7 +60,10 @@ def _round_robin(server: Server, is_ours: bool, options: Options) -> Row:
         opened = clients.open(ahead=server.ahead)
         clients.reset()
         cpu, client = server.cpu(), clients.cpu()
-        publish = lambda group: server.publish(next(turns), group)  # noqa: E731
+
+        def publish(group: Sequence[bytes]) -> None:
+            server.publish(next(turns), group)
+
         with Paced(publish, payload, rate=RATE, group=1, events=events) as paced:
             paced.wait(SECONDS * 2)
         wanted = paced.published * clients.live // CHANNELS
