@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from gateway import __version__
+from gateway.auth.authenticator import Authenticator
 from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker, unix_ms
 from gateway.broker.redis import RedisBroker
@@ -24,15 +25,18 @@ from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
 from gateway.http.admin import Admin
 from gateway.http.app import public_app
-from gateway.http.auth import Authenticator
 from gateway.http.bodies import Bodies
 from gateway.http.cors import CorsPolicy
 from gateway.http.hooks import Hooks
+from gateway.http.query import OWN_NAMES
 from gateway.http.receipts import Receipts
 from gateway.http.server import Listener, tls_context
 from gateway.http.subscribe import Subscribe
+from gateway.http.tickets import TicketOffice
 from gateway.hub.hub import Hub
+from gateway.hub.notices import Notices
 from gateway.hub.replay import Replay
+from gateway.limits.limits import Limits
 from gateway.metrics import Metrics
 from gateway.sources.base import Source, SourceState
 from gateway.sources.election import Leases
@@ -44,6 +48,7 @@ from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
 from gateway.sources.webhook import WebhookSource
 from gateway.status import Status
+from gateway.stream.ending import Ending
 from gateway.stream.heartbeat import Sweep
 from gateway.stream.streams import Streams
 
@@ -90,6 +95,10 @@ class Daemon:
             clock=unix_ms,
         )
         self.replay = Replay(self.hub, self.broker, self.metrics)
+        self.authenticator = Authenticator(
+            config.auth, config.channels.values(), self.broker.board, self.metrics, OWN_NAMES
+        )
+        self.limits = Limits(config.server, limits, self.broker.board)
         self.streams = Streams(
             self.hub,
             self.replay,
@@ -99,6 +108,9 @@ class Daemon:
             rate=limits.connect_rate,
         )
         self.sweep = Sweep(self.streams)
+        self.notices = Notices(self.broker, unix_ms)
+        self.hub.on_notice, self.hub.on_cut = self.notices.receive, self.notices.cut
+        self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator)
 
         # Upstreams.
         events = {name: source.event for name, source in config.sources.items()}
@@ -122,6 +134,7 @@ class Daemon:
             self.supervisors,
             self.off,
             self.freshness,
+            self.ending,
             limits.connections,
         )
         self.status.add_gauges()
@@ -130,7 +143,8 @@ class Daemon:
             catalog=self.catalog,
             streams=self.streams,
             cors=cors,
-            authenticator=Authenticator(config.auth),
+            authenticator=self.authenticator,
+            limits=self.limits,
             metrics=self.metrics,
             channels_per_stream=limits.channels_per_stream,
         )
@@ -138,7 +152,7 @@ class Daemon:
         receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
         hooks = Hooks(self.webhooks, self.bodies, receipts)
         self.public = Listener(
-            public_app(subscribe, hooks, cors),
+            public_app(subscribe, hooks, cors, self._tickets(subscribe)),
             config.server.listen if shared is None else config.server.listen._replace(port=shared.port),
             is_shared=shared is not None,
             key="server.listen",
@@ -190,9 +204,10 @@ class Daemon:
         await self.broker.start()
         self.hub.start()
         self.sweep.start()
+        self.limits.users.start()
         # 2. The admin port, so that a start that hangs can be looked at.
         await self.admin.start()
-        # 3. Upstreams.
+        # 3. Upstreams, and whoever vouches for clients.
         for supervisor in self.supervisors.values():
             supervisor.start()
         for state in self.off.values():
@@ -202,6 +217,7 @@ class Daemon:
             _, late = await asyncio.wait(tries, timeout=FIRST_TRY_SECONDS)
             for task in late:
                 task.cancel()
+        await self.authenticator.start()
         self._looking = asyncio.create_task(self.freshness.run(), name="freshness")
         # 4. Clients.
         for supervisor in self.supervisors.values():
@@ -239,10 +255,16 @@ class Daemon:
         if self._looking is not None:
             self._looking.cancel()
         self.sweep.stop()
+        await self.ending.close()
+        await self.limits.users.stop()
+        await self.authenticator.close()
         await self.replay.close()
         await self.broker.close()
         await self.admin.stop()
         log.info("stopped")
+
+    def _tickets(self, subscribe: Subscribe) -> TicketOffice | None:
+        return TicketOffice(subscribe, self.authenticator) if self.authenticator.gives_tickets else None
 
     def _room(self) -> int:
         """Return how many more connections leave enough descriptors for all the rest."""

@@ -4,6 +4,8 @@ An error that can reach an HTTP client knows its status and a stable ``code``; t
 the public contract (clients and dashboards match on it), the message is for people and may change.
 """
 
+import re
+
 
 class GatewayError(Exception):
     """Root of the tree. ``status`` is the HTTP status, ``code`` the stable name of the fault."""
@@ -26,7 +28,7 @@ class BadRequest(GatewayError):
 
 
 class Unauthorized(GatewayError):
-    """No credentials, or credentials that prove nothing (RFC 6750 §3)."""
+    """No credentials, or credentials that prove nothing. ``challenge`` is what ``WWW-Authenticate`` says."""
 
     status = 401
     code = "unauthorized"
@@ -37,10 +39,14 @@ class Unauthorized(GatewayError):
 
 
 class Forbidden(GatewayError):
-    """Who asks is known (or need not be), and may not do this."""
+    """Who asks may not do this. ``challenge`` where a better token would help."""
 
     status = 403
     code = "forbidden"
+
+    def __init__(self, message: str, *, code: str | None = None, challenge: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.challenge = challenge
 
 
 class NotFound(GatewayError):
@@ -93,6 +99,13 @@ class Unavailable(GatewayError):
         self.retry_after = retry_after
 
 
+class Overload(GatewayError):
+    """No stream now, and one later: answered 200 with ``stream.close``, as a browser must come back."""
+
+    status = 503
+    code = "overloaded"
+
+
 class TooManyRequests(GatewayError):
     """Over a rate: answered 429 with ``Retry-After: retry_after`` (seconds)."""
 
@@ -120,3 +133,11 @@ class StartupError(GatewayError):
     """The daemon cannot start; the message is the one line that the operator reads."""
 
     code = "startup"
+
+
+_UNQUOTABLE = re.compile(r"[^ !#-\[\]-~]")
+
+
+def bearer_error(error: str, description: str) -> str:
+    """Return the challenge of RFC 6750 §3 with its reason, without what may not be quoted there."""
+    return f'Bearer error="{error}", error_description="{_UNQUOTABLE.sub("_", description)}"'

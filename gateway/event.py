@@ -16,6 +16,9 @@ _MAX_SEQ = 10**10 - 1
 GAP = "stream.gap"
 """The type of an event that tells a hole. Upstream types never start with ``stream.``."""
 
+NOTICE = "!"
+"""What the names of channels begin with that nodes talk to each other on; no client's channel can."""
+
 _RESERVED = frozenset({"open", "error"})
 _INJECTION = re.compile(r"[\r\n\x00]")
 MAX_TYPE_LENGTH = 200

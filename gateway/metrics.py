@@ -133,6 +133,12 @@ class Metrics:
             "Duration of one append to the broker",
             (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5),
         )
+        self.jwks_fetches = self._counter(
+            "jwks_fetches_total", "Fetches of issuers' keys, by result", "result"
+        )
+        self.forward_requests = self._counter(
+            "forward_auth_total", "Questions to the forward auth endpoint, by result", "result"
+        )
         self.worker_restarts = self._counter(
             "worker_restarts_total", "Workers that were started again after their death"
         )

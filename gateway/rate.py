@@ -24,6 +24,11 @@ class Rate:
         self._at = now
         return 0.0 if self._left > 0 else (1 - self._left) / self._per_second
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing of it is used any more."""
+        return not self.wait() and self._left >= self._most
+
     def take(self, count: int) -> None:
         """Use so much of it, also what is not there yet."""
         self._left -= count

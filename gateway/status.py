@@ -13,6 +13,7 @@ from gateway.freshness import Freshness
 from gateway.metrics import Family, Metrics
 from gateway.sources.base import SourceState
 from gateway.sources.supervisor import Supervisor
+from gateway.stream.ending import Ending
 from gateway.stream.streams import Streams
 
 
@@ -29,6 +30,7 @@ class Status:
     supervisors: Mapping[str, Supervisor]
     off: Mapping[str, SourceState]
     freshness: Freshness
+    ending: Ending
     limit: int
     started: float = field(default_factory=time.monotonic)
 
@@ -71,6 +73,10 @@ class Status:
         ]
         reasons += self.freshness.failing()
         return not reasons, {"not_ready": reasons, **parts}
+
+    async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
+        """End streams on every node. Raises Unavailable."""
+        return {"told": str(await self.ending.end(subject, channel))}
 
     async def report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""

@@ -17,12 +17,15 @@ LAYERS = [
     {"http"},
     {"stream"},
     {"hub"},
+    {"limits"},
+    {"auth"},
     {"sources", "broker"},
     {"redis_target"},
     {"webhooks"},
     {"sse", "config", "history"},
     {"event"},
-    {"errors", "freshness", "logs", "metrics", "backoff", "rate"},
+    {"errors", "freshness", "logs", "metrics", "backoff", "seldom"},
+    {"rate"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

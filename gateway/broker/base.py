@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from gateway.broker.board import Board
 from gateway.event import Cursor, Draft, Event, EventId, Fence
 
 DEDUPLICATION_KEYS = 100_000
@@ -63,6 +64,9 @@ class Broker(ABC):
 
     type: ClassVar[str]
     """``memory``, ``sqlite`` or ``redis``, for people."""
+
+    board: Board
+    """What nodes share beside the log."""
 
     @property
     @abstractmethod

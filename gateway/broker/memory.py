@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway.broker.base import DEDUPLICATION_KEYS, Broker, Deliver, Lost, Page
+from gateway.broker.memory_board import MemoryBoard
 from gateway.event import Cursor, Draft, Event, EventId, Fence
 from gateway.history import History
 
@@ -32,6 +33,7 @@ class MemoryBroker(Broker):
         self._keys: OrderedDict[tuple[str, str], EventId] = OrderedDict()
         self._cursors: dict[str, str] = {}
         self._deliver: Deliver | None = None
+        self.board = MemoryBoard(clock)
 
     @property
     def head(self) -> EventId:

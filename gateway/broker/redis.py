@@ -40,6 +40,7 @@ from redis.exceptions import (
 
 from gateway.backoff import Backoff
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
+from gateway.broker.redis_board import RedisBoard
 from gateway.broker.redis_pool import Pool, close
 from gateway.broker.redis_store import CONFIRMATIONS, FENCED, Store, events_of, parse
 from gateway.config import model
@@ -88,6 +89,7 @@ class RedisBroker(Broker):
     ) -> None:
         self._target = Target(RedisUrl.parse(url))
         self._store = Store(prefix, secrets.token_hex(8), is_sharded=self._target.kind == "cluster")
+        self.board = RedisBoard(self._call, self._store.base)
         self._limits = limits
         self._timeout = timeout
         self._clock = clock

@@ -66,13 +66,13 @@ class Store:
     """Calls on a client. All raise what redis-py raises; deadlines are the caller's."""
 
     def __init__(self, prefix: str, node: str, *, is_sharded: bool) -> None:
-        self._base = f"{{{prefix}}}:"
+        self.base = f"{{{prefix}}}:"
         self._node = node
         self._is_sharded = is_sharded
-        self.log_key = f"{self._base}log"
+        self.log_key = f"{self.base}log"
         # Sources leave out what begins with this, so that a topic of "*" on the same Redis is no circle.
-        self.live = f"sse-gateway:{self._base}live".encode()
-        self.canary = f"sse-gateway:{self._base}canary:{node}".encode()
+        self.live = f"sse-gateway:{self.base}live".encode()
+        self.canary = f"sse-gateway:{self.base}canary:{node}".encode()
         scripts = files("gateway.broker")
         self._append = scripts.joinpath("append.lua").read_text()
         self._lease = scripts.joinpath("lease.lua").read_text()
@@ -87,7 +87,7 @@ class Store:
         answer: list[bytes] = await client.register_script(self._append)(
             keys=[self.log_key],
             args=[
-                self._base,
+                self.base,
                 now,
                 str(known),
                 "SPUBLISH" if self._is_sharded else "PUBLISH",
@@ -124,7 +124,7 @@ class Store:
         pipe = client.pipeline(transaction=False)
         for (name, id), last in zip(after.items(), lasts, strict=True):
             low = max(id, start, last.expired(now))
-            pipe.xrange(f"{self._base}h:{name}", f"({low}", "+", limit + 1)
+            pipe.xrange(f"{self.base}h:{name}", f"({low}", "+", limit + 1)
         found = await pipe.execute(raise_on_error=False)
         return {
             name: _page(name, max(id, start), until, limit, rows, last, now)
@@ -138,7 +138,7 @@ class Store:
         _, lasts = await self._lasts(client, channels, known)
         pipe = client.pipeline(transaction=False)
         for name, last in zip(channels, lasts, strict=True):
-            pipe.xrevrange(f"{self._base}h:{name}", "+", f"({last.expired(now)}", max(count, 1))
+            pipe.xrevrange(f"{self.base}h:{name}", "+", f"({last.expired(now)}", max(count, 1))
         found = await pipe.execute(raise_on_error=False)
         ids = sorted(parse(row[0]) for rows in found if not isinstance(rows, Exception) for row in rows)
         newest = ids[-count:] if count > 0 else []
@@ -153,8 +153,8 @@ class Store:
         Another node may have gone on already: then the event after this one names an earlier ``prev``.
         """
         pipe = client.pipeline(transaction=False)
-        pipe.xrange(f"{self._base}h:{channel}", str(id), "+", 1)
-        pipe.get(f"{self._base}l:{channel}")
+        pipe.xrange(f"{self.base}h:{channel}", str(id), "+", 1)
+        pipe.get(f"{self.base}l:{channel}")
         pipe.hmget(self.log_key, ["start"])
         rows, last, (start,) = await pipe.execute(raise_on_error=False)
         if isinstance(rows, Exception) or isinstance(last, Exception):
@@ -176,13 +176,13 @@ class Store:
 
     async def cursor(self, client: Redis, source: str) -> str | None:
         """Return a source's position."""
-        found: Any = await client.hget(f"{self._base}cursors", source)
+        found: Any = await client.hget(f"{self.base}cursors", source)
         return None if found is None else found.decode()
 
     async def lease(self, client: Redis, name: str, milliseconds: int) -> Fence | None:
         """Take or keep a lease; with 0 milliseconds give it back."""
         token: bytes | None = await client.register_script(self._lease)(
-            keys=[f"{self._base}tokens"], args=[self._base, name, self._node, milliseconds]
+            keys=[f"{self.base}tokens"], args=[self.base, name, self._node, milliseconds]
         )
         return None if token is None else Fence(name, int(token))
 
@@ -193,7 +193,7 @@ class Store:
         pipe = client.pipeline(transaction=False)
         pipe.hmget(self.log_key, ["start", "evicted"])
         pipe.info("stats")
-        pipe.mget([f"{self._base}l:{name}" for name in names])
+        pipe.mget([f"{self.base}l:{name}" for name in names])
         state, stats, lasts = await pipe.execute(raise_on_error=False)
         for answer in (state, lasts):
             if isinstance(answer, Exception):

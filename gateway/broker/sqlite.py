@@ -29,6 +29,7 @@ from typing import TypeVar
 import structlog
 
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
+from gateway.broker.sqlite_board import SqliteBoard, boot_id, boot_time
 from gateway.broker.sqlite_nudges import Nudges
 from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store
 from gateway.errors import Fenced, StartupError, Unavailable
@@ -85,6 +86,7 @@ class SqliteBroker(Broker):
         self._gathered: list[_Append] = []
         self._queue: queue.SimpleQueue[list[_Append] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
+        self.board = SqliteBoard(lambda change: self._change(lambda store: change(store.db)), clock)
         self._readers = ThreadPoolExecutor(2, "sqlite reader")
         self._local = threading.local()
         self._generation = 0
@@ -181,21 +183,12 @@ class SqliteBroker(Broker):
         return await self._ask(lambda store: store.cursor(source))
 
     async def lease(self, name: str, seconds: float) -> Fence | None:
-        # Not the wall clock, which may be set while a lease runs: one that all processes of a boot share.
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-
-        def take(store: Store) -> Fence | None:
-            with store.transaction():
-                return store.lease(name, self._owner, _boot_id(), now, seconds)
-
-        return await self._ask(take)
+        # Not the wall clock, which may be set while a lease runs.
+        now, boot = boot_time(), boot_id()
+        return await self._change(lambda store: store.lease(name, self._owner, boot, now, seconds))
 
     async def release(self, fence: Fence) -> None:
-        def give_back(store: Store) -> None:
-            with store.transaction():
-                store.release(fence)
-
-        await self._ask(give_back)
+        await self._change(lambda store: store.release(fence))
 
     # Reading: a small pool of threads, each with a connection of its own.
 
@@ -205,6 +198,13 @@ class SqliteBroker(Broker):
         except (sqlite3.Error, ForeignFile, OSError) as error:
             self._is_up = False
             raise Unavailable(f"the log cannot be read: {error}") from None
+
+    async def _change(self, change: Callable[[Store], T]) -> T:
+        def within(store: Store) -> T:
+            with store.transaction():
+                return change(store)
+
+        return await self._ask(within)
 
     def _answer(self, question: Callable[[Store], T]) -> T:
         try:
@@ -366,8 +366,3 @@ class SqliteBroker(Broker):
         assert self._writer is not None
         self._queue.put(None)
         self._writer.join(_CLOSE_SECONDS)
-
-
-def _boot_id() -> str:
-    """Return what names this boot of the kernel (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

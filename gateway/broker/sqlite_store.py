@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway.broker import sqlite_board as board
 from gateway.broker.base import DEDUPLICATION_KEYS, Batch, Page
 from gateway.errors import Fenced
 from gateway.event import SEQ_BITS, Event, EventId, Fence, Retention, unpack
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
-VERSION = 3
+VERSION = 4
 
 _BUSY_SECONDS = 5.0
 
@@ -76,44 +77,44 @@ class Store:
         self._channels: dict[str, tuple[int, Retention]] = {}
         self._written: set[str] = set()
         # Autocommit, so that transactions are where `transaction` says; threads are the caller's business.
-        self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self.db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # a commit is on disk before it returns
+            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute("PRAGMA synchronous = FULL")  # a commit is on disk before it returns
             self._prepare()
         except BaseException:
-            self._db.close()
+            self.db.close()
             raise
 
     def close(self) -> None:
         """Close the connection; harmless when repeated."""
-        self._db.close()
+        self.db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Hold the write lock; commit at the end, or roll back on an error."""
-        self._db.execute("BEGIN IMMEDIATE")
+        self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
-            self._db.execute("COMMIT")
+            self.db.execute("COMMIT")
         except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
             raise
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
         """Let several statements see one state of the file (a read transaction)."""
-        self._db.execute("BEGIN")
+        self.db.execute("BEGIN")
         try:
             yield
         finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
 
     def head(self) -> int:
         """Return the id of the last event, packed."""
-        return int(self._db.execute("SELECT head FROM log").fetchone()[0])
+        return int(self.db.execute("SELECT head FROM log").fetchone()[0])
 
     def append(
         self, batches: Sequence[Batch], known: int
@@ -156,20 +157,20 @@ class Store:
                 ids.append(id)
                 events.append(Event(id, name, payload, draft.timestamp, draft.type, is_kept))
             if batch.cursor is not None:
-                self._db.execute(
+                self.db.execute(
                     "REPLACE INTO cursors VALUES (?, ?)", (batch.cursor.source, batch.cursor.position)
                 )
             answers.append(ids)
         if rows:
             self._written.update({event.channel for event in events})
-            self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
-            self._db.execute("UPDATE log SET head = ?", (head,))
+            self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self.db.execute("UPDATE log SET head = ?", (head,))
         if keys:
-            self._db.executemany(
+            self.db.executemany(
                 "INSERT INTO keys (channel, key, id) VALUES (?, ?, ?)",
                 ((*key, id) for key, id in keys.items()),
             )
-            self._db.execute(
+            self.db.execute(
                 "DELETE FROM keys WHERE number <= (SELECT max(number) FROM keys) - ?", (DEDUPLICATION_KEYS,)
             )
         return answers, events, before
@@ -180,25 +181,25 @@ class Store:
         if head >= known:
             return head
         # Nobody knows what it lacks.
-        self._db.execute("UPDATE log SET start = ?, head = ?", (known, known))
-        self._db.execute("UPDATE channels SET floor = max(floor, ?)", (known,))
+        self.db.execute("UPDATE log SET start = ?, head = ?", (known, known))
+        self.db.execute("UPDATE channels SET floor = max(floor, ?)", (known,))
         return known
 
     def _is_current(self, fence: Fence) -> bool:
-        row = self._db.execute("SELECT token FROM leases WHERE name = ?", (fence.name,)).fetchone()
+        row = self.db.execute("SELECT token FROM leases WHERE name = ?", (fence.name,)).fetchone()
         return row is not None and row[0] == fence.token
 
     def _seen(self, key: tuple[int, str], new: Mapping[tuple[int, str], int]) -> int | None:
         """Return the id that a deduplication key was first given."""
         if key in new:
             return new[key]
-        row = self._db.execute("SELECT id FROM keys WHERE channel = ? AND key = ?", key).fetchone()
+        row = self.db.execute("SELECT id FROM keys WHERE channel = ? AND key = ?", key).fetchone()
         return None if row is None else int(row[0])
 
     def since(self, after: int, limit: int) -> tuple[list[Event], int]:
         """Return the first events of all channels after an id, for followers, and the log's head."""
         with self._snapshot():
-            rows = self._db.execute(
+            rows = self.db.execute(
                 "SELECT e.id, c.name, e.payload, e.timestamp, e.type, e.kept FROM events e"
                 " JOIN channels c ON c.key = e.channel WHERE e.id > ? ORDER BY e.id LIMIT ?",
                 (after, limit),
@@ -212,7 +213,7 @@ class Store:
 
     def _page(self, name: str, after: int, until: int, limit: int, now: int) -> Page:
         key, floor, expired = self._floor(name, now)
-        rows = self._db.execute(
+        rows = self.db.execute(
             "SELECT id, ?, payload, timestamp, type, kept FROM events INDEXED BY events_by_channel"
             " WHERE channel = ? AND id > ? AND id <= ? AND kept ORDER BY id LIMIT ?",
             (name, key, max(after, floor, expired), until, limit + 1),
@@ -225,7 +226,7 @@ class Store:
         found: list[int] = []
         for name in channels:
             key, floor, expired = self._floor(name, now)
-            rows = self._db.execute(
+            rows = self.db.execute(
                 "SELECT id FROM events INDEXED BY events_by_channel"
                 " WHERE channel = ? AND id > ? AND kept ORDER BY id DESC LIMIT ?",
                 (key, max(floor, expired), count),
@@ -236,12 +237,12 @@ class Store:
 
     def cursor(self, source: str) -> str | None:
         """Return a source's position."""
-        row = self._db.execute("SELECT position FROM cursors WHERE source = ?", (source,)).fetchone()
+        row = self.db.execute("SELECT position FROM cursors WHERE source = ?", (source,)).fetchone()
         return None if row is None else str(row[0])
 
     def lease(self, name: str, owner: str, boot: str, now: float, seconds: float) -> Fence | None:
         """Take or keep a lease, inside a transaction; ``now`` (seconds) is a clock that ``boot`` shares."""
-        row = self._db.execute(
+        row = self.db.execute(
             "SELECT token, owner, boot, until FROM leases WHERE name = ?", (name,)
         ).fetchone()
         if row is None:
@@ -252,16 +253,14 @@ class Store:
             token = row[0]
         else:
             return None
-        self._db.execute(
+        self.db.execute(
             "REPLACE INTO leases VALUES (?, ?, ?, ?, ?)", (name, token, owner, boot, now + seconds)
         )
         return Fence(name, token)
 
     def release(self, fence: Fence) -> None:
         """Let a lease expire, inside a transaction; not one that somebody else has by now."""
-        self._db.execute(
-            "UPDATE leases SET until = 0 WHERE name = ? AND token = ?", (fence.name, fence.token)
-        )
+        self.db.execute("UPDATE leases SET until = 0 WHERE name = ? AND token = ?", (fence.name, fence.token))
 
     def sweep(self, now: int, start: int, channels: int) -> tuple[int, bool]:
         """Delete some of what is no longer held, inside a transaction.
@@ -271,13 +270,13 @@ class Store:
         """
         room = (
             _SWEEP_ROWS
-            - self._db.execute(
+            - self.db.execute(
                 "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE NOT kept AND id <= ? LIMIT ?)",
                 ((now - LIVE_MS) << SEQ_BITS, _SWEEP_ROWS),
             ).rowcount
         )
         written = [self._written.pop() for _ in range(min(channels, len(self._written)))]
-        rows = self._db.execute(
+        rows = self.db.execute(
             "SELECT key, name FROM channels WHERE key > ? ORDER BY key LIMIT ?", (start, channels)
         ).fetchall()
         for name in {*written, *(name for _, name in rows)}:
@@ -291,45 +290,50 @@ class Store:
         """Delete what followers had time to see of a channel; returns how much, and whether that was all."""
         key, floor, _ = self._floor(name, now)
         until = min(floor, (now - LIVE_MS) << SEQ_BITS)
-        cut = self._db.execute(
+        cut = self.db.execute(
             "SELECT id FROM events INDEXED BY events_by_channel"
             " WHERE channel = ? AND kept AND id <= ? ORDER BY id LIMIT 1 OFFSET ?",
             (key, until, room),
         ).fetchone()
         if cut is not None:
             until = cut[0] - 1
-        deleted = self._db.execute(
+        deleted = self.db.execute(
             "DELETE FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept AND id <= ?",
             (key, until),
         ).rowcount
         if deleted:
-            self._db.execute("UPDATE channels SET floor = max(floor, ?) WHERE key = ?", (until, key))
+            self.db.execute("UPDATE channels SET floor = max(floor, ?) WHERE key = ?", (until, key))
         return deleted, until == floor
 
     def _prepare(self) -> None:
         with self.transaction():
             application, version = (
-                self._db.execute(f"PRAGMA {name}").fetchone()[0]
-                for name in ("application_id", "user_version")
+                self.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
             )
             if (application, version) == (APPLICATION_ID, VERSION):
                 return
+            if (application, version) == (APPLICATION_ID, 3):  # the board came with 4
+                self._create(board.SCHEMA)
+                return
             if application == APPLICATION_ID:
                 raise ForeignFile(f"is a log of version {version}; this gateway has version {VERSION}")
-            if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 raise ForeignFile("is a database of another program")
-            for statement in _SCHEMA.split(";"):
-                self._db.execute(statement)
+            self._create(_SCHEMA + board.SCHEMA)
             start = self._clock() << SEQ_BITS
-            self._db.execute("INSERT INTO log VALUES (?, ?)", (start, start))
-            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
+            self.db.execute("INSERT INTO log VALUES (?, ?)", (start, start))
+            self.db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+    def _create(self, schema: str) -> None:
+        for statement in schema.split(";"):
+            self.db.execute(statement)
+        self.db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _channel(self, name: str, retention: Retention) -> int:
         known = self._channels.get(name)
         if known is not None and known[1] == retention:
             return known[0]
-        key = self._db.execute(
+        key = self.db.execute(
             "INSERT INTO channels (name, floor, events, age_ms) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
             " DO UPDATE SET events = excluded.events, age_ms = excluded.age_ms RETURNING key",
             (name, self._start(), retention.events, retention.age_ms),
@@ -340,17 +344,17 @@ class Store:
         return int(key)
 
     def _start(self) -> int:
-        return int(self._db.execute("SELECT start FROM log").fetchone()[0])
+        return int(self.db.execute("SELECT start FROM log").fetchone()[0])
 
     def _floor(self, name: str, now: int) -> tuple[int | None, int, int]:
         """Return a channel's key, its floor, and the greatest id that is too old just now."""
-        row = self._db.execute(
+        row = self.db.execute(
             "SELECT key, floor, events, age_ms FROM channels WHERE name = ?", (name,)
         ).fetchone()
         if row is None:
             return None, self._start(), 0
         key, floor, events, age = row
-        pushed = self._db.execute(
+        pushed = self.db.execute(
             "SELECT id FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept"
             " ORDER BY id DESC LIMIT 1 OFFSET ?",
             (key, events),
@@ -359,7 +363,7 @@ class Store:
         if age is None:
             return key, floor, 0
         expired = ((now - age + 1) << SEQ_BITS) - 1
-        last = self._db.execute(
+        last = self.db.execute(
             "SELECT max(id) FROM events INDEXED BY events_by_channel WHERE channel = ? AND id <= ? AND kept",
             (key, expired),
         ).fetchone()[0]

@@ -17,7 +17,7 @@ def check(data: Any) -> Iterator[Fault]:
     """Yield every fault that no single section can see."""
     root = _mapping(data)
     sources = _mapping(root.get("sources"))
-    has_jwt = "jwt" in _mapping(root.get("auth"))
+    auth = _mapping(root.get("auth"))
     credentials = _mapping(root.get("cors")).get("credentials") in (True, "true")
     yield from _credentials(root.get("cors"), ("cors", "origins"), credentials)
     yield from _sources(sources)
@@ -27,7 +27,7 @@ def check(data: Any) -> Iterator[Fault]:
         channel = _mapping(value)
         path = ("channels", name)
         yield from _routes(name, channel, sources)
-        yield from _access(name, channel.get("access"), has_jwt)
+        yield from _access(name, channel.get("access"), auth)
         yield from _credentials(channel.get("cors"), (*path, "cors", "origins"), credentials)
         yield from _conflate(channel, path)
         if channel.get("critical") in (True, "true") and channel.get("stale_after") is None:
@@ -118,10 +118,12 @@ def _routes(name: str, channel: dict[str, Any], sources: dict[str, Any]) -> Iter
             )
 
 
-def _access(name: str, access: Any, has_jwt: bool) -> Iterator[Fault]:
+def _access(name: str, access: Any, auth: dict[str, Any]) -> Iterator[Fault]:
     path = ("channels", name, "access")
-    if (access == "token" or isinstance(access, dict)) and not has_jwt:
+    if (access == "token" or isinstance(access, dict)) and "jwt" not in auth:
         yield Fault(path, "needs tokens, and there is no auth.jwt section that says how to check them")
+    if access == "forward" and "forward" not in auth:
+        yield Fault(path, "asks an endpoint of yours, and there is no auth.forward section that names it")
     for claim, value in _mapping(_mapping(access).get("claims")).items():
         for field in fields_of(value) if isinstance(value, str) else ():
             if field not in fields_of(name):

@@ -4,10 +4,12 @@ Every key here does something; a key for a later feature is an unknown key until
 """
 
 import re
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from gateway.config.auth import Auth
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.sources import Source
 from gateway.config.units import (
@@ -18,6 +20,7 @@ from gateway.config.units import (
     DurationOrNull,
     Expressed,
     Listen,
+    Network,
     Origin,
     Rate,
     Secret,
@@ -72,6 +75,10 @@ class Server(Section):
         " auto: one per core; more than one need a broker.url other than memory://",
     )
     tls: Tls | None = None
+    trusted_proxies: list[Network] = Field(
+        [ip_network("127.0.0.0/8"), ip_network("::1/128")],
+        description="networks whose X-Forwarded-For is believed; they have no limit as addresses themselves",
+    )
 
     def public_url(self, port: int) -> str:
         """Return the URL of the public port, as somebody on this machine would type it."""
@@ -166,6 +173,15 @@ class Limits(Section):
     connect_rate: Rate | None = Field(
         None, description="streams opened, per node; more are told to come back at a time of their own"
     )
+    connections_per_user: Count | None = Field(
+        10, ge=1, description="streams of one token's subject, over all nodes; null: any number"
+    )
+    connections_per_address: Count | None = Field(
+        1000, ge=1, description="connections and streams of one client address (IPv6: /64), per node"
+    )
+    connect_rate_per_address: Rate | None = preset(
+        "200/s", "streams opened by one client address, per node; null: any number"
+    )
     channels_per_stream: Count = Field(50, ge=1, description="channels in one request")
     event_bytes: Size = preset("256KiB", "largest payload of one event")
     webhook_body: Size = preset("16MiB", "largest webhook body, after decompression")
@@ -173,41 +189,6 @@ class Limits(Section):
         "256MiB",
         "history in memory, all channels together; the rings of live channels may take as much again",
     )
-
-
-HMAC_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
-Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"]
-
-
-class Jwt(Section):
-    """How tokens are checked. ``exp`` is always required."""
-
-    algorithms: list[Algorithm] = Field(min_length=1, description="those that tokens may be signed with")
-    secret: Secret | None = Field(None, description="for HS algorithms, at least as long as the hash")
-    public_key_file: str | None = Field(None, description="PEM file, for RS, ES and EdDSA")
-    audience: str | None = Field(None, description="what aud must be; without it any is taken")
-    issuer: str | None = Field(None, description="what iss must be; without it any is taken")
-
-    @model_validator(mode="after")
-    def _one_key(self) -> "Jwt":
-        if len({name[:2] for name in self.algorithms}) > 1:
-            # One list for two kinds would let a public key be used as an HMAC secret (RFC 8725 §2.1).
-            raise fault("all algorithms must be of one kind: HS, RS, ES or EdDSA; a key is of one kind")
-        symmetric = [name for name in self.algorithms if name in HMAC_KEY_BYTES]
-        if (self.secret is None) == (self.public_key_file is None):
-            raise fault("give exactly one of secret (HS algorithms) and public_key_file (RS, ES, EdDSA)")
-        if bool(symmetric) != (self.secret is not None):
-            wanted = "secret" if symmetric else "public_key_file"
-            raise fault(f"{', '.join(self.algorithms)} needs {wanted}")
-        if self.secret is not None:
-            needed = max(HMAC_KEY_BYTES[name] for name in symmetric)
-            if len(self.secret.get_secret_value().encode()) < needed:
-                raise fault(f"secret is shorter than the {needed} bytes that RFC 7518 §3.2 asks for")
-        return self
-
-
-class Auth(Section):
-    jwt: Jwt
 
 
 class Route(Section):
@@ -232,13 +213,15 @@ class ClaimsAccess(Section):
 
 
 def _access(value: Any) -> Any:
-    if isinstance(value, (dict, ClaimsAccess)) or value in ("public", "token"):
+    if isinstance(value, (dict, ClaimsAccess)) or value in ("public", "token", "forward"):
         return value
-    raise fault('must be public, token, or {claims: {sub: "{id}"}}')
+    raise fault('must be public, token, forward, or {claims: {sub: "{id}"}}')
 
 
 Access = Annotated[
-    Literal["public", "token"] | ClaimsAccess, Field(union_mode="left_to_right"), BeforeValidator(_access)
+    Literal["public", "token", "forward"] | ClaimsAccess,
+    Field(union_mode="left_to_right"),
+    BeforeValidator(_access),
 ]
 
 

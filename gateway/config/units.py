@@ -1,6 +1,7 @@
 """Configuration values with a unit or a shape: durations, sizes, addresses, topics, origins, secrets."""
 
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, PlainValidator, SecretStr, WithJsonSchema
@@ -67,6 +68,13 @@ def _size(value: Any) -> int:
     if not 1 <= size <= 2**50:
         raise fault("a size must be at least 1B and at most 2**50")
     return size
+
+
+def _network(value: Any) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(str(value))
+    except ValueError as error:
+        raise fault(f"{error}; write an address or a network: 10.0.0.0/8") from None
 
 
 class Address(NamedTuple):
@@ -179,6 +187,9 @@ Rate = Annotated[float, PlainValidator(_rate), _string("rate", r"[0-9]+\s*/\s*(s
 """Per second, from text with a unit."""
 
 Listen = Annotated[Address, PlainValidator(_address), _string("address", r".+:[0-9]{1,5}", "0.0.0.0:8080")]
+Network = Annotated[
+    IPv4Network | IPv6Network, PlainValidator(_network), _string("network", None, "10.0.0.0/8")
+]
 Origin = Annotated[str, PlainValidator(_origin), _string("origin", None, "https://app.example.com")]
 Topic = Annotated[str, PlainValidator(_topic), _string("topic", None, "orders.*")]
 Expressed = Annotated[str, PlainValidator(_expression), _string("expression", None, "{headers.x-event}")]

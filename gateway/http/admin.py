@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from gateway.errors import BadRequest
 from gateway.http.responses import errors_as_json, json_response, plain_headers
 from gateway.metrics import CONTENT_TYPE, Family, render
 
@@ -21,6 +22,9 @@ class Answers(Protocol):
 
     async def ready(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether new clients should come here, and the parts that decide it."""
+
+    async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
+        """End streams on every node. Raises Unavailable."""
 
     async def report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
@@ -40,6 +44,7 @@ class Admin:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
+        app.router.add_delete("/streams", self._end)
         if for_parent:
             app.router.add_get("/families", self._families)
         return app
@@ -60,6 +65,12 @@ class Admin:
     async def _readyz(self, request: web.Request) -> web.Response:
         ready, parts = await self.answers.ready()
         return json_response({"ready": ready, **parts}, status=200 if ready else 503)
+
+    async def _end(self, request: web.Request) -> web.Response:
+        subject, channel = request.query.get("subject"), request.query.get("channel")
+        if not subject and not channel:
+            raise BadRequest("say whose: ?subject=…, ?channel=…, or both", code="bad_query")
+        return json_response(await self.answers.end(subject or None, channel or None), status=202)
 
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self.answers.report())

@@ -8,6 +8,8 @@ from gateway.http.cors import CorsPolicy, Preflights
 from gateway.http.hooks import Hooks
 from gateway.http.responses import errors_as_json, plain_headers
 from gateway.http.subscribe import Subscribe
+from gateway.http.tickets import PATH as TICKETS
+from gateway.http.tickets import TicketOffice
 from gateway.webhooks.post import Path
 
 HOOKS: Mapping[str, Path] = {
@@ -21,7 +23,9 @@ HOOKS: Mapping[str, Path] = {
 """A source's own path, REST Proxy's v2 and v3, and Event Hubs'."""
 
 
-def public_app(subscribe: Subscribe, hooks: Hooks, policy: CorsPolicy) -> web.Application:
+def public_app(
+    subscribe: Subscribe, hooks: Hooks, policy: CorsPolicy, tickets: TicketOffice | None
+) -> web.Application:
     """Return the application of the public port."""
     app = web.Application(middlewares=[errors_as_json])
     preflights = Preflights(app, policy)
@@ -32,6 +36,10 @@ def public_app(subscribe: Subscribe, hooks: Hooks, policy: CorsPolicy) -> web.Ap
         resource.add_route("GET", subscribe.get)
         resource.add_route("HEAD", subscribe.get)
         preflights.add(resource)
+    if tickets is not None:
+        office = app.router.add_resource(TICKETS)
+        office.add_route("POST", tickets.post)
+        preflights.add(office, "POST")
     for url, kind in HOOKS.items():
         hook = app.router.add_resource(url)
         hook.add_route("POST", hooks.post(kind), expect_handler=hooks.expect(kind))

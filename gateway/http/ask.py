@@ -1,13 +1,13 @@
 """A request for a stream, free of the path that it came on: aiohttp's handlers or the front protocol."""
 
 import asyncio
-from collections.abc import Mapping
 
 import msgspec
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
-from multidict import MultiDict, MultiDictProxy, MultiMapping
+from multidict import MultiDict, MultiDictProxy, MultiMapping, istr
 
+_FORWARDED = istr("X-Forwarded-For")
 _NO_QUERY: MultiMapping[str] = MultiDictProxy(MultiDict())
 
 
@@ -19,16 +19,26 @@ class Ask(msgspec.Struct, frozen=True):
     channels: tuple[str, ...]
     """The names in ``/events/{channel}`` and ``?channel=a&channel=b,c``, each once, in order."""
     query: MultiMapping[str]
-    headers: Mapping[str, str]
+    headers: MultiMapping[str]
     chunked: bool
     """Whether the client speaks HTTP/1.1; without it the end of the connection ends the body."""
     transport: asyncio.BaseTransport | None
 
+    uri: str
+    """Path and query as they were sent."""
+
     @property
-    def client(self) -> str | None:
-        """The address of the peer; the kernel is asked for it."""
+    def peer(self) -> str | None:
+        """The address of the other end: the client, or a proxy. The kernel is asked for it."""
         peer = None if self.transport is None else self.transport.get_extra_info("peername")
         return peer[0] if isinstance(peer, tuple) else None
+
+    @property
+    def forwarded(self) -> str | None:
+        """The chain of addresses that proxies wrote, all headers together (RFC 9110 §5.3)."""
+        if _FORWARDED not in self.headers:
+            return None
+        return ",".join(self.headers.getall(_FORWARDED))
 
     @classmethod
     def of_request(cls, request: web.Request) -> "Ask":
@@ -42,6 +52,7 @@ class Ask(msgspec.Struct, frozen=True):
             request.headers,
             request.version >= (1, 1),
             request.transport,
+            request.raw_path,
         )
 
     @classmethod
@@ -63,6 +74,7 @@ class Ask(msgspec.Struct, frozen=True):
             message.headers,
             message.version >= (1, 1),
             transport,
+            message.path,
         )
 
 

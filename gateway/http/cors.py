@@ -25,6 +25,8 @@ ANSWERS = 1000
 FEW, SHORT = 10, 500
 """Channels, and characters of their names and the origin, of a question whose answer is remembered."""
 
+_READ = (hdrs.METH_GET, hdrs.METH_HEAD)
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -115,6 +117,11 @@ class _RequestOrigins(Mapping[str, ResourceOptions]):
 class _Adapter(AbstractRouterAdapter):
     def __init__(self, policy: CorsPolicy) -> None:
         self._policy = policy
+        self._methods: dict[str, tuple[str, ...]] = {}
+
+    def allow(self, path: str, *methods: str) -> None:
+        """Let pages use these methods on a path, in place of reading."""
+        self._methods[path] = methods
 
     def add_preflight_handler(self, routing_entity: Any, handler: Handler, webview: bool = False) -> None:
         async def options(request: web.Request) -> web.StreamResponse:
@@ -123,7 +130,8 @@ class _Adapter(AbstractRouterAdapter):
                     return await handler(request)
                 except UnicodeEncodeError:  # the library quotes headers, also such as are not UTF-8
                     raise Forbidden("the preflight's headers are not UTF-8", code="cors_refused") from None
-            return web.Response(status=204, headers={hdrs.ALLOW: "GET, HEAD, OPTIONS"})
+            methods = self._methods.get(request.path, _READ)
+            return web.Response(status=204, headers={hdrs.ALLOW: ", ".join((*methods, "OPTIONS"))})
 
         routing_entity.add_route(hdrs.METH_OPTIONS, options)
 
@@ -143,7 +151,7 @@ class _Adapter(AbstractRouterAdapter):
     async def get_preflight_request_config(
         self, preflight_request: web.Request, origin: str, requested_method: str
     ) -> Mapping[str, ResourceOptions]:
-        if requested_method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+        if requested_method not in self._methods.get(preflight_request.path, _READ):
             raise KeyError(requested_method)
         return _RequestOrigins(self._policy, Ask.of_request(preflight_request).channels)
 
@@ -155,8 +163,11 @@ class Preflights:
     """The preflights of an application, answered by the library."""
 
     def __init__(self, app: web.Application, policy: CorsPolicy) -> None:
-        self._library = CorsConfig(app, router_adapter=_Adapter(policy))
+        self._adapter = _Adapter(policy)
+        self._library = CorsConfig(app, router_adapter=self._adapter)
 
-    def add(self, resource: web.AbstractResource) -> None:
-        """Answer the preflights of a resource."""
+    def add(self, resource: web.AbstractResource, *methods: str) -> None:
+        """Answer the preflights of a resource: for ``methods``, else for reading."""
+        if methods:
+            self._adapter.allow(resource.canonical, *methods)
         self._library.add(resource)

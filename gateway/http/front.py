@@ -19,7 +19,7 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 
 from gateway.errors import GatewayError
 from gateway.http.ask import Ask
-from gateway.http.subscribe import Subscribe
+from gateway.http.subscribe import Subscribe, Wanted
 from gateway.hub.replay import Start
 from gateway.stream.streams import Place
 
@@ -127,32 +127,39 @@ class Front(asyncio.Protocol):
 
     def _answer(self, subscribe: Subscribe, ask: Ask) -> None:
         self._head = b""
-        place = None
+        admitted = None
         try:
-            place, start = subscribe.grant(ask)
-            opening = subscribe.streams.opening_at_once(place.subscription, start)
-            if opening is not None:
-                self._listener.leaves(self)
-                subscribe.open(ask, place, opening, self.transport)
-                return
+            wanted = subscribe.want(ask)
+            if wanted.grant is not None:
+                admitted = subscribe.admit(ask, wanted, wanted.grant)
+                place, start = admitted
+                if not place.hold.must_confirm:
+                    opening = subscribe.streams.opening_at_once(place.subscription, start)
+                    if opening is not None:
+                        self._listener.leaves(self)
+                        subscribe.open(ask, place, opening, self.transport)
+                        return
             self._listener.answers(self)
             self._task = asyncio.create_task(
-                self._open_later(subscribe, ask, place, start), name="open stream"
+                self._open_later(subscribe, ask, wanted, admitted), name="open stream"
             )
-            self._task.add_done_callback(partial(_release, place))
-            place = None
+            if admitted is not None:  # also of a task that was cancelled before it began
+                self._task.add_done_callback(partial(_release, admitted[0]))
+            admitted = None
         except GatewayError as error:
             self._refuse(subscribe, ask, error)
         except Exception:
             self._fail(ask)
         finally:
-            if place is not None:
-                place.release()
+            if admitted is not None:
+                admitted[0].release()
 
-    async def _open_later(self, subscribe: Subscribe, ask: Ask, place: Place, start: Start) -> None:
-        """Open the stream once the log was read, for a client that was away for long."""
+    async def _open_later(
+        self, subscribe: Subscribe, ask: Ask, wanted: Wanted, admitted: tuple[Place, Start] | None
+    ) -> None:
+        """Open the stream once everybody was asked: about the client, and what it missed."""
         try:
-            opening = await subscribe.streams.opening(place.subscription, start)
+            place, opening = await subscribe.prepare(ask, wanted, admitted)
         except GatewayError as error:
             self._refuse(subscribe, ask, error)
             return
@@ -160,7 +167,9 @@ class Front(asyncio.Protocol):
             self._fail(ask)
             return
         self._listener.leaves(self)
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            place.release()
+        else:
             subscribe.open(ask, place, opening, self.transport)
 
     def _fail(self, ask: Ask) -> None:

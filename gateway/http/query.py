@@ -13,12 +13,16 @@ from gateway.event import EventId
 from gateway.http.ask import Ask
 from gateway.hub.replay import NOW, Start
 from gateway.hub.subscription import Subscription
+from gateway.limits.limits import MAX_CLIENT
 from gateway.sse import Format
 
 _LAST_EVENT_ID = istr("Last-Event-ID")  # quicker to look up than text
 
 RESUME_NAMES = ("lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event_id", "lastEvent")
 """Query names under which polyfills send the last event id."""
+
+OWN_NAMES = (*RESUME_NAMES, "channel", "format", "types", "last", "since", "heartbeat", "client")
+"""Query names that say how a stream is wanted, and nothing about who wants it."""
 
 MAX_LAST = 100_000
 """Most events that ``last=N`` may ask for."""
@@ -38,6 +42,14 @@ def subscription(ask: Ask, matches: tuple[Match, ...]) -> Subscription:
     if len(types) > MAX_TYPES:
         raise BadRequest(f"types= names more than {MAX_TYPES} types", code="bad_query")
     return Subscription.of(matches, cast(Format | None, format), types or None, chunked=ask.chunked)
+
+
+def client(ask: Ask) -> str | None:
+    """Return what the client calls itself. Raises BadRequest."""
+    named = ask.query.get("client") if ask.query else None
+    if named is not None and not 1 <= len(named) <= MAX_CLIENT:
+        raise BadRequest(f"client= must have 1 to {MAX_CLIENT} characters", code="bad_query")
+    return named
 
 
 def heartbeat_events(ask: Ask) -> bool:

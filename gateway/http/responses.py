@@ -10,7 +10,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.helpers import rfc822_formatted_time
 
-from gateway.errors import GatewayError, TooManyRequests, Unauthorized, Unavailable
+from gateway.errors import Forbidden, GatewayError, TooManyRequests, Unauthorized, Unavailable
 
 log = structlog.get_logger("gateway.http")
 
@@ -88,8 +88,8 @@ def error_response(error: GatewayError) -> web.Response:
 
 
 def asked_headers(error: GatewayError) -> dict[str, str]:
-    """Return what a status asks for: ``WWW-Authenticate`` or ``Retry-After``."""
-    if isinstance(error, Unauthorized):
+    """Return what a status asks for: ``WWW-Authenticate`` (RFC 6750 §3) or ``Retry-After``."""
+    if isinstance(error, (Unauthorized, Forbidden)) and error.challenge is not None:
         return {hdrs.WWW_AUTHENTICATE: error.challenge}
     if isinstance(error, (Unavailable, TooManyRequests)):
         return {hdrs.RETRY_AFTER: str(error.retry_after)}
@@ -131,5 +131,5 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
     response.headers[hdrs.SERVER] = SERVER
-    if request.path.startswith("/events"):
+    if request.path.startswith(("/events", "/tickets")):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

@@ -3,23 +3,31 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 from aiohttp import hdrs, web
 
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.forward import Question
+from gateway.auth.grant import Grant
+from gateway.auth.rules import authorize
 from gateway.config.catalog import Catalog, Match
-from gateway.errors import BadRequest, GatewayError, NotFound, Unavailable
+from gateway.errors import BadRequest, GatewayError, NotFound, Overload, Unavailable
 from gateway.http import query
 from gateway.http.ask import Ask
-from gateway.http.auth import Authenticator, authorize
 from gateway.http.cors import CorsPolicy
 from gateway.http.responses import Answer, error_answer, head
 from gateway.hub.replay import Opening, Start
+from gateway.limits.addresses import unit
+from gateway.limits.limits import Limits
+from gateway.limits.peers import Peer
 from gateway.metrics import Metrics
+from gateway.seldom import Seldom
 from gateway.sse import CONTENT_TYPE, open_block
 from gateway.stream.connection import Connection
-from gateway.stream.streams import Full, Place, Streams
+from gateway.stream.streams import Place, Streams
 from gateway.stream.takeover import take_over
 
 log = structlog.get_logger("gateway.http")
@@ -36,6 +44,16 @@ MAX_LOGGED = 200
 """Characters of a client's own words that a log line holds."""
 
 
+class Wanted(NamedTuple):
+    """What a request asks for, and who asks, as far as nobody else has to be asked about that."""
+
+    matches: tuple[Match, ...]
+    question: Question
+    peer: Peer | None
+    grant: Grant | None
+    """None: somebody must be asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subscribe:
     """Decides about requests for streams, and opens them."""
@@ -44,19 +62,21 @@ class Subscribe:
     streams: Streams
     cors: CorsPolicy
     authenticator: Authenticator
+    limits: Limits
     metrics: Metrics
     channels_per_stream: int
+    seldom: Seldom = field(default_factory=Seldom)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Open the stream of a request that aiohttp routed here."""
         ask = Ask.of_request(request)
         try:
+            wanted = self.want(ask)
             if ask.method == hdrs.METH_HEAD:
-                self.check(ask)
+                authorize(wanted.matches, wanted.grant or await self._granted(wanted))
                 return web.Response(headers={**HEADERS, **self.cors.headers(ask)})
-            place, start = self.grant(ask)
+            place, opening = await self.prepare(ask, wanted)
             with place:
-                opening = await self.streams.opening(place.subscription, start)
                 first = self._first(ask, place, opening)
                 headers = {**HEADERS, **self.cors.headers(ask)}
                 response, stream = await take_over(request, headers, first, lambda: place.take(opening))
@@ -68,23 +88,53 @@ class Subscribe:
             response.force_close()  # a herd of refused clients must not hold descriptors
             return response
 
-    def grant(self, ask: Ask) -> tuple[Place, Start]:
-        """Decide about a request: a place for its stream, and where that begins.
+    def want(self, ask: Ask) -> Wanted:
+        """Decide about a request as far as that needs no waiting. Raises GatewayError."""
+        # Whoever asks too often is told first: no refusal may cost more than letting somebody in.
+        address = self.limits.proxies.client(ask.peer, ask.forwarded)
+        peer = self.limits.peers.of(address)
+        self.limits.peers.hurry(peer)
+        # CORS before auth, so that a page always learns why.
+        self.cors.check(ask)
+        matches = self._matches(ask)
+        question = Question(ask.channels, ask.headers, ask.query, ask.uri, address)
+        return Wanted(matches, question, peer, self.authenticator.at_once(question, matches))
+
+    def admit(self, ask: Ask, wanted: Wanted, grant: Grant) -> tuple[Place, Start]:
+        """Return a place for a stream, and where that begins.
 
         Raises GatewayError; release the place where no stream takes it.
         """
-        matches = self.check(ask)
-        subscription = query.subscription(ask, matches)
+        authorize(wanted.matches, grant)
+        subscription = query.subscription(ask, wanted.matches)
         start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
-        return self.streams.reserve(subscription, heartbeat_events=heartbeat_events), start
+        hold = self.limits.hold(wanted.peer, grant, query.client(ask))
+        try:
+            return self.streams.reserve(subscription, hold, heartbeat_events=heartbeat_events), start
+        except BaseException:
+            hold.release()
+            raise
 
-    def check(self, ask: Ask) -> tuple[Match, ...]:
-        """Check that a client may read what it names, and return that. Raises GatewayError."""
-        # CORS before auth, so that a page always learns why; auth before anything costs memory.
-        self.cors.check(ask)
-        matches = self._matches(ask)
-        authorize(matches, self.authenticator.claims(ask.headers.get(hdrs.AUTHORIZATION)))
-        return matches
+    async def prepare(
+        self, ask: Ask, wanted: Wanted, admitted: tuple[Place, Start] | None = None
+    ) -> tuple[Place, Opening]:
+        """Ask whoever must be asked; returns the place and what its stream begins with.
+
+        Raises GatewayError. Cancelling is safe.
+        """
+        if admitted is None:
+            admitted = self.admit(ask, wanted, wanted.grant or await self._granted(wanted))
+        place, start = admitted
+        try:
+            if place.hold.must_confirm:
+                await place.hold.confirm()
+            return place, await self.streams.opening(place.subscription, start)
+        except BaseException:
+            place.release()
+            raise
+
+    async def _granted(self, wanted: Wanted) -> Grant:
+        return await self.authenticator.look(wanted.question, wanted.matches)
 
     def open(self, ask: Ask, place: Place, opening: Opening, transport: asyncio.Transport) -> None:
         """Answer on a bare transport, and let a stream have it. Releases the place."""
@@ -107,20 +157,31 @@ class Subscribe:
         What can never work gets its status; what may pass is a stream that ends at once, because a browser
         gives up for good on any status but 200.
         """
-        self.metrics.refused.labels(error.code).inc()
+        self.note_refusal(ask, error)
         cors = self.cors.headers(ask)
-        if isinstance(error, (Full, Unavailable)):
+        if isinstance(error, (Overload, Unavailable)):
             return Answer(200, {**HEADERS, **cors}, self.streams.close_block(error.code))
-        log.info(
-            "stream_refused",
-            status=error.status,
-            code=error.code,
-            reason=error.message,
-            path=ask.path[:MAX_LOGGED],
-            origin=ask.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None,
-        )
         answer = error_answer(error)
         return Answer(answer.status, {**answer.headers, **cors}, answer.body)
+
+    def note_refusal(self, ask: Ask, error: GatewayError) -> None:
+        """Count a refusal; the log tells each kind of it once a minute for each page or address."""
+        self.metrics.refused.labels(error.code).inc()
+        address = self.limits.proxies.client(ask.peer, ask.forwarded)
+        origin = ask.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None
+        whose = origin if error.code == "origin_refused" else address and unit(address)
+        count = self.seldom.tell((error.code, whose))
+        if count is not None:
+            log.info(
+                "stream_refused",
+                status=200 if isinstance(error, (Overload, Unavailable)) else error.status,
+                code=error.code,
+                reason=error.message,
+                path=ask.path[:MAX_LOGGED],
+                origin=origin,
+                client=address,
+                times=count,
+            )
 
     def _begun(self, ask: Ask, stream: Connection, opening: Opening, sent: int) -> None:
         self.streams.begin(stream, opening, sent)
@@ -130,7 +191,7 @@ class Subscribe:
                 connection=stream.id,
                 channels=stream.subscription.channels,
                 resume=opening.resume,
-                client=ask.client,
+                client=self.limits.proxies.client(ask.peer, ask.forwarded),
             )
 
     def _matches(self, ask: Ask) -> tuple[Match, ...]:

@@ -15,7 +15,7 @@ import structlog
 
 from gateway.broker.base import Broker
 from gateway.config.catalog import Catalog, Declared
-from gateway.event import GAP, Event, EventId, Retention
+from gateway.event import GAP, NOTICE, Event, EventId, Retention
 from gateway.history import History, merged
 from gateway.hub.audience import Audience, Member
 from gateway.hub.entry import Entry
@@ -84,6 +84,9 @@ class Hub:
         """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
         self.newest = Newest()
         self.on_behind: Callable[[Any], None] = lambda member: None
+        self.on_notice: Callable[[Event], None] = lambda event: None
+        self.on_cut: Callable[[EventId, EventId], None] = lambda after, until: None
+        """Called with the ids between which this node did not follow the log."""
 
     def start(self) -> None:
         """Follow the log from where it is. The broker must have been started."""
@@ -102,6 +105,8 @@ class Hub:
         for event in events:
             channel = self._channels.get(event.channel)
             flooded = self._file(Entry(event, channel.declared), channel) if channel is not None else ()
+            if channel is None and event.channel.startswith(NOTICE):
+                self.on_notice(event)
             # Only now, so that no stream can join between two audiences of one event.
             self.head = event.id
             for audience in flooded:
@@ -122,7 +127,8 @@ class Hub:
         for name in self._channels:
             self._ring.forget(name)
             self._ring.open(name, until)
-        self.head = self.cut = until
+        before, self.head, self.cut = self.head, until, until
+        self.on_cut(before, until)
         for member in behind:
             self.on_behind(member)
 

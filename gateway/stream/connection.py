@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from gateway.event import EventId
 from gateway.hub.audience import Audience
 from gateway.hub.subscription import Subscription
+from gateway.limits.hold import Hold
 from gateway.sse import LAST_CHUNK
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Connection(asyncio.Protocol):
         "events",
         "events_as_heartbeat",
         "expires",
+        "expiry",
+        "hold",
         "id",
         "is_behind",
         "left",
@@ -69,6 +72,7 @@ class Connection(asyncio.Protocol):
         subscription: Subscription,
         cursor: EventId,
         began: EventId,
+        hold: Hold,
         *,
         heartbeat_events: bool,
     ) -> None:
@@ -77,6 +81,7 @@ class Connection(asyncio.Protocol):
         self.subscription = subscription
         self.cursor = cursor
         self.began = began
+        self.hold = hold
         self.events_as_heartbeat = heartbeat_events
         self.audience: Audience | None = None
         self.told: dict[str, EventId] = {}
@@ -91,6 +96,7 @@ class Connection(asyncio.Protocol):
         self.received = 0
         self.opened = 0.0
         self.expires = 0.0
+        self.expiry = "max_age"  # the reason for which it ends then
         self.progress = 0.0  # when the transport last took something, while it is full
         self.left = 0  # bytes in its buffer then
         self.slot = 0

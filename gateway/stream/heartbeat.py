@@ -36,7 +36,8 @@ class Sweep:
         self._streams = streams
         self._next = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._tick = streams.timeouts.heartbeat / VISITS / SLOTS
+        self._round = streams.timeouts.heartbeat / VISITS
+        self._tick = self._round / SLOTS
 
     def start(self) -> None:
         """Begin to sweep. Needs a running loop."""
@@ -58,9 +59,10 @@ class Sweep:
             self._visit(stream, now)
 
     def _visit(self, stream: Connection, now: float) -> None:
-        if now >= stream.expires:
-            stream.end("max_age")
-        elif stream.written == stream.swept and stream.can_take:
+        self._streams.expire(stream, now, within=self._round)
+        if stream.closing is not None:
+            return
+        if stream.written == stream.swept and stream.can_take:
             stream.send_raw(_FRAMES[stream.events_as_heartbeat, stream.subscription.chunked])
             stream.swept = BEATEN
         else:

@@ -3,7 +3,8 @@
 import asyncio
 import random
 import secrets
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import count
 
@@ -11,10 +12,11 @@ import structlog
 
 from gateway.backoff import jittered
 from gateway.config.model import Timeouts
-from gateway.errors import GatewayError
+from gateway.errors import Overload
 from gateway.hub.hub import Hub
 from gateway.hub.replay import Opening, Replay, Start
 from gateway.hub.subscription import Subscription
+from gateway.limits.hold import FREE, Hold
 from gateway.metrics import Metrics
 from gateway.rate import Rate
 from gateway.sse import control_block
@@ -46,19 +48,19 @@ def _random_ids() -> Iterator[str]:
 _ids = _random_ids()
 
 
-class Full(GatewayError):
-    """No more streams here now. Answered with 200 and `stream.close`: a browser must come back."""
+class Full(Overload):
+    """No more streams here now."""
 
     code = "overloaded"
 
 
-class TooManyAtOnce(Full):
-    """More streams open per second than this node may take. Answered like Full."""
+class TooManyAtOnce(Overload):
+    """More streams open per second than this node may take."""
 
     code = "connect_rate"
 
 
-class Draining(Full):
+class Draining(Overload):
     """The node is shutting down."""
 
     code = "draining"
@@ -101,21 +103,23 @@ class Streams:
 
     def close_block(self, reason: str) -> bytes:
         """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``."""
-        return control_block(
-            "stream.close", {"reason": reason, "reconnect": True}, retry=self.retry_ms(jitter=True)
-        )
+        told = {"reason": reason, "reconnect": reason != "replaced"}
+        return control_block("stream.close", told, retry=self.retry_ms(jitter=True))
 
-    def reserve(self, subscription: Subscription, *, heartbeat_events: bool = False) -> "Place":
-        """Take a place for a stream that is about to open. Raises Full, or what is one."""
+    def reserve(
+        self, subscription: Subscription, hold: Hold = FREE, *, heartbeat_events: bool = False
+    ) -> "Place":
+        """Take a place for a stream that is about to open. Raises Overload."""
         if self.is_draining:
             raise Draining("the gateway is shutting down")
-        if len(self.open) + self._reserved >= self._limit:
+        # A client is never refused because of the stream that it has lost and this one replaces.
+        if len(self.open) + self._reserved >= self._limit + hold.replaces:
             raise Full(f"limits.connections ({self._limit}) is reached")
         if self._rate is not None:
             if self._rate.wait():
                 raise TooManyAtOnce("limits.connect_rate is reached")
             self._rate.take(1)
-        return Place(self, subscription, heartbeat_events)
+        return Place(self, subscription, hold, heartbeat_events)
 
     def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
         """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
@@ -132,16 +136,52 @@ class Streams:
         stream.bytes = sent
         stream.opened = now
         stream.expires = now + jittered(self.timeouts.connection, AGE_JITTER)
+        wall = time.time()
+        ends = stream.hold.grant.ends(wall)
+        if ends is not None and ends - wall < stream.expires - now:
+            stream.expires, stream.expiry = now + ends - wall, "token_expired"
         stream.slot = next(self._deal) % SLOTS
         self.open[stream] = self.slots[stream.slot][stream] = None
         self.metrics.connections.value += 1
         self.metrics.bytes_sent.value += sent
+        stream.hold.begins(stream)
         if self.is_draining:  # began while the request was under way
             stream.end("draining")
             return
+        self.expire(stream, now, within=self.timeouts.heartbeat)
         if stream.paused:  # by its first bytes, before anybody looked after it
             self._watch(stream)
         self._replay.catch_up(stream)
+
+    def expire(self, stream: Connection, now: float, *, within: float) -> None:
+        """End a stream whose time is over, or see to it if that comes ``within`` so many seconds."""
+        left = stream.expires - now
+        if left <= 0:
+            stream.end(stream.expiry)
+        elif left < within:  # nobody visits it before then
+            asyncio.get_running_loop().call_later(left, stream.end, stream.expiry)
+
+    def end_of(self, reason: str, *, subject: str | None = None, channel: str | None = None) -> int:
+        """End the streams of a subject, or of a channel, or of both together; returns how many.
+
+        A channel may be a declared template's name: then all streams of its instances are meant.
+        """
+        if subject is None and channel is None:
+            return 0
+        return self.end_where(
+            reason,
+            lambda stream: (
+                (subject is None or stream.hold.grant.subject == subject)
+                and (channel is None or channel in stream.subscription.declared)
+            ),
+        )
+
+    def end_where(self, reason: str, is_meant: Callable[[Connection], bool]) -> int:
+        """End the streams for which ``is_meant``; returns how many."""
+        meant = [stream for stream in self.open if stream.closing is None and is_meant(stream)]
+        for stream in meant:
+            stream.end(reason)
+        return len(meant)
 
     def closes(self, stream: Connection) -> None:
         """A stream has written its last byte, or will write none."""
@@ -165,6 +205,7 @@ class Streams:
             return
         self._hub.leave(stream)
         self._hub.unwatch(stream.subscription)
+        stream.hold.release()
         del self.open[stream], self.slots[stream.slot][stream]
         self.stalled.pop(stream, None)
         seconds = asyncio.get_running_loop().time() - stream.opened
@@ -245,12 +286,15 @@ class Streams:
 class Place:
     """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
 
-    __slots__ = ("_heartbeat_events", "_released", "_streams", "_taken", "connection", "subscription")
+    __slots__ = ("_heartbeat_events", "_released", "_streams", "_taken", "connection", "hold", "subscription")
 
-    def __init__(self, streams: Streams, subscription: Subscription, heartbeat_events: bool) -> None:
+    def __init__(
+        self, streams: Streams, subscription: Subscription, hold: Hold, heartbeat_events: bool
+    ) -> None:
         self._streams = streams
         self._heartbeat_events = heartbeat_events
         self.subscription = subscription
+        self.hold = hold
         self.connection = next(_ids)
         self._taken = self._released = False
         streams._reserved += 1
@@ -269,6 +313,7 @@ class Place:
         self._released = True
         self._streams._reserved -= 1
         if not self._taken:
+            self.hold.release()
             self._streams._hub.unwatch(self.subscription)
 
     def take(self, opening: Opening) -> Connection:
@@ -280,5 +325,6 @@ class Place:
             self.subscription,
             opening.cursor,
             opening.head,
+            self.hold,
             heartbeat_events=self._heartbeat_events,
         )

@@ -9,7 +9,7 @@ import asyncio
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import structlog
 from gateway import __version__
 from gateway.backoff import Backoff
 from gateway.config.model import Config
+from gateway.errors import Unavailable
 from gateway.http.admin import Admin
 from gateway.http.binding import reserve_port
 from gateway.http.server import Listener
@@ -215,6 +216,16 @@ class Parent:
         if not ready and not reasons:
             reasons = sorted({reason for answer in by_worker.values() for reason in answer["not_ready"]})
         return ready, {"not_ready": reasons, "workers": by_worker}
+
+    async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
+        """End streams on every node: any worker can tell all. Raises Unavailable."""
+        asked = {"subject": subject, "channel": channel}
+        query = {name: value for name, value in asked.items() if value is not None}
+        for worker in self._workers.values():
+            answer = await worker.ask("/streams", "DELETE", **query)
+            if answer is not None and "error" not in answer:
+                return dict(answer)
+        raise Unavailable("no worker could reach the log")
 
     async def report(self) -> dict[str, Any]:
         """Return what ``/status`` shows: the workers' own, added up, and the workers."""

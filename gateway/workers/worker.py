@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -100,24 +101,24 @@ class Worker:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
-    async def ask(self, path: str) -> Any:
+    async def ask(self, path: str, method: str = "GET", **query: str) -> Any:
         """Return the JSON that it answers on its admin socket, whatever the status; None if it does not."""
-        answer = await self._get(path)
+        answer = await self._request(method, path, query)
         return None if answer is None else msgspec.json.decode(answer)
 
     async def tell_metrics(self) -> bool:
         """Ask for the metrics, and keep them in `families`. Returns False if it did not answer."""
-        answer = await self._get("/families")
+        answer = await self._request("GET", "/families", {})
         if answer is None or not self.is_listening:  # it died meanwhile, and was counted as it was
             return False
         self.families = _families.decode(answer)
         return True
 
-    async def _get(self, path: str) -> bytes | None:
+    async def _request(self, method: str, path: str, query: Mapping[str, str]) -> bytes | None:
         if self._session is None or not self.is_listening:
             return None
         try:
-            async with self._session.get(f"http://worker{path}") as answer:
+            async with self._session.request(method, f"http://worker{path}", params=query) as answer:
                 body = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None

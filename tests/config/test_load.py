@@ -130,7 +130,7 @@ def test_one_fault_one_message(more: str, message: str) -> None:
     [
         ("a b: {from: [{source: hooks, topic: t}], access: public}", "may hold letters"),
         ("c: {from: [], access: public}", "must not be empty"),
-        ("c: {from: [{source: hooks, topic: t}], access: everybody}", "must be public, token, or"),
+        ("c: {from: [{source: hooks, topic: t}], access: everybody}", "must be public, token, forward, or"),
         ("c: {from: [{source: hooks, topic: t}], access: token}", "no auth.jwt section"),
         ("c: {from: [{source: hooks, topic: 't:{id}'}], access: public}", "captures {id}, which the channel"),
         ("c: {from: [{source: hooks, topic: t}], access: public, history: some}", "must be none, or"),

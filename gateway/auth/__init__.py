@@ -1,0 +1,1 @@
+"""Who asks, and which channels that opens: tokens, tickets, and the user's own endpoint."""

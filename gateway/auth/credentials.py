@@ -1,0 +1,49 @@
+"""Where a request carries its credentials. Pure.
+
+``Authorization: Bearer`` is what code sends on purpose, a ticket was made for this URL, a cookie comes along
+by itself, and a token in a URL is the last resort (RFC 9700 §4.3.2): in this order.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from gateway.config.auth import Auth
+
+TICKET = "ticket"
+"""The query value that holds a ticket."""
+
+
+class Credential(NamedTuple):
+    """A token or a ticket, not looked at yet."""
+
+    kind: Literal["token", "ticket"]
+    text: str
+
+
+def find(headers: Mapping[str, str], query: Mapping[str, str], auth: Auth) -> Credential | None:
+    """Return the first credential of a request."""
+    text = bearer(headers)
+    if text is not None:
+        return Credential("token", text)
+    if query and auth.tickets is not None and (text := query.get(TICKET)):
+        return Credential("ticket", text)
+    if auth.cookie is not None and (text := _cookie(headers.get("Cookie"), auth.cookie)):
+        return Credential("token", text)
+    if query and auth.query is not None and (text := query.get(auth.query)):
+        return Credential("token", text)
+    return None
+
+
+def bearer(headers: Mapping[str, str]) -> str | None:
+    """Return the token of an ``Authorization: Bearer`` header (RFC 6750 §2.1)."""
+    scheme, _, text = headers.get("Authorization", "").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else None
+
+
+def _cookie(header: str | None, name: str) -> str | None:
+    # Python's parser gives up on all of a header for one odd cookie of somebody else's.
+    for part in (header or "").split(";"):
+        found, _, value = part.strip().partition("=")
+        if found == name and value:
+            return value.strip('"')
+    return None

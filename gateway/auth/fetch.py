@@ -1,0 +1,46 @@
+"""One GET for a JSON document: with a deadline and a limit, verified certificates, and no redirects."""
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+
+MAX_DOCUMENT = 256 * 1024
+"""Bytes of an answer that are read."""
+
+
+class FetchError(Exception):
+    """It could not be had; the message says why and holds nothing of the answer."""
+
+
+async def fetch_json(session: aiohttp.ClientSession, url: str, *, seconds: float) -> Any:
+    """Return the JSON document at a URL. Raises FetchError. Cancelling is safe."""
+    try:
+        async with asyncio.timeout(seconds), session.get(url, allow_redirects=False) as answer:
+            if answer.status != 200:
+                raise FetchError(f"answered {answer.status}")
+            return json.loads(await read(answer))
+    except TimeoutError:
+        raise FetchError(f"gave no answer within {seconds:g} s") from None
+    except aiohttp.ClientError as error:
+        raise FetchError(told(error)) from None
+    except (ValueError, RecursionError):
+        raise FetchError("is no JSON document") from None
+
+
+async def read(answer: aiohttp.ClientResponse) -> bytes:
+    """Return a body. Raises FetchError where it is longer than `MAX_DOCUMENT`."""
+    body = bytearray()
+    async for part in answer.content.iter_any():
+        body += part
+        if len(body) > MAX_DOCUMENT:
+            raise FetchError(f"is larger than {MAX_DOCUMENT} bytes")
+    return bytes(body)
+
+
+def told(error: aiohttp.ClientError) -> str:
+    """Return an error in one line: whether the certificate, the name or the connection failed."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted: {error.certificate_error}"
+    return str(error) or type(error).__name__

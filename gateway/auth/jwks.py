@@ -1,0 +1,127 @@
+"""An issuer's published keys: fetched, held, fetched again in the background.
+
+What was fetched stays in use while the issuer cannot be reached. A token that names a key which nobody knows
+makes one more fetch, at most one in `UNKNOWN_SECONDS`, however many such tokens come.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import aiohttp
+import structlog
+
+from gateway.auth.fetch import FetchError, fetch_json
+from gateway.auth.keys import Key, read_jwks
+from gateway.backoff import Backoff, jittered
+from gateway.config.auth import Jwt
+from gateway.errors import Unavailable
+from gateway.metrics import Metrics
+
+log = structlog.get_logger("gateway.auth")
+
+REFRESH_SECONDS = 600.0
+"""How often keys are fetched, jittered: a key that the issuer withdrew is taken for so long."""
+
+UNKNOWN_SECONDS = 10.0
+"""Least time between two fetches that tokens of unknown keys cause."""
+
+FETCH_SECONDS = 5.0
+"""How long one fetch may take."""
+
+
+class Jwks:
+    """The keys at one URL. `run` keeps them; cancel it to stop. ``on_change`` is called when they differ."""
+
+    def __init__(
+        self,
+        config: Jwt,
+        session: Callable[[], aiohttp.ClientSession],
+        metrics: Metrics,
+        on_change: Callable[[], None],
+    ) -> None:
+        assert config.jwks_url is not None
+        self._url = config.jwks_url
+        self._algorithms = config.algorithms
+        self._session = session
+        self._metrics = metrics
+        self._on_change = on_change
+        self._keys: Sequence[Key] | None = None
+        self._document: object = None
+        self._fetching: asyncio.Task[bool] | None = None
+        self._asked = -UNKNOWN_SECONDS
+        self._told = ""
+        self.tried = asyncio.Event()
+        """Set once the first fetch is over, well or not."""
+        self.fetched: float | None = None
+        """Unix seconds of the last fetch that worked."""
+
+    async def run(self) -> None:
+        """Fetch now and then, for ever."""
+        backoff = Backoff(base=0.5, cap=10.0)
+        try:
+            while True:
+                is_well = await asyncio.shield(self._fetch())
+                self.tried.set()
+                if is_well:
+                    backoff.reset()
+                await asyncio.sleep(jittered(REFRESH_SECONDS, 0.1) if is_well else backoff.next())
+        finally:
+            if self._fetching is not None:
+                self._fetching.cancel()
+
+    def find(self, id: str | None, algorithm: str) -> Key | None:
+        """Return the key that a token names; without a name, the only one that it could mean."""
+        found = [key for key in self._keys or () if key.does(algorithm) and id in (None, key.id)]
+        return found[0] if found and (id is not None or len(found) == 1) else None
+
+    def must_ask(self, id: str | None, algorithm: str) -> bool:
+        """Tell whether a token of that key has to wait for `ask`."""
+        return self._keys is None or (self.find(id, algorithm) is None and self._may_fetch())
+
+    async def ask(self) -> None:
+        """Fetch for a token of an unknown key. Raises Unavailable while there are no keys."""
+        if self._may_fetch():
+            self._asked = time.monotonic()
+            await asyncio.shield(self._fetch())
+        if self._keys is None:
+            raise Unavailable("the issuer's keys cannot be had just now", code="auth_unavailable")
+
+    def _may_fetch(self) -> bool:
+        return self._fetching is not None or time.monotonic() - self._asked >= UNKNOWN_SECONDS
+
+    def _fetch(self) -> "asyncio.Task[bool]":
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._fetch_once(), name="fetch keys")
+            self._fetching.add_done_callback(self._fetched)
+        return self._fetching
+
+    def _fetched(self, _: object) -> None:
+        self._fetching = None
+
+    async def _fetch_once(self) -> bool:
+        try:
+            document = await fetch_json(self._session(), self._url, seconds=FETCH_SECONDS)
+            keys = read_jwks(document, self._algorithms)
+            if not keys:
+                raise ValueError(f"holds no key for {', '.join(self._algorithms)}")
+        except (FetchError, ValueError) as error:
+            self._failed(str(error))
+            return False
+        self._metrics.jwks_fetches.labels("ok").inc()
+        if self._told:
+            log.info("jwks_up", url=self._url)
+        self._told = ""
+        self.fetched = time.time()
+        text = json.dumps(document, sort_keys=True)
+        if text != self._document:
+            self._document, self._keys = text, keys
+            self._on_change()
+        return True
+
+    def _failed(self, why: str) -> None:
+        self._metrics.jwks_fetches.labels("failed").inc()
+        if why != self._told:  # one line when it breaks, and one whenever the cause changes
+            log.error("jwks_down", url=self._url, error=why, has_keys=self._keys is not None, retrying=True)
+        self._told = why

@@ -1,0 +1,85 @@
+"""Public keys: read from PEM or JWK, and which algorithm each may be used with."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jwt
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from gateway.errors import StartupError
+
+RSA_BITS = 2048
+"""Shortest RSA key (RFC 7518 §3.3)."""
+
+_CURVES = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
+
+
+class Key(msgspec.Struct, frozen=True):
+    """A public key that may have verified tokens."""
+
+    id: str | None
+    algorithm: str | None
+    """What its publisher says that it is for; None: whatever it can do."""
+    key: Any
+
+    def does(self, algorithm: str) -> bool:
+        """Tell whether tokens of that algorithm may be checked with it."""
+        return self.algorithm in (None, algorithm) and fits(self.key, algorithm)
+
+
+def fits(key: Any, algorithm: str) -> bool:
+    """Tell whether a key is of the kind that an algorithm wants: curve, or length, included."""
+    match algorithm[:2]:
+        case "RS":
+            return isinstance(key, RSAPublicKey) and key.key_size >= RSA_BITS
+        case "ES":
+            return isinstance(key, EllipticCurvePublicKey) and key.curve.name == _CURVES[algorithm]
+        case _:
+            return isinstance(key, (Ed25519PublicKey, Ed448PublicKey))
+
+
+def read_pem(file: str, algorithms: Iterable[str]) -> Any:
+    """Return the key in a PEM file. Raises StartupError where tokens cannot be checked with it."""
+    try:
+        key = load_pem_public_key(Path(file).read_bytes())
+    except OSError as error:
+        raise StartupError(f"cannot read auth.jwt.public_key_file {file}: {error.strerror}") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise StartupError(f"auth.jwt.public_key_file {file} holds no PEM public key") from None
+    for algorithm in algorithms:
+        if not fits(key, algorithm):
+            raise StartupError(f"auth.jwt.public_key_file {file} holds no key for {algorithm}")
+    return key
+
+
+def read_jwks(document: Any, algorithms: Iterable[str]) -> list[Key]:
+    """Return those keys of a JWK set (RFC 7517 §5) that tokens may be checked with; others are ignored.
+
+    Raises ValueError where it is no JWK set.
+    """
+    listed = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
+        raise ValueError("is no JWK set: it has no list of keys")
+    keys = [key for each in listed if isinstance(each, dict) and (key := _of_jwk(each)) is not None]
+    return [key for key in keys if any(key.does(algorithm) for algorithm in algorithms)]
+
+
+def _of_jwk(jwk: Mapping[str, Any]) -> Key | None:
+    operations = jwk.get("key_ops")
+    if jwk.get("use", "sig") != "sig" or (isinstance(operations, list) and "verify" not in operations):
+        return None
+    if jwk.get("kty") not in ("RSA", "EC", "OKP") or "d" in jwk:  # a secret, or a private key by mistake
+        return None
+    id, algorithm = jwk.get("kid"), jwk.get("alg")
+    try:
+        key = jwt.PyJWK(dict(jwk)).key
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        return None
+    return Key(id if isinstance(id, str) else None, algorithm if isinstance(algorithm, str) else None, key)

@@ -1,0 +1,80 @@
+"""The board in the log's file: two tables beside it."""
+
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.broker.board import Board, Seat
+
+SCHEMA = """
+CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE seats (
+    name TEXT NOT NULL,
+    member TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    until REAL NOT NULL,
+    PRIMARY KEY (name, member)
+) WITHOUT ROWID;
+"""
+
+Change = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
+
+
+class SqliteBoard(Board):
+    """See `gateway.broker.board`. ``change`` runs a function in a thread, inside a transaction."""
+
+    def __init__(self, change: Change, clock: Callable[[], int]) -> None:
+        self._change = change
+        self._clock = clock
+
+    async def put(self, name: str, value: bytes, seconds: float) -> None:
+        now = self._clock()
+
+        def put(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM notes WHERE until <= ?", (now,))
+            db.execute("REPLACE INTO notes VALUES (?, ?, ?)", (name, value, now + round(seconds * 1000)))
+
+        await self._change(put)
+
+    async def get(self, name: str) -> bytes | None:
+        now = self._clock()
+
+        def get(db: sqlite3.Connection) -> bytes | None:
+            row = db.execute("SELECT value FROM notes WHERE name = ? AND until > ?", (name, now)).fetchone()
+            return None if row is None else bytes(row[0])
+
+        found: bytes | None = await self._change(get)
+        return found
+
+    async def seats(self, wanted: Sequence[Seat], seconds: float) -> list[bool]:
+        boot, now = boot_id(), boot_time()
+        had: list[bool] = await self._change(
+            lambda db: [_take(db, seat, boot, now, now + seconds) for seat in wanted]
+        )
+        return had
+
+    async def leave(self, seats: Sequence[Seat]) -> None:
+        rows = [(seat.name, seat.member) for seat in seats]
+        await self._change(lambda db: db.executemany("DELETE FROM seats WHERE name = ? AND member = ?", rows))
+
+
+def boot_id() -> str:
+    """Return what names this boot of the kernel (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def boot_time() -> float:
+    """Return seconds of a clock that all processes of a boot share and nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _take(db: sqlite3.Connection, seat: Seat, boot: str, now: float, until: float) -> bool:
+    if seat.limit is not None:
+        db.execute("DELETE FROM seats WHERE name = ? AND (until <= ? OR boot <> ?)", (seat.name, now, boot))
+        members = [row[0] for row in db.execute("SELECT member FROM seats WHERE name = ?", (seat.name,))]
+        if seat.member not in members and len(members) >= seat.limit:
+            return False
+    db.execute("REPLACE INTO seats VALUES (?, ?, ?, ?)", (seat.name, seat.member, boot, until))
+    return True

@@ -1,0 +1,108 @@
+"""What each address has just now: connections, streams, and how fast it opens them."""
+
+from collections.abc import Callable
+
+from gateway.errors import Overload
+from gateway.limits.addresses import unit
+from gateway.rate import Rate
+
+SLACK = 64
+"""Connections beyond the limit that an address may have, to be told that it has too many streams."""
+
+IDLE = 10_000
+"""Addresses without a connection that are remembered, for what they used of their rate."""
+
+
+class AddressFull(Overload):
+    """One address has as many streams as it may."""
+
+    code = "address_limit"
+
+
+class AddressTooFast(Overload):
+    """One address opens streams too fast."""
+
+    code = "address_rate"
+
+
+class Peer:
+    """One address."""
+
+    __slots__ = ("connections", "rate", "streams", "unit")
+
+    def __init__(self, unit: str, rate: Rate | None) -> None:
+        self.unit = unit
+        self.rate = rate
+        self.connections = 0
+        """Those that are no streams."""
+        self.streams = 0
+
+
+class Peers:
+    """All of them. ``limit`` bounds the streams of one, ``rate`` how many it opens per second."""
+
+    def __init__(self, limit: int | None, rate: float | None, is_exempt: Callable[[str], bool]) -> None:
+        self._limit = limit
+        self._rate = rate
+        self._is_exempt = is_exempt
+        self._peers: dict[str, Peer] = {}
+        self._many = IDLE
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def of(self, address: str | None) -> Peer | None:
+        """Return the peer of an address; None for one without limits: a trusted proxy, a Unix socket."""
+        if address is None or (self._limit is None and self._rate is None) or self._is_exempt(address):
+            return None
+        name = unit(address)
+        peer = self._peers.get(name)
+        if peer is None:
+            if len(self._peers) >= self._many:
+                self._forget_idle()
+            peer = self._peers[name] = Peer(name, None if self._rate is None else Rate(self._rate))
+        return peer
+
+    def connects(self, peer: Peer | None) -> bool:
+        """Count a connection, or return False where its address has far too many. Pair with `disconnects`."""
+        if peer is None:
+            return True
+        if self._limit is not None and peer.connections + peer.streams >= self._limit + SLACK:
+            return False
+        peer.connections += 1
+        return True
+
+    def disconnects(self, peer: Peer | None) -> None:
+        """Uncount a connection that is gone, or that became a stream."""
+        if peer is not None:
+            peer.connections -= 1
+
+    def hurry(self, peer: Peer | None) -> None:
+        """Let an address ask for one more stream. Raises AddressTooFast."""
+        if peer is not None and peer.rate is not None:
+            if peer.rate.wait():
+                raise AddressTooFast("limits.connect_rate_per_address is reached")
+            peer.rate.take(1)
+
+    def enter(self, peer: Peer | None, *, replaces: bool = False) -> None:
+        """Count a stream; one that ``replaces`` another is let in. Raises AddressFull. Pair with `leave`."""
+        if peer is None:
+            return
+        if self._limit is not None and peer.streams >= self._limit and not replaces:
+            raise AddressFull(f"limits.connections_per_address ({self._limit}) is reached")
+        peer.streams += 1
+
+    def leave(self, peer: Peer | None) -> None:
+        """Uncount a stream."""
+        if peer is not None:
+            peer.streams -= 1
+
+    def _forget_idle(self) -> None:
+        """Let go of addresses that have nothing, and whose bucket is full again."""
+        for name in [name for name, peer in self._peers.items() if _is_idle(peer)]:
+            del self._peers[name]
+        self._many = max(IDLE, 2 * len(self._peers))
+
+
+def _is_idle(peer: Peer) -> bool:
+    return not peer.connections and not peer.streams and (peer.rate is None or peer.rate.is_full)

@@ -1,0 +1,170 @@
+"""How many streams a user has, over all nodes.
+
+This node's own are counted here. Where the log is shared, each also has a seat on the board, for
+`SEAT_SECONDS`, kept while the stream lives: a node that dies takes nothing along for longer. Seats are asked
+for together, a batch for each exchange with the board. While the board cannot be reached, this node's own
+count decides: a log that is away ends nobody's streams and refuses none.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+
+import structlog
+
+from gateway.broker.board import Board, Seat
+from gateway.errors import Overload, Unavailable
+from gateway.seldom import Seldom
+
+log = structlog.get_logger("gateway.limits")
+
+SEAT_SECONDS = 60.0
+"""How long the seat of a dead node's stream counts."""
+
+RENEW_SECONDS = 20.0
+"""How often living streams ask for their seats again."""
+
+BATCH = 500
+"""Seats in one exchange with the board."""
+
+
+class UserFull(Overload):
+    """One user has as many streams as it may."""
+
+    code = "user_limit"
+
+
+class Users:
+    """Counts. ``limit`` None counts nobody."""
+
+    def __init__(self, board: Board, limit: int | None) -> None:
+        self.limit = limit
+        self._board = board
+        self._members: dict[str, dict[str, int]] = {}  # streams of each member: one client may have two
+        self._asking: list[tuple[Seat, asyncio.Future[bool]]] = []
+        self._leaving: dict[tuple[str, str], None] = {}
+        self._wake = asyncio.Event()
+        self._seldom = Seldom()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def must_ask(self) -> bool:
+        """Whether other nodes have a say."""
+        return self._board.is_shared
+
+    def start(self) -> None:
+        """Begin to ask the board. Needs a running loop."""
+        if self.limit is not None and self.must_ask:
+            self._task = asyncio.create_task(self._run(), name="seats")
+
+    async def stop(self) -> None:
+        """Give all seats back and end; harmless when repeated."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        for _, answer in self._asking:
+            answer.cancel()
+        with suppress(Unavailable):  # they expire by themselves
+            await self._give_back()
+
+    def enter(self, user: str, member: str) -> None:
+        """Count a stream of a user here. Raises UserFull. Pair with `leave`."""
+        members = self._members.setdefault(user, {})
+        if member not in members and self.limit is not None and len(members) >= self.limit:
+            raise self._full()
+        members[member] = members.get(member, 0) + 1
+
+    async def confirm(self, user: str, member: str) -> None:
+        """Ask for the seat of a stream that entered. Raises UserFull; it must `leave` all the same."""
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asking.append((Seat(user, member, self.limit), answer))
+        self._wake.set()
+        if not await answer:
+            raise self._full()
+
+    def leave(self, user: str, member: str) -> None:
+        """Uncount a stream."""
+        members = self._members[user]
+        members[member] -= 1
+        if members[member]:
+            return
+        del members[member]
+        if not members:
+            del self._members[user]
+        if self._task is not None:
+            self._leaving[user, member] = None
+            self._wake.set()
+
+    def _full(self) -> UserFull:
+        return UserFull(f"limits.connections_per_user ({self.limit}) is reached")
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        renew = loop.time() + RENEW_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout_at(renew):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self._ask()
+                await self._give_back()
+                if loop.time() >= renew:
+                    renew = loop.time() + RENEW_SECONDS
+                    await self._renew()
+            except Unavailable as error:
+                self._tell(error)
+
+    async def _ask(self) -> None:
+        while self._asking:
+            batch, self._asking = self._asking[:BATCH], self._asking[BATCH:]
+            try:
+                had: Sequence[bool] = await self._board.seats([seat for seat, _ in batch], SEAT_SECONDS)
+            except Unavailable as error:
+                self._tell(error)
+                had = [True] * len(batch)
+            except BaseException:
+                for _, answer in batch:
+                    answer.cancel()
+                raise
+            for (_, answer), is_had in zip(batch, had, strict=True):
+                if not answer.done():
+                    answer.set_result(is_had)
+
+    async def _give_back(self) -> None:
+        while self._leaving:
+            batch = list(islice(self._leaving, BATCH))
+            for place in batch:
+                del self._leaving[place]
+            # Somebody who came back meanwhile has the same seat.
+            gone = [Seat(*place, None) for place in batch if place[1] not in self._members.get(place[0], ())]
+            if gone:
+                await self._board.leave(gone)
+
+    async def _renew(self) -> None:
+        seats = iter(list(self._seats()))
+        while batch := list(islice(seats, BATCH)):
+            await self._board.seats(batch, SEAT_SECONDS)
+
+    def _seats(self) -> Iterator[Seat]:
+        for user, members in self._members.items():
+            for member in members:
+                yield Seat(user, member, None)
+
+    def _tell(self, error: Unavailable) -> None:
+        if self._seldom.tell("alone") is not None:
+            log.warning(
+                "users_counted_alone", error=error.message, note="limits.connections_per_user is per node"
+            )
+
+
+def user_name(subject: str, issuer: str | None) -> str:
+    """Return the name of a user's seats: nobody's subject is written into the board."""
+    text = f"{issuer or ''}\0{subject}"
+    return "user:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
