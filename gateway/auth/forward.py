@@ -107,16 +107,16 @@ class ForwardAuth:
             answer = await asyncio.shield(task)
         except FetchError as error:
             return self._outage(question, str(error))
-        if self._config.cache is not None:
-            self._answers[key] = answer
-            if len(self._answers) > REMEMBERED:
-                self._answers.popitem(last=False)
         return _settled(answer)
 
     def _asked(self, key: bytes, task: "asyncio.Task[_Answer]") -> None:
         del self._asking[key]
-        if not task.cancelled():
-            task.exception()  # whoever asked may have left
+        # Here, as whoever asked may have left by now.
+        if task.cancelled() or task.exception() is not None or self._config.cache is None:
+            return
+        self._answers[key] = task.result()
+        if len(self._answers) > REMEMBERED:
+            self._answers.popitem(last=False)
 
     def forget(self, subject: str) -> None:
         """Ask again about a subject."""

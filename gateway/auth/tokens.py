@@ -87,7 +87,7 @@ class Tokens:
     def at_once(self, token: str) -> Grant | None:
         """Return what a token grants, or None where `look` must ask for its key. Raises Unauthorized."""
         if len(token) > MAX_TOKEN:
-            raise invalid(f"the token is longer than {MAX_TOKEN} characters")
+            raise too_long()
         place = _digest(token)
         grant = self._verified.get(place)
         if grant is not None:
@@ -188,6 +188,11 @@ class Tokens:
 def invalid(message: str) -> Unauthorized:
     """Return the refusal of a token that proves nothing (RFC 6750 §3.1)."""
     return Unauthorized(message, code="invalid_token", challenge=bearer_error("invalid_token", message))
+
+
+def too_long() -> Unauthorized:
+    """Return the refusal of a token that is not even looked at."""
+    return invalid(f"the token is longer than {MAX_TOKEN} characters")
 
 
 # What PyJWT and its JSON make of hostile input; numbers may be infinite, nesting bottomless.

@@ -8,6 +8,7 @@ bytes to aiohttp's protocol, which never knows the difference.
 """
 
 import asyncio
+import re
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +18,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 
+from gateway.auth.tokens import MAX_TOKEN, too_long
 from gateway.errors import GatewayError
 from gateway.http.ask import Ask
 from gateway.http.subscribe import Subscribe, Wanted
@@ -31,6 +33,10 @@ log = structlog.get_logger("gateway.http")
 MAX_HEAD = 16 * 1024
 """Bytes of a request's head that are waited for here; aiohttp says what is wrong with a longer one."""
 
+LINGER = 1.0
+"""Seconds that the rest of a refused request is read, so that its sender sees the answer and not a reset."""
+
+_LONG_TOKEN = re.compile(rb"\r\nauthorization:[ \t]*bearer[ \t][^\r\n]{%d}" % MAX_TOKEN, re.IGNORECASE)
 _START = b"GET /events"
 _END = b"\r\n\r\n"
 _MORE = (hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING, hdrs.EXPECT, hdrs.UPGRADE)
@@ -89,14 +95,14 @@ class Front(asyncio.Protocol):
         head = self._head = self._head + data if self._head else data
         if self._subscribe is None or not head.startswith(_START[: len(head)]):
             self._hand_over()
-        elif _END in head:
-            ask = self._ask(head)
-            if ask is None:
-                self._hand_over()
-            else:
+        elif _END in head or len(head) > MAX_HEAD:
+            ask = self._ask(head) if _END in head else None
+            if ask is not None:
                 self._answer(self._subscribe, ask)
-        elif len(head) > MAX_HEAD:
-            self._hand_over()
+            elif (long := _LONG_TOKEN.search(head)) is not None:
+                self._refuse_token(self._subscribe, head[: long.start()])
+            else:
+                self._hand_over()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.leaves(self)
@@ -171,6 +177,18 @@ class Front(asyncio.Protocol):
             place.release()
         else:
             subscribe.open(ask, place, opening, self.transport)
+
+    def _refuse_token(self, subscribe: Subscribe, before: bytes) -> None:
+        """Say what is wrong with a token that is longer than any header that is read."""
+        ask = self._ask(before + _END)
+        if ask is None:
+            self._hand_over()
+            return
+        self.transport.write(subscribe.refuse(ask, too_long()).last())
+        self._subscribe, self._head = None, b""
+        # The rest is read and dropped, or its sender would see a reset and no answer.
+        self._task = asyncio.create_task(asyncio.sleep(LINGER), name="linger")
+        self._task.add_done_callback(lambda _: self.transport.close())
 
     def _fail(self, ask: Ask) -> None:
         log.exception("request_failed", method=ask.method, path=ask.path)

@@ -14,7 +14,7 @@ from gateway.config.model import Tls
 from gateway.config.units import Address
 from gateway.errors import StartupError
 from gateway.http.binding import bind
-from gateway.http.front import Front, Heads
+from gateway.http.front import LINGER, Front, Heads
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
 
@@ -23,9 +23,6 @@ BACKLOG = 4096
 
 KEEPALIVE = 75.0
 """Seconds that a connection may idle between two requests."""
-
-LINGER = 1.0
-"""Seconds that the rest of a refused body is read, so that its sender sees the answer and not a reset."""
 
 _SWEEP = 1.0
 _AT_ONCE = 64

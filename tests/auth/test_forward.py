@@ -1,0 +1,194 @@
+"""Forward auth: an endpoint of the user's decides, and its troubles are not the clients'."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import jwt
+import pytest
+from aiohttp import web
+
+from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.issuer import serving
+
+
+class Endpoint:
+    """Says what a test wants, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.body: Any = None
+        self.asked: list[web.BaseRequest] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.most = self.now = 0
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.gate.wait()
+        self.now -= 1
+        text = self.body if isinstance(self.body, str) else "" if self.body is None else json.dumps(self.body)
+        headers = {"Location": "/login"} if self.status == 302 else {}
+        return web.Response(status=self.status, text=text, headers=headers)
+
+
+@asynccontextmanager
+async def deciding(
+    channels: dict[str, Any] | None = None, **over: Any
+) -> AsyncIterator[tuple[Gateway, Endpoint]]:
+    endpoint = Endpoint()
+    secret = "s" * 32
+    async with serving(endpoint.handle) as url:
+        config = {
+            "auth": {
+                "jwt": {"algorithms": ["HS256"], "secret": secret},
+                "forward": {"url": f"{url}/check?app=1", **over},
+            },
+            "channels": {
+                "room.{id}": {"from": [{"source": "hooks", "topic": "r.{id}"}], "access": "forward"},
+                "private": {"from": [{"source": "hooks", "topic": "p"}], "access": "token"},
+                **(channels or {}),
+            },
+        }
+        async with gateway_running(config) as gateway:
+            yield gateway, endpoint
+
+
+async def test_the_endpoint_sees_what_it_needs() -> None:
+    """Credentials, channels, path and query; not the resume point, which differs with each reconnect."""
+    async with deciding() as (gateway, endpoint):
+        path = "/events?channel=room.1,orders,room.2&lastEventId=1-0&x=y"
+        await gateway.subscribe(path, {"Authorization": "Bearer t", "Cookie": "a=b", "X-Other": "no"})
+        (asked,) = endpoint.asked
+        assert asked.query.getall("channel") == ["room.1", "room.2"]
+        assert asked.query["app"] == "1"
+        assert asked.headers["Authorization"] == "Bearer t"
+        assert asked.headers["Cookie"] == "a=b"
+        assert "X-Other" not in asked.headers
+        assert asked.headers["X-Original-URI"] == "/events?x=y"
+        assert asked.headers["X-Forwarded-For"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, None, 200),
+        (204, None, 200),
+        (200, {"subject": "7"}, 200),
+        (200, {"channels": ["room.*"]}, 200),
+        (200, {"channels": ["room.2"]}, 403),
+        (200, {"channels": []}, 403),
+        (401, None, 401),
+        (403, "<html>no</html>", 403),
+        (200, "<html>welcome</html>", "auth_unavailable"),
+        (200, {"channels": "room.1"}, "auth_unavailable"),
+        (200, "x" * 300_000, "auth_unavailable"),
+        (302, None, "auth_unavailable"),
+        (404, None, "auth_unavailable"),
+        (429, None, "auth_unavailable"),
+        (500, None, "auth_unavailable"),
+    ],
+)
+async def test_answers(status: int, body: Any, expected: int | str) -> None:
+    """2xx opens, 401 and 403 refuse; a page that says 200 to everybody, or a redirect, is no decision."""
+    async with deciding() as (gateway, endpoint):
+        endpoint.status, endpoint.body = status, body
+        stream = await gateway.open("/events/room.1")
+        if isinstance(expected, int):
+            assert stream.status == expected
+            if expected == 401:
+                assert stream.headers["www-authenticate"] == "Bearer"
+        else:
+            closing = await stream.next()
+            assert (closing.type, closing.json["reason"]) == ("stream.close", expected)
+
+
+@pytest.mark.parametrize(("on_outage", "expected"), [("retry", 200), ("refuse", 403), ("open", 200)])
+async def test_an_outage_has_the_answer_that_the_file_says(on_outage: str, expected: int) -> None:
+    """A dead endpoint, and one that does not answer in time."""
+    async with deciding(on_outage=on_outage, timeout="100ms") as (gateway, endpoint):
+        endpoint.gate.clear()
+        stream = await gateway.open("/events/room.1")
+        assert stream.status == expected
+        if expected == 200:
+            assert (await stream.next()).type == ("stream.open" if on_outage == "open" else "stream.close")
+        assert await gateway.metric('forward_auth_total{result="outage"}') == 1
+        endpoint.gate.set()
+
+
+async def test_answers_are_remembered_by_what_was_asked() -> None:
+    """A reconnect asks nobody; another user, channel or address does."""
+    async with deciding() as (gateway, endpoint):
+        for _ in range(3):
+            await gateway.subscribe("/events/room.1?lastEventId=1-0", {"Cookie": "a"})
+        assert len(endpoint.asked) == 1
+        await gateway.subscribe("/events/room.1", {"Cookie": "b"})
+        await gateway.subscribe("/events/room.2", {"Cookie": "a"})
+        await gateway.subscribe("/events/room.1", {"Cookie": "a", "X-Forwarded-For": "192.0.2.1"})
+        assert len(endpoint.asked) == 4
+
+
+async def test_without_a_cache_everybody_is_asked_about() -> None:
+    """cache: null."""
+    async with deciding(cache=None) as (gateway, endpoint):
+        # merged() takes None for "leave it out", so the key is set here.
+        object.__setattr__(gateway.daemon.config.auth.forward, "cache", None)  # type: ignore[union-attr]
+        for count in (1, 2):
+            await gateway.subscribe("/events/room.1")
+            assert len(endpoint.asked) == count
+
+
+async def test_questions_are_bounded_and_asked_once_for_a_herd() -> None:
+    """The same question is one question; others wait for their turn."""
+    async with deciding(connections=2, timeout="10s") as (gateway, endpoint):
+        endpoint.gate.clear()
+        same = [asyncio.create_task(gateway.open("/events/room.1")) for _ in range(10)]
+        await eventually(lambda: len(endpoint.asked) == 1)
+        others = [asyncio.create_task(gateway.open(f"/events/room.{number}")) for number in range(2, 9)]
+        await eventually(lambda: endpoint.now == 2)
+        endpoint.gate.set()
+        streams = await asyncio.gather(*same, *others)
+        assert {stream.status for stream in streams} == {200}
+        assert (len(endpoint.asked), endpoint.most) == (8, 2)
+
+
+async def test_a_stream_ends_when_the_endpoint_says() -> None:
+    """``expires`` and ``expires_in`` are as good as a token's."""
+    async with deciding(cache="1s") as (gateway, endpoint):
+        for body in ({"expires_in": 0.2}, {"expires": time.time() + 0.2}):
+            endpoint.body = body
+            stream = await gateway.subscribe(f"/events/room.{len(endpoint.asked)}")
+            assert (await stream.next()).json == {"reason": "token_expired", "reconnect": True}
+
+
+async def test_a_stream_may_need_both() -> None:
+    """A channel by token and one by the endpoint on one stream: both must say yes."""
+    async with deciding() as (gateway, endpoint):
+        token = jwt.encode({"exp": time.time() + 60, "channels": ["private"]}, "s" * 32)
+        path = "/events?channel=private,room.1"
+        assert (await gateway.open(path)).status == 401
+        assert endpoint.asked == []
+        assert (await gateway.open(path, {"Authorization": f"Bearer {token}"})).status == 200
+        endpoint.status = 403
+        other = {"Authorization": f"Bearer {token}", "Cookie": "other"}
+        assert (await gateway.open(path, other)).status == 403
+
+
+async def test_a_client_that_leaves_breaks_nothing() -> None:
+    """Its question is finished for whoever asks next, and no place is kept."""
+    async with deciding(timeout="10s") as (gateway, endpoint):
+        endpoint.gate.clear()
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET /events/room.1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: endpoint.asked)
+        writer.transport.abort()
+        await eventually(lambda: gateway.daemon.public.requests == 0)
+        endpoint.gate.set()
+        await gateway.subscribe("/events/room.1")
+        assert len(endpoint.asked) == 1
+        assert gateway.daemon.streams._reserved == 0
