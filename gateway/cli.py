@@ -13,6 +13,7 @@ from gateway.config.model import MAX_WORKERS, Config
 from gateway.config.schema import json_schema
 from gateway.config.sources import Webhook
 from gateway.daemon import Daemon
+from gateway.doctor import command as doctor
 from gateway.errors import StartupError
 from gateway.metrics import Metrics
 from gateway.workers.parent import Parent
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sse-gateway", description="Events from Redis and webhooks to browsers, over Server-Sent Events."
     )
     parser.add_argument("--version", action="version", version=f"sse-gateway {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="run|check|schema")
+    commands = parser.add_subparsers(required=True, metavar="run|check|schema|doctor")
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument(
         "--config",
@@ -54,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
     schema.set_defaults(command=_schema)
+    examine = commands.add_parser("doctor", help="say what breaks streams at a deployed URL")
+    doctor.add_arguments(examine)
+    examine.set_defaults(command=doctor.run)
     return parser
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "gateway"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"workers"},
+    {"workers", "doctor"},
     {"daemon", "runtime"},
     {"status"},
     {"http"},
@@ -29,7 +29,13 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
-PURE = ["event", "history", "sse", "webhooks", "config", "sources/router.py"]
+PURE = [
+    *("event", "history", "sse", "webhooks", "config", "sources/router.py"),
+    *(
+        f"doctor/{noun}.py"
+        for noun in ("answer", "arrivals", "certificate", "cors", "heard", "resume", "target")
+    ),
+]
 """No I/O libraries here: what they do can be tested without a server."""
 
 
