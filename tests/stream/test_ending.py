@@ -1,0 +1,155 @@
+"""Streams that end by their token, and by an operator's word, on every node."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from gateway.config.catalog import Catalog
+from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.redis import RedisServer
+
+SECRET = "s" * 32
+CONFIG: dict[str, Any] = {
+    "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET, "leeway": "300ms"}},
+    "channels": {
+        "user.{id}": {
+            "from": [{"source": "hooks", "topic": "u.{id}"}],
+            "access": {"claims": {"sub": "{id}"}},
+        },
+    },
+}
+
+
+def bearer(subject: str, seconds: float = 600) -> dict[str, str]:
+    return {"Authorization": f"Bearer {jwt.encode({'exp': time.time() + seconds, 'sub': subject}, SECRET)}"}
+
+
+async def end(gateway: Gateway, query: str) -> tuple[int, Any]:
+    url = f"http://127.0.0.1:{gateway.daemon.admin.port}/streams{query}"
+    async with gateway.session.delete(url) as answer:
+        return answer.status, await answer.json()
+
+
+@pytest.mark.parametrize("seconds", [0.6, 2.0])
+async def test_a_stream_ends_with_its_token(seconds: float) -> None:
+    """Not a heartbeat later, and between two events; it may come back with another one."""
+    async with gateway_running({**CONFIG, "timeouts": {"heartbeat": "2s"}}) as gateway:
+        # Claims hold whole seconds in most issuers; ours may be cut.
+        token = jwt.encode({"exp": int(time.time() + seconds) + 1, "sub": "1"}, SECRET)
+        stream = await gateway.subscribe("/events/user.1", {"Authorization": f"Bearer {token}"})
+        closing = await stream.next()
+        assert closing.json == {"reason": "token_expired", "reconnect": True}
+        assert time.time() + 0.05 >= jwt.decode(token, options={"verify_signature": False})["exp"]
+        await eventually(lambda: not gateway.daemon.streams.open)
+        assert await gateway.metric('disconnects_total{reason="token_expired"}') == 1
+
+
+async def test_a_token_in_its_leeway_opens_for_as_long() -> None:
+    """What is let in must not be thrown out in the same breath."""
+    config = {**CONFIG, "auth": {"jwt": {**CONFIG["auth"]["jwt"], "leeway": "2s"}}}
+    async with gateway_running(config) as gateway:
+        token = jwt.encode({"exp": int(time.time()) - 1, "sub": "1"}, SECRET)
+        stream = await gateway.subscribe("/events/user.1", {"Authorization": f"Bearer {token}"})
+        assert (await stream.next()).json["reason"] == "token_expired"
+
+
+async def test_a_public_stream_outlives_a_token() -> None:
+    """It needed none."""
+    async with gateway_running({**CONFIG, "timeouts": {"connection": "1500ms"}}) as gateway:
+        stream = await gateway.subscribe("/events/orders", bearer("1", 0.5))
+        assert (await stream.next()).json["reason"] == "max_age"
+
+
+@pytest.mark.parametrize(
+    ("query", "ended"),
+    [
+        ("?subject=1", {"one"}),
+        ("?channel=user.2", {"two", "both"}),
+        ("?channel=user.{id}", {"one", "two", "both"}),
+        ("?channel=orders", {"both", "public"}),
+        ("?subject=2&channel=orders", {"both"}),
+        ("?subject=3", set()),
+    ],
+)
+async def test_whom_an_operator_ends(query: str, ended: set[str]) -> None:
+    """A subject, a channel, all of a template, or both together; nobody else notices."""
+    async with gateway_running(CONFIG) as gateway:
+        streams = {
+            "one": await gateway.subscribe("/events/user.1", bearer("1")),
+            "two": await gateway.subscribe("/events/user.2", bearer("2")),
+            "both": await gateway.subscribe("/events?channel=user.2,orders", bearer("2")),
+            "public": await gateway.subscribe("/events/orders"),
+        }
+        assert (await end(gateway, query))[0] == 202
+        for topic in ("u.1", "u.2", "orders"):
+            await gateway.post(topic, "1")
+        for name, stream in streams.items():
+            message = await stream.next()
+            assert (message.type == "stream.close") == (name in ended), name
+            if name in ended:
+                assert message.json == {"reason": "revoked", "reconnect": True}
+
+
+async def test_nobody_is_meant_by_nothing(gateway: Gateway) -> None:
+    """A slip must not end all streams."""
+    for query in ("", "?subject=", "?subject=&channel="):
+        status, told = await end(gateway, query)
+        assert (status, told["error"]) == (400, "bad_query")
+
+
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+async def test_every_node_is_reached(kind: str, redis: RedisServer, tmp_path: Path) -> None:
+    """Whichever node is asked."""
+    url = redis.url if kind == "redis" else f"sqlite:///{tmp_path}/log.db"
+    config = {**CONFIG, "broker": {"url": url}}
+    async with gateway_running(config) as one, gateway_running(config) as two:
+        streams = [await node.subscribe("/events/user.1", bearer("1")) for node in (one, two)]
+        other = await two.subscribe("/events/user.2", bearer("2"))
+        assert (await end(one, "?subject=1"))[0] == 202
+        for stream in streams:
+            assert (await stream.next()).json["reason"] == "revoked"
+        await two.post("u.2", "1")
+        assert (await other.next()).type == "message"
+
+
+async def test_a_node_that_was_cut_off_ends_them_when_it_is_back(redis: RedisServer) -> None:
+    """Freezing the log must not save a stream that was revoked meanwhile."""
+    config = {**CONFIG, "broker": {"url": redis.url, "timeout": "500ms"}}
+    async with gateway_running(config) as one, gateway_running(config) as two:
+        stream = await two.subscribe("/events/user.1", bearer("1"))
+        # Cut two off: it follows nothing, while one goes on.
+        task = two.daemon.broker._tasks[0]  # type: ignore[attr-defined]
+        task.cancel()
+        await eventually(lambda: not two.daemon.broker.is_up)
+        assert (await end(one, "?subject=1"))[0] == 202
+        broker = two.daemon.broker
+        broker._tasks.append(two.daemon.admin.heads._loop.create_task(broker._run()))  # type: ignore[attr-defined]
+        assert (await stream.next()).json["reason"] == "revoked"
+
+
+async def test_a_log_that_is_away_says_so(redis: RedisServer) -> None:
+    """503: nothing is sure to have ended, and the operator must know."""
+    config = {**CONFIG, "broker": {"url": redis.url, "timeout": "300ms"}}
+    async with gateway_running(config) as gateway:
+        redis.kill()
+        await eventually(lambda: not gateway.daemon.broker.is_up)
+        status, told = await end(gateway, "?subject=1")
+        assert (status, told["error"]) == (503, "unavailable")
+
+
+async def test_no_client_and_no_source_reaches_the_notices(gateway: Gateway) -> None:
+    """Nodes talk on channels that no name of a client's can be."""
+    stream = await gateway.open("/events/%21end")
+    assert stream.status == 404
+    any_name = {"{any}": {"from": [{"source": "hooks", "topic": "{any}"}], "access": "public"}}
+    async with gateway_running({"channels": any_name}) as open_to_all:
+        assert (await open_to_all.open("/events/%21end")).status == 404
+        body = b'{"subject": null, "channel": "orders"}'
+        async with open_to_all.session.post(
+            f"{open_to_all.url}/hooks/hooks?topic=%21end", data=body
+        ) as answer:
+            assert answer.status == 404
+        assert isinstance(open_to_all.daemon.catalog, Catalog)
