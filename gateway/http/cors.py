@@ -51,7 +51,7 @@ class CorsPolicy:
     def headers(self, ask: Ask) -> dict[str, str]:
         """Return what lets a page read the answer, and keeps caches from giving it to another one."""
         headers: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN}
-        origin = ask.headers.get(hdrs.ORIGIN)
+        origin = _origin(ask)
         if origin is not None and self.refusing(origin, ask.channels) is None:
             headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             if self.options.allow_credentials:
@@ -63,7 +63,7 @@ class CorsPolicy:
 
         The browser would refuse to show it the stream, and keep asking for it for ever.
         """
-        origin = ask.headers.get(hdrs.ORIGIN)
+        origin = _origin(ask)
         if origin is None:
             return
         rule = self.refusing(origin, ask.channels)
@@ -92,6 +92,12 @@ class CorsPolicy:
         if match is None:
             return self._default
         return self._by_channel.get(match.declared.name, self._default)
+
+
+def _origin(ask: Ask) -> str | None:
+    """Return the Origin header; two of them are no page's, and no rule allows what they are together."""
+    origin = ask.headers.get(hdrs.ORIGIN)
+    return origin if origin is None else ", ".join(ask.headers.getall(hdrs.ORIGIN))
 
 
 class _RequestOrigins(Mapping[str, ResourceOptions]):
