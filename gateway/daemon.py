@@ -26,10 +26,11 @@ from gateway.http.admin import Admin
 from gateway.http.app import public_app
 from gateway.http.auth import Authenticator
 from gateway.http.bodies import Bodies
+from gateway.http.certificates import Certificates
 from gateway.http.cors import CorsPolicy
 from gateway.http.hooks import Hooks
 from gateway.http.receipts import Receipts
-from gateway.http.server import Listener, tls_context
+from gateway.http.server import Listener
 from gateway.http.subscribe import Subscribe
 from gateway.hub.hub import Hub
 from gateway.hub.replay import Replay
@@ -137,6 +138,13 @@ class Daemon:
         self.bodies = Bodies(limits.webhook_body, timeouts.request)
         receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
         hooks = Hooks(self.webhooks, self.bodies, receipts)
+        certificates = Certificates(config.server.tls, self.metrics) if config.server.tls else None
+        self.metrics.gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of the public port ends (unix seconds)",
+            lambda: {(): certificates.expires} if certificates else {},
+            merge="min",
+        )
         self.public = Listener(
             public_app(subscribe, hooks, cors),
             config.server.listen if shared is None else config.server.listen._replace(port=shared.port),
@@ -144,7 +152,7 @@ class Daemon:
             key="server.listen",
             request_seconds=timeouts.request,
             write_seconds=timeouts.write,
-            tls=tls_context(config.server.tls) if config.server.tls else None,
+            tls=certificates,
             room=self._room,
             subscribe=subscribe,
         )

@@ -133,6 +133,14 @@ class Metrics:
             "Duration of one append to the broker",
             (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5),
         )
+        self.tls_reloads = self._counter(
+            "tls_reloads_total", "Changes of the certificate's files, by result: ok or failed", "result"
+        )
+        self.tls_handshake_failures = self._counter(
+            "tls_handshake_failures_total",
+            "TLS handshakes that failed, by reason: client_certificate, plain_http or protocol",
+            "reason",
+        )
         self.worker_restarts = self._counter(
             "worker_restarts_total", "Workers that were started again after their death"
         )

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.sources import Source
+from gateway.config.tls import Tls
 from gateway.config.units import (
     ENV_PATTERN,
     ChannelName,
@@ -26,15 +27,6 @@ from gateway.config.units import (
     Topic,
     fault,
 )
-
-
-class Tls(Section):
-    """Certificate of the public port."""
-
-    certificate: str = Field(description="PEM file with the certificate and its chain")
-    key: str = Field(description="PEM file with the private key")
-    minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS that is spoken")
-
 
 MAX_WORKERS = 64
 
