@@ -22,7 +22,7 @@ LAYERS = [
     {"webhooks"},
     {"sse", "config", "history"},
     {"event"},
-    {"errors", "freshness", "logs", "metrics", "backoff", "rate"},
+    {"causes", "errors", "freshness", "logs", "metrics", "backoff", "rate"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

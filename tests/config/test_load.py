@@ -108,6 +108,7 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
             "server: {tls: {certificate: a, key: b, ciphers: 'ECDHE+AESGCM:!AESGCM'}}",
             "leaves no cipher at all",
         ),
+        ("broker: {url: 'rediss://h?ssl_cert_reqs=none'}", "switches the verification of certificates off"),
         ("broker: {url: postgres://x}", "must be memory://, sqlite:///file"),
         ("broker: {url: redis://}", "is not a Redis URL; write redis://host:6379"),
         ("broker: {url: redis+sentinel://a:1}", "names no master: redis+sentinel://host"),
