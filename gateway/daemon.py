@@ -20,17 +20,19 @@ from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config
 from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
+from gateway.config.trust import unchecked_hosts
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
 from gateway.http.admin import Admin
 from gateway.http.app import public_app
 from gateway.http.bodies import Bodies
+from gateway.http.certificates import Certificates
 from gateway.http.cors import CorsPolicy
 from gateway.http.hooks import Hooks
 from gateway.http.query import OWN_NAMES
 from gateway.http.receipts import Receipts
-from gateway.http.server import Listener, tls_context
+from gateway.http.server import Listener
 from gateway.http.subscribe import Subscribe
 from gateway.http.tickets import TicketOffice
 from gateway.hub.hub import Hub
@@ -151,6 +153,13 @@ class Daemon:
         self.bodies = Bodies(limits.webhook_body, timeouts.request)
         receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
         hooks = Hooks(self.webhooks, self.bodies, receipts)
+        certificates = Certificates(config.server.tls, self.metrics) if config.server.tls else None
+        self.metrics.gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of the public port ends (unix seconds)",
+            lambda: {(): certificates.expires} if certificates else {},
+            merge="min",
+        )
         self.public = Listener(
             public_app(subscribe, hooks, cors, self._tickets(subscribe)),
             config.server.listen if shared is None else config.server.listen._replace(port=shared.port),
@@ -158,7 +167,7 @@ class Daemon:
             key="server.listen",
             request_seconds=timeouts.request,
             write_seconds=timeouts.write,
-            tls=tls_context(config.server.tls) if config.server.tls else None,
+            tls=certificates,
             room=self._room,
             subscribe=subscribe,
         )
@@ -200,6 +209,8 @@ class Daemon:
     async def start(self) -> None:
         """Start everything, the public port last. Raises StartupError; then call `stop` all the same."""
         self._descriptors = _raise_descriptor_limit(self.config.limits.connections)
+        for key in unchecked_hosts(self.config):
+            log.warning("tls_host_not_checked", key=key, note="any host of that authority will do")
         # 1. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()

@@ -139,6 +139,14 @@ class Metrics:
         self.forward_requests = self._counter(
             "forward_auth_total", "Questions to the forward auth endpoint, by result", "result"
         )
+        self.tls_reloads = self._counter(
+            "tls_reloads_total", "Changes of the certificate's files, by result: ok or failed", "result"
+        )
+        self.tls_handshake_failures = self._counter(
+            "tls_handshake_failures_total",
+            "TLS handshakes that failed, by reason: client_certificate, plain_http or protocol",
+            "reason",
+        )
         self.worker_restarts = self._counter(
             "worker_restarts_total", "Workers that were started again after their death"
         )

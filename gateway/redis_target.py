@@ -4,11 +4,12 @@ All keys of a log share a hash tag, so a log lives on one server at a time whate
 the only difference is how that server is found. A source may read keys of all nodes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import RedisCluster
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
@@ -16,7 +17,9 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, RedisError
 
+from gateway.causes import refused_certificate
 from gateway.config.redis_url import RedisUrl
 
 _OURS = ("max_connections", "timeout", "decode_responses", "socket_timeout", "retry_on_timeout")
@@ -70,7 +73,8 @@ class Target:
             return Topology([await self.locate("", seconds)], lambda _: 0, is_cluster=False)
         cluster = self._cluster(seconds)
         try:
-            await cluster.initialize()
+            with _as_redis_errors():
+                await cluster.initialize()
             places = [(str(node.host), int(node.port)) for node in cluster.get_primaries()]
             slots = {
                 slot: places.index((str(nodes[0].host), int(nodes[0].port)))
@@ -91,7 +95,9 @@ class Target:
             host, port = await sentinel.discover_master(self._url.master)
             return str(host), int(port)
         except MasterNotFoundError:  # its own words are 3,000 characters, and others at each try
-            raise RedisConnectionError(f"no Sentinel names a master of {self._url.master!r}") from None
+            text = f"no Sentinel names a master of {self._url.master!r}"
+            why = await _refused(sentinel.sentinels[0]) if tls else ""
+            raise RedisConnectionError(text + why) from None
         finally:
             for client in sentinel.sentinels:
                 await client.aclose()
@@ -99,7 +105,8 @@ class Target:
     async def _owner(self, key: str, seconds: float) -> tuple[str, int]:
         cluster = self._cluster(seconds)
         try:
-            await cluster.initialize()
+            with _as_redis_errors():
+                await cluster.initialize()
             node = cluster.get_node_from_key(key)
             if node is None:
                 raise ValueError("no node of the cluster owns the log's slot")
@@ -112,6 +119,25 @@ class Target:
             startup_nodes=[ClusterNode(host, port) for host, port in self._url.nodes],
             **{**_client_options(self._options), **_quick(seconds)},
         )
+
+
+async def _refused(client: Redis) -> str:
+    """Say why a server's certificate is refused, where it is; Sentinel's client keeps that to itself."""
+    try:
+        await client.ping()
+    except (RedisError, OSError) as error:
+        why = refused_certificate(str(error))
+        return f": {why}" if why else ""
+    return ""
+
+
+@contextmanager
+def _as_redis_errors() -> Iterator[None]:
+    """Give errors of cluster clients a place in redis-py's tree, which those of a first connection lack."""
+    try:
+        yield
+    except RedisClusterException as error:
+        raise RedisConnectionError(str(error)) from None
 
 
 def _quick(seconds: float) -> dict[str, Any]:

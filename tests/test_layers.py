@@ -24,7 +24,7 @@ LAYERS = [
     {"webhooks"},
     {"sse", "config", "history"},
     {"event"},
-    {"errors", "freshness", "logs", "metrics", "backoff", "seldom"},
+    {"causes", "errors", "freshness", "logs", "metrics", "backoff", "seldom"},
     {"rate"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

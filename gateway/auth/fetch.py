@@ -6,6 +6,8 @@ from typing import Any
 
 import aiohttp
 
+from gateway.causes import refused_certificate
+
 MAX_DOCUMENT = 256 * 1024
 """Bytes of an answer that are read."""
 
@@ -40,7 +42,6 @@ async def read(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def told(error: aiohttp.ClientError) -> str:
-    """Return an error in one line: whether the certificate, the name or the connection failed."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"its certificate is not trusted: {error.certificate_error}"
-    return str(error) or type(error).__name__
+    """Return an error in one line: what is wrong with its certificate, its name or the connection."""
+    text = str(error)
+    return refused_certificate(text) or text or type(error).__name__

@@ -43,6 +43,7 @@ from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
 from gateway.broker.redis_board import RedisBoard
 from gateway.broker.redis_pool import Pool, close
 from gateway.broker.redis_store import CONFIRMATIONS, FENCED, Store, events_of, parse
+from gateway.causes import in_plain_words
 from gateway.config import model
 from gateway.config.redis_url import RedisUrl
 from gateway.errors import Fenced, StartupError, Unavailable
@@ -269,7 +270,7 @@ class RedisBroker(Broker):
             except TimeoutError:
                 text = f"Redis gave no answer within {self._timeout:g} s"
             except (RedisError, OSError, ValueError, Cut) as error:
-                text = str(error) or type(error).__name__
+                text = in_plain_words(str(error)) or type(error).__name__
             except Exception as error:
                 log.exception("broker_failed")
                 text = type(error).__name__

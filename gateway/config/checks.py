@@ -21,6 +21,8 @@ def check(data: Any) -> Iterator[Fault]:
     credentials = _mapping(root.get("cors")).get("credentials") in (True, "true")
     yield from _credentials(root.get("cors"), ("cors", "origins"), credentials)
     yield from _sources(sources)
+    tls = _mapping(_mapping(root.get("server")).get("tls"))
+    yield from _client_certificates(sources, has_authority=tls.get("client_ca") is not None)
     yield from _workers(_mapping(root.get("server")).get("workers"), _mapping(root.get("broker")).get("url"))
     skeletons: dict[str, str] = {}
     for name, value in _mapping(root.get("channels")).items():
@@ -46,6 +48,18 @@ def _workers(workers: Any, url: Any) -> Iterator[Fault]:
             "workers share their events through the log, and memory:// is one process's own;"
             " set broker.url: sqlite:///var/gateway.db, or a redis:// URL",
         )
+
+
+def _client_certificates(sources: dict[str, Any], *, has_authority: bool) -> Iterator[Fault]:
+    for name, value in sources.items():
+        verify = _mapping(_mapping(value).get("verify"))
+        if verify.get("client_certificate") is not None and not has_authority:
+            yield Fault(
+                ("sources", name, "verify", "client_certificate"),
+                "nobody is asked for a certificate; set server.tls.client_ca to the PEM file of the authority"
+                " that signs the senders'",
+                on_key=True,
+            )
 
 
 _PLACES = {

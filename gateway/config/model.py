@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from gateway.config.auth import Auth
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.sources import Source
+from gateway.config.tls import Tls
 from gateway.config.units import (
     ENV_PATTERN,
     ChannelName,
@@ -29,15 +30,6 @@ from gateway.config.units import (
     Topic,
     fault,
 )
-
-
-class Tls(Section):
-    """Certificate of the public port."""
-
-    certificate: str = Field(description="PEM file with the certificate and its chain")
-    key: str = Field(description="PEM file with the private key")
-    minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS that is spoken")
-
 
 MAX_WORKERS = 64
 

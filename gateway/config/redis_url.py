@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 Kind = Literal["single", "sentinel", "cluster"]
 
@@ -24,9 +24,25 @@ class RedisUrl:
     nodes: tuple[tuple[str, int], ...] = ()
     master: str = ""
 
+    @property
+    def checks_host(self) -> bool:
+        """Whether TLS asks for a certificate of this very host; its authority is asked for always."""
+        return _option(self.server, "ssl_check_hostname") not in ("0", "f", "false", "n", "no")
+
     @classmethod
     def parse(cls, text: str) -> "RedisUrl":
         """Return what a URL says. Raises ValueError, whose words quote nothing that may be a password."""
+        url = cls._parse(text)
+        if _option(url.server, "ssl_cert_reqs") not in ("", "required"):
+            raise ValueError(
+                "switches the verification of certificates off, so anybody on the way could answer; take"
+                " ssl_cert_reqs out, and name the authority, or the server's own certificate:"
+                " ssl_ca_certs=/path/to.pem"
+            )
+        return url
+
+    @classmethod
+    def _parse(cls, text: str) -> "RedisUrl":
         parts = _URL.fullmatch(text)
         if parts is None:
             return _single(text)
@@ -43,6 +59,11 @@ class RedisUrl:
         if database and not database.isdigit():
             raise ValueError("has a database that is not a number")
         return cls("sentinel", f"{scheme}://{user}host:1/{database}?{query or ''}", nodes, master)
+
+
+def _option(url: str, name: str) -> str:
+    """Return an option's value in lower case; redis-py takes the first."""
+    return parse_qs(urlsplit(url).query).get(name, [""])[0].lower()
 
 
 def _single(text: str) -> RedisUrl:

@@ -10,7 +10,17 @@ from gateway.config.expression import Expression
 from gateway.config.section import Section, preset
 from gateway.config.units import Duration, Expressed, Secret, fault
 
-METHODS = ("standard_webhooks", "github", "stripe", "hmac", "bearer", "basic", "access_token", "none")
+METHODS = (
+    "standard_webhooks",
+    "github",
+    "stripe",
+    "hmac",
+    "bearer",
+    "basic",
+    "access_token",
+    "client_certificate",
+    "none",
+)
 
 
 def _not_empty(secret: SecretStr) -> SecretStr:
@@ -90,6 +100,11 @@ class Verify(Section):
     )
     access_token: list[Given] | None = Field(
         None, min_length=1, description="?access_token=<token>, or Authorization: Bearer <token>"
+    )
+    client_certificate: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None,
+        min_length=1,
+        description="names, of which the client's certificate must have one; needs server.tls.client_ca",
     )
     none: Literal[True] | None = Field(None, description="accept everybody who can reach the port")
     tolerance: Duration = preset("5m", "how far a signed timestamp may be off")

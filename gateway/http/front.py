@@ -75,7 +75,7 @@ class Heads:
 class Front(asyncio.Protocol):
     """One connection until it is known what it wants."""
 
-    __slots__ = ("_head", "_listener", "_subscribe", "_task", "transport")
+    __slots__ = ("__weakref__", "_head", "_listener", "_subscribe", "_task", "transport")
 
     transport: asyncio.Transport
 

@@ -12,6 +12,7 @@ from gateway.http.receipts import Receipts
 from gateway.http.responses import asked_headers, error_response
 from gateway.sources.webhook import WebhookSource
 from gateway.webhooks import rest_proxy
+from gateway.webhooks.client_certificate import Certificate
 from gateway.webhooks.post import MAX_TOPIC, Path, Post, Reply
 
 MAX_IDEMPOTENCY_KEY = 255
@@ -39,7 +40,7 @@ class Hooks:
             try:
                 source = self._source(request)
                 post = _post(request, path)
-                source.admit(post.headers, request.query.get("access_token"))
+                source.admit(post.headers, request.query.get("access_token"), _certificate(request))
                 if path == "records" and not source.needs_body:
                     return await self.receipts.stream(request, source, post)
                 async with self.bodies.whole(request) as body:
@@ -85,7 +86,7 @@ class Hooks:
                 source = self._source(request)
                 if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
                     raise ExpectationFailed("only Expect: 100-continue is understood")
-                source.admit(_headers(request), request.query.get("access_token"))
+                source.admit(_headers(request), request.query.get("access_token"), _certificate(request))
                 if path != "records" or source.needs_body:
                     self.bodies.check_length(request)
             except GatewayError as error:
@@ -113,6 +114,11 @@ class Hooks:
         response = _response(reply)
         response.headers.update(asked_headers(error))
         return response
+
+
+def _certificate(request: web.Request) -> Certificate | None:
+    """Return the certificate that the client proved in its handshake."""
+    return None if request.transport is None else request.transport.get_extra_info("peercert")
 
 
 def _headers(request: web.Request) -> dict[str, str]:

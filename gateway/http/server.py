@@ -2,18 +2,15 @@
 
 import asyncio
 import math
-import os
-import ssl
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
+from weakref import WeakSet
 
 from aiohttp import web
 
-from gateway.config.model import Tls
 from gateway.config.units import Address
-from gateway.errors import StartupError
 from gateway.http.binding import bind
+from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
@@ -52,7 +49,7 @@ class Listener:
         key: str,
         request_seconds: float,
         write_seconds: float | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: Certificates | None = None,
         is_shared: bool = False,
         room: Callable[[], int] = lambda: _AT_ONCE,
         subscribe: Subscribe | None = None,
@@ -76,6 +73,8 @@ class Listener:
         self._room = room
         self._credit = 0
         self._subscribe = subscribe
+        # In their TLS handshake. One that fails is told to nobody: the loop drops the last reference.
+        self._greeted: WeakSet[Front] = WeakSet()
         self._fronts: dict[Front, float] = {}
         self._handlers: dict[web.RequestHandler, float] = {}
         self._server: asyncio.Server | None = None
@@ -96,16 +95,20 @@ class Listener:
                 self._accept,
                 sock=bound,
                 backlog=BACKLOG,
-                ssl=self._tls,
+                ssl=self._tls.context if self._tls else None,
                 ssl_handshake_timeout=self._request_seconds if self._tls else None,
             )
+        if self._tls is not None:
+            self._tls.context.admits = self._admits
+            self._tls.start()
         self._sweep()
 
     @property
     def requests(self) -> int:
-        """How many connections are no streams: under way with a request, or idle before or between two."""
+        """How many connections are no streams: in a handshake or a request, or idle before or between two."""
         server = self._runner.server
-        return len(self._fronts) + (0 if server is None else len(server.connections))
+        handled = 0 if server is None else len(server.connections)
+        return len(self._greeted) + len(self._fronts) + handled
 
     @property
     def port(self) -> int:
@@ -124,6 +127,8 @@ class Listener:
         self.stop_accepting()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._tls is not None:
+            await self._tls.stop()
         opening = [front.opening for front in self._fronts if front.opening is not None]
         if opening:  # each is told that the node drains, once the log has answered
             await asyncio.wait(opening, timeout=self._request_seconds)
@@ -133,6 +138,7 @@ class Listener:
 
     def meets(self, front: Front) -> None:
         """A connection is there; with TLS, after its handshake, which has a deadline of its own."""
+        self._greeted.discard(front)
         self._fronts[front] = self._time() + self._request_seconds
 
     def leaves(self, front: Front) -> None:
@@ -152,13 +158,19 @@ class Listener:
         return handler
 
     def _accept(self) -> asyncio.Protocol:
+        if self._tls is None:
+            return Front(self, self._subscribe) if self._admits() else _Refuse()
+        # Its context refuses: a protocol hears of its connection after the handshake only.
+        front = Front(self, self._subscribe)
+        self._greeted.add(front)
+        return front
+
+    def _admits(self) -> bool:
         # Asked for many at a time, and never for more than half of what is left.
         if self._credit <= 0:
             self._credit = min(_AT_ONCE, (self._room() + 1) // 2)
-            if self._credit <= 0:
-                return _Refuse()
         self._credit -= 1
-        return Front(self, self._subscribe)
+        return self._credit >= 0
 
     @web.middleware
     async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -181,26 +193,3 @@ class Listener:
         for protocol in late:
             del waiting[protocol]
         return late
-
-
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Return the context of the public port. Raises StartupError where a file cannot be used."""
-    for key, file in (("certificate", tls.certificate), ("key", tls.key)):
-        if not os.access(file, os.R_OK):
-            raise StartupError(f"cannot read {file} (server.tls.{key}): {_why(file)}")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = (
-        ssl.TLSVersion.TLSv1_3 if tls.minimum_version == "1.3" else ssl.TLSVersion.TLSv1_2
-    )
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-    except (ssl.SSLError, OSError) as error:
-        raise StartupError(
-            f"server.tls: {tls.certificate} and {tls.key} are not a PEM certificate and its key"
-            f" ({getattr(error, 'reason', None) or error})"
-        ) from None
-    return context
-
-
-def _why(file: str) -> str:
-    return "permission denied" if Path(file).exists() else "no such file"

