@@ -11,6 +11,7 @@ from typing import Any
 from gateway.config.expression import Expression
 from gateway.config.faults import Fault, nearest
 from gateway.config.template import Template, fields_of
+from gateway.config.units import parse_address
 
 
 def check(data: Any) -> Iterator[Fault]:
@@ -22,6 +23,7 @@ def check(data: Any) -> Iterator[Fault]:
     yield from _credentials(root.get("cors"), ("cors", "origins"), credentials)
     yield from _sources(sources)
     yield from _workers(_mapping(root.get("server")).get("workers"), _mapping(root.get("broker")).get("url"))
+    yield from _admin(_mapping(root.get("server")))
     skeletons: dict[str, str] = {}
     for name, value in _mapping(root.get("channels")).items():
         channel = _mapping(value)
@@ -45,6 +47,21 @@ def _workers(workers: Any, url: Any) -> Iterator[Fault]:
             ("server", "workers"),
             "workers share their events through the log, and memory:// is one process's own;"
             " set broker.url: sqlite:///var/gateway.db, or a redis:// URL",
+        )
+
+
+def _admin(server: dict[str, Any]) -> Iterator[Fault]:
+    if server.get("admin_token") is not None or server.get("admin_open") in (True, "true"):
+        return
+    try:
+        is_private = server.get("admin") is None or parse_address(server["admin"]).is_loopback
+    except ValueError:
+        return  # the model tells it
+    if not is_private:
+        yield Fault(
+            ("server", "admin"),
+            "would show metrics and status to whoever reaches it; listen on 127.0.0.1, or set"
+            ' admin_token: "${ADMIN_TOKEN}", or admin_open: true where the network keeps strangers away',
         )
 
 

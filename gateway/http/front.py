@@ -164,7 +164,7 @@ class Front(asyncio.Protocol):
             subscribe.open(ask, place, opening, self.transport)
 
     def _fail(self, ask: Ask) -> None:
-        log.exception("request_failed", method=ask.method, path=ask.path)
+        log.exception("request_failed", method=ask.method, route="/events")
         self.transport.abort()
 
     def _refuse(self, subscribe: Subscribe, ask: Ask, error: GatewayError) -> None:
