@@ -63,11 +63,8 @@ class Authenticator:
                 leeway=LEEWAY,
                 options={"require": ["exp"], "verify_aud": self._jwt.audience is not None},
             )
-        except jwt.ExpiredSignatureError:
-            raise _invalid("the token has expired") from None
         except (jwt.PyJWTError, TypeError, ValueError, RecursionError) as error:
-            # The library's words name the claim or the step, never the token or the key.
-            raise _invalid(f"the token is not valid: {error}") from None
+            raise _invalid(_why(error)) from None
         return claims
 
 
@@ -130,6 +127,24 @@ def _public_key(file: str, algorithm: str) -> Any:
     if not isinstance(key, _KEY_TYPES[algorithm[:2]]):
         raise StartupError(f"auth.jwt.public_key_file {file} holds no key for {algorithm}")
     return key
+
+
+_WHY: Mapping[type[Exception], str] = {
+    jwt.ExpiredSignatureError: "the token has expired",
+    jwt.ImmatureSignatureError: "the token is not valid yet",
+    jwt.InvalidAudienceError: "the token's aud is not auth.jwt.audience",
+    jwt.InvalidIssuerError: "the token's iss is not auth.jwt.issuer",
+    jwt.InvalidAlgorithmError: "the token's alg is not one of auth.jwt.algorithms",
+    jwt.InvalidSignatureError: "the token's signature is not that of our key",
+    jwt.DecodeError: "the token is no JWT that can be read",
+}
+
+
+def _why(error: Exception) -> str:
+    """Return what is wrong with a token in words of ours: the library's may quote it."""
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"the token has no {error.claim}"
+    return next((text for kind, text in _WHY.items() if isinstance(error, kind)), "the token is not valid")
 
 
 def _invalid(message: str) -> Unauthorized:
