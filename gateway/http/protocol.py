@@ -60,9 +60,9 @@ class Protocol(web.RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """Log a fault of ours; what a client sent wrongly is not one."""
+        """Log a fault of ours; what a client sent wrongly, or did not end, is not one."""
         error = kw.get("exc_info")
-        if not isinstance(error, (web.RequestPayloadError, HttpProcessingError)):
+        if not isinstance(error, (web.RequestPayloadError, HttpProcessingError, ConnectionError)):
             log.error("connection_failed", exc_info=error)
 
 

@@ -13,7 +13,7 @@ from gateway.http import responses
 from gateway.http.admin import HEADERS
 from gateway.http.protocol import MAX_HEADER, MAX_URL
 from gateway.status import Status
-from tests.support.gateway import Gateway, gateway_running
+from tests.support.gateway import Gateway, eventually, gateway_running
 
 HOST = b" HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -145,6 +145,19 @@ async def test_a_fault_in_a_handler_is_a_plain_500(
         gateway.daemon.admin.port, b"GET /status?c4n4ry" + HOST + b"Connection: close\r\n\r\n"
     )
     assert (status, json.loads(body)["error"]) == (500, "internal")
+
+
+async def test_a_client_that_leaves_in_its_body_leaves_no_line(log: io.StringIO, gateway: Gateway) -> None:
+    """Broken connections are everyday: a traceback each would hide the ones that matter."""
+    head = HOST + b"Content-Length: 9\r\n\r\n1"
+    for request in (b"POST /hooks/hooks?topic=orders" + head, b"GET /nothing" + head):
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(request)
+        await writer.drain()
+        await eventually(lambda: gateway.daemon.public.requests == 1)
+        writer.transport.abort()
+        await eventually(lambda: gateway.daemon.public.requests == 0)
+    assert "Traceback" not in log.getvalue() and "failed" not in log.getvalue()
 
 
 def test_the_two_limits_differ() -> None:
