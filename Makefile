@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= config/gateway.yaml
 
-.PHONY: run install test check format docs bench image test-floors debian bench-debian clean
+.PHONY: run install test check format docs bench image release test-floors debian bench-debian clean
 
 run: $(VENV)/.installed
 	$(BIN)/sse-gateway run --config $(CONFIG) --hints
@@ -36,6 +36,10 @@ bench: $(VENV)/.benched bench-debian
 
 image:
 	docker build --tag sse-gateway:dev .
+
+# dist/: sdist, wheel, and the SBOM of what the wheel installs.
+release:
+	PYTHON=$(PYTHON) sh release/build.sh
 
 # The oldest versions that setup.cfg allows, in an environment of their own.
 test-floors: debian

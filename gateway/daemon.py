@@ -24,11 +24,13 @@ from gateway.config.trust import unchecked_hosts
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
+from gateway.http.admin import HEADERS as ADMIN_HEADERS
 from gateway.http.admin import Admin
 from gateway.http.app import public_app
 from gateway.http.bodies import Bodies
 from gateway.http.certificates import Certificates
 from gateway.http.cors import CorsPolicy
+from gateway.http.guard import Guard
 from gateway.http.hooks import Hooks
 from gateway.http.query import OWN_NAMES
 from gateway.http.receipts import Receipts
@@ -172,10 +174,11 @@ class Daemon:
             subscribe=subscribe,
         )
         self.admin = Listener(
-            Admin(self.status).app(for_parent=shared is not None),
+            Admin(self.status, Guard.of(config.server) if shared is None else None).app(),
             config.server.admin if shared is None else shared.admin,
             key="server.admin",
             request_seconds=timeouts.request,
+            headers=ADMIN_HEADERS,
         )
 
     def drain(self) -> None:

@@ -103,8 +103,6 @@ class _Handler(logging.Handler):
         self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith("aiohttp") and record.exc_info and _is_bad_request(record.exc_info[1]):
-            return
         event: Any = {"event": record.getMessage(), "logger": record.name}
         if record.exc_info and record.exc_info[0] is not None:
             event["exc_info"] = record.exc_info
@@ -139,13 +137,6 @@ def _json(event: EventDict, **options: Any) -> str:
         return msgspec.json.encode(event, enc_hook=repr).decode()
     except UnicodeEncodeError:  # surrogates: bytes of a header that are no UTF-8
         return json.dumps(event, default=repr)
-
-
-def _is_bad_request(error: BaseException | None) -> bool:
-    """Tell whether a request was no HTTP, or broke off: clients could fill the log with those."""
-    return isinstance(error, ConnectionError) or any(
-        kind.__name__ == "HttpProcessingError" for kind in type(error).__mro__
-    )
 
 
 def configure(

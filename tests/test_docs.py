@@ -75,7 +75,9 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("target", ["run", "test", "check", "install", "image", "bench", "format", "docs"])
+@pytest.mark.parametrize(
+    "target", ["run", "test", "check", "install", "image", "bench", "format", "docs", "release"]
+)
 def test_make_targets_exist(target: str) -> None:
     """README and CONTRIBUTING name them."""
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -89,3 +91,15 @@ def test_the_default_file_shows_every_section() -> None:
         assert section in data
     for word in ("tls:", "auth:", "slow_client:", "history:", "payload:", "format:", "verify:"):
         assert word in text
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    """A defence whose proof is gone is a hope."""
+    text = DOCS["threat-model.md"]
+    files = re.findall(r"`(tests/[\w/]+\.py)`", text)
+    names = re.findall(r"`(test_\w+)`", text)
+    assert len(files) > 20
+    assert len(names) > 10
+    assert not [file for file in files if not (ROOT / file).exists()]
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [name for name in names if f"def {name}(" not in tests]

@@ -11,6 +11,7 @@ from typing import Any
 from gateway.config.expression import Expression
 from gateway.config.faults import Fault, nearest
 from gateway.config.template import Template, fields_of
+from gateway.config.units import parse_address
 
 
 def check(data: Any) -> Iterator[Fault]:
@@ -24,6 +25,7 @@ def check(data: Any) -> Iterator[Fault]:
     tls = _mapping(_mapping(root.get("server")).get("tls"))
     yield from _client_certificates(sources, has_authority=tls.get("client_ca") is not None)
     yield from _workers(_mapping(root.get("server")).get("workers"), _mapping(root.get("broker")).get("url"))
+    yield from _admin(_mapping(root.get("server")))
     skeletons: dict[str, str] = {}
     for name, value in _mapping(root.get("channels")).items():
         channel = _mapping(value)
@@ -60,6 +62,21 @@ def _client_certificates(sources: dict[str, Any], *, has_authority: bool) -> Ite
                 " that signs the senders'",
                 on_key=True,
             )
+
+
+def _admin(server: dict[str, Any]) -> Iterator[Fault]:
+    if server.get("admin_token") is not None or server.get("admin_open") in (True, "true"):
+        return
+    try:
+        is_private = server.get("admin") is None or parse_address(server["admin"]).is_loopback
+    except ValueError:
+        return  # the model tells it
+    if not is_private:
+        yield Fault(
+            ("server", "admin"),
+            "would show metrics and status to whoever reaches it; listen on 127.0.0.1, or set"
+            ' admin_token: "${ADMIN_TOKEN}", or admin_open: true where the network keeps strangers away',
+        )
 
 
 _PLACES = {

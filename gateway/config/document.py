@@ -51,6 +51,14 @@ class Document:
     faults: list[Fault] = field(default_factory=list)
     secret_lines: set[int] = field(default_factory=set)
     """Lines that hold a secret itself and not a reference to it; messages do not show them."""
+    ends: dict[Path, int] = field(default_factory=dict)
+    """The line after each value."""
+
+    def hide(self, path: Path) -> None:
+        """Show nothing of what stands at ``path``: it is not what belongs there, and may be a secret."""
+        place = self.keys.get(path) or self.values.get(path)
+        if place is not None:
+            self.secret_lines.update(range(place[0], self.ends.get(path, place[0]) + 1))
 
     def error(self, faults: list[Fault]) -> ConfigError:
         """Return the error that reports these faults at their places, in file order, one per path."""
@@ -67,8 +75,10 @@ class Document:
             path = path[:-1]
         line, column = place
         is_secret = line in self.secret_lines or any(part in SECRET_KEYS for part in fault.path)
-        is_shown = line <= len(self.lines) and not is_secret
-        return Located(fault, line, column, self.lines[line - 1] if is_shown else None)
+        source = self.lines[line - 1] if line <= len(self.lines) and not is_secret else None
+        if source is None and fault.on_key and place == self.keys.get(fault.path):
+            source = f"{' ' * (column - 1)}{fault.path[-1]}: …"
+        return Located(fault, line, column, source)
 
 
 def _at(mark: yaml.Mark) -> tuple[int, int]:
@@ -106,13 +116,16 @@ def parse(text: str, file: str) -> Document:
 
 def _convert(node: Any, path: Path, document: Document) -> Any:
     document.values[path] = _at(node.start_mark)
+    document.ends[path] = node.end_mark.line + 1
     if any(part in SECRET_KEYS for part in path) and not _REFERENCES.fullmatch(str(node.value)):
         document.secret_lines.update(range(node.start_mark.line + 1, node.end_mark.line + 2))
     if node.tag == _TAG + "alias":
         document.faults.append(Fault(path, "aliases are not allowed; write the value out"))
         return None
     if node.tag.removeprefix(_TAG) not in _TAGS:
-        document.faults.append(Fault(path, f"the tag {node.tag} is not allowed; write a plain value"))
+        # A password that begins with ! is a tag to YAML.
+        shown = "a tag" if any(part in SECRET_KEYS for part in path) else f"the tag {node.tag}"
+        document.faults.append(Fault(path, f"{shown} is not allowed; write a plain value, or quote it"))
         return None
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, document)

@@ -8,7 +8,7 @@ from gateway.errors import StartupError
 
 Path = tuple[str | int, ...]
 
-SECRET_KEYS = frozenset({"auth", "verify", "sasl", "secret", "bearer", "url"})
+SECRET_KEYS = frozenset({"auth", "verify", "sasl", "secret", "bearer", "url", "admin_token"})
 """Keys below which values may be secrets, or misspelled neighbours of one: no message shows their text."""
 
 

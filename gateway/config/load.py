@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -15,6 +16,9 @@ from gateway.config.faults import Fault, Path, nearest
 from gateway.config.model import Config
 from gateway.config.schema import json_schema, keys_at
 from gateway.errors import StartupError
+
+_MISPLACED = frozenset({"extra_forbidden", "model_type", "dict_type", "list_type"})
+"""Faults of values that nobody knows: a URL with its password below a misspelled key, say."""
 
 
 def load(file: str | FilePath, environ: Mapping[str, str] = os.environ) -> Config:
@@ -56,15 +60,31 @@ def loads(
         faults.extend(_model_faults(error, document))
     faults.extend(check(data))
     if faults or config is None:
-        raise document.error(faults)
+        raise document.error([_by_reference(fault, document.data, data) for fault in faults])
     return config
+
+
+def _by_reference(fault: Fault, written: Any, resolved: Any) -> Fault:
+    """Return a fault that quotes ``${NAME}`` as it is written, and not what it stands for: maybe a secret."""
+    for part in fault.path:
+        try:
+            written, resolved = written[part], resolved[part]
+        except (KeyError, IndexError, TypeError):
+            return fault
+    if not isinstance(written, str) or not resolved or written == resolved:
+        return fault
+    message = fault.message.replace(repr(resolved), repr(written))
+    return replace(fault, message=message.replace(resolved, written) if len(resolved) > 3 else message)
 
 
 def _model_faults(error: ValidationError, document: Document) -> Iterator[Fault]:
     for detail in error.errors(include_url=False, include_input=False):
         if any(str(part).startswith("literal[") for part in detail["loc"]):
             continue  # the other half of "none or a mapping"; its mapping half is the one that was meant
-        yield _fault(detail, document)
+        fault = _fault(detail, document)
+        if detail["type"] in _MISPLACED:
+            document.hide(fault.path)
+        yield fault
 
 
 def _fault(detail: ErrorDetails, document: Document) -> Fault:

@@ -27,6 +27,7 @@ from gateway.config.units import (
     Secret,
     Size,
     Switch,
+    Token,
     Topic,
     fault,
 )
@@ -61,6 +62,14 @@ class Server(Section):
 
     listen: Listen = preset("0.0.0.0:8080", "public: subscribe, webhooks")
     admin: Listen = preset("127.0.0.1:9090", "metrics, health, status; keep it private")
+    admin_token: Token | None = Field(
+        None,
+        description="who asks the admin port must send it as Authorization: Bearer; without it /healthz and"
+        " /readyz tell their status only",
+    )
+    admin_open: Switch = Field(
+        False, description="true: server.admin may be reached from elsewhere without a token"
+    )
     workers: Workers = Field(
         1,
         description="processes that share the port, each a node with limits of its own;"

@@ -1,10 +1,10 @@
 """Configuration values with a unit or a shape: durations, sizes, addresses, topics, origins, secrets."""
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, PlainValidator, SecretStr, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from gateway.config.expression import Expression
@@ -91,8 +91,23 @@ class Address(NamedTuple):
         is_any = self.host in ("0.0.0.0", "::")  # noqa: S104 -- compared, not bound
         return str(Address("127.0.0.1" if is_any else self.host, port))
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
+        return self.host == "localhost" or (is_ip(self.host) and ip_address(self.host).is_loopback)
 
-def _address(value: Any) -> Address:
+
+def is_ip(host: str) -> bool:
+    """Tell whether this is an IP address, without brackets, and no name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_address(value: Any) -> Address:
+    """Return where to listen, from ``host:port``. Raises ValueError with a sentence for the operator."""
     if isinstance(value, Address):
         return value
     host, separator, port = str(value).rpartition(":")
@@ -186,7 +201,9 @@ Size = Annotated[
 Rate = Annotated[float, PlainValidator(_rate), _string("rate", r"[0-9]+\s*/\s*(s|m|h|d)", "1000/s")]
 """Per second, from text with a unit."""
 
-Listen = Annotated[Address, PlainValidator(_address), _string("address", r".+:[0-9]{1,5}", "0.0.0.0:8080")]
+Listen = Annotated[
+    Address, PlainValidator(parse_address), _string("address", r".+:[0-9]{1,5}", "0.0.0.0:8080")
+]
 Network = Annotated[
     IPv4Network | IPv6Network, PlainValidator(_network), _string("network", None, "10.0.0.0/8")
 ]
@@ -212,3 +229,15 @@ Secret = Annotated[
     WithJsonSchema({"title": "secret", "type": "string", "examples": ["${NAME}", "file:/run/secrets/name"]}),
 ]
 """Text that prints as stars; ``get_secret_value()`` where it is used and nowhere else."""
+
+
+def _token(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]{16,}", secret.get_secret_value()):
+        raise fault(
+            "must be at least 16 ASCII characters without spaces; make one with: openssl rand -hex 32"
+        )
+    return secret
+
+
+Token = Annotated[Secret, AfterValidator(_token)]
+"""A secret that stands in ``Authorization: Bearer`` as it is."""

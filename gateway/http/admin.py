@@ -4,11 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest
+from gateway.http.guard import Guard
 from gateway.http.responses import errors_as_json, json_response, plain_headers
 from gateway.metrics import CONTENT_TYPE, Family, render
+
+HEADERS: Mapping[str, str] = {
+    hdrs.CACHE_CONTROL: "no-store",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""Headers of every answer of the port. Nothing of it is a page, and no page may hold it or load it."""
 
 
 class Answers(Protocol):
@@ -32,20 +42,24 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """The handlers."""
+    """The handlers. Without a guard they are those of a worker's own socket, where only its parent asks."""
 
     answers: Answers
+    guard: Guard | None = None
 
-    def app(self, *, for_parent: bool = False) -> web.Application:
+    def app(self) -> web.Application:
         """Return the application of the admin port; a worker's parent asks for more."""
         app = web.Application(middlewares=[errors_as_json])
+        if self.guard is not None:
+            app.middlewares.append(self.guard.middleware)
         app.on_response_prepare.append(plain_headers)
+        app.on_response_prepare.append(_admin_headers)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
         app.router.add_delete("/streams", self._end)
-        if for_parent:
+        if self.guard is None:
             app.router.add_get("/families", self._families)
         return app
 
@@ -60,11 +74,13 @@ class Admin:
     async def _healthz(self, request: web.Request) -> web.Response:
         """Answered at all means that the loop turns."""
         alive, parts = await self.answers.alive()
-        return json_response({"alive": alive, **parts}, status=200 if alive else 503)
+        told = parts if self._trusts(request) else {}
+        return json_response({"alive": alive, **told}, status=200 if alive else 503)
 
     async def _readyz(self, request: web.Request) -> web.Response:
         ready, parts = await self.answers.ready()
-        return json_response({"ready": ready, **parts}, status=200 if ready else 503)
+        told = parts if self._trusts(request) else {}
+        return json_response({"ready": ready, **told}, status=200 if ready else 503)
 
     async def _end(self, request: web.Request) -> web.Response:
         subject, channel = request.query.get("subject"), request.query.get("channel")
@@ -74,3 +90,11 @@ class Admin:
 
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self.answers.report())
+
+    def _trusts(self, request: web.Request) -> bool:
+        return self.guard is None or self.guard.trusts(request)
+
+
+async def _admin_headers(request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)  # a handler may know better

@@ -140,8 +140,8 @@ class Bodies:
                     raise BadRequest("the body goes on after its compressed stream", code="bad_body")
             if inflate is not None and not inflate.eof:
                 raise BadRequest("the body is not one whole compressed stream", code="bad_body")
-        except web.RequestPayloadError as error:
-            raise BadRequest(f"the body cannot be read: {error}", code="bad_body") from None
+        except web.RequestPayloadError:  # its words quote the body
+            raise BadRequest("the body breaks off, or is not chunked as HTTP asks", code="bad_body") from None
         except zlib.error:
             raise BadRequest("the body is not what its Content-Encoding says", code="bad_body") from None
 

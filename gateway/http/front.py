@@ -191,7 +191,7 @@ class Front(asyncio.Protocol):
         self._task.add_done_callback(lambda _: self.transport.close())
 
     def _fail(self, ask: Ask) -> None:
-        log.exception("request_failed", method=ask.method, path=ask.path)
+        log.exception("request_failed", method=ask.method, route="/events")
         self.transport.abort()
 
     def _refuse(self, subscribe: Subscribe, ask: Ask, error: GatewayError) -> None:

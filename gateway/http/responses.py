@@ -19,18 +19,23 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVER = "sse-gateway"
 """The ``Server`` header: no version."""
 
+PLAIN: Mapping[str, str] = {hdrs.SERVER: SERVER, "X-Content-Type-Options": "nosniff"}
+"""Headers of every answer. A body is what its type says, whatever it looks like to a browser."""
+
 HEADS = 256
 """How many heads of answers are remembered: those of a herd are all the same."""
 
 _JSON = "application/json; charset=utf-8"
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_CODES = {
-    404: "not_found",
-    405: "method_not_allowed",
-    403: "cors_refused",
-    413: "too_large",
-    417: "expectation_failed",
+_ERRORS = {
+    # Only aiohttp-cors raises it, with words that quote the request.
+    403: ("cors_refused", "a page may not do this; see cors.origins and cors.allow_headers"),
+    404: ("not_found", "there is nothing at this path"),
+    405: ("method_not_allowed", "this path does not know this method; Allow names those that it knows"),
+    413: ("too_large", "the body is too large"),
+    417: ("expectation_failed", "only Expect: 100-continue is understood"),
 }
+"""What aiohttp and aiohttp-cors raise, in our words."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -63,7 +68,8 @@ def _lines(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:
     lines = [f"HTTP/1.1 {status} {_PHRASES[status]}"]
     lines += [f"{name}: {value}" for name, value in headers]
     # Surrogates are what the bytes of an Origin that is no UTF-8 arrive as.
-    return "\r\n".join([*lines, f"Server: {SERVER}\r\n"]).encode("utf-8", "surrogateescape")
+    lines += [f"{name}: {value}" for name, value in PLAIN.items()]
+    return "\r\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
 
 
 def json_response(data: object, *, status: int = 200) -> web.Response:
@@ -102,8 +108,23 @@ def _error_body(code: str, message: str) -> bytes:
     return msgspec.json.encode({"error": code, "message": safe}) + b"\n"
 
 
-def _json_error(code: str, message: str, status: int) -> web.Response:
+def json_error(code: str, message: str, status: int) -> web.Response:
+    """Return ``{"error": code, "message": …}``."""
     return Answer(status, {hdrs.CONTENT_TYPE: _JSON}, _error_body(code, message)).response()
+
+
+def internal_error() -> web.Response:
+    """Return the answer to a request on which the gateway failed."""
+    return json_error("internal", "the gateway failed; its log says why", 500)
+
+
+def http_error(error: web.HTTPException) -> web.Response:
+    """Return aiohttp's own error as JSON, without its words: they may quote the request."""
+    code, message = _ERRORS.get(error.status, ("http_error", "the request cannot be answered"))
+    response = json_error(code, message, error.status)
+    if hdrs.ALLOW in error.headers:
+        response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+    return response
 
 
 @web.middleware
@@ -116,20 +137,17 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        code = _CODES.get(error.status, "http_error")
-        response = _json_error(code, error.text or error.reason, error.status)
-        if hdrs.ALLOW in error.headers:
-            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
-        return response
+        return http_error(error)
     except (asyncio.CancelledError, ConnectionError):
         raise  # the client left; aiohttp ends the connection
     except Exception:
-        log.exception("request_failed", method=request.method, path=request.path)
-        return _json_error("internal", "the gateway failed; its log says why", 500)
+        resource = request.match_info.route.resource  # not the path, which may hold anything
+        log.exception("request_failed", method=request.method, route=resource and resource.canonical)
+        return internal_error()
 
 
 async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
-    response.headers[hdrs.SERVER] = SERVER
+    response.headers.update(PLAIN)
     if request.path.startswith(("/events", "/tickets")):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from gateway.config.units import Address
 from gateway.http.binding import bind
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
+from gateway.http.protocol import Protocol
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
 
@@ -38,7 +40,8 @@ class Listener:
     """One address, or one path of a Unix socket, with one application behind it.
 
     A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
-    Once it has, aiohttp's keep-alive deadline and the handlers' own take over.
+    Once it has, aiohttp's keep-alive deadline and the handlers' own take over. ``headers`` are those of
+    answers that no handler of the application gives.
     """
 
     def __init__(
@@ -53,17 +56,18 @@ class Listener:
         is_shared: bool = False,
         room: Callable[[], int] = lambda: _AT_ONCE,
         subscribe: Subscribe | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            keepalive_timeout=KEEPALIVE,
-            handle_signals=False,
-            shutdown_timeout=request_seconds,  # a request under way has its own deadline, the same
+        # A request under way has its own deadline, the same.
+        self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=request_seconds)
+        self._options: dict[str, Any] = {
+            "headers": headers,
+            "access_log": None,
+            "keepalive_timeout": KEEPALIVE,
             # aiohttp would inflate and read the rest of a body even after it was refused.
-            auto_decompress=False,
-            lingering_time=LINGER,
-        )
+            "auto_decompress": False,
+            "lingering_time": LINGER,
+        }
         self._address = address
         self._key = key
         self._request_seconds = request_seconds
@@ -153,7 +157,7 @@ class Listener:
         """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""
         server = self._runner.server
         assert server is not None
-        handler = server()
+        handler = Protocol(server, loop=asyncio.get_running_loop(), **self._options)
         self._handlers[handler] = self._fronts.pop(front)
         return handler
 

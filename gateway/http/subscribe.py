@@ -177,7 +177,6 @@ class Subscribe:
                 status=200 if isinstance(error, (Overload, Unavailable)) else error.status,
                 code=error.code,
                 reason=error.message,
-                path=ask.path[:MAX_LOGGED],
                 origin=origin,
                 client=address,
                 times=count,
@@ -203,10 +202,12 @@ class Subscribe:
                 f"{len(names)} channels; limits.channels_per_stream is {self.channels_per_stream}",
                 code="too_many_channels",
             )
-        found = []
+        found: list[Match] = []
         for name in names:
             match = self.catalog.resolve(name)
             if match is None:
-                raise NotFound(f"there is no channel {name[:200]!r}", code="unknown_channel")
+                # Not its name: what leads nowhere may be anything, a token in the wrong place too.
+                which = f" (number {len(found) + 1} of {len(names)})" if len(names) > 1 else ""
+                raise NotFound(f"there is no such channel{which}", code="unknown_channel")
             found.append(match)
         return tuple(found)

@@ -289,7 +289,7 @@ def parsed_time(text: str) -> int:
         return parse_time(text)
     except ValueError:
         raise Rejected(
-            f"{text[:50]!r} is neither unix milliseconds nor an ISO 8601 time", code="bad_timestamp"
+            "the timestamp is neither unix milliseconds nor an ISO 8601 time", code="bad_timestamp"
         ) from None
 
 

@@ -57,7 +57,7 @@ def read(post: Post) -> Parsed:
         return Parsed(CLOUDEVENTS, [_binary(post)])
     suffix = post.content_type.removeprefix(BATCH).removeprefix(STRUCTURED)
     if suffix not in ("", "+json"):
-        raise limits.unknown_type(post.content_type, "write events as +json, or in binary mode")
+        raise limits.unknown_type("write events as +json, or in binary mode")
     return Parsed(CLOUDEVENTS, list(_structured(post)))
 
 

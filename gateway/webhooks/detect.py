@@ -33,20 +33,18 @@ def read(post: Post, format: FormatName = "auto") -> Parsed:
 def check(post: Post, format: FormatName) -> None:
     """Refuse REST Proxy v3's paths where the source takes another format only. Raises Rejected."""
     if post.path in ("records", "records:batch") and format not in ("auto", "rest-proxy"):
-        raise unknown_type(post.content_type, f"this source takes {format} only")
+        raise unknown_type(f"this source takes {format} only")
 
 
 def _rest_proxy(post: Post) -> Parsed:
     if not rest_proxy.is_spoken(post):
-        raise unknown_type(
-            post.content_type, "this source takes application/vnd.kafka.json.v2+json and its kind"
-        )
+        raise unknown_type("this source takes application/vnd.kafka.json.v2+json and its kind")
     return rest_proxy.read(post)
 
 
 def _cloudevents(post: Post) -> Parsed:
     if not cloudevents.is_spoken(post):
-        raise unknown_type(post.content_type, "this source takes CloudEvents")
+        raise unknown_type("this source takes CloudEvents")
     return cloudevents.read(post)
 
 

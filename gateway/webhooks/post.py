@@ -126,10 +126,10 @@ def too_many() -> PayloadTooLarge:
     return PayloadTooLarge(f"at most {MAX_RECORDS} records fit in one post")
 
 
-def unknown_type(content_type: str, hint: str) -> Rejected:
+def unknown_type(hint: str) -> Rejected:
     """Return the error of a media type that is not understood (415)."""
     return Rejected(
-        f"Content-Type {content_type!r} is not understood here; {hint}",
+        f"this Content-Type is not understood here; {hint}",
         code="unknown_content_type",
         status=415,
     )

@@ -85,7 +85,7 @@ def read(post: Post) -> Parsed:
     """Return the records of a v1 or v2 request. Raises Rejected or PayloadTooLarge."""
     media = _MEDIA.fullmatch(post.content_type)
     if media is None and post.content_type.startswith(_VENDOR):
-        raise unknown_type(post.content_type, "embedded formats are json, binary and text, without schemas")
+        raise unknown_type("embedded formats are json, binary and text, without schemas")
     # Without an embedded format it is base64: what v1's clients post.
     embedded = (media[1] or "binary") if media else "json"
     items = _items(post.body, "records")

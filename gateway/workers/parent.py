@@ -20,8 +20,9 @@ from gateway import __version__
 from gateway.backoff import Backoff
 from gateway.config.model import Config
 from gateway.errors import Unavailable
-from gateway.http.admin import Admin
+from gateway.http.admin import HEADERS, Admin
 from gateway.http.binding import reserve_port
+from gateway.http.guard import Guard
 from gateway.http.server import Listener
 from gateway.metrics import Family, Metrics
 from gateway.workers.merge import Totals, merged_status
@@ -54,10 +55,11 @@ class Parent:
         self.port = 0
         self.on_listening: Callable[[], None] | None = None
         self.admin = Listener(
-            Admin(self).app(),
+            Admin(self, Guard.of(config.server)).app(),
             config.server.admin,
             key="server.admin",
             request_seconds=config.timeouts.request,
+            headers=HEADERS,
         )
         self._count = workers
         self._workers: dict[int, Worker] = {}

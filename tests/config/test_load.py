@@ -121,6 +121,12 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
         ("server: {workers: auto}", "memory:// is one process's own; set broker.url"),
         ("server: {workers: 0}", "must be auto or a number from 1 to 64"),
         ("server: {workers: many}", "must be auto or a number from 1 to 64"),
+        ("server: {admin: '0.0.0.0:9090'}", "listen on 127.0.0.1, or set admin_token"),
+        ("server: {admin: '0.0.0.0:9090', admin_open: false}", "or admin_open: true where"),
+        ("server: {admin: 'localhost.example.com:9090'}", "would show metrics and status"),
+        ("server: {admin_token: short}", "at least 16 ASCII characters without spaces; make one with"),
+        ("server: {admin_token: 'sixteen characters'}", "at least 16 ASCII characters without spaces"),
+        ("server: {admin_token: ''}", "at least 16 ASCII characters without spaces"),
         ("cors: {origins: [example.com]}", "an origin needs a scheme"),
         ("auth: {jwt: {algorithms: [HS256], secret: short}}", "shorter than the 32 bytes"),
         ("auth: {jwt: {algorithms: [HS256, RS256], secret: x}}", "must be of one kind"),
@@ -352,3 +358,15 @@ def test_no_mistake_shows_a_secret(text: str) -> None:
 def test_extremes_are_mistakes_and_not_tracebacks(more: str, message: str) -> None:
     """Numbers beyond measure, NULs, references in references."""
     assert any(message in fault for fault in faults(GOOD + more))
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "admin: '127.0.0.2:9090'", "admin: '[::1]:9090'", "admin: 'localhost:9090'",
+        "admin: '0.0.0.0:9090', admin_open: true", "admin: '[::]:9090', admin_token: 0123456789abcdefg",
+    ],
+)  # fmt: skip
+def test_an_admin_port_that_strangers_cannot_use(server: str) -> None:
+    """Loopback, a token, or the word of who knows the network."""
+    loads(GOOD + f"server: {{{server}}}")

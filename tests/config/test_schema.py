@@ -23,7 +23,12 @@ def test_the_file_is_current() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
 def test_the_shipped_files_pass_both(file: Path) -> None:
     """An editor and `check` agree on every file that we ship."""
-    environ = {"REDIS_URL": "redis://127.0.0.1", "WEBHOOK_TOKEN": "t" * 20, "JWT_SECRET": "s" * 32}
+    environ = {
+        "REDIS_URL": "redis://127.0.0.1",
+        "WEBHOOK_TOKEN": "t" * 20,
+        "ADMIN_TOKEN": "t" * 20,
+        "JWT_SECRET": "s" * 32,
+    }
     load(file, environ=environ)
     jsonschema.validate(yaml.safe_load(file.read_text()), json_schema())
 

@@ -82,6 +82,21 @@ async def group(folder: Path, config: dict[str, Any]) -> AsyncIterator[Group]:
         await node.kill()
 
 
+async def test_the_token_is_the_parents(tmp_path: Path) -> None:
+    """It asks strangers for it, and its workers without it: they answer it alone, on files of their own."""
+    whole = config(tmp_path)
+    whole["server"]["admin_token"] = token = "t0ken-" * 4
+    async with group(tmp_path, whole) as gateway:
+        assert (await gateway.get("/status"))[0] == 401
+        assert await gateway.get("/readyz") == (200, {"ready": True})
+        headers = {"Authorization": f"Bearer {token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"http://127.0.0.1:{gateway.admin}/readyz") as answer,
+        ):
+            assert set((await answer.json())["workers"]) == {"0", "1"}
+
+
 @pytest.mark.parametrize("log", ["sqlite", "redis"])
 async def test_streams_are_spread_and_figures_added_up(tmp_path: Path, redis: RedisServer, log: str) -> None:
     """Each worker takes its share, every stream gets every event, and one scrape tells of all."""

@@ -116,7 +116,7 @@ def test_deep_nesting_is_refused_or_text_and_never_an_error() -> None:
 def test_a_key_that_is_given_twice_among_many_is_found_at_once() -> None:
     """Looking for each name among all would take hours for 16 MiB."""
     names = ",".join(f'"{number}":0' for number in range(300_000))
-    with pytest.raises(Rejected, match="'z' is given twice"):
+    with pytest.raises(Rejected, match="a key is given twice"):
         payloads(JSON, f'{{{names},"z":1,"z":2}}'.encode())
 
 

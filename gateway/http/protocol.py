@@ -1,0 +1,75 @@
+"""aiohttp's protocol, except that the answers which it gives by itself are ours.
+
+It answers what is no HTTP, and what fails outside of the middlewares, with text that quotes the request and a
+log line with a traceback for each. Strangers decide how often that is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_request import BaseRequest
+
+from gateway.http.responses import PLAIN, http_error, internal_error, json_error
+
+log = structlog.get_logger("gateway.http")
+
+MAX_URL = 8190
+"""Bytes of the longest URL."""
+
+MAX_HEADER = 8192
+"""Bytes of the longest header, its name included. Not `MAX_URL`: aiohttp's error tells only the limit."""
+
+
+class Protocol(web.RequestHandler):
+    """One connection. ``headers`` are those of every answer on its port."""
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, manager: web.Server, *, headers: Mapping[str, str], **options: Any) -> None:
+        super().__init__(manager, max_line_size=MAX_URL, max_field_size=MAX_HEADER, **options)
+        self._headers = {**headers, **PLAIN}
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the answer to what aiohttp could not read, or could not hand to a handler."""
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            raise ConnectionError("the client left, or would take this for the rest of an answer")
+        if isinstance(exc, HttpProcessingError):
+            response = _bad_http(exc)
+        else:
+            log.error("request_failed", exc_info=exc)
+            response = internal_error()
+        response.headers.update({**self._headers, hdrs.CONNECTION: "close"})
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer. An error that no middleware saw, such as that of an Expect header, becomes JSON."""
+        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            resp = http_error(resp)
+        return await super().finish_response(request, resp, start_time)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log a fault of ours; what a client sent wrongly, or did not end, is not one."""
+        error = kw.get("exc_info")
+        if not isinstance(error, (web.RequestPayloadError, HttpProcessingError, ConnectionError)):
+            log.error("connection_failed", exc_info=error)
+
+
+def _bad_http(error: HttpProcessingError) -> web.Response:
+    # RFC 9110 §15.5.15, RFC 6585 §5.
+    if isinstance(error, LineTooLong) and MAX_URL in error.args:
+        return json_error("bad_http", f"the URL is longer than {MAX_URL} bytes", 414)
+    if isinstance(error, LineTooLong):
+        return json_error("bad_http", f"a header is longer than {MAX_HEADER} bytes", 431)
+    return json_error("bad_http", "this is not HTTP/1.1 or HTTP/1.0 as this port speaks it", 400)

@@ -1,0 +1,166 @@
+"""What is no HTTP: an answer of ours on both ports, that quotes nothing, and no line in the log."""
+
+import asyncio
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from gateway import logs
+from gateway.http import responses
+from gateway.http.admin import HEADERS
+from gateway.http.protocol import MAX_HEADER, MAX_URL
+from gateway.status import Status
+from tests.support.gateway import Gateway, eventually, gateway_running
+
+HOST = b" HTTP/1.1\r\nHost: localhost\r\n"
+
+BAD = {
+    "no HTTP": (b"nonsense c4n4ry\r\n\r\n", 400, "bad_http"),
+    "TLS": (b"\x16\x03\x01\x02\x00c4n4ry\r\n\r\n", 400, "bad_http"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "bad_http"),
+    "version": (b"GET /c4n4ry HTTP/9.9\r\nHost: localhost\r\n\r\n", 400, "bad_http"),
+    "method": (b"C4N4RY /" + HOST + b"\r\n", 400, "bad_http"),
+    "NUL": (b"GET /events\0c4n4ry" + HOST + b"\r\n", 400, "bad_http"),
+    "URL": (b"GET http://[c4n4ry/" + HOST + b"\r\n", 400, "bad_http"),
+    "header": (b"GET /" + HOST + b"c4n4ry\r\n\r\n", 400, "bad_http"),
+    "folded": (b"GET /" + HOST + b" c4n4ry\r\n\r\n", 400, "bad_http"),
+    "many headers": (b"GET /" + HOST + b"X: c4n4ry\r\n" * 200 + b"\r\n", 400, "bad_http"),
+    "length": (b"POST /" + HOST + b"Content-Length: c4n4ry\r\n\r\n", 400, "bad_http"),
+    "two lengths": (b"POST /" + HOST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "bad_http"),
+    "chunk": (b"POST /" + HOST + b"Transfer-Encoding: chunked\r\n\r\nc4n4ry\r\n", 400, "bad_http"),
+    "long URL": (b"GET /" + b"c4n4ry" * 1500 + HOST + b"\r\n", 414, "bad_http"),
+    "long URL of a stream": (b"GET /events?" + b"c4n4ry" * 1500 + HOST + b"\r\n", 414, "bad_http"),
+    "long header": (b"GET /" + HOST + b"X: " + b"c4n4ry" * 1500 + b"\r\n\r\n", 431, "bad_http"),
+    "long name": (b"GET /" + HOST + b"c4n4ry" * 1500 + b": x\r\n\r\n", 431, "bad_http"),
+    "Expect": (b"GET /events/orders" + HOST + b"Connection: close\r\nExpect: c4n4ry\r\n\r\n", 417, "expectation_failed"),
+    "Expect, no route": (b"GET /c4n4ry" + HOST + b"Connection: close\r\nExpect: c4n4ry\r\n\r\n", 417, "expectation_failed"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What the log holds, at level debug."""
+    file = io.StringIO()
+    writer = logs.configure(level="debug", format="json", file=file)
+    yield file
+    writer.close()
+    structlog.reset_defaults()
+
+
+async def whole(port: int, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes, and return the answer once the connection has ended: status, headers, body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    return int(first.split()[1]), headers, body
+
+
+def port_of(gateway: Gateway, which: str) -> int:
+    return gateway.port if which == "public" else gateway.daemon.admin.port
+
+
+@pytest.mark.parametrize("which", ["public", "admin"])
+async def test_what_is_no_http_gets_an_answer_of_ours(log: io.StringIO, gateway: Gateway, which: str) -> None:
+    """aiohttp would quote the bytes back, tell its version, and log a traceback each."""
+    for name, (data, status, code) in BAD.items():
+        found, headers, body = await whole(port_of(gateway, which), data)
+        assert (found, json.loads(body)["error"]) == (status, code), name
+        assert headers["content-type"] == "application/json; charset=utf-8"
+        assert headers["connection"] == "close"
+        assert (headers["server"], headers["x-content-type-options"]) == ("sse-gateway", "nosniff")
+        assert b"c4n4ry" not in body.lower(), name
+        for header, value in HEADERS.items():
+            assert headers.get(header.lower()) == (value if which == "admin" else None)
+    assert log.getvalue() == ""
+
+
+async def test_a_second_request_that_is_no_http(log: io.StringIO, gateway: Gateway) -> None:
+    """What stands behind a good request is read by the same rules."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"GET /nothing" + HOST + b"\r\n")
+    async with asyncio.timeout(5):
+        await reader.readuntil(b"}\n")
+        writer.write(b"c4n4ry\r\n\r\n")
+        answer = await reader.read()
+    assert b'"error":"bad_http"' in answer
+    assert b"c4n4ry" not in answer
+    writer.close()
+
+
+async def test_a_body_that_breaks_the_rules_later() -> None:
+    """The deadline of the body ends it; nothing of it is quoted, and the log stays short."""
+    async with gateway_running({"timeouts": {"request": "300ms"}}) as gateway:
+        file = io.StringIO()
+        writer = logs.configure(level="debug", format="json", file=file)
+        for chunk in (b"c4n4ry\r\n", b"3\r\nabcc4n4ry\r\n"):
+            reader, sending = await asyncio.open_connection("127.0.0.1", gateway.port)
+            sending.write(
+                b"POST /hooks/hooks?topic=orders" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n"
+            )
+            await asyncio.sleep(0.01)  # so that it is another read
+            sending.write(chunk)
+            async with asyncio.timeout(5):
+                answers = await reader.read()
+            assert b'"error":"' in answers and b"c4n4ry" not in answers
+            sending.close()
+        writer.close()
+        assert "c4n4ry" not in file.getvalue() and "Traceback" not in file.getvalue()
+        assert "connection_failed" not in file.getvalue() and "request_failed" not in file.getvalue()
+
+
+async def test_a_fault_outside_of_the_middlewares_is_a_plain_500(
+    log: io.StringIO, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiohttp's own page would say which software failed; ours says no more than that it is in the log."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the router is broken")
+
+    monkeypatch.setattr(gateway.daemon.public._runner.app.router, "resolve", broken)
+    for accept in (b"", b"Accept: text/html\r\n"):
+        status, headers, body = await whole(gateway.port, b"GET /c4n4ry" + HOST + accept + b"\r\n")
+        assert (status, json.loads(body)["error"]) == (500, "internal")
+        assert (headers["connection"], headers["server"]) == ("close", "sse-gateway")
+        assert b"router" not in body
+
+
+async def test_a_fault_in_a_handler_is_a_plain_500(
+    log: io.StringIO, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No page of aiohttp's, whose words may change with its version."""
+
+    async def broken(_: Status) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Status, "report", broken)
+    status, _, body = await whole(
+        gateway.daemon.admin.port, b"GET /status?c4n4ry" + HOST + b"Connection: close\r\n\r\n"
+    )
+    assert (status, json.loads(body)["error"]) == (500, "internal")
+
+
+async def test_a_client_that_leaves_in_its_body_leaves_no_line(log: io.StringIO, gateway: Gateway) -> None:
+    """Broken connections are everyday: a traceback each would hide the ones that matter."""
+    head = HOST + b"Content-Length: 9\r\n\r\n1"
+    for request in (b"POST /hooks/hooks?topic=orders" + head, b"GET /nothing" + head):
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(request)
+        await writer.drain()
+        await eventually(lambda: gateway.daemon.public.requests == 1)
+        writer.transport.abort()
+        await eventually(lambda: gateway.daemon.public.requests == 0)
+    assert "Traceback" not in log.getvalue() and "failed" not in log.getvalue()
+
+
+def test_the_two_limits_differ() -> None:
+    """aiohttp's error tells the limit and not the part: equal ones could not tell 414 from 431."""
+    assert MAX_URL != MAX_HEADER
+    assert set(responses.PLAIN) == {"Server", "X-Content-Type-Options"}
