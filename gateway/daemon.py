@@ -102,7 +102,7 @@ class Daemon:
         self.authenticator = Authenticator(
             config.auth, config.channels.values(), self.broker.board, self.metrics, OWN_NAMES
         )
-        self.limits = Limits(config.server, limits, self.broker.board)
+        self.limits = Limits(config.server, limits, self.broker.board, self.metrics)
         self.streams = Streams(
             self.hub,
             self.replay,
@@ -154,7 +154,7 @@ class Daemon:
         )
         self.bodies = Bodies(limits.webhook_body, timeouts.request)
         receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
-        hooks = Hooks(self.webhooks, self.bodies, receipts)
+        hooks = Hooks(self.webhooks, self.bodies, receipts, self.limits.proxies)
         certificates = Certificates(config.server.tls, self.metrics) if config.server.tls else None
         self.metrics.gauge(
             "tls_certificate_expiry_timestamp_seconds",
@@ -172,6 +172,7 @@ class Daemon:
             tls=certificates,
             room=self._room,
             subscribe=subscribe,
+            limits=self.limits,
         )
         self.admin = Listener(
             Admin(self.status, Guard.of(config.server) if shared is None else None).app(),

@@ -35,10 +35,8 @@ class Ask(msgspec.Struct, frozen=True):
 
     @property
     def forwarded(self) -> str | None:
-        """The chain of addresses that proxies wrote, all headers together (RFC 9110 §5.3)."""
-        if _FORWARDED not in self.headers:
-            return None
-        return ",".join(self.headers.getall(_FORWARDED))
+        """The chain of addresses that proxies wrote."""
+        return forwarded(self.headers)
 
     @classmethod
     def of_request(cls, request: web.Request) -> "Ask":
@@ -76,6 +74,11 @@ class Ask(msgspec.Struct, frozen=True):
             transport,
             message.path,
         )
+
+
+def forwarded(headers: MultiMapping[str]) -> str | None:
+    """Return the chain of addresses that proxies wrote, all headers together (RFC 9110 §5.3)."""
+    return ",".join(headers.getall(_FORWARDED)) if _FORWARDED in headers else None
 
 
 def _names(own: str | None, query: MultiMapping[str]) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ from gateway.errors import BadRequest, PayloadTooLarge, Rejected, RequestTimeout
 TOGETHER = 8
 """How many of the largest bodies may be in memory at once."""
 
+OF_ONE = 2
+"""How many of them one address may have there."""
+
 SMALL = 64 * 1024
 """Bytes of a body that is read however many there are."""
 
@@ -26,6 +29,7 @@ class Bodies:
         self.largest = largest
         self.seconds = seconds
         self._held = 0
+        self._held_by: dict[str, int] = {}
         self._idle: set[asyncio.Timeout] = set()
         self._draining = asyncio.Event()
 
@@ -35,15 +39,15 @@ class Bodies:
             raise self.too_large()
 
     @asynccontextmanager
-    async def whole(self, request: web.Request) -> AsyncIterator[bytes]:
-        """Read a body; it counts as held in memory until the block ends.
+    async def whole(self, request: web.Request, whose: str | None) -> AsyncIterator[bytes]:
+        """Read a body; it counts as held in memory until the block ends, by an address (``whose``).
 
         Raises PayloadTooLarge, RequestTimeout, BadRequest, Rejected (415), or Unavailable where too many
         bodies are in memory already.
         """
         self.check_length(request)
         body = bytearray()
-        with self.holding() as hold:
+        with self.holding(whose) as hold:
             try:
                 await self._read(request, body, hold)
                 yield bytes(body)
@@ -101,7 +105,7 @@ class Bodies:
                 idle.reschedule(now)
 
     @contextmanager
-    def holding(self) -> Iterator[Callable[[int], None]]:
+    def holding(self, whose: str | None) -> Iterator[Callable[[int], None]]:
         """Count memory as held until the block ends; what is yielded is told how much it is by now.
 
         It raises Unavailable where too much is held already.
@@ -110,16 +114,28 @@ class Bodies:
 
         def hold(size: int) -> None:
             nonlocal held
-            self._held += size - held
+            self._add(whose, size - held)
             held = size
             # A small body always finds room: what others hold is no reason to refuse it.
-            if self._held > TOGETHER * self.largest and held > SMALL:
+            if self._is_full(whose) and held > SMALL:
                 raise Unavailable("too many webhook bodies are in memory just now", retry_after=2)
 
         try:
             yield hold
         finally:
-            self._held -= held
+            self._add(whose, -held)
+
+    def _add(self, whose: str | None, size: int) -> None:
+        self._held += size
+        if whose is not None:
+            self._held_by[whose] = self._held_by.get(whose, 0) + size
+            if not self._held_by[whose]:
+                del self._held_by[whose]
+
+    def _is_full(self, whose: str | None) -> bool:
+        """Tell whether all hold too much, or one does: strangers must not use up what senders need."""
+        of_one = 0 if whose is None else self._held_by.get(whose, 0)
+        return self._held > TOGETHER * self.largest or of_one > OF_ONE * self.largest
 
     def too_large(self) -> PayloadTooLarge:
         """Return the error of a body over the limit."""

@@ -23,6 +23,7 @@ from gateway.errors import GatewayError
 from gateway.http.ask import Ask
 from gateway.http.subscribe import Subscribe, Wanted
 from gateway.hub.replay import Start
+from gateway.limits.peers import Peer
 from gateway.stream.streams import Place
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Heads:
 class Front(asyncio.Protocol):
     """One connection until it is known what it wants."""
 
-    __slots__ = ("__weakref__", "_head", "_listener", "_subscribe", "_task", "transport")
+    __slots__ = ("__weakref__", "_head", "_listener", "_subscribe", "_task", "peer", "transport")
 
     transport: asyncio.Transport
 
@@ -84,6 +85,8 @@ class Front(asyncio.Protocol):
         self._subscribe = subscribe
         self._head = b""
         self._task: asyncio.Task[None] | None = None
+        self.peer: Peer | None = None
+        """Under which its listener counts it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from gateway.config.model import Server
 from gateway.config.units import is_ip
 from gateway.errors import Forbidden, GatewayError, Unauthorized
+from gateway.seldom import Seldom
 
 log = structlog.get_logger("gateway.http")
 
@@ -35,6 +36,7 @@ class Guard:
     host: str
     is_private: bool
     token: bytes | None = field(repr=False)
+    seldom: Seldom = field(default_factory=Seldom, repr=False)
 
     @classmethod
     def of(cls, server: Server) -> "Guard":
@@ -54,7 +56,9 @@ class Guard:
             self._check_page(request)
             self._check_token(request)
         except GatewayError as error:
-            log.info("admin_refused", code=error.code, client=request.remote)
+            times = self.seldom.tell((error.code, request.remote))
+            if times is not None:
+                log.info("admin_refused", code=error.code, client=request.remote, times=times)
             raise
         return await handler(request)
 

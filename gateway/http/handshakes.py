@@ -1,16 +1,13 @@
 """TLS handshakes that fail: counted, and never a line each; event loops tell them nowhere."""
 
 import ssl
-import time
 
 import structlog
 
 from gateway.metrics import Metrics
+from gateway.seldom import Seldom
 
 log = structlog.get_logger("gateway.http")
-
-TELL_SECONDS = 60.0
-"""How often one cause of a refused client certificate is told."""
 
 _HTTP = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
@@ -20,7 +17,7 @@ class Handshakes:
 
     def __init__(self, metrics: Metrics) -> None:
         self._failures = metrics.tls_handshake_failures
-        self._told: dict[int, float] = {}  # by OpenSSL's codes, of which there are a hundred
+        self._seldom = Seldom()
         handshakes = self
 
         class Observed(ssl.SSLObject):
@@ -39,9 +36,8 @@ class Handshakes:
         """Count a failure, and tell a refused certificate once a minute: its sender needs an answer."""
         if isinstance(error, ssl.SSLCertVerificationError):
             self._failures.labels("client_certificate").inc()
-            now = time.monotonic()
-            if now >= self._told.get(error.verify_code, 0.0):
-                self._told[error.verify_code] = now + TELL_SECONDS
-                log.warning("client_certificate_refused", error=error.verify_message)
+            times = self._seldom.tell(error.verify_code)
+            if times is not None:
+                log.warning("client_certificate_refused", error=error.verify_message, times=times)
         else:
             self._failures.labels("plain_http" if error.reason in _HTTP else "protocol").inc()

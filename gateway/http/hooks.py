@@ -7,9 +7,11 @@ import msgspec
 from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest, ExpectationFailed, GatewayError, NotFound
+from gateway.http.ask import forwarded
 from gateway.http.bodies import Bodies
 from gateway.http.receipts import Receipts
 from gateway.http.responses import asked_headers, error_response
+from gateway.limits.addresses import Proxies, unit
 from gateway.sources.webhook import WebhookSource
 from gateway.webhooks import rest_proxy
 from gateway.webhooks.client_certificate import Certificate
@@ -28,6 +30,7 @@ class Hooks:
     sources: Mapping[str, WebhookSource]
     bodies: Bodies
     receipts: Receipts
+    proxies: Proxies
 
     def post(self, path: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Return the handler of one of a source's paths.
@@ -42,8 +45,8 @@ class Hooks:
                 post = _post(request, path)
                 source.admit(post.headers, request.query.get("access_token"), _certificate(request))
                 if path == "records" and not source.needs_body:
-                    return await self.receipts.stream(request, source, post)
-                async with self.bodies.whole(request) as body:
+                    return await self.receipts.stream(request, source, post, self._whose(request))
+                async with self.bodies.whole(request, self._whose(request)) as body:
                     post = msgspec.structs.replace(post, body=body)
                     if path == "records":
                         return _response(await self.receipts.whole(source, post))
@@ -104,11 +107,19 @@ class Hooks:
             raise NotFound("there is no webhook source of this name", code="unknown_source")
         return self.sources[name]
 
+    def _client(self, request: web.Request) -> str | None:
+        return self.proxies.client(request.remote, forwarded(request.headers))
+
+    def _whose(self, request: web.Request) -> str | None:
+        """Return the address that a body counts for; a proxy's own counts for nobody."""
+        client = self._client(request)
+        return None if client is None or self.proxies.trusts(client) else unit(client)
+
     def _refusal(
         self, request: web.Request, source: WebhookSource | None, path: Path, error: GatewayError
     ) -> web.Response:
         if source is not None:
-            source.refused(error, request.remote)
+            source.refused(error, self._client(request))
         reply = rest_proxy.error_body(path, request.content_type, error)
         if reply is None:
             return error_response(error)

@@ -4,7 +4,7 @@ It answers what is no HTTP, and what fails outside of the middlewares, with text
 log line with a traceback for each. Strangers decide how often that is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_request import BaseRequest
 
 from gateway.http.responses import PLAIN, http_error, internal_error, json_error
+from gateway.limits.peers import Peer
 
 log = structlog.get_logger("gateway.http")
 
@@ -24,13 +25,29 @@ MAX_HEADER = 8192
 
 
 class Protocol(web.RequestHandler):
-    """One connection. ``headers`` are those of every answer on its port."""
+    """One connection. ``headers`` are those of every answer on its port; ``on_lost`` is told its ``peer``."""
 
-    __slots__ = ("_headers",)
+    __slots__ = ("_headers", "_on_lost", "_peer")
 
-    def __init__(self, manager: web.Server, *, headers: Mapping[str, str], **options: Any) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        headers: Mapping[str, str],
+        peer: Peer | None,
+        on_lost: Callable[[Peer | None], None],
+        **options: Any,
+    ) -> None:
         super().__init__(manager, max_line_size=MAX_URL, max_field_size=MAX_HEADER, **options)
         self._headers = {**headers, **PLAIN}
+        self._peer = peer
+        self._on_lost = on_lost
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let the connection go: it is gone, or a stream has it now."""
+        peer, self._peer = self._peer, None
+        self._on_lost(peer)
+        super().connection_lost(exc)
 
     def handle_error(
         self,

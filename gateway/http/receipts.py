@@ -48,13 +48,18 @@ class Receipts:
                 raise too_many()
             return Reply(200, _MEDIA, await self._taken(source, message, texts, 0, is_whole=True))
 
-    async def stream(self, request: web.Request, source: WebhookSource, post: Post) -> web.StreamResponse:
-        """Answer each record as it comes. Raises what is wrong with the request before its first record."""
+    async def stream(
+        self, request: web.Request, source: WebhookSource, post: Post, whose: str | None
+    ) -> web.StreamResponse:
+        """Answer each record as it comes; ``whose`` is the sender's address.
+
+        Raises what is wrong with the request before its first record.
+        """
         splitter = Splitter(self.bodies.largest)
         answer = _Answer(request, self.write_seconds)
         error: GatewayError | None = None
         try:
-            with self.bodies.holding() as hold:
+            with self.bodies.holding(whose) as hold:
                 async with aclosing(self.bodies.parts(request, self.idle_seconds)) as parts:
                     await self._take_all(parts, splitter, hold, source, source.told(post), answer)
         except GatewayError as caught:

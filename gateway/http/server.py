@@ -16,6 +16,8 @@ from gateway.http.front import LINGER, Front, Heads
 from gateway.http.protocol import Protocol
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
+from gateway.limits.limits import Limits
+from gateway.limits.peers import Peer
 
 BACKLOG = 4096
 """Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
@@ -56,6 +58,7 @@ class Listener:
         is_shared: bool = False,
         room: Callable[[], int] = lambda: _AT_ONCE,
         subscribe: Subscribe | None = None,
+        limits: Limits | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         # A request under way has its own deadline, the same.
@@ -67,6 +70,7 @@ class Listener:
             # aiohttp would inflate and read the rest of a body even after it was refused.
             "auto_decompress": False,
             "lingering_time": LINGER,
+            "on_lost": self._uncount,
         }
         self._address = address
         self._key = key
@@ -77,6 +81,7 @@ class Listener:
         self._room = room
         self._credit = 0
         self._subscribe = subscribe
+        self._limits = limits
         # In their TLS handshake. One that fails is told to nobody: the loop drops the last reference.
         self._greeted: WeakSet[Front] = WeakSet()
         self._fronts: dict[Front, float] = {}
@@ -141,13 +146,25 @@ class Listener:
         await self._runner.cleanup()
 
     def meets(self, front: Front) -> None:
-        """A connection is there; with TLS, after its handshake, which has a deadline of its own."""
+        """A connection is there; with TLS, after its handshake, which has a deadline of its own.
+
+        One too many of its address is ended.
+        """
         self._greeted.discard(front)
+        if self._limits is not None:
+            name = front.transport.get_extra_info("peername")
+            peer = self._limits.peers.of(name[0] if isinstance(name, tuple) else None)
+            if not self._limits.peers.connects(peer):
+                front.force_close()
+                self._limits.cut()
+                return
+            front.peer = peer
         self._fronts[front] = self._time() + self._request_seconds
 
     def leaves(self, front: Front) -> None:
         """A front protocol has no connection any more. Harmless when repeated."""
-        self._fronts.pop(front, None)
+        if self._fronts.pop(front, None) is not None:
+            self._uncount(front.peer)
 
     def answers(self, front: Front) -> None:
         """A front protocol has a whole request, and what it waits for has a deadline of its own."""
@@ -157,9 +174,13 @@ class Listener:
         """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""
         server = self._runner.server
         assert server is not None
-        handler = Protocol(server, loop=asyncio.get_running_loop(), **self._options)
+        handler = Protocol(server, loop=asyncio.get_running_loop(), peer=front.peer, **self._options)
         self._handlers[handler] = self._fronts.pop(front)
         return handler
+
+    def _uncount(self, peer: Peer | None) -> None:
+        if self._limits is not None:
+            self._limits.peers.disconnects(peer)
 
     def _accept(self) -> asyncio.Protocol:
         if self._tls is None:
@@ -185,6 +206,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for front in self._late(self._fronts, now):
+            self._uncount(front.peer)
             front.force_close()
         for handler in self._late(self._handlers, now):
             handler.force_close()

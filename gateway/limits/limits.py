@@ -9,8 +9,9 @@ from gateway.broker.board import Board
 from gateway.config import model
 from gateway.limits.addresses import Proxies
 from gateway.limits.hold import FREE, Hold
-from gateway.limits.peers import Peer, Peers
+from gateway.limits.peers import AddressFull, Peer, Peers
 from gateway.limits.users import Users, user_name
+from gateway.metrics import Metrics
 
 MAX_CLIENT = 128
 """Longest ``client=``, in characters."""
@@ -19,7 +20,8 @@ MAX_CLIENT = 128
 class Limits:
     """What ``limits`` and ``server.trusted_proxies`` say of clients."""
 
-    def __init__(self, server: model.Server, limits: model.Limits, board: Board) -> None:
+    def __init__(self, server: model.Server, limits: model.Limits, board: Board, metrics: Metrics) -> None:
+        self._metrics = metrics
         self.proxies = Proxies(server.trusted_proxies)
         self.peers = Peers(
             limits.connections_per_address, limits.connect_rate_per_address, self.proxies.trusts
@@ -29,6 +31,10 @@ class Limits:
         """The stream of each client that said who it is."""
         self.on_replaced: Callable[[Hold], None] = lambda hold: None
         """Called when a client's stream opened, for other nodes to end an older one."""
+
+    def cut(self) -> None:
+        """Count a connection that was cut: its address has far more than it may."""
+        self._metrics.refused.labels(AddressFull.code).inc()
 
     def hold(self, peer: Peer | None, grant: Grant, client: str | None) -> Hold:
         """Return what a new stream has of the limits. Raises AddressFull or UserFull."""

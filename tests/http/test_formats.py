@@ -410,3 +410,34 @@ async def test_bodies_in_memory_are_bounded_all_together(gateway: Gateway) -> No
         assert all("Retry-After" in answer.headers for answer in answers if answer.status == 503)
     assert bodies._held == 0
     await gateway.post("orders", "1")
+
+
+async def test_one_address_cannot_use_up_what_others_need() -> None:
+    """A signature is known only at a body's end, so strangers can send large ones: two per address are held."""
+    config = {
+        "limits": {"webhook_body": "1MiB"},
+        "sources": {"signed": {"type": "webhook", "verify": {"github": ["s" * 16]}, "topic": "orders"}},
+    }
+    async with gateway_running(config) as gateway:
+        bodies, strangers = gateway.daemon.bodies, []
+        head = (
+            "POST /hooks/signed HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\nContent-Length: 1048576\r\n"
+            f"X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n"
+        )
+        for _ in range(4):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            writer.write(head.encode() + b"x" * 700_000)
+            strangers.append((reader, writer))
+        async with asyncio.timeout(5):
+            refused = [(await reader.read(100)).split()[1] for reader, _ in strangers[2:]]
+        assert refused == [b"503", b"503"]
+        assert bodies._held_by.keys() == {"192.0.2.1"}
+        for address, status in (("192.0.2.1", 503), ("192.0.2.2", 401)):
+            code, _, _ = await post(
+                gateway, "/hooks/signed", b"x" * 700_000,
+                **{"X-Hub-Signature-256": f"sha256={'0' * 64}", "X-Forwarded-For": address},
+            )  # fmt: skip
+            assert code == status
+        for _, writer in strangers:
+            writer.transport.abort()
+        await eventually(lambda: bodies._held == 0 and not bodies._held_by)

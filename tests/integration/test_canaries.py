@@ -5,6 +5,7 @@ import base64
 import json
 import re
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -88,9 +89,13 @@ def config(redis: int, closed: int, **over: Any) -> dict[str, Any]:
         whole = merged(whole, fragment)
     sources = whole["sources"]
     routes = [{"source": name, "topic": "orders"} for name in sources]
+    whole["auth"] |= {
+        "cookie": "sid", "query": "jwt", "tickets": {}, "forward": {"url": "http://CLOSED/check", "cache": "1s"},
+    }  # fmt: skip
     whole["channels"] = {
         "orders": {"from": routes, "access": "public"},
         "private": {"from": [{"source": "bearer", "topic": "private"}], "access": "token"},
+        "room": {"from": [{"source": "bearer", "topic": "room"}], "access": "forward"},
         "enveloped": {
             "from": [{"source": "bearer", "topic": "enveloped"}], "access": "public", "payload": "envelope",
         },
@@ -247,6 +252,20 @@ async def subscribe(seen: Seen) -> None:
         await seen.ask("/events/private", "OPTIONS", **{**asked, name: C})
 
 
+async def sign_in(seen: Seen) -> None:
+    good = jwt.encode({**GOOD, "exp": int(time.time()) + 600}, canary("jwt"))
+    for token in (good, *tokens()):
+        status = 200 if token is good else 401
+        assert await seen.ask("/events/private", Cookie=f"a=b; sid={token}") == status
+        assert await seen.ask(f"/events/private?jwt={token}") in (status, 400)
+        bought = await seen.ask("/tickets?channel=private", "POST", Authorization=f"Bearer {token}")
+        assert bought == (201 if token is good else 401)
+        for name in ("ticket", "x"):
+            await seen.ask(f"/events/room?{name}={token}", Authorization=f"Basic {token}", Cookie=token)
+    right = {"Authorization": f"Bearer {canary('admin')}"}
+    assert await seen.ask(f"/streams?subject={C}", "DELETE", port="admin", **right) == 202
+
+
 async def publish(seen: Seen) -> None:
     right = {"Authorization": f"Bearer {canary('bearer')}"}
     for body in BODIES:
@@ -314,6 +333,7 @@ async def test_no_canary_is_ever_seen(tmp_path: Path, workers: int, format: str)
     needles = re.compile("|".join(map(re.escape, {MARK, BASIC, *parts})), re.IGNORECASE)
     async with running(tmp_path, workers, format) as seen:
         await asyncio.gather(subscribe(seen), strange(seen, "public"), strange(seen, "admin"))
+        await sign_in(seen)
         await publish(seen)  # only now: a stream may well show what was published
         await admin(seen)
         for line in seen.command_lines():
@@ -322,7 +342,8 @@ async def test_no_canary_is_ever_seen(tmp_path: Path, workers: int, format: str)
         assert await seen.process.wait() == 0
         files = list(seen.files())
     log = dict(files)["stderr"]
-    for event in ("source_down", "stream_refused", "rejected", "admin_refused", "stream_opened"):
+    for event in ("source_down", "stream_refused", "rejected", "admin_refused", "stream_opened",
+                  "forward_auth_down", "streams_revoked"):  # fmt: skip
         assert event in log, "nothing was looked at"
     found = {
         f"{where}\n=> {text[max(0, match.start() - 200) : match.end() + 40]}"

@@ -1,9 +1,12 @@
 """Limits of one address: of streams, and of how fast it opens them."""
 
+import asyncio
+
 import pytest
 
 from gateway.limits import peers
 from gateway.limits.peers import AddressFull, Peers
+from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 
 
@@ -98,3 +101,32 @@ def test_far_too_many_connections_are_not_even_taken() -> None:
     with pytest.raises(AddressFull):
         known.enter(peer)
     known.enter(peer, replaces=True)
+
+
+async def test_connections_that_ask_for_nothing_count_too() -> None:
+    """One address must not hold all descriptors; a stream that it has goes on, and others are let in."""
+    config = {
+        "limits": {"connections_per_address": 2},
+        "server": {"trusted_proxies": ["192.0.2.9"]},
+        "timeouts": {"request": "30s"},
+    }
+    async with gateway_running(config) as gateway:
+        stream = await gateway.subscribe("/events/orders")
+        silent = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(2 + peers.SLACK)]
+        reader, _ = silent[-1]
+        assert await reader.read() == b""  # cut at once
+        assert await gateway.metric('refused_total{reason="address_limit"}') == 1
+        other = await Stream.open(gateway.port, "/events/orders", source="127.0.0.9")
+        gateway.streams.append(other)
+        assert (await other.next()).type == "stream.open"
+        for _, writer in silent:
+            writer.transport.abort()
+        await eventually(lambda: gateway.daemon.public.requests == 0)
+        await gateway.post("orders", "1")
+        assert (await stream.next()).type == "message"
+        # Every way out gives the count back: idle keep-alive, a stream, a request that never came.
+        await gateway.session.close()
+        stream.close()
+        other.close()
+        known = gateway.daemon.limits.peers._peers
+        await eventually(lambda: all(peer.connections == peer.streams == 0 for peer in known.values()))

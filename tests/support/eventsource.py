@@ -99,9 +99,11 @@ class Stream:
         *,
         version: str = "1.1",
         ssl: Any = None,
+        source: str | None = None,
     ) -> "Stream":
-        """Ask for a path and read the answer's head."""
-        stream = cls(*await asyncio.open_connection("127.0.0.1", port, ssl=ssl))
+        """Ask for a path, from an address of this machine, and read the answer's head."""
+        own = None if source is None else (source, 0)
+        stream = cls(*await asyncio.open_connection("127.0.0.1", port, ssl=ssl, local_addr=own))
         lines = [f"GET {path} HTTP/{version}", "Host: gateway"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         stream.writer.write("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape"))
