@@ -129,3 +129,34 @@ async def test_a_preflight_of_garbage_is_refused(header: str) -> None:
         writer.write(request.encode(errors="surrogateescape"))
         assert b" 403 " in await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
+
+
+async def test_refusals_do_not_fill_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """One line a minute for each page and address; it names the rule to change, and its number comes later."""
+    evil = "https://evil.example"
+    async with gateway_running({**CORS, "log": {"level": "info"}}) as gateway:
+        for _ in range(20):
+            assert (await gateway.open("/events/orders", {"Origin": evil})).status == 403
+            assert (await gateway.open("/events/nothing", {"X-Forwarded-For": "192.0.2.7"})).status == 404
+            assert (await gateway.open("/events/private")).status == 401
+        await gateway.open("/events/stock", {"Origin": APP})
+    # The test's own log is structlog's default: readable lines.
+    lines = [line for line in "".join(capfd.readouterr()).splitlines() if "stream_refused" in line]
+    assert len(lines) == 4, lines
+    assert [line for line in lines if evil in line and "allow it in cors.origins" in line]
+    assert [line for line in lines if APP in line and 'channels."stock".cors.origins' in line]
+    assert [line for line in lines if "192.0.2.7" in line and "unknown_channel" in line]
+
+
+async def test_two_origins_are_no_origin() -> None:
+    """A header that was smuggled in beside the browser's own must not decide."""
+    async with gateway_running(CORS) as gateway:
+        for first, second in ((APP, "https://evil.example"), ("https://evil.example", APP), (APP, APP)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            head = f"GET /events/orders HTTP/1.1\r\nHost: x\r\nOrigin: {first}\r\nOrigin: {second}\r\n\r\n"
+            writer.write(head.encode())
+            async with asyncio.timeout(5):
+                answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+            assert answer.split()[1] in ("400", "403"), answer
+            assert "Access-Control-Allow-Origin" not in answer
+            writer.transport.abort()
