@@ -176,7 +176,8 @@ class Subscribe:
         self.metrics.refused.labels(error.code).inc()
         address = self.limits.behind(ask.caller, ask.forwarded).address
         origin = ask.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None
-        whose = origin if error.code == "origin_refused" else address and unit(address)
+        is_of_page = error.code in ("origin_refused", "cors_refused")
+        whose = origin if is_of_page else address and unit(address)
         count = self.seldom.tell((error.code, whose))
         if count is not None:
             log.info(

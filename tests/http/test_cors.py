@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.gateway import gateway_running
 
@@ -74,31 +75,57 @@ async def test_a_refusal_names_the_rule_that_would_allow_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "method", "headers", "status"),
+    ("origin", "method", "headers", "refused"),
     [
-        (APP, "GET", "authorization, last-event-id", 200),
-        (APP, "GET", "", 200),
-        (APP, "GET", "x-strange", 403),
-        (APP, "DELETE", "", 403),
-        ("https://evil.example", "GET", "", 403),
+        (APP, "GET", "authorization, last-event-id", None),
+        (APP, "GET", "", None),
+        (APP, "GET", "x-strange", "cors_refused"),
+        (APP, "DELETE", "", "cors_refused"),
+        ("https://evil.example", "GET", "", "origin_refused"),
     ],
 )
-async def test_preflights_need_no_token(origin: str, method: str, headers: str, status: int) -> None:
+async def test_preflights_need_no_token(origin: str, method: str, headers: str, refused: str | None) -> None:
     """Answered before auth, by the library, with our policy."""
     async with gateway_running(CORS) as gateway:
         asked = {"Origin": origin, "Access-Control-Request-Method": method}
         if headers:
             asked["Access-Control-Request-Headers"] = headers
         async with gateway.session.options(f"{gateway.url}/events/private", headers=asked) as answer:
-            assert answer.status == status
+            assert answer.status == (403 if refused else 200)
             assert answer.headers["Vary"] == "Origin"
-            if status == 200:
+            if refused is None:
                 assert allowed(answer.headers) == origin
                 assert answer.headers["Access-Control-Max-Age"] == "3600"
                 assert answer.headers["Access-Control-Allow-Credentials"] == "true"
             else:
                 assert allowed(answer.headers) is None
-                assert (await answer.json())["error"] == "cors_refused"
+                assert (await answer.json())["error"] == refused
+
+
+@pytest.mark.parametrize(
+    ("origin", "method", "headers", "words"),
+    [
+        ("https://evil.example", "GET", "authorization", "allow it in cors.origins"),
+        (APP, "GET", "x-strange", "'x-strange'; allow them in cors.allow_headers"),
+        (APP, "DELETE", "", "may not use 'DELETE'"),
+    ],
+)
+async def test_a_refused_preflight_is_told_once(origin: str, method: str, headers: str, words: str) -> None:
+    """The browser sends no request after it, so the log would never name the rule to change."""
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": headers,
+    }
+    async with gateway_running(CORS) as gateway:
+        with capture_logs() as lines:
+            for _ in range(3):
+                async with gateway.session.options(f"{gateway.url}/events/private", headers=asked) as answer:
+                    told = await answer.json()
+        (line,) = [line for line in lines if line["event"] == "stream_refused"]
+        assert words in line["reason"]
+        assert (line["reason"], line["code"], line["origin"]) == (told["message"], told["error"], origin)
+        assert await gateway.metric(f'refused_total{{reason="{told["error"]}"}}') == 3
 
 
 async def test_nobody_may_read_by_default() -> None:
