@@ -216,6 +216,7 @@ async def test_keys_and_decisions_behind_a_bad_certificate_are_not_taken(
             assert seen == {fault: "auth_unavailable" if fault else "open" for fault in urls}
             room = await Stream.open(node.port, "/events/room")
             assert (await room.next()).json["reason"] == "auth_unavailable"
+            await eventually(lambda: "forward_auth_down" in node.log.read_text())
             lines = node.log.read_text().splitlines()
             for fault, words in FAULTS.items():
                 assert any("jwks_down" in line and words in line for line in lines), fault
