@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+import msgspec
 import structlog
 from aiohttp import hdrs, web
 
@@ -43,7 +43,7 @@ MAX_LOGGED = 200
 """Characters of a client's own words that a log line holds."""
 
 
-class Wanted(NamedTuple):
+class Wanted(msgspec.Struct, frozen=True):
     """What a request asks for, and who asks, as far as nobody else has to be asked about that."""
 
     matches: tuple[Match, ...]

@@ -4,7 +4,8 @@ import hashlib
 import secrets
 from asyncio import BaseTransport
 from collections.abc import Callable
-from typing import NamedTuple
+
+import msgspec
 
 from gateway.auth.grant import NOBODY, Grant
 from gateway.broker.board import Board
@@ -19,7 +20,7 @@ MAX_CLIENT = 128
 """Longest ``client=``, in characters."""
 
 
-class Caller(NamedTuple):
+class Caller(msgspec.Struct, frozen=True):
     """Who is at the other end of a connection."""
 
     address: str | None
@@ -54,7 +55,9 @@ class Limits:
 
     def behind(self, caller: Caller, forwarded: str | None) -> Caller:
         """Return whose request it is: the caller's own, or of somebody behind it if it is a trusted proxy."""
-        address = caller.address if forwarded is None else self.proxies.client(caller.address, forwarded)
+        if forwarded is None:
+            return caller
+        address = self.proxies.client(caller.address, forwarded)
         return caller if address == caller.address else Caller(address, self.peers.of(address))
 
     def cut(self) -> None:
@@ -70,7 +73,7 @@ class Limits:
         if grant.subject is not None and self.users.limit is not None:
             user = user_name(grant.subject, grant.issuer)
         member = named or ("" if user is None else secrets.token_hex(8))
-        hold = Hold(self, peer, grant, user, member, named)
+        hold = Hold(peer, grant, user, member, named, self)
         self.peers.enter(peer, replaces=self._replaced_peer(named) is peer)
         if user is not None:
             try:

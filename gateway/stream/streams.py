@@ -115,10 +115,8 @@ class Streams:
         # A client is never refused because of the stream that it has lost and this one replaces.
         if len(self.open) + self._reserved >= self._limit + hold.replaces:
             raise Full(f"limits.connections ({self._limit}) is reached")
-        if self._rate is not None:
-            if self._rate.wait():
-                raise TooManyAtOnce("limits.connect_rate is reached")
-            self._rate.take(1)
+        if self._rate is not None and not self._rate.try_take():
+            raise TooManyAtOnce("limits.connect_rate is reached")
         return Place(self, subscription, hold, heartbeat_events)
 
     def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
