@@ -106,6 +106,12 @@ class Overload(GatewayError):
     code = "overloaded"
 
 
+class Draining(Overload):
+    """The node is shutting down."""
+
+    code = "draining"
+
+
 class TooManyRequests(GatewayError):
     """Over a rate: answered 429 with ``Retry-After: retry_after`` (seconds)."""
 

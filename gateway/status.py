@@ -74,6 +74,10 @@ class Status:
         reasons += self.freshness.failing()
         return not reasons, {"not_ready": reasons, **parts}
 
+    def knows(self, channel: str) -> bool:
+        """Tell whether a name is a channel's, or that of a template."""
+        return self.catalog.knows(channel)
+
     async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node. Raises Unavailable."""
         return {"told": str(await self.ending.end(subject, channel))}

@@ -6,17 +6,19 @@ that was never seen, a ticket that another node gave, an endpoint without a fres
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import aiohttp
 
-from gateway.auth.credentials import Credential, bearer, find
+from gateway.auth.credentials import bearer, find
 from gateway.auth.forward import ForwardAuth, Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.jwks import Jwks
 from gateway.auth.keys import read_pem
+from gateway.auth.revocations import Revocation, Revocations
 from gateway.auth.rules import CHANNELS, authorize, needs
 from gateway.auth.tickets import Ticket, Tickets
-from gateway.auth.tokens import Issuer, Tokens
+from gateway.auth.tokens import Issuer, Tokens, invalid
 from gateway.broker.board import Board
 from gateway.config.auth import Auth, Jwt
 from gateway.config.catalog import Match
@@ -45,6 +47,7 @@ class Authenticator:
         self._auth = auth or Auth.model_validate({})
         self._metrics = metrics
         self._session: aiohttp.ClientSession | None = None
+        self.revocations = Revocations()
         self.rings: list[Jwks] = []
         self._tasks: list[asyncio.Task[None]] = []
         kept = {CHANNELS}
@@ -53,8 +56,12 @@ class Authenticator:
                 kept.update(channel.access.claims)
         self._tokens = Tokens([self._issuer(jwt) for jwt in self._auth.jwt or ()], kept)
         tickets, forward = self._auth.tickets, self._auth.forward
-        self._tickets = None if tickets is None else Tickets(board, tickets.lifetime)
-        self._forward = None if forward is None else ForwardAuth(forward, self._client, metrics, ignored)
+        self._tickets = None if tickets is None else Tickets(board, tickets.lifetime, self.revocations)
+        self._forward = (
+            None
+            if forward is None
+            else ForwardAuth(forward, self._client, metrics, self.revocations, ignored)
+        )
 
     async def start(self) -> None:
         """Fetch the issuers' keys, and keep them fresh."""
@@ -83,64 +90,70 @@ class Authenticator:
 
         Raises Unauthorized or Forbidden.
         """
-        wanted = needs(matches)
-        if not any(wanted):
-            return NOBODY
-        credential = find(question.headers, question.query, self._auth)
-        if credential is not None and credential.kind == "ticket":
-            return self._tickets.at_once(credential.text) if self._tickets is not None else NOBODY
-        grant: Grant | None = NOBODY
-        if wanted.token:
-            grant = self._tokens.at_once(_required(credential, matches))
-        if grant is None or not wanted.forward or self._forward is None:
+        plan = self._plan(question, matches)
+        if plan.ticket is not None and self._tickets is not None:
+            return self._tickets.at_once(plan.ticket)
+        grant = NOBODY if plan.token is None else self._tokens.at_once(plan.token)
+        if grant is None or plan.forward is None or self._forward is None:
             return grant
-        forwarded = self._forward.at_once(_narrowed(question, matches))
+        forwarded = self._forward.at_once(plan.forward)
         return None if forwarded is None else grant.joined(forwarded)
 
     async def look(self, question: Question, matches: Sequence[Match]) -> Grant:
         """Return what the request may. Raises Unauthorized, Forbidden, Unavailable. Cancelling is safe."""
-        wanted = needs(matches)
-        if not any(wanted):
-            return NOBODY
-        credential = find(question.headers, question.query, self._auth)
-        if credential is not None and credential.kind == "ticket" and self._tickets is not None:
-            return await self._tickets.look(credential.text)
-        grant = NOBODY
-        if wanted.token:
-            grant = await self._token(_required(credential, matches))
-        return await self._with_forward(grant, question, matches)
+        plan = self._plan(question, matches)
+        if plan.ticket is not None and self._tickets is not None:
+            return await self._tickets.look(plan.ticket)
+        return await self._asked(plan)
 
     async def ticket(self, question: Question, matches: Sequence[Match]) -> Ticket:
-        """Give a ticket for channels that the request's token opens. Raises like `look`."""
+        """Give a ticket for channels that the request's token opens.
+
+        Raises like `look`, and TooManyRequests.
+        """
         assert self._tickets is not None, "there is no route to here without tickets"
         token = bearer(question.headers)
         if token is None:
             raise Unauthorized("a ticket is given for a token: Authorization: Bearer …", code="missing_token")
-        grant = await self._with_forward(await self._token(token), question, matches)
+        since = self.revocations.number
+        grant = await self._asked(_Plan(None, token, _narrowed(question, matches)))
         authorize(matches, grant)
-        return await self._tickets.give(grant, (match.name for match in matches))
+        ticket = await self._tickets.give(grant, [match.name for match in matches], question.whose)
+        if self.revocations.hit(since, grant, ()):
+            raise invalid("the token's subject was thrown out just now")
+        return ticket
 
     async def end(self, subject: str) -> None:
-        """End what a subject has beside its streams. Raises Unavailable. Other nodes must be told."""
+        """End a subject's tickets on all nodes. Raises Unavailable. All nodes must be told to `forget`."""
         if self._tickets is not None:
             await self._tickets.end(subject)
-        self.forget(subject)
 
-    def forget(self, subject: str) -> None:
-        """Ask again whoever decided about a subject."""
+    def forget(self, revocation: Revocation) -> None:
+        """Remember nothing that was decided before."""
+        self.revocations.add(revocation)
         if self._tickets is not None:
-            self._tickets.forget(subject)
+            self._tickets.forget()
         if self._forward is not None:
-            self._forward.forget(subject)
+            self._forward.forget()
 
-    async def _token(self, token: str) -> Grant:
-        return self._tokens.at_once(token) or await self._tokens.look(token)
+    def _plan(self, question: Question, matches: Sequence[Match]) -> "_Plan":
+        """Return what must be looked at. Raises Unauthorized where a token is missing."""
+        wanted = needs(matches)
+        credential = find(question.headers, question.query, self._auth)
+        if credential is not None and credential.kind == "ticket":
+            return _Plan(credential.text, None, None)
+        if wanted.token and credential is None:
+            authorize(matches, NOBODY)  # says which channel
+        token = credential.text if wanted.token and credential is not None else None
+        return _Plan(None, token, _narrowed(question, matches) if wanted.forward else None)
 
-    async def _with_forward(self, grant: Grant, question: Question, matches: Sequence[Match]) -> Grant:
-        if self._forward is None or not needs(matches).forward:
+    async def _asked(self, plan: "_Plan") -> Grant:
+        grant = NOBODY
+        if plan.token is not None:
+            grant = self._tokens.at_once(plan.token) or await self._tokens.look(plan.token)
+        if plan.forward is None or self._forward is None or not plan.forward.channels:
             return grant
-        narrowed = _narrowed(question, matches)
-        return grant.joined(self._forward.at_once(narrowed) or await self._forward.look(narrowed))
+        return grant.joined(self._forward.at_once(plan.forward) or await self._forward.look(plan.forward))
 
     def _issuer(self, jwt: Jwt) -> Issuer:
         if jwt.secret is not None:
@@ -162,11 +175,12 @@ class Authenticator:
         return self._session
 
 
-def _required(credential: Credential | None, matches: Iterable[Match]) -> str:
-    if credential is None:
-        name = next(m.name for m in matches if m.declared.spec.access not in ("public", "forward"))
-        raise Unauthorized(f"the channel {name!r} needs a token", code="missing_token")
-    return credential.text
+class _Plan(NamedTuple):
+    """What a request's grant comes from: a ticket alone; else a token, the endpoint, or both."""
+
+    ticket: str | None
+    token: str | None
+    forward: Question | None
 
 
 def _narrowed(question: Question, matches: Iterable[Match]) -> Question:

@@ -37,7 +37,7 @@ def find(headers: Mapping[str, str], query: Mapping[str, str], auth: Auth) -> Cr
 def bearer(headers: Mapping[str, str]) -> str | None:
     """Return the token of an ``Authorization: Bearer`` header (RFC 6750 §2.1)."""
     scheme, _, text = headers.get("Authorization", "").partition(" ")
-    return text.strip() if scheme.lower() == "bearer" else None
+    return (text.strip() or None) if scheme.lower() == "bearer" else None
 
 
 def _cookie(header: str | None, name: str) -> str | None:

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
+from urllib.parse import unquote_plus
 
 import aiohttp
 import msgspec
@@ -20,9 +21,11 @@ from yarl import URL
 
 from gateway.auth.fetch import FetchError, read, told
 from gateway.auth.grant import Grant
+from gateway.auth.revocations import Revocations
 from gateway.auth.rules import lists
+from gateway.auth.turns import Turns
 from gateway.config.auth import Forward
-from gateway.errors import Forbidden, GatewayError, Unauthorized, Unavailable
+from gateway.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
 from gateway.metrics import Metrics
 from gateway.seldom import Seldom
 
@@ -33,6 +36,12 @@ REMEMBERED = 20_000
 
 REFUSED_SECONDS = 2.0
 """How long a refusal holds at the most: somebody may be logging in just now."""
+
+MAX_URI = 4096
+"""Longest path and query that are passed on, in characters: servers refuse headers of twice that."""
+
+PASSING = (408, 425, 429)
+"""Statuses of 4xx that say nothing about who asks."""
 
 WAITING = 1000
 """Questions that may wait for their turn before more are an outage."""
@@ -48,6 +57,9 @@ class Question(NamedTuple):
     """Path and query as the client sent them."""
     address: str | None
     """Of the client."""
+    whose: str | None
+    """Under which it is counted; None: not at all."""
+    method: str = "GET"
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -76,15 +88,17 @@ class ForwardAuth:
         config: Forward,
         session: Callable[[], aiohttp.ClientSession],
         metrics: Metrics,
+        revocations: Revocations,
         ignored: Iterable[str] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
-        self._ignored = tuple(ignored)
+        self._revocations = revocations
+        self._ignored = frozenset(ignored)
         self._session = session
         self._metrics = metrics
         self._now = now
-        self._turn = asyncio.Semaphore(config.connections)
+        self._turns = Turns(config.connections, config.timeout, WAITING)
         self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[_Answer]] = {}
         self._seldom = Seldom()
@@ -99,37 +113,44 @@ class ForwardAuth:
         key = self._key(question)
         task = self._asking.get(key)
         if task is None:
-            if len(self._asking) >= WAITING:
-                return self._outage(question, f"{WAITING} questions wait for an answer already")
+            since = self._revocations.number
             task = self._asking[key] = asyncio.create_task(self._ask(question), name="forward auth")
-            task.add_done_callback(lambda done: self._asked(key, done))
+            task.add_done_callback(lambda done: self._asked(key, done, since))
         try:
             answer = await asyncio.shield(task)
         except FetchError as error:
             return self._outage(question, str(error))
         return _settled(answer)
 
-    def _asked(self, key: bytes, task: "asyncio.Task[_Answer]") -> None:
-        del self._asking[key]
-        # Here, as whoever asked may have left by now.
+    def _asked(self, key: bytes, task: "asyncio.Task[_Answer]", since: int) -> None:
+        if self._asking.get(key) is task:
+            del self._asking[key]
+        # Here, as whoever asked may have left; and not what was decided before somebody was thrown out.
         if task.cancelled() or task.exception() is not None or self._config.cache is None:
+            return
+        if since != self._revocations.number:
             return
         self._answers[key] = task.result()
         if len(self._answers) > REMEMBERED:
             self._answers.popitem(last=False)
 
-    def forget(self, subject: str) -> None:
-        """Ask again about a subject."""
-        gone = [key for key, each in self._answers.items() if each.grant and each.grant.subject == subject]
-        for key in gone:
-            del self._answers[key]
+    def forget(self) -> None:
+        """Ask again about everybody: an answer need not say about whom it is."""
+        self._answers.clear()
+        self._asking.clear()
 
     async def _ask(self, question: Question) -> _Answer:
-        """Return the endpoint's answer. Raises FetchError where that is neither yes nor no."""
+        """Return the endpoint's answer.
+
+        Raises FetchError where that is neither yes nor no, Unavailable where it gets no turn to ask.
+        """
+        async with self._turns.turn(question.whose):
+            return await self._exchange(question)
+
+    async def _exchange(self, question: Question) -> _Answer:
         try:
             async with (
                 asyncio.timeout(self._config.timeout),
-                self._turn,
                 self._session().get(
                     URL(self._config.url).extend_query([("channel", name) for name in question.channels]),
                     headers=self._headers(question),
@@ -145,9 +166,11 @@ class ForwardAuth:
 
     def _read(self, question: Question, status: int, body: bytes) -> _Answer:
         now, cache = self._now(), self._config.cache or 0.0
-        if status in (401, 403):
-            self._metrics.forward_requests.labels("refused").inc()
-            return _Answer(now + min(cache, REFUSED_SECONDS), None, status)
+        if 400 <= status < 500 and status not in PASSING:
+            # A client can make most of them happen, so none may count as an outage that lets it in.
+            if status not in (401, 403) and self._seldom.tell(status) is not None:
+                log.warning("forward_auth_refused", url=self._config.url, status=status)
+            return self._refused(now + min(cache, REFUSED_SECONDS), status)
         if not 200 <= status < 300:
             raise FetchError(f"answered {status}")
         said = _said(body)
@@ -155,9 +178,15 @@ class ForwardAuth:
         if said.channels is not None:
             opened = tuple(name for name in opened if lists(said.channels, name))
         expires = said.expires if said.expires_in is None else now + said.expires_in
+        if expires is not None and expires <= now:
+            return self._refused(now + min(cache, REFUSED_SECONDS), 403)
         self._metrics.forward_requests.labels("opened").inc()
         until = now + cache if expires is None else min(now + cache, expires)
         return _Answer(until, Grant(said.subject, opened=frozenset(opened), expires=expires), status)
+
+    def _refused(self, until: float, status: int) -> _Answer:
+        self._metrics.forward_requests.labels("refused").inc()
+        return _Answer(until, None, status)
 
     def _headers(self, question: Question) -> dict[str, str]:
         headers = {
@@ -165,11 +194,24 @@ class ForwardAuth:
             for name in self._config.headers
             if (value := question.headers.get(name)) is not None and value.isprintable() and value.isascii()
         }
-        headers["X-Original-URI"] = str(URL(question.uri).without_query_params(*self._ignored))
-        headers["X-Original-Method"] = "GET"
+        headers["X-Original-URI"] = self._uri(question.uri)
+        headers["X-Original-Method"] = question.method
         if question.address is not None:
             headers["X-Forwarded-For"] = question.address
         return headers
+
+    def _uri(self, uri: str) -> str:
+        """Return path and query as they were sent, without what differs with each reconnect."""
+        path, mark, query = uri.partition("?")
+        if not path.startswith("/"):  # a proxy's form (RFC 9112 §3.2.2)
+            path = "/" + path.partition("://")[2].partition("/")[2]
+        kept = [
+            part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in self._ignored
+        ]
+        whole = path + mark + "&".join(kept) if mark and any(kept) else path
+        if len(whole) > MAX_URI:
+            raise BadRequest(f"the URL is longer than {MAX_URI} characters", code="bad_query")
+        return whole.encode("ascii", "backslashreplace").decode()
 
     def _key(self, question: Question) -> bytes:
         headers = self._headers(question)

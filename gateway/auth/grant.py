@@ -32,17 +32,23 @@ class Grant(msgspec.Struct, frozen=True):
         left = self.expires - now
         return left if left > 0 else left + self.leeway
 
+    @property
+    def is_anybody(self) -> bool:
+        """Whether nobody showed anything for it."""
+        return self is NOBODY
+
     def joined(self, other: "Grant") -> "Grant":
         """Return what both say together, this one first: it ends with the first of them to end."""
-        ends = [each for each in (self.expires, other.expires) if each is not None]
         named = self if self.subject is not None else other
+        ends = [each for each in (self, other) if each.expires is not None]
+        first = min(ends, key=lambda each: each.expires or 0.0, default=self)
         return Grant(
             named.subject,
             named.issuer,
             self.claims if self.claims is not None else other.claims,
             self.opened | other.opened,
-            min(ends, default=None),
-            min(self.leeway, other.leeway),
+            first.expires,
+            first.leeway,
         )
 
 

@@ -78,18 +78,20 @@ class Jwks:
 
     def must_ask(self, id: str | None, algorithm: str) -> bool:
         """Tell whether a token of that key has to wait for `ask`."""
-        return self._keys is None or (self.find(id, algorithm) is None and self._may_fetch())
+        return self.find(id, algorithm) is None
 
-    async def ask(self) -> None:
-        """Fetch for a token of an unknown key. Raises Unavailable while there are no keys."""
-        if self._may_fetch():
+    async def ask(self, id: str | None, algorithm: str) -> None:
+        """Fetch for a token of an unknown key. Cancelling is safe.
+
+        Raises Unavailable while there are no keys, and where the last fetch was just now: the key may be new,
+        and a 401 would end a browser's EventSource for good.
+        """
+        is_fresh = self._fetching is not None or time.monotonic() - self._asked >= UNKNOWN_SECONDS
+        if is_fresh:
             self._asked = time.monotonic()
             await asyncio.shield(self._fetch())
-        if self._keys is None:
+        if self._keys is None or (not is_fresh and self.find(id, algorithm) is None):
             raise Unavailable("the issuer's keys cannot be had just now", code="auth_unavailable")
-
-    def _may_fetch(self) -> bool:
-        return self._fetching is not None or time.monotonic() - self._asked >= UNKNOWN_SECONDS
 
     def _fetch(self) -> "asyncio.Task[bool]":
         if self._fetching is None:
@@ -108,6 +110,10 @@ class Jwks:
                 raise ValueError(f"holds no key for {', '.join(self._algorithms)}")
         except (FetchError, ValueError) as error:
             self._failed(str(error))
+            return False
+        except Exception as error:  # whatever a library makes of a strange answer must not end the asking
+            log.exception("jwks_failed", url=self._url)
+            self._failed(type(error).__name__)
             return False
         self._metrics.jwks_fetches.labels("ok").inc()
         if self._told:

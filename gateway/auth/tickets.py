@@ -1,7 +1,8 @@
 """Tickets, for clients that cannot send headers: a token buys a value that opens some channels for a while.
 
 The board holds them under their hash, so any node honours a ticket and whoever reads the storage has none.
-Ending a subject's streams (``DELETE /streams``) ends the tickets that were given until then.
+Ending a subject's streams (``DELETE /streams``) ends the tickets that were given until then: each says of
+which generation of its subject's tickets it is, and there is another one afterwards. No clocks are compared.
 """
 
 import hashlib
@@ -14,11 +15,16 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.auth.grant import Grant
+from gateway.auth.revocations import Revocations
 from gateway.auth.tokens import invalid
-from gateway.broker.board import Board
+from gateway.broker.board import Board, Seat
+from gateway.errors import TooManyRequests
 
 TICKET_BYTES = 24
 """Random bytes of a ticket: 192 bits."""
+
+OF_ONE = 100
+"""Tickets of one subject (or one address, where tokens name nobody) that are good at the same time."""
 
 REMEMBERED = 20_000
 """Tickets that are remembered here, so that a reconnect asks nobody."""
@@ -34,59 +40,78 @@ class Ticket(NamedTuple):
 
 class _Stored(msgspec.Struct, frozen=True):
     grant: Grant
-    given: float
     expires: float
+    generation: str | None
 
 
 class Tickets:
     """Gives tickets, and honours them."""
 
-    def __init__(self, board: Board, lifetime: float, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        board: Board,
+        lifetime: float,
+        revocations: Revocations,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._board = board
         self._lifetime = lifetime
+        self._revocations = revocations
         self._now = now
         self._known: OrderedDict[str, _Stored] = OrderedDict()
 
-    async def give(self, grant: Grant, channels: Iterable[str]) -> Ticket:
-        """Return a ticket for channels that a grant opens. Raises Unavailable. Cancelling is safe."""
+    async def give(self, grant: Grant, channels: Iterable[str], whose: str | None) -> Ticket:
+        """Return a ticket for channels that a grant opens; ``whose`` is the address that asks.
+
+        Raises TooManyRequests or Unavailable. Cancelling is safe.
+        """
         text, now = secrets.token_urlsafe(TICKET_BYTES), self._now()
         expires = now + self._lifetime
         if grant.expires is not None:
             expires = min(expires, grant.expires + grant.leeway)
+        place, holder = _hashed("ticket", text), whose if grant.subject is None else grant.subject
+        if holder is not None:
+            seat = Seat(_hashed("tickets", holder), place, OF_ONE)
+            if not all(await self._board.seats([seat], max(expires - now, 0.001))):
+                raise TooManyRequests(f"{OF_ONE} tickets are good already", retry_after=5)
         opened = msgspec.structs.replace(grant, claims=None, opened=frozenset(channels))
-        stored = _Stored(opened, now, expires)
-        await self._board.put(_place(text), msgspec.json.encode(stored), max(expires - now, 0.001))
-        self._remember(_place(text), stored)
+        stored = _Stored(opened, expires, await self._generation(grant.subject))
+        await self._board.put(place, msgspec.json.encode(stored), max(expires - now, 0.001))
         return Ticket(text, expires)
 
     def at_once(self, text: str) -> Grant | None:
-        """Return what a ticket opens, or None where `look` must ask the log. Raises Unauthorized."""
-        stored = self._known.get(_place(text))
+        """Return what a ticket opens, or None where `look` must ask the board. Raises Unauthorized."""
+        stored = self._known.get(_hashed("ticket", text))
         return None if stored is None else self._checked(stored)
 
     async def look(self, text: str) -> Grant:
         """Return what a ticket opens. Raises Unauthorized or Unavailable. Cancelling is safe."""
-        place = _place(text)
+        place, since = _hashed("ticket", text), self._revocations.number
         value = await self._board.get(place)
         if value is None:
             raise invalid("the ticket has expired, or was never given")
         stored = msgspec.json.decode(value, type=_Stored)
-        subject = stored.grant.subject
-        ended = None if subject is None else await self._board.get(_ended(subject))
-        if ended is not None and float(ended) >= stored.given:
+        current = await self._generation(stored.grant.subject)
+        # None: none was ended for so long that all which are left are younger.
+        if current is not None and current != stored.generation:
             raise invalid("the ticket was ended")
-        self._remember(place, stored)
+        if since == self._revocations.number:
+            self._remember(place, stored)
         return self._checked(stored)
 
     async def end(self, subject: str) -> None:
-        """End all tickets that a subject has. Raises Unavailable. Other nodes must be told to `forget`."""
-        await self._board.put(_ended(subject), str(self._now()).encode(), self._lifetime + 1)
-        self.forget(subject)
+        """End all tickets that a subject has. Raises Unavailable. All nodes must be told to `forget`."""
+        await self._board.put(
+            _hashed("generation", subject), secrets.token_hex(8).encode(), self._lifetime + 1
+        )
 
-    def forget(self, subject: str) -> None:
-        """Ask the log again about all tickets of a subject."""
-        for place in [place for place, each in self._known.items() if each.grant.subject == subject]:
-            del self._known[place]
+    def forget(self) -> None:
+        """Ask the board again about all tickets."""
+        self._known.clear()
+
+    async def _generation(self, subject: str | None) -> str | None:
+        found = None if subject is None else await self._board.get(_hashed("generation", subject))
+        return None if found is None else found.decode()
 
     def _checked(self, stored: _Stored) -> Grant:
         if self._now() >= stored.expires:
@@ -99,9 +124,5 @@ class Tickets:
             self._known.popitem(last=False)
 
 
-def _place(text: str) -> str:
-    return "ticket:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _ended(subject: str) -> str:
-    return "ended:" + hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()
+def _hashed(kind: str, text: str) -> str:
+    return f"{kind}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"

@@ -55,8 +55,8 @@ class KeyRing(Protocol):
     def must_ask(self, id: str | None, algorithm: str) -> bool:
         """Tell whether a token of that key has to wait for `ask`."""
 
-    async def ask(self) -> None:
-        """Fetch. Raises Unavailable while there are no keys."""
+    async def ask(self, id: str | None, algorithm: str) -> None:
+        """Fetch. Raises Unavailable where a key is not known and must not be asked for just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Tokens:
         issuer, header = self._claimed(token)
         if _must_ask(issuer, header):
             assert issuer.ring is not None
-            await issuer.ring.ask()
+            await issuer.ring.ask(_key_id(header), str(header["alg"]))
         return self._remember(_digest(token), self._verify(token, issuer, header))
 
     def _claimed(self, token: str) -> tuple[Issuer, Mapping[str, Any]]:
@@ -161,10 +161,9 @@ class Tokens:
             raise invalid(_told(error)) from None
         if expires > self._now() + config.max_lifetime:
             raise invalid("the token expires too far in the future (auth.jwt.max_lifetime)")
-        subject, name = claims.get("sub"), claims.get("iss")
         return Grant(
-            subject=subject if isinstance(subject, str) else None,
-            issuer=name if isinstance(name, str) else None,
+            subject=_text(claims.get("sub")),
+            issuer=_text(claims.get("iss")),
             claims={claim: value for claim, value in claims.items() if claim in self._kept},
             expires=expires,
             leeway=config.leeway,
@@ -223,6 +222,17 @@ def _digest(token: str) -> bytes:
 
 def _key_id(header: Mapping[str, Any]) -> str | None:
     return header.get("kid")
+
+
+def _text(claim: Any) -> str | None:
+    """Return a claim that names somebody. JSON may spell half a character, which has no bytes to store."""
+    if not isinstance(claim, str):
+        return None
+    try:
+        claim.encode()
+    except UnicodeEncodeError:
+        raise invalid("the token names somebody in a way that is no Unicode") from None
+    return claim
 
 
 def _must_ask(issuer: Issuer, header: Mapping[str, Any]) -> bool:

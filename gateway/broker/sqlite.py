@@ -86,7 +86,11 @@ class SqliteBroker(Broker):
         self._gathered: list[_Append] = []
         self._queue: queue.SimpleQueue[list[_Append] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
-        self.board = SqliteBoard(lambda change: self._change(lambda store: change(store.db)), clock)
+        self.board = SqliteBoard(
+            lambda work: self._ask(lambda store: work(store.db)),
+            lambda work: self._change(lambda store: work(store.db)),
+            clock,
+        )
         self._readers = ThreadPoolExecutor(2, "sqlite reader")
         self._local = threading.local()
         self._generation = 0

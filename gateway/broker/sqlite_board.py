@@ -10,6 +10,7 @@ from gateway.broker.board import Board, Seat
 
 SCHEMA = """
 CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX notes_until ON notes (until);
 CREATE TABLE seats (
     name TEXT NOT NULL,
     member TEXT NOT NULL,
@@ -19,15 +20,17 @@ CREATE TABLE seats (
 ) WITHOUT ROWID;
 """
 
-Change = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
+Work = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
 
 
 class SqliteBoard(Board):
-    """See `gateway.broker.board`. ``change`` runs a function in a thread, inside a transaction."""
+    """See `gateway.broker.board`. ``ask`` runs a function in a thread, ``change`` in a transaction too."""
 
-    def __init__(self, change: Change, clock: Callable[[], int]) -> None:
+    def __init__(self, ask: Work, change: Work, clock: Callable[[], int]) -> None:
+        self._ask = ask
         self._change = change
         self._clock = clock
+        self._boot = boot_id()
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
         now = self._clock()
@@ -45,11 +48,11 @@ class SqliteBoard(Board):
             row = db.execute("SELECT value FROM notes WHERE name = ? AND until > ?", (name, now)).fetchone()
             return None if row is None else bytes(row[0])
 
-        found: bytes | None = await self._change(get)
+        found: bytes | None = await self._ask(get)
         return found
 
     async def seats(self, wanted: Sequence[Seat], seconds: float) -> list[bool]:
-        boot, now = boot_id(), boot_time()
+        boot, now = self._boot, boot_time()
         had: list[bool] = await self._change(
             lambda db: [_take(db, seat, boot, now, now + seconds) for seat in wanted]
         )

@@ -17,6 +17,9 @@ Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
+MOST_LEEWAY, MOST_TIMEOUT = 300.0, 30.0
+"""Seconds."""
+
 ALLOW_HTTP = "allow http:// to another host; whoever is between could answer in its place"
 
 
@@ -42,6 +45,40 @@ def _check_url(key: str, url: str, allow_http: bool) -> None:
         raise fault(f"{key} is http://: whoever is between could answer; use https, or say allow_http: true")
 
 
+OWN_QUERY = {"ticket", "channel", "format", "types", "last", "since", "heartbeat", "client"} | {
+    "lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event_id", "lastEvent"
+}  # fmt: skip
+"""Query names that have a meaning of their own."""
+
+SET_HERE = {"host", "connection", "content-length", "transfer-encoding", "upgrade", "expect", "te"} | {
+    "trailer", "x-original-uri", "x-original-method", "x-forwarded-for"
+}  # fmt: skip
+"""Headers of a question that the gateway sets itself."""
+
+
+def _passed_on(value: Any) -> Any:
+    if isinstance(_header_name(value), str) and value.lower() in SET_HERE:
+        raise fault(f"{value} is set by the gateway itself, and not passed on")
+    return value
+
+
+def _header_name(value: Any) -> Any:
+    if isinstance(value, str) and not _TOKEN.fullmatch(value):
+        raise fault("must be a name of letters, digits and dashes")
+    return value
+
+
+def _own_query(value: Any) -> Any:
+    if value in OWN_QUERY:
+        raise fault(f"{value!r} has a meaning of its own in a stream's URL; choose another")
+    return _header_name(value)
+
+
+Name = Annotated[str, BeforeValidator(_header_name)]
+QueryName = Annotated[str, BeforeValidator(_own_query)]
+HeaderName = Annotated[str, BeforeValidator(_passed_on)]
+
+
 class Jwt(Section):
     """How tokens are checked. ``exp`` is always required."""
 
@@ -50,8 +87,8 @@ class Jwt(Section):
     public_key_file: str | None = Field(None, description="PEM file, for RS, ES and EdDSA")
     jwks_url: Url | None = Field(None, description="where the issuer publishes its keys (RFC 7517)")
     allow_http: Switch = Field(False, description=ALLOW_HTTP)
-    audience: str | None = Field(None, description="what aud must be; without it any is taken")
-    issuer: str | None = Field(None, description="what iss must be; without it any is taken")
+    audience: str | None = Field(None, min_length=1, description="what aud must be; without it any is taken")
+    issuer: str | None = Field(None, min_length=1, description="what iss must be; without it any is taken")
     leeway: DurationOrZero = preset("30s", "how far the clocks of issuer and gateway may differ")
     max_lifetime: Duration = preset("30d", "a token that expires later than this from now is refused")
 
@@ -75,6 +112,8 @@ class Jwt(Section):
             needed = max(HMAC_KEY_BYTES[name] for name in self.algorithms)
             if len(self.secret.get_secret_value().encode()) < needed:
                 raise fault(f"secret is shorter than the {needed} bytes that RFC 7518 §3.2 asks for")
+        if self.leeway > MOST_LEEWAY:
+            raise fault(f"leeway is for clocks that differ, and {MOST_LEEWAY:g} s are much for that")
         if self.jwks_url is not None:
             _check_url("jwks_url", self.jwks_url, self.allow_http)
         return self
@@ -110,7 +149,7 @@ class Forward(Section):
     allow_http: Switch = Field(False, description=ALLOW_HTTP)
     timeout: Duration = preset("2s", "an answer that takes longer is an outage")
     cache: DurationOrNull = preset("30s", "how long an answer holds for the same question; null: not at all")
-    headers: list[str] = Field(
+    headers: list[HeaderName] = Field(
         ["Authorization", "Cookie"], description="request headers that are passed on, and tell clients apart"
     )
     on_outage: Literal["retry", "refuse", "open"] = Field(
@@ -120,17 +159,10 @@ class Forward(Section):
 
     @model_validator(mode="after")
     def _safe(self) -> "Forward":
+        if self.timeout > MOST_TIMEOUT:
+            raise fault(f"timeout is how long clients may hang; {MOST_TIMEOUT:g} s are much for that")
         _check_url("url", self.url, self.allow_http)
         return self
-
-
-def _header_name(value: Any) -> Any:
-    if isinstance(value, str) and not _TOKEN.fullmatch(value):
-        raise fault("must be a name of letters, digits and dashes")
-    return value
-
-
-Name = Annotated[str, BeforeValidator(_header_name)]
 
 
 class Auth(Section):
@@ -138,7 +170,7 @@ class Auth(Section):
 
     jwt: Issuers | None = Field(None, description="one issuer of tokens, or a list, each with its issuer")
     cookie: Name | None = Field(None, description="a cookie of this name may hold the token")
-    query: Name | None = Field(
+    query: QueryName | None = Field(
         None, description="a query value of this name may hold the token; such URLs end up in others' logs"
     )
     tickets: Tickets | None = None
@@ -151,6 +183,11 @@ class Auth(Section):
             raise fault("several issuers are told apart by their iss claim: give each its own issuer")
         if self.tickets is not None and self.jwt is None:
             raise fault("tickets are given for tokens, and there is no jwt that says how to check them")
-        if self.query == "ticket":
-            raise fault("query: ticket is the name of tickets; choose another")
+        if self.jwt is None and (self.cookie or self.query):
+            raise fault(
+                "cookie and query are where tokens are, and there is no jwt that says how to check them"
+            )
+        secrets = [jwt.secret.get_secret_value() for jwt in self.jwt or () if jwt.secret is not None]
+        if len(set(secrets)) < len(secrets):
+            raise fault("two issuers have one secret, so either can sign for the other; give each its own")
         return self

@@ -67,6 +67,10 @@ class Catalog:
         self._templates = [each for each in self.declared.values() if not each.template.is_exact]
         self._cache: OrderedDict[str, Match | None] = OrderedDict()
 
+    def knows(self, name: str) -> bool:
+        """Tell whether a name is a channel's, or that of a template as it is declared."""
+        return name in self.declared or self.resolve(name) is not None
+
     def resolve(self, name: str) -> Match | None:
         """Return the channel of that full name, or None where none is declared."""
         fixed = self._fixed.get(name)

@@ -76,9 +76,12 @@ def _size(value: Any) -> int:
 
 def _network(value: Any) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(str(value))
+        network = ip_network(str(value))
     except ValueError as error:
         raise fault(f"{error}; write an address or a network: 10.0.0.0/8") from None
+    if not network.prefixlen:
+        raise fault("would believe everybody's word about their address; name your proxies")
+    return network
 
 
 class Address(NamedTuple):

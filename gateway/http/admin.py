@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, NotFound
 from gateway.http.guard import Guard
 from gateway.http.responses import errors_as_json, json_response, plain_headers
 from gateway.metrics import CONTENT_TYPE, Family, render
@@ -32,6 +32,9 @@ class Answers(Protocol):
 
     async def ready(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether new clients should come here, and the parts that decide it."""
+
+    def knows(self, channel: str) -> bool:
+        """Tell whether a name is a channel's, or that of a template."""
 
     async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node. Raises Unavailable."""
@@ -83,10 +86,15 @@ class Admin:
         return json_response({"ready": ready, **told}, status=200 if ready else 503)
 
     async def _end(self, request: web.Request) -> web.Response:
-        subject, channel = request.query.get("subject"), request.query.get("channel")
-        if not subject and not channel:
+        given = [request.query.getall(name, []) for name in ("subject", "channel")]
+        if max(map(len, given)) > 1:
+            raise BadRequest("one subject and one channel at a time", code="bad_query")
+        subject, channel = ((values or [""])[0] or None for values in given)
+        if subject is None and channel is None:
             raise BadRequest("say whose: ?subject=…, ?channel=…, or both", code="bad_query")
-        return json_response(await self.answers.end(subject or None, channel or None), status=202)
+        if channel is not None and not self.answers.knows(channel):
+            raise NotFound("there is no such channel", code="unknown_channel")
+        return json_response(await self.answers.end(subject, channel), status=202)
 
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self.answers.report())

@@ -76,7 +76,16 @@ class Heads:
 class Front(asyncio.Protocol):
     """One connection until it is known what it wants."""
 
-    __slots__ = ("__weakref__", "_head", "_listener", "_subscribe", "_task", "caller", "transport")
+    __slots__ = (
+        "__weakref__",
+        "_head",
+        "_is_done",
+        "_listener",
+        "_subscribe",
+        "_task",
+        "caller",
+        "transport",
+    )
 
     transport: asyncio.Transport
 
@@ -85,6 +94,7 @@ class Front(asyncio.Protocol):
         self._subscribe = subscribe
         self._head = b""
         self._task: asyncio.Task[None] | None = None
+        self._is_done = False
         self.caller = UNKNOWN
         """Who is at the other end; its listener knows."""
 
@@ -93,8 +103,8 @@ class Front(asyncio.Protocol):
         self._listener.meets(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._task is not None:  # its stream is about to open, and nothing is expected meanwhile
-            return
+        if self._task is not None or self._is_done:
+            return  # its stream is about to open, or nothing will, and nothing is expected meanwhile
         head = self._head = self._head + data if self._head else data
         if self._subscribe is None or not head.startswith(_START[: len(head)]):
             self._hand_over()
@@ -148,7 +158,7 @@ class Front(asyncio.Protocol):
                         self._listener.leaves(self)
                         subscribe.open(ask, place, opening, self.transport)
                         return
-            self._listener.answers(self)
+            self._listener.answers(self, admitted=admitted is not None)
             self._task = asyncio.create_task(
                 self._open_later(subscribe, ask, wanted, admitted), name="open stream"
             )
@@ -168,7 +178,11 @@ class Front(asyncio.Protocol):
     ) -> None:
         """Open the stream once everybody was asked: about the client, and what it missed."""
         try:
-            place, opening = await subscribe.prepare(ask, wanted, admitted)
+            if admitted is None:
+                admitted = await subscribe.admit_later(ask, wanted)
+                self._listener.answers(self, admitted=True)
+            place, start = admitted
+            opening = await subscribe.ready(place, start)
         except GatewayError as error:
             self._refuse(subscribe, ask, error)
             return
@@ -187,11 +201,15 @@ class Front(asyncio.Protocol):
         if ask is None:
             self._hand_over()
             return
-        self.transport.write(subscribe.refuse(ask, too_long()).last())
-        self._subscribe, self._head = None, b""
+        error: GatewayError = too_long()
+        try:
+            subscribe.hurry(ask)
+        except GatewayError as caught:
+            error = caught
+        self.transport.write(subscribe.refuse(ask, error).last())
+        self._head, self._is_done = b"", True
         # The rest is read and dropped, or its sender would see a reset and no answer.
-        self._task = asyncio.create_task(asyncio.sleep(LINGER), name="linger")
-        self._task.add_done_callback(lambda _: self.transport.close())
+        asyncio.get_running_loop().call_later(LINGER, self.transport.close)
 
     def _fail(self, ask: Ask) -> None:
         log.exception("request_failed", method=ask.method, route="/events")

@@ -21,8 +21,8 @@ _LAST_EVENT_ID = istr("Last-Event-ID")  # quicker to look up than text
 RESUME_NAMES = ("lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event_id", "lastEvent")
 """Query names under which polyfills send the last event id."""
 
-OWN_NAMES = (*RESUME_NAMES, "channel", "format", "types", "last", "since", "heartbeat", "client")
-"""Query names that say how a stream is wanted, and nothing about who wants it."""
+OWN_NAMES = (*RESUME_NAMES, "format", "types", "last", "since", "heartbeat", "client")
+"""Query names that say how a stream is wanted, and nothing about who wants what."""
 
 MAX_LAST = 100_000
 """Most events that ``last=N`` may ask for."""

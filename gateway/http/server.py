@@ -16,7 +16,7 @@ from gateway.http.front import LINGER, Front, Heads
 from gateway.http.protocol import Protocol
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
-from gateway.limits.limits import Caller, Limits
+from gateway.limits.limits import UNKNOWN, Caller, Limits
 
 BACKLOG = 4096
 """Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
@@ -164,9 +164,15 @@ class Listener:
         if self._fronts.pop(front, None) is not None:
             self._uncount(front.caller)
 
-    def answers(self, front: Front) -> None:
-        """A front protocol has a whole request, and what it waits for has a deadline of its own."""
+    def answers(self, front: Front, *, admitted: bool) -> None:
+        """A front protocol has a whole request, and what it waits for has a deadline of its own.
+
+        One that is ``admitted`` counts as a stream of its address by now, and not as a connection any more.
+        """
         self._fronts[front] = math.inf
+        if admitted:
+            self._uncount(front.caller)
+            front.caller = UNKNOWN
 
     def handler_for(self, front: Front) -> web.RequestHandler:
         """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""

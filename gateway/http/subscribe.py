@@ -52,6 +52,8 @@ class Wanted(msgspec.Struct, frozen=True):
     """What whoever decides is asked; None where all is public."""
     grant: Grant | None
     """None: somebody must be asked."""
+    since: int
+    """How many revocations there were when it was decided so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,14 @@ class Subscribe:
             if ask.method == hdrs.METH_HEAD:
                 authorize(wanted.matches, wanted.grant or await self._granted(wanted))
                 return web.Response(headers={**HEADERS, **self.cors.headers(ask)})
-            place, opening = await self.prepare(ask, wanted)
+            place, start = await self.admit_later(ask, wanted)
             with place:
+                opening = await self.ready(place, start)
                 first = self._first(ask, place, opening)
                 headers = {**HEADERS, **self.cors.headers(ask)}
                 response, stream = await take_over(request, headers, first, lambda: place.take(opening))
                 if stream is not None:
-                    self._begun(ask, stream, opening, len(place.subscription.frame(first)))
+                    self._begun(ask, place, stream, opening, len(place.subscription.frame(first)))
             return response
         except GatewayError as error:
             response = self.refuse(ask, error).response()
@@ -91,20 +94,27 @@ class Subscribe:
     def want(self, ask: Ask) -> Wanted:
         """Decide about a request as far as that needs no waiting. Raises GatewayError."""
         # Whoever asks too often is told first: no refusal may cost more than letting somebody in.
-        caller = self.limits.behind(ask.caller, ask.forwarded)
-        self.limits.peers.hurry(caller.peer)
+        caller = self.hurry(ask)
         # CORS before auth, so that a page always learns why.
         self.cors.check(ask)
         matches = self._matches(ask)
+        since = self.authenticator.revocations.number
         if is_public(matches):
-            return Wanted(matches, caller, None, NOBODY)
+            return Wanted(matches, caller, None, NOBODY, since)
         question = self.question(ask)
-        return Wanted(matches, caller, question, self.authenticator.at_once(question, matches))
+        return Wanted(matches, caller, question, self.authenticator.at_once(question, matches), since)
+
+    def hurry(self, ask: Ask) -> Caller:
+        """Return whose request it is. Raises AddressTooFast where there are too many."""
+        caller = self.limits.behind(ask.caller, ask.forwarded)
+        self.limits.peers.hurry(caller.peer)
+        return caller
 
     def question(self, ask: Ask) -> Question:
         """Return what whoever decides about a request is asked."""
-        address = self.limits.behind(ask.caller, ask.forwarded).address
-        return Question(ask.channels, ask.headers, ask.query, ask.uri, address)
+        caller = self.limits.behind(ask.caller, ask.forwarded)
+        whose = None if caller.peer is None else caller.peer.unit
+        return Question(ask.channels, ask.headers, ask.query, ask.uri, caller.address, whose, ask.method)
 
     def admit(self, ask: Ask, wanted: Wanted, grant: Grant) -> tuple[Place, Start]:
         """Return a place for a stream, and where that begins.
@@ -114,27 +124,28 @@ class Subscribe:
         authorize(wanted.matches, grant)
         subscription = query.subscription(ask, wanted.matches)
         start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
-        hold = self.limits.hold(wanted.caller.peer, grant, query.client(ask))
+        hold = self.limits.hold(wanted.caller, grant, query.client(ask))
         try:
-            return self.streams.reserve(subscription, hold, heartbeat_events=heartbeat_events), start
+            place = self.streams.reserve(subscription, hold, heartbeat_events=heartbeat_events)
         except BaseException:
             hold.release()
             raise
+        place.since = wanted.since
+        return place, start
 
-    async def prepare(
-        self, ask: Ask, wanted: Wanted, admitted: tuple[Place, Start] | None = None
-    ) -> tuple[Place, Opening]:
-        """Ask whoever must be asked; returns the place and what its stream begins with.
+    async def admit_later(self, ask: Ask, wanted: Wanted) -> tuple[Place, Start]:
+        """Ask who decides, and go on like `admit`. Cancelling is safe."""
+        return self.admit(ask, wanted, wanted.grant or await self._granted(wanted))
 
-        Raises GatewayError. Cancelling is safe.
+    async def ready(self, place: Place, start: Start) -> Opening:
+        """Ask other nodes and the log what a stream begins with.
+
+        Raises GatewayError, and then releases the place. Cancelling is safe.
         """
-        if admitted is None:
-            admitted = self.admit(ask, wanted, wanted.grant or await self._granted(wanted))
-        place, start = admitted
         try:
             if place.hold.must_confirm:
-                await place.hold.confirm()
-            return place, await self.streams.opening(place.subscription, start)
+                await place.hold.confirm(place.connection)
+            return await self.streams.opening(place.subscription, start)
         except BaseException:
             place.release()
             raise
@@ -151,7 +162,7 @@ class Subscribe:
             transport.set_protocol(stream)
             stream.connection_made(transport)
             transport.write(head(200, _CHUNKED if ask.chunked else HEADERS, self.cors.headers(ask)) + frame)
-            self._begun(ask, stream, opening, len(frame))
+            self._begun(ask, place, stream, opening, len(frame))
 
     def _first(self, ask: Ask, place: Place, opening: Opening) -> bytes:
         retry = self.streams.retry_ms(jitter=False)
@@ -190,8 +201,13 @@ class Subscribe:
                 times=count,
             )
 
-    def _begun(self, ask: Ask, stream: Connection, opening: Opening, sent: int) -> None:
+    def _begun(self, ask: Ask, place: Place, stream: Connection, opening: Opening, sent: int) -> None:
         self.streams.begin(stream, opening, sent)
+        revocations = self.authenticator.revocations
+        if place.since != revocations.number and revocations.hit(
+            place.since, stream.hold.grant, stream.subscription.declared
+        ):
+            stream.end("revoked")
         if log.is_enabled_for(logging.INFO):
             log.info(
                 "stream_opened",

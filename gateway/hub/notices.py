@@ -25,7 +25,7 @@ NOT_KEPT = Retention(0)
 
 _PAGE = 1000
 
-Handler = Callable[[Mapping[str, Any]], None]
+Handler = Callable[[Mapping[str, Any], EventId], None]
 
 
 class Notices:
@@ -55,7 +55,7 @@ class Notices:
         handler, _ = self._handlers.get(event.channel, (None, None))
         if handler is not None:  # else a newer node's
             try:
-                handler(msgspec.json.decode(event.payload))
+                handler(msgspec.json.decode(event.payload), event.id)
             except Exception:  # what one node says must not stop what another follows
                 log.exception("notice_failed", kind=event.channel)
 
@@ -80,6 +80,10 @@ class Notices:
             except Unavailable:
                 await asyncio.sleep(backoff.next())
                 continue
+            except Exception:  # what cannot be read must not be taken for nothing
+                log.exception("notices_unreadable")
+                self.on_lost()
+                return
             for page in pages.values():
                 if page.floor > after:
                     log.error("notices_lost", after=str(after), until=str(until))

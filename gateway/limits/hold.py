@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from gateway.limits.limits import Limits
 
 
+Order = tuple[int, int, int]
+"""Of a notice in the log, and the place in it."""
+
+
 class Replaceable(Protocol):
     """What a hold knows of its stream."""
 
     id: str
 
-    def end(self, reason: str) -> None:
-        """Close with a reason."""
+    def give_way(self) -> None:
+        """Close at once: its client has another one."""
 
 
 class Hold(msgspec.Struct, eq=False):
@@ -34,6 +38,8 @@ class Hold(msgspec.Struct, eq=False):
     limits: "Limits | None"
     """None: it counts for nobody."""
     stream: Replaceable | None = None
+    order: Order | None = None
+    """Its place among the streams of its client, on all nodes; None where only this one knows."""
 
     @property
     def replaces(self) -> bool:
@@ -43,12 +49,17 @@ class Hold(msgspec.Struct, eq=False):
     @property
     def must_confirm(self) -> bool:
         """Whether `confirm` has to ask other nodes."""
-        return self.limits is not None and self.user is not None and self.limits.users.must_ask
+        if self.limits is None or not self.limits.users.must_ask:
+            return False
+        return self.user is not None or self.client is not None
 
-    async def confirm(self) -> None:
-        """Ask for the user's seat. Raises UserFull. Cancelling is safe."""
+    async def confirm(self, connection: str) -> None:
+        """Ask for the user's seat, and tell of a client's new stream. Raises Overload. Cancelling is safe."""
         if self.limits is not None and self.user is not None:
             await self.limits.users.confirm(self.user, self.member)
+        if self.limits is not None and self.client is not None:
+            # Before the client knows that it is open: so the log's order is that in which it opened them.
+            self.order = await self.limits.announce(self.client, connection)
 
     def begins(self, stream: Replaceable) -> None:
         """Its stream is open: an older one of the same client ends."""

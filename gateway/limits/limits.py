@@ -3,18 +3,22 @@
 import hashlib
 import secrets
 from asyncio import BaseTransport
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from gateway.auth.grant import NOBODY, Grant
+from gateway.auth.grant import Grant
 from gateway.broker.board import Board
 from gateway.config import model
-from gateway.limits.addresses import Proxies
-from gateway.limits.hold import FREE, Hold
+from gateway.limits.addresses import Proxies, unit
+from gateway.limits.hold import FREE, Hold, Order
 from gateway.limits.peers import AddressFull, Peer, Peers
 from gateway.limits.users import Users, user_name
 from gateway.metrics import Metrics
+
+ANNOUNCED = 20_000
+"""Clients whose newest stream is remembered, for those that are about to open."""
 
 MAX_CLIENT = 128
 """Longest ``client=``, in characters."""
@@ -44,8 +48,9 @@ class Limits:
         self.users = Users(board, limits.connections_per_user)
         self.clients: dict[str, Hold] = {}
         """The stream of each client that said who it is."""
-        self.on_replaced: Callable[[Hold], None] = lambda hold: None
-        """Called when a client's stream opened, for other nodes to end an older one."""
+        self._latest: OrderedDict[str, tuple[Order, str]] = OrderedDict()
+        self.announce: Callable[[str, str], Awaitable[Order | None]] = _alone
+        """Tells all nodes of a client's new stream, and returns its place; None where that cannot be told."""
 
     def caller(self, transport: BaseTransport) -> Caller:
         """Return who is at the other end of a connection; the kernel is asked."""
@@ -64,11 +69,12 @@ class Limits:
         """Count a connection that was cut: its address has far more than it may."""
         self._metrics.refused.labels(AddressFull.code).inc()
 
-    def hold(self, peer: Peer | None, grant: Grant, client: str | None) -> Hold:
+    def hold(self, caller: Caller, grant: Grant, client: str | None) -> Hold:
         """Return what a new stream has of the limits. Raises AddressFull or UserFull."""
-        if peer is None and grant is NOBODY and client is None:
+        peer = caller.peer
+        if peer is None and grant.is_anybody and client is None:
             return FREE
-        named = None if client is None else _named(peer, grant, client)
+        named = None if client is None else _named(caller, grant, client)
         user = None
         if grant.subject is not None and self.users.limit is not None:
             user = user_name(grant.subject, grant.issuer)
@@ -84,21 +90,29 @@ class Limits:
         return hold
 
     def replace(self, hold: Hold) -> None:
-        """End the older stream of a hold's client, here and elsewhere."""
+        """Let the newest of a client's streams live, of which one begins here."""
         assert hold.client is not None
+        order, _ = self._latest.get(hold.client, (hold.order, ""))
         older = self.clients.get(hold.client)
-        self.clients[hold.client] = hold
-        if older is not None and older.stream is not None:
-            older.release()
-            older.stream.end("replaced")
-        self.on_replaced(hold)
+        if older is None or _comes_before(older.order, hold.order):
+            self.clients[hold.client] = hold
+        else:
+            older = hold
+        if older is not None:
+            _give_way(older)
+        if order is not None and hold.order is not None and hold.order < order:
+            _give_way(hold)
 
-    def replaced_elsewhere(self, client: str, connection: str) -> None:
-        """End the stream of a client that has a newer one on another node."""
-        older = self.clients.get(client)
-        if older is not None and older.stream is not None and older.stream.id != connection:
-            older.release()
-            older.stream.end("replaced")
+    def announced(self, client: str, connection: str, order: Order) -> None:
+        """Take what a node has told: a client has a new stream, maybe here."""
+        self._latest[client] = order, connection
+        if len(self._latest) > ANNOUNCED:
+            self._latest.popitem(last=False)
+        hold = self.clients.get(client)
+        if hold is None or hold.stream is None or hold.stream.id == connection:
+            return
+        if _comes_before(hold.order, order):
+            _give_way(hold)
 
     def release(self, hold: Hold) -> None:
         """Count a stream out; `Hold.release` calls it once."""
@@ -113,11 +127,27 @@ class Limits:
         return None if older is None else older.peer
 
 
-def _named(peer: Peer | None, grant: Grant, client: str) -> str:
+async def _alone(client: str, connection: str) -> None:
+    """Tell nobody."""
+
+
+def _comes_before(one: Order | None, other: Order | None) -> bool:
+    """Tell whether a stream is older than one that begins now; where nobody knows, the later one is newer."""
+    return one is None or other is None or one < other
+
+
+def _give_way(hold: Hold) -> None:
+    """Give back what a stream has, and end it: its client has a newer one."""
+    hold.release()
+    if hold.stream is not None:
+        hold.stream.give_way()
+
+
+def _named(caller: Caller, grant: Grant, client: str) -> str:
     """Return a name that only the same user, or an unknown one at the same address, can say again."""
     if grant.subject is not None:
         scope = f"user\0{grant.issuer or ''}\0{grant.subject}"
     else:
-        scope = f"address\0{'' if peer is None else peer.unit}"
+        scope = f"address\0{'' if caller.address is None else unit(caller.address)}"
     text = f"{scope}\0{client}"
     return "client:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

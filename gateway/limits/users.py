@@ -15,7 +15,7 @@ from itertools import islice
 import structlog
 
 from gateway.broker.board import Board, Seat
-from gateway.errors import Overload, Unavailable
+from gateway.errors import Draining, Overload, Unavailable
 from gateway.seldom import Seldom
 
 log = structlog.get_logger("gateway.limits")
@@ -25,6 +25,12 @@ SEAT_SECONDS = 60.0
 
 RENEW_SECONDS = 20.0
 """How often living streams ask for their seats again."""
+
+AGAIN_SECONDS = 0.2
+"""Until the board is asked again after it could not be."""
+
+CONFIRM_SECONDS = 5.0
+"""How long a stream waits for its seat before this node's own count decides."""
 
 BATCH = 500
 """Seats in one exchange with the board."""
@@ -66,8 +72,7 @@ class Users:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
-        for _, answer in self._asking:
-            answer.cancel()
+        _answer(self._asking, Draining("the gateway is shutting down"))
         with suppress(Unavailable):  # they expire by themselves
             await self._give_back()
 
@@ -79,11 +84,16 @@ class Users:
         members[member] = members.get(member, 0) + 1
 
     async def confirm(self, user: str, member: str) -> None:
-        """Ask for the seat of a stream that entered. Raises UserFull; it must `leave` all the same."""
+        """Ask for the seat of a stream that entered. Raises Overload; it must `leave` all the same."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._asking.append((Seat(user, member, self.limit), answer))
         self._wake.set()
-        if not await answer:
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                is_had = await answer
+        except TimeoutError:
+            is_had = True
+        if not is_had:
             raise self._full()
 
     def leave(self, user: str, member: str) -> None:
@@ -112,40 +122,51 @@ class Users:
             except TimeoutError:
                 pass
             self._wake.clear()
+            # Each once, so that none waits for the others to have nothing to do.
             try:
+                await self._give_back()  # first: who asks may have left just now
                 await self._ask()
-                await self._give_back()
                 if loop.time() >= renew:
                     renew = loop.time() + RENEW_SECONDS
                     await self._renew()
             except Unavailable as error:
                 self._tell(error)
+                await asyncio.sleep(AGAIN_SECONDS)
+            except Exception:  # whatever it was, whoever asks next must get an answer
+                log.exception("seats_failed")
+                await asyncio.sleep(AGAIN_SECONDS)
+            if self._asking or self._leaving:
+                self._wake.set()
 
     async def _ask(self) -> None:
-        while self._asking:
-            batch, self._asking = self._asking[:BATCH], self._asking[BATCH:]
-            try:
-                had: Sequence[bool] = await self._board.seats([seat for seat, _ in batch], SEAT_SECONDS)
-            except Unavailable as error:
-                self._tell(error)
-                had = [True] * len(batch)
-            except BaseException:
-                for _, answer in batch:
-                    answer.cancel()
-                raise
-            for (_, answer), is_had in zip(batch, had, strict=True):
-                if not answer.done():
-                    answer.set_result(is_had)
+        asking, self._asking = self._asking, []
+        try:
+            while asking:
+                batch = asking[:BATCH]
+                try:
+                    had: Sequence[bool] = await self._board.seats([seat for seat, _ in batch], SEAT_SECONDS)
+                except Unavailable as error:
+                    self._tell(error)
+                    had = [True] * len(batch)
+                for (_, answer), is_had in zip(batch, had, strict=True):
+                    if not answer.done():
+                        answer.set_result(is_had)
+                del asking[:BATCH]
+        finally:  # nobody may wait for an answer that never comes
+            _answer(asking, None)
 
     async def _give_back(self) -> None:
-        while self._leaving:
-            batch = list(islice(self._leaving, BATCH))
-            for place in batch:
-                del self._leaving[place]
+        leaving, self._leaving = list(self._leaving), {}
+        while leaving:
+            batch = leaving[:BATCH]
             # Somebody who came back meanwhile has the same seat.
             gone = [Seat(*place, None) for place in batch if place[1] not in self._members.get(place[0], ())]
-            if gone:
+            try:
                 await self._board.leave(gone)
+            except BaseException:
+                self._leaving.update(dict.fromkeys(leaving))
+                raise
+            del leaving[:BATCH]
 
     async def _renew(self) -> None:
         seats = iter(list(self._seats()))
@@ -162,6 +183,18 @@ class Users:
             log.warning(
                 "users_counted_alone", error=error.message, note="limits.connections_per_user is per node"
             )
+
+
+def _answer(asking: list[tuple[Seat, asyncio.Future[bool]]], error: Exception | None) -> None:
+    """Answer whoever is left: with an error, or that this node's own count decides."""
+    for _, answer in asking:
+        if answer.done():
+            continue
+        if error is None:
+            answer.set_result(True)
+        else:
+            answer.set_exception(error)
+    asking.clear()
 
 
 def user_name(subject: str, issuer: str | None) -> str:

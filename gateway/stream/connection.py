@@ -144,6 +144,12 @@ class Connection(asyncio.Protocol):
         self._owner.closes(self)
         self.transport.close()
 
+    def give_way(self) -> None:
+        """End because its client has a newer stream, which has its place: so this one must not stay."""
+        self.end("replaced")
+        if self.transport.get_write_buffer_size():
+            self.abort("replaced")
+
     def abort(self, reason: str) -> None:
         """Cut the connection now: its client takes nothing, so there is nobody to tell."""
         if self.closing is None:

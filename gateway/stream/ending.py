@@ -2,22 +2,25 @@
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import structlog
 
 from gateway.auth.authenticator import Authenticator
+from gateway.auth.revocations import Revocation
 from gateway.errors import Unavailable
 from gateway.event import EventId
 from gateway.hub.notices import Notices
-from gateway.limits.hold import Hold
+from gateway.limits.hold import Order
 from gateway.limits.limits import Limits
 from gateway.stream.streams import Streams
 
 log = structlog.get_logger("gateway.streams")
 
 END, REPLACED = "end", "replaced"
+
+MOST = 500
+"""Streams in one notice."""
 
 
 class Ending:
@@ -30,12 +33,13 @@ class Ending:
         self._streams = streams
         self._limits = limits
         self._authenticator = authenticator
-        self._telling: set[asyncio.Task[None]] = set()
+        self._untold: list[tuple[str, str, asyncio.Future[Order | None]]] = []
+        self._telling: asyncio.Task[None] | None = None
         notices.handle(END, self._end, kept=True)
         notices.handle(REPLACED, self._replaced, kept=False)
         notices.on_lost = self._lost
         if limits.users.must_ask:
-            limits.on_replaced = self._tell
+            limits.announce = self._announce
 
     async def end(self, subject: str | None, channel: str | None) -> EventId:
         """End the streams of a subject, or of a channel, or of both together, on every node.
@@ -49,33 +53,48 @@ class Ending:
 
     async def close(self) -> None:
         """Tell nobody any more; harmless when repeated."""
-        for task in self._telling:
-            task.cancel()
-        await asyncio.gather(*self._telling, return_exceptions=True)
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
         await self._notices.close()
 
-    def _end(self, about: Mapping[str, Any]) -> None:
-        subject, channel = about.get("subject"), about.get("channel")
-        if subject is not None:
-            self._authenticator.forget(subject)
-        ended = self._streams.end_of("revoked", subject=subject, channel=channel)
-        # The subject is a person, and the log is not for persons.
-        log.warning("streams_revoked", by_subject=subject is not None, channel=channel, ended=ended)
+    def _end(self, about: Mapping[str, Any], id: EventId) -> None:
+        self._revoke(Revocation(about.get("subject"), about.get("channel")))
 
     def _lost(self) -> None:
-        """Assume that everybody who showed a credential was meant."""
-        self._streams.end_where("revoked", lambda stream: stream.hold.grant.expires is not None)
+        """Assume that everybody who showed something was meant."""
+        self._revoke(Revocation(None, None))
 
-    def _tell(self, hold: Hold) -> None:
-        assert hold.stream is not None
-        about = {"client": hold.client, "by": hold.stream.id}
-        task = asyncio.create_task(self._send(about), name="tell other nodes")
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+    def _revoke(self, revocation: Revocation) -> None:
+        self._authenticator.forget(revocation)
+        ended = self._streams.revoke(revocation)
+        # The subject is a person, and the log is not for persons.
+        by = revocation.subject is not None
+        log.warning("streams_revoked", by_subject=by, channel=revocation.channel, ended=ended)
 
-    async def _send(self, about: Mapping[str, Any]) -> None:
-        with suppress(Unavailable):  # an older stream elsewhere lives until its socket is found dead
-            await self._notices.send(REPLACED, about)
+    async def _announce(self, client: str, connection: str) -> Order | None:
+        """Tell all nodes of a stream that is about to open; returns its place in the log."""
+        told: asyncio.Future[Order | None] = asyncio.get_running_loop().create_future()
+        self._untold.append((client, connection, told))
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell(), name="tell of clients")
+        return await told
 
-    def _replaced(self, about: Mapping[str, Any]) -> None:
-        self._limits.replaced_elsewhere(about["client"], about["by"])
+    async def _tell(self) -> None:
+        """Send what waits; while a notice is on its way, others gather for the next one."""
+        while self._untold:
+            news, self._untold = self._untold[:MOST], self._untold[MOST:]
+            id: EventId | None = None
+            try:
+                told = [(client, connection) for client, connection, _ in news]
+                id = await self._notices.send(REPLACED, {"replaced": told})
+            except Unavailable:
+                pass  # an older stream elsewhere lives until its socket is found dead
+            finally:
+                for place, (_, _, answer) in enumerate(news):
+                    if not answer.done():
+                        answer.set_result(None if id is None else (*id, place))
+
+    def _replaced(self, about: Mapping[str, Any], id: EventId) -> None:
+        for place, (client, connection) in enumerate(about["replaced"]):
+            self._limits.announced(client, connection, (*id, place))

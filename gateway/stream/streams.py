@@ -4,15 +4,16 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import count
 
 import structlog
 
+from gateway.auth.revocations import Revocation
 from gateway.backoff import jittered
 from gateway.config.model import Timeouts
-from gateway.errors import Overload
+from gateway.errors import Draining, Overload
 from gateway.hub.hub import Hub
 from gateway.hub.replay import Opening, Replay, Start
 from gateway.hub.subscription import Subscription
@@ -58,12 +59,6 @@ class TooManyAtOnce(Overload):
     """More streams open per second than this node may take."""
 
     code = "connect_rate"
-
-
-class Draining(Overload):
-    """The node is shutting down."""
-
-    code = "draining"
 
 
 class Streams:
@@ -162,26 +157,15 @@ class Streams:
         elif left < within:  # nobody visits it before then
             asyncio.get_running_loop().call_later(left, stream.end, stream.expiry)
 
-    def end_of(self, reason: str, *, subject: str | None = None, channel: str | None = None) -> int:
-        """End the streams of a subject, or of a channel, or of both together; returns how many.
-
-        A channel may be a declared template's name: then all streams of its instances are meant.
-        """
-        if subject is None and channel is None:
-            return 0
-        return self.end_where(
-            reason,
-            lambda stream: (
-                (subject is None or stream.hold.grant.subject == subject)
-                and (channel is None or channel in stream.subscription.declared)
-            ),
-        )
-
-    def end_where(self, reason: str, is_meant: Callable[[Connection], bool]) -> int:
-        """End the streams for which ``is_meant``; returns how many."""
-        meant = [stream for stream in self.open if stream.closing is None and is_meant(stream)]
-        for stream in meant:
-            stream.end(reason)
+    def revoke(self, revocation: Revocation) -> int:
+        """End the streams that are meant, a slice per turn of the loop; returns how many."""
+        meant = [
+            stream
+            for stream in self.open
+            if stream.closing is None and revocation.means(stream.hold.grant, stream.subscription.declared)
+        ]
+        if meant:
+            self._hub.schedule(_end_some, meant)
         return len(meant)
 
     def closes(self, stream: Connection) -> None:
@@ -284,10 +268,27 @@ class Streams:
             stream.left = stream.unread()
 
 
+def _end_some(meant: list[Connection], budget: int) -> tuple[int, bool]:
+    """End some streams, for the hub's pump; returns how many, and whether there are more."""
+    some = [meant.pop() for _ in range(min(budget, len(meant)))]
+    for stream in some:
+        stream.end("revoked")
+    return len(some), bool(meant)
+
+
 class Place:
     """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
 
-    __slots__ = ("_heartbeat_events", "_released", "_streams", "_taken", "connection", "hold", "subscription")
+    __slots__ = (
+        "_heartbeat_events",
+        "_released",
+        "_streams",
+        "_taken",
+        "connection",
+        "hold",
+        "since",
+        "subscription",
+    )
 
     def __init__(
         self, streams: Streams, subscription: Subscription, hold: Hold, heartbeat_events: bool
@@ -296,6 +297,8 @@ class Place:
         self._heartbeat_events = heartbeat_events
         self.subscription = subscription
         self.hold = hold
+        self.since = 0
+        """How many revocations there were when it was decided."""
         self.connection = next(_ids)
         self._taken = self._released = False
         streams._reserved += 1

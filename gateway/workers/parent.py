@@ -18,6 +18,7 @@ import structlog
 
 from gateway import __version__
 from gateway.backoff import Backoff
+from gateway.config.catalog import Catalog
 from gateway.config.model import Config
 from gateway.errors import Unavailable
 from gateway.http.admin import HEADERS, Admin
@@ -62,6 +63,7 @@ class Parent:
             headers=HEADERS,
         )
         self._count = workers
+        self._catalog = Catalog(config.channels)
         self._workers: dict[int, Worker] = {}
         self._restarts = dict.fromkeys(range(workers), 0)
         self._totals = Totals()
@@ -218,6 +220,10 @@ class Parent:
         if not ready and not reasons:
             reasons = sorted({reason for answer in by_worker.values() for reason in answer["not_ready"]})
         return ready, {"not_ready": reasons, "workers": by_worker}
+
+    def knows(self, channel: str) -> bool:
+        """Tell whether a name is a channel's, or that of a template."""
+        return self._catalog.knows(channel)
 
     async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node: any worker can tell all. Raises Unavailable."""

@@ -70,7 +70,8 @@ async def test_the_endpoint_sees_what_it_needs() -> None:
         assert asked.headers["Authorization"] == "Bearer t"
         assert asked.headers["Cookie"] == "a=b"
         assert "X-Other" not in asked.headers
-        assert asked.headers["X-Original-URI"] == "/events?x=y"
+        assert asked.headers["X-Original-URI"] == "/events?channel=room.1,orders,room.2&x=y"
+        assert asked.headers["X-Original-Method"] == "GET"
         assert asked.headers["X-Forwarded-For"] == "127.0.0.1"
 
 
@@ -89,7 +90,12 @@ async def test_the_endpoint_sees_what_it_needs() -> None:
         (200, {"channels": "room.1"}, "auth_unavailable"),
         (200, "x" * 300_000, "auth_unavailable"),
         (302, None, "auth_unavailable"),
-        (404, None, "auth_unavailable"),
+        (400, None, 403),
+        (404, None, 403),
+        (431, None, 403),
+        (408, None, "auth_unavailable"),
+        (200, {"expires": 5}, 403),
+        (200, {"expires_in": -5}, 403),
         (429, None, "auth_unavailable"),
         (500, None, "auth_unavailable"),
     ],
@@ -160,8 +166,8 @@ async def test_questions_are_bounded_and_asked_once_for_a_herd() -> None:
 async def test_a_stream_ends_when_the_endpoint_says() -> None:
     """``expires`` and ``expires_in`` are as good as a token's."""
     async with deciding(cache="1s") as (gateway, endpoint):
-        for body in ({"expires_in": 0.2}, {"expires": time.time() + 0.2}):
-            endpoint.body = body
+        for name in ("expires_in", "expires"):
+            endpoint.body = {name: 0.2 if name == "expires_in" else time.time() + 0.2}
             stream = await gateway.subscribe(f"/events/room.{len(endpoint.asked)}")
             assert (await stream.next()).json == {"reason": "token_expired", "reconnect": True}
 
@@ -192,3 +198,81 @@ async def test_a_client_that_leaves_breaks_nothing() -> None:
         await gateway.subscribe("/events/room.1")
         assert len(endpoint.asked) == 1
         assert gateway.daemon.streams._reserved == 0
+
+
+@pytest.mark.parametrize("path", ["/events/room.1?pad=" + "%5B" * 2000, "/events/room.1?pad=" + "[" * 7000])
+async def test_no_client_can_make_an_outage(path: str) -> None:
+    """With ``on_outage: open``, whoever could would let himself in."""
+    async with deciding(on_outage="open") as (gateway, endpoint):
+        endpoint.status = 403
+        assert (await gateway.open(path)).status in (400, 403)
+        assert all(len(asked.headers["X-Original-URI"]) <= 4096 for asked in endpoint.asked)
+        for status in (400, 404, 414, 431):
+            endpoint.status = status
+            assert (await gateway.open(f"/events/room.{status}")).status == 403
+
+
+async def test_what_is_asked_is_what_was_sent() -> None:
+    """An endpoint that decides by path and query must see those of the request, whatever its form."""
+    async with deciding() as (gateway, endpoint):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET http://evil.example/events/room.1?a=%5b[ HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"stream.open")
+        assert [asked.headers["X-Original-URI"] for asked in endpoint.asked] == ["/events/room.1?a=%5b["]
+        writer.transport.abort()
+
+
+async def test_one_address_leaves_turns_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its questions wait for each other; too many are told to come back, and nobody is let in for it."""
+    monkeypatch.setattr("gateway.auth.forward.WAITING", 10)
+    async with deciding(connections=4, timeout="10s", on_outage="open") as (gateway, endpoint):
+        endpoint.gate.clear()
+        stranger = {"X-Forwarded-For": "192.0.2.1"}
+        opening = [
+            asyncio.create_task(gateway.open("/events/room.1", {**stranger, "Cookie": str(number)}))
+            for number in range(5)
+        ]
+        await eventually(lambda: gateway.daemon.public.requests == 5 and endpoint.now == 2)
+        refused = await gateway.open("/events/room.1", {**stranger, "Cookie": "one too many"})
+        assert (await refused.next()).json["reason"] == "auth_unavailable"
+        opening.pop().cancel()
+        await eventually(lambda: gateway.daemon.public.requests == 4)
+        other = asyncio.create_task(gateway.open("/events/room.1", {"X-Forwarded-For": "192.0.2.2"}))
+        await eventually(lambda: endpoint.now == 3)
+        endpoint.gate.set()
+        assert {stream.status for stream in await asyncio.gather(*opening, other)} == {200}
+
+
+async def throw_out(gateway: Gateway, query: str = "?subject=42") -> None:
+    async with gateway.session.delete(
+        f"http://127.0.0.1:{gateway.daemon.admin.port}/streams{query}"
+    ) as answer:
+        assert answer.status == 202
+
+
+async def test_an_answer_from_before_somebody_was_thrown_out_opens_nothing() -> None:
+    """The endpoint decided before the ban and answers after it; and what was remembered is forgotten."""
+    async with deciding(timeout="10s") as (gateway, endpoint):
+        endpoint.body = {"subject": "42"}
+        endpoint.gate.clear()
+        opening = asyncio.create_task(gateway.open("/events/room.1"))
+        await eventually(lambda: endpoint.asked)
+        await throw_out(gateway)
+        endpoint.gate.set()
+        stream = await opening
+        kinds = [(await stream.next()).json.get("reason") for _ in range(2)]
+        assert kinds == [None, "revoked"]
+        endpoint.status = 403
+        assert (await gateway.open("/events/room.1")).status == 403
+        assert len(endpoint.asked) == 2
+
+
+async def test_a_remembered_answer_need_not_name_anybody() -> None:
+    """The token named the subject, and the endpoint only said yes."""
+    async with deciding() as (gateway, endpoint):
+        token = jwt.encode({"exp": time.time() + 60, "sub": "42", "channels": ["private"]}, "s" * 32)
+        right = {"Authorization": f"Bearer {token}"}
+        await gateway.subscribe("/events?channel=private,room.1", right)
+        await throw_out(gateway)
+        endpoint.status = 403
+        assert (await gateway.open("/events?channel=private,room.1", right)).status == 403

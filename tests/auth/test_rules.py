@@ -77,7 +77,7 @@ async def test_what_a_token_opens(path: str, claims: dict[str, Any], status: int
         (lambda: "", "missing_token"),
         (lambda: "Basic dTpw", "missing_token"),
         (lambda: "Bearer nonsense", "invalid_token"),
-        (lambda: "Bearer ", "invalid_token"),
+        (lambda: "Bearer ", "missing_token"),
         (lambda: f"Bearer {token(exp=time.time() - 60)}", "invalid_token"),
         (lambda: f"Bearer {token(exp=None)}", "invalid_token"),
         (lambda: f"Bearer {token(aud='other')}", "invalid_token"),

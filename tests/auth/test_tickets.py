@@ -6,6 +6,13 @@ from typing import Any
 import jwt
 import pytest
 
+from gateway.auth import tickets
+from gateway.auth.grant import Grant
+from gateway.auth.revocations import Revocations
+from gateway.auth.tickets import Tickets
+from gateway.broker.memory import unix_ms
+from gateway.broker.memory_board import MemoryBoard
+from gateway.errors import Unauthorized
 from tests.support.gateway import Gateway, gateway_running
 from tests.support.redis import RedisServer
 
@@ -25,7 +32,8 @@ CONFIG: dict[str, Any] = {
 
 def bearer(**claims: Any) -> dict[str, str]:
     base = {"exp": time.time() + 600, "sub": "42", "channels": ["private"]}
-    return {"Authorization": f"Bearer {jwt.encode({**base, **claims}, SECRET)}"}
+    merged = {name: value for name, value in {**base, **claims}.items() if value is not None}
+    return {"Authorization": f"Bearer {jwt.encode(merged, SECRET)}"}
 
 
 async def buy(gateway: Gateway, query: str, headers: dict[str, str]) -> tuple[int, dict[str, Any], Any]:
@@ -149,3 +157,41 @@ async def test_any_node_honours_a_ticket(kind: str, redis: RedisServer, tmp_path
         assert (
             await two.open(f"/events/private?ticket={await ticket(one, '?channel=private')}")
         ).status == 200
+
+
+async def test_ending_tickets_compares_no_clocks() -> None:
+    """Two nodes never agree on the time; what was ended on one is ended on the other."""
+    board = MemoryBoard(unix_ms)
+    ahead, behind = (
+        Tickets(board, 60.0, Revocations(), lambda off=off: time.time() + off)  # type: ignore[misc]
+        for off in (3.0, -3.0)
+    )
+    grant = Grant(subject="42", claims={})
+    old = [(await node.give(grant, ["a"], None)).text for node in (ahead, behind)]
+    await behind.end("42")
+    new = [(await node.give(grant, ["a"], None)).text for node in (ahead, behind)]
+    for node in (ahead, behind):
+        node.forget()
+        for text in old:
+            with pytest.raises(Unauthorized, match="ended"):
+                await node.look(text)
+        for text in new:
+            assert (await node.look(text)).opened == {"a"}
+
+
+async def test_a_subject_has_so_many_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tenant must not push out the tickets of the others."""
+    monkeypatch.setattr(tickets, "OF_ONE", 2)
+    async with gateway_running(CONFIG) as gateway:
+        got = [(await buy(gateway, "?channel=private", bearer()))[0] for _ in range(3)]
+        assert got == [201, 201, 429]
+        assert (await buy(gateway, "?channel=private", bearer(sub="43")))[0] == 201
+        others = [bearer(sub=None) | {"X-Forwarded-For": "192.0.2.1"} for _ in range(3)]
+        assert [(await buy(gateway, "?channel=private", each))[0] for each in others] == [201, 201, 429]
+
+
+async def test_a_name_that_has_no_bytes_is_a_401() -> None:
+    """JSON may spell half a character; nothing can be stored under it."""
+    async with gateway_running(CONFIG) as gateway:
+        status, told, _ = await buy(gateway, "?channel=private", bearer(sub="\ud800"))
+        assert (status, told["error"]) == (401, "invalid_token")

@@ -86,7 +86,6 @@ ABUSE: dict[str, Any] = {
     "another audience": lambda: signed(aud="other"),
     "an audience that is a number": lambda: rs(RS, b'{"exp": 9999999999, "aud": 5}'),
     "no audience": lambda: signed(aud=None),
-    "nothing": lambda: "",
     "two parts": lambda: ".".join(signed().split(".")[:2]),
     "four parts": lambda: signed() + ".x",
     "a JWE": lambda: ".".join(part(b"x" * 10) for _ in range(5)),

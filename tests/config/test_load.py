@@ -132,6 +132,39 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
         ("auth: {jwt: {algorithms: [HS256, RS256], secret: x}}", "must be of one kind"),
         ("auth: {jwt: {algorithms: [RS256]}}", "exactly one of secret"),
         ("auth: {jwt: {algorithms: [none], secret: x}}", "must be 'HS256'"),
+        ("auth: {jwt: {algorithms: [HS256], jwks_url: https://id.example/k}}", "needs secret"),
+        ("auth: {jwt: {algorithms: [HS256, RS256], jwks_url: https://id.example/k}}", "of one kind"),
+        ("auth: {jwt: {algorithms: [RS256], jwks_url: http://id.example/k}}", "allow_http: true"),
+        ("auth: {jwt: {algorithms: [RS256], jwks_url: https://u:p@id.example/k}}", "no user or password"),
+        ("auth: {jwt: {algorithms: [RS256], jwks_url: id.example/k}}", "must be a URL"),
+        ("auth: {jwt: {algorithms: [RS256], jwks_url: https://id.example/k, leeway: 10m}}", "much for that"),
+        (
+            "auth: {jwt: {algorithms: [RS256], jwks_url: https://id.example/k, issuer: ''}}",
+            "must not be empty",
+        ),
+        (
+            "auth: {jwt: [{algorithms: [RS256], jwks_url: https://id.example/k}, {algorithms: [RS256],"
+            " jwks_url: https://b.example/k, issuer: b}]}",
+            "give each its own issuer",
+        ),
+        (
+            f"auth: {{jwt: [{{algorithms: [HS256], secret: {'x' * 32}, issuer: a}}, {{algorithms: [HS256],"
+            f" secret: {'x' * 32}, issuer: b}}]}}",
+            "one secret",
+        ),
+        ("auth: {tickets: {}}", "tickets are given for tokens"),
+        ("auth: {cookie: sid}", "no jwt that says how to check them"),
+        (f"auth: {{jwt: {{algorithms: [HS256], secret: {'x' * 32}}}, query: ticket}}", "meaning of its own"),
+        (f"auth: {{jwt: {{algorithms: [HS256], secret: {'x' * 32}}}, cookie: 'a b'}}", "letters, digits"),
+        ("auth: {forward: {url: http://app.example/may}}", "allow_http: true"),
+        ("auth: {forward: {url: https://app.example/may, headers: [Host]}}", "set by the gateway itself"),
+        ("auth: {forward: {url: https://app.example/may, headers: ['X: y']}}", "letters, digits"),
+        ("auth: {forward: {url: https://app.example/may, timeout: 1m}}", "much for that"),
+        ("server: {trusted_proxies: [0.0.0.0/0]}", "everybody's word"),
+        ("server: {trusted_proxies: [10.0.0.1/8]}", "has host bits set"),
+        ("server: {trusted_proxies: [proxy.example]}", "write an address or a network"),
+        ("limits: {connections_per_user: 0}", "must be at least 1"),
+        ("limits: {connect_rate_per_address: 200}", "is not a rate"),
     ],
 )
 def test_one_fault_one_message(more: str, message: str) -> None:

@@ -1,5 +1,6 @@
 """``client=``: a stream that its client has lost makes room for the new one."""
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,59 @@ async def test_names_that_are_none(name: str) -> None:
         stream = await gateway.open(f"/events/orders?client={name}")
         assert stream.status == 400
         assert b"client=" in await stream.rest()
+
+
+async def test_of_three_the_newest_lives(redis: RedisServer) -> None:
+    """First here, then there, then here again, faster than nodes tell each other: the log says which is last."""
+    config = {**CONFIG, "limits": {}, "broker": {"url": redis.url}}
+    async with gateway_running(config) as one, gateway_running(config) as two:
+        for number in range(10):
+            path = f"/events/orders?client=c{number}"
+            older = [await node.subscribe(path) for node in (one, two)]
+            newest = await one.subscribe(path)
+            for stream in older:
+                assert (await closing(stream))["reason"] == "replaced"
+            await eventually(lambda: len(one.daemon.streams.open) == 1 and not two.daemon.streams.open)
+            await one.post("orders", "1")
+            assert (await newest.next()).type == "message"
+            newest.close()
+            await eventually(lambda: not one.daemon.streams.open)
+
+
+async def test_a_herd_is_told_of_in_a_few_notices(redis: RedisServer) -> None:
+    """Not an event in the log for each client that comes back."""
+    config = {**CONFIG, "limits": {}, "broker": {"url": redis.url}}
+    async with gateway_running(config) as one, gateway_running(config) as two:
+        seen: list[Any] = []
+        receive = two.daemon.hub.on_notice
+        two.daemon.hub.on_notice = lambda event: (seen.append(event), receive(event))[1]  # type: ignore[func-returns-value]
+        await asyncio.gather(*(one.open(f"/events/orders?client={number}") for number in range(200)))
+        await eventually(lambda: sum(event.payload.count(b"client:") for event in seen) == 200)
+        assert len(seen) < 150
+
+
+async def test_a_replaced_stream_that_nobody_reads_is_gone_at_once() -> None:
+    """Its place is another's: a socket that lingers would be one more than the limits allow."""
+    async with gateway_running(CONFIG) as gateway:
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"GET /events/orders?client=t HTTP/1.1\r\nHost: x\r\n\r\n")
+        streams = gateway.daemon.streams
+        await eventually(lambda: streams.open)
+        (ghost,) = streams.open
+        while not ghost.paused:
+            await gateway.post("orders", '"' + "x" * 200_000 + '"')
+        await gateway.subscribe("/events/orders?client=t")
+        await eventually(lambda: ghost not in streams.open)
+        writer.transport.abort()
+
+
+async def test_names_are_each_addresss_own_where_addresses_have_no_limit() -> None:
+    """Without limits nobody is counted; a name must not be the world's all the same."""
+    async with gateway_running({**CONFIG, "limits": {}}) as gateway:
+        limits = gateway.daemon.limits
+        limits.peers._limit = limits.peers._rate = None
+        stream = await gateway.subscribe("/events/orders?client=t", {"X-Forwarded-For": "198.51.100.7"})
+        await gateway.subscribe("/events/orders?client=t", {"X-Forwarded-For": "203.0.113.9"})
+        await gateway.post("orders", "1")
+        assert (await stream.next()).type == "message"

@@ -1,0 +1,54 @@
+"""Grants: what two of them say together, and who is meant by a revocation."""
+
+import pytest
+
+from gateway.auth import revocations
+from gateway.auth.grant import NOBODY, Grant
+from gateway.auth.revocations import Revocation, Revocations
+
+
+def test_two_grants_end_with_the_first() -> None:
+    """Each keeps its own leeway: a token in its leeway must not be thrown out by the endpoint's yes."""
+    token = Grant(subject="1", claims={}, expires=100.0, leeway=30.0)
+    forever, soon = Grant(opened=frozenset("a")), Grant(subject="2", opened=frozenset("b"), expires=90.0)
+    assert token.joined(forever) == Grant("1", None, {}, frozenset("a"), 100.0, 30.0)
+    assert token.joined(soon) == Grant("1", None, {}, frozenset("b"), 90.0, 0.0)
+    assert forever.joined(soon).subject == "2"
+    assert token.joined(forever).left(105.0) == 25.0
+    assert NOBODY.joined(forever).expires is None
+
+
+@pytest.mark.parametrize(
+    ("subject", "channel", "meant"),
+    [
+        ("1", None, True),
+        ("2", None, False),
+        (None, "a", True),
+        (None, "c", False),
+        ("1", "a", True),
+        ("1", "c", False),
+        ("2", "a", False),
+        (None, None, True),
+    ],
+)
+def test_who_is_meant(subject: str | None, channel: str | None, meant: bool) -> None:
+    """Both together narrow; nothing at all means whoever showed something."""
+    assert Revocation(subject, channel).means(Grant(subject="1"), {"a", "b"}) is meant
+    assert Revocation(None, None).means(NOBODY, {"a"}) is False
+
+
+def test_what_was_revoked_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever began before all that is remembered is taken to be meant: too many to know."""
+    monkeypatch.setattr(revocations, "REMEMBERED", 3)
+    known = Revocations()
+    grant = Grant(subject="1")
+    known.add(Revocation("1", None))
+    since = known.number
+    assert not known.hit(since, grant, ())
+    known.add(Revocation("2", None))
+    assert not known.hit(since, grant, ())
+    assert known.hit(since - 1, grant, ())
+    for _ in range(5):
+        known.add(Revocation("2", None))
+    assert known.hit(0, grant, ()) and known.hit(since, grant, ())
+    assert not known.hit(0, NOBODY, ())
