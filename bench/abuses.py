@@ -44,9 +44,7 @@ class Attacker:
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """Connect; leaving the block is a reset."""
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", self.port, local_addr=(self.address, 0)
-        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(self.address, 0))
         try:
             yield reader, writer
         finally:
@@ -112,6 +110,8 @@ async def _read(reader: asyncio.StreamReader, seconds: float | None) -> bytes:
 
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
 Dose = Callable[[Attacker, int], Awaitable[object]]
 
@@ -182,15 +182,24 @@ def _bombs() -> Sequence[tuple[bytes, bytes]]:
     )
 
 
+WRONG = (b"\0", b"\r", b"\n", b"\r\n\r\n", b"\xff", b":", b" ", b"\x80\x81")
+"""What stands in no request where it should not."""
+
+
 async def malformed(attacker: Attacker, number: int) -> None:
     """A good request with some bytes that are not."""
     luck = random.Random(number)
     stream = attacker.stream + b"Last-Event-ID: 17-0\r\nOrigin: https://a.example.com\r\n\r\n"
-    body = attacker.post + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n"
+    body = (
+        attacker.post
+        + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n"
+    )
     request = bytearray(luck.choice((stream, body)))
     for _ in range(luck.randint(1, 6)):
         at = luck.randrange(len(request))
-        wrong = luck.choice((b"\0", b"\r", b"\n", b"\r\n\r\n", b"\xff", b":", b" ", b"\x80\x81", luck.randbytes(3)))
+        wrong = luck.choice(
+            (b"\0", b"\r", b"\n", b"\r\n\r\n", b"\xff", b":", b" ", b"\x80\x81", luck.randbytes(3))
+        )
         if luck.random() < 0.5:
             request[at : at + luck.randint(0, 3)] = wrong
         else:
@@ -218,12 +227,23 @@ async def chatter(attacker: Attacker, number: int) -> None:
 
 
 FORGED_IDS = (
-    b"x", b"1", b"-", b"1-", b"-1", b"1-2-3", b"-5-0", b"1--1", b"+1-0", b"1.5-0", b"1e3-0", b"0x1-0", b"0-0", b" 1-0 ",
-    b"1-0, 2-0", b"9" * 15 + b"-" + b"9" * 10, b"9" * 16 + b"-0", b"9" * 400 + b"-0", b"0-" + b"9" * 11, b"99999999999999-0",
-    b"1763870000001-0", b"17638700000010-0", "\N{ARABIC-INDIC DIGIT ONE}-\N{ARABIC-INDIC DIGIT TWO}".encode(),
-    "\N{FULLWIDTH DIGIT ONE}-0".encode(), "\N{SUPERSCRIPT TWO}-0".encode(), b"\xff\xfe", b"1-0\xff", b"%00", b"1-0%0d%0a", b"\\r\\n1-0",
-    b"9" * 8000, b"a" * 8000, b"NaN", b"null", b"../../etc/passwd", b"'; DROP TABLE events; --", b"$", b"*",
-)  # fmt: skip
+    *(b"x", b"1", b"-", b"1-", b"-1", b"1-2-3", b"-5-0", b"1--1", b"+1-0", b"1.5-0", b"0x1-0"),
+    *(
+        b"0-0",
+        b" 1-0 ",
+        b"1-0, 2-0",
+        b"99999999999999-0",
+        b"1763870000001-0",
+        b"17638700000010-0",
+        b"NaN",
+        b"$",
+    ),
+    *(b"9" * 15 + b"-" + b"9" * 10, b"9" * 16 + b"-0", b"9" * 400 + b"-0", b"0-" + b"9" * 11),
+    "\N{ARABIC-INDIC DIGIT ONE}-\N{ARABIC-INDIC DIGIT TWO}".encode(),
+    *("\N{FULLWIDTH DIGIT ONE}-0".encode(), "\N{SUPERSCRIPT TWO}-0".encode()),
+    *(b"\xff\xfe", b"1-0\xff", b"%00", b"1-0%0d%0a", b"\\r\\n1-0", b"9" * 8000, b"a" * 8000),
+    *(b"../../etc/passwd", b"'; DROP TABLE events; --", b"*"),
+)
 """What is no id of ours, or none of this log."""
 
 
@@ -239,54 +259,60 @@ INNER = b"POST /hooks/hooks?topic=inner" + HOST + b"Content-Length: 1\r\n\r\n1"
 
 def smuggled(start: bytes) -> dict[str, bytes]:
     """Return posts (``start`` is the first line and the host) that two readers could cut differently."""
-    chunks = b"\r\n1\r\n1\r\n0\r\n\r\n"
-    inner = INNER
-    length = len(inner)
-    as_chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (length, inner)
-    return {
-        "length and chunks": start + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nX" + inner,
-        "chunks and length": start + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + inner,
-        "two codings": start + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n" + chunks + inner,
-        "two codings, last is chunked": start + b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n" + chunks + inner,
-        "chunked twice": start + b"Transfer-Encoding: chunked, chunked\r\n" + chunks + inner,
-        "coding of another name": start + b"Transfer-Encoding: xchunked\r\n" + chunks + inner,
-        "quoted coding": start + b'Transfer-Encoding: "chunked"\r\n' + chunks + inner,
-        "coding after a tab": start + b"Transfer-Encoding:\x0bchunked\r\n" + chunks + inner,
-        "space before the colon": start + b"Transfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + inner,
-        "folded coding": start + b"Transfer-Encoding:\r\n chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + inner,
-        "folded header": start + b"X: a\r\n Content-Length: 1\r\n\r\n1" + inner,
-        "two lengths": start + b"Content-Length: 1\r\nContent-Length: %d\r\n\r\n1" % (length + 1) + inner,
-        "two lengths, alike": start + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\n1" + inner,
-        "list of lengths": start + b"Content-Length: 1, 1\r\n\r\n1" + inner,
-        "length with a sign": start + b"Content-Length: +1\r\n\r\n1" + inner,
-        "length below zero": start + b"Content-Length: -1\r\n\r\n" + inner,
-        "hexadecimal length": start + b"Content-Length: 0x1\r\n\r\n1" + inner,
-        "length in two words": start + b"Content-Length: 1 1\r\n\r\n1" + inner,
-        "length with an underscore": start + b"Content-Length: 1_0\r\n\r\n1" + inner,
-        "length that overflows": start + b"Content-Length: 18446744073709551617\r\n\r\n1" + inner,
-        "no length": start + b"Content-Length:\r\n\r\n" + inner,
-        "bare LF": (start + b"Content-Length: 1\r\n\r\n1").replace(b"\r\n", b"\n") + inner,
-        "bare LF in a header": start + b"X: a\nContent-Length: 0\r\n\r\n" + inner,
-        "bare CR in a header": start + b"X: a\rContent-Length: 1\r\n\r\n1" + inner,
-        "NUL in a header": start + b"X: a\0\r\nContent-Length: 1\r\n\r\n1" + inner,
-        "header without a name": start + b": a\r\nContent-Length: 1\r\n\r\n1" + inner,
-        "LF ends the extension": start + b"Transfer-Encoding: chunked\r\n\r\n1;a\n1\r\n0\r\n\r\n" + inner,
-        "CR in an extension": start + b"Transfer-Encoding: chunked\r\n\r\n1;a\rb\r\n1\r\n0\r\n\r\n" + inner,
-        "size that overflows": start + b"Transfer-Encoding: chunked\r\n\r\n10000000000000001\r\n1\r\n0\r\n\r\n" + inner,
-        "size below zero": start + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n1\r\n0\r\n\r\n" + inner,
-        "size with a prefix": start + b"Transfer-Encoding: chunked\r\n\r\n0x1\r\n1\r\n0\r\n\r\n" + inner,
-        "size after a space": start + b"Transfer-Encoding: chunked\r\n\r\n 1\r\n1\r\n0\r\n\r\n" + inner,
-        "size before a space": start + b"Transfer-Encoding: chunked\r\n\r\n1 \r\n1\r\n0\r\n\r\n" + inner,
-        "LF ends a chunk": start + b"Transfer-Encoding: chunked\r\n\r\n1\r\n1\n0\r\n\r\n" + inner,
-        "nothing ends a chunk": start + b"Transfer-Encoding: chunked\r\n\r\n1\r\n10\r\n\r\n" + inner,
-        "trailer without a colon": start + b"Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\nX\r\n\r\n" + inner,
-        "chunks of HTTP/1.0": start.replace(b"/1.1", b"/1.0") + b"Transfer-Encoding: chunked\r\n" + chunks + inner,
-        "chunks of HTTP/1.0, kept": start.replace(b"/1.1", b"/1.0") + b"Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n" + chunks + inner,
-        "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + inner,
-        "as a body": start + b"Content-Length: %d\r\n\r\n" % length + inner,
-        "as a chunk": start + b"Transfer-Encoding: chunked\r\n\r\n" + as_chunk,
-        "as a body that is refused": start + b"Expect: nothing\r\nContent-Length: %d\r\n\r\n" % length + inner,
-    }  # fmt: skip
+    none = b"0\r\n\r\n"
+    chunks = b"\r\n1\r\n1\r\n" + none
+    length = len(INNER)
+    old = start.replace(b"/1.1", b"/1.0")
+    coding = start + b"Transfer-Encoding: "
+    table = {
+        "length and chunks": start + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n" + none + b"X",
+        "chunks and length": start + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + none,
+        "two codings": coding + b"chunked\r\nTransfer-Encoding: identity\r\n" + chunks,
+        "two codings, last is chunked": coding + b"identity\r\nTransfer-Encoding: chunked\r\n" + chunks,
+        "chunked twice": start + b"Transfer-Encoding: chunked, chunked\r\n" + chunks,
+        "coding of another name": start + b"Transfer-Encoding: xchunked\r\n" + chunks,
+        "quoted coding": start + b'Transfer-Encoding: "chunked"\r\n' + chunks,
+        "coding after a tab": start + b"Transfer-Encoding:\x0bchunked\r\n" + chunks,
+        "space before the colon": start + b"Transfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n" + none,
+        "folded coding": start + b"Transfer-Encoding:\r\n chunked\r\nContent-Length: 5\r\n\r\n" + none,
+        "folded header": start + b"X: a\r\n Content-Length: 1\r\n\r\n1",
+        "two lengths": start + b"Content-Length: 1\r\nContent-Length: %d\r\n\r\n1" % (length + 1),
+        "two lengths, alike": start + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\n1",
+        "list of lengths": start + b"Content-Length: 1, 1\r\n\r\n1",
+        "length with a sign": start + b"Content-Length: +1\r\n\r\n1",
+        "length below zero": start + b"Content-Length: -1\r\n\r\n",
+        "hexadecimal length": start + b"Content-Length: 0x1\r\n\r\n1",
+        "length in two words": start + b"Content-Length: 1 1\r\n\r\n1",
+        "length with an underscore": start + b"Content-Length: 1_0\r\n\r\n1",
+        "length that overflows": start + b"Content-Length: 18446744073709551617\r\n\r\n1",
+        "no length": start + b"Content-Length:\r\n\r\n",
+        "bare LF": (start + b"Content-Length: 1\r\n\r\n1").replace(b"\r\n", b"\n"),
+        "bare LF in a header": start + b"X: a\nContent-Length: 0\r\n\r\n",
+        "bare CR in a header": start + b"X: a\rContent-Length: 1\r\n\r\n1",
+        "NUL in a header": start + b"X: a\0\r\nContent-Length: 1\r\n\r\n1",
+        "header without a name": start + b": a\r\nContent-Length: 1\r\n\r\n1",
+        "LF ends the extension": start + CHUNKED + b"1;a\n1\r\n" + none,
+        "CR in an extension": start + CHUNKED + b"1;a\rb\r\n1\r\n" + none,
+        "size that overflows": start + CHUNKED + b"10000000000000001\r\n1\r\n" + none,
+        "size below zero": start + CHUNKED + b"-1\r\n1\r\n" + none,
+        "size with a prefix": start + CHUNKED + b"0x1\r\n1\r\n" + none,
+        "size after a space": start + CHUNKED + b" 1\r\n1\r\n" + none,
+        "size before a space": start + CHUNKED + b"1 \r\n1\r\n" + none,
+        "LF ends a chunk": start + CHUNKED + b"1\r\n1\n0\r\n\r\n",
+        "nothing ends a chunk": start + CHUNKED + b"1\r\n10\r\n\r\n",
+        "trailer without a colon": start + CHUNKED + b"1\r\n1\r\n0\r\nX\r\n\r\n",
+        "chunks of HTTP/1.0": old + b"Transfer-Encoding: chunked\r\n" + chunks,
+        "chunks of HTTP/1.0, kept": old + b"Connection: keep-alive\r\n" + CHUNKED + chunks[2:],
+        "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    }
+    whole = {
+        "as a body": start + b"Content-Length: %d\r\n\r\n" % length,
+        "as a body that is refused": start + b"Expect: nothing\r\nContent-Length: %d\r\n\r\n" % length,
+        "as a chunk": start + CHUNKED + b"%x\r\n" % length,
+    }
+    hidden = {name: request + INNER for name, request in {**table, **whole}.items()}
+    hidden["as a chunk"] += b"\r\n" + none
+    return hidden
 
 
 async def smuggling(attacker: Attacker, number: int) -> None:

@@ -40,8 +40,11 @@ class Answer:
     body: bytes
 
 
-def answers(raw: bytes) -> list[Answer]:
-    """Return what came on a connection: whole answers, and a stream at the end may go on."""
+def answers(raw: bytes, *, heads: bool = False) -> list[Answer]:
+    """Return what came on a connection: whole answers, and a stream at the end may go on.
+
+    ``heads``: they are to HEAD, and have no bodies, unless they say that nobody could read what was asked.
+    """
     found = []
     while raw:
         head, end, rest = raw.partition(b"\r\n\r\n")
@@ -56,7 +59,7 @@ def answers(raw: bytes) -> list[Answer]:
             name = header[1].decode().lower()
             assert name in KNOWN and name not in headers, line
             headers[name] = header[2].decode("latin-1")
-        body, raw = _body(rest, headers)
+        body, raw = (b"", rest) if heads and not rest.startswith(b"{") else _body(rest, headers)
         found.append(Answer(int(status[1]), headers, body))
     return found
 
