@@ -24,6 +24,16 @@ class Rate:
         self._at = now
         return 0.0 if self._left > 0 else (1 - self._left) / self._per_second
 
+    def try_take(self) -> bool:
+        """Use one of it, or return False where there is none just now."""
+        now = self._clock()
+        left = self._left + (now - self._at) * self._per_second
+        if left > self._most:
+            left = self._most
+        self._at = now
+        self._left = left - 1 if left > 0 else left
+        return left > 0
+
     @property
     def is_full(self) -> bool:
         """Whether nothing of it is used any more."""

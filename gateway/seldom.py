@@ -28,11 +28,10 @@ class Seldom:
         """Return how often a thing happened since it was told last, this time included; None: say nothing."""
         now = self._clock()
         at, count = self._told.get(thing, (now - SECONDS, 0))
-        if now - at < SECONDS or self._rate.wait():
+        if now - at < SECONDS or not self._rate.try_take():
             self._told[thing] = at, count + 1
             count = -1
         else:
-            self._rate.take(1)
             self._told[thing] = now, 0
         if len(self._told) > THINGS:
             self._told.popitem(last=False)

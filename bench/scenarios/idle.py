@@ -33,7 +33,7 @@ def measure(options: Options) -> Iterator[Row]:
 
 
 def _row(name: str, workers: int, streams: int) -> Row:
-    with run(name, Setup(token=True, heartbeat=600), workers=workers) as server:
+    with run(name, Setup(token="HS256", heartbeat=600), workers=workers) as server:
         target = server.target("orders")
         with load(server.port, [target], 200, source=20) as first:  # pools and caches are filled once
             first.open(ahead=server.ahead)

@@ -27,8 +27,8 @@ class Setup:
     """Seconds after which a silent stream gets a sign of life."""
     history: int = 1000
     """Events kept, per channel."""
-    token: bool = False
-    """Streams must show a token."""
+    token: str = ""
+    """The algorithm of the token that streams must show; empty: none."""
     tls: bool = False
     trusted: tuple[str, ...] = ()
     """Networks without limits of their own; with any, all others have those that a gateway has by default."""

@@ -1,6 +1,7 @@
 """The gateway itself, with every feature on."""
 
 import contextlib
+import functools
 import json
 import re
 import tempfile
@@ -9,14 +10,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bench.process import Process, gateway
 from bench.servers.base import SECRET, MissingError, Server, Setup, with_last_id
 from bench.servers.certificate import certificate
-from gateway.config.model import Limits
 from gateway.config.model import Server as ServerSection
 
 CONNECTIONS = 19_700
@@ -40,7 +43,9 @@ class Gateway(Server):
     def target(self, channel: str, last_event_id: str | None = None) -> str:
         """Return the path and, where the channel asks for one, a token."""
         target = with_last_id(f"/events/{channel}", last_event_id)
-        return f"{target}\tAuthorization: Bearer {token(self.setup.channels)}" if self.setup.token else target
+        if not self.setup.token:
+            return target
+        return f"{target}\tAuthorization: Bearer {token(self.setup.channels, self.setup.token)}"
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
         """Post one event, or several as a JSON array."""
@@ -79,10 +84,24 @@ class Gateway(Server):
             return text
 
 
-def token(channels: Sequence[str]) -> str:
+def token(channels: Sequence[str], algorithm: str, subject: str = "bench") -> str:
     """Return a bearer token for some channels that is good for an hour."""
-    claims = {"sub": "bench", "exp": int(time.time()) + 3600, "channels": list(channels)}
-    return jwt.encode(claims, SECRET, "HS256")
+    claims = {"sub": subject, "exp": int(time.time()) + 3600, "channels": list(channels)}
+    return jwt.encode(claims, SECRET if algorithm == "HS256" else _rsa_key(), algorithm)
+
+
+@functools.cache
+def _rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def _jwt(algorithm: str, folder: str) -> dict[str, Any]:
+    if algorithm != "RS256":
+        return {"algorithms": ["HS256"], "secret": SECRET}
+    file = Path(folder) / "public.pem"
+    public = serialization.PublicFormat.SubjectPublicKeyInfo
+    file.write_bytes(_rsa_key().public_key().public_bytes(serialization.Encoding.PEM, public))
+    return {"algorithms": ["RS256"], "public_key_file": str(file)}
 
 
 @contextlib.contextmanager
@@ -104,11 +123,12 @@ def _running(setup: Setup, folder: str) -> contextlib.AbstractContextManager[tup
     if setup.tls:
         chain, key = certificate(folder)
         own["tls"] = {"certificate": str(chain), "key": str(key)}
-    # All clients share a few addresses and one token.
+    # All clients share a few addresses and one token, and are counted for them: loopback is no proxy here.
+    own["trusted_proxies"] = ["192.0.2.1"]
     alike = {
-        key: CONNECTIONS * 8
-        for key in ("connections_per_user", "connections_per_address")
-        if key in Limits.model_fields
+        "connections_per_user": CONNECTIONS * 8,
+        "connections_per_address": CONNECTIONS * 8,
+        "connect_rate_per_address": "1000000/s",
     }
     if setup.trusted:
         own["trusted_proxies"] = list(setup.trusted)
@@ -122,7 +142,7 @@ def _running(setup: Setup, folder: str) -> contextlib.AbstractContextManager[tup
             "broker": {"url": setup.broker or log},
             "timeouts": {"heartbeat": f"{setup.heartbeat * 1000:.0f}ms", "drain": "1s"},
             "limits": {"connections": CONNECTIONS, **alike},
-            "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET}},
+            "auth": {"jwt": _jwt(setup.token, folder)},
             "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
             "channels": {
                 name: {**channel, "from": [{"source": "hooks", "topic": name}]} for name in setup.channels

@@ -1,5 +1,6 @@
 """What somebody may: the outcome of a token, a ticket, or the user's own endpoint."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,11 +25,12 @@ class Grant(msgspec.Struct, frozen=True):
     leeway: float = 0.0
     """Seconds for which it is taken after that."""
 
-    def ends(self, now: float) -> float | None:
-        """Return when (unix seconds) a stream that opens now must end."""
-        if self.expires is None or self.expires > now:
-            return self.expires
-        return self.expires + self.leeway
+    def left(self, now: float) -> float:
+        """Return for how many seconds a stream may live that opens now (unix seconds)."""
+        if self.expires is None:
+            return math.inf
+        left = self.expires - now
+        return left if left > 0 else left + self.leeway
 
     def joined(self, other: "Grant") -> "Grant":
         """Return what both say together, this one first: it ends with the first of them to end."""

@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from gateway.config.section import Section, preset
-from gateway.config.units import Count, Duration, DurationOrNull, Secret, Switch, fault
+from gateway.config.units import Count, Duration, DurationOrNull, DurationOrZero, Secret, Switch, fault
 
 HMAC_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -52,7 +52,7 @@ class Jwt(Section):
     allow_http: Switch = Field(False, description=ALLOW_HTTP)
     audience: str | None = Field(None, description="what aud must be; without it any is taken")
     issuer: str | None = Field(None, description="what iss must be; without it any is taken")
-    leeway: Duration = preset("30s", "how far the clocks of issuer and gateway may differ")
+    leeway: DurationOrZero = preset("30s", "how far the clocks of issuer and gateway may differ")
     max_lifetime: Duration = preset("30d", "a token that expires later than this from now is refused")
 
     @model_validator(mode="after")

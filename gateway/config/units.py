@@ -51,6 +51,10 @@ def _duration(value: Any) -> float:
     return seconds
 
 
+def _leeway(value: Any) -> float:
+    return 0.0 if value == "0s" else _duration(value)
+
+
 def _rate(value: Any) -> float:
     match = _RATE.fullmatch(str(value).strip())
     if match is None or int(match[1]) < 1:
@@ -186,6 +190,9 @@ def _string(title: str, pattern: str | None, example: str) -> WithJsonSchema:
 _DURATION = _string("duration", r"[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)", "15s")
 Duration = Annotated[float, PlainValidator(_duration), _DURATION]
 """Seconds, from text with a unit."""
+
+DurationOrZero = Annotated[float, PlainValidator(_leeway), _DURATION]
+"""Seconds, of which ``0s`` may be enough."""
 
 DurationOrNull = Annotated[
     float | None,

@@ -1,11 +1,12 @@
 """A request for a stream, free of the path that it came on: aiohttp's handlers or the front protocol."""
 
-import asyncio
-
 import msgspec
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
 from multidict import MultiDict, MultiDictProxy, MultiMapping, istr
+
+from gateway.http.protocol import Protocol
+from gateway.limits.limits import UNKNOWN, Caller
 
 _FORWARDED = istr("X-Forwarded-For")
 _NO_QUERY: MultiMapping[str] = MultiDictProxy(MultiDict())
@@ -22,16 +23,10 @@ class Ask(msgspec.Struct, frozen=True):
     headers: MultiMapping[str]
     chunked: bool
     """Whether the client speaks HTTP/1.1; without it the end of the connection ends the body."""
-    transport: asyncio.BaseTransport | None
-
+    caller: Caller
+    """Who is at the other end: the client, or a proxy."""
     uri: str
     """Path and query as they were sent."""
-
-    @property
-    def peer(self) -> str | None:
-        """The address of the other end: the client, or a proxy. The kernel is asked for it."""
-        peer = None if self.transport is None else self.transport.get_extra_info("peername")
-        return peer[0] if isinstance(peer, tuple) else None
 
     @property
     def forwarded(self) -> str | None:
@@ -49,12 +44,12 @@ class Ask(msgspec.Struct, frozen=True):
             request.query,
             request.headers,
             request.version >= (1, 1),
-            request.transport,
+            caller_of(request),
             request.raw_path,
         )
 
     @classmethod
-    def of_message(cls, message: RawRequestMessage, transport: asyncio.BaseTransport) -> "Ask | None":
+    def of_message(cls, message: RawRequestMessage, caller: Caller) -> "Ask | None":
         """Return what aiohttp's parser read, or None where its router should have a look."""
         path = message.url.raw_path
         if path == "/events":
@@ -71,9 +66,15 @@ class Ask(msgspec.Struct, frozen=True):
             query,
             message.headers,
             message.version >= (1, 1),
-            transport,
+            caller,
             message.path,
         )
+
+
+def caller_of(request: web.Request) -> Caller:
+    """Return who is at the other end of a request's connection."""
+    protocol = request.protocol
+    return protocol.caller if isinstance(protocol, Protocol) else UNKNOWN
 
 
 def forwarded(headers: MultiMapping[str]) -> str | None:

@@ -16,7 +16,7 @@ from aiohttp_cors.abc import AbstractRouterAdapter
 from gateway.config.catalog import Catalog, Match
 from gateway.config.model import Config
 from gateway.config.origins import Origins
-from gateway.errors import Forbidden
+from gateway.errors import Forbidden, GatewayError
 from gateway.http.ask import Ask
 
 ANSWERS = 1000
@@ -27,7 +27,10 @@ FEW, SHORT = 10, 500
 
 _READ = (hdrs.METH_GET, hdrs.METH_HEAD)
 
+_ASKED = (hdrs.ACCESS_CONTROL_REQUEST_METHOD, hdrs.ACCESS_CONTROL_REQUEST_HEADERS)
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Note = Callable[[Ask, GatewayError], None]
 
 
 class CorsPolicy:
@@ -121,8 +124,9 @@ class _RequestOrigins(Mapping[str, ResourceOptions]):
 
 
 class _Adapter(AbstractRouterAdapter):
-    def __init__(self, policy: CorsPolicy) -> None:
+    def __init__(self, policy: CorsPolicy, note: Note) -> None:
         self._policy = policy
+        self._note = note
         self._methods: dict[str, tuple[str, ...]] = {}
 
     def allow(self, path: str, *methods: str) -> None:
@@ -132,14 +136,35 @@ class _Adapter(AbstractRouterAdapter):
     def add_preflight_handler(self, routing_entity: Any, handler: Handler, webview: bool = False) -> None:
         async def options(request: web.Request) -> web.StreamResponse:
             if self.is_preflight_request(request):
-                try:
-                    return await handler(request)
-                except UnicodeEncodeError:  # the library quotes headers, also such as are not UTF-8
-                    raise Forbidden("the preflight's headers are not UTF-8", code="cors_refused") from None
+                return await self._preflight(request, handler)
             methods = self._methods.get(request.path, _READ)
             return web.Response(status=204, headers={hdrs.ALLOW: ", ".join((*methods, "OPTIONS"))})
 
         routing_entity.add_route(hdrs.METH_OPTIONS, options)
+
+    async def _preflight(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let the library answer. Raises Forbidden, after it was noted: the browser sends no request then."""
+        ask = Ask.of_request(request)
+        try:
+            self._policy.check(ask)
+            return await self._answered(request, handler)
+        except Forbidden as error:
+            self._note(ask, error)
+            raise
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except UnicodeEncodeError:  # the library quotes headers, also such as are not UTF-8
+            raise Forbidden("the preflight's headers are not UTF-8", code="cors_refused") from None
+        except web.HTTPForbidden:
+            raise Forbidden(self._reason(request), code="cors_refused") from None
+
+    def _reason(self, request: web.Request) -> str:
+        method, names = (request.headers.get(name, "") for name in _ASKED)
+        if method not in self._methods.get(request.path, _READ):
+            return f"pages may not use {method[:20]!r} here"
+        return f"pages may not send all of these headers: {names[:200]!r}; allow them in cors.allow_headers"
 
     def is_preflight_request(self, request: web.Request) -> bool:
         return (
@@ -168,8 +193,9 @@ class _Adapter(AbstractRouterAdapter):
 class Preflights:
     """The preflights of an application, answered by the library."""
 
-    def __init__(self, app: web.Application, policy: CorsPolicy) -> None:
-        self._adapter = _Adapter(policy)
+    def __init__(self, app: web.Application, policy: CorsPolicy, note: Note) -> None:
+        """``note`` is told of each that is refused."""
+        self._adapter = _Adapter(policy, note)
         self._library = CorsConfig(app, router_adapter=self._adapter)
 
     def add(self, resource: web.AbstractResource, *methods: str) -> None:

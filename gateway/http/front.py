@@ -23,7 +23,7 @@ from gateway.errors import GatewayError
 from gateway.http.ask import Ask
 from gateway.http.subscribe import Subscribe, Wanted
 from gateway.hub.replay import Start
-from gateway.limits.peers import Peer
+from gateway.limits.limits import UNKNOWN
 from gateway.stream.streams import Place
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Heads:
 class Front(asyncio.Protocol):
     """One connection until it is known what it wants."""
 
-    __slots__ = ("__weakref__", "_head", "_listener", "_subscribe", "_task", "peer", "transport")
+    __slots__ = ("__weakref__", "_head", "_listener", "_subscribe", "_task", "caller", "transport")
 
     transport: asyncio.Transport
 
@@ -85,8 +85,8 @@ class Front(asyncio.Protocol):
         self._subscribe = subscribe
         self._head = b""
         self._task: asyncio.Task[None] | None = None
-        self.peer: Peer | None = None
-        """Under which its listener counts it."""
+        self.caller = UNKNOWN
+        """Who is at the other end; its listener knows."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -132,7 +132,7 @@ class Front(asyncio.Protocol):
         message = self._listener.heads.parse(head)
         if message is None:
             return None
-        return Ask.of_message(message, self.transport)
+        return Ask.of_message(message, self.caller)
 
     def _answer(self, subscribe: Subscribe, ask: Ask) -> None:
         self._head = b""

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest, ExpectationFailed, GatewayError, NotFound
-from gateway.http.ask import forwarded
+from gateway.http.ask import caller_of, forwarded
 from gateway.http.bodies import Bodies
 from gateway.http.receipts import Receipts
 from gateway.http.responses import asked_headers, error_response
@@ -108,7 +108,7 @@ class Hooks:
         return self.sources[name]
 
     def _client(self, request: web.Request) -> str | None:
-        return self.proxies.client(request.remote, forwarded(request.headers))
+        return self.proxies.client(caller_of(request).address, forwarded(request.headers))
 
     def _whose(self, request: web.Request) -> str | None:
         """Return the address that a body counts for; a proxy's own counts for nobody."""

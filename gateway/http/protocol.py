@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_request import BaseRequest
 
 from gateway.http.responses import PLAIN, http_error, internal_error, json_error
-from gateway.limits.peers import Peer
+from gateway.limits.limits import Caller
 
 log = structlog.get_logger("gateway.http")
 
@@ -25,23 +25,23 @@ MAX_HEADER = 8192
 
 
 class Protocol(web.RequestHandler):
-    """One connection. ``headers`` are those of every answer on its port; ``on_lost`` is told its ``peer``."""
+    """One connection. ``headers`` are those of every answer on its port; ``on_lost`` is told who left."""
 
-    __slots__ = ("_headers", "_is_broken", "_on_lost", "_peer")
+    __slots__ = ("_headers", "_is_broken", "_on_lost", "caller")
 
     def __init__(
         self,
         manager: web.Server,
         *,
         headers: Mapping[str, str],
-        peer: Peer | None,
-        on_lost: Callable[[Peer | None], None],
+        caller: Caller,
+        on_lost: Callable[[Caller], None],
         **options: Any,
     ) -> None:
         super().__init__(manager, max_line_size=MAX_URL, max_field_size=MAX_HEADER, **options)
         self._headers = {**headers, **PLAIN}
-        self._peer = peer
-        self._on_lost = on_lost
+        self.caller = caller
+        self._on_lost: Callable[[Caller], None] | None = on_lost
         self._is_broken = False
 
     def data_received(self, data: bytes) -> None:
@@ -58,8 +58,9 @@ class Protocol(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let the connection go: it is gone, or a stream has it now."""
-        peer, self._peer = self._peer, None
-        self._on_lost(peer)
+        if self._on_lost is not None:
+            self._on_lost(self.caller)
+            self._on_lost = None
         super().connection_lost(exc)
 
     def handle_error(

@@ -16,8 +16,7 @@ from gateway.http.front import LINGER, Front, Heads
 from gateway.http.protocol import Protocol
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
-from gateway.limits.limits import Limits
-from gateway.limits.peers import Peer
+from gateway.limits.limits import Caller, Limits
 
 BACKLOG = 4096
 """Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
@@ -152,19 +151,18 @@ class Listener:
         """
         self._greeted.discard(front)
         if self._limits is not None:
-            name = front.transport.get_extra_info("peername")
-            peer = self._limits.peers.of(name[0] if isinstance(name, tuple) else None)
-            if not self._limits.peers.connects(peer):
+            caller = self._limits.caller(front.transport)
+            if not self._limits.peers.connects(caller.peer):
                 front.force_close()
                 self._limits.cut()
                 return
-            front.peer = peer
+            front.caller = caller
         self._fronts[front] = self._time() + self._request_seconds
 
     def leaves(self, front: Front) -> None:
         """A front protocol has no connection any more. Harmless when repeated."""
         if self._fronts.pop(front, None) is not None:
-            self._uncount(front.peer)
+            self._uncount(front.caller)
 
     def answers(self, front: Front) -> None:
         """A front protocol has a whole request, and what it waits for has a deadline of its own."""
@@ -174,13 +172,13 @@ class Listener:
         """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""
         server = self._runner.server
         assert server is not None
-        handler = Protocol(server, loop=asyncio.get_running_loop(), peer=front.peer, **self._options)
+        handler = Protocol(server, loop=asyncio.get_running_loop(), caller=front.caller, **self._options)
         self._handlers[handler] = self._fronts.pop(front)
         return handler
 
-    def _uncount(self, peer: Peer | None) -> None:
+    def _uncount(self, caller: Caller) -> None:
         if self._limits is not None:
-            self._limits.peers.disconnects(peer)
+            self._limits.peers.disconnects(caller.peer)
 
     def _accept(self) -> asyncio.Protocol:
         if self._tls is None:
@@ -206,7 +204,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for front in self._late(self._fronts, now):
-            self._uncount(front.peer)
+            self._uncount(front.caller)
             front.force_close()
         for handler in self._late(self._handlers, now):
             handler.force_close()

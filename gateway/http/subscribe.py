@@ -4,15 +4,15 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+import msgspec
 import structlog
 from aiohttp import hdrs, web
 
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.forward import Question
-from gateway.auth.grant import Grant
-from gateway.auth.rules import authorize
+from gateway.auth.grant import NOBODY, Grant
+from gateway.auth.rules import authorize, is_public
 from gateway.config.catalog import Catalog, Match
 from gateway.errors import BadRequest, GatewayError, NotFound, Overload, Unavailable
 from gateway.http import query
@@ -21,8 +21,7 @@ from gateway.http.cors import CorsPolicy
 from gateway.http.responses import Answer, error_answer, head
 from gateway.hub.replay import Opening, Start
 from gateway.limits.addresses import unit
-from gateway.limits.limits import Limits
-from gateway.limits.peers import Peer
+from gateway.limits.limits import Caller, Limits
 from gateway.metrics import Metrics
 from gateway.seldom import Seldom
 from gateway.sse import CONTENT_TYPE, open_block
@@ -44,12 +43,13 @@ MAX_LOGGED = 200
 """Characters of a client's own words that a log line holds."""
 
 
-class Wanted(NamedTuple):
+class Wanted(msgspec.Struct, frozen=True):
     """What a request asks for, and who asks, as far as nobody else has to be asked about that."""
 
     matches: tuple[Match, ...]
-    question: Question
-    peer: Peer | None
+    caller: Caller
+    question: Question | None
+    """What whoever decides is asked; None where all is public."""
     grant: Grant | None
     """None: somebody must be asked."""
 
@@ -91,14 +91,20 @@ class Subscribe:
     def want(self, ask: Ask) -> Wanted:
         """Decide about a request as far as that needs no waiting. Raises GatewayError."""
         # Whoever asks too often is told first: no refusal may cost more than letting somebody in.
-        address = self.limits.proxies.client(ask.peer, ask.forwarded)
-        peer = self.limits.peers.of(address)
-        self.limits.peers.hurry(peer)
+        caller = self.limits.behind(ask.caller, ask.forwarded)
+        self.limits.peers.hurry(caller.peer)
         # CORS before auth, so that a page always learns why.
         self.cors.check(ask)
         matches = self._matches(ask)
-        question = Question(ask.channels, ask.headers, ask.query, ask.uri, address)
-        return Wanted(matches, question, peer, self.authenticator.at_once(question, matches))
+        if is_public(matches):
+            return Wanted(matches, caller, None, NOBODY)
+        question = self.question(ask)
+        return Wanted(matches, caller, question, self.authenticator.at_once(question, matches))
+
+    def question(self, ask: Ask) -> Question:
+        """Return what whoever decides about a request is asked."""
+        address = self.limits.behind(ask.caller, ask.forwarded).address
+        return Question(ask.channels, ask.headers, ask.query, ask.uri, address)
 
     def admit(self, ask: Ask, wanted: Wanted, grant: Grant) -> tuple[Place, Start]:
         """Return a place for a stream, and where that begins.
@@ -108,7 +114,7 @@ class Subscribe:
         authorize(wanted.matches, grant)
         subscription = query.subscription(ask, wanted.matches)
         start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
-        hold = self.limits.hold(wanted.peer, grant, query.client(ask))
+        hold = self.limits.hold(wanted.caller.peer, grant, query.client(ask))
         try:
             return self.streams.reserve(subscription, hold, heartbeat_events=heartbeat_events), start
         except BaseException:
@@ -134,6 +140,7 @@ class Subscribe:
             raise
 
     async def _granted(self, wanted: Wanted) -> Grant:
+        assert wanted.question is not None, "what is public needs nobody's word"
         return await self.authenticator.look(wanted.question, wanted.matches)
 
     def open(self, ask: Ask, place: Place, opening: Opening, transport: asyncio.Transport) -> None:
@@ -167,9 +174,10 @@ class Subscribe:
     def note_refusal(self, ask: Ask, error: GatewayError) -> None:
         """Count a refusal; the log tells each kind of it once a minute for each page or address."""
         self.metrics.refused.labels(error.code).inc()
-        address = self.limits.proxies.client(ask.peer, ask.forwarded)
+        address = self.limits.behind(ask.caller, ask.forwarded).address
         origin = ask.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None
-        whose = origin if error.code == "origin_refused" else address and unit(address)
+        is_of_page = error.code in ("origin_refused", "cors_refused")
+        whose = origin if is_of_page else address and unit(address)
         count = self.seldom.tell((error.code, whose))
         if count is not None:
             log.info(
@@ -190,7 +198,7 @@ class Subscribe:
                 connection=stream.id,
                 channels=stream.subscription.channels,
                 resume=opening.resume,
-                client=self.limits.proxies.client(ask.peer, ask.forwarded),
+                client=self.limits.behind(ask.caller, ask.forwarded).address,
             )
 
     def _matches(self, ask: Ask) -> tuple[Match, ...]:

@@ -26,7 +26,7 @@ class TicketOffice:
         ask = Ask.of_request(request)
         try:
             wanted = self.subscribe.want(ask)
-            ticket = await self.authenticator.ticket(wanted.question, wanted.matches)
+            ticket = await self.authenticator.ticket(self.subscribe.question(ask), wanted.matches)
         except Overload as error:  # whoever posts reads the status
             return self._refused(ask, TooManyRequests(error.message, retry_after=1))
         except GatewayError as error:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from gateway.auth.grant import NOBODY, Grant
 from gateway.limits.peers import Peer
 
@@ -18,58 +20,48 @@ class Replaceable(Protocol):
         """Close with a reason."""
 
 
-class Hold:
+class Hold(msgspec.Struct, eq=False):
     """Made by `Limits.hold`; `release` gives all of it back."""
 
-    __slots__ = ("_is_released", "_limits", "client", "grant", "member", "peer", "stream", "user")
-
-    def __init__(
-        self,
-        limits: "Limits | None",
-        peer: Peer | None,
-        grant: Grant,
-        user: str | None,
-        member: str,
-        client: str | None,
-    ) -> None:
-        self._limits = limits
-        self.peer = peer
-        self.grant = grant
-        self.user = user
-        """Under which its user is counted; None: not at all."""
-        self.member = member
-        self.client = client
-        """What tells its client from all others, if that said who it is."""
-        self.stream: Replaceable | None = None
-        self._is_released = limits is None
+    peer: Peer | None
+    grant: Grant
+    user: str | None
+    """Under which its user is counted; None: not at all."""
+    member: str
+    """Its own name there."""
+    client: str | None
+    """What tells its client from all others, if that said who it is."""
+    limits: "Limits | None"
+    """None: it counts for nobody."""
+    stream: Replaceable | None = None
 
     @property
     def replaces(self) -> bool:
         """Whether an older stream of the same client is here, which ends when this one opens."""
-        return self._limits is not None and self.client is not None and self.client in self._limits.clients
+        return self.limits is not None and self.client is not None and self.client in self.limits.clients
 
     @property
     def must_confirm(self) -> bool:
         """Whether `confirm` has to ask other nodes."""
-        return self._limits is not None and self.user is not None and self._limits.users.must_ask
+        return self.limits is not None and self.user is not None and self.limits.users.must_ask
 
     async def confirm(self) -> None:
         """Ask for the user's seat. Raises UserFull. Cancelling is safe."""
-        if self._limits is not None and self.user is not None:
-            await self._limits.users.confirm(self.user, self.member)
+        if self.limits is not None and self.user is not None:
+            await self.limits.users.confirm(self.user, self.member)
 
     def begins(self, stream: Replaceable) -> None:
         """Its stream is open: an older one of the same client ends."""
-        if self._limits is not None and self.client is not None:
+        if self.limits is not None and self.client is not None:
             self.stream = stream
-            self._limits.replace(self)
+            self.limits.replace(self)
 
     def release(self) -> None:
         """Give everything back; harmless when repeated."""
-        if not self._is_released and self._limits is not None:
-            self._is_released = True
-            self._limits.release(self)
+        limits, self.limits = self.limits, None
+        if limits is not None:
+            limits.release(self)
 
 
-FREE = Hold(None, None, NOBODY, None, "", None)
+FREE = Hold(None, NOBODY, None, "", None, None)
 """Of streams that count for nobody."""

@@ -2,7 +2,10 @@
 
 import hashlib
 import secrets
+from asyncio import BaseTransport
 from collections.abc import Callable
+
+import msgspec
 
 from gateway.auth.grant import NOBODY, Grant
 from gateway.broker.board import Board
@@ -15,6 +18,18 @@ from gateway.metrics import Metrics
 
 MAX_CLIENT = 128
 """Longest ``client=``, in characters."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who is at the other end of a connection."""
+
+    address: str | None
+    """None where there is none, as on a Unix socket."""
+    peer: Peer | None
+    """Under which it is counted; None: not at all."""
+
+
+UNKNOWN = Caller(None, None)
 
 
 class Limits:
@@ -32,6 +47,19 @@ class Limits:
         self.on_replaced: Callable[[Hold], None] = lambda hold: None
         """Called when a client's stream opened, for other nodes to end an older one."""
 
+    def caller(self, transport: BaseTransport) -> Caller:
+        """Return who is at the other end of a connection; the kernel is asked."""
+        name = transport.get_extra_info("peername")
+        address = name[0] if isinstance(name, tuple) else None
+        return Caller(address, self.peers.of(address))
+
+    def behind(self, caller: Caller, forwarded: str | None) -> Caller:
+        """Return whose request it is: the caller's own, or of somebody behind it if it is a trusted proxy."""
+        if forwarded is None:
+            return caller
+        address = self.proxies.client(caller.address, forwarded)
+        return caller if address == caller.address else Caller(address, self.peers.of(address))
+
     def cut(self) -> None:
         """Count a connection that was cut: its address has far more than it may."""
         self._metrics.refused.labels(AddressFull.code).inc()
@@ -45,7 +73,7 @@ class Limits:
         if grant.subject is not None and self.users.limit is not None:
             user = user_name(grant.subject, grant.issuer)
         member = named or ("" if user is None else secrets.token_hex(8))
-        hold = Hold(self, peer, grant, user, member, named)
+        hold = Hold(peer, grant, user, member, named, self)
         self.peers.enter(peer, replaces=self._replaced_peer(named) is peer)
         if user is not None:
             try:

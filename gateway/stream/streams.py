@@ -115,10 +115,8 @@ class Streams:
         # A client is never refused because of the stream that it has lost and this one replaces.
         if len(self.open) + self._reserved >= self._limit + hold.replaces:
             raise Full(f"limits.connections ({self._limit}) is reached")
-        if self._rate is not None:
-            if self._rate.wait():
-                raise TooManyAtOnce("limits.connect_rate is reached")
-            self._rate.take(1)
+        if self._rate is not None and not self._rate.try_take():
+            raise TooManyAtOnce("limits.connect_rate is reached")
         return Place(self, subscription, hold, heartbeat_events)
 
     def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
@@ -136,19 +134,22 @@ class Streams:
         stream.bytes = sent
         stream.opened = now
         stream.expires = now + jittered(self.timeouts.connection, AGE_JITTER)
-        wall = time.time()
-        ends = stream.hold.grant.ends(wall)
-        if ends is not None and ends - wall < stream.expires - now:
-            stream.expires, stream.expiry = now + ends - wall, "token_expired"
+        hold = stream.hold
+        if hold.grant.expires is not None:
+            left = hold.grant.left(time.time())
+            if left < stream.expires - now:
+                stream.expires, stream.expiry = now + left, "token_expired"
         stream.slot = next(self._deal) % SLOTS
         self.open[stream] = self.slots[stream.slot][stream] = None
         self.metrics.connections.value += 1
         self.metrics.bytes_sent.value += sent
-        stream.hold.begins(stream)
+        if hold.client is not None:
+            hold.begins(stream)
         if self.is_draining:  # began while the request was under way
             stream.end("draining")
             return
-        self.expire(stream, now, within=self.timeouts.heartbeat)
+        if stream.expires - now < self.timeouts.heartbeat:
+            self.expire(stream, now, within=self.timeouts.heartbeat)
         if stream.paused:  # by its first bytes, before anybody looked after it
             self._watch(stream)
         self._replay.catch_up(stream)

@@ -199,7 +199,7 @@ def test_a_token_that_failed_is_remembered_for_a_while(monkeypatch: pytest.Monke
     with pytest.raises(Unauthorized, match="signature"):
         known.at_once(token)
     with monkeypatch.context() as patch:
-        patch.setattr(jwt, "get_unverified_header", None)
+        patch.setattr(tokens, "_header", None)
         with pytest.raises(Unauthorized, match="signature"):
             known.at_once(token)
     clock.now += tokens.FAILED_SECONDS

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.gateway import gateway_running
 
@@ -74,31 +75,57 @@ async def test_a_refusal_names_the_rule_that_would_allow_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "method", "headers", "status"),
+    ("origin", "method", "headers", "refused"),
     [
-        (APP, "GET", "authorization, last-event-id", 200),
-        (APP, "GET", "", 200),
-        (APP, "GET", "x-strange", 403),
-        (APP, "DELETE", "", 403),
-        ("https://evil.example", "GET", "", 403),
+        (APP, "GET", "authorization, last-event-id", None),
+        (APP, "GET", "", None),
+        (APP, "GET", "x-strange", "cors_refused"),
+        (APP, "DELETE", "", "cors_refused"),
+        ("https://evil.example", "GET", "", "origin_refused"),
     ],
 )
-async def test_preflights_need_no_token(origin: str, method: str, headers: str, status: int) -> None:
+async def test_preflights_need_no_token(origin: str, method: str, headers: str, refused: str | None) -> None:
     """Answered before auth, by the library, with our policy."""
     async with gateway_running(CORS) as gateway:
         asked = {"Origin": origin, "Access-Control-Request-Method": method}
         if headers:
             asked["Access-Control-Request-Headers"] = headers
         async with gateway.session.options(f"{gateway.url}/events/private", headers=asked) as answer:
-            assert answer.status == status
+            assert answer.status == (403 if refused else 200)
             assert answer.headers["Vary"] == "Origin"
-            if status == 200:
+            if refused is None:
                 assert allowed(answer.headers) == origin
                 assert answer.headers["Access-Control-Max-Age"] == "3600"
                 assert answer.headers["Access-Control-Allow-Credentials"] == "true"
             else:
                 assert allowed(answer.headers) is None
-                assert (await answer.json())["error"] == "cors_refused"
+                assert (await answer.json())["error"] == refused
+
+
+@pytest.mark.parametrize(
+    ("origin", "method", "headers", "words"),
+    [
+        ("https://evil.example", "GET", "authorization", "allow it in cors.origins"),
+        (APP, "GET", "x-strange", "'x-strange'; allow them in cors.allow_headers"),
+        (APP, "DELETE", "", "may not use 'DELETE'"),
+    ],
+)
+async def test_a_refused_preflight_is_told_once(origin: str, method: str, headers: str, words: str) -> None:
+    """The browser sends no request after it, so the log would never name the rule to change."""
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": headers,
+    }
+    async with gateway_running(CORS) as gateway:
+        with capture_logs() as lines:
+            for _ in range(3):
+                async with gateway.session.options(f"{gateway.url}/events/private", headers=asked) as answer:
+                    told = await answer.json()
+        (line,) = [line for line in lines if line["event"] == "stream_refused"]
+        assert words in line["reason"]
+        assert (line["reason"], line["code"], line["origin"]) == (told["message"], told["error"], origin)
+        assert await gateway.metric(f'refused_total{{reason="{told["error"]}"}}') == 3
 
 
 async def test_nobody_may_read_by_default() -> None:
@@ -129,3 +156,34 @@ async def test_a_preflight_of_garbage_is_refused(header: str) -> None:
         writer.write(request.encode(errors="surrogateescape"))
         assert b" 403 " in await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
+
+
+async def test_refusals_do_not_fill_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """One line a minute for each page and address; it names the rule to change, and its number comes later."""
+    evil = "https://evil.example"
+    async with gateway_running({**CORS, "log": {"level": "info"}}) as gateway:
+        for _ in range(20):
+            assert (await gateway.open("/events/orders", {"Origin": evil})).status == 403
+            assert (await gateway.open("/events/nothing", {"X-Forwarded-For": "192.0.2.7"})).status == 404
+            assert (await gateway.open("/events/private")).status == 401
+        await gateway.open("/events/stock", {"Origin": APP})
+    # The test's own log is structlog's default: readable lines.
+    lines = [line for line in "".join(capfd.readouterr()).splitlines() if "stream_refused" in line]
+    assert len(lines) == 4, lines
+    assert [line for line in lines if evil in line and "allow it in cors.origins" in line]
+    assert [line for line in lines if APP in line and 'channels."stock".cors.origins' in line]
+    assert [line for line in lines if "192.0.2.7" in line and "unknown_channel" in line]
+
+
+async def test_two_origins_are_no_origin() -> None:
+    """A header that was smuggled in beside the browser's own must not decide."""
+    async with gateway_running(CORS) as gateway:
+        for first, second in ((APP, "https://evil.example"), ("https://evil.example", APP), (APP, APP)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            head = f"GET /events/orders HTTP/1.1\r\nHost: x\r\nOrigin: {first}\r\nOrigin: {second}\r\n\r\n"
+            writer.write(head.encode())
+            async with asyncio.timeout(5):
+                answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+            assert answer.split()[1] in ("400", "403"), answer
+            assert "Access-Control-Allow-Origin" not in answer
+            writer.transport.abort()

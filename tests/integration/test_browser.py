@@ -1,63 +1,10 @@
 """A plain EventSource in a real Chromium, on a page of another origin."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-from aiohttp import web
-from playwright.async_api import Page, async_playwright
-
 from tests.support.authority import Authority
+from tests.support.browser import CLOSED, has, is_in_state, listen, page_of_another_origin
 from tests.support.gateway import Gateway, eventually, gateway_running
-from tests.support.needs import need
-
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-# The five lines that a frontend developer writes, plus a list that the test reads.
-SCRIPT = """
-([url]) => {
-  window.got = [];
-  window.source = new EventSource(url);
-  source.onmessage = (event) => got.push(JSON.parse(event.data).payload);
-  source.addEventListener("order.created", (event) => got.push(JSON.parse(event.data).payload));
-  source.addEventListener("stream.gap", (event) => got.push("gap " + JSON.parse(event.data).reason));
-}
-"""
-
-
-@asynccontextmanager
-async def page_of_another_origin(*flags: str) -> AsyncIterator[tuple[Page, str]]:
-    """Serve an empty page on a port of its own and open it; yields the page and its origin."""
-
-    async def empty(request: web.Request) -> web.Response:
-        return web.Response(text="<!doctype html><title>page</title>", content_type="text/html")
-
-    app = web.Application()
-    app.router.add_get("/", empty)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    origin = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=need("chromium", "chromium"), args=[*FLAGS, *flags]
-        )
-        try:
-            page = await browser.new_page()
-            await page.goto(origin)
-            yield page, origin
-        finally:
-            await browser.close()
-            await runner.cleanup()
-
-
-async def got(page: Page) -> list[object]:
-    return list(await page.evaluate("got"))
 
 
 async def test_a_page_of_another_origin_gets_events_and_loses_none_over_a_drop() -> None:
@@ -69,7 +16,7 @@ async def test_a_page_of_another_origin_gets_events_and_loses_none_over_a_drop()
             "channels": {"orders": {"payload": "envelope"}},
         }
         async with gateway_running(over) as gateway:
-            await page.evaluate(SCRIPT, [f"{gateway.url}/events?channel=orders,stock"])
+            await listen(page, f"{gateway.url}/events?channel=orders,stock")
             await eventually(lambda: gateway.daemon.streams.open)
             await gateway.post("stock", "0")
             await gateway.post("orders", '{"type":"order.created","payload":1}')
@@ -82,17 +29,13 @@ async def test_a_page_of_another_origin_gets_events_and_loses_none_over_a_drop()
             await eventually(lambda: has(page, [0, 1, 2, 3]))
 
 
-async def has(page: Page, wanted: list[object]) -> bool:
-    return await got(page) == wanted
-
-
 async def test_overload_does_not_end_an_eventsource_for_good() -> None:
     """200 + stream.close: the browser keeps coming back, and is in as soon as there is room."""
     async with page_of_another_origin() as (page, origin):
         over = {"cors": {"origins": [origin]}, "timeouts": {"retry": "300ms"}, "limits": {"connections": 1}}
         async with gateway_running(over) as gateway:
             held = await gateway.subscribe("/events/orders")
-            await page.evaluate(SCRIPT, [f"{gateway.url}/events/orders"])
+            await listen(page, f"{gateway.url}/events/orders")
             await eventually(lambda: is_refused_twice(gateway))
             held.close()
             await eventually(lambda: has_browser(gateway))
@@ -113,10 +56,8 @@ async def test_a_page_that_may_not_read_is_refused_and_told_so_by_its_console() 
     async with page_of_another_origin() as (page, _), gateway_running() as gateway:
         console: list[str] = []
         page.on("console", lambda message: console.append(message.text))
-        await page.evaluate(SCRIPT, [f"{gateway.url}/events/orders"])
-        async with asyncio.timeout(10):
-            while await page.evaluate("source.readyState") != 2:
-                await asyncio.sleep(0.02)
+        await listen(page, f"{gateway.url}/events/orders")
+        await eventually(lambda: is_in_state(page, CLOSED))
         await eventually(lambda: any("CORS" in line for line in console))
         assert await gateway.metric('refused_total{reason="origin_refused"}') == 1
 
@@ -136,7 +77,7 @@ async def test_a_browser_is_not_disturbed_where_senders_have_certificates(tmp_pa
                 async with gateway.session.post(hook, data=body, ssl=authority.client()) as answer:
                     assert answer.status == 200
 
-            await page.evaluate(SCRIPT, [f"{url}/events/orders"])
+            await listen(page, f"{url}/events/orders")
             await eventually(lambda: gateway.daemon.streams.open)
             await post("1")
             await eventually(lambda: has(page, [1]))

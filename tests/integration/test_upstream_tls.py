@@ -1,6 +1,7 @@
 """TLS to the log and the sources: verified unless told otherwise, and a bad certificate is told as what it is."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from gateway.broker.memory import unix_ms
 from gateway.broker.redis import RedisBroker
 from gateway.config.model import Pool
 from tests.support.authority import Authority, Pair
-from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.eventsource import Stream
+from tests.support.gateway import BASE, Gateway, eventually, gateway_running
+from tests.support.issuer import issuing
 from tests.support.kafka import KafkaServer, kafka_server
+from tests.support.node import Node
 from tests.support.redis import RedisServer, redis_server
 from tests.support.tls import make_certificate, serving, tunnel
 
@@ -172,3 +176,50 @@ async def test_a_host_that_is_not_checked_is_told(upstream: RedisServer, authori
                 await eventually(lambda: _are_up(gateway, {"pubsub": 0, "stream": 0}))
     told = [line["key"] for line in lines if line["event"] == "tls_host_not_checked"]
     assert sorted(told) == ["sources.kafka.tls.check_hostname", "sources.pubsub.url", "sources.stream.url"]
+
+
+async def test_keys_and_decisions_behind_a_bad_certificate_are_not_taken(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is between could hand out keys of its own, or let everybody in; the log says what is wrong."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    async with AsyncExitStack() as stack:
+        issuer = await stack.enter_async_context(issuing("k"))
+        inner = int(issuer.url.rpartition(":")[2])
+        urls = {}
+        for number, fault in enumerate(["", *FAULTS]):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            pair = shows(authority, folder, fault) if fault else authority.server()
+            port = await stack.enter_async_context(tunnel(inner, serving(*pair)))
+            urls[fault] = f"https://127.0.0.1:{port}"
+        issuers = [
+            {"algorithms": ["RS256"], "jwks_url": f"{url}/keys", "issuer": fault or "good"}
+            for fault, url in urls.items()
+        ]
+        config = {
+            **BASE,
+            "auth": {"jwt": issuers, "forward": {"url": f"{urls['expired']}/may"}},
+            "channels": {
+                "private": {"from": [{"source": "hooks", "topic": "p"}], "access": "token"},
+                "room": {"from": [{"source": "hooks", "topic": "r"}], "access": "forward"},
+            },
+        }
+        node = Node(tmp_path, config)
+        await node.start()
+        try:
+            seen = {}
+            for fault in urls:
+                token = issuer.token("k", iss=fault or "good", channels=["private"])
+                stream = await Stream.open(node.port, "/events/private", {"Authorization": f"Bearer {token}"})
+                seen[fault] = (await stream.next()).json.get("reason", "open")
+            assert seen == {fault: "auth_unavailable" if fault else "open" for fault in urls}
+            room = await Stream.open(node.port, "/events/room")
+            assert (await room.next()).json["reason"] == "auth_unavailable"
+            await eventually(lambda: "forward_auth_down" in node.log.read_text())
+            lines = node.log.read_text().splitlines()
+            for fault, words in FAULTS.items():
+                assert any("jwks_down" in line and words in line for line in lines), fault
+            assert any("forward_auth_down" in line and FAULTS["expired"] in line for line in lines)
+        finally:
+            await node.kill()
