@@ -49,6 +49,8 @@ class Process:
         )
         self._unread = b""
         self.pid = self._child.pid
+        self.words: Path | None = None
+        """The file of what it says on standard error, where there is one."""
 
     def tell(self, line: str, raw: bytes = b"") -> None:
         """Send a command line, and bytes that follow it."""
@@ -190,6 +192,7 @@ def gateway(config: Mapping[str, Any]) -> Iterator[tuple[Process, int, int]]:
                     wait_for_port(port, alive=process.is_running)
                 except RuntimeError:
                     raise RuntimeError(words.read_text().strip()) from None
+                process.words = words
                 yield process, port, admin
 
 

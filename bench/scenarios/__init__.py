@@ -1,6 +1,7 @@
 """The scenarios, in the order of the report."""
 
 from bench.scenarios import (
+    abuse,
     append,
     channels,
     fanout,
@@ -34,6 +35,7 @@ SCENARIOS: dict[str, Scenario] = {
         herd.SCENARIO,
         heartbeats.SCENARIO,
         slow.SCENARIO,
+        abuse.SCENARIO,
         large.SCENARIO,
         tls.SCENARIO,
         scaling.SCENARIO,

@@ -30,6 +30,10 @@ class Setup:
     token: str = ""
     """The algorithm of the token that streams must show; empty: none."""
     tls: bool = False
+    trusted: tuple[str, ...] = ()
+    """Networks without limits of their own; with any, all others have those that a gateway has by default."""
+    log: str = "warning"
+    """Level of the gateway's log."""
     broker: str = ""
     """URL of the gateway's log; empty for the one that fits the workers."""
 
@@ -68,6 +72,10 @@ class Server(ABC):
     def thrown_out(self) -> int | None:
         """Return how many streams it has ended because they did not read; None where it does not tell."""
         return None
+
+    def lines(self) -> int:
+        """Return how many lines it has logged; 0 where nobody looks."""
+        return 0
 
     def cpu(self) -> float:
         """Return the CPU seconds, user and system, of all its processes."""

@@ -73,6 +73,11 @@ class Gateway(Server):
             time.sleep(0.1)
         raise TimeoutError(f"{self.workers} workers were not ready within {_START:.0f} s")
 
+    def lines(self) -> int:
+        """Return how many lines it has logged."""
+        words = self._processes[0].words
+        return 0 if words is None else words.read_bytes().count(b"\n")
+
     def _ask(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._admin}{path}", timeout=10) as answer:
             text: str = answer.read().decode()
@@ -125,11 +130,15 @@ def _running(setup: Setup, folder: str) -> contextlib.AbstractContextManager[tup
         "connections_per_address": CONNECTIONS * 8,
         "connect_rate_per_address": "1000000/s",
     }
+    if setup.trusted:
+        own["trusted_proxies"] = list(setup.trusted)
+        alike = {}
     log = "memory://" if setup.workers == 1 else f"sqlite:///{folder}/log.db"
     channel = {"access": "token" if setup.token else "public", "history": {"events": setup.history}}
     return gateway(
         {
             "server": own,
+            "log": {"level": setup.log},
             "broker": {"url": setup.broker or log},
             "timeouts": {"heartbeat": f"{setup.heartbeat * 1000:.0f}ms", "drain": "1s"},
             "limits": {"connections": CONNECTIONS, **alike},

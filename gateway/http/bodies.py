@@ -152,6 +152,7 @@ class Bodies:
                 while part and not inflate.eof:
                     yield inflate.decompress(part, STEP)
                     part = inflate.unconsumed_tail
+                    await asyncio.sleep(0)  # a few bytes may become very many: others get their turns
                 if part or inflate.unused_data:
                     raise BadRequest("the body goes on after its compressed stream", code="bad_body")
             if inflate is not None and not inflate.eof:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_request import BaseRequest
 
@@ -27,7 +27,7 @@ MAX_HEADER = 8192
 class Protocol(web.RequestHandler):
     """One connection. ``headers`` are those of every answer on its port; ``on_lost`` is told who left."""
 
-    __slots__ = ("_headers", "_on_lost", "caller")
+    __slots__ = ("_headers", "_is_broken", "_on_lost", "caller")
 
     def __init__(
         self,
@@ -42,6 +42,19 @@ class Protocol(web.RequestHandler):
         self._headers = {**headers, **PLAIN}
         self.caller = caller
         self._on_lost: Callable[[Caller], None] | None = on_lost
+        self._is_broken = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in, up to what is no HTTP: nothing is read behind it."""
+        if self._is_broken:
+            return
+        super().data_received(data)
+        error = getattr(self._messages[-1][0], "exc", None) if self._messages else None
+        if error is not None:
+            self._is_broken = True
+            # It holds aiohttp's frame, which holds it and the bytes: megabytes each, for as long as the
+            # garbage collector does not come by.
+            error.__traceback__ = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let the connection go: it is gone, or a stream has it now."""
@@ -75,6 +88,9 @@ class Protocol(web.RequestHandler):
         """Send an answer. An error that no middleware saw, such as that of an Expect header, becomes JSON."""
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             resp = http_error(resp)
+        if request.version < HttpVersion11 and hdrs.TRANSFER_ENCODING in request.headers:
+            # RFC 9112 §6.1: a proxy of that version may have taken the body for the next request.
+            resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:

@@ -120,6 +120,8 @@ def internal_error() -> web.Response:
 
 def http_error(error: web.HTTPException) -> web.Response:
     """Return aiohttp's own error as JSON, without its words: they may quote the request."""
+    # The router's errors hold the request, and their frames do: until the garbage collector comes by.
+    error.__traceback__ = None
     code, message = _ERRORS.get(error.status, ("http_error", "the request cannot be answered"))
     response = json_error(code, message, error.status)
     if hdrs.ALLOW in error.headers:

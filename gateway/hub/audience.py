@@ -245,6 +245,8 @@ class Audience:
 
     def _seal(self, head: EventId) -> None:
         """Close what is pending into frames for the members of this moment."""
+        if not self.members:
+            self._pending.clear()  # the last one left before its turn came
         if not self._pending:
             return
         for member in self._new:

@@ -5,10 +5,15 @@ import gzip
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
 
+from gateway.http import bodies
+from gateway.http.bodies import Bodies
 from tests.support.gateway import Gateway, eventually, gateway_running
 
 BEARER = {
@@ -183,6 +188,27 @@ async def test_a_refused_bomb_is_never_inflated() -> None:
 
         plain = await cost(bytes(len(bomb)), "identity")
         assert await cost(bomb, "gzip") < 10 * plain + 0.1
+
+
+async def test_others_have_their_turns_while_a_bomb_is_inflated() -> None:
+    """16 MiB out of 16 KiB took the loop for 50 ms: all streams stood still for as long."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    size = 100 * bodies.STEP
+    content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+    content.feed_data(gzip.compress(b"0" * size))
+    content.feed_eof()
+    request: Any = SimpleNamespace(headers={"Content-Encoding": "gzip"}, content=content)
+    task = asyncio.create_task(others())
+    got = sum([len(part) async for part in Bodies(size, 10)._inflated(request)])
+    task.cancel()
+    assert got == size and turns > 90
 
 
 async def test_slow_requests_have_deadlines() -> None:

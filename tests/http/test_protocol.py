@@ -1,12 +1,15 @@
 """What is no HTTP: an answer of ours on both ports, that quotes nothing, and no line in the log."""
 
 import asyncio
+import gc
 import io
 import json
 from collections.abc import Iterator
 
 import pytest
 import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import logs
 from gateway.http import responses
@@ -164,3 +167,39 @@ def test_the_two_limits_differ() -> None:
     """aiohttp's error tells the limit and not the part: equal ones could not tell 414 from 431."""
     assert MAX_URL != MAX_HEADER
     assert set(responses.PLAIN) == {"Server", "X-Content-Type-Options"}
+
+
+@pytest.mark.parametrize(
+    "request_", [b"c4n4ry\r\n\r\n", b"GET /nothing" + HOST + b"\r\n", b"PUT /events" + HOST + b"\r\n"]
+)
+async def test_errors_leave_no_garbage(gateway: Gateway, request_: bytes) -> None:
+    """Each would hold its request's bytes until the collector's next run: hundreds of MB in a flood."""
+    gc.collect()
+    gc.disable()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(request_)
+        async with asyncio.timeout(5):
+            await reader.readuntil(b"}\n")
+        writer.transport.abort()
+        await eventually(lambda: gateway.daemon.public.requests == 0)
+        errors = [
+            each for each in gc.get_objects() if isinstance(each, HttpProcessingError | web.HTTPException)
+        ]
+        assert not [each for each in errors if each.__traceback__ is not None]
+    finally:
+        gc.enable()
+
+
+async def test_nothing_is_read_behind_what_is_no_http(gateway: Gateway) -> None:
+    """One answer to it, however much follows, in the same piece or later."""
+    for pause in (0, 0.05):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET /\0" + HOST + b"\r\n")
+        await asyncio.sleep(pause)
+        writer.write(b"POST /hooks/hooks?topic=orders" + HOST + b"Content-Length: 1\r\n\r\n1")
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        assert answer.count(b"HTTP/1.1 ") == 1
+        writer.close()
+    assert await gateway.metric('events_received_total{source="hooks"}') == 0

@@ -347,3 +347,20 @@ def test_streams_that_come_and_go_without_an_event_leave_nothing() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scene())
+
+
+def test_the_last_member_may_leave_before_its_events_are_sealed(capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever comes and goes while events pass would write a traceback into the log each time."""
+
+    async def scene() -> None:
+        world = World()
+        await world.open(("a",), None)
+        await world.publish("a", 1)
+        (gone,) = world.clients
+        gone.stream.abort("test")
+        await world.settle()
+        assert gone.received() == [] and not world.hub._audiences
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scene())
+    assert "fan_out_failed" not in "".join(capfd.readouterr())

@@ -54,6 +54,12 @@ class Node:
         """Whether its process is there."""
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal; SIGSTOP freezes it, SIGCONT lets it go on."""
         assert self._process is not None
