@@ -22,6 +22,9 @@ from gateway.http.ask import Ask
 ANSWERS = 1000
 """How many answers of the policy are remembered: the clients of a herd come from a few pages."""
 
+SHORT_NAME = 40
+"""Characters of a header's name, or a method, that is told."""
+
 FEW, SHORT = 10, 500
 """Channels, and characters of their names and the origin, of a question whose answer is remembered."""
 
@@ -163,8 +166,12 @@ class _Adapter(AbstractRouterAdapter):
     def _reason(self, request: web.Request) -> str:
         method, names = (request.headers.get(name, "") for name in _ASKED)
         if method not in self._methods.get(request.path, _READ):
-            return f"pages may not use {method[:20]!r} here"
-        return f"pages may not send all of these headers: {names[:200]!r}; allow them in cors.allow_headers"
+            return f"pages may not use {method if len(method) <= SHORT_NAME else 'that method'} here"
+        # What is long is no name: somebody's token went astray.
+        shown = [name.strip() for name in names.split(",") if len(name.strip()) <= SHORT_NAME]
+        return (
+            f"pages may not send all of these headers: {', '.join(shown)}; allow them in cors.allow_headers"
+        )
 
     def is_preflight_request(self, request: web.Request) -> bool:
         return (
