@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= config/gateway.yaml
+# Most tests wait for servers: more of them at once than there are cores.
+TESTERS ?= 4
 
 .PHONY: run install test check format docs bench image release test-floors debian bench-debian clean
 
@@ -13,7 +15,7 @@ run: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: $(VENV)/.developed debian
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS)
 
 check: $(VENV)/.developed
 	$(BIN)/ruff format --check
