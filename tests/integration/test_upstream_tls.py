@@ -77,6 +77,7 @@ async def test_a_log_behind_a_bad_certificate_is_not_used(
         broker = RedisBroker(url, prefix="t", limits=Pool.model_validate({}), timeout=2.0, clock=unix_ms)
         with capture_logs() as lines:
             await broker.start()
+            await eventually(lambda: any(line["event"] == "broker_down" for line in lines))
             assert not broker.is_up
             await broker.close()
     (told,) = [line["error"] for line in lines if line["event"] == "broker_down"]
