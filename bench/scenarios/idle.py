@@ -39,7 +39,7 @@ def _row(name: str, workers: int, streams: int) -> Row:
             first.open(ahead=server.ahead)
         time.sleep(SETTLE)
         before = server.pss()
-        with load(server.port, [target], streams) as clients:
+        with load(server.port, server.targets("orders", streams), streams) as clients:
             opened = clients.open(ahead=server.ahead)
             time.sleep(SETTLE)
             after = server.pss()

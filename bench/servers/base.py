@@ -59,6 +59,10 @@ class Server(ABC):
     def target(self, channel: str, last_event_id: str | None = None) -> str:
         """Return what a load client asks for, to read a channel."""
 
+    def targets(self, channel: str, streams: int) -> Sequence[str]:
+        """Return what so many users ask for; only with tokens they differ."""
+        return [self.target(channel)]
+
     @abstractmethod
     def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
         """Publish events, each a JSON document, and return when the server has confirmed them."""

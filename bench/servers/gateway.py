@@ -47,6 +47,14 @@ class Gateway(Server):
             return target
         return f"{target}\tAuthorization: Bearer {token(self.setup.channels, self.setup.token)}"
 
+    def targets(self, channel: str, streams: int) -> Sequence[str]:
+        """Return what so many users ask for, each with a token of his own."""
+        if not self.setup.token:
+            return super().targets(channel, streams)
+        kind = self.setup.token
+        tokens = (token(self.setup.channels, kind, subject=str(number)) for number in range(streams))
+        return [f"/events/{channel}\tAuthorization: Bearer {each}" for each in tokens]
+
     def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
         """Post one event, or several as a JSON array."""
         body = payloads[0] if len(payloads) == 1 else b"[" + b",".join(payloads) + b"]"

@@ -63,6 +63,18 @@ class SqliteBoard(Board):
         await self._change(lambda db: db.executemany("DELETE FROM seats WHERE name = ? AND member = ?", rows))
 
 
+def _is_taken(db: sqlite3.Connection, seat: Seat) -> bool:
+    found = db.execute("SELECT 1 FROM seats WHERE name = ? AND member = ?", (seat.name, seat.member))
+    return found.fetchone() is not None
+
+
+def _is_full(db: sqlite3.Connection, seat: Seat) -> bool:
+    if not seat.limit:
+        return True
+    last = db.execute("SELECT 1 FROM seats WHERE name = ? LIMIT 1 OFFSET ?", (seat.name, seat.limit - 1))
+    return last.fetchone() is not None
+
+
 def boot_id() -> str:
     """Return what names this boot of the kernel (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -74,10 +86,9 @@ def boot_time() -> float:
 
 
 def _take(db: sqlite3.Connection, seat: Seat, boot: str, now: float, until: float) -> bool:
-    if seat.limit is not None:
+    if seat.limit is not None and not _is_taken(db, seat) and _is_full(db, seat):
         db.execute("DELETE FROM seats WHERE name = ? AND (until <= ? OR boot <> ?)", (seat.name, now, boot))
-        members = [row[0] for row in db.execute("SELECT member FROM seats WHERE name = ?", (seat.name,))]
-        if seat.member not in members and len(members) >= seat.limit:
+        if _is_full(db, seat):
             return False
     db.execute("REPLACE INTO seats VALUES (?, ?, ?, ?)", (seat.name, seat.member, boot, until))
     return True

@@ -22,6 +22,7 @@ from gateway.http.responses import Answer, error_answer, head
 from gateway.hub.replay import Opening, Start
 from gateway.limits.addresses import unit
 from gateway.limits.limits import Caller, Limits
+from gateway.limits.peers import AddressTooFast
 from gateway.metrics import Metrics
 from gateway.seldom import Seldom
 from gateway.sse import CONTENT_TYPE, open_block
@@ -106,13 +107,20 @@ class Subscribe:
 
     def hurry(self, ask: Ask) -> Caller:
         """Return whose request it is. Raises AddressTooFast where there are too many."""
-        caller = self.limits.behind(ask.caller, ask.forwarded)
-        self.limits.peers.hurry(caller.peer)
+        caller = self.caller(ask)
+        peer = caller.peer
+        if peer is not None and peer.rate is not None and not peer.rate.try_take():
+            raise AddressTooFast("limits.connect_rate_per_address is reached")
         return caller
+
+    def caller(self, ask: Ask) -> Caller:
+        """Return whose request it is."""
+        forwarded = ask.forwarded
+        return ask.caller if forwarded is None else self.limits.behind(ask.caller, forwarded)
 
     def question(self, ask: Ask) -> Question:
         """Return what whoever decides about a request is asked."""
-        caller = self.limits.behind(ask.caller, ask.forwarded)
+        caller = self.caller(ask)
         whose = None if caller.peer is None else caller.peer.unit
         return Question(ask.channels, ask.headers, ask.query, ask.uri, caller.address, whose, ask.method)
 
@@ -121,7 +129,8 @@ class Subscribe:
 
         Raises GatewayError; release the place where no stream takes it.
         """
-        authorize(wanted.matches, grant)
+        if wanted.question is not None:
+            authorize(wanted.matches, grant)
         subscription = query.subscription(ask, wanted.matches)
         start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
         hold = self.limits.hold(wanted.caller, grant, query.client(ask))
@@ -185,7 +194,7 @@ class Subscribe:
     def note_refusal(self, ask: Ask, error: GatewayError) -> None:
         """Count a refusal; the log tells each kind of it once a minute for each page or address."""
         self.metrics.refused.labels(error.code).inc()
-        address = self.limits.behind(ask.caller, ask.forwarded).address
+        address = self.caller(ask).address
         origin = ask.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None
         is_of_page = error.code in ("origin_refused", "cors_refused")
         whose = origin if is_of_page else address and unit(address)
@@ -214,7 +223,7 @@ class Subscribe:
                 connection=stream.id,
                 channels=stream.subscription.channels,
                 resume=opening.resume,
-                client=self.limits.behind(ask.caller, ask.forwarded).address,
+                client=self.caller(ask).address,
             )
 
     def _matches(self, ask: Ask) -> tuple[Match, ...]:

@@ -58,10 +58,8 @@ class Limits:
         address = name[0] if isinstance(name, tuple) else None
         return Caller(address, self.peers.of(address))
 
-    def behind(self, caller: Caller, forwarded: str | None) -> Caller:
+    def behind(self, caller: Caller, forwarded: str) -> Caller:
         """Return whose request it is: the caller's own, or of somebody behind it if it is a trusted proxy."""
-        if forwarded is None:
-            return caller
         address = self.proxies.client(caller.address, forwarded)
         return caller if address == caller.address else Caller(address, self.peers.of(address))
 

@@ -77,11 +77,6 @@ class Peers:
         if peer is not None:
             peer.connections -= 1
 
-    def hurry(self, peer: Peer | None) -> None:
-        """Let an address ask for one more stream. Raises AddressTooFast."""
-        if peer is not None and peer.rate is not None and not peer.rate.try_take():
-            raise AddressTooFast("limits.connect_rate_per_address is reached")
-
     def enter(self, peer: Peer | None, *, replaces: bool = False) -> None:
         """Count a stream; one that ``replaces`` another is let in. Raises AddressFull. Pair with `leave`."""
         if peer is None:
