@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import jwt
 from jwt.utils import base64url_decode
 
-from gateway.auth.grant import Grant
+from gateway.auth.grant import Claims, Grant
 from gateway.config.auth import Jwt
 from gateway.errors import Unauthorized, bearer_error
 
@@ -25,6 +25,9 @@ MAX_TOKEN = 8 * 1024
 
 REMEMBERED = 20_000
 """Verified tokens that are remembered."""
+
+ALIKE = 1000
+"""Different claims that are remembered, for tokens to share."""
 
 FAILED = 1000
 """Tokens that proved nothing and are remembered, so that a client that insists costs a hash."""
@@ -79,6 +82,7 @@ class Tokens:
         self._kept = frozenset(kept)
         self._now = now
         self._verified: OrderedDict[bytes, Grant] = OrderedDict()
+        self._claims: dict[str, Claims] = {}
         self._failed: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
 
     def forget(self) -> None:
@@ -164,10 +168,20 @@ class Tokens:
         return Grant(
             subject=_text(claims.get("sub")),
             issuer=_text(claims.get("iss")),
-            claims={claim: value for claim, value in claims.items() if claim in self._kept},
+            claims=self._shared({claim: value for claim, value in claims.items() if claim in self._kept}),
             expires=expires,
             leeway=config.leeway,
         )
+
+    def _shared(self, claims: Claims) -> Claims:
+        """Return one object for equal claims: those of most users are the same."""
+        try:
+            known = self._claims.setdefault(repr(claims), claims)
+        except RecursionError:
+            return claims
+        if len(self._claims) > ALIKE:
+            self._claims.clear()
+        return known
 
     def _check_expiry(self, grant: Grant) -> None:
         if grant.expires is not None and self._now() >= grant.expires + grant.leeway:

@@ -48,7 +48,8 @@ class Users:
     def __init__(self, board: Board, limit: int | None) -> None:
         self.limit = limit
         self._board = board
-        self._members: dict[str, dict[str, int]] = {}  # streams of each member: one client may have two
+        # Streams of each member, as one client may have two; of most users a single one is all there is.
+        self._members: dict[str, dict[str, int] | str] = {}
         self._asking: list[tuple[Seat, asyncio.Future[bool]]] = []
         self._leaving: dict[tuple[str, str], None] = {}
         self._wake = asyncio.Event()
@@ -78,7 +79,12 @@ class Users:
 
     def enter(self, user: str, member: str) -> None:
         """Count a stream of a user here. Raises UserFull. Pair with `leave`."""
-        members = self._members.setdefault(user, {})
+        members = self._members.get(user)
+        if members is None:
+            self._members[user] = member
+            return
+        if isinstance(members, str):
+            members = self._members[user] = {members: 1}
         if member not in members and self.limit is not None and len(members) >= self.limit:
             raise self._full()
         members[member] = members.get(member, 0) + 1
@@ -99,11 +105,12 @@ class Users:
     def leave(self, user: str, member: str) -> None:
         """Uncount a stream."""
         members = self._members[user]
-        members[member] -= 1
-        if members[member]:
-            return
-        del members[member]
-        if not members:
+        if isinstance(members, dict):
+            members[member] -= 1
+            if members[member]:
+                return
+            del members[member]
+        if isinstance(members, str) or not members:
             del self._members[user]
         if self._task is not None:
             self._leaving[user, member] = None
@@ -160,7 +167,7 @@ class Users:
         while leaving:
             batch = leaving[:BATCH]
             # Somebody who came back meanwhile has the same seat.
-            gone = [Seat(*place, None) for place in batch if place[1] not in self._members.get(place[0], ())]
+            gone = [Seat(*place, None) for place in batch if not self._is_here(*place)]
             try:
                 await self._board.leave(gone)
             except BaseException:
@@ -175,8 +182,12 @@ class Users:
 
     def _seats(self) -> Iterator[Seat]:
         for user, members in self._members.items():
-            for member in members:
+            for member in (members,) if isinstance(members, str) else members:
                 yield Seat(user, member, None)
+
+    def _is_here(self, user: str, member: str) -> bool:
+        members = self._members.get(user)
+        return member == members if isinstance(members, str) else bool(members and member in members)
 
     def _tell(self, error: Unavailable) -> None:
         if self._seldom.tell("alone") is not None:
