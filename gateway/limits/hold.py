@@ -74,5 +74,14 @@ class Hold(msgspec.Struct, eq=False):
             limits.release(self)
 
 
+class AddressHold(Hold, eq=False):
+    """Shared by all streams of an address that count for nothing else; each of them releases it once."""
+
+    def release(self) -> None:
+        """Count one stream out."""
+        if self.limits is not None:
+            self.limits.peers.leave(self.peer)
+
+
 FREE = Hold(None, NOBODY, None, "", None, None)
 """Of streams that count for nobody."""

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from gateway.auth.grant import Grant
+from gateway.auth.grant import NOBODY, Grant
 from gateway.broker.board import Board
 from gateway.config import model
 from gateway.limits.addresses import Proxies, unit
-from gateway.limits.hold import FREE, Hold, Order
+from gateway.limits.hold import FREE, AddressHold, Hold, Order
 from gateway.limits.peers import AddressFull, Peer, Peers
 from gateway.limits.users import Users, user_name
 from gateway.metrics import Metrics
@@ -70,8 +70,14 @@ class Limits:
     def hold(self, caller: Caller, grant: Grant, client: str | None) -> Hold:
         """Return what a new stream has of the limits. Raises AddressFull or UserFull."""
         peer = caller.peer
-        if peer is None and grant.is_anybody and client is None:
-            return FREE
+        if grant.is_anybody and client is None:
+            # Most streams of a herd: what they have of the limits is one and the same for an address.
+            if peer is None:
+                return FREE
+            self.peers.enter(peer)
+            if peer.hold is None:
+                peer.hold = AddressHold(peer, NOBODY, None, "", None, self)
+            return peer.hold
         named = None if client is None else _named(caller, grant, client)
         user = None
         if grant.subject is not None and self.users.limit is not None:

@@ -1,10 +1,14 @@
 """What each address has just now: connections, streams, and how fast it opens them."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gateway.errors import Overload
 from gateway.limits.addresses import unit
 from gateway.rate import Rate
+
+if TYPE_CHECKING:
+    from gateway.limits.hold import AddressHold
 
 SLACK = 64
 """Connections beyond the limit that an address may have, to be told that it has too many streams."""
@@ -28,7 +32,7 @@ class AddressTooFast(Overload):
 class Peer:
     """One address."""
 
-    __slots__ = ("connections", "rate", "streams", "unit")
+    __slots__ = ("connections", "hold", "rate", "streams", "unit")
 
     def __init__(self, unit: str, rate: Rate | None) -> None:
         self.unit = unit
@@ -36,6 +40,7 @@ class Peer:
         self.connections = 0
         """Those that are no streams."""
         self.streams = 0
+        self.hold: AddressHold | None = None
 
 
 class Peers:
