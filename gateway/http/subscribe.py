@@ -110,7 +110,7 @@ class Subscribe:
         caller = self.caller(ask)
         peer = caller.peer
         if peer is not None and peer.rate is not None and not peer.rate.try_take():
-            raise AddressTooFast("limits.connect_rate_per_address is reached")
+            raise AddressTooFast()
         return caller
 
     def caller(self, ask: Ask) -> Caller:

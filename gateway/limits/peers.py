@@ -17,6 +17,9 @@ IDLE = 10_000
 """Addresses without a connection that are remembered, for what they used of their rate."""
 
 
+_PROXY = "; if the address is a proxy's, name it in server.trusted_proxies"
+
+
 class AddressFull(Overload):
     """One address has as many streams as it may."""
 
@@ -27,6 +30,9 @@ class AddressTooFast(Overload):
     """One address opens streams too fast."""
 
     code = "address_rate"
+
+    def __init__(self) -> None:
+        super().__init__(f"limits.connect_rate_per_address is reached{_PROXY}")
 
 
 class Peer:
@@ -87,7 +93,7 @@ class Peers:
         if peer is None:
             return
         if self._limit is not None and peer.streams >= self._limit and not replaces:
-            raise AddressFull(f"limits.connections_per_address ({self._limit}) is reached")
+            raise AddressFull(f"limits.connections_per_address ({self._limit}) is reached{_PROXY}")
         peer.streams += 1
 
     def leave(self, peer: Peer | None) -> None:
