@@ -21,12 +21,30 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
+PORTS = 1000
+"""Ports of each range that `free_port` takes from: below those that the kernel gives to clients."""
+
+
+def _ports() -> Iterator[int]:
+    # Tests that run beside each other must not be given each other's: pytest-xdist numbers them.
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 11_000 + number % 20 * PORTS
+    while True:
+        yield from range(first, first + PORTS)
+
+
+_free = _ports()
+
+
 def free_port() -> int:
-    """Return a port that is free on loopback just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that is free on loopback just now, and that nobody is given by chance."""
+    for port in _free:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+            return port
+    raise AssertionError("the ports go round")
 
 
 class Process:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.event import EventId
-from tests.checker import Verdict, running
+from tests.checker import Run, Verdict, running
 from tests.support.gateway import BASE, eventually, merged
 from tests.support.node import Node, leading
 from tests.support.redis import RedisServer, redis_sentinel
@@ -31,11 +31,11 @@ def config(broker: str, **more: Any) -> dict[str, Any]:
     return dict(merged({key: value for key, value in base.items() if key != "server"}, more))
 
 
-def clean(verdict: Verdict, *, resumes: int = 20) -> None:
+def clean(verdict: Verdict, *, resumes: int = 10) -> None:
     """Nothing lost, doubled, out of order or even excused; and enough happened for that to mean something."""
     assert verdict.is_clean, verdict
     assert not verdict.told, verdict
-    assert verdict.events > 1000
+    assert verdict.events > 300
     assert verdict.resumes > resumes
 
 
@@ -103,7 +103,7 @@ async def test_a_redis_that_forgets_everything(redis: RedisServer, tmp_path: Pat
                 client.flushall()
         verdict = await run.finish()
     assert verdict.is_clean, verdict
-    assert verdict.events > 1000
+    assert verdict.events > 300
 
 
 async def test_clients_that_come_back_too_late(broker: str, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ async def test_a_sentinel_failover(tmp_path: Path) -> None:
     lost_by_redis = {what for what, id in seen.items() if id not in kept}
     assert not verdict.lost, verdict
     assert not verdict.reordered, verdict
-    assert verdict.events > 1000
+    assert verdict.events > 300
     # A post that was delivered, not yet answered and then forgotten was sent again.
     assert len(verdict.duplicated) <= len(lost_by_redis) * len(run.clients), (verdict, lost_by_redis)
     if not lost_by_redis:
@@ -163,11 +163,18 @@ async def test_a_clock_that_jumps_back_an_hour(broker: str, tmp_path: Path) -> N
     async with running(nodes) as run:
         for clock, shift in zip(clocks * 2, ("-3600", "-3600", "0", "0"), strict=True):
             await asyncio.sleep(1)
+            await goes_on(run, 60)
             clock.write_text(shift)
-        await asyncio.sleep(1)
+        await goes_on(run, 60)
         clean(await run.finish())
     ids = [EventId.parse(message.id) for client in run.clients for message in client.seen if message.id]
-    assert max(id.seq for id in ids if id is not None) > 100, "ids counted on while the clock was behind"
+    assert max(id.seq for id in ids if id is not None) > 30, "ids counted on while the clock was behind"
+
+
+async def goes_on(run: Run, events: int) -> None:
+    """Wait until so many more events are in the log."""
+    until = sum(run.accepted.values()) + events
+    await eventually(lambda: sum(run.accepted.values()) >= until, 60)
 
 
 async def test_a_pubsub_source_whose_reader_dies(broker: str, redis: RedisServer, tmp_path: Path) -> None:
