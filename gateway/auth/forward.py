@@ -44,7 +44,7 @@ PASSING = (408, 425, 429)
 """Statuses of 4xx that say nothing about who asks."""
 
 WAITING = 1000
-"""Questions that may wait for their turn before more are an outage."""
+"""Questions that may wait for their turn, or have it, before more are told to come back."""
 
 
 class Question(NamedTuple):

@@ -76,10 +76,6 @@ class Jwks:
         found = [key for key in self._keys or () if key.does(algorithm) and id in (None, key.id)]
         return found[0] if found and (id is not None or len(found) == 1) else None
 
-    def must_ask(self, id: str | None, algorithm: str) -> bool:
-        """Tell whether a token of that key has to wait for `ask`."""
-        return self.find(id, algorithm) is None
-
     async def ask(self, id: str | None, algorithm: str) -> None:
         """Fetch for a token of an unknown key. Cancelling is safe.
 

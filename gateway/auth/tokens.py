@@ -55,9 +55,6 @@ class KeyRing(Protocol):
     def find(self, id: str | None, algorithm: str) -> Any:
         """Return the key that a token names, or None."""
 
-    def must_ask(self, id: str | None, algorithm: str) -> bool:
-        """Tell whether a token of that key has to wait for `ask`."""
-
     async def ask(self, id: str | None, algorithm: str) -> None:
         """Fetch. Raises Unavailable where a key is not known and must not be asked for just now."""
 
@@ -120,7 +117,7 @@ class Tokens:
         issuer, header = self._claimed(token)
         if _must_ask(issuer, header):
             assert issuer.ring is not None
-            await issuer.ring.ask(_key_id(header), str(header["alg"]))
+            await issuer.ring.ask(header.get("kid"), str(header["alg"]))
         return self._remember(_digest(token), self._verify(token, issuer, header))
 
     def _claimed(self, token: str) -> tuple[Issuer, Mapping[str, Any]]:
@@ -146,7 +143,7 @@ class Tokens:
         config, algorithm = issuer.config, str(header["alg"])
         key = issuer.key
         if issuer.ring is not None:
-            found = issuer.ring.find(_key_id(header), algorithm)
+            found = issuer.ring.find(header.get("kid"), algorithm)
             if found is None:
                 raise invalid("the token is signed with a key that its issuer does not publish")
             key = found.key
@@ -234,10 +231,6 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def _key_id(header: Mapping[str, Any]) -> str | None:
-    return header.get("kid")
-
-
 def _text(claim: Any) -> str | None:
     """Return a claim that names somebody. JSON may spell half a character, which has no bytes to store."""
     if not isinstance(claim, str):
@@ -250,4 +243,4 @@ def _text(claim: Any) -> str | None:
 
 
 def _must_ask(issuer: Issuer, header: Mapping[str, Any]) -> bool:
-    return issuer.ring is not None and issuer.ring.must_ask(_key_id(header), str(header["alg"]))
+    return issuer.ring is not None and issuer.ring.find(header.get("kid"), str(header["alg"])) is None

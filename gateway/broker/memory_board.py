@@ -9,6 +9,10 @@ NOTES = 100_000
 """Notes that are held; the oldest goes first."""
 
 
+NAMES = 100_000
+"""Names of seats that are held, likewise."""
+
+
 class MemoryBoard(Board):
     """See `gateway.broker.board`. ``clock`` gives unix milliseconds."""
 
@@ -17,7 +21,7 @@ class MemoryBoard(Board):
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._notes: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
-        self._seats: dict[str, dict[str, int]] = {}
+        self._seats: OrderedDict[str, dict[str, int]] = OrderedDict()
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
         self._notes[name] = self._clock() + round(seconds * 1000), value
@@ -51,4 +55,7 @@ class MemoryBoard(Board):
             if len(members) >= seat.limit:
                 return False
         members[seat.member] = until
+        self._seats.move_to_end(seat.name)
+        if len(self._seats) > NAMES:
+            self._seats.popitem(last=False)
         return True

@@ -18,6 +18,7 @@ CREATE TABLE seats (
     until REAL NOT NULL,
     PRIMARY KEY (name, member)
 ) WITHOUT ROWID;
+CREATE INDEX seats_until ON seats (until);
 """
 
 Work = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
@@ -53,9 +54,12 @@ class SqliteBoard(Board):
 
     async def seats(self, wanted: Sequence[Seat], seconds: float) -> list[bool]:
         boot, now = self._boot, boot_time()
-        had: list[bool] = await self._change(
-            lambda db: [_take(db, seat, boot, now, now + seconds) for seat in wanted]
-        )
+
+        def take(db: sqlite3.Connection) -> list[bool]:
+            db.execute("DELETE FROM seats WHERE until <= ?", (now,))
+            return [_take(db, seat, boot, now + seconds) for seat in wanted]
+
+        had: list[bool] = await self._change(take)
         return had
 
     async def leave(self, seats: Sequence[Seat]) -> None:
@@ -85,9 +89,9 @@ def boot_time() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _take(db: sqlite3.Connection, seat: Seat, boot: str, now: float, until: float) -> bool:
+def _take(db: sqlite3.Connection, seat: Seat, boot: str, until: float) -> bool:
     if seat.limit is not None and not _is_taken(db, seat) and _is_full(db, seat):
-        db.execute("DELETE FROM seats WHERE name = ? AND (until <= ? OR boot <> ?)", (seat.name, now, boot))
+        db.execute("DELETE FROM seats WHERE name = ? AND boot <> ?", (seat.name, boot))
         if _is_full(db, seat):
             return False
     db.execute("REPLACE INTO seats VALUES (?, ?, ?, ?)", (seat.name, seat.member, boot, until))

@@ -48,7 +48,7 @@ class Limits:
         self.users = Users(board, limits.connections_per_user)
         self.clients: dict[str, Hold] = {}
         """The stream of each client that said who it is."""
-        self._latest: OrderedDict[str, tuple[Order, str]] = OrderedDict()
+        self._latest: OrderedDict[str, Order] = OrderedDict()
         self.announce: Callable[[str, str], Awaitable[Order | None]] = _alone
         """Tells all nodes of a client's new stream, and returns its place; None where that cannot be told."""
 
@@ -96,20 +96,18 @@ class Limits:
     def replace(self, hold: Hold) -> None:
         """Let the newest of a client's streams live, of which one begins here."""
         assert hold.client is not None
-        order, _ = self._latest.get(hold.client, (hold.order, ""))
+        latest = self._latest.get(hold.client)
+        if latest is not None and hold.order is not None and hold.order < latest:
+            _give_way(hold)  # another one was told of while this one opened
+            return
         older = self.clients.get(hold.client)
-        if older is None or _comes_before(older.order, hold.order):
-            self.clients[hold.client] = hold
-        else:
-            older = hold
+        self.clients[hold.client] = hold
         if older is not None:
             _give_way(older)
-        if order is not None and hold.order is not None and hold.order < order:
-            _give_way(hold)
 
     def announced(self, client: str, connection: str, order: Order) -> None:
         """Take what a node has told: a client has a new stream, maybe here."""
-        self._latest[client] = order, connection
+        self._latest[client] = order
         if len(self._latest) > ANNOUNCED:
             self._latest.popitem(last=False)
         hold = self.clients.get(client)
