@@ -16,7 +16,6 @@ class Ask(msgspec.Struct, frozen=True):
     """What of a request decides about its stream."""
 
     method: str
-    path: str
     channels: tuple[str, ...]
     """The names in ``/events/{channel}`` and ``?channel=a&channel=b,c``, each once, in order."""
     query: MultiMapping[str]
@@ -39,7 +38,6 @@ class Ask(msgspec.Struct, frozen=True):
         own = request.match_info.get("channel")
         return cls(
             request.method,
-            request.path,
             _names(own, request.query),
             request.query,
             request.headers,
@@ -61,7 +59,6 @@ class Ask(msgspec.Struct, frozen=True):
         query = message.url.query if "?" in message.path else _NO_QUERY
         return cls(
             message.method,
-            path,
             _names(own, query),
             query,
             message.headers,
