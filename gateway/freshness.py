@@ -45,6 +45,15 @@ class Freshness:
         self.watched: Sequence[Watched] = tuple(watched)
         self._clock = clock
 
+    def reconfigure(self, watched: Iterable[Watched]) -> None:
+        """Look after these instead; how those of them are that were there before stays known."""
+        before = {(each.kind, each.name): each for each in self.watched}
+        self.watched = tuple(watched)
+        for each in self.watched:
+            known = before.get((each.kind, each.name))
+            if known is not None:
+                each.since, each.is_stale = known.since, known.is_stale
+
     def failing(self) -> list[str]:
         """Return what makes a node unready: the stale ones that are critical."""
         return [

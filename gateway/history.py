@@ -101,6 +101,10 @@ class History(Generic[T]):
     def __len__(self) -> int:
         return len(self._order)
 
+    def limit(self, max_bytes: int) -> None:
+        """Hold at most so many bytes from the next append on."""
+        self._max_bytes = max_bytes
+
     @property
     def channels(self) -> int:
         """How many channels hold at least one item or a floor of their own."""

@@ -11,19 +11,19 @@ from typing import NamedTuple
 import aiohttp
 
 from gateway.auth.credentials import bearer, find
-from gateway.auth.forward import ForwardAuth, Question
+from gateway.auth.forward import Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.jwks import Jwks
-from gateway.auth.keys import read_pem
-from gateway.auth.revocations import Revocation, Revocations
-from gateway.auth.rules import CHANNELS, authorize, needs
-from gateway.auth.tickets import Ticket, Tickets
-from gateway.auth.tokens import Issuer, Tokens, invalid
+from gateway.auth.means import Maker, Means
+from gateway.auth.revocations import Revocations, Withdrawal
+from gateway.auth.rules import authorize, needs
+from gateway.auth.tickets import Ticket
+from gateway.auth.tokens import invalid
 from gateway.broker.board import Board
-from gateway.config.auth import Auth, Jwt
+from gateway.config.auth import Auth
 from gateway.config.catalog import Match
-from gateway.config.model import Channel, ClaimsAccess
-from gateway.errors import Unauthorized
+from gateway.config.model import Channel
+from gateway.errors import NotFound, Unauthorized
 from gateway.metrics import Metrics
 
 FIRST_KEYS_SECONDS = 2.0
@@ -31,9 +31,10 @@ FIRST_KEYS_SECONDS = 2.0
 
 
 class Authenticator:
-    """What ``auth`` says. Raises StartupError where a key file cannot be used.
+    """What ``auth`` says, for as long as the node lives: `prepare` and `take` bring what a reload changes.
 
-    ``ignored`` names query values that forward auth need not know.
+    ``ignored`` names query values that forward auth need not know. Raises StartupError where a key file
+    cannot be used.
     """
 
     def __init__(
@@ -44,66 +45,80 @@ class Authenticator:
         metrics: Metrics,
         ignored: Iterable[str],
     ) -> None:
-        self._auth = auth or Auth.model_validate({})
-        self._metrics = metrics
         self._session: aiohttp.ClientSession | None = None
         self.revocations = Revocations()
-        self.rings: list[Jwks] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        kept = {CHANNELS}
-        for channel in channels:
-            if isinstance(channel.access, ClaimsAccess):
-                kept.update(channel.access.claims)
-        self._tokens = Tokens([self._issuer(jwt) for jwt in self._auth.jwt or ()], kept)
-        tickets, forward = self._auth.tickets, self._auth.forward
-        self._tickets = None if tickets is None else Tickets(board, tickets.lifetime, self.revocations)
-        self._forward = (
-            None
-            if forward is None
-            else ForwardAuth(forward, self._client, metrics, self.revocations, ignored)
-        )
+        self._tasks: dict[Jwks, asyncio.Task[None]] = {}
+        self._maker = Maker(board, metrics, self.revocations, self._client, tuple(ignored))
+        self._use(self._maker.make(auth, channels, None))
 
     async def start(self) -> None:
         """Fetch the issuers' keys, and keep them fresh."""
-        if self.rings:
-            self._tasks = [asyncio.create_task(ring.run(), name="keep keys") for ring in self.rings]
-            tried = [asyncio.ensure_future(ring.tried.wait()) for ring in self.rings]
-            _, late = await asyncio.wait(tried, timeout=FIRST_KEYS_SECONDS)
-            for task in late:
-                task.cancel()
+        await self._keep(self._means)
+
+    async def prepare(self, auth: Auth | None, channels: Iterable[Channel]) -> Means:
+        """Return what another configuration makes, its keys fetched if they can be: `take` it, or `drop` it.
+
+        Raises StartupError where a key file cannot be used. Cancelling is safe.
+        """
+        means = self._maker.make(auth, channels, self._means)
+        try:
+            await self._keep(means)
+        except BaseException:
+            self.drop(means)
+            raise
+        return means
+
+    def take(self, means: Means) -> None:
+        """Decide by these from now on."""
+        older = self._means
+        self._use(means)
+        self.drop(older)
+
+    def drop(self, means: Means) -> None:
+        """End what only these needed."""
+        for ring in means.rings.values():
+            if ring not in self._means.rings.values() and ring in self._tasks:
+                self._tasks.pop(ring).cancel()
+
+    def voids(self, means: Means) -> Void:
+        """Return which of the grants that were given would not be given so by these."""
+        return Void(
+            tokens=not means.vouches_like(self._means),
+            opened=self._means.auth.forward is not None and means.auth.forward != self._means.auth.forward,
+        )
 
     async def close(self) -> None:
         """Stop; harmless when repeated."""
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
     @property
     def gives_tickets(self) -> bool:
         """Whether the file lets tickets be had."""
-        return self._tickets is not None
+        return self._means.tickets is not None
 
     def at_once(self, question: Question, matches: Sequence[Match]) -> Grant | None:
         """Return what the request may; None where `look` must ask somebody.
 
         Raises Unauthorized or Forbidden.
         """
-        plan = self._plan(question, matches)
-        if plan.ticket is not None and self._tickets is not None:
-            return self._tickets.at_once(plan.ticket)
-        grant = NOBODY if plan.token is None else self._tokens.at_once(plan.token)
-        if grant is None or plan.forward is None or self._forward is None:
+        plan, means = self._plan(question, matches), self._means
+        if plan.ticket is not None and means.tickets is not None:
+            return means.tickets.at_once(plan.ticket)
+        grant = NOBODY if plan.token is None else means.tokens.at_once(plan.token)
+        if grant is None or plan.forward is None or means.forward is None:
             return grant
-        forwarded = self._forward.at_once(plan.forward)
+        forwarded = means.forward.at_once(plan.forward)
         return None if forwarded is None else grant.joined(forwarded)
 
     async def look(self, question: Question, matches: Sequence[Match]) -> Grant:
         """Return what the request may. Raises Unauthorized, Forbidden, Unavailable. Cancelling is safe."""
-        plan = self._plan(question, matches)
-        if plan.ticket is not None and self._tickets is not None:
-            return await self._tickets.look(plan.ticket)
+        plan, means = self._plan(question, matches), self._means
+        if plan.ticket is not None and means.tickets is not None:
+            return await means.tickets.look(plan.ticket)
         return await self._asked(plan)
 
     async def ticket(self, question: Question, matches: Sequence[Match]) -> Ticket:
@@ -111,35 +126,37 @@ class Authenticator:
 
         Raises like `look`, and TooManyRequests.
         """
-        assert self._tickets is not None, "there is no route to here without tickets"
+        tickets = self._means.tickets
+        if tickets is None:
+            raise NotFound("no tickets are given here: the file has no auth.tickets")
         token = bearer(question.headers)
         if token is None:
             raise Unauthorized("a ticket is given for a token: Authorization: Bearer …", code="missing_token")
         since = self.revocations.number
         grant = await self._asked(_Plan(None, token, _narrowed(question, matches)))
         authorize(matches, grant)
-        ticket = await self._tickets.give(grant, [match.name for match in matches], question.whose)
-        if self.revocations.hit(since, grant, ()):
+        ticket = await tickets.give(grant, [match.name for match in matches], question.whose)
+        if self.revocations.hit(since, grant, {}):
             raise invalid("the token's subject was thrown out just now")
         return ticket
 
     async def end(self, subject: str) -> None:
         """End a subject's tickets on all nodes. Raises Unavailable. All nodes must be told to `forget`."""
-        if self._tickets is not None:
-            await self._tickets.end(subject)
+        if self._means.tickets is not None:
+            await self._means.tickets.end(subject)
 
-    def forget(self, revocation: Revocation) -> None:
+    def forget(self, revocation: Withdrawal) -> None:
         """Remember nothing that was decided before."""
         self.revocations.add(revocation)
-        if self._tickets is not None:
-            self._tickets.forget()
-        if self._forward is not None:
-            self._forward.forget()
+        if self._means.tickets is not None:
+            self._means.tickets.forget()
+        if self._means.forward is not None:
+            self._means.forward.forget()
 
     def _plan(self, question: Question, matches: Sequence[Match]) -> "_Plan":
         """Return what must be looked at. Raises Unauthorized where a token is missing."""
         wanted = needs(matches)
-        credential = find(question.headers, question.query, self._auth)
+        credential = find(question.headers, question.query, self._means.auth)
         if credential is not None and credential.kind == "ticket":
             return _Plan(credential.text, None, None)
         if wanted.token and credential is None:
@@ -148,21 +165,30 @@ class Authenticator:
         return _Plan(None, token, _narrowed(question, matches) if wanted.forward else None)
 
     async def _asked(self, plan: "_Plan") -> Grant:
-        grant = NOBODY
+        grant, means = NOBODY, self._means
         if plan.token is not None:
-            grant = self._tokens.at_once(plan.token) or await self._tokens.look(plan.token)
-        if plan.forward is None or self._forward is None or not plan.forward.channels:
+            grant = means.tokens.at_once(plan.token) or await means.tokens.look(plan.token)
+        if plan.forward is None or means.forward is None or not plan.forward.channels:
             return grant
-        return grant.joined(self._forward.at_once(plan.forward) or await self._forward.look(plan.forward))
+        return grant.joined(means.forward.at_once(plan.forward) or await means.forward.look(plan.forward))
 
-    def _issuer(self, jwt: Jwt) -> Issuer:
-        if jwt.secret is not None:
-            return Issuer(jwt, jwt.secret.get_secret_value())
-        if jwt.public_key_file is not None:
-            return Issuer(jwt, read_pem(jwt.public_key_file, jwt.algorithms))
-        ring = Jwks(jwt, self._client, self._metrics, lambda: self._tokens.forget())
-        self.rings.append(ring)
-        return Issuer(jwt, ring=ring)
+    def _use(self, means: Means) -> None:
+        self._means = means
+        for ring in means.rings.values():
+            ring.on_change = means.tokens.forget
+
+    async def _keep(self, means: Means) -> None:
+        """Keep key sets fresh that are not kept yet, and give the first fetch some time."""
+        rings = [ring for ring in means.rings.values() if ring not in self._tasks]
+        if not rings:
+            return
+        self._tasks |= {ring: asyncio.create_task(ring.run(), name="keep keys") for ring in rings}
+        tried = [asyncio.ensure_future(ring.tried.wait()) for ring in rings]
+        try:
+            await asyncio.wait(tried, timeout=FIRST_KEYS_SECONDS)
+        finally:
+            for task in tried:
+                task.cancel()
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -173,6 +199,15 @@ class Authenticator:
                 headers={"User-Agent": "sse-gateway"},
             )
         return self._session
+
+
+class Void(NamedTuple):
+    """Kinds of grants that do not hold any more."""
+
+    tokens: bool
+    """Those of tokens, and of tickets that were given for them."""
+    opened: bool
+    """Those of tickets and of the user's endpoint."""
 
 
 class _Plan(NamedTuple):

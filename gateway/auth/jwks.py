@@ -32,21 +32,22 @@ FETCH_SECONDS = 5.0
 
 
 class Jwks:
-    """The keys at one URL. `run` keeps them; cancel it to stop. ``on_change`` is called when they differ."""
+    """The keys at one URL. `run` keeps them; cancel it to stop."""
 
     def __init__(
         self,
         config: Jwt,
         session: Callable[[], aiohttp.ClientSession],
         metrics: Metrics,
-        on_change: Callable[[], None],
     ) -> None:
         assert config.jwks_url is not None
+        self.config = config
         self._url = config.jwks_url
         self._algorithms = config.algorithms
         self._session = session
         self._metrics = metrics
-        self._on_change = on_change
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when they differ from what they were."""
         self._keys: Sequence[Key] | None = None
         self._document: object = None
         self._fetching: asyncio.Task[bool] | None = None
@@ -119,7 +120,7 @@ class Jwks:
         text = json.dumps(document, sort_keys=True)
         if text != self._document:
             self._document, self._keys = text, keys
-            self._on_change()
+            self.on_change()
         return True
 
     def _failed(self, why: str) -> None:

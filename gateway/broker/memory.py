@@ -43,6 +43,10 @@ class MemoryBroker(Broker):
     def is_up(self) -> bool:
         return True
 
+    def limit(self, history_bytes: int) -> None:
+        """Keep at most so many bytes of history, all channels together."""
+        self._history.limit(history_bytes)
+
     async def start(self) -> None:
         pass
 

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.config.expression import Expression
 from gateway.config.model import Channel, Conflate
@@ -13,12 +14,23 @@ CACHE = 20_000
 """How many resolved instance names are remembered."""
 
 
+class Form(NamedTuple):
+    """What streams see of a channel. While it stays the same object, a reload leaves its streams alone."""
+
+    name: str
+    payload: str
+    format: str
+    slow_client: str
+    is_kept: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Declared:
     """A channel as the file declares it; ``name`` may be a template."""
 
     name: str
     spec: Channel
+    form: Form
     template: Template
     retention: Retention
     key: Expression | None = None
@@ -47,6 +59,11 @@ def retention_of(spec: Channel) -> Retention:
     return Retention(spec.history.events, None if age is None else max(1, round(age * 1000)))
 
 
+def form_of(name: str, spec: Channel) -> Form:
+    """Return what streams see of a channel."""
+    return Form(name, spec.payload, spec.format, str(spec.slow_client), not isinstance(spec.history, str))
+
+
 def _key(spec: Channel) -> Expression | None:
     return Expression(spec.slow_client.conflate) if isinstance(spec.slow_client, Conflate) else None
 
@@ -55,10 +72,19 @@ class Catalog:
     """All declared channels. A fixed name wins over a template, an earlier template over a later one."""
 
     def __init__(self, channels: Mapping[str, Channel]) -> None:
-        self.declared = {
-            name: Declared(name, spec, Template(name), retention_of(spec), _key(spec))
-            for name, spec in channels.items()
-        }
+        self.declared: Mapping[str, Declared] = {}
+        self.reconfigure(channels)
+
+    def reconfigure(self, channels: Mapping[str, Channel]) -> None:
+        """Declare these channels, and no others. Forms that stay the same stay the same objects."""
+        forms = {name: each.form for name, each in self.declared.items()}
+        declared = {}
+        for name, spec in channels.items():
+            form = form_of(name, spec)
+            if forms.get(name) == form:
+                form = forms[name]
+            declared[name] = Declared(name, spec, form, Template(name), retention_of(spec), _key(spec))
+        self.declared = declared
         self._fixed = {
             name: Match(name, declared, {})
             for name, declared in self.declared.items()
@@ -70,6 +96,13 @@ class Catalog:
     def knows(self, name: str) -> bool:
         """Tell whether a name is a channel's, or that of a template as it is declared."""
         return name in self.declared or self.resolve(name) is not None
+
+    def now(self, name: str, declared: Declared) -> Declared | None:
+        """Return what declares a followed name today: a channel's, or a template's under its own name."""
+        if name == declared.name:
+            return self.declared.get(name)
+        match = self.resolve(name)
+        return None if match is None else match.declared
 
     def resolve(self, name: str) -> Match | None:
         """Return the channel of that full name, or None where none is declared."""

@@ -1,6 +1,7 @@
 """What the YAML file may say under ``sources``."""
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -55,6 +56,12 @@ class SourceBase(Section):
         description="silent for longer, and source_stale is 1; on the node that reads it or is posted to",
     )
     critical: Switch = Field(False, description="while this source is down or stale, /readyz answers 503")
+
+    @property
+    def connection(self) -> Mapping[str, Any]:
+        """What its connection is made of: while that stays the same, a reload leaves it alone."""
+        aside = ("event", "stale_after", "critical")
+        return {name: value for name, value in self if name not in aside}
 
 
 class RedisPubSub(SourceBase):

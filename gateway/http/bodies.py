@@ -33,6 +33,10 @@ class Bodies:
         self._idle: set[asyncio.Timeout] = set()
         self._draining = asyncio.Event()
 
+    def reconfigure(self, largest: int, seconds: float) -> None:
+        """Take other bounds."""
+        self.largest, self.seconds = largest, seconds
+
     def check_length(self, request: web.Request) -> None:
         """Refuse a body that says itself that it is too large. Raises PayloadTooLarge."""
         if request.content_length is not None and request.content_length > self.largest:

@@ -5,6 +5,7 @@ is the way out: for each request the adapter below returns a mapping whose ``get
 policy of the channels that the request names, so preflights and response headers stay the library's.
 """
 
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -37,10 +38,14 @@ Note = Callable[[Ask, GatewayError], None]
 
 
 class CorsPolicy:
-    """Who may read what. Immutable; built from a configuration."""
+    """Who may read what."""
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         self._catalog = catalog
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Config) -> None:
+        """Take other rules, for the channels that the catalog declares by now."""
         self._default = Origins(config.cors.origins)
         self._by_channel = {
             name: Origins(channel.cors.origins)
@@ -53,6 +58,11 @@ class CorsPolicy:
             allow_headers=tuple(config.cors.allow_headers),
             max_age=round(config.cors.max_age),
         )
+
+    def page(self, ask: Ask) -> str | None:
+        """Return the origin of the page that asks, for a stream to keep; None where none does."""
+        origin = ask.headers.get(hdrs.ORIGIN)
+        return None if origin is None else sys.intern(origin)  # one text for all streams of a page
 
     def headers(self, ask: Ask) -> dict[str, str]:
         """Return what lets a page read the answer, and keeps caches from giving it to another one."""

@@ -57,7 +57,7 @@ class Wanted(msgspec.Struct, frozen=True):
     """How many revocations there were when it was decided so far."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Subscribe:
     """Decides about requests for streams, and opens them."""
 
@@ -211,12 +211,14 @@ class Subscribe:
             )
 
     def _begun(self, ask: Ask, place: Place, stream: Connection, opening: Opening, sent: int) -> None:
+        stream.origin = self.cors.page(ask)
         self.streams.begin(stream, opening, sent)
         revocations = self.authenticator.revocations
-        if place.since != revocations.number and revocations.hit(
-            place.since, stream.hold.grant, stream.subscription.declared
-        ):
-            stream.end("revoked")
+        if place.since != revocations.number:
+            grant, channels = stream.hold.grant, stream.subscription.declared
+            why = revocations.hit(place.since, grant, channels, stream.origin)
+            if why is not None:
+                stream.end(why)
         if log.is_enabled_for(logging.INFO):
             log.info(
                 "stream_opened",

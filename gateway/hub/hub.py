@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
+from prometheus_client import Counter
 
 from gateway.broker.base import Broker
 from gateway.config.catalog import Catalog, Declared
@@ -73,13 +74,11 @@ class Hub:
         self._metrics = metrics
         self._clock = clock
         self._ring: History[Entry] = History(max_bytes=ring_bytes, start=EventId(0, 0), clock=clock)
-        self._kept = Retention(RING_EVENTS, round(ring_seconds * 1000))
         self._channels: dict[str, Channel] = {}
         self._audiences: dict[Subscription, Audience] = {}
         self._work: deque[tuple[Work, Any]] = deque()
         self._pumping = False
-        self._delivered = {name: metrics.events_delivered.labels(name) for name in catalog.declared}
-        self._watched = {name for name, each in catalog.declared.items() if each.spec.stale_after is not None}
+        self._delivered: dict[str, Counter] = {}
         self.heard: dict[str, int] = {}
         """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
         self.newest = Newest()
@@ -87,6 +86,32 @@ class Hub:
         self.on_notice: Callable[[Event], None] = lambda event: None
         self.on_cut: Callable[[EventId, EventId], None] = lambda after, until: None
         """Called with the ids between which this node did not follow the log."""
+        self.reconfigure(ring_seconds=ring_seconds, ring_bytes=ring_bytes)
+
+    def reconfigure(self, *, ring_seconds: float, ring_bytes: int) -> None:
+        """Follow the catalog, whose channels may be others by now.
+
+        Streams that saw one of them in its old form get no more events: end them next.
+        """
+        self._kept = Retention(RING_EVENTS, round(ring_seconds * 1000))
+        self._ring.limit(ring_bytes)
+        declared = self._catalog.declared
+        for name in declared:
+            if name not in self._delivered:
+                self._delivered[name] = self._metrics.events_delivered.labels(name)
+        self._watched = {name for name, each in declared.items() if each.spec.stale_after is not None}
+        for name, channel in self._channels.items():
+            new = self._catalog.now(name, channel.declared)
+            if new is not None and new.form is channel.declared.form:
+                channel.declared = new
+                continue
+            # What is in the ring is in the old form; whoever comes next reads the log.
+            self._ring.forget(name)
+            self._ring.open(name, self.head)
+            channel.declared = channel.declared if new is None else new
+            for audience in list(channel.audiences):
+                for other in audience.subscription.declared:
+                    self._channels[other].audiences.pop(audience, None)
 
     def start(self) -> None:
         """Follow the log from where it is. The broker must have been started."""
@@ -200,7 +225,7 @@ class Hub:
         if not audience.members:
             del self._audiences[audience.subscription]
             for name in audience.subscription.declared:
-                del self._channels[name].audiences[audience]
+                self._channels[name].audiences.pop(audience, None)  # a reload may have taken it out
 
     def covers(self, subscription: Subscription, after: EventId) -> bool:
         """Tell whether the rings hold everything after an id."""

@@ -66,12 +66,12 @@ class Subscription:
         chunked: bool = True,
     ) -> "Subscription":
         """Return the one object for this subscription; a=…&b=… and b=…&a=… are the same."""
-        # The identity of what is declared is in the key: another configuration may give it another meaning.
+        # The identity of the form is in the key: another configuration may give a channel another one.
         if len(matches) == 1:
-            key: object = (matches[0].name, id(matches[0].declared), format, types, chunked)
+            key: object = (matches[0].name, id(matches[0].declared.form), format, types, chunked)
         else:
             matches = tuple(sorted(matches, key=lambda match: match.name))
-            key = (tuple([(match.name, id(match.declared)) for match in matches]), format, types, chunked)
+            key = (tuple([(match.name, id(match.declared.form)) for match in matches]), format, types, chunked)
         found = _live.get(key)
         if found is None:
             found = _live[key] = cls(matches, format, types, chunked=chunked)

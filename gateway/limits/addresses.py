@@ -20,6 +20,11 @@ class Proxies:
         self._networks = tuple(networks)
         self.trusts = lru_cache(REMEMBERED)(self._trusts)
 
+    def reconfigure(self, networks: Iterable[_Network]) -> None:
+        """Believe others."""
+        self._networks = tuple(networks)
+        self.trusts.cache_clear()
+
     def client(self, peer: str | None, forwarded: str | None) -> str | None:
         """Return the address of a client: the last one in the chain that no trusted proxy has.
 

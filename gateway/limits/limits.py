@@ -52,6 +52,13 @@ class Limits:
         self.announce: Callable[[str, str], Awaitable[Order | None]] = _alone
         """Tells all nodes of a client's new stream, and returns its place; None where that cannot be told."""
 
+    def reconfigure(self, server: model.Server, limits: model.Limits) -> None:
+        """Take other bounds, for streams that open from now on. Needs a running loop."""
+        self.proxies.reconfigure(server.trusted_proxies)
+        self.peers.reconfigure(limits.connections_per_address, limits.connect_rate_per_address)
+        self.users.limit = limits.connections_per_user
+        self.users.start()
+
     def caller(self, transport: BaseTransport) -> Caller:
         """Return who is at the other end of a connection; the kernel is asked."""
         name = transport.get_extra_info("peername")

@@ -59,6 +59,14 @@ class Peers:
         self._peers: dict[str, Peer] = {}
         self._many = IDLE
 
+    def reconfigure(self, limit: int | None, rate: float | None) -> None:
+        """Take other bounds. Whoever has no peer by now, because there were none, is not counted."""
+        self._limit = limit
+        if rate != self._rate:
+            self._rate = rate
+            for peer in self._peers.values():
+                peer.rate = None if rate is None else Rate(rate)
+
     def __len__(self) -> int:
         return len(self._peers)
 

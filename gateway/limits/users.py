@@ -62,8 +62,8 @@ class Users:
         return self._board.is_shared
 
     def start(self) -> None:
-        """Begin to ask the board. Needs a running loop."""
-        if self.limit is not None and self.must_ask:
+        """Begin to ask the board where there is a limit. Needs a running loop. Harmless when repeated."""
+        if self._task is None and self.limit is not None and self.must_ask:
             self._task = asyncio.create_task(self._run(), name="seats")
 
     async def stop(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from gateway.backoff import jittered
+from gateway.config.template import Template
 from gateway.errors import Fenced, Unavailable
 from gateway.event import Fence, Record
 from gateway.webhooks.post import Outcome
@@ -116,6 +117,10 @@ class Source(ABC):
 
     reads_once: ClassVar[bool] = True
     """Whether one node reads it for all of them, by a lease."""
+
+    def retopic(self, topics: Sequence[Template]) -> bool:
+        """Read other topics from now on, without a pause; False from a source that must be started again."""
+        return False
 
     @abstractmethod
     async def run(self, feed: Feed) -> None:

@@ -11,12 +11,10 @@ its tail does not hold the place (after a connection was lost, or all nodes were
 """
 
 import asyncio
-import hashlib
 import re
 import secrets
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -31,15 +29,13 @@ from gateway.config.template import Template
 from gateway.errors import SourceError
 from gateway.event import Fence, Record
 from gateway.sources.base import Feed, Gap, Source, read_under_lease
+from gateway.sources.pubsub_topics import Change, Topics, subscribe
 from gateway.sources.tail import Place, Tail
 
 log = structlog.get_logger("gateway.sources")
 
 BATCH = 512
 """Most messages that are appended at once."""
-
-TOPICS = 20_000
-"""How many topics are remembered with the subscription that counts for them."""
 
 MARKS = "sse-gateway:marks"
 """The Redis channel on which nodes publish markers, on the upstream itself."""
@@ -48,21 +44,9 @@ MARK_SECONDS = 1.0
 """How often a busy source is marked."""
 
 _MARKER = re.compile(rb"[0-9a-f]{12}")
-_SUBSCRIBE_AT_ONCE = 1000
 _WAITS = 3  # that a timeout is made of; a PING goes out after the first
-_GLOB = re.compile(rb"\\(.)|([*?])|(.)", re.DOTALL)
 _MESSAGES = ("message", "pmessage")
 _CONFIRMATIONS = ("subscribe", "psubscribe")
-
-
-def _regex(pattern: bytes) -> re.Pattern[bytes]:
-    """Return what Redis's ``stringmatch`` does with a pattern of `Template.redis_pattern`."""
-
-    def piece(match: re.Match[bytes]) -> bytes:
-        escaped, wild, literal = match.groups()
-        return {b"*": b".*", b"?": b"."}[wild] if wild else re.escape(escaped or literal)
-
-    return re.compile(_GLOB.sub(piece, pattern), re.DOTALL)
 
 
 class RedisPubSubSource(Source):
@@ -74,17 +58,16 @@ class RedisPubSubSource(Source):
     def __init__(self, url: str, topics: Sequence[Template], *, timeout: float) -> None:
         self._url = url
         self._timeout = timeout
-        # Bytes, because Redis matches bytes: '?' stands for one of them.
-        self._exact = dict.fromkeys(topic.text.encode() for topic in topics if topic.is_exact)
-        patterns = [topic.redis_pattern.encode() for topic in topics if not topic.is_exact]
-        self._patterns = {pattern: _regex(pattern) for pattern in patterns}
-        self._owner = lru_cache(maxsize=TOPICS)(self._find_owner)
-        # Places mean the same only to nodes that count the same records.
-        names = b"\n".join([*self._exact, b"", *self._patterns])
         self._may_mark = True
-        self._plan = hashlib.sha256(names).hexdigest()[:12]
+        self._wanted = self._topics = Topics(topics)
+        self._change: Change | None = None
+
+    def retopic(self, topics: Sequence[Template]) -> bool:
+        self._wanted = Topics(topics)
+        return True
 
     async def run(self, feed: Feed) -> None:
+        self._topics, self._change = self._wanted, None
         client = Redis.from_url(
             self._url,
             # Reads wait in `get_message` with its own deadline; a socket timeout would be retried silently.
@@ -93,12 +76,12 @@ class RedisPubSubSource(Source):
             retry=Retry(NoBackoff(), 0),
         )
         pubsub = client.pubsub()
-        tail = Tail(self._plan)
+        tail = Tail(self._topics.plan)
         try:
             async with asyncio.timeout(2 * self._timeout):
                 await self._subscribe(pubsub)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(pubsub, tail, feed))
+                group.create_task(self._read(client, pubsub, tail, feed))
                 await self._anchor(client, tail)
                 feed.connected()
                 group.create_task(self._write(client, tail, feed))
@@ -119,13 +102,7 @@ class RedisPubSubSource(Source):
             self._may_mark = True
         except NoPermissionError as error:
             self._may_not_mark(error)
-        for names, subscribe in (
-            (list(self._exact), pubsub.subscribe),
-            (list(self._patterns), pubsub.psubscribe),
-        ):
-            for first in range(0, len(names), _SUBSCRIBE_AT_ONCE):
-                await subscribe(*names[first : first + _SUBSCRIBE_AT_ONCE])
-        await self._confirmed(pubsub, len(self._exact) + len(self._patterns))
+        await self._confirmed(pubsub, await subscribe(pubsub, self._topics.exact, self._topics.patterns))
 
     async def _confirmed(self, pubsub: PubSub, count: int) -> None:
         while count:
@@ -138,11 +115,43 @@ class RedisPubSubSource(Source):
         self._may_mark = False
         log.info("source_without_markers", channel=MARKS, error=str(error))
 
-    async def _read(self, pubsub: PubSub, tail: Tail, feed: Feed) -> None:
+    async def _follow(self, client: Redis, pubsub: PubSub, tail: Tail) -> None:
+        """Bring the subscriptions nearer to what is wanted by now, between two messages."""
+        change = self._change
+        if change is None and self._wanted is not self._topics:
+            change = self._change = Change(self._topics, self._wanted)
+            await change.subscribe(pubsub)
+        if change is None or change.unconfirmed:
+            return
+        if not change.marker and not await self._publish(client, change.mark()):
+            self._switch(change, tail)
+            tail.mark(change.marker)
+        if self._topics is change.topics:
+            await change.unsubscribe(pubsub)
+            self._change = None
+
+    def _switch(self, change: Change, tail: Tail) -> None:
+        self._topics = change.topics
+        tail.replan(change.topics.plan)
+        log.info("source_topics", exact=len(self._topics.exact), patterns=len(self._topics.patterns))
+
+    def _marked(self, marker: str, tail: Tail) -> None:
+        if self._change is not None and marker == self._change.marker:
+            self._switch(self._change, tail)
+        tail.mark(marker)
+
+    def _confirm(self) -> None:
+        """Take a confirmation. One that nobody waits for is redis-py's own: it has connected again."""
+        if self._change is None or not self._change.unconfirmed:
+            raise SourceError("the connection was replaced; messages may be lost")
+        self._change.unconfirmed -= 1
+
+    async def _read(self, client: Redis, pubsub: PubSub, tail: Tail, feed: Feed) -> None:
         """Put what comes into the tail, for as long as Redis shows a sign of life."""
         loop = asyncio.get_running_loop()
         silent = 0
         while True:
+            await self._follow(client, pubsub, tail)
             message = await pubsub.get_message(timeout=self._timeout / _WAITS)
             if message is None:
                 # Counted in waits and not by the clock: when this process itself stood still, the
@@ -157,10 +166,10 @@ class RedisPubSubSource(Source):
             silent = 0
             while message is not None:
                 if message["type"] in _CONFIRMATIONS:
-                    raise SourceError("the connection was replaced; messages may be lost")
-                if message["channel"] == MARKS.encode() and message["type"] == "message":
+                    self._confirm()
+                elif message["channel"] == MARKS.encode() and message["type"] == "message":
                     if _MARKER.fullmatch(message["data"]):
-                        tail.mark(message["data"].decode())
+                        self._marked(message["data"].decode(), tail)
                 elif (record := self._record(message)) is not None:
                     tail.add([record], loop.time())
                 message = await pubsub.get_message(timeout=0)
@@ -229,31 +238,28 @@ class RedisPubSubSource(Source):
 
     async def _publish_marker(self, client: Redis, tail: Tail) -> str:
         marker = secrets.token_hex(6)
+        if not await self._publish(client, marker):
+            tail.mark(marker)
+        return marker
+
+    async def _publish(self, client: Redis, marker: str) -> bool:
+        """Publish a marker; False where this client may not."""
         if self._may_mark:
             try:
                 async with asyncio.timeout(self._timeout):
                     await client.publish(MARKS, marker)
             except NoPermissionError as error:
                 self._may_not_mark(error)
-        if not self._may_mark:
-            tail.mark(marker)
-        return marker
+        return self._may_mark
 
     def _record(self, message: dict[str, Any]) -> Record | None:
         # Other gateways' words, and this one's own where the log is in the same Redis.
         if message["type"] not in _MESSAGES or message["channel"].startswith(b"sse-gateway:"):
             return None
-        # Redis sends one copy per subscription that matches; the record is the same, so one counts.
-        if message["pattern"] != self._owner(message["channel"]):
+        if not self._topics.counts(message["channel"], message["pattern"]):
             return None
         # A topic that is not UTF-8 matches no route and is counted there.
         return Record(topic=message["channel"].decode(errors="replace"), payload=message["data"])
-
-    def _find_owner(self, topic: bytes) -> bytes | None:
-        """Return the first pattern that Redis matches with the topic; None where it is subscribed by name."""
-        if topic in self._exact:
-            return None
-        return next((pattern for pattern, regex in self._patterns.items() if regex.fullmatch(topic)), None)
 
     def _cause(self, error: BaseException) -> Exception:
         if isinstance(error, TimeoutError):

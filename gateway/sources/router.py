@@ -94,19 +94,24 @@ class Router:
         self, catalog: Catalog, *, event_bytes: int, events: Mapping[str, EventFrom] | None = None
     ) -> None:
         self._catalog = catalog
-        self._event_bytes = event_bytes
-        self._sources: dict[str, _Routes] = {}
-        for declared in catalog.declared.values():
+        self.reconfigure(event_bytes=event_bytes, events=events or {})
+
+    def reconfigure(self, *, event_bytes: int, events: Mapping[str, EventFrom]) -> None:
+        """Route to the channels that the catalog declares by now."""
+        sources: dict[str, _Routes] = {}
+        for declared in self._catalog.declared.values():
             for spec in declared.spec.from_:
-                if spec.source not in self._sources:
-                    self._sources[spec.source] = _Routes((events or {}).get(spec.source))
-                routes = self._sources[spec.source]
+                if spec.source not in sources:
+                    sources[spec.source] = _Routes(events.get(spec.source))
+                routes = sources[spec.source]
                 fields = {name: Expression(text) for name, text in spec.fields.items()}
                 route = _Route(Template(spec.topic, glob=True), declared, fields)
                 if route.topic.is_exact:
                     routes.exact.setdefault(spec.topic, []).append(route)
                 else:
                     routes.patterns.append(route)
+        self._event_bytes = event_bytes
+        self._sources = sources
 
     def topics(self, source: str) -> list[Template]:
         """Return the topics that a source has to read, each once, in a stable order."""

@@ -8,6 +8,7 @@ import structlog
 
 from gateway.backoff import Backoff
 from gateway.causes import in_plain_words
+from gateway.config.template import Template
 from gateway.errors import SourceError
 from gateway.event import Fence, Record
 from gateway.sources.base import Gap, Source, SourceState, SourceStatus
@@ -61,6 +62,10 @@ class Supervisor:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+
+    def retopic(self, topics: Sequence[Template]) -> bool:
+        """Let the source read other topics without a pause; False if it cannot."""
+        return self._source.retopic(topics)
 
     def connected(self) -> None:
         log.info("source_up", source=self.state.name)

@@ -65,7 +65,7 @@ class Tail:
         self._plan = plan
         self._records: deque[tuple[float, Record]] = deque()
         self._bytes = 0
-        self._markers: OrderedDict[str, int] = OrderedDict()
+        self._markers: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._changed = asyncio.Event()
 
     @property
@@ -76,11 +76,15 @@ class Tail:
     @property
     def since_marker(self) -> int:
         """How many records came after the last marker."""
-        return self.end - next(reversed(self._markers.values())) if self._markers else 0
+        return self.end - next(reversed(self._markers.values()))[0] if self._markers else 0
+
+    def replan(self, plan: str) -> None:
+        """Count the records of other topics from the next marker on; before it, add none of them."""
+        self._plan = plan
 
     def mark(self, marker: str) -> None:
         """Note a marker that just came."""
-        self._markers[marker] = self.end
+        self._markers[marker] = self.end, self._plan
         self._markers.move_to_end(marker)
         if len(self._markers) > MARKERS:
             self._markers.popitem(last=False)
@@ -113,17 +117,17 @@ class Tail:
 
     def find(self, place: Place) -> int | None:
         """Return the number of the record behind a place; None if it cannot be known, or is gone."""
-        start = self._markers.get(place.marker)
-        if start is None or place.plan != self._plan or start + place.count < self.first:
+        start, plan = self._markers.get(place.marker, (None, ""))
+        if start is None or place.plan != plan or start + place.count < self.first:
             return None
         return start + place.count
 
     def place(self, number: int, ms: int) -> Place:
         """Return the place before record ``number``; a marker must have come before it."""
-        starts = list(self._markers.values())
-        position = max(0, bisect_right(starts, number) - 1)
-        marker = list(self._markers)[position]
-        return Place(self._plan, marker, number - starts[position], ms)
+        marks = list(self._markers.values())
+        position = max(0, bisect_right(marks, number, key=lambda mark: mark[0]) - 1)
+        start, plan = marks[position]
+        return Place(plan, list(self._markers)[position], number - start, ms)
 
     def records(self, number: int, limit: int) -> list[Record]:
         """Return at most ``limit`` records from ``number`` on."""

@@ -30,14 +30,21 @@ class WebhookSource(Source):
     reads_once = False  # a balancer spreads the posts
 
     def __init__(self, config: Webhook, *, event_bytes: int, now: Callable[[], float] = time.time) -> None:
+        self._replays = Replays()
+        self._now = now
+        self._feed: Feed | None = None
+        self._config: Webhook | None = None
+        self.reconfigure(config, event_bytes=event_bytes)
+
+    def reconfigure(self, config: Webhook, *, event_bytes: int) -> None:
+        """Take another configuration, for posts that come from now on."""
         self._record_bytes = 2 * event_bytes  # white space and an envelope count here, and not in the event
         self._format = config.format
         self._default_topic = None if config.topic is None else Expression(config.topic)
         self._verifier = verifier(config.verify)
-        self._replays = Replays()
-        self._rate = None if config.rate is None else Rate(config.rate)
-        self._now = now
-        self._feed: Feed | None = None
+        if self._config is None or config.rate != self._config.rate:
+            self._rate = None if config.rate is None else Rate(config.rate)
+        self._config = config
 
     async def run(self, feed: Feed) -> None:
         feed.connected()

@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         "is_behind",
         "left",
         "opened",
+        "origin",
         "paused",
         "progress",
         "received",
@@ -97,6 +98,7 @@ class Connection(asyncio.Protocol):
         self.opened = 0.0
         self.expires = 0.0
         self.expiry = "max_age"  # the reason for which it ends then
+        self.origin: str | None = None  # of the page that opened it
         self.progress = 0.0  # when the transport last took something, while it is full
         self.left = 0  # bytes in its buffer then
         self.slot = 0

@@ -36,12 +36,15 @@ class Sweep:
         self._streams = streams
         self._next = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._round = streams.timeouts.heartbeat / VISITS
-        self._tick = self._round / SLOTS
+
+    @property
+    def _round(self) -> float:
+        """Seconds between two visits of a stream."""
+        return self._streams.timeouts.heartbeat / VISITS
 
     def start(self) -> None:
         """Begin to sweep. Needs a running loop."""
-        self._timer = asyncio.get_running_loop().call_later(jittered(self._tick, 0.1), self._sweep)
+        self._timer = asyncio.get_running_loop().call_later(jittered(self._round / SLOTS, 0.1), self._sweep)
 
     def stop(self) -> None:
         """End; harmless when repeated."""

@@ -10,7 +10,7 @@ from itertools import count
 
 import structlog
 
-from gateway.auth.revocations import Revocation
+from gateway.auth.revocations import Withdrawal
 from gateway.backoff import jittered
 from gateway.config.model import Timeouts
 from gateway.errors import Draining, Overload
@@ -76,7 +76,6 @@ class Streams:
     ) -> None:
         """Make the home of at most ``limit`` streams, of which ``rate`` may open per second."""
         self.metrics = metrics
-        self.timeouts = timeouts
         self.open: dict[Connection, None] = {}
         self.stalled: dict[Connection, None] = {}
         """Streams whose transport has something to get rid of: paused, or closing."""
@@ -84,12 +83,17 @@ class Streams:
         self.is_draining = False
         self._hub = hub
         self._replay = replay
-        self._limit = limit
-        self._rate = None if rate is None else Rate(rate)
+        self.reconfigure(timeouts, limit=limit, rate=rate)
         self._reserved = 0
         self._emptied = asyncio.Event()
         self._deal = count()
         self._ended = cache(metrics.disconnects.labels)
+
+    def reconfigure(self, timeouts: Timeouts, *, limit: int, rate: float | None) -> None:
+        """Take other settings. Streams that are open keep their maximum age, and stay if they are too many."""
+        self.timeouts = timeouts
+        self.limit = limit
+        self._rate = None if rate is None else Rate(rate)
 
     def retry_ms(self, *, jitter: bool) -> int:
         """Return the reconnect delay to tell a client, in milliseconds."""
@@ -108,8 +112,8 @@ class Streams:
         if self.is_draining:
             raise Draining("the gateway is shutting down")
         # A client is never refused because of the stream that it has lost and this one replaces.
-        if len(self.open) + self._reserved >= self._limit + hold.replaces:
-            raise Full(f"limits.connections ({self._limit}) is reached")
+        if len(self.open) + self._reserved >= self.limit + hold.replaces:
+            raise Full(f"limits.connections ({self.limit}) is reached")
         if self._rate is not None and not self._rate.try_take():
             raise TooManyAtOnce("limits.connect_rate is reached")
         return Place(self, subscription, hold, heartbeat_events)
@@ -157,13 +161,14 @@ class Streams:
         elif left < within:  # nobody visits it before then
             asyncio.get_running_loop().call_later(left, stream.end, stream.expiry)
 
-    def revoke(self, revocation: Revocation) -> int:
+    def revoke(self, withdrawal: Withdrawal) -> int:
         """End the streams that are meant, a slice per turn of the loop; returns how many."""
-        meant = [
-            stream
-            for stream in self.open
-            if stream.closing is None and revocation.means(stream.hold.grant, stream.subscription.declared)
-        ]
+        meant = []
+        for stream in self.open:
+            if stream.closing is None:
+                why = withdrawal.means(stream.hold.grant, stream.subscription.declared, stream.origin)
+                if why is not None:
+                    meant.append((stream, why))
         if meant:
             self._hub.schedule(_end_some, meant)
         return len(meant)
@@ -268,11 +273,11 @@ class Streams:
             stream.left = stream.unread()
 
 
-def _end_some(meant: list[Connection], budget: int) -> tuple[int, bool]:
+def _end_some(meant: list[tuple[Connection, str]], budget: int) -> tuple[int, bool]:
     """End some streams, for the hub's pump; returns how many, and whether there are more."""
     some = [meant.pop() for _ in range(min(budget, len(meant)))]
-    for stream in some:
-        stream.end("revoked")
+    for stream, why in some:
+        stream.end(why)
     return len(some), bool(meant)
 
 

@@ -1,0 +1,204 @@
+"""All sources of a node: made from the configuration, started, stopped, and changed by a reload."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
+from gateway.config.sources import Source as SourceConfig
+from gateway.config.template import Template
+from gateway.metrics import Metrics
+from gateway.sources.base import Source, SourceState
+from gateway.sources.election import Leases
+from gateway.sources.kafka import KafkaSource
+from gateway.sources.publisher import Append, Publisher
+from gateway.sources.redis_pubsub import RedisPubSubSource
+from gateway.sources.redis_stream import RedisStreamSource
+from gateway.sources.router import Router
+from gateway.sources.supervisor import Supervisor
+from gateway.sources.webhook import WebhookSource
+
+log = structlog.get_logger("gateway.sources")
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The part of the event log that sources use."""
+
+    append: Append
+    leases: Leases
+    position: Callable[[str], Awaitable[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a source was made of: while it stays the same, the source goes on."""
+
+    config: SourceConfig
+    topics: frozenset[str]
+    places: frozenset[str]
+
+
+class Upstreams:
+    """`start` and `stop` are their whole life; `reconfigure` brings what another configuration changes."""
+
+    def __init__(self, router: Router, log: Log, metrics: Metrics, clock: Callable[[], int]) -> None:
+        self.supervisors: dict[str, Supervisor] = {}
+        """Those that run."""
+        self.webhooks: dict[str, WebhookSource] = {}
+        self.off: dict[str, SourceState] = {}
+        """Those that are declared and have nothing to do."""
+        self.event_bytes = 0
+        self._names: Sequence[str] = ()
+        self._made: dict[str, _Reading] = {}
+        self._router = router
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+
+    def make(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
+        """Make all of them. Raises StartupError where one cannot be."""
+        self.event_bytes = event_bytes
+        self._names = tuple(sources)
+        for name, config in sources.items():
+            self._add(name, config)
+
+    def states(self) -> list[SourceState]:
+        """Return the state of each, in the order of the file."""
+        return [self.off[name] if name in self.off else self.supervisors[name].state for name in self._names]
+
+    async def start(self, seconds: float) -> None:
+        """Start all, and wait until each has tried once, at most so many seconds."""
+        await self._start(self.supervisors.values(), seconds)
+        for state in self.off.values():
+            log.info("source_off", source=state.name, reason=state.last_error)
+
+    def exposed(self) -> None:
+        """Say that somebody may listen from now on."""
+        for supervisor in self.supervisors.values():
+            supervisor.exposed()
+
+    def pause_webhooks(self) -> None:
+        """Answer posts 503 from now on."""
+        for hook in self.webhooks.values():
+            hook.pause()
+
+    async def stop(self) -> None:
+        """End all, and give their leases to other nodes; harmless when repeated."""
+        for supervisor in list(self.supervisors.values()):
+            await supervisor.stop()
+
+    def check(self, sources: Mapping[str, SourceConfig]) -> None:
+        """Raise StartupError where one of them could not be made."""
+        for name, config in sources.items():
+            if not _why_off(config):
+                _source(name, config, (), frozenset(), self.event_bytes)
+
+    async def reconfigure(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
+        """Make, end and change what differs; the router must know the new routes already.
+
+        What is the same goes on without a pause. The change itself needs no waiting; old connections are
+        waited for afterwards, and their successors start then.
+        """
+        self.event_bytes = event_bytes
+        ending = [self._remove(name) for name in list(self._made) if name not in sources]
+        fresh = []
+        for name, config in sources.items():
+            if self._goes_on(name, config):
+                continue
+            if name in self._made:
+                ending.append(self._remove(name))
+            self._add(name, config)
+            fresh.append(name)
+        self._names = tuple(sources)
+        await asyncio.gather(*(supervisor.stop() for supervisor in ending if supervisor is not None))
+        started = [self.supervisors[name] for name in fresh if name in self.supervisors]
+        await self._start(started, 0)
+        for supervisor in started:
+            supervisor.exposed()
+
+    def _goes_on(self, name: str, config: SourceConfig) -> bool:
+        """Let a source that is there already take a configuration, if it can."""
+        made = self._made.get(name)
+        if made is None or made.config.type != config.type:
+            return False
+        reading = self._reading(name, config)
+        supervisor = self.supervisors.get(name)
+        is_same = made.config.connection == config.connection
+        if supervisor is None:
+            return is_same and reading.topics == made.topics
+        hook = self.webhooks.get(name)
+        if hook is not None and isinstance(config, Webhook):
+            hook.reconfigure(config, event_bytes=self.event_bytes)
+        elif not is_same or not (
+            (reading.topics, reading.places) == (made.topics, made.places)
+            or supervisor.retopic(self._router.topics(name))
+        ):
+            return False
+        supervisor.state.critical = config.critical
+        self._made[name] = reading
+        return True
+
+    def _remove(self, name: str) -> Supervisor | None:
+        del self._made[name]
+        self.off.pop(name, None)
+        self.webhooks.pop(name, None)
+        return self.supervisors.pop(name, None)
+
+    async def _start(self, supervisors: Iterable[Supervisor], seconds: float) -> None:
+        supervisors = list(supervisors)
+        for supervisor in supervisors:
+            supervisor.start()
+        tries = [asyncio.ensure_future(supervisor.tried()) for supervisor in supervisors]
+        if tries:
+            try:
+                await asyncio.wait(tries, timeout=seconds)
+            finally:
+                for task in tries:
+                    task.cancel()
+
+    def _reading(self, name: str, config: SourceConfig) -> _Reading:
+        topics = frozenset(topic.text for topic in self._router.topics(name))
+        return _Reading(config, topics, self._router.places(name))
+
+    def _add(self, name: str, config: SourceConfig) -> None:
+        self._made[name] = self._reading(name, config)
+        state = SourceState(name=name, type=config.type, critical=config.critical)
+        reason = _why_off(config)
+        if not isinstance(config, Webhook) and not self._router.topics(name):
+            reason = reason or "no channel reads from it"
+        if reason:
+            state.status, state.last_error = "off", reason
+            self.off[name] = state
+            return
+        topics, places = self._router.topics(name), self._router.places(name)
+        source = _source(name, config, topics, places, self.event_bytes)
+        if isinstance(source, WebhookSource):
+            self.webhooks[name] = source
+        publisher = Publisher(state, self._router, self._log.append, self._metrics, self._clock)
+        self.supervisors[name] = Supervisor(
+            source, publisher, self._log.leases, self._log.position, self._clock
+        )
+
+
+def _source(
+    name: str, config: SourceConfig, topics: Sequence[Template], places: frozenset[str], event_bytes: int
+) -> Source:
+    if isinstance(config, Webhook):
+        return WebhookSource(config, event_bytes=event_bytes)
+    if isinstance(config, Kafka):
+        return KafkaSource(name, config, topics, places)
+    if isinstance(config, RedisStream):
+        return RedisStreamSource(config, topics, places)
+    return RedisPubSubSource(config.url.get_secret_value(), topics, timeout=config.timeout)
+
+
+def _why_off(config: SourceConfig) -> str:
+    """Return why a source is switched off, or nothing."""
+    if isinstance(config, RedisPubSub | RedisStream) and not config.url.get_secret_value():
+        return "its url is empty"
+    if isinstance(config, Kafka) and not config.brokers:
+        return "its brokers are empty"
+    return ""
