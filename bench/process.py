@@ -199,7 +199,8 @@ def gateway(config: Mapping[str, Any]) -> Iterator[tuple[Process, int, int]]:
     server = {**config.get("server", {}), "listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"}
     # The load client comes as a page of this origin.
     alike = {"log": {"level": "warning"}, "cors": {"origins": ["https://*.example.com"]}}
-    whole = {**alike, **config, "server": server}
+    timeouts = {"pre_drain": "0s", **config.get("timeouts", {})}
+    whole = {**alike, **config, "server": server, "timeouts": timeouts}
     with tempfile.TemporaryDirectory() as folder:
         file, words = Path(folder) / "bench.yaml", Path(folder) / "words"
         file.write_text(json.dumps(whole))  # JSON is YAML

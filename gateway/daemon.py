@@ -1,6 +1,7 @@
 """The composition root: builds the parts, starts them, drains and stops them. Only this file knows all."""
 
 import asyncio
+import os
 import re
 import resource
 import signal
@@ -37,11 +38,14 @@ from gateway.http.receipts import Receipts
 from gateway.http.server import Listener
 from gateway.http.subscribe import Subscribe
 from gateway.http.tickets import TicketOffice
+from gateway.hub.canary import Canary
 from gateway.hub.hub import Hub
 from gateway.hub.notices import Notices
 from gateway.hub.replay import Replay
 from gateway.limits.limits import Limits
+from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
+from gateway.shutdown import Shutdown
 from gateway.sources.base import Source, SourceState
 from gateway.sources.election import Leases
 from gateway.sources.kafka import KafkaSource
@@ -55,6 +59,7 @@ from gateway.status import Status
 from gateway.stream.ending import Ending
 from gateway.stream.heartbeat import Sweep
 from gateway.stream.streams import Streams
+from gateway.systemd import Systemd
 
 log = structlog.get_logger("gateway")
 
@@ -80,12 +85,19 @@ class Daemon:
     def __init__(self, config: Config, metrics: Metrics | None = None, shared: Shared | None = None) -> None:
         self.config = config
         self.metrics = metrics or Metrics()
-        self._ending = asyncio.Event()
-        self._ending_now = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self.on_listening: Callable[[], None] | None = None
         self._shared = shared
         limits, timeouts = config.limits, config.timeouts
+
+        # Of several workers it is the parent whom the service manager knows.
+        self.systemd = Systemd(os.environ if shared is None else {})
+        self.shutdown = Shutdown(
+            pre_drain=timeouts.pre_drain,
+            drain=timeouts.drain,
+            request=timeouts.request,
+            systemd=self.systemd,
+        )
 
         # The log and what hangs on it.
         self.catalog = Catalog(config.channels)
@@ -114,6 +126,8 @@ class Daemon:
         self.sweep = Sweep(self.streams)
         self.notices = Notices(self.broker, unix_ms)
         self.hub.on_notice, self.hub.on_cut = self.notices.receive, self.notices.cut
+        self.canary = Canary(self.notices, self.hub.behind, self.metrics.canary_failures)
+        self.loop_lag = LoopLag(self.hub.behind)
         self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator)
 
         # Upstreams.
@@ -139,6 +153,9 @@ class Daemon:
             self.off,
             self.freshness,
             self.ending,
+            self.shutdown,
+            self.canary,
+            self.loop_lag,
             limits.connections,
         )
         self.status.add_gauges()
@@ -182,31 +199,24 @@ class Daemon:
             headers=ADMIN_HEADERS,
         )
 
-    def drain(self) -> None:
-        """Begin to end; harmless when repeated."""
-        self._ending.set()
+    def drain(self, *, at_once: bool = False) -> None:
+        """Begin to end, ``at_once`` without `timeouts.pre_drain`; harmless when repeated."""
+        self.shutdown.ask(at_once=at_once)
 
     def end_now(self) -> None:
         """Cut what is still open, and end; harmless when repeated."""
-        self._ending.set()
-        self._ending_now.set()
+        self.shutdown.hurry()
 
     async def run(self) -> int:
         """Serve until a signal or `drain`, drain, and return the exit status. Raises StartupError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT) if self._shared is None else ():
-            loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
+            loop.add_signal_handler(number, self.shutdown.signalled, number)
         await self.start()
-        await self._ending.wait()
-        drain = asyncio.create_task(self.stop(), name="drain")
-        now = asyncio.create_task(self._ending_now.wait(), name="second signal")
-        await asyncio.wait((drain, now), return_when=asyncio.FIRST_COMPLETED)
-        if drain.done():
-            now.cancel()
-            await drain
+        self.systemd.ready(f"serving on {self.config.server.public_url(self.public.port)}")
+        self.systemd.watch(lambda: not self.loop_lag.is_stuck)
+        if await self.shutdown.carry_out(self.stop, lambda: len(self.streams.open)):
             return 0
-        log.warning("ended_by_second_signal", streams=len(self.streams.open))
-        drain.cancel()
         await self.streams.abort("killed")
         return 1
 
@@ -219,9 +229,11 @@ class Daemon:
         await self.broker.start()
         self.hub.start()
         self.sweep.start()
+        self.loop_lag.start()
         self.limits.users.start()
         # 2. The admin port, so that a start that hangs can be looked at.
         await self.admin.start()
+        await self.canary.start()
         # 3. Upstreams, and whoever vouches for clients.
         for supervisor in self.supervisors.values():
             supervisor.start()
@@ -252,31 +264,37 @@ class Daemon:
     async def stop(self) -> None:
         """Drain and end everything; harmless when repeated."""
         # 1. Unready at once; no new connections; streams that were about to open are told to go.
-        self._ending.set()
+        self.shutdown.enter("streams", streams=len(self.streams.open), seconds=self.config.timeouts.drain)
         self.streams.is_draining = True
         self.public.stop_accepting()
-        log.info("draining", streams=len(self.streams.open), seconds=self.config.timeouts.drain)
         # 2. Every stream ends at an event boundary, spread over the drain time. Sources still deliver.
-        await self.streams.drain(self.config.timeouts.drain)
-        # 3. Requests that are under way are answered, then nothing comes in any more.
+        async with self.shutdown.progress(lambda: len(self.streams.open)):
+            await self.streams.drain(self.config.timeouts.drain)
+        # 3. Requests that are under way are answered, then nothing comes in any more. What is read once has
+        # no reader left here: another node may have its lease at once.
+        self.shutdown.enter("requests", requests=self.public.requests)
         if isinstance(self.broker, MemoryBroker):
             for hook in self.webhooks.values():
                 hook.pause()  # what is taken from now on would die with this process
         self.bodies.drain()
-        await self.public.stop()
-        for supervisor in self.supervisors.values():
-            await supervisor.stop()
+        supervisors = self.supervisors.values()
+        await asyncio.gather(self.public.stop(), *(each.stop() for each in supervisors if each.reads_once))
+        self.shutdown.enter("sources")
+        await asyncio.gather(*(each.stop() for each in supervisors))
         # 4. The rest, in the opposite order of the start.
         if self._looking is not None:
             self._looking.cancel()
         self.sweep.stop()
+        await self.canary.stop()
         await self.ending.close()
         await self.limits.users.stop()
         await self.authenticator.close()
         await self.replay.close()
         await self.broker.close()
         await self.admin.stop()
-        log.info("stopped")
+        self.loop_lag.stop()
+        self.systemd.close()
+        log.info("stopped", seconds=round(self.shutdown.took, 1))
 
     def _tickets(self, subscribe: Subscribe) -> TicketOffice | None:
         return TicketOffice(subscribe, self.authenticator) if self.authenticator.gives_tickets else None
@@ -344,13 +362,6 @@ class Daemon:
             if spec.stale_after is not None:
                 last = partial(self.hub.heard.get, name, 0)
                 yield Watched("channel", name, spec.stale_after, spec.critical, last)
-
-    def _signalled(self, name: str) -> None:
-        if self._ending.is_set():
-            self.end_now()
-        else:
-            log.info("signal", signal=name)
-            self.drain()
 
 
 def _broker(config: Config) -> Broker:

@@ -133,6 +133,9 @@ class Metrics:
             "Duration of one append to the broker",
             (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5),
         )
+        self.canary_failures = self._tally(
+            "canary_failures_total", "Canary events that did not come back through broker and hub in time"
+        )
         self.jwks_fetches = self._counter(
             "jwks_fetches_total", "Fetches of issuers' keys, by result", "result"
         )

@@ -10,7 +10,10 @@ from gateway.broker.base import Broker
 from gateway.broker.redis import RedisBroker
 from gateway.config.catalog import Catalog
 from gateway.freshness import Freshness
+from gateway.hub.canary import Canary
+from gateway.loop_lag import LoopLag
 from gateway.metrics import Family, Metrics
+from gateway.shutdown import Shutdown
 from gateway.sources.base import SourceState
 from gateway.sources.supervisor import Supervisor
 from gateway.stream.ending import Ending
@@ -31,6 +34,9 @@ class Status:
     off: Mapping[str, SourceState]
     freshness: Freshness
     ending: Ending
+    shutdown: Shutdown
+    canary: Canary
+    loop_lag: LoopLag
     limit: int
     started: float = field(default_factory=time.monotonic)
 
@@ -43,7 +49,9 @@ class Status:
         return self.metrics.families()
 
     async def alive(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return True: who answers lives."""
+        """Return whether this should go on running: who answers lives, unless all is late for good."""
+        if self.loop_lag.is_stuck:
+            return False, {"late_for_seconds": round(self.loop_lag.late_for, 1)}
         return True, {}
 
     async def ready(self) -> tuple[bool, Mapping[str, Any]]:
@@ -53,8 +61,9 @@ class Status:
         their sources, and a balancer without a ready node answers browsers 503, which ends an
         EventSource for good.
         """
+        is_draining = self.shutdown.asked.is_set() or self.streams.is_draining
         parts: dict[str, Any] = {
-            "draining": self.streams.is_draining,
+            "draining": is_draining,
             "broker": "up" if self.broker.is_up else "down",
             "sources": {
                 state.name: state.status
@@ -63,9 +72,11 @@ class Status:
                 for state in self.states()
             },
         }
-        reasons = (["draining"] if self.streams.is_draining else []) + (
-            ["broker"] if not self.broker.is_up else []
-        )
+        reasons = ["draining"] if is_draining else []
+        if not self.broker.is_up:
+            reasons.append("broker")
+        elif self.canary.fault is not None:  # else it is for want of a broker
+            reasons.append(self.canary.fault)
         reasons += [
             f"source {state.name}"
             for state in self.states()
@@ -91,6 +102,7 @@ class Status:
             "uptime_seconds": round(time.monotonic() - self.started, 1),
             "ready": ready,
             "not_ready": parts["not_ready"],
+            "phase": self.shutdown.phase,
             "broker": {"type": self.broker.type, "up": self.broker.is_up, "head": str(self.broker.head)},
             "streams": {
                 "active": len(self.streams.open),
@@ -203,6 +215,18 @@ class Status:
                 lambda: connections()[0],
             )
             one("broker_connections_open", "Connections to Redis, idle ones too", lambda: connections()[1])
+        one(
+            "canary_seconds",
+            "The last canary event's way through broker and hub; of one that is late: how long it is away",
+            lambda: self.canary.seconds,
+            merge="max",
+        )
+        one(
+            "loop_lag_seconds",
+            "How late the event loop was at worst in the last 15 to 30 seconds",
+            lambda: self.loop_lag.worst,
+            merge="max",
+        )
         add(
             "build_info",
             "Always 1; the label tells the version",

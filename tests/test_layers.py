@@ -24,8 +24,8 @@ LAYERS = [
     {"webhooks"},
     {"sse", "config", "history"},
     {"event"},
-    {"causes", "errors", "freshness", "logs", "metrics", "backoff", "seldom"},
-    {"rate"},
+    {"causes", "errors", "freshness", "logs", "metrics", "backoff", "seldom", "shutdown"},
+    {"rate", "systemd", "loop_lag"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

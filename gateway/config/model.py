@@ -19,6 +19,7 @@ from gateway.config.units import (
     Count,
     Duration,
     DurationOrNull,
+    DurationOrZero,
     Expressed,
     Listen,
     Network,
@@ -166,6 +167,9 @@ class Timeouts(Section):
     request: Duration = preset("10s", "headers and body of a request")
     connection: Duration = preset("1h", "maximum age of a stream, jittered by 20 %")
     retry: Duration = preset("3s", "reconnect delay told to clients, jittered when many are told")
+    pre_drain: DurationOrZero = preset(
+        "5s", "after SIGTERM, how long a node serves on while /readyz answers 503, for balancers to see it"
+    )
     drain: Duration = preset("20s", "a shutdown spreads the closes of its streams over this")
 
 

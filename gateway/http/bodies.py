@@ -68,6 +68,8 @@ class Bodies:
                             raise self.too_large()
                         hold(len(body))
         except TimeoutError:
+            if self._draining.is_set():
+                raise _going() from None  # it is tried again elsewhere: nothing was wrong with it
             raise RequestTimeout(f"the body did not arrive within {self.seconds:g} s") from None
 
     async def parts(self, request: web.Request, idle_seconds: float) -> AsyncGenerator[bytes, None]:
@@ -98,10 +100,10 @@ class Bodies:
                 await self._draining.wait()
         except TimeoutError:
             return
-        raise Unavailable("the gateway is shutting down", retry_after=2)
+        raise _going()
 
     def drain(self) -> None:
-        """End the bodies that come in parts."""
+        """End the bodies that come in parts; others have their time, and are then answered 503."""
         self._draining.set()
         now = asyncio.get_running_loop().time()
         for idle in self._idle:
@@ -165,6 +167,10 @@ class Bodies:
             raise BadRequest("the body breaks off, or is not chunked as HTTP asks", code="bad_body") from None
         except zlib.error:
             raise BadRequest("the body is not what its Content-Encoding says", code="bad_body") from None
+
+
+def _going() -> Unavailable:
+    return Unavailable("the gateway is shutting down", retry_after=2)
 
 
 def _inflater(request: web.Request) -> "zlib._Decompress | None":

@@ -1,10 +1,10 @@
 """A worker process, started by `gateway.workers.worker` and nobody else.
 
-It is a node like any other. Its configuration comes on standard input, ready made, so that all workers have
-the same one even if the file changed meanwhile. The pipe stays open, and is how the parent ends it: one byte
-lets it drain, another ends it now, and the end of the pipe means that the parent is gone. Signals would not
-do, because terminals and service managers send theirs to the whole group. One line on standard output says
-that it listens.
+It is a node like any other. Its configuration comes on standard input, ready made, so that all workers
+have the same one even if the file changed meanwhile. The pipe stays open, and is how the parent ends it:
+one byte lets it drain, another lets it drain without `timeouts.pre_drain`, a third ends it now, and the
+end of the pipe means that the parent is gone. Signals would not do, because terminals and service
+managers send theirs to the whole group. One line on standard output says that it listens.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from gateway.metrics import Metrics
 log = structlog.get_logger("gateway.workers")
 
 LISTENING = b"listening\n"
-DRAIN, END = b"d", b"e"
+DRAIN, DRAIN_AT_ONCE, END = b"d", b"a", b"e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def _serve(orders: Orders, metrics: Metrics) -> int:
         elif END in orders:
             daemon.end_now()
         else:
-            daemon.drain()
+            daemon.drain(at_once=DRAIN_AT_ONCE in orders)
 
     loop.add_reader(0, told)
     loop.add_signal_handler(signal.SIGTERM, daemon.drain)

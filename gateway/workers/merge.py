@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.metrics import Family, Labels, Merge
+from gateway.shutdown import PHASES
 
 _COMBINE: dict[Merge, Callable[[float, float], float]] = {"sum": lambda a, b: a + b, "min": min, "max": max}
 _STREAMS = ("active", "lagging", "limit")
@@ -59,10 +60,11 @@ def merged_status(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return one ``/status`` of those of the workers, in their shape."""
     if not reports:
         nothing = dict.fromkeys(_STREAMS, 0)
-        return {"broker": None, "streams": nothing, "sources": [], "channels": []}
+        return {"phase": None, "broker": None, "streams": nothing, "sources": [], "channels": []}
     first = reports[0]
     brokers = [report["broker"] for report in reports]
     return {
+        "phase": min((report["phase"] for report in reports), key=PHASES.index),
         "broker": {
             **brokers[0],
             "up": all(broker["up"] for broker in brokers),

@@ -6,6 +6,7 @@ is killed. When the parent itself is killed, each worker notices the end of its 
 """
 
 import asyncio
+import os
 import signal
 import tempfile
 import time
@@ -26,6 +27,8 @@ from gateway.http.binding import reserve_port
 from gateway.http.guard import Guard
 from gateway.http.server import Listener
 from gateway.metrics import Family, Metrics
+from gateway.shutdown import Shutdown
+from gateway.systemd import Systemd
 from gateway.workers.merge import Totals, merged_status
 from gateway.workers.worker import Worker
 
@@ -43,8 +46,8 @@ START_SECONDS = 60.0
 HEALTHY_SECONDS = 30.0
 """How long a worker must have lived for its next death to count as the first."""
 
-GRACE_SECONDS = 10.0
-"""How long a worker may take beyond ``timeouts.drain`` and ``timeouts.request``."""
+KILL_SECONDS = 5.0
+"""How long a worker may be overdue (`gateway.shutdown`) before it is killed."""
 
 
 class Parent:
@@ -68,14 +71,21 @@ class Parent:
         self._restarts = dict.fromkeys(range(workers), 0)
         self._totals = Totals()
         self._started = time.monotonic()
-        self._ending = asyncio.Event()
+        timeouts = config.timeouts
+        self.systemd = Systemd(os.environ)
+        self.shutdown = Shutdown(
+            pre_drain=timeouts.pre_drain,
+            drain=timeouts.drain,
+            request=timeouts.request,
+            systemd=self.systemd,
+        )
         self._status = 0
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, and return the exit status. Raises StartupError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
+            loop.add_signal_handler(number, self._signalled, number)
         with (
             tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
             reserve_port(self.config.server.listen, "server.listen") as self.port,
@@ -87,14 +97,15 @@ class Parent:
                 good = await self._start(0, Path(folder)) and all(
                     await asyncio.gather(*(self._start(n, Path(folder)) for n in range(1, self._count)))
                 )
-                if good and not self._ending.is_set():
+                if good and not self.shutdown.asked.is_set():
                     await self._serve(Path(folder))
-                elif not self._ending.is_set():
+                elif not self.shutdown.asked.is_set():
                     self._status = 1  # a worker could not start, and has said why
             finally:
                 looking.cancel()
                 await self._stop()
                 await self.admin.stop()
+                self.systemd.close()
         log.info("stopped")
         return self._status
 
@@ -108,6 +119,8 @@ class Parent:
         )
         if self.on_listening is not None:
             self.on_listening()
+        self.systemd.ready(f"{self._count} workers serve on {self.config.server.public_url(self.port)}")
+        self.systemd.watch(self._is_answered)
         tasks = [
             *(
                 asyncio.create_task(self._keep(number, folder), name=f"worker {number}")
@@ -115,7 +128,7 @@ class Parent:
             ),
         ]
         try:
-            await self._ending.wait()
+            await self.shutdown.asked.wait()
         finally:
             for task in tasks:
                 task.cancel()
@@ -123,7 +136,7 @@ class Parent:
 
     async def _start(self, number: int, folder: Path) -> bool:
         """Start a worker and wait until it listens; False if it could not, or should not any more."""
-        if self._ending.is_set():
+        if self.shutdown.asked.is_set():
             return False
         worker = self._workers[number] = Worker(number, self.config, self.port, folder)
         await worker.start()
@@ -135,7 +148,7 @@ class Parent:
         while True:
             worker = self._workers[number]
             status = await worker.ended()
-            if self._ending.is_set():
+            if self.shutdown.asked.is_set():
                 return
             lived = time.monotonic() - worker.started
             log.error(
@@ -158,8 +171,12 @@ class Parent:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             workers = list(self._workers.values())
-            await asyncio.gather(*(worker.ask("/healthz") for worker in workers), return_exceptions=True)
-            for worker in workers:
+            asked = (worker.ask("/healthz") for worker in workers)
+            told = await asyncio.gather(*asked, return_exceptions=True)
+            for worker, answer in zip(workers, told, strict=True):
+                if isinstance(answer, dict) and not answer["alive"]:
+                    log.error("worker_stuck", worker=worker.number, pid=worker.pid, **answer)
+                    worker.kill()
                 silent = time.monotonic() - worker.answered
                 if silent > (HANG_SECONDS if worker.is_listening else START_SECONDS):
                     log.error("worker_hangs", worker=worker.number, pid=worker.pid, seconds=round(silent, 1))
@@ -170,11 +187,12 @@ class Parent:
         for worker in self._workers.values():
             if not worker.is_ending:
                 worker.end()
-        timeouts = self.config.timeouts
         ends = [asyncio.ensure_future(worker.ended()) for worker in self._workers.values()]
         if not ends:
             return
-        _, late = await asyncio.wait(ends, timeout=timeouts.drain + timeouts.request + GRACE_SECONDS)
+        _, late = await asyncio.wait(ends, timeout=self.shutdown.seconds + KILL_SECONDS)
+        if late:
+            log.error("workers_overdue", workers=len(late), seconds=self.shutdown.seconds + KILL_SECONDS)
         for worker in self._workers.values() if late else ():
             worker.kill()
         statuses = await asyncio.gather(*ends)
@@ -182,11 +200,18 @@ class Parent:
         well = (0, -signal.SIGTERM)
         self._status = max(self._status, *(0 if status in well else 1 for status in statuses))
 
-    def _signalled(self, name: str) -> None:
-        log.info("signal", signal=name)
-        self._ending.set()
+    def _signalled(self, number: signal.Signals) -> None:
+        self.shutdown.signalled(number)
         for worker in self._workers.values():
-            worker.end()  # the first one lets it drain, the second ends it now
+            worker.end(at_once=number is signal.SIGINT)  # the first one lets it drain, the second ends it now
+        self.systemd.stopping("the workers drain", self.shutdown.seconds + KILL_SECONDS)
+
+    def _is_answered(self) -> bool:
+        """Tell whether any worker answers; the others are killed one by one, and started again."""
+        if self.shutdown.asked.is_set():
+            return True  # they are not asked any more, and an end that hangs has a deadline
+        silent = min(time.monotonic() - worker.answered for worker in self._workers.values())
+        return silent < HANG_SECONDS
 
     async def families(self) -> list[Family]:
         """Return the metrics of all workers, and of those that are gone."""
@@ -215,8 +240,8 @@ class Parent:
             str(number): answer or {"not_ready": ["not running"]} for number, answer in answers.items()
         }
         # Others take the clients of one that is not: only when none can, a balancer should look elsewhere.
-        ready = not self._ending.is_set() and any(answer and answer["ready"] for answer in told)
-        reasons = ["draining"] if self._ending.is_set() else []
+        ready = not self.shutdown.asked.is_set() and any(answer and answer["ready"] for answer in told)
+        reasons = ["draining"] if self.shutdown.asked.is_set() else []
         if not ready and not reasons:
             reasons = sorted({reason for answer in by_worker.values() for reason in answer["not_ready"]})
         return ready, {"not_ready": reasons, "workers": by_worker}
@@ -254,6 +279,7 @@ class Parent:
                     "uptime_seconds": report["uptime_seconds"] if report else None,
                     "streams": report["streams"]["active"] if report else None,
                     "ready": bool(report and report["ready"]),
+                    "phase": report["phase"] if report else None,
                 }
                 for worker, report in zip(workers, told, strict=True)
             ],

@@ -16,7 +16,7 @@ import gateway
 from gateway.config.model import Config
 from gateway.daemon import Shared
 from gateway.metrics import Family
-from gateway.workers.child import DRAIN, END, LISTENING, Orders
+from gateway.workers.child import DRAIN, DRAIN_AT_ONCE, END, LISTENING, Orders
 
 ASK_SECONDS = 2.0
 """How long a worker may take to answer its parent."""
@@ -83,10 +83,13 @@ class Worker:
             await self._session.close()
         return status
 
-    def end(self) -> None:
-        """Tell it to drain; the second time, to end now. Harmless where it ended already."""
+    def end(self, *, at_once: bool = False) -> None:
+        """Tell it to drain, ``at_once`` without `timeouts.pre_drain`; the second time, to end now.
+
+        Harmless where it ended already.
+        """
         if self._process is not None:  # else it is told when it is there: `is_ending` says that it was not
-            self._tell(END if self.is_ending else DRAIN)
+            self._tell(END if self.is_ending else DRAIN_AT_ONCE if at_once else DRAIN)
             self.is_ending = True
 
     def _tell(self, data: bytes) -> None:

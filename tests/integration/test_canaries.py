@@ -84,7 +84,7 @@ def test_every_secret_of_the_model_has_a_canary() -> None:
 
 def config(redis: int, closed: int, **over: Any) -> dict[str, Any]:
     """Return a configuration with all canaries, whose channels read from all sources."""
-    whole: dict[str, Any] = {"timeouts": {"request": "2s", "drain": "200ms"}}
+    whole: dict[str, Any] = {"timeouts": {"request": "2s", "pre_drain": "0s", "drain": "200ms"}}
     for fragment in SLOTS.values():
         whole = merged(whole, fragment)
     sources = whole["sources"]

@@ -79,7 +79,7 @@ async def process(
 
 async def test_sigterm_ends_streams_politely_and_exits_0(tmp_path: Path) -> None:
     """Unready, no new streams, each stream told and ended, exit 0 well before the drain time for few streams."""
-    async with process(tmp_path, "timeouts: {drain: 5s}") as gateway:
+    async with process(tmp_path, "timeouts: {pre_drain: 0s, drain: 5s}") as gateway:
         stream = await Stream.open(gateway.port, "/events/orders")
         assert (await stream.next()).type == "stream.open"
         gateway.process.send_signal(signal.SIGTERM)
@@ -91,7 +91,9 @@ async def test_sigterm_ends_streams_politely_and_exits_0(tmp_path: Path) -> None
         async with asyncio.timeout(5):
             assert await gateway.process.wait() == 0
         events = [line["event"] for line in gateway.lines()]
-        assert events[-4:] == ["signal", "draining", "stream_closed", "stopped"]
+        assert events[-6:] == ["signal", "draining", "stream_closed", "draining", "draining", "stopped"]
+        phases = [line["phase"] for line in gateway.lines() if line["event"] == "draining"]
+        assert phases == ["streams", "requests", "sources"]
         (closed,) = (line for line in gateway.lines() if line["event"] == "stream_closed")
         assert closed["reason"] == "draining"
         assert {"seconds", "events", "bytes", "connection", "channels"} <= closed.keys()
@@ -99,7 +101,7 @@ async def test_sigterm_ends_streams_politely_and_exits_0(tmp_path: Path) -> None
 
 async def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
     """Impatient operators get what they want: the drain of 60 s is cut short."""
-    async with process(tmp_path, "timeouts: {drain: 60s}") as gateway:
+    async with process(tmp_path, "timeouts: {pre_drain: 0s, drain: 60s}") as gateway:
         streams = [await Stream.open(gateway.port, "/events/orders") for _ in range(20)]
         gateway.process.send_signal(signal.SIGTERM)
         while not any(line["event"] == "draining" for line in gateway.lines()):

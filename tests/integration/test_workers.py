@@ -32,7 +32,7 @@ def config(folder: Path, url: str = "", workers: int = 2) -> dict[str, Any]:
     return {
         "server": {"workers": workers},
         "broker": {"url": url or f"sqlite:///{folder}/log.db"},
-        "timeouts": {"drain": "2s", "retry": "1s"},
+        "timeouts": {"pre_drain": "0s", "drain": "2s", "retry": "1s"},
         "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
         "channels": {"orders": {"from": [{"source": "hooks", "topic": "orders"}], "access": "public"}},
     }
@@ -184,7 +184,9 @@ async def test_a_signal_to_the_whole_group_drains_once(tmp_path: Path, number: s
 
 async def test_a_second_signal_ends_all_of_them_now(tmp_path: Path) -> None:
     """Impatient operators get what they want."""
-    async with group(tmp_path, config(tmp_path) | {"timeouts": {"drain": "60s"}}) as gateway:
+    async with group(
+        tmp_path, config(tmp_path) | {"timeouts": {"pre_drain": "0s", "drain": "60s"}}
+    ) as gateway:
         streams = await gateway.open(20)
         gateway.signal(signal.SIGTERM)
         while [line["event"] for line in gateway.lines()].count("draining") < 2:
@@ -229,7 +231,7 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
         assert parent._workers[1].pid != frozen
         assert (await parent.alive())[0] is True
     finally:
-        parent._signalled("SIGTERM")
+        parent._signalled(signal.SIGTERM)
         assert await running == 0
 
 

@@ -34,7 +34,9 @@ class Node:
         }
         self._sign = b"workers_listening" if "workers" in server else b"listening"
         log = {"level": "info", "format": "json"}  # `start` waits for a line of it
-        self._file.write_text(json.dumps({**config, "server": server, "log": log}))  # JSON is YAML
+        timeouts = {"pre_drain": "0s", **config.get("timeouts", {})}
+        whole = {**config, "server": server, "log": log, "timeouts": timeouts}
+        self._file.write_text(json.dumps(whole))  # JSON is YAML
 
     async def start(self) -> None:
         """Start, and wait until it listens."""

@@ -76,6 +76,7 @@ def report(head: str, up: bool, source: dict[str, Any]) -> dict[str, Any]:
         "last_event_ms": None,
     }
     return {
+        "phase": "serving",
         "broker": {"type": "sqlite", "up": up, "head": head},
         "streams": {"active": 1, "lagging": 0, "limit": 10},
         "sources": [plain | source],
