@@ -40,7 +40,7 @@ class Status:
 
     async def families(self) -> Sequence[Family]:
         """Return the metrics."""
-        return self.metrics.families()
+        return await self.metrics.families()
 
     async def alive(self) -> tuple[bool, Mapping[str, Any]]:
         """Return True: who answers lives."""
@@ -63,6 +63,11 @@ class Status:
                 for state in self.states()
             },
         }
+        reasons = self.not_ready()
+        return not reasons, {"not_ready": reasons, **parts}
+
+    def not_ready(self) -> list[str]:
+        """Return why new clients should not come here; nothing if they may."""
         reasons = (["draining"] if self.streams.is_draining else []) + (
             ["broker"] if not self.broker.is_up else []
         )
@@ -71,8 +76,7 @@ class Status:
             for state in self.states()
             if state.critical and state.status in ("starting", "down")
         ]
-        reasons += self.freshness.failing()
-        return not reasons, {"not_ready": reasons, **parts}
+        return reasons + self.freshness.failing()
 
     def knows(self, channel: str) -> bool:
         """Tell whether a name is a channel's, or that of a template."""
@@ -85,7 +89,6 @@ class Status:
     async def report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
         ready, parts = await self.ready()
-        listeners = self.streams.by_channel()
         return {
             "version": __version__,
             "uptime_seconds": round(time.monotonic() - self.started, 1),
@@ -101,7 +104,7 @@ class Status:
             "channels": [
                 {
                     "name": name,
-                    "listeners": int(listeners.get((name,), 0)),
+                    "listeners": self.streams.listeners[name],
                     "from": [f"{route.source}: {route.topic}" for route in declared.spec.from_],
                     "stale": self.freshness.is_stale("channel", name),
                 }
@@ -136,77 +139,50 @@ class Status:
         supervisor = self.supervisors.get(name)
         return supervisor is None or not supervisor.reads_once or supervisor.is_leading
 
-    def add_gauges(self) -> None:
-        """Define the gauges that read the live parts."""
-        add, one = self.metrics.gauge, self.metrics.value
-        one("workers", "Processes that serve streams", lambda: 1)
-        one("active_connections", "Streams open now", lambda: len(self.streams.open))
-        one("lagging_streams", "Streams that are behind the newest event", self.streams.lagging)
-        one(
-            "lag_seconds",
-            "How far the stream that is furthest behind the newest event is behind it",
-            self.streams.furthest,
-            merge="max",
+    def bind_gauges(self) -> None:
+        """Let the live parts answer for their gauges."""
+        one, each = self.metrics.bind, self.metrics.bind_each
+        one("workers", lambda: 1)
+        one("ready", lambda: not self.not_ready())
+        one("draining", lambda: self.streams.is_draining)
+        one("active_connections", lambda: len(self.streams.open))
+        one("connections_limit", lambda: self.limit)
+        one("lagging_streams", self.streams.lagging)
+        one("lag_seconds", self.streams.furthest)
+        each(
+            "channel_connections",
+            lambda: {(name,): self.streams.listeners[name] for name in self.catalog.declared},
+            "channel",
         )
-        add("channel_connections", "Streams open now, by channel", self.streams.by_channel, "channel")
-        add(
+        each(
             "source_up",
-            "1 while the source delivers, 0 while it does not",
-            lambda: {(s.name,): float(s.status == "up") for s in self.states() if s.status != "off"},
+            lambda: {(s.name,): s.status == "up" for s in self.states() if s.status != "off"},
             "source",
-            merge="max",
         )
-        add(
+        each(
             "source_leader",
-            "1 on the node that reads the source for all of them",
-            lambda: {
-                (name,): float(each.is_leading) for name, each in self.supervisors.items() if each.reads_once
-            },
+            lambda: {(name,): s.is_leading for name, s in self.supervisors.items() if s.reads_once},
             "source",
-            merge="max",
         )
-        add(
+        each(
             "source_last_event_timestamp_seconds",
-            "Unix time of a source's last record",
             lambda: {(s.name,): s.last_event / 1000 for s in self.states() if s.last_event is not None},
             "source",
-            merge="max",
         )
-        add(
+        each(
             "source_lag_records",
-            "Records that wait upstream; on the node that reads, where the source can tell",
             lambda: {(s.name,): lag for s in self.states() if (lag := self._lag(s)) is not None},
             "source",
         )
-        add(
+        each(
             "source_stale",
-            "1 while the source has been silent for longer than its stale_after; where it is read",
             lambda: {k: v for k, v in self.freshness.samples("source").items() if self._reads(k[0])},
             "source",
-            merge="min",  # each worker hears the posts of its own connections only
         )
-        add(
-            "channel_stale",
-            "1 while the channel has been silent for longer than its stale_after",
-            lambda: self.freshness.samples("channel"),
-            "channel",
-            merge="max",
-        )
-        one(
-            "broker_up", "1 while the event log can be reached", lambda: float(self.broker.is_up), merge="min"
-        )
+        each("channel_stale", lambda: self.freshness.samples("channel"), "channel")
+        one("broker_up", lambda: self.broker.is_up)
         if isinstance(self.broker, RedisBroker):
             connections = self.broker.connections
-            one(
-                "broker_connections",
-                "Connections to Redis that serve a call just now",
-                lambda: connections()[0],
-            )
-            one("broker_connections_open", "Connections to Redis, idle ones too", lambda: connections()[1])
-        add(
-            "build_info",
-            "Always 1; the label tells the version",
-            lambda: {(__version__,): 1.0},
-            "version",
-            merge="max",
-        )
+            one("broker_connections", lambda: connections()[0])
+            one("broker_connections_open", lambda: connections()[1])
+        each("build_info", lambda: {(__version__,): 1}, "version")
