@@ -158,7 +158,7 @@ class Daemon:
             self.loop_lag,
             limits.connections,
         )
-        self.status.add_gauges()
+        self.status.bind_gauges()
         cors = CorsPolicy(config, self.catalog)
         subscribe = Subscribe(
             catalog=self.catalog,
@@ -173,12 +173,8 @@ class Daemon:
         receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
         hooks = Hooks(self.webhooks, self.bodies, receipts, self.limits.proxies)
         certificates = Certificates(config.server.tls, self.metrics) if config.server.tls else None
-        self.metrics.gauge(
-            "tls_certificate_expiry_timestamp_seconds",
-            "When the certificate of the public port ends (unix seconds)",
-            lambda: {(): certificates.expires} if certificates else {},
-            merge="min",
-        )
+        if certificates is not None:
+            self.metrics.bind("tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires)
         self.public = Listener(
             public_app(subscribe, hooks, cors, self._tickets(subscribe)),
             config.server.listen if shared is None else config.server.listen._replace(port=shared.port),

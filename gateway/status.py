@@ -15,7 +15,7 @@ from gateway.loop_lag import LoopLag
 from gateway.metrics import Family, Metrics
 from gateway.shutdown import Shutdown
 from gateway.sources.base import SourceState
-from gateway.sources.supervisor import Supervisor
+from gateway.sources.upstreams import Upstreams
 from gateway.stream.ending import Ending
 from gateway.stream.streams import Streams
 
@@ -25,28 +25,24 @@ class Status:
     """The parts, and what is told of them."""
 
     metrics: Metrics
-    names: Sequence[str]
-    """All sources, in the order of the file."""
     broker: Broker
     streams: Streams
     catalog: Catalog
-    supervisors: Mapping[str, Supervisor]
-    off: Mapping[str, SourceState]
+    upstreams: Upstreams
     freshness: Freshness
     ending: Ending
     shutdown: Shutdown
     canary: Canary
     loop_lag: LoopLag
-    limit: int
     started: float = field(default_factory=time.monotonic)
 
     def states(self) -> list[SourceState]:
-        """Return the state of each source."""
-        return [self.off[name] if name in self.off else self.supervisors[name].state for name in self.names]
+        """Return the state of each source, in the order of the file."""
+        return self.upstreams.states()
 
     async def families(self) -> Sequence[Family]:
         """Return the metrics."""
-        return self.metrics.families()
+        return await self.metrics.families()
 
     async def alive(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether this should go on running: who answers lives, unless all is late for good."""
@@ -61,9 +57,8 @@ class Status:
         their sources, and a balancer without a ready node answers browsers 503, which ends an
         EventSource for good.
         """
-        is_draining = self.shutdown.asked.is_set() or self.streams.is_draining
         parts: dict[str, Any] = {
-            "draining": is_draining,
+            "draining": self.is_draining,
             "broker": "up" if self.broker.is_up else "down",
             "sources": {
                 state.name: state.status
@@ -72,7 +67,17 @@ class Status:
                 for state in self.states()
             },
         }
-        reasons = ["draining"] if is_draining else []
+        reasons = self.not_ready()
+        return not reasons, {"not_ready": reasons, **parts}
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether this node is about to end."""
+        return self.shutdown.asked.is_set() or self.streams.is_draining
+
+    def not_ready(self) -> list[str]:
+        """Return why new clients should not come here; nothing if they may."""
+        reasons = ["draining"] if self.is_draining else []
         if not self.broker.is_up:
             reasons.append("broker")
         elif self.canary.fault is not None:  # else it is for want of a broker
@@ -82,8 +87,7 @@ class Status:
             for state in self.states()
             if state.critical and state.status in ("starting", "down")
         ]
-        reasons += self.freshness.failing()
-        return not reasons, {"not_ready": reasons, **parts}
+        return reasons + self.freshness.failing()
 
     def knows(self, channel: str) -> bool:
         """Tell whether a name is a channel's, or that of a template."""
@@ -96,7 +100,6 @@ class Status:
     async def report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
         ready, parts = await self.ready()
-        listeners = self.streams.by_channel()
         return {
             "version": __version__,
             "uptime_seconds": round(time.monotonic() - self.started, 1),
@@ -107,13 +110,13 @@ class Status:
             "streams": {
                 "active": len(self.streams.open),
                 "lagging": self.streams.lagging(),
-                "limit": self.limit,
+                "limit": self.streams.limit,
             },
             "sources": [self._source(state) for state in self.states()],
             "channels": [
                 {
                     "name": name,
-                    "listeners": int(listeners.get((name,), 0)),
+                    "listeners": self.streams.listeners[name],
                     "from": [f"{route.source}: {route.topic}" for route in declared.spec.from_],
                     "stale": self.freshness.is_stale("channel", name),
                 }
@@ -135,102 +138,65 @@ class Status:
             "rejected": state.rejected,
             "restarts": state.restarts,
         }
-        supervisor = self.supervisors.get(state.name)
+        supervisor = self.upstreams.supervisors.get(state.name)
         return told | {"leader": supervisor.is_leading} if supervisor and supervisor.reads_once else told
 
     def _lag(self, state: SourceState) -> float | None:
         """Return what waits upstream; only who reads knows."""
-        supervisor = self.supervisors.get(state.name)
+        supervisor = self.upstreams.supervisors.get(state.name)
         return state.lag if supervisor is not None and supervisor.is_leading else None
 
     def _reads(self, name: str) -> bool:
         """Tell whether records of a source come here, so that its silence means something."""
-        supervisor = self.supervisors.get(name)
+        supervisor = self.upstreams.supervisors.get(name)
         return supervisor is None or not supervisor.reads_once or supervisor.is_leading
 
-    def add_gauges(self) -> None:
-        """Define the gauges that read the live parts."""
-        add, one = self.metrics.gauge, self.metrics.value
-        one("workers", "Processes that serve streams", lambda: 1)
-        one("active_connections", "Streams open now", lambda: len(self.streams.open))
-        one("lagging_streams", "Streams that are behind the newest event", self.streams.lagging)
-        one(
-            "lag_seconds",
-            "How far the stream that is furthest behind the newest event is behind it",
-            self.streams.furthest,
-            merge="max",
+    def bind_gauges(self) -> None:
+        """Let the live parts answer for their gauges."""
+        one, each = self.metrics.bind, self.metrics.bind_each
+        one("workers", lambda: 1)
+        one("ready", lambda: not self.not_ready())
+        one("draining", lambda: self.is_draining)
+        one("active_connections", lambda: len(self.streams.open))
+        one("connections_limit", lambda: self.streams.limit)
+        one("lagging_streams", self.streams.lagging)
+        one("lag_seconds", self.streams.furthest)
+        each(
+            "channel_connections",
+            lambda: {(name,): self.streams.listeners[name] for name in self.catalog.declared},
+            "channel",
         )
-        add("channel_connections", "Streams open now, by channel", self.streams.by_channel, "channel")
-        add(
+        each(
             "source_up",
-            "1 while the source delivers, 0 while it does not",
-            lambda: {(s.name,): float(s.status == "up") for s in self.states() if s.status != "off"},
+            lambda: {(s.name,): s.status == "up" for s in self.states() if s.status != "off"},
             "source",
-            merge="max",
         )
-        add(
+        each(
             "source_leader",
-            "1 on the node that reads the source for all of them",
-            lambda: {
-                (name,): float(each.is_leading) for name, each in self.supervisors.items() if each.reads_once
-            },
+            lambda: {(name,): s.is_leading for name, s in self.upstreams.supervisors.items() if s.reads_once},
             "source",
-            merge="max",
         )
-        add(
+        each(
             "source_last_event_timestamp_seconds",
-            "Unix time of a source's last record",
             lambda: {(s.name,): s.last_event / 1000 for s in self.states() if s.last_event is not None},
             "source",
-            merge="max",
         )
-        add(
+        each(
             "source_lag_records",
-            "Records that wait upstream; on the node that reads, where the source can tell",
             lambda: {(s.name,): lag for s in self.states() if (lag := self._lag(s)) is not None},
             "source",
         )
-        add(
+        each(
             "source_stale",
-            "1 while the source has been silent for longer than its stale_after; where it is read",
             lambda: {k: v for k, v in self.freshness.samples("source").items() if self._reads(k[0])},
             "source",
-            merge="min",  # each worker hears the posts of its own connections only
         )
-        add(
-            "channel_stale",
-            "1 while the channel has been silent for longer than its stale_after",
-            lambda: self.freshness.samples("channel"),
-            "channel",
-            merge="max",
-        )
-        one(
-            "broker_up", "1 while the event log can be reached", lambda: float(self.broker.is_up), merge="min"
-        )
+        each("channel_stale", lambda: self.freshness.samples("channel"), "channel")
+        one("broker_up", lambda: self.broker.is_up)
         if isinstance(self.broker, RedisBroker):
             connections = self.broker.connections
-            one(
-                "broker_connections",
-                "Connections to Redis that serve a call just now",
-                lambda: connections()[0],
-            )
-            one("broker_connections_open", "Connections to Redis, idle ones too", lambda: connections()[1])
-        one(
-            "canary_seconds",
-            "The last canary event's way through broker and hub; of one that is late: how long it is away",
-            lambda: self.canary.seconds,
-            merge="max",
-        )
-        one(
-            "loop_lag_seconds",
-            "How late the event loop was at worst in the last 15 to 30 seconds",
-            lambda: self.loop_lag.worst,
-            merge="max",
-        )
-        add(
-            "build_info",
-            "Always 1; the label tells the version",
-            lambda: {(__version__,): 1.0},
-            "version",
-            merge="max",
-        )
+            one("broker_connections", lambda: connections()[0])
+            one("broker_connections_open", lambda: connections()[1])
+        one("canary_seconds", lambda: self.canary.seconds)
+        one("loop_lag_seconds", lambda: self.loop_lag.worst)
+        each("build_info", lambda: {(__version__,): 1}, "version")

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from gateway.errors import BadRequest, NotFound
 from gateway.http.guard import Guard
 from gateway.http.responses import errors_as_json, json_response, plain_headers
-from gateway.metrics import CONTENT_TYPE, Family, render
+from gateway.metrics import CONTENT_TYPE, Family, in_turns, parts
 
 HEADERS: Mapping[str, str] = {
     hdrs.CACHE_CONTROL: "no-store",
@@ -67,9 +67,8 @@ class Admin:
         return app
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(
-            body=render(await self.answers.families()), headers={"Content-Type": CONTENT_TYPE}
-        )
+        body = b"".join(await in_turns(parts(await self.answers.families())))
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def _families(self, request: web.Request) -> web.Response:
         return json_response(await self.answers.families())

@@ -23,6 +23,7 @@ class Subscription:
         "format",
         "is_plain",
         "matches",
+        "names",
         "stored",
         "types",
     )
@@ -41,6 +42,8 @@ class Subscription:
         self.chunked = chunked
         self.channels: tuple[str, ...] = tuple(match.name for match in matches)
         """Full names of the channels."""
+        self.names = tuple(dict.fromkeys(match.declared.name for match in matches))
+        """Names of the channels as they are declared, each once."""
         names = {match.name: match.declared for match in matches}
         self.declared: Mapping[str, Declared] = names | {
             match.declared.name: match.declared for match in matches if match.is_instance

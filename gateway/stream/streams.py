@@ -4,7 +4,8 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from itertools import count
 
@@ -79,6 +80,8 @@ class Streams:
         self.open: dict[Connection, None] = {}
         self.stalled: dict[Connection, None] = {}
         """Streams whose transport has something to get rid of: paused, or closing."""
+        self.listeners: Counter[str] = Counter()
+        """How many streams are open on each channel, by declared name."""
         self.slots: list[dict[Connection, None]] = [{} for _ in range(SLOTS)]
         self.is_draining = False
         self._hub = hub
@@ -140,6 +143,8 @@ class Streams:
                 stream.expires, stream.expiry = now + left, "token_expired"
         stream.slot = next(self._deal) % SLOTS
         self.open[stream] = self.slots[stream.slot][stream] = None
+        for name in stream.subscription.names:
+            self.listeners[name] += 1
         self.metrics.connections.value += 1
         self.metrics.bytes_sent.value += sent
         if hold.client is not None:
@@ -197,6 +202,8 @@ class Streams:
         self._hub.unwatch(stream.subscription)
         stream.hold.release()
         del self.open[stream], self.slots[stream.slot][stream]
+        for name in stream.subscription.names:
+            self.listeners[name] -= 1
         self.stalled.pop(stream, None)
         seconds = asyncio.get_running_loop().time() - stream.opened
         reason = stream.closing or "client_closed"
@@ -213,14 +220,6 @@ class Streams:
         )
         if not self.open:
             self._emptied.set()
-
-    def by_channel(self) -> Mapping[tuple[str, ...], float]:
-        """Return how many streams listen to each declared channel."""
-        counts: dict[tuple[str, ...], float] = {}
-        for stream in self.open:
-            for name in {match.declared.name for match in stream.subscription.matches}:
-                counts[(name,)] = counts.get((name,), 0) + 1
-        return counts
 
     def lagging(self) -> int:
         """Return how many streams are behind the head."""

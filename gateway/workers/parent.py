@@ -221,7 +221,7 @@ class Parent:
         for worker, answered in zip(workers, told, strict=True):
             if not answered:  # it may hang: its counters stay, its gauges would be old
                 living.append([family for family in worker.families if family.type != "gauge"])
-        return self._totals.with_retired([self.metrics.families(), *living])
+        return self._totals.with_retired([await self.metrics.families(), *living])
 
     async def alive(self) -> tuple[bool, dict[str, Any]]:
         """Return whether every worker that runs answers."""

@@ -53,12 +53,13 @@ def test_what_a_dead_worker_counted_stays_and_its_gauges_go() -> None:
 def test_the_exposition_is_what_a_single_process_shows() -> None:
     """Histograms, counters and gauges come out as prometheus-client writes them."""
     metrics = Metrics()
-    metrics.value("some_gauge", "text", lambda: 3)
+    metrics.bind("active_connections", lambda: 3)
     metrics.connections.value += 5
     metrics.disconnects.labels("max_age").inc()
     metrics.connection_seconds.observe(2)
-    assert render(merged([metrics.families()])) == render(metrics.families())
-    text = render(merged([metrics.families(), metrics.families()])).decode()
+    families = list(metrics.collect())
+    assert render(merged([families])) == render(families)
+    text = render(merged([families, families])).decode()
     assert "# TYPE sse_gateway_connection_seconds histogram" in text
     assert 'sse_gateway_connection_seconds_bucket{le="10.0"} 2.0' in text
     assert 'sse_gateway_disconnects_total{reason="max_age"} 2.0' in text
