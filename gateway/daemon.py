@@ -7,20 +7,23 @@ import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import structlog
 
 from gateway import __version__
 from gateway.auth.authenticator import Authenticator
+from gateway.auth.means import Means
+from gateway.auth.reconfiguration import Reconfiguration
 from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker, unix_ms
 from gateway.broker.redis import RedisBroker
 from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
+from gateway.config.diff import other_origins, other_rules
 from gateway.config.model import SQLITE_URL, Config
-from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
+from gateway.config.sources import EventFrom
 from gateway.config.trust import unchecked_hosts
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
@@ -38,6 +41,7 @@ from gateway.http.receipts import Receipts
 from gateway.http.server import Listener
 from gateway.http.subscribe import Subscribe
 from gateway.http.tickets import TicketOffice
+from gateway.http.tls import Loaded
 from gateway.hub.canary import Canary
 from gateway.hub.hub import Hub
 from gateway.hub.notices import Notices
@@ -46,15 +50,9 @@ from gateway.limits.limits import Limits
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown
-from gateway.sources.base import Source, SourceState
 from gateway.sources.election import Leases
-from gateway.sources.kafka import KafkaSource
-from gateway.sources.publisher import Publisher
-from gateway.sources.redis_pubsub import RedisPubSubSource
-from gateway.sources.redis_stream import RedisStreamSource
 from gateway.sources.router import Router
-from gateway.sources.supervisor import Supervisor
-from gateway.sources.webhook import WebhookSource
+from gateway.sources.upstreams import Log, Upstreams
 from gateway.status import Status
 from gateway.stream.ending import Ending
 from gateway.stream.heartbeat import Sweep
@@ -77,6 +75,16 @@ class Shared:
 
     port: int
     admin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Another configuration, and what of it could have failed."""
+
+    config: Config
+    descriptors: int
+    means: Means
+    tls: Loaded | None
 
 
 class Daemon:
@@ -131,64 +139,61 @@ class Daemon:
         self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator)
 
         # Upstreams.
-        events = {name: source.event for name, source in config.sources.items()}
-        self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=events)
-        self.supervisors: dict[str, Supervisor] = {}
-        self.webhooks: dict[str, WebhookSource] = {}
-        self.off: dict[str, SourceState] = {}
-        for name in config.sources:
-            self._add_source(name)
-
-        self.freshness = Freshness(self._watched(), unix_ms)
-        self._published = {name: self.metrics.events_published.labels(name) for name in self.catalog.declared}
+        self._published = cache(self.metrics.events_published.labels)
+        self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=_events(config))
+        leases = Leases(self.broker.lease, self.broker.release)
+        self.upstreams = Upstreams(
+            self.router, Log(self._append, leases, self.broker.cursor), self.metrics, unix_ms
+        )
+        self.upstreams.make(config.sources, limits.event_bytes)
+        self.freshness = Freshness(self._watched(config), unix_ms)
 
         # The two ports.
         self.status = Status(
             self.metrics,
-            tuple(config.sources),
             self.broker,
             self.streams,
             self.catalog,
-            self.supervisors,
-            self.off,
+            self.upstreams,
             self.freshness,
             self.ending,
             self.shutdown,
             self.canary,
             self.loop_lag,
-            limits.connections,
         )
         self.status.bind_gauges()
-        cors = CorsPolicy(config, self.catalog)
-        subscribe = Subscribe(
+        self.cors = CorsPolicy(config, self.catalog)
+        self.subscribe = Subscribe(
             catalog=self.catalog,
             streams=self.streams,
-            cors=cors,
+            cors=self.cors,
             authenticator=self.authenticator,
             limits=self.limits,
             metrics=self.metrics,
             channels_per_stream=limits.channels_per_stream,
         )
         self.bodies = Bodies(limits.webhook_body, timeouts.request)
-        receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
-        hooks = Hooks(self.webhooks, self.bodies, receipts, self.limits.proxies)
-        certificates = Certificates(config.server.tls, self.metrics) if config.server.tls else None
+        self.receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
+        hooks = Hooks(self.upstreams.webhooks, self.bodies, self.receipts, self.limits.proxies)
+        tls = config.server.tls
+        self.certificates = certificates = None if tls is None else Certificates(tls, self.metrics)
         if certificates is not None:
             self.metrics.bind("tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires)
         self.public = Listener(
-            public_app(subscribe, hooks, cors, self._tickets(subscribe)),
+            public_app(self.subscribe, hooks, self.cors, TicketOffice(self.subscribe, self.authenticator)),
             config.server.listen if shared is None else config.server.listen._replace(port=shared.port),
             is_shared=shared is not None,
             key="server.listen",
             request_seconds=timeouts.request,
             write_seconds=timeouts.write,
-            tls=certificates,
+            tls=self.certificates,
             room=self._room,
-            subscribe=subscribe,
+            subscribe=self.subscribe,
             limits=self.limits,
         )
+        self.guard = Guard.of(config.server) if shared is None else None
         self.admin = Listener(
-            Admin(self.status, Guard.of(config.server) if shared is None else None).app(),
+            Admin(self.status, self.guard).app(),
             config.server.admin if shared is None else shared.admin,
             key="server.admin",
             request_seconds=timeouts.request,
@@ -216,6 +221,72 @@ class Daemon:
         await self.streams.abort("killed")
         return 1
 
+    async def prepare(self, config: Config) -> "Prepared":
+        """Make what another configuration needs and may fail over; nothing changes until `commit`.
+
+        Raises StartupError. Cancelling is safe.
+        """
+        descriptors = _raise_descriptor_limit(config.limits.connections)
+        self.upstreams.check(config.sources)
+        tls = config.server.tls
+        loaded = None
+        if self.certificates is not None and tls is not None:
+            loaded = await asyncio.to_thread(self.certificates.load, tls)
+        means = await self.authenticator.prepare(config.auth, config.channels.values())
+        return Prepared(config, descriptors, means, loaded)
+
+    def discard(self, prepared: "Prepared") -> None:
+        """Let go of what is not wanted after all."""
+        self.authenticator.drop(prepared.means)
+
+    async def commit(self, prepared: "Prepared") -> int:
+        """Go over to what was prepared, and return how many streams end by it.
+
+        All that decides about clients and records changes in one turn of the loop. Only sources that must
+        connect again take longer. `gateway.config.diff` says what changes; keep the two in step.
+        """
+        old, config = self.config, prepared.config
+        limits, timeouts = config.limits, config.timeouts
+        self.config, self._descriptors = config, prepared.descriptors
+        # 1. What the log's events become, and who hears them.
+        self.catalog.reconfigure(config.channels)
+        self.router.reconfigure(event_bytes=limits.event_bytes, events=_events(config))
+        self.hub.reconfigure(ring_seconds=timeouts.write, ring_bytes=limits.history_bytes)
+        if isinstance(self.broker, MemoryBroker):
+            self.broker.limit(limits.history_bytes)
+        # 2. Who may come, and how many.
+        void = self.authenticator.voids(prepared.means)
+        self.authenticator.take(prepared.means)
+        self.limits.reconfigure(config.server, limits)
+        self.cors.reconfigure(config)
+        self.subscribe.channels_per_stream = limits.channels_per_stream
+        self.streams.reconfigure(timeouts, limit=limits.connections, rate=limits.connect_rate)
+        # 3. The ports.
+        self.bodies.reconfigure(limits.webhook_body, timeouts.request)
+        self.receipts.reconfigure(timeouts.connection, timeouts.write)
+        self.public.reconfigure(timeouts.request, timeouts.write)
+        self.admin.reconfigure(timeouts.request)
+        if self.guard is not None:
+            self.guard.reconfigure(config.server)
+        if self.certificates is not None and config.server.tls is not None and prepared.tls is not None:
+            self.certificates.reconfigure(config.server.tls, prepared.tls)
+        self.shutdown.reconfigure(
+            pre_drain=timeouts.pre_drain, drain=timeouts.drain, request=timeouts.request
+        )
+        # 4. Streams that may not go on; the others do not notice.
+        withdrawal = Reconfiguration(
+            self.catalog,
+            rules=other_rules(old, config),
+            void=void,
+            refusing=self.cors.refusing if other_origins(old, config) else None,
+        )
+        self.authenticator.forget(withdrawal)
+        ended = self.streams.revoke(withdrawal)
+        # 5. Upstreams.
+        await self.upstreams.reconfigure(config.sources, limits.event_bytes)
+        self.freshness.reconfigure(self._watched(config))
+        return ended
+
     async def start(self) -> None:
         """Start everything, the public port last. Raises StartupError; then call `stop` all the same."""
         self._descriptors = _raise_descriptor_limit(self.config.limits.connections)
@@ -231,20 +302,11 @@ class Daemon:
         await self.admin.start()
         await self.canary.start()
         # 3. Upstreams, and whoever vouches for clients.
-        for supervisor in self.supervisors.values():
-            supervisor.start()
-        for state in self.off.values():
-            log.info("source_off", source=state.name, reason=state.last_error)
-        tries = [asyncio.ensure_future(supervisor.tried()) for supervisor in self.supervisors.values()]
-        if tries:
-            _, late = await asyncio.wait(tries, timeout=FIRST_TRY_SECONDS)
-            for task in late:
-                task.cancel()
+        await self.upstreams.start(FIRST_TRY_SECONDS)
         await self.authenticator.start()
         self._looking = asyncio.create_task(self.freshness.run(), name="freshness")
         # 4. Clients.
-        for supervisor in self.supervisors.values():
-            supervisor.exposed()
+        self.upstreams.exposed()
         await self.public.start()
         log.info(
             "listening",
@@ -270,13 +332,11 @@ class Daemon:
         # no reader left here: another node may have its lease at once.
         self.shutdown.enter("requests", requests=self.public.requests)
         if isinstance(self.broker, MemoryBroker):
-            for hook in self.webhooks.values():
-                hook.pause()  # what is taken from now on would die with this process
+            self.upstreams.pause_webhooks()  # what is taken from now on would die with this process
         self.bodies.drain()
-        supervisors = self.supervisors.values()
-        await asyncio.gather(self.public.stop(), *(each.stop() for each in supervisors if each.reads_once))
+        await asyncio.gather(self.public.stop(), self.upstreams.stop(reading_once=True))
         self.shutdown.enter("sources")
-        await asyncio.gather(*(each.stop() for each in supervisors))
+        await self.upstreams.stop()
         # 4. The rest, in the opposite order of the start.
         if self._looking is not None:
             self._looking.cancel()
@@ -291,9 +351,6 @@ class Daemon:
         self.loop_lag.stop()
         self.systemd.close()
         log.info("stopped", seconds=round(self.shutdown.took, 1))
-
-    def _tickets(self, subscribe: Subscribe) -> TicketOffice | None:
-        return TicketOffice(subscribe, self.authenticator) if self.authenticator.gives_tickets else None
 
     def _room(self) -> int:
         """Return how many more connections leave enough descriptors for all the rest."""
@@ -313,51 +370,24 @@ class Daemon:
         for name, count in counts.items():
             match = self.catalog.resolve(name)
             if match is not None:
-                self._published[match.declared.name].inc(count)
+                self._published(match.declared.name).inc(count)
         return ids
 
-    def _add_source(self, name: str) -> None:
-        config = self.config.sources[name]
-        state = SourceState(name=name, type=config.type, critical=config.critical)
-        source: Source
-        if isinstance(config, Webhook):
-            source = self.webhooks[name] = WebhookSource(config, event_bytes=self.config.limits.event_bytes)
-        elif isinstance(config, RedisPubSub | RedisStream) and not config.url.get_secret_value():
-            self._turn_off(state, "its url is empty")
-            return
-        elif isinstance(config, Kafka) and not config.brokers:
-            self._turn_off(state, "its brokers are empty")
-            return
-        elif not self.router.topics(name):
-            self._turn_off(state, "no channel reads from it")
-            return
-        elif isinstance(config, Kafka):
-            source = KafkaSource(name, config, self.router.topics(name), self.router.places(name))
-        elif isinstance(config, RedisStream):
-            source = RedisStreamSource(config, self.router.topics(name), self.router.places(name))
-        else:
-            source = RedisPubSubSource(
-                config.url.get_secret_value(), self.router.topics(name), timeout=config.timeout
-            )
-        publisher = Publisher(state, self.router, self._append, self.metrics, unix_ms)
-        leases = Leases(self.broker.lease, self.broker.release)
-        self.supervisors[name] = Supervisor(source, publisher, leases, self.broker.cursor, unix_ms)
-
-    def _turn_off(self, state: SourceState, reason: str) -> None:
-        state.status, state.last_error = "off", reason
-        self.off[state.name] = state
-
-    def _watched(self) -> Iterator[Watched]:
+    def _watched(self, config: Config) -> Iterator[Watched]:
         """Yield what has a ``stale_after``."""
-        for name, source in self.config.sources.items():
-            if source.stale_after is not None and name in self.supervisors:
-                last = self.supervisors[name].heard
+        for name, source in config.sources.items():
+            if source.stale_after is not None and name in self.upstreams.supervisors:
+                last = self.upstreams.supervisors[name].heard
                 yield Watched("source", name, source.stale_after, source.critical, last)
         for name, declared in self.catalog.declared.items():
             spec = declared.spec
             if spec.stale_after is not None:
                 last = partial(self.hub.heard.get, name, 0)
                 yield Watched("channel", name, spec.stale_after, spec.critical, last)
+
+
+def _events(config: Config) -> dict[str, EventFrom]:
+    return {name: source.event for name, source in config.sources.items()}
 
 
 def _broker(config: Config) -> Broker:

@@ -40,12 +40,16 @@ class Shutdown:
         """Somebody wants this node to end."""
         self.hurried = asyncio.Event()
         """Somebody wants it to end now."""
-        self.seconds = pre_drain + drain + request + GRACE_SECONDS
-        """How long all of it may take."""
-        self._pre_drain = pre_drain
+        self.reconfigure(pre_drain=pre_drain, drain=drain, request=request)
         self._systemd = systemd
         self._at_once = asyncio.Event()
         self._began = 0.0
+
+    def reconfigure(self, *, pre_drain: float, drain: float, request: float) -> None:
+        """Take other durations, for an end that has not begun."""
+        self.seconds = pre_drain + drain + request + GRACE_SECONDS
+        """How long all of it may take."""
+        self._pre_drain = pre_drain
 
     def ask(self, *, at_once: bool = False) -> None:
         """Begin to end, ``at_once`` without ``timeouts.pre_drain``; harmless when repeated."""

@@ -15,6 +15,7 @@ from gateway.auth.forward import Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.jwks import Jwks
 from gateway.auth.means import Maker, Means
+from gateway.auth.reconfiguration import Void
 from gateway.auth.revocations import Revocations, Withdrawal
 from gateway.auth.rules import authorize, needs
 from gateway.auth.tickets import Ticket
@@ -199,15 +200,6 @@ class Authenticator:
                 headers={"User-Agent": "sse-gateway"},
             )
         return self._session
-
-
-class Void(NamedTuple):
-    """Kinds of grants that do not hold any more."""
-
-    tokens: bool
-    """Those of tokens, and of tickets that were given for them."""
-    opened: bool
-    """Those of tickets and of the user's endpoint."""
 
 
 class _Plan(NamedTuple):

@@ -1,8 +1,8 @@
 """What a reload withdraws: which streams may not go on as they are."""
 
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
-from gateway.auth.authenticator import Void
 from gateway.auth.grant import Grant
 from gateway.auth.revocations import REVOKED
 from gateway.auth.rules import authorize
@@ -16,11 +16,25 @@ Refusing = Callable[[str, tuple[str, ...]], object | None]
 """Returns what keeps a page from reading some channels; None where nothing does."""
 
 
-class Reconfiguration:
-    """Asks the rules that hold by now. ``rules`` are the channels (declared names) with another ``access``."""
+class Void(NamedTuple):
+    """Kinds of grants that do not hold any more."""
 
-    def __init__(self, catalog: Catalog, rules: Collection[str], void: Void, refusing: Refusing | None) -> None:
-        """``refusing`` is None where no list of origins became another one."""
+    tokens: bool
+    """Those of tokens, and of tickets that were given for them."""
+    opened: bool
+    """Those of tickets and of the user's endpoint."""
+
+
+class Reconfiguration:
+    """Asks the rules that hold by now."""
+
+    def __init__(
+        self, catalog: Catalog, rules: Collection[str], void: Void, refusing: Refusing | None
+    ) -> None:
+        """``rules`` are the channels (declared names) with another ``access``.
+
+        ``refusing`` is None where no list of origins became another one.
+        """
         self._catalog = catalog
         self._rules = frozenset(rules)
         self._void = void

@@ -24,7 +24,7 @@ HOOKS: Mapping[str, Path] = {
 
 
 def public_app(
-    subscribe: Subscribe, hooks: Hooks, policy: CorsPolicy, tickets: TicketOffice | None
+    subscribe: Subscribe, hooks: Hooks, policy: CorsPolicy, tickets: TicketOffice
 ) -> web.Application:
     """Return the application of the public port."""
     app = web.Application(middlewares=[errors_as_json])
@@ -36,10 +36,9 @@ def public_app(
         resource.add_route("GET", subscribe.get)
         resource.add_route("HEAD", subscribe.get)
         preflights.add(resource)
-    if tickets is not None:
-        office = app.router.add_resource(TICKETS)
-        office.add_route("POST", tickets.post)
-        preflights.add(office, "POST")
+    office = app.router.add_resource(TICKETS)
+    office.add_route("POST", tickets.post)
+    preflights.add(office, "POST")
     for url, kind in HOOKS.items():
         hook = app.router.add_resource(url)
         hook.add_route("POST", hooks.post(kind), expect_handler=hooks.expect(kind))

@@ -4,6 +4,7 @@ import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from gateway.config.units import Address
 from gateway.errors import StartupError
@@ -13,6 +14,12 @@ SEND_BUFFER = 64 * 1024
 
 NOT_SENT_LOW = 16 * 1024
 """Bytes not yet sent at which the kernel asks for more (TCP_NOTSENT_LOWAT)."""
+
+
+class Socket(Protocol):
+    """A socket, or what an event loop shows of it."""
+
+    def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
 
 
 def bind(
@@ -76,7 +83,14 @@ def _bind_path(path: str, key: str) -> socket.socket:
 def _limit_kernel(bound: socket.socket, seconds: float) -> None:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW)
-    # Unacknowledged data ends the connection: a client that vanished without a FIN (RFC 5482).
+    limit_unacknowledged(bound, seconds)
+
+
+def limit_unacknowledged(bound: Socket, seconds: float) -> None:
+    """Let data that is not acknowledged for so long end a connection that is accepted from now on.
+
+    It is a client that vanished without a FIN (RFC 5482).
+    """
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(seconds * 1000), 2**31 - 1))
 
 

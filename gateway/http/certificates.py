@@ -55,6 +55,18 @@ class Certificates:
         """When the certificate in use ends (unix seconds)."""
         return self._loaded.ends
 
+    @staticmethod
+    def load(tls: Tls) -> Loaded:
+        """Return what other files hold, for `reconfigure`. Raises StartupError. Blocks on the disk."""
+        return load(tls)
+
+    def reconfigure(self, tls: Tls, loaded: Loaded) -> None:
+        """Go over to other files, or other rules of a handshake, for connections that come from now on."""
+        if tls != self._tls:
+            self._tls = tls
+            self._files, self._fault = self._looks(), ""
+            self._use(loaded)
+
     def start(self) -> None:
         """Begin to watch. Needs a running loop."""
         self._tell_age()

@@ -29,7 +29,7 @@ _ELSEWHERE = ("cross-site", "same-site")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Guard:
     """The rules of one port. ``is_private`` says that it listens on loopback."""
 
@@ -47,6 +47,10 @@ class Guard:
             server.admin.is_loopback,
             None if token is None else token.get_secret_value().encode(),
         )
+
+    def reconfigure(self, server: Server) -> None:
+        """Ask for another token, or for none; the address stays."""
+        self.token = Guard.of(server).token
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:

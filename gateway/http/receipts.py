@@ -28,13 +28,17 @@ BATCH = 1000
 _MEDIA = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Receipts:
     """Answers ``…/v3/clusters/{cluster}/topics/{topic}/records``."""
 
     bodies: Bodies
     idle_seconds: float
     write_seconds: float
+
+    def reconfigure(self, idle_seconds: float, write_seconds: float) -> None:
+        """Take other bounds."""
+        self.idle_seconds, self.write_seconds = idle_seconds, write_seconds
 
     async def whole(self, source: WebhookSource, post: Post) -> Reply:
         """Answer a request whose signature is known only at its end: all receipts at once."""

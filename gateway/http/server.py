@@ -10,7 +10,7 @@ from weakref import WeakSet
 from aiohttp import web
 
 from gateway.config.units import Address
-from gateway.http.binding import bind
+from gateway.http.binding import bind, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.protocol import Protocol
@@ -110,6 +110,14 @@ class Listener:
             self._tls.context.admits = self._admits
             self._tls.start()
         self._sweep()
+
+    def reconfigure(self, request_seconds: float, write_seconds: float | None = None) -> None:
+        """Take other deadlines, for connections that come from now on; that of a TLS handshake stays."""
+        self._request_seconds = request_seconds
+        self._runner._shutdown_timeout = request_seconds
+        if write_seconds is not None and self._server is not None:
+            for listening in self._server.sockets:
+                limit_unacknowledged(listening, write_seconds)
 
     @property
     def requests(self) -> int:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
+from prometheus_client import Counter
 
 from gateway.backoff import jittered
 from gateway.errors import GatewayError
 from gateway.event import EventId
 from gateway.hub.notices import Notices
-from prometheus_client import Counter
 
 log = structlog.get_logger("gateway.hub")
 
@@ -39,7 +39,9 @@ FIRST_SECONDS = 1.0
 class Canary:
     """`start` it behind the hub. ``pump`` calls what it is given behind all writes that wait."""
 
-    def __init__(self, notices: Notices, pump: Callable[[Callable[[], None]], None], failures: Counter) -> None:
+    def __init__(
+        self, notices: Notices, pump: Callable[[Callable[[], None]], None], failures: Counter
+    ) -> None:
         self._notices = notices
         self._pump = pump
         self._failures = failures

@@ -74,7 +74,12 @@ class Subscription:
             key: object = (matches[0].name, id(matches[0].declared.form), format, types, chunked)
         else:
             matches = tuple(sorted(matches, key=lambda match: match.name))
-            key = (tuple([(match.name, id(match.declared.form)) for match in matches]), format, types, chunked)
+            key = (
+                tuple([(match.name, id(match.declared.form)) for match in matches]),
+                format,
+                types,
+                chunked,
+            )
         found = _live.get(key)
         if found is None:
             found = _live[key] = cls(matches, format, types, chunked=chunked)

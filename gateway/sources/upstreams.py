@@ -85,10 +85,13 @@ class Upstreams:
         for hook in self.webhooks.values():
             hook.pause()
 
-    async def stop(self) -> None:
-        """End all, and give their leases to other nodes; harmless when repeated."""
-        for supervisor in list(self.supervisors.values()):
-            await supervisor.stop()
+    async def stop(self, *, reading_once: bool = False) -> None:
+        """End all, or those that one node reads for all; another may have their leases at once.
+
+        Harmless when repeated.
+        """
+        supervisors = self.supervisors.values()
+        await asyncio.gather(*(each.stop() for each in supervisors if each.reads_once or not reading_once))
 
     def check(self, sources: Mapping[str, SourceConfig]) -> None:
         """Raise StartupError where one of them could not be made."""

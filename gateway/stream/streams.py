@@ -93,7 +93,7 @@ class Streams:
         self._ended = cache(metrics.disconnects.labels)
 
     def reconfigure(self, timeouts: Timeouts, *, limit: int, rate: float | None) -> None:
-        """Take other settings. Streams that are open keep their maximum age, and stay if they are too many."""
+        """Take other settings. Streams that are open keep their maximum age, and stay if too many."""
         self.timeouts = timeouts
         self.limit = limit
         self._rate = None if rate is None else Rate(rate)

@@ -5,6 +5,19 @@ import pytest
 from gateway.auth import revocations
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.revocations import Revocation, Revocations
+from gateway.config.catalog import Catalog
+from gateway.config.load import loads
+
+CHANNELS = Catalog(
+    loads(
+        """
+        sources: {hooks: {type: webhook, verify: {none: true}}}
+        channels:
+          a: {from: [{source: hooks, topic: a}], access: public}
+          b: {from: [{source: hooks, topic: b}], access: public}
+        """
+    ).channels
+).declared
 
 
 def test_two_grants_end_with_the_first() -> None:
@@ -33,8 +46,10 @@ def test_two_grants_end_with_the_first() -> None:
 )
 def test_who_is_meant(subject: str | None, channel: str | None, meant: bool) -> None:
     """Both together narrow; nothing at all means whoever showed something."""
-    assert Revocation(subject, channel).means(Grant(subject="1"), {"a", "b"}) is meant
-    assert Revocation(None, None).means(NOBODY, {"a"}) is False
+    assert Revocation(subject, channel).means(Grant(subject="1"), CHANNELS, None) == (
+        "revoked" if meant else None
+    )
+    assert Revocation(None, None).means(NOBODY, CHANNELS, None) is None
 
 
 def test_what_was_revoked_since(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,11 +59,11 @@ def test_what_was_revoked_since(monkeypatch: pytest.MonkeyPatch) -> None:
     grant = Grant(subject="1")
     known.add(Revocation("1", None))
     since = known.number
-    assert not known.hit(since, grant, ())
+    assert not known.hit(since, grant, {})
     known.add(Revocation("2", None))
-    assert not known.hit(since, grant, ())
-    assert known.hit(since - 1, grant, ())
+    assert not known.hit(since, grant, {})
+    assert known.hit(since - 1, grant, {})
     for _ in range(5):
         known.add(Revocation("2", None))
-    assert known.hit(0, grant, ()) and known.hit(since, grant, ())
-    assert not known.hit(0, NOBODY, ())
+    assert known.hit(0, grant, {}) and known.hit(since, grant, {})
+    assert not known.hit(0, NOBODY, {})

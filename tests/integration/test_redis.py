@@ -100,7 +100,7 @@ async def test_a_server_that_is_not_there_yet_stops_nothing(redis: RedisServer) 
     """The gateway starts without Redis, says so, and comes up by itself."""
     redis.kill()
     async with gateway_running(config(redis)) as gateway:
-        await eventually(lambda: gateway.daemon.supervisors["app"].state.status == "down")
+        await eventually(lambda: gateway.daemon.upstreams.supervisors["app"].state.status == "down")
         stream = await gateway.subscribe("/events/orders")
         status, ready = await gateway.admin("/readyz")
         assert status == 200
@@ -208,7 +208,7 @@ async def test_no_password_in_any_answer(redis: RedisServer) -> None:
     """The URL holds a secret; status, metrics and readiness name the source only."""
     url = redis.url.replace("redis://", "redis://user:canary-password@")
     async with gateway_running(config(redis, url=url)) as gateway:
-        await eventually(lambda: gateway.daemon.supervisors["app"].state.status == "down")
+        await eventually(lambda: gateway.daemon.upstreams.supervisors["app"].state.status == "down")
         for path in ("/status", "/readyz", "/metrics"):
             _, body = await gateway.admin(path)
             assert "canary-password" not in str(body)

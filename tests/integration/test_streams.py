@@ -32,7 +32,7 @@ def config(url: str, *topics: str, path: Path | None = None, **source: Any) -> d
 
 async def leads(gateway: Gateway) -> None:
     """Wait until the source reads from where it will go on."""
-    await eventually(lambda: gateway.daemon.supervisors["s"].is_leading)
+    await eventually(lambda: gateway.daemon.upstreams.supervisors["s"].is_leading)
     await eventually(lambda: gateway.metric('source_up{source="s"}'))
     await eventually(lambda: knows(gateway))
 
