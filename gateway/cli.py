@@ -16,6 +16,7 @@ from gateway.daemon import Daemon
 from gateway.doctor import command as doctor
 from gateway.errors import StartupError
 from gateway.metrics import Metrics
+from gateway.reload import ConfigFile
 from gateway.workers.parent import Parent
 
 DEFAULT_CONFIG = "config/gateway.yaml"
@@ -62,11 +63,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = load(options.config)
+    file = ConfigFile(options.config)
+    config = file.load()
     metrics = Metrics()
     workers = _cores() if config.server.workers == "auto" else config.server.workers
     main = _serve_one if workers == 1 else partial(_serve_many, workers)
-    return runtime.run(partial(main, config, metrics, options.hints), config.log, metrics.log_dropped.inc)
+    return runtime.run(
+        partial(main, file, config, metrics, options.hints), config.log, metrics.log_dropped.inc
+    )
 
 
 def _cores() -> int:
@@ -74,15 +78,15 @@ def _cores() -> int:
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
 
 
-async def _serve_one(config: Config, metrics: Metrics, hints: bool) -> int:
-    daemon = Daemon(config, metrics)
+async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
+    daemon = Daemon(config, metrics, file=file)
     if hints:
         daemon.on_listening = lambda: print(_hints(config, daemon.public.port, daemon.admin.port), flush=True)
     return await daemon.run()
 
 
-async def _serve_many(workers: int, config: Config, metrics: Metrics, hints: bool) -> int:
-    parent = Parent(config, workers, metrics)
+async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
+    parent = Parent(config, workers, metrics, file)
     if hints:
         parent.on_listening = lambda: print(_hints(config, parent.port, parent.admin.port), flush=True)
     return await parent.run()

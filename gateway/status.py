@@ -9,10 +9,12 @@ from gateway import __version__
 from gateway.broker.base import Broker
 from gateway.broker.redis import RedisBroker
 from gateway.config.catalog import Catalog
+from gateway.errors import NotFound
 from gateway.freshness import Freshness
 from gateway.hub.canary import Canary
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Family, Metrics
+from gateway.reload import Outcome, Reload
 from gateway.shutdown import Shutdown
 from gateway.sources.base import SourceState
 from gateway.sources.upstreams import Upstreams
@@ -20,7 +22,7 @@ from gateway.stream.ending import Ending
 from gateway.stream.streams import Streams
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Status:
     """The parts, and what is told of them."""
 
@@ -34,6 +36,8 @@ class Status:
     shutdown: Shutdown
     canary: Canary
     loop_lag: LoopLag
+    reloads: Reload | None = None
+    """None where the configuration is not of a file, or a parent reloads it."""
     started: float = field(default_factory=time.monotonic)
 
     def states(self) -> list[SourceState]:
@@ -97,6 +101,12 @@ class Status:
         """End streams on every node. Raises Unavailable."""
         return {"told": str(await self.ending.end(subject, channel))}
 
+    async def reload(self) -> Outcome:
+        """Read the configuration's file again. Raises NotFound where there is none."""
+        if self.reloads is None:
+            raise NotFound("there is no file to reload here")
+        return await self.reloads.reload("POST /reload")
+
     async def report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
         ready, parts = await self.ready()
@@ -106,6 +116,7 @@ class Status:
             "ready": ready,
             "not_ready": parts["not_ready"],
             "phase": self.shutdown.phase,
+            "config": None if self.reloads is None else self.reloads.told(),
             "broker": {"type": self.broker.type, "up": self.broker.is_up, "head": str(self.broker.head)},
             "streams": {
                 "active": len(self.streams.open),

@@ -13,6 +13,7 @@ LAYERS = [
     {"cli"},
     {"workers", "doctor"},
     {"daemon", "runtime"},
+    {"node"},
     {"status"},
     {"http"},
     {"stream"},
@@ -22,9 +23,10 @@ LAYERS = [
     {"sources", "broker"},
     {"redis_target"},
     {"webhooks"},
+    {"reload"},
     {"sse", "config", "history"},
     {"event"},
-    {"causes", "errors", "freshness", "logs", "metrics", "backoff", "seldom", "shutdown"},
+    {"causes", "errors", "freshness", "files", "logs", "metrics", "backoff", "seldom", "shutdown"},
     {"rate", "systemd", "loop_lag"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 
 from gateway.config.catalog import Catalog, form_of
-from gateway.config.faults import SECRET_KEYS, Path
+from gateway.config.faults import SECRET_KEYS, Fault, Path
 from gateway.config.model import Channel, Config
 from gateway.config.sources import RedisPubSub, Source, Webhook
 from gateway.config.template import Template
@@ -43,6 +43,11 @@ class Change:
     def needs_restart(self) -> bool:
         """Whether a reload must refuse it."""
         return self.effect == RESTART
+
+    @property
+    def fault(self) -> Fault:
+        """What is wrong with it, where a reload must refuse it."""
+        return Fault(self.path, f"{self.values}: {self.effect}")
 
     def __str__(self) -> str:
         where = ".".join(str(part) for part in self.path)

@@ -1,7 +1,8 @@
 """A file to a `Config`, or to every mistake in it."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic_core import ErrorDetails
 from gateway.config.checks import check
 from gateway.config.document import MAX_BYTES, Document, parse
 from gateway.config.environment import resolve
-from gateway.config.faults import Fault, Path, nearest
+from gateway.config.faults import ConfigError, Fault, Path, nearest
 from gateway.config.model import Config
 from gateway.config.schema import json_schema, keys_at
 from gateway.errors import StartupError
@@ -148,3 +149,36 @@ def _path(loc: tuple[str | int, ...], document: Document) -> Path:
         if longer in document.values or longer in document.keys or position == len(loc) - 1:
             path = longer
     return path[:-1] if path and path[-1] == "[key]" else path
+
+
+def located(file: str | FilePath, faults: Iterable[Fault]) -> ConfigError:
+    """Return the error that reports faults of a file that could be used otherwise, at their places."""
+    document = parse(FilePath(file).read_text("utf-8-sig"), str(file))
+    return document.error(list(faults))
+
+
+def files_of(file: str | FilePath) -> list[FilePath]:
+    """Return the file and those that it refers to: a change of one of them is a change of the whole.
+
+    A file that cannot be read, or is no YAML, refers to none.
+    """
+    path = FilePath(file)
+    found = [path]
+    with suppress(OSError, ConfigError, UnicodeDecodeError):
+        for key, text in _texts(parse(path.read_text("utf-8-sig"), str(file)).data, ""):
+            if text.startswith("file:"):
+                found.append(path.parent / text[5:])
+            elif key == "public_key_file":
+                found.append(FilePath(text))
+    return found
+
+
+def _texts(data: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(data, str):
+        yield key, data
+    elif isinstance(data, dict):
+        for name, value in data.items():
+            yield from _texts(value, name)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _texts(value, key)

@@ -10,6 +10,7 @@ from gateway.errors import BadRequest, NotFound
 from gateway.http.guard import Guard
 from gateway.http.responses import errors_as_json, json_response, plain_headers
 from gateway.metrics import CONTENT_TYPE, Family, in_turns, parts
+from gateway.reload import Outcome
 
 HEADERS: Mapping[str, str] = {
     hdrs.CACHE_CONTROL: "no-store",
@@ -39,6 +40,9 @@ class Answers(Protocol):
     async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node. Raises Unavailable."""
 
+    async def reload(self) -> Outcome:
+        """Read the configuration's file again. Raises NotFound where there is none."""
+
     async def report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
 
@@ -62,6 +66,7 @@ class Admin:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
         app.router.add_delete("/streams", self._end)
+        app.router.add_post("/reload", self._reload)
         if self.guard is None:
             app.router.add_get("/families", self._families)
         return app
@@ -94,6 +99,10 @@ class Admin:
         if channel is not None and not self.answers.knows(channel):
             raise NotFound("there is no such channel", code="unknown_channel")
         return json_response(await self.answers.end(subject, channel), status=202)
+
+    async def _reload(self, request: web.Request) -> web.Response:
+        outcome = await self.answers.reload()
+        return json_response(outcome, status=422 if outcome.result == "failed" else 200)
 
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self.answers.report())

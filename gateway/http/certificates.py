@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 import structlog
 
 from gateway.config.tls import Tls
 from gateway.errors import StartupError
+from gateway.files import Looks, look
 from gateway.http.handshakes import Handshakes
 from gateway.http.tls import Loaded, Rotating, load
 from gateway.metrics import Metrics
@@ -105,9 +105,9 @@ class Certificates:
             except Exception:
                 log.exception("certificate_watch_failed")
 
-    def _looks(self) -> list[tuple[int, ...] | None]:
-        """Return what differs once a file was written, replaced, or its path leads elsewhere."""
-        return [_look(file) for file in (self._tls.certificate, self._tls.key, self._tls.client_ca or "")]
+    def _looks(self) -> Looks:
+        files = (self._tls.certificate, self._tls.key, self._tls.client_ca)
+        return look(file for file in files if file is not None)
 
     def _use(self, loaded: Loaded) -> None:
         loaded.context.sslobject_class = self._handshakes.observed
@@ -150,15 +150,6 @@ class Certificates:
             elif age == "early":
                 log.error("certificate_not_yet_valid", **about, begins=_date(self._loaded.begins))
         self._told_age = age
-
-
-def _look(file: str) -> tuple[int, ...] | None:
-    try:
-        found = Path(file).stat()  # of where symlinks lead
-    except OSError:
-        return None
-    # The time of change is there too: no tool can set it back.
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _date(seconds: float) -> str:

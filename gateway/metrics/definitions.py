@@ -62,7 +62,15 @@ STREAMS = (
         by=("reason",),
         values=(
             *("client_closed", "client_lost", "write_timeout", "slow_client", "max_age", "token_expired"),
-            *("revoked", "replaced", "draining", "drain_timeout", "killed", "unexpected_input"),
+            *(
+                "revoked",
+                "reconfigured",
+                "replaced",
+                "draining",
+                "drain_timeout",
+                "killed",
+                "unexpected_input",
+            ),
             "internal_error",
         ),
     ),

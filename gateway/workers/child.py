@@ -1,10 +1,10 @@
 """A worker process, started by `gateway.workers.worker` and nobody else.
 
 It is a node like any other. Its configuration comes on standard input, ready made, so that all workers
-have the same one even if the file changed meanwhile. The pipe stays open, and is how the parent ends it:
-one byte lets it drain, another lets it drain without `timeouts.pre_drain`, a third ends it now, and the
-end of the pipe means that the parent is gone. Signals would not do, because terminals and service
-managers send theirs to the whole group. One line on standard output says that it listens.
+have the same one even if the file changed meanwhile. The pipe stays open, and is how the parent goes on
+talking: each order is one byte, and the body that some have has its length before it. The end of the pipe
+means that the parent is gone. Signals would not do, because terminals and service managers send theirs to
+the whole group. One line on standard output says that it listens, and one answers each order of a reload.
 """
 
 import asyncio
@@ -12,20 +12,28 @@ import os
 import pickle
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from gateway import runtime
 from gateway.config.model import Config
-from gateway.daemon import Daemon, Shared
+from gateway.daemon import Daemon, Prepared
 from gateway.errors import StartupError
 from gateway.metrics import Metrics
+from gateway.node import Shared
 
 log = structlog.get_logger("gateway.workers")
 
 LISTENING = b"listening\n"
 DRAIN, DRAIN_AT_ONCE, END = b"d", b"a", b"e"
+PREPARE, COMMIT, DISCARD = b"p", b"c", b"x"
+"""A reload: make ready for the configuration that follows, go over to it, or forget it. Each is answered."""
+
+LENGTH = 4
+"""Bytes before a body, which say how long it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +45,92 @@ class Orders:
     shared: Shared
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What a worker says to an order of a reload."""
+
+    number: int
+    """That of the order."""
+    error: str | None = None
+    ended: int = 0
+    """Streams that had to end."""
+
+
+class Obedience:
+    """Hears the parent's orders, and lets the node follow them."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._prepared: Prepared | None = None
+        self._reloading: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Listen for ever, or until the parent is gone."""
+        loop = asyncio.get_running_loop()
+        pipe = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                order = await pipe.readexactly(1)
+                body = b""
+                if order in (PREPARE, COMMIT, DISCARD):
+                    body = await pipe.readexactly(int.from_bytes(await pipe.readexactly(LENGTH), "big"))
+                self._follow(order, body)
+        log.warning("parent_is_gone")
+        self._daemon.drain()
+
+    def _follow(self, order: bytes, body: bytes) -> None:
+        if order == END:
+            self._daemon.end_now()
+        elif order in (DRAIN, DRAIN_AT_ONCE):
+            self._daemon.drain(at_once=order == DRAIN_AT_ONCE)
+        else:  # takes a while, in which other orders are heard; the parent waits for its answer
+            number, config = pickle.loads(body)  # noqa: S301 -- a private pipe from our own parent
+            self._reloading = asyncio.create_task(self._reload(order, number, config), name="reload")
+
+    async def _reload(self, order: bytes, number: int, config: Config | None) -> None:
+        answer = Answer(number)
+        try:
+            if config is not None:
+                self._discard()
+                self._prepared = await self._daemon.prepare(config)
+            elif order == DISCARD:
+                self._discard()
+            elif self._prepared is not None:
+                prepared, self._prepared = self._prepared, None
+                answer = Answer(number, ended=await self._daemon.commit(prepared))
+        except StartupError as error:
+            answer = Answer(number, error.message)
+        except Exception as error:
+            log.exception("config_reload_broke")
+            answer = Answer(number, f"{type(error).__name__}; the log has more")
+        os.write(1, msgspec.json.encode(answer) + b"\n")
+
+    def _discard(self) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            self._daemon.discard(prepared)
+
+
 async def _serve(orders: Orders, metrics: Metrics) -> int:
-    loop = asyncio.get_running_loop()
     daemon = Daemon(orders.config, metrics, orders.shared)
-
-    def told() -> None:
-        orders = os.read(0, 16)
-        if not orders:
-            loop.remove_reader(0)
-            log.warning("parent_is_gone")
-            daemon.drain()
-        elif END in orders:
-            daemon.end_now()
-        else:
-            daemon.drain(at_once=DRAIN_AT_ONCE in orders)
-
-    loop.add_reader(0, told)
-    loop.add_signal_handler(signal.SIGTERM, daemon.drain)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.drain)
 
     def listening() -> None:
         os.write(1, LISTENING)
 
     daemon.on_listening = listening
-    return await daemon.run()
+    obeying = asyncio.create_task(Obedience(daemon).run(), name="orders")
+    try:
+        return await daemon.run()
+    finally:
+        obeying.cancel()
 
 
 def main() -> int:
     """Serve until told to go. The exit status is that of ``sse-gateway run``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
-    length = int.from_bytes(os.read(0, 4), "big")
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
+    length = int.from_bytes(os.read(0, LENGTH), "big")
     data = b""
     while len(data) < length:
         part = os.read(0, length - len(data))

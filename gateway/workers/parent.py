@@ -21,14 +21,16 @@ from gateway import __version__
 from gateway.backoff import Backoff
 from gateway.config.catalog import Catalog
 from gateway.config.model import Config
-from gateway.errors import Unavailable
+from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.http.admin import HEADERS, Admin
 from gateway.http.binding import reserve_port
 from gateway.http.guard import Guard
 from gateway.http.server import Listener
 from gateway.metrics import Family, Metrics
+from gateway.reload import ConfigFile, Outcome, Reload
 from gateway.shutdown import Shutdown
 from gateway.systemd import Systemd
+from gateway.workers.child import COMMIT, DISCARD, PREPARE
 from gateway.workers.merge import Totals, merged_status
 from gateway.workers.worker import Worker
 
@@ -53,13 +55,18 @@ KILL_SECONDS = 5.0
 class Parent:
     """`run` is its whole life."""
 
-    def __init__(self, config: Config, workers: int, metrics: Metrics) -> None:
+    def __init__(
+        self, config: Config, workers: int, metrics: Metrics, file: ConfigFile | None = None
+    ) -> None:
+        """Prepare ``workers`` of them. ``file`` is where ``config`` comes from, for reloads."""
         self.config = config
         self.metrics = metrics
         self.port = 0
         self.on_listening: Callable[[], None] | None = None
+        self.reloads = None if file is None else Reload(file, self)
+        self._guard = Guard.of(config.server)
         self.admin = Listener(
-            Admin(self, Guard.of(config.server)).app(),
+            Admin(self, self._guard).app(),
             config.server.admin,
             key="server.admin",
             request_seconds=config.timeouts.request,
@@ -85,7 +92,7 @@ class Parent:
         """Serve until SIGTERM or SIGINT, and return the exit status. Raises StartupError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
+            loop.add_signal_handler(number, self.signalled, number)
         with (
             tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
             reserve_port(self.config.server.listen, "server.listen") as self.port,
@@ -119,6 +126,8 @@ class Parent:
         )
         if self.on_listening is not None:
             self.on_listening()
+        if self.reloads is not None:
+            self.reloads.start()
         self.systemd.ready(f"{self._count} workers serve on {self.config.server.public_url(self.port)}")
         self.systemd.watch(self._is_answered)
         tasks = [
@@ -133,6 +142,44 @@ class Parent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self.reloads is not None:
+                await self.reloads.stop()
+
+    async def go_over(self, config: Config) -> int:
+        """Let all workers serve by another configuration, and return how many streams end by it.
+
+        First each makes ready; only when all can does any go over to it. One that cannot follow then, or is
+        only just starting, is started again. Raises Unavailable or StartupError: then nothing has changed.
+        """
+        ready = [worker for worker in self._workers.values() if worker.is_listening]
+        told = await asyncio.gather(*(worker.reload(PREPARE, config) for worker in ready))
+        error = next((answer.error for answer in told if answer.error is not None), None)
+        if error is not None or not ready:
+            await asyncio.gather(*(worker.reload(DISCARD) for worker in ready))
+            raise StartupError(error or "no worker runs just now")
+        self.config = config
+        self._catalog.reconfigure(config.channels)
+        self._guard.reconfigure(config.server)
+        timeouts = config.timeouts
+        self.shutdown.reconfigure(
+            pre_drain=timeouts.pre_drain, drain=timeouts.drain, request=timeouts.request
+        )
+        self.admin.reconfigure(timeouts.request)
+        done = await asyncio.gather(*(worker.reload(COMMIT) for worker in ready))
+        for worker, answer in zip(ready, done, strict=True):
+            if answer.error is not None:
+                log.error("worker_not_reloaded", worker=worker.number, error=answer.error)
+                worker.kill()
+        for worker in self._workers.values():
+            if worker not in ready:
+                worker.kill()
+        return sum(answer.ended for answer in done)
+
+    async def reload(self) -> Outcome:
+        """Read the configuration's file again. Raises NotFound where there is none."""
+        if self.reloads is None:
+            raise NotFound("there is no file to reload here")
+        return await self.reloads.reload("POST /reload")
 
     async def _start(self, number: int, folder: Path) -> bool:
         """Start a worker and wait until it listens; False if it could not, or should not any more."""
@@ -200,7 +247,8 @@ class Parent:
         well = (0, -signal.SIGTERM)
         self._status = max(self._status, *(0 if status in well else 1 for status in statuses))
 
-    def _signalled(self, number: signal.Signals) -> None:
+    def signalled(self, number: signal.Signals) -> None:
+        """Begin to end; the second time, end now."""
         self.shutdown.signalled(number)
         for worker in self._workers.values():
             worker.end(at_once=number is signal.SIGINT)  # the first one lets it drain, the second ends it now
@@ -270,6 +318,7 @@ class Parent:
             "uptime_seconds": round(time.monotonic() - self._started, 1),
             "ready": ready,
             "not_ready": parts["not_ready"],
+            "config": None if self.reloads is None else self.reloads.told(),
             **merged_status([report for report in told if report is not None]),
             "workers": [
                 {

@@ -14,9 +14,9 @@ import msgspec
 
 import gateway
 from gateway.config.model import Config
-from gateway.daemon import Shared
 from gateway.metrics import Family
-from gateway.workers.child import DRAIN, DRAIN_AT_ONCE, END, LISTENING, Orders
+from gateway.node import Shared
+from gateway.workers.child import DRAIN, DRAIN_AT_ONCE, END, LENGTH, LISTENING, Answer, Orders
 
 ASK_SECONDS = 2.0
 """How long a worker may take to answer its parent."""
@@ -24,7 +24,15 @@ ASK_SECONDS = 2.0
 # Not -m, which would run what lies in the working folder, in a process that holds secrets.
 _RUN = "import sys; sys.path.append(sys.argv[1]); from gateway.workers.child import main; sys.exit(main())"
 
+RELOAD_SECONDS = 15.0
+"""How long a worker may take to make ready for another configuration, or to go over to it."""
+
 _families = msgspec.json.Decoder(list[Family])
+_answer = msgspec.json.Decoder(Answer)
+
+
+def _sized(data: bytes) -> bytes:
+    return len(data).to_bytes(LENGTH, "big") + data
 
 
 class Worker:
@@ -44,6 +52,7 @@ class Worker:
         self._orders = Orders(number, config, Shared(port, str(self.path)))
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._reloads = 0
 
     @property
     def pid(self) -> int | None:
@@ -58,8 +67,7 @@ class Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        data = pickle.dumps(self._orders)
-        self._tell(len(data).to_bytes(4, "big") + data)
+        self._tell(_sized(pickle.dumps(self._orders)))
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(self.path)),
             timeout=aiohttp.ClientTimeout(total=ASK_SECONDS),
@@ -98,6 +106,20 @@ class Worker:
         with suppress(RuntimeError):  # uvloop's word for a pipe that it has seen closed
             if pipe is not None and not pipe.is_closing():
                 pipe.write(data)
+
+    async def reload(self, order: bytes, config: Config | None = None) -> Answer:
+        """Give an order of a reload, and return the answer; that of one that dies or hangs is an error."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._reloads += 1
+        self._tell(order + _sized(pickle.dumps((self._reloads, config))))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RELOAD_SECONDS):
+                while line := await self._process.stdout.readline():
+                    answer = _answer.decode(line)
+                    if answer.number == self._reloads:  # else one that came too late
+                        return answer
+        return Answer(self._reloads, f"worker {self.number} gave no answer")
 
     def kill(self) -> None:
         """End it without a goodbye; harmless where it ended already."""

@@ -1,0 +1,24 @@
+"""Whether files are still what they were, whatever way they are changed."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+Looks = tuple[tuple[int, ...] | None, ...]
+
+
+def look(files: Iterable[str | Path]) -> Looks:
+    """Return what differs once a file was written, replaced, or its path leads elsewhere.
+
+    Paths are followed through symlinks, so the swap of a whole folder, as Kubernetes does it, shows on every
+    file system. Blocks on the disk.
+    """
+    return tuple(_look(Path(file)) for file in files)
+
+
+def _look(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    # The time of change is there too: no tool can set it back.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

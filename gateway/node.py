@@ -1,0 +1,234 @@
+"""What a node is made of, and how the parts hang together. Only this file knows all of them."""
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import structlog
+
+from gateway.auth.authenticator import Authenticator
+from gateway.broker.base import Broker
+from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.redis import RedisBroker
+from gateway.broker.sqlite import SqliteBroker
+from gateway.config.catalog import Catalog
+from gateway.config.model import SQLITE_URL, Config
+from gateway.config.sources import EventFrom
+from gateway.event import Cursor, Draft, EventId, Fence
+from gateway.freshness import Freshness, Watched
+from gateway.http.admin import HEADERS as ADMIN_HEADERS
+from gateway.http.admin import Admin
+from gateway.http.app import public_app
+from gateway.http.bodies import Bodies
+from gateway.http.certificates import Certificates
+from gateway.http.cors import CorsPolicy
+from gateway.http.guard import Guard
+from gateway.http.hooks import Hooks
+from gateway.http.query import OWN_NAMES
+from gateway.http.receipts import Receipts
+from gateway.http.server import Listener
+from gateway.http.subscribe import Subscribe
+from gateway.http.tickets import TicketOffice
+from gateway.hub.canary import Canary
+from gateway.hub.hub import Hub
+from gateway.hub.notices import Notices
+from gateway.hub.replay import Replay
+from gateway.limits.limits import Limits
+from gateway.loop_lag import LoopLag
+from gateway.metrics import Metrics
+from gateway.shutdown import Shutdown
+from gateway.sources.election import Leases
+from gateway.sources.router import Router
+from gateway.sources.upstreams import Log, Upstreams
+from gateway.status import Status
+from gateway.stream.ending import Ending
+from gateway.stream.heartbeat import Sweep
+from gateway.stream.streams import Streams
+from gateway.systemd import Systemd
+
+log = structlog.get_logger("gateway")
+
+DESCRIPTOR_RESERVE = 256
+"""Descriptors that streams must leave for sources, webhooks and the admin port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a node that is one of several workers is given: the port that they share, and its own socket."""
+
+    port: int
+    admin: str
+
+
+class Node:
+    """The parts, joined; nothing runs yet. `gateway.daemon.Daemon` is their life."""
+
+    def __init__(
+        self,
+        config: Config,
+        metrics: Metrics | None = None,
+        shared: Shared | None = None,
+    ) -> None:
+        self.config = config
+        self.metrics = metrics or Metrics()
+        self._looking: asyncio.Task[None] | None = None
+        self.on_listening: Callable[[], None] | None = None
+        self.descriptors = 0
+        """How many files this process may open."""
+        self._shared = shared
+        limits, timeouts = config.limits, config.timeouts
+
+        # Of several workers it is the parent whom the service manager knows.
+        self.systemd = Systemd(os.environ if shared is None else {})
+        self.shutdown = Shutdown(
+            pre_drain=timeouts.pre_drain,
+            drain=timeouts.drain,
+            request=timeouts.request,
+            systemd=self.systemd,
+        )
+
+        # The log and what hangs on it.
+        self.catalog = Catalog(config.channels)
+        self.broker = _broker(config)
+        self.hub = Hub(
+            self.broker,
+            self.catalog,
+            self.metrics,
+            ring_seconds=timeouts.write,
+            ring_bytes=limits.history_bytes,
+            clock=unix_ms,
+        )
+        self.replay = Replay(self.hub, self.broker, self.metrics)
+        self.authenticator = Authenticator(
+            config.auth, config.channels.values(), self.broker.board, self.metrics, OWN_NAMES
+        )
+        self.limits = Limits(config.server, limits, self.broker.board, self.metrics)
+        self.streams = Streams(
+            self.hub,
+            self.replay,
+            self.metrics,
+            timeouts,
+            limit=limits.connections,
+            rate=limits.connect_rate,
+        )
+        self.sweep = Sweep(self.streams)
+        self.notices = Notices(self.broker, unix_ms)
+        self.hub.on_notice, self.hub.on_cut = self.notices.receive, self.notices.cut
+        self.canary = Canary(self.notices, self.hub.behind, self.metrics.canary_failures)
+        self.loop_lag = LoopLag(self.hub.behind)
+        self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator)
+
+        # Upstreams.
+        self._published = cache(self.metrics.events_published.labels)
+        self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=events_of(config))
+        leases = Leases(self.broker.lease, self.broker.release)
+        self.upstreams = Upstreams(
+            self.router, Log(self._append, leases, self.broker.cursor), self.metrics, unix_ms
+        )
+        self.upstreams.make(config.sources, limits.event_bytes)
+        self.freshness = Freshness(self.watched(config), unix_ms)
+
+        # The two ports.
+        self.status = Status(
+            self.metrics,
+            self.broker,
+            self.streams,
+            self.catalog,
+            self.upstreams,
+            self.freshness,
+            self.ending,
+            self.shutdown,
+            self.canary,
+            self.loop_lag,
+        )
+        self.status.bind_gauges()
+        self.cors = CorsPolicy(config, self.catalog)
+        self.subscribe = Subscribe(
+            catalog=self.catalog,
+            streams=self.streams,
+            cors=self.cors,
+            authenticator=self.authenticator,
+            limits=self.limits,
+            metrics=self.metrics,
+            channels_per_stream=limits.channels_per_stream,
+        )
+        self.bodies = Bodies(limits.webhook_body, timeouts.request)
+        self.receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
+        hooks = Hooks(self.upstreams.webhooks, self.bodies, self.receipts, self.limits.proxies)
+        tls = config.server.tls
+        self.certificates = certificates = None if tls is None else Certificates(tls, self.metrics)
+        if certificates is not None:
+            self.metrics.bind("tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires)
+        self.public = Listener(
+            public_app(self.subscribe, hooks, self.cors, TicketOffice(self.subscribe, self.authenticator)),
+            config.server.listen if shared is None else config.server.listen._replace(port=shared.port),
+            is_shared=shared is not None,
+            key="server.listen",
+            request_seconds=timeouts.request,
+            write_seconds=timeouts.write,
+            tls=self.certificates,
+            room=self._room,
+            subscribe=self.subscribe,
+            limits=self.limits,
+        )
+        self.guard = Guard.of(config.server) if shared is None else None
+        self.admin = Listener(
+            Admin(self.status, self.guard).app(),
+            config.server.admin if shared is None else shared.admin,
+            key="server.admin",
+            request_seconds=timeouts.request,
+            headers=ADMIN_HEADERS,
+        )
+
+    def _room(self) -> int:
+        """Return how many more connections leave enough descriptors for all the rest."""
+        used = len(self.streams.open) + self.public.requests + DESCRIPTOR_RESERVE // 2
+        return self.descriptors - used
+
+    async def _append(
+        self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None
+    ) -> list[EventId]:
+        before = self.broker.head
+        with self.metrics.broker_append.time():
+            ids = await self.broker.append(drafts, cursor, fence)
+        counts: dict[str, int] = {}
+        for draft, id in zip(drafts, ids, strict=True):
+            if id > before:  # an older id is that of a deduplicated draft's first one
+                counts[draft.channel] = counts.get(draft.channel, 0) + 1
+        for name, count in counts.items():
+            match = self.catalog.resolve(name)
+            if match is not None:
+                self._published(match.declared.name).inc(count)
+        return ids
+
+    def watched(self, config: Config) -> Iterator[Watched]:
+        """Yield what has a ``stale_after``."""
+        for name, source in config.sources.items():
+            if source.stale_after is not None and name in self.upstreams.supervisors:
+                last = self.upstreams.supervisors[name].heard
+                yield Watched("source", name, source.stale_after, source.critical, last)
+        for name, declared in self.catalog.declared.items():
+            spec = declared.spec
+            if spec.stale_after is not None:
+                last = partial(self.hub.heard.get, name, 0)
+                yield Watched("channel", name, spec.stale_after, spec.critical, last)
+
+
+def events_of(config: Config) -> dict[str, EventFrom]:
+    """Return what of each source's records becomes the event."""
+    return {name: source.event for name, source in config.sources.items()}
+
+
+def _broker(config: Config) -> Broker:
+    url = config.broker.url.get_secret_value()
+    sqlite = re.fullmatch(SQLITE_URL, url)
+    if sqlite is not None:
+        return SqliteBroker(Path(sqlite[1]), clock=unix_ms)
+    if url == "memory://":
+        return MemoryBroker(history_bytes=config.limits.history_bytes)
+    broker = config.broker
+    return RedisBroker(url, prefix=broker.prefix, limits=broker.pool, timeout=broker.timeout, clock=unix_ms)

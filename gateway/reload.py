@@ -1,0 +1,225 @@
+"""Going over to a new configuration while everything runs: on SIGHUP, on request, and when files change.
+
+All or nothing. A file that cannot be used, or that changes what only a restart can change, changes nothing;
+the log, the metrics and ``/status`` tell why, with its line and column. The file, and each that it refers to,
+is looked at every `POLL_SECONDS`, and taken up once it was the same twice: whoever writes it in place is not
+read halfway.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+import structlog
+
+from gateway.config.diff import differences
+from gateway.config.faults import ConfigError, Located, dotted
+from gateway.config.load import files_of, load, located
+from gateway.config.model import Config
+from gateway.errors import GatewayError
+from gateway.files import Looks, look
+from gateway.metrics import Metrics
+from gateway.shutdown import Shutdown
+from gateway.systemd import Systemd
+
+log = structlog.get_logger("gateway.reload")
+
+POLL_SECONDS = 1.0
+"""How often the files are looked at."""
+
+Result = Literal["ok", "unchanged", "failed"]
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """One thing that is wrong with the file; line and column count from 1."""
+
+    line: int
+    column: int
+    path: str
+    message: str
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one reload."""
+
+    at_ms: int
+    result: Result
+    message: str
+    errors: Sequence[Mistake] = ()
+    changes: Sequence[str] = ()
+    """What differs, and what that does, one line each."""
+    ended: int = 0
+    """Streams that had to end, on all workers."""
+
+
+class Server(Protocol):
+    """Whoever serves: one node, or the parent of several."""
+
+    config: Config
+    shutdown: Shutdown
+    systemd: Systemd
+    metrics: Metrics
+
+    def signalled(self, number: signal.Signals) -> None:
+        """Begin to end."""
+
+    async def go_over(self, config: Config) -> int:
+        """Serve by another configuration, and return how many streams end by it. Raises GatewayError."""
+
+
+class ConfigFile:
+    """The file, and what it looked like when it was read last."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+        """How messages name it."""
+        self._files: Sequence[Path] = [self.path]
+        self._read: Looks = ()
+
+    def load(self) -> Config:
+        """Return what it says now. Raises ConfigError or StartupError."""
+        self._files = files_of(self.path)
+        self._read = look(self._files)  # before: what is written meanwhile is seen later
+        return load(self.name)
+
+    def looks(self) -> Looks:
+        """Return what it looks like now, and the files that it refers to."""
+        return look(self._files)
+
+    @property
+    def was_read(self) -> Looks:
+        """What they looked like when they were read."""
+        return self._read
+
+
+class Reload:
+    """Owns the watch, and tells what became of the last reload."""
+
+    def __init__(self, file: ConfigFile, server: Server) -> None:
+        self._file = file
+        self._server = server
+        self._loaded_ms = _now()
+        self._good_ms = self._loaded_ms
+        self._last: Outcome | None = None
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._had_terminal = os.isatty(2)
+        metrics = server.metrics
+        metrics.bind(
+            "config_last_reload_successful", lambda: self._last is None or self._last.result != "failed"
+        )
+        metrics.bind("config_last_reload_success_timestamp_seconds", lambda: self._good_ms / 1000)
+
+    def start(self) -> None:
+        """Watch the files and listen to SIGHUP. Needs a running loop."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._signalled)
+        self._own(asyncio.create_task(self._watch(), name="watch configuration"))
+
+    async def stop(self) -> None:
+        """End; harmless when repeated."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def _has_failed(self) -> bool:
+        return self._last is not None and self._last.result == "failed"
+
+    def told(self) -> dict[str, Any]:
+        """Return what ``/status`` shows of the configuration."""
+        last = None if self._last is None else msgspec.to_builtins(self._last)
+        return {"file": self._file.name, "loaded_ms": self._loaded_ms, "last_reload": last}
+
+    async def reload(self, why: str) -> Outcome:
+        """Read the file and go over to it. One at a time; ``why`` is for the log. Cancelling is safe."""
+        async with self._turn:
+            systemd = self._server.systemd
+            systemd.reloading()
+            try:
+                outcome = await self._go_over()
+            finally:
+                systemd.ready("serving")
+        self._last = outcome
+        self._server.metrics.config_reloads.labels(outcome.result).inc()
+        if outcome.result != "failed":
+            self._good_ms = outcome.at_ms
+        if outcome.result == "ok":
+            self._loaded_ms = outcome.at_ms
+        self._log(outcome, why)
+        return outcome
+
+    async def _go_over(self) -> Outcome:
+        server, old = self._server, self._server.config
+        if server.shutdown.asked.is_set():
+            return Outcome(_now(), "failed", "the gateway is shutting down")
+        try:
+            config = await asyncio.to_thread(self._file.load)
+            changes = differences(old, config)
+            refused = [each.fault for each in changes if each.needs_restart]
+            if refused:
+                raise await asyncio.to_thread(located, self._file.name, refused)
+            # Also without a change in it: a key file that it names may be another one.
+            ended = await server.go_over(config)
+        except ConfigError as error:
+            mistakes = [_mistake(each) for each in error.faults]
+            return Outcome(_now(), "failed", error.message, mistakes)
+        except GatewayError as error:
+            return Outcome(_now(), "failed", error.message)
+        except Exception as error:
+            log.exception("config_reload_broke")
+            return Outcome(_now(), "failed", f"{type(error).__name__}; the log has more")
+        if not changes and not ended:
+            return Outcome(_now(), "unchanged", "nothing differs from what is served")
+        message = f"{len(changes)} changes; {ended} streams ended"
+        return Outcome(_now(), "ok", message, changes=[str(each) for each in changes], ended=ended)
+
+    def _log(self, outcome: Outcome, why: str) -> None:
+        about: dict[str, Any] = {"file": self._file.name, "why": why}
+        if outcome.result == "failed":
+            mistakes = msgspec.to_builtins(outcome.errors)
+            note = "nothing was changed; the configuration from before goes on"
+            log.error("config_reload_failed", **about, error=outcome.message, mistakes=mistakes, note=note)
+        elif outcome.result == "unchanged":
+            log.info("config_unchanged", **about)
+        else:
+            log.warning("config_reloaded", **about, changes=outcome.changes, streams_ended=outcome.ended)
+
+    def _signalled(self) -> None:
+        if self._had_terminal and not os.isatty(2):
+            # The terminal that it was started in was closed: nobody wants a gateway that nobody sees.
+            self._server.signalled(signal.SIGHUP)
+            return
+        self._own(asyncio.create_task(self.reload("SIGHUP"), name="reload"))
+
+    async def _watch(self) -> None:
+        before = told = self._file.was_read
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                now = await asyncio.to_thread(self._file.looks)
+                if now == before and now not in (self._file.was_read, told):
+                    told = now
+                    await self.reload("the file changed")
+                    told = self._file.was_read
+                before = now
+            except Exception:
+                log.exception("config_watch_failed")
+
+    def _own(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _mistake(found: Located) -> Mistake:
+    return Mistake(found.line, found.column, dotted(found.fault.path), found.fault.message)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
