@@ -169,7 +169,7 @@ class Reload:
             ended = await server.go_over(config)
         except ConfigError as error:
             mistakes = [_mistake(each) for each in error.faults]
-            return Outcome(_now(), "failed", error.message, mistakes)
+            return Outcome(_now(), "failed", _first_of(error), mistakes)
         except GatewayError as error:
             return Outcome(_now(), "failed", error.message)
         except Exception as error:
@@ -219,6 +219,13 @@ class Reload:
 
 def _mistake(found: Located) -> Mistake:
     return Mistake(found.line, found.column, dotted(found.fault.path), found.fault.message)
+
+
+def _first_of(error: ConfigError) -> str:
+    """Return the first mistake in one line, with its place, and how many more there are."""
+    first = error.faults[0].render(error.file).partition("\n")[0]
+    more = len(error.faults) - 1
+    return f"{first} (and {more} more)" if more else first
 
 
 def _now() -> int:

@@ -61,9 +61,11 @@ class RedisPubSubSource(Source):
         self._may_mark = True
         self._wanted = self._topics = Topics(topics)
         self._change: Change | None = None
+        self._news = asyncio.Event()
 
     def retopic(self, topics: Sequence[Template]) -> bool:
         self._wanted = Topics(topics)
+        self._news.set()
         return True
 
     async def run(self, feed: Feed) -> None:
@@ -81,11 +83,12 @@ class RedisPubSubSource(Source):
             async with asyncio.timeout(2 * self._timeout):
                 await self._subscribe(pubsub)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(client, pubsub, tail, feed))
+                group.create_task(self._read(pubsub, tail, feed))
                 await self._anchor(client, tail)
                 feed.connected()
                 group.create_task(self._write(client, tail, feed))
                 group.create_task(self._mark(client, tail, feed))
+                group.create_task(self._follow(client, pubsub, tail))
         except ExceptionGroup as group_of:
             raise self._cause(group_of.exceptions[0]) from None
         except (TimeoutError, RedisError) as error:
@@ -116,7 +119,13 @@ class RedisPubSubSource(Source):
         log.info("source_without_markers", channel=MARKS, error=str(error))
 
     async def _follow(self, client: Redis, pubsub: PubSub, tail: Tail) -> None:
-        """Bring the subscriptions nearer to what is wanted by now, between two messages."""
+        """Bring the subscriptions to what is wanted, a step whenever `_read` or a reload has news."""
+        while True:
+            await self._step(client, pubsub, tail)
+            await self._news.wait()
+            self._news.clear()
+
+    async def _step(self, client: Redis, pubsub: PubSub, tail: Tail) -> None:
         change = self._change
         if change is None and self._wanted is not self._topics:
             change = self._change = Change(self._topics, self._wanted)
@@ -129,6 +138,7 @@ class RedisPubSubSource(Source):
         if self._topics is change.topics:
             await change.unsubscribe(pubsub)
             self._change = None
+            self._news.set()  # something else may be wanted by now
 
     def _switch(self, change: Change, tail: Tail) -> None:
         self._topics = change.topics
@@ -138,6 +148,7 @@ class RedisPubSubSource(Source):
     def _marked(self, marker: str, tail: Tail) -> None:
         if self._change is not None and marker == self._change.marker:
             self._switch(self._change, tail)
+            self._news.set()
         tail.mark(marker)
 
     def _confirm(self) -> None:
@@ -145,13 +156,13 @@ class RedisPubSubSource(Source):
         if self._change is None or not self._change.unconfirmed:
             raise SourceError("the connection was replaced; messages may be lost")
         self._change.unconfirmed -= 1
+        self._news.set()
 
-    async def _read(self, client: Redis, pubsub: PubSub, tail: Tail, feed: Feed) -> None:
+    async def _read(self, pubsub: PubSub, tail: Tail, feed: Feed) -> None:
         """Put what comes into the tail, for as long as Redis shows a sign of life."""
         loop = asyncio.get_running_loop()
         silent = 0
         while True:
-            await self._follow(client, pubsub, tail)
             message = await pubsub.get_message(timeout=self._timeout / _WAITS)
             if message is None:
                 # Counted in waits and not by the clock: when this process itself stood still, the

@@ -151,9 +151,10 @@ class Parent:
         First each makes ready; only when all can does any go over to it. One that cannot follow then, or is
         only just starting, is started again. Raises Unavailable or StartupError: then nothing has changed.
         """
-        ready = [worker for worker in self._workers.values() if worker.is_listening]
-        told = await asyncio.gather(*(worker.reload(PREPARE, config) for worker in ready))
-        error = next((answer.error for answer in told if answer.error is not None), None)
+        asked = [worker for worker in self._workers.values() if worker.is_listening]
+        told = await asyncio.gather(*(worker.reload(PREPARE, config) for worker in asked))
+        ready = [worker for worker, answer in zip(asked, told, strict=True) if answer is not None]
+        error = next((answer.error for answer in told if answer and answer.error), None)
         if error is not None or not ready:
             await asyncio.gather(*(worker.reload(DISCARD) for worker in ready))
             raise StartupError(error or "no worker runs just now")
@@ -167,13 +168,13 @@ class Parent:
         self.admin.reconfigure(timeouts.request)
         done = await asyncio.gather(*(worker.reload(COMMIT) for worker in ready))
         for worker, answer in zip(ready, done, strict=True):
-            if answer.error is not None:
+            if answer is not None and answer.error is not None:
                 log.error("worker_not_reloaded", worker=worker.number, error=answer.error)
                 worker.kill()
         for worker in self._workers.values():
             if worker not in ready:
                 worker.kill()
-        return sum(answer.ended for answer in done)
+        return sum(answer.ended for answer in done if answer is not None)
 
     async def reload(self) -> Outcome:
         """Read the configuration's file again. Raises NotFound where there is none."""

@@ -107,8 +107,8 @@ class Worker:
             if pipe is not None and not pipe.is_closing():
                 pipe.write(data)
 
-    async def reload(self, order: bytes, config: Config | None = None) -> Answer:
-        """Give an order of a reload, and return the answer; that of one that dies or hangs is an error."""
+    async def reload(self, order: bytes, config: Config | None = None) -> Answer | None:
+        """Give an order of a reload, and return the answer; None if it died. To hang is an error."""
         assert self._process is not None
         assert self._process.stdout is not None
         self._reloads += 1
@@ -119,6 +119,7 @@ class Worker:
                     answer = _answer.decode(line)
                     if answer.number == self._reloads:  # else one that came too late
                         return answer
+                return None
         return Answer(self._reloads, f"worker {self.number} gave no answer")
 
     def kill(self) -> None:

@@ -231,7 +231,7 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
         assert parent._workers[1].pid != frozen
         assert (await parent.alive())[0] is True
     finally:
-        parent._signalled(signal.SIGTERM)
+        parent.signalled(signal.SIGTERM)
         assert await running == 0
 
 

@@ -36,9 +36,13 @@ def merged(base: Any, over: Any) -> Any:
 class Gateway:
     """A running daemon, and what a test does with it."""
 
-    def __init__(self, daemon: Daemon, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, daemon: Daemon, session: aiohttp.ClientSession, config: Any, environ: Mapping[str, str]
+    ) -> None:
         self.daemon = daemon
         self.session = session
+        self._config = config
+        self._environ = environ
         self.streams: list[Stream] = []
 
     @property
@@ -70,6 +74,11 @@ class Gateway:
             assert answer.status == 200, await answer.text()
             return list((await answer.json())["ids"])
 
+    async def reconfigure(self, over: Mapping[str, Any]) -> int:
+        """Lay ``over`` into its configuration, go over to that, and return how many streams end by it."""
+        self._config = merged(self._config, dict(over))
+        return await self.daemon.go_over(loads(json.dumps(self._config), environ=self._environ))
+
     async def admin(self, path: str) -> tuple[int, Any]:
         """Get a path of the admin port: status and body (parsed where it is JSON)."""
         async with self.session.get(f"http://127.0.0.1:{self.daemon.admin.port}{path}") as answer:
@@ -100,13 +109,13 @@ async def gateway_running(
     over: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Gateway]:
     """Run a gateway on `BASE` with ``over`` laid into it."""
-    text = json.dumps(merged(BASE, dict(over or {})))  # JSON is YAML
-    daemon = Daemon(loads(text, environ=environ or {}))
+    config, environ = merged(BASE, dict(over or {})), environ or {}
+    daemon = Daemon(loads(json.dumps(config), environ=environ))  # JSON is YAML
     gateway = None
     try:
         await daemon.start()
         async with aiohttp.ClientSession() as session:
-            gateway = Gateway(daemon, session)
+            gateway = Gateway(daemon, session, config, environ)
             yield gateway
     finally:
         for stream in gateway.streams if gateway else ():

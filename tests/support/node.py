@@ -24,7 +24,7 @@ class Node:
     def __init__(self, folder: Path, config: Mapping[str, Any], *module: str) -> None:
         self.port, self.admin = free_port(), free_port()
         self.log = folder / f"node-{self.port}.log"
-        self._file = folder / f"node-{self.port}.yaml"
+        self.file = folder / f"node-{self.port}.yaml"
         self._module = module or ("gateway",)
         self._process: asyncio.subprocess.Process | None = None
         server = {
@@ -35,15 +35,21 @@ class Node:
         self._sign = b"workers_listening" if "workers" in server else b"listening"
         log = {"level": "info", "format": "json"}  # `start` waits for a line of it
         timeouts = {"pre_drain": "0s", **config.get("timeouts", {})}
-        whole = {**config, "server": server, "log": log, "timeouts": timeouts}
-        self._file.write_text(json.dumps(whole))  # JSON is YAML
+        self.config = {**config, "server": server, "log": log, "timeouts": timeouts}
+        self.write(self.config)
+
+    def write(self, config: Mapping[str, Any]) -> None:
+        """Put another configuration where its file is, as one change."""
+        new = self.file.with_suffix(".new")
+        new.write_text(json.dumps(config))  # JSON is YAML
+        new.replace(self.file)
 
     async def start(self) -> None:
         """Start, and wait until it listens."""
         with self.log.open("a") as log:
             said = self.log.stat().st_size
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *self._module, "run", "--config", str(self._file)),
+                *(sys.executable, "-m", *self._module, "run", "--config", str(self.file)),
                 stdout=log, stderr=log, cwd=ROOT,
             )  # fmt: skip
         async with asyncio.timeout(30):

@@ -1,0 +1,252 @@
+"""Reloads of a real process: by signal, request and file, all or nothing, the same on all workers."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.integration.test_workers import Group, config
+from tests.support.eventsource import Stream
+from tests.support.gateway import eventually
+from tests.support.node import Node, kill_all
+
+STREAMS = 10_000
+AT_ONCE = 200
+
+
+def whole(folder: Path, workers: int = 1) -> dict[str, Any]:
+    out = config(folder, workers=workers)
+    if workers == 1:
+        del out["server"]
+    route = out["channels"]["orders"]
+    stock = {**route, "from": [{"source": "hooks", "topic": "stock"}]}
+    return {**out, "channels": {"orders": route, "stock": stock}}
+
+
+def with_format(node: Node, channel: str, format: str) -> dict[str, Any]:
+    channels = node.config["channels"]
+    return {**node.config, "channels": {**channels, channel: {**channels[channel], "format": format}}}
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
+async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Group]:
+    group = Group(tmp_path, whole(tmp_path, request.param))
+    try:
+        await group.start()
+        yield group
+    finally:
+        await kill_all([group])
+
+
+async def reload(node: Group) -> tuple[int, Any]:
+    """Ask for a reload, and return status and answer."""
+    url = f"http://127.0.0.1:{node.admin}/reload"
+    async with aiohttp.ClientSession() as session, session.post(url) as answer:
+        return answer.status, await answer.json()
+
+
+async def last(node: Group) -> Any:
+    """Return what ``/status`` says of the last reload."""
+    return (await node.get("/status"))[1]["config"]["last_reload"]
+
+
+async def result(node: Group) -> str | None:
+    told = await last(node)
+    return None if told is None else str(told["result"])
+
+
+async def opened(node: Group, path: str) -> Stream:
+    stream = await Stream.open(node.port, path)
+    assert stream.status == 200 and (await stream.next(30)).type == "stream.open"
+    return stream
+
+
+async def test_a_request_reloads(node: Group) -> None:
+    """The answer says what changed and what it cost; a second one has nothing to do."""
+    orders = [await opened(node, "/events/orders") for _ in range(8)]
+    stock = await opened(node, "/events/stock")
+    node.write(with_format(node, "orders", "data"))
+    status, told = await reload(node)
+    if told["result"] == "unchanged":  # the watch was quicker
+        told = await last(node)
+    assert status == 200 and told["result"] == "ok" and told["ended"] == 8, told
+    assert told["changes"] == [
+        "channels.orders.format: envelope to data: its streams close, and may come back at once"
+    ]
+    for stream in orders:
+        await stream.rest()
+        assert stream.messages[-1].json["reason"] == "reconfigured"
+    await node.post("1")
+    again = await Stream.open(node.port, "/events/orders?last=1")
+    assert [(await again.next()).type for _ in range(2)] == ["stream.open", "message"]
+    assert again.messages[-1].data == "1"
+    assert (await reload(node))[1]["result"] == "unchanged"
+    assert stock.messages[-1].type == "stream.open" and not stock.ended
+    assert await node.metric('config_reloads_total{result="ok"}') == 1
+    assert await node.metric("config_last_reload_successful") == 1
+
+
+async def test_a_bad_file_changes_nothing(node: Group) -> None:
+    """Log, status and metric name file, line and column; what is served stays, and the mend is taken up."""
+    orders = await opened(node, "/events/orders")
+    bad = json.dumps(with_format(node, "orders", "datum"), indent=1)
+    node.file.write_text(bad)
+    await eventually(lambda: _is(node, "failed"))
+    line = next(n for n, text in enumerate(bad.splitlines(), 1) if '"datum"' in text)
+    column = bad.splitlines()[line - 1].index('"datum"') + 1
+    message = "must be 'envelope' or 'data'"
+    told = (await last(node))["errors"]
+    assert told == [{"line": line, "column": column, "path": "channels.orders.format", "message": message}]
+    await eventually(lambda: "config_reload_failed" in node.log.read_text())
+    (logged,) = [each for each in node.lines() if each["event"] == "config_reload_failed"]
+    assert logged["mistakes"] == told
+    assert f"{node.file}:{line}:{column}: channels.orders.format: {message}" in logged["error"]
+    assert await node.metric("config_last_reload_successful") == 0
+    status, answer = await reload(node)
+    assert (status, answer["errors"]) == (422, told)
+    await node.post("1")
+    assert (await orders.next()).json["payload"] == 1
+    node.write(node.config)
+    await eventually(lambda: _is(node, "unchanged"))
+    assert await node.metric("config_last_reload_successful") == 1
+
+
+async def _is(node: Group, wanted: str) -> bool:
+    return await result(node) == wanted
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "path"),
+    [
+        ("server", {"listen": "127.0.0.1:1"}, "server.listen"),
+        ("server", {"workers": 3}, "server.workers"),
+        ("broker", {"url": "memory://"}, "broker.url"),
+        ("log", {"level": "debug"}, "log.level"),
+    ],
+)
+async def test_what_needs_a_restart_says_so(
+    tmp_path: Path, section: str, value: dict[str, Any], path: str
+) -> None:
+    """And nothing else of such a file is taken: half of a change is no change that anybody asked for."""
+    node = Group(tmp_path, whole(tmp_path))
+    try:
+        await node.start()
+        changed = with_format(node, "orders", "data")
+        node.write({**changed, section: {**changed[section], **value}})
+        node.signal(signal.SIGHUP)
+        await eventually(lambda: _is(node, "failed"))
+        (error,) = (await last(node))["errors"]
+        assert error["path"] == path and "needs a restart" in error["message"]
+        await node.post("1")
+        stream = await Stream.open(node.port, "/events/orders?last=1")
+        await stream.next()
+        assert (await stream.next()).json["payload"] == 1  # the envelope of before
+    finally:
+        await kill_all([node])
+
+
+async def test_a_folder_that_is_swapped(tmp_path: Path) -> None:
+    """Kubernetes swaps a symlink to the folder of a ConfigMap; a Secret beside it is looked at too."""
+    node = Group(tmp_path, whole(tmp_path))
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+
+    def swap(name: str, secret: str, settings: dict[str, Any]) -> None:
+        data = mounted / name
+        data.mkdir()
+        (data / "gateway.yaml").write_text(json.dumps(settings))
+        (data / "token").write_text(secret)
+        (mounted / "..new").symlink_to(name)
+        (mounted / "..new").replace(mounted / "..data")
+
+    verify = {"verify": {"bearer": ["file:token"]}}
+    settings = {**node.config, "sources": {"hooks": {"type": "webhook", **verify}}}
+    swap("..1", "a" * 20, settings)
+    for name in ("gateway.yaml", "token"):
+        (mounted / name).symlink_to(f"..data/{name}")
+    node.file.unlink()
+    node.file.symlink_to(mounted / "gateway.yaml")
+    node.file = mounted / "gateway.yaml"
+    try:
+        await node.start()
+        orders = await opened(node, "/events/orders")
+        swap("..2", "b" * 20, settings)
+        await eventually(lambda: _is(node, "ok"))
+        told = await last(node)
+        assert told["changes"] == ["sources.hooks.verify.bearer: changed"]
+        assert await _posted(node, "a" * 20) == 401
+        assert await _posted(node, "b" * 20) == 200
+        swap("..3", "b" * 20, {**settings, "channels": {}})
+        await eventually(lambda: _is(node, "failed"))
+        assert (await orders.next()).json["payload"] == 1
+    finally:
+        await kill_all([node])
+
+
+async def _posted(node: Group, token: str) -> int:
+    url = f"http://127.0.0.1:{node.port}/hooks/hooks?topic=orders"
+    headers = {"Authorization": f"Bearer {token}"}
+    async with aiohttp.ClientSession() as session, session.post(url, data="1", headers=headers) as answer:
+        return answer.status
+
+
+async def test_a_worker_that_cannot_follow_is_started_again(tmp_path: Path) -> None:
+    """After a reload no worker may serve the old configuration, whatever became of it meanwhile."""
+    node = Group(tmp_path, whole(tmp_path, 2))
+    try:
+        await node.start()
+        (first, second) = (worker["pid"] for worker in await node.workers())
+        os.kill(second, signal.SIGKILL)
+        node.write(with_format(node, "orders", "data"))
+        node.signal(signal.SIGHUP)
+        await eventually(lambda: _is(node, "ok"), 30)
+
+        async def both() -> bool:
+            workers = await node.workers()
+            return all(worker["ready"] for worker in workers) and workers[1]["pid"] != second
+
+        await eventually(both, 30)
+        await node.post("1")
+        for _ in range(20):  # some of them at either worker
+            stream = await Stream.open(node.port, "/events/orders?last=1")
+            await stream.next()
+            assert (await stream.next()).data == "1"
+            stream.close()
+        assert (await node.workers())[0]["pid"] == first
+    finally:
+        await kill_all([node])
+
+
+async def test_ten_thousand_streams(tmp_path: Path) -> None:
+    """Those of the channel that changed see it, every other one of 10,000 gets the next event where it is."""
+    node = Group(tmp_path, {**whole(tmp_path), "limits": {"connections_per_address": None}})
+    try:
+        await node.start()
+        stock: list[Stream] = []
+        while len(stock) < STREAMS - 100:
+            more = (opened(node, "/events/stock") for _ in range(AT_ONCE))
+            stock += await asyncio.gather(*more)
+        orders = [await opened(node, "/events/orders") for _ in range(100)]
+        node.file.write_text("channels: {orders: {form: data}}")
+        await eventually(lambda: _is(node, "failed"), 30)
+        node.write(with_format(node, "orders", "data"))
+        await eventually(lambda: _is(node, "ok"), 30)
+        assert (await last(node))["ended"] == len(orders)
+        url = f"http://127.0.0.1:{node.port}/hooks/hooks?topic=stock"
+        async with aiohttp.ClientSession() as session, session.post(url, data="1") as answer:
+            assert answer.status == 200
+        for stream in stock:
+            assert (await stream.next(60)).json["payload"] == 1
+            assert [each.type for each in stream.messages] == ["stream.open", "message"]
+            stream.close()
+        for stream in orders:
+            await stream.rest()
+            assert [each.type for each in stream.messages] == ["stream.open", "stream.close"]
+    finally:
+        await kill_all([node])
