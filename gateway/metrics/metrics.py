@@ -73,7 +73,7 @@ class Metrics:
         self.gaps = self._counter("gaps_total")
         self.broker_append = self._histogram("broker_append_seconds")
         self.config_reloads = self._counter("config_reloads_total")
-        self.canary_failures = self._counter("canary_failures_total")
+        self.canary_failures = self._tally("canary_failures_total")
         self.jwks_fetches = self._counter("jwks_fetches_total")
         self.forward_requests = self._counter("forward_auth_total")
         self.tls_reloads = self._counter("tls_reloads_total")
