@@ -45,7 +45,7 @@ class _Bound(Collector):
             kind = GaugeMetricFamily if defined.type == "gauge" else CounterMetricFamily
             family = kind(name, defined.text, labels=defined.labels)
             for values, value in samples().items():
-                family.add_metric(values, value)
+                family.add_metric(values, float(value))  # a truth would be no number in a worker's JSON
             yield family
 
 
