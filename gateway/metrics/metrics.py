@@ -40,7 +40,7 @@ class _Bound(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        for name, samples in self.readers.items():
+        for name, samples in list(self.readers.items()):  # the loop turns meanwhile, and more may be bound
             defined = BY_NAME[name]
             kind = GaugeMetricFamily if defined.type == "gauge" else CounterMetricFamily
             family = kind(name, defined.text, labels=defined.labels)

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from gateway.metrics.definitions import DEFINITIONS
+from tests.deploy.test_dashboard import expressions
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually
 from tests.support.node import Node
@@ -149,6 +150,9 @@ async def test_the_alerts_run_and_one_wakes_when_a_source_is_down(tmp_path: Path
         assert states["SseGatewayBrokerDown"] == states["SseGatewayDown"] == "inactive"
         groups = (await prometheus.ask("rules"))["groups"]
         assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
+        # Some mistakes show only with data: labels that do not match, two series where one is asked for.
+        found = {expression: await prometheus.query(expression) for expression in expressions()}
+        assert sum(map(bool, found.values())) > len(found) / 2
 
 
 async def _evaluated(prometheus: Prometheus) -> bool:

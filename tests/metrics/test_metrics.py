@@ -49,6 +49,15 @@ def test_a_gauge_is_read_at_the_scrape() -> None:
     assert values(metrics)["sse_gateway_active_connections",] == 7
 
 
+def test_binding_during_a_scrape_does_not_end_it() -> None:
+    """A scrape takes many turns of the loop, and a reload may fall between two of them."""
+    metrics = Metrics()
+    families = metrics.collect()
+    next(families)
+    metrics.bind("active_connections", lambda: 1)
+    assert len(list(families)) > 20
+
+
 def test_a_worker_can_tell_its_parent() -> None:
     """What does not come through JSON as it was is lost with the whole scrape."""
     metrics = Metrics()
