@@ -118,6 +118,10 @@ def metrics() -> str:
         "says. `channel` is always the declared name (`user.{id}`), never an instance. No address, user or",
         "id is ever a label. Where reasons or results are listed here, they are there at 0 from the start.",
         "",
+        "[`deploy/grafana/sse-gateway.json`](../deploy/grafana/sse-gateway.json) shows them,",
+        "[`deploy/prometheus/alerts.yaml`](../deploy/prometheus/alerts.yaml) pages on them, and",
+        "[runbook.md](runbook.md) says what to do then.",
+        "",
         "| metric | type | of workers | labels | |",
         "|---|---|---|---|---|",
     ]

@@ -1,6 +1,7 @@
 #!/bin/sh
 # What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark, and
-# senders of webhooks (node's clients, syslog-ng), and nginx for the doctor to examine.
+# senders of webhooks (node's clients, syslog-ng), nginx for the doctor to examine, Prometheus with promtool, and
+# jq for the commands of the runbook.
 # Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
 set -eu
 
@@ -11,6 +12,8 @@ command -v node >/dev/null 2>&1 || missing="$missing nodejs"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
 PATH="$PATH:/usr/sbin:/sbin" command -v syslog-ng >/dev/null 2>&1 || missing="$missing syslog-ng-core syslog-ng-mod-http"
 PATH="$PATH:/usr/sbin:/sbin" command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
+command -v prometheus >/dev/null 2>&1 || missing="$missing prometheus"
+command -v jq >/dev/null 2>&1 || missing="$missing jq"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 [ -n "$missing" ] || exit 0
 

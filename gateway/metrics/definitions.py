@@ -206,15 +206,15 @@ HEALTH = (
     _gauge("draining", "1 while the node shuts down", merge="max"),
     _gauge(
         "loop_lag_seconds",
-        "How late the event loop was at worst in the last seconds",
+        "How late the event loop was at worst in the last 15 to 30 seconds",
         merge="max",
     ),
     _gauge(
         "canary_seconds",
-        "How long the last canary event took through broker and hub",
+        "The last canary event's way through broker and hub; of one that is late: how long it is away",
         merge="max",
     ),
-    _counter("canary_failures_total", "Canary events that did not come back in time"),
+    _counter("canary_failures_total", "Canary events that did not come back through broker and hub in time"),
     _gauge(
         "config_last_reload_successful",
         "1 if the last reload of the configuration was taken up, or there was none",

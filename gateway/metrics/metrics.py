@@ -40,12 +40,12 @@ class _Bound(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        for name, samples in self.readers.items():
+        for name, samples in list(self.readers.items()):  # the loop turns meanwhile, and more may be bound
             defined = BY_NAME[name]
             kind = GaugeMetricFamily if defined.type == "gauge" else CounterMetricFamily
             family = kind(name, defined.text, labels=defined.labels)
             for values, value in samples().items():
-                family.add_metric(values, float(value))  # a truth value too
+                family.add_metric(values, float(value))  # a truth would be no number in a worker's JSON
             yield family
 
 
@@ -73,7 +73,7 @@ class Metrics:
         self.gaps = self._counter("gaps_total")
         self.broker_append = self._histogram("broker_append_seconds")
         self.config_reloads = self._counter("config_reloads_total")
-        self.canary_failures = self._counter("canary_failures_total")
+        self.canary_failures = self._tally("canary_failures_total")
         self.jwks_fetches = self._counter("jwks_fetches_total")
         self.forward_requests = self._counter("forward_auth_total")
         self.tls_reloads = self._counter("tls_reloads_total")

@@ -6,11 +6,12 @@ import resource
 import time
 from collections.abc import Iterable, Iterator
 
+import msgspec
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 
-from gateway.metrics import Metrics, in_turns, parts, render
+from gateway.metrics import Family, Metrics, in_turns, parts, render
 from gateway.metrics.exposition import SAMPLES
 
 
@@ -46,6 +47,24 @@ def test_a_gauge_is_read_at_the_scrape() -> None:
     assert values(metrics)["sse_gateway_active_connections",] == 3
     metrics.bind("active_connections", lambda: 7)  # another part took its place
     assert values(metrics)["sse_gateway_active_connections",] == 7
+
+
+def test_binding_during_a_scrape_does_not_end_it() -> None:
+    """A scrape takes many turns of the loop, and a reload may fall between two of them."""
+    metrics = Metrics()
+    families = metrics.collect()
+    next(families)
+    metrics.bind("active_connections", lambda: 1)
+    assert len(list(families)) > 20
+
+
+def test_a_worker_can_tell_its_parent() -> None:
+    """What does not come through JSON as it was is lost with the whole scrape."""
+    metrics = Metrics()
+    metrics.bind("ready", lambda: True)
+    metrics.bind_each("source_up", lambda: {("app",): False}, "source")
+    families = list(metrics.collect())
+    assert msgspec.json.decode(msgspec.json.encode(families), type=list[Family]) == families
 
 
 def test_counters_begin_at_nothing() -> None:
