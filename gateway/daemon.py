@@ -276,9 +276,9 @@ class Daemon:
         if isinstance(self.broker, MemoryBroker):
             for hook in self.webhooks.values():
                 hook.pause()  # what is taken from now on would die with this process
-        self.bodies.drain()
         supervisors = self.supervisors.values()
-        await asyncio.gather(self.public.stop(), *(each.stop() for each in supervisors if each.reads_once))
+        readers = (each.stop() for each in supervisors if each.reads_once)
+        await asyncio.gather(self._finish_requests(), *readers)
         self.shutdown.enter("sources")
         await asyncio.gather(*(each.stop() for each in supervisors))
         # 4. The rest, in the opposite order of the start.
@@ -295,6 +295,14 @@ class Daemon:
         self.loop_lag.stop()
         self.systemd.close()
         log.info("stopped", seconds=round(self.shutdown.took, 1))
+
+    async def _finish_requests(self) -> None:
+        try:
+            async with asyncio.timeout(self.config.timeouts.request + 1):  # bodies have it, and an answer
+                await self.bodies.drain()
+                await self.public.stop()
+        except TimeoutError:
+            log.warning("requests_cut", requests=self.public.requests)
 
     def _tickets(self, subscribe: Subscribe) -> TicketOffice | None:
         return TicketOffice(subscribe, self.authenticator) if self.authenticator.gives_tickets else None
