@@ -197,6 +197,7 @@ class Daemon:
             key="server.admin",
             request_seconds=timeouts.request,
             headers=ADMIN_HEADERS,
+            on_traffic=self.hub.give_way,  # probes are answered in time, also during a broadcast
         )
 
     def drain(self, *, at_once: bool = False) -> None:

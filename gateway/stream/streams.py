@@ -4,9 +4,11 @@ import asyncio
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import count
+from operator import attrgetter
 
 import structlog
 
@@ -33,6 +35,8 @@ ID_BYTES = 12
 
 SLOTS = 32
 """Parts that the streams are dealt into for `heartbeat.Sweep`."""
+
+_SUBSCRIPTION = attrgetter("subscription")
 
 _DRAIN_TICK = 0.05
 _DRAIN_SPREAD = 0.8  # of the drain time; the rest is for the last bytes to get out
@@ -212,9 +216,10 @@ class Streams:
     def by_channel(self) -> Mapping[tuple[str, ...], float]:
         """Return how many streams listen to each declared channel."""
         counts: dict[tuple[str, ...], float] = {}
-        for stream in self.open:
-            for name in {match.declared.name for match in stream.subscription.matches}:
-                counts[(name,)] = counts.get((name,), 0) + 1
+        # Streams share subscriptions: what is done for each stream holds up the loop.
+        for subscription, streams in Counter(map(_SUBSCRIPTION, self.open)).items():
+            for name in {match.declared.name for match in subscription.matches}:
+                counts[(name,)] = counts.get((name,), 0) + streams
         return counts
 
     def lagging(self) -> int:
