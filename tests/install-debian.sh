@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark, and
-# senders of webhooks (node's clients, syslog-ng), and nginx for the doctor to examine.
+# senders of webhooks (node's clients, syslog-ng), nginx for the doctor to examine, and HAProxy for restarts behind it.
 # Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
 set -eu
 
@@ -11,6 +11,7 @@ command -v node >/dev/null 2>&1 || missing="$missing nodejs"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
 PATH="$PATH:/usr/sbin:/sbin" command -v syslog-ng >/dev/null 2>&1 || missing="$missing syslog-ng-core syslog-ng-mod-http"
 PATH="$PATH:/usr/sbin:/sbin" command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
+PATH="$PATH:/usr/sbin:/sbin" command -v haproxy >/dev/null 2>&1 || missing="$missing haproxy"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 [ -n "$missing" ] || exit 0
 
