@@ -195,8 +195,7 @@ class Daemon(Node):
         self.shutdown.enter("requests", requests=self.public.requests)
         if isinstance(self.broker, MemoryBroker):
             self.upstreams.pause_webhooks()  # what is taken from now on would die with this process
-        self.bodies.drain()
-        await asyncio.gather(self.public.stop(), self.upstreams.stop(reading_once=True))
+        await asyncio.gather(self._finish_requests(), self.upstreams.stop(reading_once=True))
         self.shutdown.enter("sources")
         await self.upstreams.stop()
         # 4. The rest, in the opposite order of the start.
@@ -213,6 +212,14 @@ class Daemon(Node):
         self.loop_lag.stop()
         self.systemd.close()
         log.info("stopped", seconds=round(self.shutdown.took, 1))
+
+    async def _finish_requests(self) -> None:
+        try:
+            async with asyncio.timeout(self.config.timeouts.request + 1):  # bodies have it, and an answer
+                await self.bodies.drain()
+                await self.public.stop()
+        except TimeoutError:
+            log.warning("requests_cut", requests=self.public.requests)
 
 
 def _raise_descriptor_limit(connections: int) -> int:

@@ -182,6 +182,7 @@ class Node:
             key="server.admin",
             request_seconds=timeouts.request,
             headers=ADMIN_HEADERS,
+            on_traffic=self.hub.give_way,  # probes are answered in time, also during a broadcast
         )
 
     def _room(self) -> int:

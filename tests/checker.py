@@ -13,6 +13,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import aiohttp
 
@@ -45,6 +46,24 @@ class Verdict:
     def is_clean(self) -> bool:
         """Whether nothing went wrong silently."""
         return not (self.lost or self.duplicated or self.reordered)
+
+
+class Listening(Protocol):
+    """A node, or what stands before several."""
+
+    @property
+    def port(self) -> int: ...
+
+
+class Reader(Protocol):
+    """What is judged of a client."""
+
+    number: int
+    channels: Sequence[str]
+    seen: list[Message]
+
+    @property
+    def resumes(self) -> int: ...
 
 
 @dataclass
@@ -151,7 +170,7 @@ class Run:
         await asyncio.gather(*self._publishers, *self._readers, return_exceptions=True)
 
 
-def judge(clients: Sequence[Client]) -> Verdict:
+def judge(clients: Sequence[Reader]) -> Verdict:
     """Return what the clients saw wrong."""
     verdict = Verdict()
     for client in clients:
@@ -186,7 +205,7 @@ def judge(clients: Sequence[Client]) -> Verdict:
     return verdict
 
 
-def webhook(session: aiohttp.ClientSession, nodes: Sequence[Node]) -> Send:
+def webhook(session: aiohttp.ClientSession, nodes: Sequence[Listening]) -> Send:
     """Return a sender that posts to any node, again and again until one says 200; the key makes it once."""
 
     async def send(channel: str, number: int) -> None:

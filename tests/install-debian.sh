@@ -1,7 +1,7 @@
 #!/bin/sh
 # What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark, and
-# senders of webhooks (node's clients, syslog-ng), nginx for the doctor to examine, Prometheus with promtool, and
-# jq for the commands of the runbook.
+# senders of webhooks (node's clients, syslog-ng), proxies (nginx for the doctor to examine, HAProxy), Prometheus
+# with promtool, and jq for the commands of the runbook.
 # Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
 set -eu
 
@@ -14,6 +14,7 @@ PATH="$PATH:/usr/sbin:/sbin" command -v syslog-ng >/dev/null 2>&1 || missing="$m
 PATH="$PATH:/usr/sbin:/sbin" command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
 command -v prometheus >/dev/null 2>&1 || missing="$missing prometheus"
 command -v jq >/dev/null 2>&1 || missing="$missing jq"
+PATH="$PATH:/usr/sbin:/sbin" command -v haproxy >/dev/null 2>&1 || missing="$missing haproxy"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 [ -n "$missing" ] || exit 0
 

@@ -38,7 +38,7 @@ class Gateway(Server):
 
     def __init__(self, setup: Setup, port: int, admin: int, process: Process) -> None:
         super().__init__(setup, port, [process])
-        self._admin = admin
+        self.admin = admin
 
     def target(self, channel: str, last_event_id: str | None = None) -> str:
         """Return the path and, where the channel asks for one, a token."""
@@ -86,8 +86,14 @@ class Gateway(Server):
         words = self._processes[0].words
         return 0 if words is None else words.read_bytes().count(b"\n")
 
+    def metric(self, name: str) -> float:
+        """Return a metric without labels."""
+        found = re.search(rf"^sse_gateway_{name} (\S+)$", self._ask("/metrics"), re.MULTILINE)
+        assert found is not None, name
+        return float(found[1])
+
     def _ask(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._admin}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=10) as answer:
             text: str = answer.read().decode()
             return text
 

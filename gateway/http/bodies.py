@@ -32,6 +32,8 @@ class Bodies:
         self._held_by: dict[str, int] = {}
         self._idle: set[asyncio.Timeout] = set()
         self._draining = asyncio.Event()
+        self._reading = 0
+        self._all_read = asyncio.Event()
 
     def reconfigure(self, largest: int, seconds: float) -> None:
         """Take other bounds."""
@@ -50,10 +52,13 @@ class Bodies:
         bodies are in memory already.
         """
         self.check_length(request)
+        if self._draining.is_set():
+            raise _going()
         body = bytearray()
         with self.holding(whose) as hold:
             try:
-                await self._read(request, body, hold)
+                with self._counted():
+                    await self._read(request, body, hold)
                 yield bytes(body)
             finally:
                 body.clear()  # aiohttp keeps an error, and with it this frame, until the next full collection
@@ -102,13 +107,28 @@ class Bodies:
             return
         raise _going()
 
-    def drain(self) -> None:
-        """End the bodies that come in parts; others have their time, and are then answered 503."""
+    async def drain(self) -> None:
+        """Take no more; end those that come in parts; wait for the others, or until their time is over.
+
+        aiohttp reads nothing any more once its server shuts down, so this comes first.
+        """
         self._draining.set()
         now = asyncio.get_running_loop().time()
         for idle in self._idle:
             with suppress(RuntimeError):  # it is over just now
                 idle.reschedule(now)
+        if self._reading:
+            await self._all_read.wait()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._reading += 1
+        try:
+            yield
+        finally:
+            self._reading -= 1
+            if not self._reading and self._draining.is_set():
+                self._all_read.set()
 
     @contextmanager
     def holding(self, whose: str | None) -> Iterator[Callable[[int], None]]:

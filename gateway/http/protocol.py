@@ -25,9 +25,12 @@ MAX_HEADER = 8192
 
 
 class Protocol(web.RequestHandler):
-    """One connection. ``headers`` are those of every answer on its port; ``on_lost`` is told who left."""
+    """One connection. ``headers`` are those of every answer on its port.
 
-    __slots__ = ("_headers", "_is_broken", "_on_lost", "caller")
+    ``on_lost`` is told who left; ``on_data`` is called for all that comes.
+    """
+
+    __slots__ = ("_headers", "_is_broken", "_on_data", "_on_lost", "caller")
 
     def __init__(
         self,
@@ -36,18 +39,22 @@ class Protocol(web.RequestHandler):
         headers: Mapping[str, str],
         caller: Caller,
         on_lost: Callable[[Caller], None],
+        on_data: Callable[[], None] | None,
         **options: Any,
     ) -> None:
         super().__init__(manager, max_line_size=MAX_URL, max_field_size=MAX_HEADER, **options)
         self._headers = {**headers, **PLAIN}
         self.caller = caller
         self._on_lost: Callable[[Caller], None] | None = on_lost
+        self._on_data = on_data
         self._is_broken = False
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in, up to what is no HTTP: nothing is read behind it."""
         if self._is_broken:
             return
+        if self._on_data is not None:
+            self._on_data()
         super().data_received(data)
         error = getattr(self._messages[-1][0], "exc", None) if self._messages else None
         if error is not None:

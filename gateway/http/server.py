@@ -42,7 +42,7 @@ class Listener:
 
     A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
     Once it has, aiohttp's keep-alive deadline and the handlers' own take over. ``headers`` are those of
-    answers that no handler of the application gives.
+    answers that no handler of the application gives. ``on_traffic`` is called when somebody connects or asks.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Listener:
         subscribe: Subscribe | None = None,
         limits: Limits | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
+        on_traffic: Callable[[], None] | None = None,
     ) -> None:
         # A request under way has its own deadline, the same.
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=request_seconds)
@@ -70,7 +71,9 @@ class Listener:
             "auto_decompress": False,
             "lingering_time": LINGER,
             "on_lost": self._uncount,
+            "on_data": on_traffic,
         }
+        self._on_traffic = on_traffic
         self._address = address
         self._key = key
         self._request_seconds = request_seconds
@@ -158,6 +161,8 @@ class Listener:
         One too many of its address is ended.
         """
         self._greeted.discard(front)
+        if self._on_traffic is not None:
+            self._on_traffic()
         if self._limits is not None:
             caller = self._limits.caller(front.transport)
             if not self._limits.peers.connects(caller.peer):

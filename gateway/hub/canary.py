@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from prometheus_client import Counter
 
 from gateway.backoff import jittered
 from gateway.errors import GatewayError
 from gateway.event import EventId
 from gateway.hub.notices import Notices
+from gateway.metrics import Tally
 
 log = structlog.get_logger("gateway.hub")
 
@@ -39,9 +39,7 @@ FIRST_SECONDS = 1.0
 class Canary:
     """`start` it behind the hub. ``pump`` calls what it is given behind all writes that wait."""
 
-    def __init__(
-        self, notices: Notices, pump: Callable[[Callable[[], None]], None], failures: Counter
-    ) -> None:
+    def __init__(self, notices: Notices, pump: Callable[[Callable[[], None]], None], failures: Tally) -> None:
         self._notices = notices
         self._pump = pump
         self._failures = failures
@@ -118,7 +116,7 @@ class Canary:
             self._is_proven, self._is_told = True, False
 
     def _lost(self, why: str) -> None:
-        self._failures.inc()
+        self._failures.value += 1
         self._why = why
         if not self._is_told:  # one line when they stay away, and one when they are back
             log.warning("canary_lost", seconds=round(self._away, 1), error=why or None)

@@ -9,6 +9,7 @@ Publishing therefore never waits for a subscriber, and costs nothing for channel
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -28,6 +29,11 @@ log = structlog.get_logger("gateway.hub")
 
 SLICE = 512
 """Writes per turn of the loop: about five milliseconds of send() calls."""
+
+SMALL_SLICE = 48
+"""The same for `WAY_SECONDS` after somebody came whose answer takes several turns: half a millisecond."""
+
+WAY_SECONDS = 0.05
 
 RING_EVENTS = 100_000
 """Events that a channel's ring holds at the most, however short the time they came in."""
@@ -78,6 +84,7 @@ class Hub:
         self._audiences: dict[Subscription, Audience] = {}
         self._work: deque[tuple[Work, Any]] = deque()
         self._pumping = False
+        self._way_until = 0.0
         self._delivered: dict[str, Counter] = {}
         self.heard: dict[str, int] = {}
         """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
@@ -251,12 +258,19 @@ class Hub:
             self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)
 
+    def give_way(self) -> None:
+        """Write in small slices for a moment: an answer takes several turns of the loop, and is waited for.
+
+        Slices that were always small would cost every broadcast a part of what a turn costs.
+        """
+        self._way_until = monotonic() + WAY_SECONDS
+
     def behind(self, call: Callable[[], None]) -> None:
         """Call something in the pump, behind all writes that wait there."""
         self.schedule(_called, call)
 
     def _pump(self) -> None:
-        budget = SLICE
+        budget = SLICE if monotonic() >= self._way_until else SMALL_SLICE
         while self._work and budget > 0:
             work, item = self._work.popleft()
             try:

@@ -35,6 +35,7 @@ ID_BYTES = 12
 SLOTS = 32
 """Parts that the streams are dealt into for `heartbeat.Sweep`."""
 
+
 _DRAIN_TICK = 0.05
 _DRAIN_SPREAD = 0.8  # of the drain time; the rest is for the last bytes to get out
 

@@ -1,0 +1,211 @@
+"""How a gateway goes: announced, spread, answered, and in time."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.shutdown import Shutdown
+from gateway.systemd import Systemd
+from tests.support.eventsource import Stream
+from tests.support.gateway import eventually, gateway_running
+from tests.support.node import Node
+
+LONG = "10m"
+"""A pre_drain that no test waits for."""
+
+
+def config(folder: Path, pre_drain: str, workers: int) -> dict[str, Any]:
+    return {
+        "server": {"workers": workers} if workers > 1 else {},
+        "broker": {"url": f"sqlite:///{folder}/log.db"},
+        "timeouts": {"pre_drain": pre_drain, "drain": "1s"},
+        "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
+        "channels": {"orders": {"from": [{"source": "hooks", "topic": "orders"}], "access": "public"}},
+    }
+
+
+@asynccontextmanager
+async def node_running(folder: Path, pre_drain: str, workers: int) -> AsyncIterator[Node]:
+    node = Node(folder, config(folder, pre_drain, workers))
+    try:
+        await node.start()
+        yield node
+    finally:
+        await node.kill()
+
+
+async def admin(node: Node, path: str) -> tuple[int, Any]:
+    url = f"http://127.0.0.1:{node.admin}{path}"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return answer.status, await answer.json()
+
+
+async def is_unready(node: Node) -> bool:
+    status, told = await admin(node, "/readyz")
+    if status == 503:
+        assert told["not_ready"] == ["draining"]
+    return status == 503
+
+
+def phases(node: Node) -> list[str]:
+    """Return the phases of a drain that the log tells, each once."""
+    return list(dict.fromkeys(line["phase"] for line in node.lines() if line["event"] == "draining"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_all_is_served_while_balancers_look_elsewhere(tmp_path: Path, workers: int) -> None:
+    """Unready at once, and whoever still comes is a client like any other; the second signal ends it."""
+    async with node_running(tmp_path, LONG, workers) as node:
+        old = await Stream.open(node.port, "/events/orders")
+        node.signal(signal.SIGTERM)
+        await eventually(lambda: is_unready(node))
+        _, status = await admin(node, "/status")
+        # The parent says so at once; its workers hear of it a moment later.
+        await eventually(lambda: phases(node) == ["pre_drain"])
+        _, status = await admin(node, "/status")
+        assert status["phase"] == "pre_drain"
+        assert {each["phase"] for each in status.get("workers", [])} <= {"pre_drain"}
+        assert (await admin(node, "/healthz"))[0] == 200
+        new = await Stream.open(node.port, "/events/orders")
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"http://127.0.0.1:{node.port}/hooks/hooks?topic=orders", data="7") as answer,
+        ):
+            assert answer.status == 200
+        for stream in (old, new):
+            assert (await stream.until("message")).json["payload"] == 7
+        node.signal(signal.SIGTERM)
+        assert await node.ended() == 1
+        for stream in (old, new):
+            stream.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_the_phases_follow_each_other(tmp_path: Path, workers: int) -> None:
+    """Announced, then told, then gone, with exit 0; the log says what it was doing when."""
+    async with node_running(tmp_path, "500ms", workers) as node:
+        stream = await Stream.open(node.port, "/events/orders")
+        node.signal(signal.SIGTERM)
+        assert (await stream.until("stream.close")).json == {"reason": "draining", "reconnect": True}
+        assert await node.ended() == 0
+        assert phases(node) == ["pre_drain", "streams", "requests", "sources"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_whoever_sits_at_the_terminal_does_not_wait(tmp_path: Path, workers: int) -> None:
+    """Ctrl-C is no deployment: no balancer is there to be told."""
+    async with node_running(tmp_path, LONG, workers) as node:
+        stream = await Stream.open(node.port, "/events/orders")
+        node.signal(signal.SIGINT)
+        await stream.until("stream.close")
+        assert await node.ended() == 0
+        assert phases(node) == ["streams", "requests", "sources"]
+
+
+BROKERS = ["memory", "sqlite"]
+
+
+@asynccontextmanager
+async def half_posted(folder: Path, broker: str, length: int) -> AsyncIterator[Any]:
+    """Give a gateway that has half of a post, and the connection that it came on."""
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/log.db"}[broker]
+    over = {"broker": {"url": url}, "timeouts": {"request": "2s"}}
+    async with gateway_running(over) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        head = f"POST /hooks/hooks?topic=orders HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        writer.write(head.encode() + b"12")
+        await eventually(lambda: gateway.daemon.bodies._held > 0)
+        try:
+            yield gateway, reader, writer
+        finally:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_half_a_post_is_told_to_come_again(tmp_path: Path, broker: str) -> None:
+    """408 says that the sender was at fault, and some give up at it; its post was only late for this node."""
+    async with half_posted(tmp_path, broker, 5) as (gateway, reader, _):
+        stopping = asyncio.create_task(gateway.daemon.stop())
+        async with asyncio.timeout(20):
+            answer = await reader.read(65536)
+            assert b" 503 " in answer.split(b"\r\n")[0]
+            assert b"\r\nRetry-After: " in answer
+            await stopping
+
+
+async def test_a_post_that_comes_in_time_is_taken(tmp_path: Path) -> None:
+    """Webhooks in flight are finished: the sender is told 200, and it is in the log."""
+    async with half_posted(tmp_path, "sqlite", 4) as (gateway, reader, writer):
+        stopping = asyncio.create_task(gateway.daemon.stop())
+        await eventually(lambda: gateway.daemon.shutdown.phase == "requests")
+        writer.write(b"34")
+        async with asyncio.timeout(20):
+            assert b" 200 " in (await reader.read(65536)).split(b"\r\n")[0]
+            await stopping
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_an_end_that_hangs_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever does not let go, the process is gone before somebody kills it."""
+    shutdown = Shutdown(pre_drain=0, drain=0.1, request=0.1, systemd=Systemd({}))
+    shutdown.seconds = 0.2
+    shutdown.ask()
+    assert await shutdown.carry_out(never, lambda: 3) is False
+
+
+async def test_asking_twice_at_once_ends_the_announcement() -> None:
+    """SIGTERM to a worker, then Ctrl-C to its parent: nobody waits for balancers any more."""
+    shutdown = Shutdown(pre_drain=600, drain=0.1, request=0.1, systemd=Systemd({}))
+    shutdown.ask()
+    ended = asyncio.Event()
+
+    async def stop() -> None:
+        ended.set()
+
+    ending = asyncio.create_task(shutdown.carry_out(stop, lambda: 0))
+    await eventually(lambda: shutdown.phase == "pre_drain")
+    shutdown.ask(at_once=True)
+    async with asyncio.timeout(10):
+        assert await ending
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_the_service_manager_hears_of_it(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Type=notify: ready once all workers listen, alive while they answer, and stopping with its deadline."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        heard: list[str] = []
+
+        def listen() -> list[str]:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard.extend(manager.recv(4096).decode().split("\n"))
+            return heard
+
+        async with node_running(tmp_path, "0s", workers) as node:
+            await eventually(lambda: "READY=1" in listen())
+            assert heard[0] == "READY=1"
+            assert listen().count("READY=1") == 1
+            await eventually(lambda: listen().count("WATCHDOG=1") > 2)
+            assert "STOPPING=1" not in heard
+            node.signal(signal.SIGTERM)
+            assert await node.ended() == 0
+        assert "STOPPING=1" in listen()
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in heard)
