@@ -6,12 +6,14 @@ core schema, and reports whatever the two versions read differently.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from gateway.config.faults import SECRET_KEYS, ConfigError, Fault, Located, Path
+from gateway.config.syntax import trouble
 
 MAX_BYTES = 16 * 2**20
 """Largest configuration file."""
@@ -60,12 +62,12 @@ class Document:
         if place is not None:
             self.secret_lines.update(range(place[0], self.ends.get(path, place[0]) + 1))
 
-    def error(self, faults: list[Fault]) -> ConfigError:
-        """Return the error that reports these faults at their places, in file order, one per path."""
+    def locate(self, faults: Iterable[Fault]) -> list[Located]:
+        """Return these faults at their places, in file order, one per path and kind."""
         located: dict[object, Located] = {}
         for fault in faults:
-            located.setdefault((fault.path, fault.at), self._locate(fault))
-        return ConfigError(self.file, sorted(located.values(), key=lambda at: (at.line, at.column)))
+            located.setdefault((fault.path, fault.at, fault.code), self._locate(fault))
+        return sorted(located.values(), key=lambda at: (at.line, at.column))
 
     def _locate(self, fault: Fault) -> Located:
         path, place = fault.path, fault.at
@@ -98,15 +100,12 @@ def parse(text: str, file: str) -> Document:
         finally:
             loader.dispose()
     except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
-        line, column = _at(mark) if mark else (1, 1)
-        source = None  # which value a broken line holds, and whether it is a secret, nobody can tell
-        raise ConfigError(
-            file, [Located(Fault((), f"not valid YAML: {problem}"), line, column, source)]
-        ) from None
+        line, column, message = trouble(error, text, document.lines)
+        raise ConfigError(file, [Located(Fault((), message), line, column, None)]) from None
     if node is None:
-        document.faults.append(Fault((), "the file is empty; config/gateway.yaml is an annotated example"))
+        document.faults.append(
+            Fault((), "the file is empty; the least that it needs is sources and channels")
+        )
     elif not isinstance(node, yaml.MappingNode):
         document.faults.append(Fault((), "must be a mapping of sections: server, sources, channels, …"))
     else:

@@ -14,14 +14,21 @@ SECRET_KEYS = frozenset({"auth", "verify", "sasl", "secret", "bearer", "url", "a
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One mistake. ``on_key`` points at the key of ``path``, or where that is missing at its
-    mapping's, in place of the value; ``at`` (line, column) overrides both.
+    """One mistake, or with a ``code`` a warning of that name. ``on_key`` points at the key of ``path``, or
+    where that is missing at its mapping's, in place of the value; ``at`` (line, column) overrides both.
     """
 
     path: Path
     message: str
     on_key: bool = False
     at: tuple[int, int] | None = None
+    code: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """``path: what is wrong, and what would be right``."""
+        path = dotted(self.path)
+        return f"{path}: {self.message}" if path else self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +42,9 @@ class Located:
 
     def render(self, file: str) -> str:
         """Return ``file:line:column: path: message`` and, below it, the source line with a mark."""
-        place = f"{file}:{self.line}:{self.column}: "
-        path = dotted(self.fault.path)
-        text = f"{place}{path}: {self.fault.message}" if path else place + self.fault.message
+        fault = self.fault
+        place = f"{file}:{self.line}:{self.column}: {'warning: ' if fault.code else ''}"
+        text = f"{place}{fault.sentence}{f' [{fault.code}]' if fault.code else ''}"
         if self.source is None:
             return text
         number = str(self.line)

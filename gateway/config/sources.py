@@ -6,8 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator
 
+from gateway.config import patterns
 from gateway.config.section import Section, preset, redis_url, section
-from gateway.config.units import Duration, Expressed, Rate, Secret, Switch, fault, parse_duration
+from gateway.config.units import (
+    Duration,
+    Expressed,
+    Rate,
+    Secret,
+    Switch,
+    fault,
+    parse_duration,
+    secret_schema,
+)
 from gateway.config.verify import Verify
 
 
@@ -23,17 +33,27 @@ def _stream_url(value: Any) -> Any:
     return value if value == "" else redis_url(value)
 
 
+_ONE_SCHEMA = secret_schema(rf"(?:{patterns.REDIS_ONE})?")
+_URL_SCHEMA = secret_schema(rf"(?:{patterns.REDIS})?")
 _START_SCHEMA = WithJsonSchema(
     {
+        "anyOf": [
+            {
+                "title": "start",
+                **patterns.text(r"new|oldest|[0-9]{1,15}(?:-[0-9]{1,19})?"),
+                "examples": ["oldest"],
+            },
+            {"title": "entry", "type": "integer", "minimum": 0, "examples": [1526919030474]},
+        ]
+    }
+)
+_SINCE_SCHEMA = WithJsonSchema(
+    {
         "title": "start",
-        "type": "string",
-        "pattern": r"^(new|oldest|[0-9]{1,15}(-[0-9]{1,19})?|.*\$\{.*)$",
+        **patterns.text(rf"new|oldest|{patterns.DURATION_OR_ZERO}|[0-9]{{4}}-?[0-9W][0-9T:.,Z+\-W ]+"),
         "examples": ["oldest"],
     }
 )
-
-
-_SINCE_SCHEMA = WithJsonSchema({"title": "start", "type": "string", "examples": ["oldest"]})
 
 
 class EventFrom(Section):
@@ -61,7 +81,7 @@ class RedisPubSub(SourceBase):
     """Redis PUBLISH. The topic of a record is the Redis channel."""
 
     type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
-    url: Annotated[Secret, BeforeValidator(_source_url)] = Field(
+    url: Annotated[Secret, BeforeValidator(_source_url), _ONE_SCHEMA] = Field(
         description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
     )
     timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
@@ -78,7 +98,7 @@ class RedisStream(SourceBase):
     """Entries of Redis streams (XADD). The topic of a record is the stream's key."""
 
     type: Literal["redis-stream"] = Field(description="reads the streams that the topics of all routes name")
-    url: Annotated[Secret, BeforeValidator(_stream_url)] = Field(
+    url: Annotated[Secret, BeforeValidator(_stream_url), _URL_SCHEMA] = Field(
         description="as broker.url, for a Redis 7 or Valkey; empty turns the source off: ${REDIS_URL:-}"
     )
     start: Annotated[str, PlainValidator(_start), _START_SCHEMA] = preset(
@@ -132,13 +152,22 @@ class KafkaSasl(Section):
     password: Secret
 
 
+_BROKERS_SCHEMA = WithJsonSchema(
+    {
+        "title": "addresses",
+        **patterns.text(f"(?:{patterns.BOOTSTRAP})?"),
+        "examples": ["k1:9092,k2:9092"],
+    }
+)
+
+
 class Kafka(SourceBase):
     """Records of Kafka topics; needs the extra ``sse-gateway[kafka]``."""
 
     type: Literal["kafka"] = Field(
         description="reads the topics of all routes; pip install sse-gateway[kafka]"
     )
-    brokers: str = Field(
+    brokers: Annotated[str, _BROKERS_SCHEMA] = Field(
         description="host:port, several with commas; empty turns the source off: ${KAFKA_BROKERS:-}"
     )
     group: str = Field("sse-gateway", min_length=1, description="where offsets are committed, for lag tools")
@@ -178,3 +207,6 @@ class Webhook(SourceBase):
 
 
 Source = Annotated[RedisPubSub | RedisStream | Kafka | Webhook, Field(discriminator="type")]
+
+TYPES = ("redis-pubsub", "redis-stream", "kafka", "webhook")
+"""The types of sources."""
