@@ -20,7 +20,6 @@ from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config
 from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
-from gateway.config.trust import unchecked_hosts
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
@@ -213,8 +212,6 @@ class Daemon:
     async def start(self) -> None:
         """Start everything, the public port last. Raises StartupError; then call `stop` all the same."""
         self._descriptors = _raise_descriptor_limit(self.config.limits.connections)
-        for key in unchecked_hosts(self.config):
-            log.warning("tls_host_not_checked", key=key, note="any host of that authority will do")
         # 1. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()
