@@ -10,7 +10,16 @@ from pydantic_core import CoreSchema
 
 from gateway.config import patterns
 from gateway.config.section import Section, preset
-from gateway.config.units import Duration, DurationOrNull, DurationOrZero, Positive, Secret, Switch, fault
+from gateway.config.units import (
+    Duration,
+    DurationOrNull,
+    DurationOrZero,
+    Positive,
+    Secret,
+    Switch,
+    fault,
+    kind_of,
+)
 
 HMAC_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -80,7 +89,7 @@ def _own_query(value: Any) -> Any:
 def _most(seconds: float, why: str) -> AfterValidator:
     def check(value: float) -> float:
         if value > seconds:
-            raise fault(f"{why}, and {seconds:g} s are much for that")
+            raise fault(f"{why}, and may be {seconds:g}s at the most")
         return value
 
     return AfterValidator(check)
@@ -101,8 +110,8 @@ HeaderName = Annotated[
     BeforeValidator(_passed_on),
     _named("header", rf"(?!(?:{patterns.caseless(SET_HERE)})$){patterns.WORD}", "Authorization"),
 ]
-Leeway = Annotated[DurationOrZero, _most(MOST_LEEWAY, "leeway is for clocks that differ")]
-Timeout = Annotated[Duration, _most(MOST_TIMEOUT, "timeout is how long clients may hang")]
+Leeway = Annotated[DurationOrZero, _most(MOST_LEEWAY, "is for clocks that differ")]
+Timeout = Annotated[Duration, _most(MOST_TIMEOUT, "is how long clients may hang")]
 
 
 _HS = {"pattern": "^HS"}
@@ -177,10 +186,19 @@ class _OneOrMany:
         return {"anyOf": [many["items"], many]}
 
 
+def _one_or_many(value: Any) -> Any:
+    if not isinstance(value, (list, dict, Jwt)):
+        raise fault(
+            'must be a mapping, such as {algorithms: [HS256], secret: "${JWT_SECRET}"}, or a list of them,'
+            f" and is {kind_of(value)}"
+        )
+    return value if isinstance(value, list) else [value]
+
+
 Issuers = Annotated[
     list[Jwt],
     Field(min_length=1),
-    BeforeValidator(lambda value: [value] if isinstance(value, (dict, Jwt)) else value),
+    BeforeValidator(_one_or_many),
     _OneOrMany,
 ]
 

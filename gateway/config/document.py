@@ -78,9 +78,18 @@ class Document:
         line, column = place
         is_secret = line in self.secret_lines or any(part in SECRET_KEYS for part in fault.path)
         source = self.lines[line - 1] if line <= len(self.lines) and not is_secret else None
-        if source is None and fault.on_key and place == self.keys.get(fault.path):
-            source = f"{' ' * (column - 1)}{fault.path[-1]}: …"
-        return Located(fault, line, column, source)
+        return Located(fault, line, column, source or self._masked(fault.path, (line, column)))
+
+    def _masked(self, path: Path, place: tuple[int, int]) -> str | None:
+        """Return the key in this line that a value belongs to, and nothing of the value."""
+        line, column = place
+        while path and (path not in self.keys or self.keys[path] > place):
+            path = path[:-1]
+        if not path or self.keys[path][0] != line:
+            return None
+        begin = self.keys[path][1]
+        shown = f"{' ' * (begin - 1)}{path[-1]}: "
+        return f"{shown:<{column - 1}}…"
 
 
 def _at(mark: yaml.Mark) -> tuple[int, int]:
@@ -157,6 +166,17 @@ def _mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str
     return data
 
 
+def _number(node: yaml.ScalarNode) -> int | float | None:
+    """Return what a reader of YAML 1.1 makes of digits."""
+    read = yaml.SafeLoader("")
+    try:
+        return read.construct_yaml_int(node) if node.tag == _TAG + "int" else read.construct_yaml_float(node)
+    except ValueError:
+        return None
+    finally:
+        read.dispose()
+
+
 def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     text = node.value
     if node.style is not None:  # quoted, or a block scalar: text whatever it looks like
@@ -175,6 +195,9 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
         quoted = f'"{text}"'
         right = f"write true or false, or {quoted} for text" if kind == "bool" else f"write {quoted} for text"
         seen = {"bool": "a boolean", "timestamp": "a date"}.get(kind, "a number of its own kind")
+        number = _number(node) if kind in ("int", "float") else None
+        if number is not None:
+            seen, right = f"the number {number}", f"write {number} if that is meant, or {quoted} for text"
         if any(part in SECRET_KEYS for part in path):
             text, right = "this", "quote it"
         document.faults.append(Fault(path, f"{text} is {seen} to some YAML readers; {right}"))

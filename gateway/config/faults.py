@@ -79,7 +79,8 @@ def dotted(path: Path) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint: the nearest known word, else all of them."""
     names = sorted(known)
-    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    close = [name for name in names if name.lower() == word.lower()]
+    close = close or get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known here: {', '.join(names)}" if names else "nothing is known here"

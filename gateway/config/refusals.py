@@ -13,7 +13,7 @@ from gateway.config.schema import described, json_schema, keys_at
 from gateway.config.sources import TYPES
 from gateway.config.units import kind_of
 
-_MISPLACED = frozenset({"extra_forbidden", "model_type", "dict_type", "list_type"})
+_MISPLACED = frozenset({"extra_forbidden", "model_type", "model_attributes_type", "dict_type", "list_type"})
 """Faults of values that nobody knows: a URL with its password below a misspelled key, say."""
 
 
@@ -77,11 +77,15 @@ def _sentence(
 ) -> str:
     match kind:
         case "literal_error":
-            return f"must be {context['expected']}{_near(value, str(context['expected']))}"
-        case "model_type" | "dict_type":
+            expected = str(context["expected"])
+            if expected == "True":
+                return "must be true; leave it out otherwise"
+            return f"must be {expected}{_near(value, expected)}"
+        case "model_type" | "model_attributes_type" | "dict_type":
             return _no_mapping(value)
         case "list_type":
-            return f"must be a list, such as [a, b], and is {kind_of(value)}"
+            mend = "; put it in brackets" if isinstance(value, (str, int, float)) else ""
+            return f"must be a list, such as [a, b], and is {kind_of(value)}{mend}"
         case "string_type":
             mend = "; quote it" if isinstance(value, (bool, int, float)) else ""
             return f"must be text, and is {kind_of(value)}{mend}"

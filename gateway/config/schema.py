@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from gateway.config import patterns
 from gateway.config.faults import Path
 from gateway.config.model import Config
 
@@ -12,7 +13,29 @@ from gateway.config.model import Config
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) that ``config/schema.json`` holds."""
     schema = Config.model_json_schema(by_alias=True)
+    _let_words_be_references(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _let_words_be_references(node: dict[str, Any]) -> None:
+    """Let a reference stand for one of several words, but for the type of a source, which editors ask for."""
+    for key, below in node.get("properties", {}).items():
+        if key != "type":
+            _let_word(below)
+    for each in (node.get("items"), node.get("additionalProperties"), *node.get("anyOf", ())):
+        if isinstance(each, dict):
+            _let_word(each)
+    for below in node.get("$defs", {}).values():
+        _let_words_be_references(below)
+
+
+def _let_word(node: dict[str, Any]) -> None:
+    words = node.get("enum") or [node.get("const")]
+    if isinstance(words[0], str):
+        moved = {word: node.pop(word) for word in ("enum", "const", "type") if word in node}
+        node["anyOf"] = [moved, {"type": "string", "pattern": f"^(?:{patterns.REFERENCE})$"}]
+    else:
+        _let_words_be_references(node)
 
 
 def keys_at(schema: dict[str, Any], path: Path, data: Any) -> list[str]:

@@ -147,9 +147,9 @@ class KafkaTls(Section):
 class KafkaSasl(Section):
     """Who we are to the Kafka brokers."""
 
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-    username: str = Field(min_length=1)
-    password: Secret
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(description="as the brokers ask")
+    username: str = Field(min_length=1, description="the name that the brokers know")
+    password: Secret = Field(description="its password")
 
 
 _BROKERS_SCHEMA = WithJsonSchema(

@@ -83,10 +83,17 @@ def _network(value: Any) -> IPv4Network | IPv6Network:
     try:
         network = ip_network(str(value))
     except ValueError as error:
-        raise fault(f"{error}; write an address or a network: 10.0.0.0/8") from None
+        raise fault(f"{error}; write {_meant_network(str(value))}") from None
     if not network.prefixlen:
         raise fault("would believe everybody's word about their address; name your proxies")
     return network
+
+
+def _meant_network(text: str) -> str:
+    try:
+        return f"the network, {ip_network(text, strict=False)}, or the address, {text.partition('/')[0]}"
+    except ValueError:
+        return "an address or a network: 10.0.0.0/8"
 
 
 class Address(NamedTuple):

@@ -171,7 +171,10 @@ def _source(name: str, source: Source, config: Config) -> Iterator[Fault]:
     path: Path = ("sources", name)
     if not any(route.source == name for channel in config.channels.values() for route in channel.from_):
         yield Fault(
-            path, "no channel reads from it; name it in a channel's from, or remove it", True, code="unread"
+            path,
+            "no channel reads from it; name it in a channel's from, or remove it",
+            True,
+            code="unread-source",
         )
     if isinstance(source, Webhook):
         if source.verify.none and not config.server.listen.is_loopback:
@@ -245,7 +248,7 @@ def _history(history: History, path: Path, config: Config) -> Iterator[Fault]:
 def _flapping(path: Path, seconds: float) -> Fault:
     return Fault(
         path,
-        f"with critical, {seconds:g} s of silence make every node unready, and balancers stop all traffic",
+        f"with critical, {seconds:g} s of silence makes every node unready, and balancers stop all traffic",
         code="critical-at-once",
     )
 
