@@ -193,7 +193,7 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     if kind in ("bool", "int", "float", "timestamp"):
         # YAML 1.1 readers (and people) see a boolean, a base-60 number or a date here.
         quoted = f'"{text}"'
-        right = f"write true or false, or {quoted} for text" if kind == "bool" else f"write {quoted} for text"
+        right = f"write {quoted} for text, or true or false" if kind == "bool" else f"write {quoted} for text"
         seen = {"bool": "a boolean", "timestamp": "a date"}.get(kind, "a number of its own kind")
         number = _number(node) if kind in ("int", "float") else None
         if number is not None:
