@@ -13,6 +13,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from gateway.check import deciders, files, logs, upstreams
+from gateway.check.words import plain
 from gateway.config.model import Config
 from gateway.doctor.finding import Finding, bad
 
@@ -43,3 +44,5 @@ async def _bounded(what: str, each: _Try) -> Finding:
             return await each
     except TimeoutError:
         return bad(what, f"no answer within {DEADLINE_SECONDS:g} s", "see whether a firewall is between")
+    except Exception as error:  # one that fails in a way of its own must not hide the others
+        return bad(what, plain(error), "correct it in the file, or where it leads to")

@@ -16,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from gateway.broker.redis_pool import close
 from gateway.broker.redis_store import Store
 from gateway.broker.sqlite_store import APPLICATION_ID, VERSION
 from gateway.check.words import plain, redis_mend
@@ -129,8 +130,9 @@ async def _asked(server: Any, store: Store, kind: str, broker: Broker) -> Findin
         await client.eval(_WRITES, 2, f"{store.base}check:{secrets.token_hex(4)}", store.log_key)
         return await _told(client, kind, broker)
     finally:
-        await pubsub.aclose()  # type: ignore[no-untyped-call]
-        await client.aclose(close_connection_pool=True)
+        # Closing writes to a server that may be frozen.
+        closing = asyncio.wait_for(close(pubsub, client), broker.timeout)
+        await asyncio.gather(closing, return_exceptions=True)
 
 
 async def _told(client: Redis, kind: str, broker: Broker) -> Finding:

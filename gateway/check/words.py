@@ -10,6 +10,7 @@ _REFUSED = (
     re.compile(r"Cannot connect to host (\S+) ssl:\S+ \[(?:Connect call failed|Multiple exceptions).*\]"),
     re.compile(r".*Unable connect to \"(.+?)\": \[Errno 111\].*"),
 )
+_LATE = re.compile(r"Timeout (?:connecting to|reading from|writing to) .*")
 _UNKNOWN = (
     re.compile(r"Error -\d+ connecting to (\S+?):\d+\. .*"),
     re.compile(r"Cannot connect to host (\S+?):\d+ ssl:\S+ \[.*(?:not known|resolution|No address).*\]"),
@@ -47,7 +48,7 @@ def plain(error: BaseException) -> str:
     for pattern in _UNKNOWN:
         if (found := pattern.fullmatch(text)) is not None:
             return f"there is no host {found[1]}"
-    return text
+    return "no answer within its time" if _LATE.fullmatch(text) else text
 
 
 def redis_mend(text: str, *, tls: bool = False) -> str:
