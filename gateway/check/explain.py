@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from gateway.config.auth import Jwt
+from gateway.config.faults import printable
 from gateway.config.model import Channel, ClaimsAccess, Config, History
 from gateway.config.sources import Kafka, Webhook
 from gateway.config.template import Template
@@ -61,7 +62,7 @@ def _channel(name: str, channel: Channel, config: Config) -> Iterator[str]:
 
 def _rows(title: str, texts: list[str]) -> Iterator[str]:
     for number, text in enumerate(texts):
-        yield f"  {title if not number else '':<{_WIDTH}}{text}"
+        yield f"  {title if not number else '':<{_WIDTH}}{printable(text)}"
 
 
 def _readers(channel: Channel, config: Config) -> str:
@@ -71,11 +72,12 @@ def _readers(channel: Channel, config: Config) -> str:
     if access == "forward":
         url = config.auth.forward.url if config.auth and config.auth.forward else ""
         return f"whom {url} lets in"
-    token = " or ".join(_issuer(jwt) for jwt in (config.auth.jwt if config.auth else None) or ())
+    token = ", or ".join(_issuer(jwt) for jwt in (config.auth.jwt if config.auth else None) or ())
+    comma = "," if ", or" in token else ""
     if isinstance(access, ClaimsAccess):
         claims = " and ".join(f"{claim} {value}" for claim, value in access.claims.items())
-        return f"who has a token {token} with {claims}"
-    return f"who has a token {token} whose channels claim lists it"
+        return f"who has a token {token}{comma} with {claims}"
+    return f"who has a token {token}{comma} whose channels claim lists it"
 
 
 def _issuer(jwt: Jwt) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from gateway.config.faults import Located, dotted
+from gateway.config.faults import Located, dotted, printable
 from gateway.config.load import Reading
 from gateway.doctor.finding import Finding, Level
 
@@ -80,8 +80,7 @@ class Text(Form):
             self._say(f"{bad} of {len(findings)} cannot be used", self._err)
 
     def _say(self, text: str, file: TextIO) -> None:
-        printable = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
-        print(printable, file=file, flush=True)
+        print(text, file=file, flush=True)
 
 
 class Json(Form):
@@ -219,7 +218,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _clean(text: str) -> str:
-    seen = "".join(char if char.isprintable() else "\ufffd" for char in text)
+    seen = printable(text)
     return seen if len(seen) <= _LONGEST else f"{seen[:_LONGEST]}…"
 
 

@@ -44,11 +44,11 @@ class Located:
         """Return ``file:line:column: path: message`` and, below it, the source line with a mark."""
         fault = self.fault
         place = f"{file}:{self.line}:{self.column}: {'warning: ' if fault.code else ''}"
-        text = f"{place}{fault.sentence}{f' [{fault.code}]' if fault.code else ''}"
+        text = f"{place}{printable(fault.sentence)}{f' [{fault.code}]' if fault.code else ''}"
         if self.source is None:
             return text
         number = str(self.line)
-        return f"{text}\n  {number} | {self.source}\n  {' ' * len(number)} | {' ' * (self.column - 1)}^"
+        return f"{text}\n  {number} | {printable(self.source)}\n  {' ' * len(number)} | {' ' * (self.column - 1)}^"
 
 
 class ConfigError(StartupError):
@@ -62,6 +62,11 @@ class ConfigError(StartupError):
         count = "1 mistake" if len(self.faults) == 1 else f"{len(self.faults)} mistakes"
         lines = [fault.render(file) for fault in self.faults]
         super().__init__("\n".join([*lines, f"{file}: {count}"]))
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, without what could steer a terminal or a build's runner."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def dotted(path: Path) -> str:
