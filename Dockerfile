@@ -16,7 +16,8 @@ WORKDIR /var/lib/sse-gateway
 VOLUME /var/lib/sse-gateway
 ENV PATH=/opt/sse-gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    SSE_GATEWAY_CONFIG=/etc/sse-gateway/gateway.yaml
+    SSE_GATEWAY_CONFIG=/etc/sse-gateway/gateway.yaml \
+    SSE_GATEWAY_LISTEN=0.0.0.0:8080
 USER 10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM

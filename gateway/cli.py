@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from gateway import __version__, runtime
-from gateway.config.load import load
+from gateway.check import command as check
 from gateway.config.model import MAX_WORKERS, Config
 from gateway.config.schema import json_schema
 from gateway.config.sources import Webhook
+from gateway.config.warnings import tell
 from gateway.daemon import Daemon
 from gateway.doctor import command as doctor
 from gateway.errors import StartupError
@@ -52,8 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[config], help="serve until SIGTERM")
     run.add_argument("--hints", action="store_true", help="print URLs and a curl line to try")
     run.set_defaults(command=_run)
-    check = commands.add_parser("check", parents=[config], help="tell every mistake in the configuration")
-    check.set_defaults(command=_check)
+    mistakes = commands.add_parser(
+        "check", parents=[config], help="tell every mistake in the configuration; --config - reads stdin"
+    )
+    check.add_arguments(mistakes)
+    mistakes.set_defaults(command=check.run)
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
     schema.set_defaults(command=_schema)
     examine = commands.add_parser("doctor", help="say what breaks streams at a deployed URL")
@@ -79,6 +83,7 @@ def _cores() -> int:
 
 
 async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
+    tell(config)
     daemon = Daemon(config, metrics, file=file)
     if hints:
         daemon.on_listening = lambda: print(_hints(config, daemon.public.port, daemon.admin.port), flush=True)
@@ -86,16 +91,11 @@ async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: 
 
 
 async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
+    tell(config)
     parent = Parent(config, workers, metrics, file)
     if hints:
         parent.on_listening = lambda: print(_hints(config, parent.port, parent.admin.port), flush=True)
     return await parent.run()
-
-
-def _check(options: argparse.Namespace) -> int:
-    config = load(options.config)
-    print(f"{options.config}: good; {len(config.channels)} channels from {len(config.sources)} sources")
-    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -13,7 +13,6 @@ from gateway.auth.reconfiguration import Reconfiguration
 from gateway.broker.memory import MemoryBroker
 from gateway.config.diff import other_origins, other_rules
 from gateway.config.model import Config
-from gateway.config.trust import unchecked_hosts
 from gateway.errors import StartupError
 from gateway.http.tls import Loaded
 from gateway.metrics import Metrics
@@ -150,8 +149,6 @@ class Daemon(Node):
     async def start(self) -> None:
         """Start everything, the public port last. Raises StartupError; then call `stop` all the same."""
         self.descriptors = _raise_descriptor_limit(self.config.limits.connections)
-        for key in unchecked_hosts(self.config):
-            log.warning("tls_host_not_checked", key=key, note="any host of that authority will do")
         # 1. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()

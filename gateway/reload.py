@@ -19,8 +19,9 @@ import structlog
 
 from gateway.config.diff import differences
 from gateway.config.faults import ConfigError, Located, dotted
-from gateway.config.load import files_of, load, located
+from gateway.config.load import load
 from gateway.config.model import Config
+from gateway.config.references import files_of, located
 from gateway.errors import GatewayError
 from gateway.files import Looks, look
 from gateway.metrics import Metrics
@@ -189,6 +190,7 @@ class Reload:
         elif outcome.result == "unchanged":
             log.info("config_unchanged", **about)
         else:
+            tell(self._server.config)
             log.warning("config_reloaded", **about, changes=outcome.changes, streams_ended=outcome.ended)
 
     def _signalled(self) -> None:

@@ -49,7 +49,7 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
     text = (ROOT / "config/gateway.yaml").read_text()
     config = tmp_path / "gateway.yaml"
     config.write_text(
-        text.replace("0.0.0.0:8080", f"127.0.0.1:{port}").replace("127.0.0.1:9090", f"127.0.0.1:{admin}")
+        text.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("127.0.0.1:9090", f"127.0.0.1:{admin}")
     )
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1] / "gateway"
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"check"},
     {"workers", "doctor"},
     {"daemon", "runtime"},
     {"node"},
@@ -32,7 +33,7 @@ LAYERS = [
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
 PURE = [
-    *("event", "history", "sse", "webhooks", "config", "sources/router.py"),
+    *("event", "history", "sse", "webhooks", "config", "sources/router.py", "check/explain.py"),
     *(
         f"doctor/{noun}.py"
         for noun in ("answer", "arrivals", "certificate", "cors", "heard", "resume", "target")

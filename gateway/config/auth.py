@@ -4,12 +4,22 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from gateway.config import patterns
 from gateway.config.section import Section, preset
-from gateway.config.units import Count, Duration, DurationOrNull, DurationOrZero, Secret, Switch, fault
+from gateway.config.units import (
+    Duration,
+    DurationOrNull,
+    DurationOrZero,
+    Positive,
+    Secret,
+    Switch,
+    fault,
+    kind_of,
+)
 
 HMAC_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -32,17 +42,19 @@ def _http_url(value: str) -> str:
     return value
 
 
-Url = Annotated[str, AfterValidator(_http_url)]
+Url = Annotated[
+    str,
+    AfterValidator(_http_url),
+    WithJsonSchema(
+        {"title": "URL", **patterns.text(patterns.URL), "examples": ["https://id.example.com/keys"]}
+    ),
+]
 
 
-def _is_safe(url: str) -> bool:
+def is_safe(url: str) -> bool:
+    """Tell whether nobody between can answer in the place of this URL's host."""
     parts = urlsplit(url)
     return parts.scheme == "https" or parts.hostname in _LOCAL
-
-
-def _check_url(key: str, url: str, allow_http: bool) -> None:
-    if not allow_http and not _is_safe(url):
-        raise fault(f"{key} is http://: whoever is between could answer; use https, or say allow_http: true")
 
 
 OWN_QUERY = {"ticket", "channel", "format", "types", "last", "since", "heartbeat", "client"} | {
@@ -69,18 +81,90 @@ def _header_name(value: Any) -> Any:
 
 
 def _own_query(value: Any) -> Any:
-    if value in OWN_QUERY:
+    if isinstance(value, str) and value in OWN_QUERY:
         raise fault(f"{value!r} has a meaning of its own in a stream's URL; choose another")
     return _header_name(value)
 
 
-Name = Annotated[str, BeforeValidator(_header_name)]
-QueryName = Annotated[str, BeforeValidator(_own_query)]
-HeaderName = Annotated[str, BeforeValidator(_passed_on)]
+def _most(seconds: float, why: str) -> AfterValidator:
+    def check(value: float) -> float:
+        if value > seconds:
+            raise fault(f"{why}, and may be {seconds:g}s at the most")
+        return value
+
+    return AfterValidator(check)
+
+
+def _named(title: str, pattern: str, example: str) -> WithJsonSchema:
+    return WithJsonSchema({"title": title, **patterns.text(pattern), "examples": [example]})
+
+
+Name = Annotated[str, BeforeValidator(_header_name), _named("cookie's name", patterns.WORD, "session")]
+QueryName = Annotated[
+    str,
+    BeforeValidator(_own_query),
+    _named("name", rf"(?!(?:{'|'.join(sorted(OWN_QUERY))})$){patterns.WORD}", "access_token"),
+]
+HeaderName = Annotated[
+    str,
+    BeforeValidator(_passed_on),
+    _named("header", rf"(?!(?:{patterns.caseless(SET_HERE)})$){patterns.WORD}", "Authorization"),
+]
+Leeway = Annotated[DurationOrZero, _most(MOST_LEEWAY, "is for clocks that differ")]
+Timeout = Annotated[Duration, _most(MOST_TIMEOUT, "is how long clients may hang")]
+
+
+_HS = {"pattern": "^HS"}
+_ALLOWED = {"properties": {"allow_http": {"anyOf": [{"const": True}, patterns.text("true")]}}}
+
+
+def _safe(key: str) -> dict[str, Any]:
+    """Return the rule for a URL: nobody between, or ``allow_http``."""
+    return {
+        "if": patterns.given(key),
+        "then": {
+            "anyOf": [
+                {"properties": {key: patterns.text(patterns.SAFE_URL)}},
+                {"required": ["allow_http"], **_ALLOWED},
+            ]
+        },
+    }
+
+
+_JWT_RULES: dict[str, Any] = {
+    "allOf": [
+        {"oneOf": [patterns.given(key) for key in ("secret", "public_key_file", "jwks_url")]},
+        {
+            "if": {"properties": {"algorithms": {"contains": _HS}}},
+            "then": {"properties": {"algorithms": {"items": _HS}}, "required": ["secret"]},
+            "else": {"properties": {"secret": {"type": "null"}}},
+        },
+        *(
+            {
+                "if": {"properties": {"algorithms": {"contains": {"const": name}}}},
+                "then": {"properties": {"secret": patterns.text(rf"[\s\S]{{{size},}}")}},
+            }
+            for name, size in HMAC_KEY_BYTES.items()
+        ),
+        {
+            "if": patterns.given("public_key_file"),
+            "then": {
+                "properties": {
+                    "algorithms": {
+                        "anyOf": [{"items": {"pattern": f"^{kind}"}} for kind in ("RS", "ES", "Ed")]
+                    }
+                }
+            },
+        },
+        _safe("jwks_url"),
+    ]
+}
 
 
 class Jwt(Section):
     """How tokens are checked. ``exp`` is always required."""
+
+    model_config = ConfigDict(json_schema_extra=_JWT_RULES)
 
     algorithms: list[Algorithm] = Field(min_length=1, description="those that tokens may be signed with")
     secret: Secret | None = Field(None, description="for HS algorithms, at least as long as the hash")
@@ -89,34 +173,8 @@ class Jwt(Section):
     allow_http: Switch = Field(False, description=ALLOW_HTTP)
     audience: str | None = Field(None, min_length=1, description="what aud must be; without it any is taken")
     issuer: str | None = Field(None, min_length=1, description="what iss must be; without it any is taken")
-    leeway: DurationOrZero = preset("30s", "how far the clocks of issuer and gateway may differ")
+    leeway: Leeway = preset("30s", "how far the clocks of issuer and gateway may differ")
     max_lifetime: Duration = preset("30d", "a token that expires later than this from now is refused")
-
-    @model_validator(mode="after")
-    def _one_key(self) -> "Jwt":
-        kinds = {name[:2] for name in self.algorithms}
-        if len(kinds) > 1 and (self.jwks_url is None or "HS" in kinds):
-            # One list for two kinds would let a public key be used as an HMAC secret (RFC 8725 §2.1).
-            raise fault("all algorithms must be of one kind: HS, RS, ES or EdDSA; a key is of one kind")
-        given = [
-            name for name in ("secret", "public_key_file", "jwks_url") if getattr(self, name) is not None
-        ]
-        if len(given) != 1:
-            raise fault(
-                "give exactly one of secret (HS algorithms), public_key_file, jwks_url (RS, ES, EdDSA)"
-            )
-        if ("HS" in kinds) != (given == ["secret"]):
-            wanted = "secret" if "HS" in kinds else "public_key_file or jwks_url"
-            raise fault(f"{', '.join(self.algorithms)} needs {wanted}")
-        if self.secret is not None:
-            needed = max(HMAC_KEY_BYTES[name] for name in self.algorithms)
-            if len(self.secret.get_secret_value().encode()) < needed:
-                raise fault(f"secret is shorter than the {needed} bytes that RFC 7518 §3.2 asks for")
-        if self.leeway > MOST_LEEWAY:
-            raise fault(f"leeway is for clocks that differ, and {MOST_LEEWAY:g} s are much for that")
-        if self.jwks_url is not None:
-            _check_url("jwks_url", self.jwks_url, self.allow_http)
-        return self
 
 
 class _OneOrMany:
@@ -128,10 +186,19 @@ class _OneOrMany:
         return {"anyOf": [many["items"], many]}
 
 
+def _one_or_many(value: Any) -> Any:
+    if not isinstance(value, (list, dict, Jwt)):
+        raise fault(
+            'must be a mapping, such as {algorithms: [HS256], secret: "${JWT_SECRET}"}, or a list of them,'
+            f" and is {kind_of(value)}"
+        )
+    return value if isinstance(value, list) else [value]
+
+
 Issuers = Annotated[
     list[Jwt],
     Field(min_length=1),
-    BeforeValidator(lambda value: [value] if isinstance(value, (dict, Jwt)) else value),
+    BeforeValidator(_one_or_many),
     _OneOrMany,
 ]
 
@@ -145,9 +212,11 @@ class Tickets(Section):
 class Forward(Section):
     """An endpoint of yours that is asked before a stream opens, for channels with ``access: forward``."""
 
+    model_config = ConfigDict(json_schema_extra={"allOf": [_safe("url")]})
+
     url: Url = Field(description="asked with GET; 2xx opens, 401 and 403 refuse, anything else is an outage")
     allow_http: Switch = Field(False, description=ALLOW_HTTP)
-    timeout: Duration = preset("2s", "an answer that takes longer is an outage")
+    timeout: Timeout = preset("2s", "an answer that takes longer is an outage")
     cache: DurationOrNull = preset("30s", "how long an answer holds for the same question; null: not at all")
     headers: list[HeaderName] = Field(
         ["Authorization", "Cookie"], description="request headers that are passed on, and tell clients apart"
@@ -155,18 +224,27 @@ class Forward(Section):
     on_outage: Literal["retry", "refuse", "open"] = Field(
         "retry", description="retry: tell clients to come back; refuse: 403; open: let them in"
     )
-    connections: Count = Field(100, ge=1, description="questions under way at once; others wait for a turn")
+    connections: Positive = Field(100, description="questions under way at once; others wait for a turn")
 
-    @model_validator(mode="after")
-    def _safe(self) -> "Forward":
-        if self.timeout > MOST_TIMEOUT:
-            raise fault(f"timeout is how long clients may hang; {MOST_TIMEOUT:g} s are much for that")
-        _check_url("url", self.url, self.allow_http)
-        return self
+
+_AUTH_RULES: dict[str, Any] = {
+    "allOf": [
+        {
+            "if": {"anyOf": [patterns.given(key) for key in ("tickets", "cookie", "query")]},
+            "then": patterns.given("jwt"),
+        },
+        {
+            "if": {"properties": {"jwt": {"type": "array", "minItems": 2}}, "required": ["jwt"]},
+            "then": {"properties": {"jwt": {"items": patterns.given("issuer")}}},
+        },
+    ]
+}
 
 
 class Auth(Section):
     """Where credentials are looked for: ``Authorization: Bearer`` first, then the cookie, then the query."""
+
+    model_config = ConfigDict(json_schema_extra=_AUTH_RULES)
 
     jwt: Issuers | None = Field(None, description="one issuer of tokens, or a list, each with its issuer")
     cookie: Name | None = Field(None, description="a cookie of this name may hold the token")
@@ -175,19 +253,3 @@ class Auth(Section):
     )
     tickets: Tickets | None = None
     forward: Forward | None = None
-
-    @model_validator(mode="after")
-    def _apart(self) -> "Auth":
-        issuers = [jwt.issuer for jwt in self.jwt or ()]
-        if len(issuers) > 1 and (None in issuers or len(set(issuers)) < len(issuers)):
-            raise fault("several issuers are told apart by their iss claim: give each its own issuer")
-        if self.tickets is not None and self.jwt is None:
-            raise fault("tickets are given for tokens, and there is no jwt that says how to check them")
-        if self.jwt is None and (self.cookie or self.query):
-            raise fault(
-                "cookie and query are where tokens are, and there is no jwt that says how to check them"
-            )
-        secrets = [jwt.secret.get_secret_value() for jwt in self.jwt or () if jwt.secret is not None]
-        if len(set(secrets)) < len(secrets):
-            raise fault("two issuers have one secret, so either can sign for the other; give each its own")
-        return self

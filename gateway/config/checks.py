@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.config.expression import Expression
 from gateway.config.faults import Fault, nearest
+from gateway.config.relations import relations
 from gateway.config.template import Template, fields_of
 from gateway.config.units import parse_address
 
@@ -20,6 +21,7 @@ def check(data: Any) -> Iterator[Fault]:
     sources = _mapping(root.get("sources"))
     auth = _mapping(root.get("auth"))
     credentials = _mapping(root.get("cors")).get("credentials") in (True, "true")
+    yield from relations(root)
     yield from _credentials(root.get("cors"), ("cors", "origins"), credentials)
     yield from _sources(sources)
     tls = _mapping(_mapping(root.get("server")).get("tls"))
@@ -151,9 +153,9 @@ def _routes(name: str, channel: dict[str, Any], sources: dict[str, Any]) -> Iter
 
 def _access(name: str, access: Any, auth: dict[str, Any]) -> Iterator[Fault]:
     path = ("channels", name, "access")
-    if (access == "token" or isinstance(access, dict)) and "jwt" not in auth:
+    if (access == "token" or isinstance(access, dict)) and auth.get("jwt") is None:
         yield Fault(path, "needs tokens, and there is no auth.jwt section that says how to check them")
-    if access == "forward" and "forward" not in auth:
+    if access == "forward" and auth.get("forward") is None:
         yield Fault(path, "asks an endpoint of yours, and there is no auth.forward section that names it")
     for claim, value in _mapping(_mapping(access).get("claims")).items():
         for field in fields_of(value) if isinstance(value, str) else ():

@@ -6,12 +6,14 @@ core schema, and reports whatever the two versions read differently.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from gateway.config.faults import SECRET_KEYS, ConfigError, Fault, Located, Path
+from gateway.config.syntax import trouble
 
 MAX_BYTES = 16 * 2**20
 """Largest configuration file."""
@@ -60,12 +62,12 @@ class Document:
         if place is not None:
             self.secret_lines.update(range(place[0], self.ends.get(path, place[0]) + 1))
 
-    def error(self, faults: list[Fault]) -> ConfigError:
-        """Return the error that reports these faults at their places, in file order, one per path."""
+    def locate(self, faults: Iterable[Fault]) -> list[Located]:
+        """Return these faults at their places, in file order, one per path and kind."""
         located: dict[object, Located] = {}
         for fault in faults:
-            located.setdefault((fault.path, fault.at), self._locate(fault))
-        return ConfigError(self.file, sorted(located.values(), key=lambda at: (at.line, at.column)))
+            located.setdefault((fault.path, fault.at, fault.code), self._locate(fault))
+        return sorted(located.values(), key=lambda at: (at.line, at.column))
 
     def _locate(self, fault: Fault) -> Located:
         path, place = fault.path, fault.at
@@ -76,9 +78,18 @@ class Document:
         line, column = place
         is_secret = line in self.secret_lines or any(part in SECRET_KEYS for part in fault.path)
         source = self.lines[line - 1] if line <= len(self.lines) and not is_secret else None
-        if source is None and fault.on_key and place == self.keys.get(fault.path):
-            source = f"{' ' * (column - 1)}{fault.path[-1]}: …"
-        return Located(fault, line, column, source)
+        return Located(fault, line, column, source or self._masked(fault.path, (line, column)))
+
+    def _masked(self, path: Path, place: tuple[int, int]) -> str | None:
+        """Return the key in this line that a value belongs to, and nothing of the value."""
+        line, column = place
+        while path and (path not in self.keys or self.keys[path] > place):
+            path = path[:-1]
+        if not path or self.keys[path][0] != line:
+            return None
+        begin = self.keys[path][1]
+        shown = f"{' ' * (begin - 1)}{path[-1]}: "
+        return f"{shown:<{column - 1}}…"
 
 
 def _at(mark: yaml.Mark) -> tuple[int, int]:
@@ -98,15 +109,12 @@ def parse(text: str, file: str) -> Document:
         finally:
             loader.dispose()
     except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
-        line, column = _at(mark) if mark else (1, 1)
-        source = None  # which value a broken line holds, and whether it is a secret, nobody can tell
-        raise ConfigError(
-            file, [Located(Fault((), f"not valid YAML: {problem}"), line, column, source)]
-        ) from None
+        line, column, message = trouble(error, text, document.lines)
+        raise ConfigError(file, [Located(Fault((), message), line, column, None)]) from None
     if node is None:
-        document.faults.append(Fault((), "the file is empty; config/gateway.yaml is an annotated example"))
+        document.faults.append(
+            Fault((), "the file is empty; the least that it needs is sources and channels")
+        )
     elif not isinstance(node, yaml.MappingNode):
         document.faults.append(Fault((), "must be a mapping of sections: server, sources, channels, …"))
     else:
@@ -158,6 +166,17 @@ def _mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str
     return data
 
 
+def _number(node: yaml.ScalarNode) -> int | float | None:
+    """Return what a reader of YAML 1.1 makes of digits."""
+    read = yaml.SafeLoader("")
+    try:
+        return read.construct_yaml_int(node) if node.tag == _TAG + "int" else read.construct_yaml_float(node)
+    except ValueError:
+        return None
+    finally:
+        read.dispose()
+
+
 def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     text = node.value
     if node.style is not None:  # quoted, or a block scalar: text whatever it looks like
@@ -174,8 +193,11 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     if kind in ("bool", "int", "float", "timestamp"):
         # YAML 1.1 readers (and people) see a boolean, a base-60 number or a date here.
         quoted = f'"{text}"'
-        right = f"write true or false, or {quoted} for text" if kind == "bool" else f"write {quoted} for text"
+        right = f"write {quoted} for text, or true or false" if kind == "bool" else f"write {quoted} for text"
         seen = {"bool": "a boolean", "timestamp": "a date"}.get(kind, "a number of its own kind")
+        number = _number(node) if kind in ("int", "float") else None
+        if number is not None:
+            seen, right = f"the number {number}", f"write {number} if that is meant, or {quoted} for text"
         if any(part in SECRET_KEYS for part in path):
             text, right = "this", "quote it"
         document.faults.append(Fault(path, f"{text} is {seen} to some YAML readers; {right}"))

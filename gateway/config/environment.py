@@ -47,7 +47,12 @@ class _Resolver:
         if escaped:
             return match[0][1:]
         parsed = _NAME.fullmatch(body) if match[0].endswith("}") else None
-        if parsed is None or "${" in (parsed[2] or ""):  # references do not nest
+        if parsed is not None and "${" in (parsed[2] or ""):
+            self._faults.append(
+                Fault(path, f"{parsed[1]}'s default holds a reference, and they do not nest; write it out")
+            )
+            return ""
+        if parsed is None:
             shown = "this" if any(part in SECRET_KEYS for part in path) else repr(match[0])
             self._faults.append(
                 Fault(path, f"{shown} is not a reference; write ${{NAME}} or ${{NAME:-default}}")

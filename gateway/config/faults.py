@@ -14,14 +14,21 @@ SECRET_KEYS = frozenset({"auth", "verify", "sasl", "secret", "bearer", "url", "a
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One mistake. ``on_key`` points at the key of ``path``, or where that is missing at its
-    mapping's, in place of the value; ``at`` (line, column) overrides both.
+    """One mistake, or with a ``code`` a warning of that name. ``on_key`` points at the key of ``path``, or
+    where that is missing at its mapping's, in place of the value; ``at`` (line, column) overrides both.
     """
 
     path: Path
     message: str
     on_key: bool = False
     at: tuple[int, int] | None = None
+    code: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """``path: what is wrong, and what would be right``."""
+        path = dotted(self.path)
+        return f"{path}: {self.message}" if path else self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +42,14 @@ class Located:
 
     def render(self, file: str) -> str:
         """Return ``file:line:column: path: message`` and, below it, the source line with a mark."""
-        place = f"{file}:{self.line}:{self.column}: "
-        path = dotted(self.fault.path)
-        text = f"{place}{path}: {self.fault.message}" if path else place + self.fault.message
+        fault = self.fault
+        place = f"{file}:{self.line}:{self.column}: {'warning: ' if fault.code else ''}"
+        text = f"{place}{printable(fault.sentence)}{f' [{fault.code}]' if fault.code else ''}"
         if self.source is None:
             return text
         number = str(self.line)
-        return f"{text}\n  {number} | {self.source}\n  {' ' * len(number)} | {' ' * (self.column - 1)}^"
+        mark = " " * (self.column - 1) + "^"
+        return f"{text}\n  {number} | {printable(self.source)}\n  {' ' * len(number)} | {mark}"
 
 
 class ConfigError(StartupError):
@@ -55,6 +63,11 @@ class ConfigError(StartupError):
         count = "1 mistake" if len(self.faults) == 1 else f"{len(self.faults)} mistakes"
         lines = [fault.render(file) for fault in self.faults]
         super().__init__("\n".join([*lines, f"{file}: {count}"]))
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, without what could steer a terminal or a build's runner."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def dotted(path: Path) -> str:
@@ -72,7 +85,8 @@ def dotted(path: Path) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint: the nearest known word, else all of them."""
     names = sorted(known)
-    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    close = [name for name in names if name.lower() == word.lower()]
+    close = close or get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known here: {', '.join(names)}" if names else "nothing is known here"

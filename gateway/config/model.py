@@ -9,21 +9,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from gateway.config import patterns
 from gateway.config.auth import Auth
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.sources import Source
 from gateway.config.tls import Tls
 from gateway.config.units import (
-    ENV_PATTERN,
     ChannelName,
-    Count,
     Duration,
     DurationOrNull,
     DurationOrZero,
+    Events,
     Expressed,
     Listen,
     Network,
     Origin,
+    Positive,
     Rate,
     Secret,
     Size,
@@ -51,7 +52,7 @@ Workers = Annotated[
             "anyOf": [
                 {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS},
                 {"enum": ["auto"]},
-                {"type": "string", "pattern": ENV_PATTERN},
+                patterns.text("[1-9][0-9]?"),
             ]
         }
     ),
@@ -116,8 +117,7 @@ def _broker_url(value: Any) -> Any:
 _BROKER_SCHEMA = WithJsonSchema(
     {
         "title": "URL",
-        "type": "string",
-        "pattern": r"^(memory://|sqlite:///.+|unix://.+|rediss?(\+(sentinel|cluster))?://.+|.*\$\{.*|file:.+)$",
+        **patterns.text(patterns.BROKER),
         "examples": ["sqlite:///var/gateway.db", "${REDIS_URL}", "redis+sentinel://s1:26379,s2:26379/main"],
     }
 )
@@ -126,10 +126,20 @@ _BROKER_SCHEMA = WithJsonSchema(
 class Pool(Section):
     """Connections to Redis; two more follow the log."""
 
-    max_connections: Count = Field(10, ge=1, description="open at once, per node")
+    max_connections: Positive = Field(10, description="open at once, per node")
     connect: Duration = preset("2s", "a connection that is not made within this has failed")
     wait: Duration = preset("2s", "a call that gets no connection within this has failed")
     idle: Duration = preset("1m", "a connection that nobody used for this long is closed")
+
+
+def _prefix(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(PREFIX, value):
+        raise fault("must be 1 to 64 letters, digits, '_', '.', ':' or '-'")
+    return value
+
+
+PREFIX = r"[A-Za-z0-9_.:\-]{1,64}"
+Prefix = Annotated[str, BeforeValidator(_prefix), WithJsonSchema({"title": "text", **patterns.text(PREFIX)})]
 
 
 class Broker(Section):
@@ -140,9 +150,7 @@ class Broker(Section):
         "memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host; redis://,"
         " rediss://, redis+sentinel://host,host/master or redis+cluster://host,host: for any number of hosts",
     )
-    prefix: str = Field(
-        "sse", pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Redis: every key begins with {prefix}"
-    )
+    prefix: Prefix = Field("sse", description="Redis: every key begins with {prefix}")
     timeout: Duration = preset("2s", "Redis: a call without an answer, a follower without a sign of life")
     pool: Pool = section(Pool, "Redis: bounds of the connections")
 
@@ -174,20 +182,20 @@ class Timeouts(Section):
 
 
 class Limits(Section):
-    connections: Count = Field(15000, ge=1, description="streams per node")
+    connections: Positive = Field(15000, description="streams per node")
     connect_rate: Rate | None = Field(
         None, description="streams opened, per node; more are told to come back at a time of their own"
     )
-    connections_per_user: Count | None = Field(
-        10, ge=1, description="streams of one token's subject, over all nodes; null: any number"
+    connections_per_user: Positive | None = Field(
+        10, description="streams of one token's subject, over all nodes; null: any number"
     )
-    connections_per_address: Count | None = Field(
-        1000, ge=1, description="connections and streams of one client address (IPv6: /64), per node"
+    connections_per_address: Positive | None = Field(
+        1000, description="connections and streams of one client address (IPv6: /64), per node"
     )
     connect_rate_per_address: Rate | None = preset(
         "200/s", "streams opened by one client address, per node; null: any number"
     )
-    channels_per_stream: Count = Field(50, ge=1, description="channels in one request")
+    channels_per_stream: Positive = Field(50, description="channels in one request")
     event_bytes: Size = preset("256KiB", "largest payload of one event")
     webhook_body: Size = preset("16MiB", "largest webhook body, after decompression")
     history_bytes: Size = preset(
@@ -207,7 +215,7 @@ class Route(Section):
 
 
 class History(Section):
-    events: Count = Field(1000, ge=1, le=1_000_000, description="kept at the most, per channel")
+    events: Events = Field(1000, description="kept at the most, per channel")
     age: DurationOrNull = preset("5m", "null: kept until the count pushes it out")
 
 
@@ -302,4 +310,9 @@ class Config(Section):
     limits: Limits = section(Limits)
     auth: Auth | None = None
     sources: dict[str, Source] = Field({})
-    channels: dict[ChannelName, Channel] = Field(min_length=1)
+    channels: dict[ChannelName, Channel] = Field(
+        min_length=1,
+        json_schema_extra={
+            "propertyNames": {"pattern": f"^(?:{patterns.CHANNEL})$", "examples": ["user.{id}"]}
+        },
+    )

@@ -7,8 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator
 
+from gateway.config import patterns
 from gateway.config.section import Section, preset, redis_url, section
-from gateway.config.units import Duration, Expressed, Rate, Secret, Switch, fault, parse_duration
+from gateway.config.units import (
+    Duration,
+    Expressed,
+    Rate,
+    Secret,
+    Switch,
+    fault,
+    parse_duration,
+    secret_schema,
+)
 from gateway.config.verify import Verify
 
 
@@ -24,17 +34,27 @@ def _stream_url(value: Any) -> Any:
     return value if value == "" else redis_url(value)
 
 
+_ONE_SCHEMA = secret_schema(rf"(?:{patterns.REDIS_ONE})?")
+_URL_SCHEMA = secret_schema(rf"(?:{patterns.REDIS})?")
 _START_SCHEMA = WithJsonSchema(
     {
+        "anyOf": [
+            {
+                "title": "start",
+                **patterns.text(r"new|oldest|[0-9]{1,15}(?:-[0-9]{1,19})?"),
+                "examples": ["oldest"],
+            },
+            {"title": "entry", "type": "integer", "minimum": 0, "examples": [1526919030474]},
+        ]
+    }
+)
+_SINCE_SCHEMA = WithJsonSchema(
+    {
         "title": "start",
-        "type": "string",
-        "pattern": r"^(new|oldest|[0-9]{1,15}(-[0-9]{1,19})?|.*\$\{.*)$",
+        **patterns.text(rf"new|oldest|{patterns.DURATION_OR_ZERO}|[0-9]{{4}}-?[0-9W][0-9T:.,Z+\-W ]+"),
         "examples": ["oldest"],
     }
 )
-
-
-_SINCE_SCHEMA = WithJsonSchema({"title": "start", "type": "string", "examples": ["oldest"]})
 
 
 class EventFrom(Section):
@@ -68,7 +88,7 @@ class RedisPubSub(SourceBase):
     """Redis PUBLISH. The topic of a record is the Redis channel."""
 
     type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
-    url: Annotated[Secret, BeforeValidator(_source_url)] = Field(
+    url: Annotated[Secret, BeforeValidator(_source_url), _ONE_SCHEMA] = Field(
         description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
     )
     timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
@@ -85,7 +105,7 @@ class RedisStream(SourceBase):
     """Entries of Redis streams (XADD). The topic of a record is the stream's key."""
 
     type: Literal["redis-stream"] = Field(description="reads the streams that the topics of all routes name")
-    url: Annotated[Secret, BeforeValidator(_stream_url)] = Field(
+    url: Annotated[Secret, BeforeValidator(_stream_url), _URL_SCHEMA] = Field(
         description="as broker.url, for a Redis 7 or Valkey; empty turns the source off: ${REDIS_URL:-}"
     )
     start: Annotated[str, PlainValidator(_start), _START_SCHEMA] = preset(
@@ -134,9 +154,18 @@ class KafkaTls(Section):
 class KafkaSasl(Section):
     """Who we are to the Kafka brokers."""
 
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-    username: str = Field(min_length=1)
-    password: Secret
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(description="as the brokers ask")
+    username: str = Field(min_length=1, description="the name that the brokers know")
+    password: Secret = Field(description="its password")
+
+
+_BROKERS_SCHEMA = WithJsonSchema(
+    {
+        "title": "addresses",
+        **patterns.text(f"(?:{patterns.BOOTSTRAP})?"),
+        "examples": ["k1:9092,k2:9092"],
+    }
+)
 
 
 class Kafka(SourceBase):
@@ -145,7 +174,7 @@ class Kafka(SourceBase):
     type: Literal["kafka"] = Field(
         description="reads the topics of all routes; pip install sse-gateway[kafka]"
     )
-    brokers: str = Field(
+    brokers: Annotated[str, _BROKERS_SCHEMA] = Field(
         description="host:port, several with commas; empty turns the source off: ${KAFKA_BROKERS:-}"
     )
     group: str = Field("sse-gateway", min_length=1, description="where offsets are committed, for lag tools")
@@ -185,3 +214,6 @@ class Webhook(SourceBase):
 
 
 Source = Annotated[RedisPubSub | RedisStream | Kafka | Webhook, Field(discriminator="type")]
+
+TYPES = ("redis-pubsub", "redis-stream", "kafka", "webhook")
+"""The types of sources."""

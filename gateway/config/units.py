@@ -4,14 +4,13 @@ import re
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from gateway.config import patterns
 from gateway.config.expression import Expression
 from gateway.config.origins import normalise
 from gateway.config.template import Template
-
-ENV_PATTERN = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -42,6 +41,8 @@ def parse_duration(text: str) -> float:
 def _duration(value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise fault(f"a duration needs a unit: {value}s, or ms, m, h, d")
+    if not isinstance(value, str):
+        raise fault(f"must be a duration, such as 250ms, 15s, 5m, 12h or 1d, and is {kind_of(value)}")
     try:
         seconds = parse_duration(str(value))
     except ValueError as error:
@@ -56,6 +57,8 @@ def _leeway(value: Any) -> float:
 
 
 def _rate(value: Any) -> float:
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise fault(f"a rate needs a time: {value}/s, or /m, /h, /d")
     match = _RATE.fullmatch(str(value).strip())
     if match is None or int(match[1]) < 1:
         raise fault(f"{value!r} is not a rate; write a number and a time: 100/s, 6000/m, 100000/h")
@@ -65,7 +68,9 @@ def _rate(value: Any) -> float:
 def _size(value: Any) -> int:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise fault(f"a size needs a unit: {value}B, or KB, MB, GB, KiB, MiB, GiB")
-    match = _QUANTITY.fullmatch(str(value).strip())
+    if not isinstance(value, str):
+        raise fault(f"must be a size, such as 256KiB or 16MiB, and is {kind_of(value)}")
+    match = _QUANTITY.fullmatch(value.strip())
     if match is None or match[2] not in _BYTES:
         raise fault(f"{value!r} is not a size; write a number and a unit: 512B, 256KiB, 16MiB, 1GB")
     size = int(float(match[1]) * _BYTES[match[2]])
@@ -78,10 +83,17 @@ def _network(value: Any) -> IPv4Network | IPv6Network:
     try:
         network = ip_network(str(value))
     except ValueError as error:
-        raise fault(f"{error}; write an address or a network: 10.0.0.0/8") from None
+        raise fault(f"{error}; write {_meant_network(str(value))}") from None
     if not network.prefixlen:
         raise fault("would believe everybody's word about their address; name your proxies")
     return network
+
+
+def _meant_network(text: str) -> str:
+    try:
+        return f"the network, {ip_network(text, strict=False)}, or the address, {text.partition('/')[0]}"
+    except ValueError:
+        return "an address or a network: 10.0.0.0/8"
 
 
 class Address(NamedTuple):
@@ -120,6 +132,8 @@ def parse_address(value: Any) -> Address:
     host, separator, port = str(value).rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
+        if not is_ip(host) or ":" not in host:
+            raise fault(f"{host!r} is not an IPv6 address; write [::]:8080, or a name without brackets")
     elif ":" in host:
         raise fault("an IPv6 address stands in brackets: '[::]:8080'")
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -127,9 +141,21 @@ def parse_address(value: Any) -> Address:
     return Address(host, int(port))
 
 
+def kind_of(value: Any) -> str:
+    """Return what a value is, in YAML's words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return "a number"
+    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "a mapping"
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise fault("must be text; quote it")
+        mend = "; quote it" if isinstance(value, (bool, int, float)) else ""
+        raise fault(f"must be text, and is {kind_of(value)}{mend}")
     return value
 
 
@@ -170,7 +196,7 @@ def _channel_name(value: Any) -> str:
 
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise fault("must be a number")
+        raise fault(f"must be a number, and is {kind_of(value)}")
     return value
 
 
@@ -183,18 +209,28 @@ def _switch(value: Any) -> Any:
     raise fault("must be true or false")
 
 
-def _string(title: str, pattern: str | None, example: str) -> WithJsonSchema:
-    schema: dict[str, Any] = {"title": title, "type": "string", "examples": [example]}
-    if pattern is not None:
-        schema["pattern"] = f"^({pattern}|.*{ENV_PATTERN}.*|file:.+)$"
-    return WithJsonSchema(schema)
+def _string(title: str, pattern: str, example: str) -> WithJsonSchema:
+    return WithJsonSchema({"title": title, **patterns.text(pattern), "examples": [example]})
 
 
-_DURATION = _string("duration", r"[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)", "15s")
+def _number(least: int, most: int | None = None) -> WithJsonSchema:
+    bounds = {"minimum": least} | ({} if most is None else {"maximum": most})
+    return WithJsonSchema({"anyOf": [{"type": "integer", **bounds}, patterns.text("[0-9]+")]})
+
+
+Positive = Annotated[int, BeforeValidator(_not_bool), Field(ge=1), _number(1)]
+"""A whole number, which may come from the environment as text."""
+
+MAX_EVENTS = 1_000_000
+Events = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=MAX_EVENTS), _number(1, MAX_EVENTS)]
+
+_DURATION = _string("duration", patterns.DURATION, "15s")
 Duration = Annotated[float, PlainValidator(_duration), _DURATION]
 """Seconds, from text with a unit."""
 
-DurationOrZero = Annotated[float, PlainValidator(_leeway), _DURATION]
+DurationOrZero = Annotated[
+    float, PlainValidator(_leeway), _string("duration", patterns.DURATION_OR_ZERO, "15s")
+]
 """Seconds, of which ``0s`` may be enough."""
 
 DurationOrNull = Annotated[
@@ -203,40 +239,39 @@ DurationOrNull = Annotated[
     WithJsonSchema({"anyOf": [{"type": "null"}, _DURATION.json_schema]}),
 ]
 
-Size = Annotated[
-    int, PlainValidator(_size), _string("size", r"[0-9]+(\.[0-9]+)?\s*(B|KB|MB|GB|KiB|MiB|GiB)", "16MiB")
-]
+Size = Annotated[int, PlainValidator(_size), _string("size", patterns.SIZE, "16MiB")]
 """Bytes, from text with a unit."""
 
-Rate = Annotated[float, PlainValidator(_rate), _string("rate", r"[0-9]+\s*/\s*(s|m|h|d)", "1000/s")]
+Rate = Annotated[float, PlainValidator(_rate), _string("rate", patterns.RATE, "1000/s")]
 """Per second, from text with a unit."""
 
 Listen = Annotated[
-    Address, PlainValidator(parse_address), _string("address", r".+:[0-9]{1,5}", "0.0.0.0:8080")
+    Address, PlainValidator(parse_address), _string("address", patterns.ADDRESS, "0.0.0.0:8080")
 ]
 Network = Annotated[
-    IPv4Network | IPv6Network, PlainValidator(_network), _string("network", None, "10.0.0.0/8")
+    IPv4Network | IPv6Network, PlainValidator(_network), _string("network", patterns.NETWORK, "10.0.0.0/8")
 ]
-Origin = Annotated[str, PlainValidator(_origin), _string("origin", None, "https://app.example.com")]
-Topic = Annotated[str, PlainValidator(_topic), _string("topic", None, "orders.*")]
-Expressed = Annotated[str, PlainValidator(_expression), _string("expression", None, "{headers.x-event}")]
+Origin = Annotated[
+    str, PlainValidator(_origin), _string("origin", patterns.ORIGIN, "https://app.example.com")
+]
+Topic = Annotated[str, PlainValidator(_topic), _string("topic", patterns.TOPIC, "orders.*")]
+Expressed = Annotated[
+    str, PlainValidator(_expression), _string("expression", patterns.EXPRESSION, "{headers.x-event}")
+]
 """Text whose places a record fills in, see `gateway.config.expression`."""
-ChannelName = Annotated[str, PlainValidator(_channel_name), _string("channel name", None, "user.{id}")]
-Count = Annotated[
-    int,
-    BeforeValidator(_not_bool),
-    WithJsonSchema(
-        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": ENV_PATTERN}]}
-    ),
+ChannelName = Annotated[
+    str, PlainValidator(_channel_name), WithJsonSchema({"type": "string", "examples": ["user.{id}"]})
 ]
 Switch = Annotated[
     bool,
     BeforeValidator(_switch),
-    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": ENV_PATTERN}]}),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, patterns.text("true|false")]}),
 ]
+SECRET_SCHEMA = {"title": "secret", "type": "string", "examples": ["${NAME}", "file:/run/secrets/name"]}
+
 Secret = Annotated[
     SecretStr,
-    WithJsonSchema({"title": "secret", "type": "string", "examples": ["${NAME}", "file:/run/secrets/name"]}),
+    WithJsonSchema(SECRET_SCHEMA),
 ]
 """Text that prints as stars; ``get_secret_value()`` where it is used and nowhere else."""
 
@@ -249,5 +284,10 @@ def _token(secret: SecretStr) -> SecretStr:
     return secret
 
 
-Token = Annotated[Secret, AfterValidator(_token)]
+def secret_schema(pattern: str) -> WithJsonSchema:
+    """Return the schema of a secret of a certain shape."""
+    return WithJsonSchema({**SECRET_SCHEMA, **patterns.text(pattern)})
+
+
+Token = Annotated[Secret, AfterValidator(_token), secret_schema(patterns.BEARER)]
 """A secret that stands in ``Authorization: Bearer`` as it is."""

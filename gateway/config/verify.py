@@ -2,13 +2,13 @@
 
 import base64
 import binascii
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr
 
-from gateway.config.expression import Expression
+from gateway.config import patterns
 from gateway.config.section import Section, preset
-from gateway.config.units import Duration, Expressed, Secret, fault
+from gateway.config.units import Duration, Expressed, Secret, fault, secret_schema
 
 METHODS = (
     "standard_webhooks",
@@ -55,11 +55,35 @@ def _user(secret: SecretStr) -> SecretStr:
     return secret
 
 
-Given = Annotated[Secret, AfterValidator(_not_empty)]
+Given = Annotated[Secret, AfterValidator(_not_empty), secret_schema(r"[\s\S]+")]
+Standard = Annotated[
+    Secret, AfterValidator(_standard), secret_schema(r"(?:whsec_)?[A-Za-z0-9+/]{32,86}={0,2}")
+]
+User = Annotated[Secret, AfterValidator(_user), secret_schema(r"[^:]+:[\s\S]+")]
+
+
+_HMAC_RULES: dict[str, Any] = {
+    "allOf": [
+        {"properties": {"content": patterns.text(r"[\s\S]*\{body\}[\s\S]*")}},
+        {"properties": {"content": patterns.text(r"(?:[^{}]|\{(?:body|id|timestamp)\})+")}},
+        *(
+            {
+                "if": {
+                    "properties": {"content": {"pattern": rf"\{{{place}\}}"}},
+                    "required": ["content"],
+                },
+                "then": patterns.given(f"{place}_header"),
+            }
+            for place in ("id", "timestamp")
+        ),
+    ]
+}
 
 
 class Hmac(Section):
     """A signature of any sender that makes one with a shared secret."""
+
+    model_config = ConfigDict(json_schema_extra=_HMAC_RULES)
 
     secrets: list[Given] = Field(min_length=1, description="several allow rotation")
     header: str = Field(description="where the signature is, such as X-Signature")
@@ -72,32 +96,22 @@ class Hmac(Section):
     id_header: str | None = Field(None, description="names the message; none is taken twice")
     timestamp_header: str | None = Field(None, description="unix seconds; checked against tolerance")
 
-    @model_validator(mode="after")
-    def _headers(self) -> "Hmac":
-        unknown = sorted(set(Expression(self.content).names) - {"body", "id", "timestamp"})
-        if unknown:
-            raise fault(f"content holds {{{unknown[0]}}}; it may hold {{body}}, {{id}} and {{timestamp}}")
-        for place, header in (("id", self.id_header), ("timestamp", self.timestamp_header)):
-            if f"{{{place}}}" in self.content and header is None:
-                raise fault(f"content holds {{{place}}}, and no {place}_header says where that is")
-        if "{body}" not in self.content:
-            raise fault("content does not hold {body}: the signature would hold for any body")
-        return self
-
 
 class Verify(Section):
     """How a webhook proves who sent it: exactly one way. Several secrets allow rotation."""
 
-    standard_webhooks: list[Annotated[Secret, AfterValidator(_standard)]] | None = Field(
+    model_config = ConfigDict(
+        json_schema_extra={"allOf": [{"oneOf": [patterns.given(name) for name in METHODS]}]}
+    )
+
+    standard_webhooks: list[Standard] | None = Field(
         None, min_length=1, description="https://www.standardwebhooks.com, and Svix: whsec_…"
     )
     github: list[Given] | None = Field(None, min_length=1, description="X-Hub-Signature-256")
     stripe: list[Given] | None = Field(None, min_length=1, description="Stripe-Signature: whsec_… as it is")
     hmac: Hmac | None = None
     bearer: list[Given] | None = Field(None, min_length=1, description="Authorization: Bearer <token>")
-    basic: list[Annotated[Secret, AfterValidator(_user)]] | None = Field(
-        None, min_length=1, description="Authorization: Basic, as user:password"
-    )
+    basic: list[User] | None = Field(None, min_length=1, description="Authorization: Basic, as user:password")
     access_token: list[Given] | None = Field(
         None, min_length=1, description="?access_token=<token>, or Authorization: Bearer <token>"
     )
@@ -108,11 +122,3 @@ class Verify(Section):
     )
     none: Literal[True] | None = Field(None, description="accept everybody who can reach the port")
     tolerance: Duration = preset("5m", "how far a signed timestamp may be off")
-
-    @model_validator(mode="after")
-    def _one(self) -> "Verify":
-        given = [name for name in METHODS if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = f"; found {' and '.join(given)}" if given else ""
-            raise fault(f"give exactly one of {', '.join(METHODS[:-1])} and none: true{found}")
-        return self

@@ -90,7 +90,7 @@ class Parent:
         # What is told while no worker answers: nothing would look as if nobody had asked.
         for name in ("ready", "workers", "active_connections"):
             metrics.bind(name, lambda: 0)
-        metrics.bind("draining", self._ending.is_set)
+        metrics.bind("draining", self.shutdown.asked.is_set)
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, and return the exit status. Raises StartupError."""

@@ -13,6 +13,12 @@ from gateway.config.schema import json_schema
 from tests.config.test_load import BROKEN, GOOD
 
 ROOT = Path(__file__).parents[2]
+ENVIRON = {
+    "REDIS_URL": "redis://127.0.0.1",
+    "WEBHOOK_TOKEN": "t" * 20,
+    "ADMIN_TOKEN": "t" * 20,
+    "JWT_SECRET": "s" * 32,
+}
 
 
 def test_the_file_is_current() -> None:
@@ -23,13 +29,7 @@ def test_the_file_is_current() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
 def test_the_shipped_files_pass_both(file: Path) -> None:
     """An editor and `check` agree on every file that we ship."""
-    environ = {
-        "REDIS_URL": "redis://127.0.0.1",
-        "WEBHOOK_TOKEN": "t" * 20,
-        "ADMIN_TOKEN": "t" * 20,
-        "JWT_SECRET": "s" * 32,
-    }
-    load(file, environ=environ)
+    load(file, environ=ENVIRON)
     jsonschema.validate(yaml.safe_load(file.read_text()), json_schema())
 
 

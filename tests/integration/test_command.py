@@ -160,7 +160,7 @@ def test_check_tells_every_mistake_and_exits_1(tmp_path: Path) -> None:
 def test_check_of_a_good_file_exits_0() -> None:
     """The default configuration, found without a flag, or by the environment."""
     done = command("check")
-    assert (done.returncode, done.stdout) == (0, "config/gateway.yaml: good; 1 channels from 4 sources\n")
+    assert (done.returncode, done.stdout) == (0, "config/gateway.yaml: good; 1 channel from 4 sources\n")
     done = command("check", SSE_GATEWAY_CONFIG="config/sidecar.yaml", WEBHOOK_TOKEN="t", ADMIN_TOKEN="t" * 16)
     assert done.returncode == 0, done.stderr
 

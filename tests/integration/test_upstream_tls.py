@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from gateway.broker.memory import unix_ms
 from gateway.broker.redis import RedisBroker
 from gateway.config.model import Pool
+from gateway.config.warnings import tell
 from tests.support.authority import Authority, Pair
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running
@@ -165,17 +166,18 @@ async def _has(gateway: Gateway, cursor: str) -> bool:
 
 
 async def test_a_host_that_is_not_checked_is_told(upstream: RedisServer, authority: Authority) -> None:
-    """The authority is asked for all the same, and the start says which key is lax."""
+    """The authority is asked for all the same, and a warning says which key is lax."""
     context = serving(*authority.issue(dns=["elsewhere.example.com"]))
     async with tunnel(upstream.port, context) as port:
         given = sources(port, authority)
         for name in ("pubsub", "stream"):
             given[name]["url"] += "&ssl_check_hostname=false"
         given["kafka"] |= {"brokers": "127.0.0.1:1", "tls": {"check_hostname": False}}
+        async with gateway_running(reading(given)) as gateway:
+            await eventually(lambda: _are_up(gateway, {"pubsub": 0, "stream": 0}))
         with capture_logs() as lines:
-            async with gateway_running(reading(given)) as gateway:
-                await eventually(lambda: _are_up(gateway, {"pubsub": 0, "stream": 0}))
-    told = [line["key"] for line in lines if line["event"] == "tls_host_not_checked"]
+            tell(gateway.daemon.config)
+    told = [line["key"] for line in lines if line["code"] == "host-not-checked"]
     assert sorted(told) == ["sources.kafka.tls.check_hostname", "sources.pubsub.url", "sources.stream.url"]
 
 

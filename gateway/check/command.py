@@ -1,0 +1,61 @@
+"""The command's options, and its run."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from gateway.check.connect import connect
+from gateway.check.explain import explain
+from gateway.check.report import FORMATS, Report
+from gateway.config.document import MAX_BYTES
+from gateway.config.load import Reading, decoded, read, reads
+from gateway.errors import StartupError
+
+_INTERRUPTED = 130
+"""The exit status that shells give to what SIGINT ended."""
+
+_STDIN = "-"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command's parser, which has ``--config`` already."""
+    parser.add_argument(
+        "--format",
+        choices=sorted(FORMATS),
+        default="text",
+        help="text for people; json: one document; github: annotations of a pull request",
+    )
+    parser.add_argument("--strict", action="store_true", help="a warning is a mistake: exit 1")
+    parser.add_argument("--explain", action="store_true", help="say in sentences what the file says")
+    parser.add_argument(
+        "--connect",
+        action="store_true",
+        help="try every server and file that it names, as the gateway would; a few harmless commands",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, and return the exit status: 0 good, 1 a mistake or something not reached, 130 interrupted."""
+    report = Report(FORMATS[options.format], is_strict=options.strict)
+    try:
+        reading = _read(options.config)
+    except StartupError as error:
+        return report.unreadable(options.config, error.message)
+    report.reading(reading)
+    if reading.config is not None:
+        if options.explain:
+            report.explained(explain(reading.config))
+        if options.connect:
+            try:
+                report.reached(asyncio.run(connect(reading.config)))
+            except KeyboardInterrupt:
+                return _INTERRUPTED
+    return report.finish()
+
+
+def _read(file: str) -> Reading:
+    if file != _STDIN:
+        return read(file)
+    content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    return reads(decoded(content, "<stdin>"), file="<stdin>", folder=Path())

@@ -1,0 +1,133 @@
+"""Why a text is no YAML: the parser's complaint, in words of the mistake that most likely caused it. Pure.
+
+Nothing of the text is quoted but its punctuation: where a line is broken, nobody can tell what in it is a
+secret.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import yaml
+
+_HAS_KEY = re.compile(r"""\s*(?:-\s+)*(?:"[^"]*"|'[^']*'|[^\s#'"][^#]*?):(?:\s|$)""")
+_CLOSERS = {"mapping": ("{", "}"), "sequence": ("[", "]")}
+_BLOCK_END = re.compile(r"expected <block end>, but found '(.*)'")
+_STRANGE = re.compile(r"found character '(.+)' that cannot start any token")
+
+
+class Trouble(NamedTuple):
+    """A place, counted from 1, and what is wrong there."""
+
+    line: int
+    column: int
+    message: str
+
+
+def trouble(error: Exception, text: str, lines: Sequence[str]) -> Trouble:
+    """Return what PyYAML's error, or its RecursionError, says of a text and its lines."""
+    if isinstance(error, RecursionError):
+        return Trouble(1, 1, "not valid YAML: nested too deeply")
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: error.position]
+        column = len(before) - (before.rfind("\n") + 1) + 1
+        sentence = f"not valid YAML: the character U+{error.character:04X} is not allowed; remove it"
+        return Trouble(before.count("\n") + 1, column, sentence)
+    assert isinstance(error, yaml.MarkedYAMLError)
+    found = _told(error, lines)
+    return Trouble(found.line, found.column, f"not valid YAML: {found.message}")
+
+
+def _told(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> Trouble:
+    problem, context = str(error.problem or ""), str(error.context or "")
+    here = _place(error.problem_mark)
+    began = _place(error.context_mark) if error.context_mark else here
+    line = lines[here[0] - 1] if here[0] <= len(lines) else ""
+    strange = _STRANGE.fullmatch(problem)
+    if strange is not None:
+        if strange[1] == r"\t":
+            return Trouble(*here, "a tab; YAML is indented with spaces, two for each level")
+        return Trouble(*here, f"a value cannot begin with {strange[1]!r}; quote it")
+    if problem == "mapping values are not allowed here":
+        return _second_colon(here, lines)
+    if problem == "could not find expected ':'":
+        return Trouble(*began, "a key without its colon; write 'key: value', with a space after the colon")
+    if problem == "found unexpected end of stream" and "quoted scalar" in context:
+        return Trouble(*began, "the quote that opens here is not closed")
+    if problem.startswith("sequence entries are not allowed"):
+        return Trouble(*here, "a list of this form begins on a line of its own, below its key")
+    if context.startswith("while scanning an a"):  # alias, anchor
+        return Trouble(*began, f"a value cannot begin with {line[began[1] - 1 : began[1]]!r}; quote it")
+    if "escape" in problem:
+        return Trouble(
+            *here, "in double quotes a backslash begins an escape; write \\\\, or use single quotes"
+        )
+    for kind, (opens, closes) in _CLOSERS.items():
+        if context == f"while parsing a flow {kind}":
+            return _unclosed(here, began, problem, lines, opens, closes)
+    block = _BLOCK_END.fullmatch(problem)
+    if block is not None:
+        return _block_end(here, block[1])
+    if "but found another document" in problem:
+        return Trouble(*here, "a second document begins here; remove the line ---")
+    return Trouble(*here, " ".join(part for part in (context, problem) if part))
+
+
+def _second_colon(here: tuple[int, int], lines: Sequence[str]) -> Trouble:
+    number, column = here
+    line = lines[number - 1]
+    if _HAS_KEY.match(line[: column - 1]):
+        return Trouble(
+            *here, "a second colon in one value; quote the value, or begin the mapping on the next line"
+        )
+    above = next((at for at in range(number - 1, 0, -1) if lines[at - 1].split("#")[0].strip()), None)
+    if above is None:
+        return Trouble(*here, "a colon that no key of at most 1024 characters stands before")
+    indent = len(lines[above - 1]) - len(lines[above - 1].lstrip()) + 1
+    if not _HAS_KEY.match(lines[above - 1]):
+        return Trouble(
+            above, indent, "a key without its colon; write 'key: value', with a space after the colon"
+        )
+    return Trouble(
+        number,
+        len(line) - len(line.lstrip()) + 1,
+        f"indented deeper than line {above}, which has a value already; align the two",
+    )
+
+
+def _unclosed(
+    here: tuple[int, int],
+    began: tuple[int, int],
+    problem: str,
+    lines: Sequence[str],
+    opens: str,
+    closes: str,
+) -> Trouble:
+    line = lines[here[0] - 1] if here[0] <= len(lines) else ""
+    if problem.endswith("'{'") and line[: here[1] - 1].endswith("$"):
+        return Trouble(
+            here[0],
+            here[1] - 1,
+            f'within {opens} {closes} a reference needs quotes: "${{NAME}}"',
+        )
+    if here[0] == began[0] and "stream end" not in problem:
+        return Trouble(
+            *here, f"a comma is missing before this, or quotes around a value of the {opens} {closes}"
+        )
+    return Trouble(*began, f"the {opens} that opens here is not closed; a {closes} is missing")
+
+
+def _block_end(here: tuple[int, int], found: str) -> Trouble:
+    if found in ("}", "]"):
+        return Trouble(*here, f"a {found} that nothing opened; remove it")
+    if found == "<scalar>" and here[1] > 1:
+        return Trouble(
+            *here, "text after a value that has ended; quote the whole value, or align the line with its key"
+        )
+    return Trouble(
+        *here, "indented differently from the keys above it; align it with those that it belongs to"
+    )
+
+
+def _place(mark: yaml.Mark | None) -> tuple[int, int]:
+    return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
