@@ -4,8 +4,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
 
 from gateway import __version__, runtime
 from gateway.check import command as check
@@ -18,6 +19,7 @@ from gateway.doctor import command as doctor
 from gateway.errors import StartupError
 from gateway.metrics import Metrics
 from gateway.reload import ConfigFile
+from gateway.terminal import publish, tail, token
 from gateway.workers.parent import Parent
 
 DEFAULT_CONFIG = "config/gateway.yaml"
@@ -25,7 +27,7 @@ DEFAULT_CONFIG = "config/gateway.yaml"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 well, 1 configuration or start failed, 2 usage."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         status: int = options.command(options)
     except StartupError as error:
@@ -37,13 +39,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+class _CommandParser(argparse.ArgumentParser):
+    """Takes options between positional arguments too, which argparse does for no subcommand by itself."""
+
+    _is_under_way = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_under_way:
+            return super().parse_known_args(args, namespace)
+        self._is_under_way = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_under_way = False
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `options.command` runs the one that was given."""
     parser = argparse.ArgumentParser(
         prog="sse-gateway", description="Events from Redis and webhooks to browsers, over Server-Sent Events."
     )
     parser.add_argument("--version", action="version", version=f"sse-gateway {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="run|check|schema|doctor")
-    config = argparse.ArgumentParser(add_help=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_CommandParser)
+    config = _CommandParser(add_help=False)
     config.add_argument(
         "--config",
         metavar="FILE",
@@ -63,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     examine = commands.add_parser("doctor", help="say what breaks streams at a deployed URL")
     doctor.add_arguments(examine)
     examine.set_defaults(command=doctor.run)
+    for name, command, help in (
+        ("tail", tail, "follow channels in a terminal"),
+        ("publish", publish, "send a test event the way that real ones take"),
+        ("token", token, "sign a test JWT"),
+    ):
+        added = commands.add_parser(
+            name, parents=[config], help=help, epilog=command.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.add_arguments(added)
+        added.set_defaults(command=partial(_at_terminal, command.run))
     return parser
 
 
@@ -101,6 +130,13 @@ async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: M
 def _schema(options: argparse.Namespace) -> int:
     print(json.dumps(json_schema(), indent=2))
     return 0
+
+
+def _at_terminal(
+    run: Callable[[argparse.Namespace, Callable[[], Config]], int], options: argparse.Namespace
+) -> int:
+    """Run a command that may need the configuration, or may be told all on its command line."""
+    return run(options, cache(partial(load, options.config)))
 
 
 def _hints(config: Config, port: int, admin: int) -> str:

@@ -22,6 +22,7 @@ from gateway.config.faults import ConfigError, Located, dotted
 from gateway.config.load import load
 from gateway.config.model import Config
 from gateway.config.references import files_of, located
+from gateway.config.warnings import tell
 from gateway.errors import GatewayError
 from gateway.files import Looks, look
 from gateway.metrics import Metrics

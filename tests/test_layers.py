@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "gateway"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"check"},
+    {"check", "terminal"},
     {"workers", "doctor"},
     {"daemon", "runtime"},
     {"node"},
@@ -38,6 +38,7 @@ PURE = [
         f"doctor/{noun}.py"
         for noun in ("answer", "arrivals", "certificate", "cors", "heard", "resume", "target")
     ),
+    *(f"terminal/{noun}.py" for noun in ("claims", "feeds", "lines", "paint", "parser", "signing")),
 ]
 """No I/O libraries here: what they do can be tested without a server."""
 

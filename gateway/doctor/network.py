@@ -1,6 +1,7 @@
 """Names, connections and handshakes: what is seen before the first byte of HTTP."""
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -119,6 +120,8 @@ def reason(error: BaseException) -> str:
         return error.reason or str(error)
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)  # asyncio's own words name the call, and not the cause
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

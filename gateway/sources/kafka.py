@@ -337,16 +337,22 @@ class _LastWords(logging.Handler):
 
 
 def _options(name: str, config: Kafka) -> dict[str, Any]:
-    logging.getLogger("aiokafka").propagate = False  # 74 lines a second while a broker is away
-    milliseconds = round(config.timeout * 1000)
-    options: dict[str, Any] = {
-        "bootstrap_servers": [each.strip() for each in config.brokers.split(",")],
-        "client_id": "sse-gateway",
+    return {
+        **connection_options(name, config),
         "group_id": config.group,
         "enable_auto_commit": False,
         "auto_offset_reset": "none",
         "isolation_level": "read_committed",  # what a producer took back is no event
-        "request_timeout_ms": milliseconds,
+    }
+
+
+def connection_options(name: str, config: Kafka) -> dict[str, Any]:
+    """Return aiokafka's options of any client of these brokers. Raises StartupError."""
+    logging.getLogger("aiokafka").propagate = False  # 74 lines a second while a broker is away
+    options: dict[str, Any] = {
+        "bootstrap_servers": [each.strip() for each in config.brokers.split(",")],
+        "client_id": "sse-gateway",
+        "request_timeout_ms": round(config.timeout * 1000),
         "metadata_max_age_ms": round(config.scan * 1000),
         "retry_backoff_ms": 500,
         "security_protocol": ("SASL_" if config.sasl else "") + ("SSL" if config.tls else "PLAINTEXT"),
