@@ -1,6 +1,7 @@
 #!/bin/sh
 # What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark, and
-# senders of webhooks (node's clients, syslog-ng), and nginx for the doctor to examine.
+# senders of webhooks (node's clients, syslog-ng), nginx for the doctor to examine, and the proxies and systemd
+# that deploy/ has files for.
 # Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
 set -eu
 
@@ -11,6 +12,9 @@ command -v node >/dev/null 2>&1 || missing="$missing nodejs"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
 PATH="$PATH:/usr/sbin:/sbin" command -v syslog-ng >/dev/null 2>&1 || missing="$missing syslog-ng-core syslog-ng-mod-http"
 PATH="$PATH:/usr/sbin:/sbin" command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
+PATH="$PATH:/usr/sbin:/sbin" command -v haproxy >/dev/null 2>&1 || missing="$missing haproxy"
+command -v caddy >/dev/null 2>&1 || missing="$missing caddy"
+command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 [ -n "$missing" ] || exit 0
 

@@ -104,7 +104,7 @@ async def deployed(
 async def _answers(found: Deployed) -> bool:
     """Tell whether the proxy has seen that its gateways are ready."""
     answer = await found.client.head(f"{found.url}/events/orders", headers={"Origin": APP})
-    return answer.headers.get("Content-Type") == "text/event-stream; charset=utf-8"
+    return str(answer.headers.get("Content-Type")) == "text/event-stream; charset=utf-8"
 
 
 def _clients(nodes: list[Node]) -> list[str]:
