@@ -172,7 +172,7 @@ async def test_streams_and_posts_pass_as_they_are(name: str, tmp_path: Path) -> 
 
 
 async def test_restarts_and_kills_lose_nothing(name: str, tmp_path: Path) -> None:
-    """A rolling restart under load, then one gateway killed: every number once, in order, no browser gave up."""
+    """A rolling restart under load, then a kill: every number once, in order, no browser gave up."""
     async with deployed(name, tmp_path, running=2) as found, subscribed(found) as subscriber:
         await follow(subscriber, lambda: bool(subscriber.told("stream.open")))
         sent = 0
@@ -185,14 +185,11 @@ async def test_restarts_and_kills_lose_nothing(name: str, tmp_path: Path) -> Non
 
         for node in found.nodes:
             node.signal(signal.SIGTERM)
-            await some_more(30)
+            await some_more(15)
             assert await node.ended() == 0
             await node.start()
             await some_more(10)
         await found.nodes[0].kill()
-        await some_more(10)
-        await found.nodes[0].start()
-        await found.nodes[1].kill()
         await some_more(10)
         await follow(subscriber, lambda: len(subscriber.payloads) >= sent)
         assert subscriber.payloads == list(range(sent))
