@@ -15,6 +15,7 @@ from bench.process import free_port, running, wait_for_port
 from gateway.cli import main
 from gateway.config.load import loads
 from tests.support.deployment import DEPLOY, documents
+from tests.support.needs import need
 
 ROOT = DEPLOY.parent
 GUIDES = {path.name: path.read_text() for path in sorted((ROOT / "docs/guides").glob("*.md"))}
@@ -84,6 +85,7 @@ def test_the_sections_that_are_shown_are_good() -> None:
 
 async def test_what_the_sidecar_guide_tries_works(tmp_path: Path) -> None:
     """Its commands, run by a shell; only the ports are others."""
+    need("curl", "curl")
     public, admin = free_port(), free_port()
     prepare, check, run, *curls = commands("sidecar.md")[:5]
     file = tmp_path / "sidecar.yaml"
@@ -110,7 +112,7 @@ async def test_what_the_sidecar_guide_tries_works(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    with running(str(program), *shlex.split(own(run).removesuffix(" &"))[1:], **tokens) as process:
+    with running(str(program), *shlex.split(own(run).removesuffix(" &"))[1:], stderr=None, **tokens) as process:
         await asyncio.to_thread(wait_for_port, public, alive=process.is_running)
         told = []
         for curl in curls:

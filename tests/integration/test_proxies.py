@@ -1,11 +1,12 @@
 """The proxies of deploy/, as they are shipped, in front of two gateways: nothing is held back, cut or lost."""
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.process import Process, free_port
+from bench.process import free_port
 from gateway.doctor.finding import Level
 from gateway.doctor.patience import Patience
 from tests.doctor.examined import APP, examine
 from tests.support.authority import Authority
 from tests.support.gateway import eventually
+from tests.support.needs import need
 from tests.support.node import Node, kill_all
-from tests.support.proxies import GATEWAYS, RECIPES, proxy_running
+from tests.support.proxies import GATEWAYS, RECIPES, Proxy, proxy_running
 from tests.support.subscriber import Subscriber, client, follow
 
 pytestmark = pytest.mark.parametrize("name", list(RECIPES))
@@ -57,7 +59,7 @@ class Deployed:
     url: str
     client: httpx.AsyncClient
     authority: Authority
-    proxy: Process
+    proxy: Proxy
 
     async def post(self, body: bytes | str, topic: str = "orders", key: str = "") -> int:
         """Post through the proxy and return the status."""
@@ -91,9 +93,9 @@ async def deployed(
     nodes = [Node(folder, config(folder, heartbeat), host=host, ports=ports) for host in GATEWAYS]
     try:
         await asyncio.gather(*(node.start() for node in nodes[:running]))
-        with proxy_running(name, folder, nodes, pair, idle=idle) as (port, proxy):
+        with proxy_running(name, folder, nodes, pair, idle=idle) as proxy:
             async with client(authority.client(), CLIENT) as session:
-                found = Deployed(nodes, f"https://127.0.0.1:{port}", session, authority, proxy)
+                found = Deployed(nodes, f"https://127.0.0.1:{proxy.port}", session, authority, proxy)
                 if running:
                     await eventually(lambda: _answers(found), timeout=20)
                 yield found
@@ -109,8 +111,12 @@ async def _answers(found: Deployed) -> bool:
 
 def _clients(nodes: list[Node]) -> list[str]:
     """Return the addresses of streams, as the gateways logged them."""
+    return [line["client"] for line in _lines(nodes, "stream_opened")]
+
+
+def _lines(nodes: list[Node], event: str) -> list[dict[str, Any]]:
     lines = (line for node in nodes if node.log.exists() for line in node.lines())
-    return [line["client"] for line in lines if line["event"] == "stream_opened"]
+    return [line for line in lines if line["event"] == event]
 
 
 @asynccontextmanager
@@ -195,6 +201,53 @@ async def test_restarts_and_kills_lose_nothing(name: str, tmp_path: Path) -> Non
         assert subscriber.payloads == list(range(sent))
         assert subscriber.told("stream.gap") == []
         assert subscriber.connects > 1
+
+
+async def test_a_reload_of_the_proxy_drops_no_stream(name: str, tmp_path: Path) -> None:
+    """An operator who changes its file does not send all clients away; and one that leaves is gone at once."""
+    if RECIPES[name].reload is None:
+        assert name == "envoy"  # another process takes its place, and the old one is left to drain
+        return
+    # No heartbeat: only the proxy can tell the gateway that a client left.
+    async with deployed(name, tmp_path, heartbeat="1h") as found, AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(curl(found, version)) for version in ("1.1", "2")]
+        before = found.proxy.pids
+        found.proxy.reload()
+        if name != "caddy":  # which is one process, and has done it by now
+            await eventually(lambda: found.proxy.pids - before)
+        for number in range(10):  # while the old processes are told, and stop to listen
+            await found.publish(number)
+            await asyncio.sleep(0.05)
+        for stream in streams:
+            for number in range(10):
+                await _until(stream, b'"payload":%d}' % number)
+        await stack.aclose()
+        await eventually(lambda: len(_lines(found.nodes, "stream_closed")) == len(streams))
+
+
+@asynccontextmanager
+async def curl(found: Deployed, version: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Open a stream with curl, which goes on after a GOAWAY as browsers do, and read its first event."""
+    child = await asyncio.create_subprocess_exec(
+        *(need("curl", "curl"), "-sN", f"--http{version}", "--cacert", str(found.authority.file)),
+        f"{found.url}/events/orders",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert child.stdout is not None
+        await _until(child.stdout, b"stream.open")
+        yield child.stdout
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+async def _until(stream: asyncio.StreamReader, word: bytes) -> None:
+    """Read up to a line with a word. Raises AssertionError when the stream ends, TimeoutError."""
+    async with asyncio.timeout(20):
+        while word not in (line := await stream.readline()):
+            assert line, "the stream ended"
 
 
 async def test_without_a_gateway_browsers_are_told_to_come_back(name: str, tmp_path: Path) -> None:

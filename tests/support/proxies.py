@@ -7,6 +7,8 @@ ports, certificates, the folders of a package, and how long "idle" is. Each edit
 import getpass
 import grp
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +54,8 @@ class Recipe:
     file: str
     edits: Callable[[Place], Mapping[str, str]]
     command: Callable[[Path], Sequence[str]]
+    reload: Callable[[Process, Path], None] | None = None
+    """Makes it read its file again, as an operator would; None for one that is replaced by another process."""
     environ: Callable[[Path], Mapping[str, str]] = lambda folder: {}
 
     def text(self, place: Place) -> str:
@@ -117,7 +121,7 @@ def _haproxy_edits(place: Place) -> Mapping[str, str]:
 
 def _caddy_edits(place: Place) -> Mapping[str, str]:
     return {
-        "{\n\tservers": f"{{\n\tadmin off\n\tauto_https disable_redirects\n\tservers 127.0.0.1:{place.port}",
+        "{\n\tservers": f"{{\n\tadmin unix/{place.folder}/admin.sock\n\tauto_https disable_redirects\n\tservers 127.0.0.1:{place.port}",
         "events.example.com {": f"https://127.0.0.1:{place.port} {{\n\tbind 127.0.0.1",
         "/etc/caddy/tls.crt": str(place.pair.certificate),
         "/etc/caddy/tls.key": str(place.pair.key),
@@ -125,6 +129,11 @@ def _caddy_edits(place: Place) -> Mapping[str, str]:
         "health_port 9090": f"health_port {place.admin}",
         "read_timeout 60s": f"read_timeout {place.idle}s",
     }
+
+
+def _caddy_reload(process: Process, file: Path) -> None:
+    command = [need("caddy", "caddy"), "reload", "--config", str(file), "--adapter", "caddyfile", "--force"]
+    subprocess.run([*command, "--address", f"unix/{file.parent}/admin.sock"], check=True, timeout=20)
 
 
 def _envoy_edits(place: Place) -> Mapping[str, str]:
@@ -144,27 +153,51 @@ def _envoy_command(file: Path) -> Sequence[str]:
 
 
 RECIPES = {
-    "nginx": Recipe("nginx/nginx.conf", _nginx_edits, _nginx_command),
+    "nginx": Recipe(
+        "nginx/nginx.conf", _nginx_edits, _nginx_command, lambda process, file: process.signal(signal.SIGHUP)
+    ),
     "haproxy": Recipe(
         "haproxy/haproxy.cfg",
         _haproxy_edits,
-        lambda file: [need("haproxy", "haproxy"), "-db", "-f", str(file)],
+        lambda file: [need("haproxy", "haproxy"), "-W", "-db", "-f", str(file)],
+        lambda process, file: process.signal(signal.SIGUSR2),
     ),
     "caddy": Recipe(
         "caddy/Caddyfile",
         _caddy_edits,
         lambda file: [need("caddy", "caddy"), "run", "--config", str(file), "--adapter", "caddyfile"],
+        _caddy_reload,
         lambda folder: {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)},
     ),
     "envoy": Recipe("envoy/envoy.yaml", _envoy_edits, _envoy_command),
 }
 
 
+@dataclass(frozen=True)
+class Proxy:
+    """One that runs. ``port`` is its port for TLS."""
+
+    recipe: Recipe
+    file: Path
+    port: int
+    process: Process
+
+    @property
+    def pids(self) -> set[int]:
+        """Its processes: a reload adds some, where it does not happen in the one that there is."""
+        return set(self.process.family())
+
+    def reload(self) -> None:
+        """Make it read its file again."""
+        assert self.recipe.reload is not None
+        self.recipe.reload(self.process, self.file)
+
+
 @contextmanager
 def proxy_running(
     name: str, folder: Path, nodes: Sequence[Node], pair: Pair, *, idle: int = 60
-) -> Iterator[tuple[int, Process]]:
-    """Run a proxy in front of the two nodes, and give its TLS port. ``idle`` is its timeout in seconds."""
+) -> Iterator[Proxy]:
+    """Run a proxy in front of the two nodes. ``idle`` is its timeout in seconds."""
     recipe = RECIPES[name]
     (gateway,), (admin,) = {node.port for node in nodes}, {node.admin for node in nodes}
     place = Place(folder, free_port(), free_port(), gateway, admin, pair, idle)
@@ -179,4 +212,4 @@ def proxy_running(
             wait_for_port(place.port, alive=process.is_running)
         except (RuntimeError, TimeoutError) as error:
             raise AssertionError(f"{name} does not run: {said.read_text()[-2000:]}") from error
-        yield place.port, process
+        yield Proxy(recipe, file, place.port, process)
