@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway import __version__, runtime
 from gateway.check import command as check
+from gateway.config.load import load
 from gateway.config.model import MAX_WORKERS, Config
 from gateway.config.schema import json_schema
 from gateway.config.sources import Webhook

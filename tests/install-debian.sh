@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark, and
-# senders of webhooks (node's clients, syslog-ng), proxies (nginx for the doctor to examine, HAProxy), Prometheus
+# senders of webhooks (node's clients, syslog-ng), the proxies and systemd that deploy/ has files for, Prometheus
 # with promtool, and jq for the commands of the runbook.
 # Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
 set -eu
@@ -15,6 +15,9 @@ PATH="$PATH:/usr/sbin:/sbin" command -v nginx >/dev/null 2>&1 || missing="$missi
 command -v prometheus >/dev/null 2>&1 || missing="$missing prometheus"
 command -v jq >/dev/null 2>&1 || missing="$missing jq"
 PATH="$PATH:/usr/sbin:/sbin" command -v haproxy >/dev/null 2>&1 || missing="$missing haproxy"
+command -v curl >/dev/null 2>&1 || missing="$missing curl"
+command -v caddy >/dev/null 2>&1 || missing="$missing caddy"
+command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 [ -n "$missing" ] || exit 0
 

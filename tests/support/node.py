@@ -18,19 +18,28 @@ ROOT = Path(__file__).parents[2]
 class Node:
     """One gateway. Its ports stay the same over restarts, as behind a balancer.
 
-    ``module`` is what is run in place of ``gateway``, with its first arguments.
+    ``module`` is what is run in place of ``gateway``, with its first arguments. On loopback addresses
+    (``host``) of their own several nodes may have the same ports, as they have on machines of their own.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *module: str) -> None:
-        self.port, self.admin = free_port(), free_port()
-        self.log = folder / f"node-{self.port}.log"
-        self.file = folder / f"node-{self.port}.yaml"
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *module: str,
+        host: str = "127.0.0.1",
+        ports: tuple[int, int] | None = None,
+    ) -> None:
+        self.host = host
+        self.port, self.admin = ports or (free_port(), free_port())
+        self.log = folder / f"node-{host}-{self.port}.log"
+        self.file = folder / f"node-{host}-{self.port}.yaml"
         self._module = module or ("gateway",)
         self._process: asyncio.subprocess.Process | None = None
         server = {
             **config.get("server", {}),
-            "listen": f"127.0.0.1:{self.port}",
-            "admin": f"127.0.0.1:{self.admin}",
+            "listen": f"{host}:{self.port}",
+            "admin": f"{host}:{self.admin}",
         }
         self._sign = b"workers_listening" if "workers" in server else b"listening"
         log = {"level": "info", "format": "json"}  # `start` waits for a line of it

@@ -77,5 +77,5 @@ async def started(
 
 async def ran(*arguments: str, **environ: str) -> tuple[int, str, str]:
     """Run ``sse-gateway`` to its end; return exit status, output and errors."""
-    async with started(*arguments, **environ) as command:
+    async with started(*arguments, stdout=asyncio.subprocess.PIPE, **environ) as command:
         return await command.end()
