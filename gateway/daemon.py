@@ -21,6 +21,9 @@ from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config
 from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
 from gateway.config.trust import unchecked_hosts
+from gateway.console.feed import Feed
+from gateway.console.page import Page
+from gateway.console.trial import Trial
 from gateway.errors import StartupError
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
@@ -42,6 +45,7 @@ from gateway.hub.notices import Notices
 from gateway.hub.replay import Replay
 from gateway.limits.limits import Limits
 from gateway.metrics import Metrics
+from gateway.refusals import Refusals
 from gateway.sources.base import Source, SourceState
 from gateway.sources.election import Leases
 from gateway.sources.kafka import KafkaSource
@@ -86,6 +90,7 @@ class Daemon:
         self.on_listening: Callable[[], None] | None = None
         self._shared = shared
         limits, timeouts = config.limits, config.timeouts
+        self.refusals = Refusals()
 
         # The log and what hangs on it.
         self.catalog = Catalog(config.channels)
@@ -140,6 +145,8 @@ class Daemon:
             self.freshness,
             self.ending,
             limits.connections,
+            self.refusals,
+            config.server.development,
         )
         self.status.add_gauges()
         cors = CorsPolicy(config, self.catalog)
@@ -151,6 +158,7 @@ class Daemon:
             limits=self.limits,
             metrics=self.metrics,
             channels_per_stream=limits.channels_per_stream,
+            refusals=self.refusals,
         )
         self.bodies = Bodies(limits.webhook_body, timeouts.request)
         receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
@@ -174,8 +182,12 @@ class Daemon:
             subscribe=subscribe,
             limits=self.limits,
         )
+        trial = Trial(self.catalog, self.streams, self.router, self._append, timeouts.request)
+        more = [trial] if config.server.development else []
+        self.feed = Feed(self.status.report, write_seconds=timeouts.write)
+        guard = None if shared else Guard.of(config.server, self.refusals)
         self.admin = Listener(
-            Admin(self.status, Guard.of(config.server) if shared is None else None).app(),
+            Admin(self.status, guard, more if shared else [Page(), self.feed, *more]).app(),
             config.server.admin if shared is None else shared.admin,
             key="server.admin",
             request_seconds=timeouts.request,
@@ -215,6 +227,10 @@ class Daemon:
         self._descriptors = _raise_descriptor_limit(self.config.limits.connections)
         for key in unchecked_hosts(self.config):
             log.warning("tls_host_not_checked", key=key, note="any host of that authority will do")
+        if self.config.server.development:
+            log.warning(
+                "development_mode", note="who may ask the admin port reads all channels and sends events"
+            )
         # 1. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()
@@ -275,6 +291,7 @@ class Daemon:
         await self.authenticator.close()
         await self.replay.close()
         await self.broker.close()
+        self.feed.close()
         await self.admin.stop()
         log.info("stopped")
 
@@ -325,7 +342,7 @@ class Daemon:
             source = RedisPubSubSource(
                 config.url.get_secret_value(), self.router.topics(name), timeout=config.timeout
             )
-        publisher = Publisher(state, self.router, self._append, self.metrics, unix_ms)
+        publisher = Publisher(state, self.router, self._append, self.metrics, unix_ms, self.refusals)
         leases = Leases(self.broker.lease, self.broker.release)
         self.supervisors[name] = Supervisor(source, publisher, leases, self.broker.cursor, unix_ms)
 

@@ -5,12 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from gateway import __version__
 from gateway.broker.base import Broker
+from gateway.broker.memory import unix_ms
 from gateway.broker.redis import RedisBroker
 from gateway.config.catalog import Catalog
+from gateway.counts import by_label, sum_and_count, total
 from gateway.freshness import Freshness
 from gateway.metrics import Family, Metrics
+from gateway.refusals import Refusals
 from gateway.sources.base import SourceState
 from gateway.sources.supervisor import Supervisor
 from gateway.stream.ending import Ending
@@ -32,6 +37,8 @@ class Status:
     freshness: Freshness
     ending: Ending
     limit: int
+    refusals: Refusals
+    development: bool
     started: float = field(default_factory=time.monotonic)
 
     def states(self) -> list[SourceState]:
@@ -86,8 +93,15 @@ class Status:
         """Return what ``/status`` shows."""
         ready, parts = await self.ready()
         listeners = self.streams.by_channel()
+        published, delivered = (
+            by_label(self.metrics.events_published),
+            by_label(self.metrics.events_delivered),
+        )
+        lag_seconds, lag_count = sum_and_count(self.metrics.delivery_lag)
         return {
             "version": __version__,
+            "now_ms": unix_ms(),
+            "development": self.development,
             "uptime_seconds": round(time.monotonic() - self.started, 1),
             "ready": ready,
             "not_ready": parts["not_ready"],
@@ -96,17 +110,33 @@ class Status:
                 "active": len(self.streams.open),
                 "lagging": self.streams.lagging(),
                 "limit": self.limit,
+                "behind_seconds": self.streams.furthest(),
+            },
+            "totals": {
+                "opened": self.metrics.connections.value,
+                "refused": total(self.metrics.refused),
+                "received": total(self.metrics.events_received),
+                "rejected": total(self.metrics.events_rejected),
+                "published": sum(published.values()),
+                "delivered": sum(delivered.values()),
+                "bytes_sent": self.metrics.bytes_sent.value,
+                "gaps": total(self.metrics.gaps),
+                "lag_seconds": round(lag_seconds, 6),
+                "lag_count": lag_count,
             },
             "sources": [self._source(state) for state in self.states()],
             "channels": [
                 {
                     "name": name,
                     "listeners": int(listeners.get((name,), 0)),
+                    "published": published.get(name, 0),
+                    "delivered": delivered.get(name, 0),
                     "from": [f"{route.source}: {route.topic}" for route in declared.spec.from_],
                     "stale": self.freshness.is_stale("channel", name),
                 }
                 for name, declared in self.catalog.declared.items()
             ],
+            "refusals": [msgspec.structs.asdict(refusal) for refusal in self.refusals.newest()],
         }
 
     def _source(self, state: SourceState) -> dict[str, Any]:

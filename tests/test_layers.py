@@ -13,7 +13,7 @@ LAYERS = [
     {"cli"},
     {"workers", "doctor"},
     {"daemon", "runtime"},
-    {"status"},
+    {"status", "console"},
     {"http"},
     {"stream"},
     {"hub"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"webhooks"},
     {"sse", "config", "history"},
     {"event"},
-    {"causes", "errors", "freshness", "logs", "metrics", "backoff", "seldom"},
+    {"causes", "errors", "freshness", "logs", "metrics", "backoff", "seldom", "refusals", "counts"},
     {"rate"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
