@@ -1,8 +1,8 @@
 """``GET /status/stream``: what `/status` shows, once a second, to whoever looks.
 
-One report serves all viewers. It is made only while there are any, and never for more than a twentieth of
-the time: with very many streams or channels it comes less often. A viewer that reads slowly gets the newest
-report next, so none is kept for it.
+One report serves all viewers, and is made only while there are any. With very many streams or channels it
+comes less often, so that it takes little of the loop's time. A viewer that reads slowly gets the newest report
+next, so none is kept for it.
 """
 
 import asyncio
@@ -22,7 +22,10 @@ SECONDS = 1.0
 """From one report to the next."""
 
 SHARE = 20
-"""How many times longer than a report takes the pause after it is."""
+"""How many times longer than a report takes the pause after it is, up to `SLOWEST`."""
+
+SLOWEST = 5.0
+"""Seconds from one report to the next at the most: the page takes a longer silence for a lost connection."""
 
 MAX_VIEWERS = 20
 """Pages that may look at once."""
@@ -96,7 +99,7 @@ class Feed:
                 self._tell(block(_json.encode(report), event="status"))
             except Exception:
                 log.exception("status_failed")
-            await asyncio.sleep(max(SECONDS, SHARE * (loop.time() - began)))
+            await asyncio.sleep(min(max(SECONDS, SHARE * (loop.time() - began)), SLOWEST))
 
     def _tell(self, newest: bytes) -> None:
         self._newest = newest

@@ -19,7 +19,11 @@ def _source(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-_STYLE, _SCRIPT = _file("console.css"), _file("console.js")
+_SCRIPTS = ("stream", "format", "chart", "table", "view", "try", "main")
+"""The script's files, in the order in which they need each other."""
+
+_STYLE = _file("console.css")
+_SCRIPT = "\n".join(['"use strict";', *(_file(f"{name}.js") for name in _SCRIPTS)])
 
 # Together they are what stands between the tags, byte for byte: the policy allows these bytes alone.
 _BODY = _file("index.html").replace("/*style*/", _STYLE).replace("/*script*/", _SCRIPT).encode()
