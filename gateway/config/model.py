@@ -72,8 +72,8 @@ class Server(Section):
     )
     development: Switch = Field(
         False,
-        description="true: who may ask the admin port reads any channel, whatever its access, and sends events, in"
-        " the console's try-it panel; not for production",
+        description="true: who may ask the admin port reads any channel, whatever its access, and sends"
+        " events, in the console's try-it panel; not for production",
     )
     workers: Workers = Field(
         1,

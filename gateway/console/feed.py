@@ -1,8 +1,8 @@
 """``GET /status/stream``: what `/status` shows, once a second, to whoever looks.
 
 One report serves all viewers, and is made only while there are any. With very many streams or channels it
-comes less often, so that it takes little of the loop's time. A viewer that reads slowly gets the newest report
-next, so none is kept for it.
+comes less often, so that it takes little of the loop's time. A viewer that reads slowly gets the newest
+report next, so none is kept for it.
 """
 
 import asyncio

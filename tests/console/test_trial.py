@@ -83,7 +83,7 @@ async def test_large_numbers_go_through_as_they_were_typed() -> None:
     async with gateway_running(OPEN) as gateway:
         stream = await listen(gateway, "orders")
         await send(gateway, b'{"channel": "orders", "payload": 12345678901234567890.10}')
-        assert (await stream.next()).data.endswith('"payload":12345678901234567890.10}')
+        assert '"payload":12345678901234567890.10}' in str((await stream.next()).data)
 
 
 @pytest.mark.parametrize(
