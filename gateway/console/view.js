@@ -151,13 +151,13 @@ function whoWas({ kind, source, origin, client }) {
   return known.length ? known : [NO_VALUE];
 }
 
-const RESULTS = { ok: ["Reloaded", "good"], unchanged: ["Reloaded, nothing to change", "good"], failed: ["Reload failed; the old one is in use", "bad"] };
+const RESULTS = { ok: ["Reloaded", "good"], unchanged: ["Reloaded unchanged", "good"], failed: ["Reload failed", "bad"] };
 
 /** Show which file is in use, and how the last reload went. */
 function showConfig(config, now) {
   byId("config").hidden = !config;
   if (!config) return;
-  say(byId("config-file"), `${config.file}, in use since ${clock(config.loaded_ms)} (${ago(config.loaded_ms, now)})`);
+  say(byId("config-file"), `${config.file}, in use for ${span((now - config.loaded_ms) / 1000)}`);
   const last = config.last_reload;
   const result = byId("config-result");
   result.hidden = !last;
@@ -166,7 +166,7 @@ function showConfig(config, now) {
     return;
   }
   const [word, state] = RESULTS[last.result] ?? [last.result, "warn"];
-  const parts = [mark(word, state), ` ${clock(last.at_ms)}`, last.message ? small(last.message) : ""];
+  const parts = [mark(`${word} ${ago(last.at_ms, now)}`, state), last.message ? small(last.message) : ""];
   const next = make("p", {}, ...parts);
   if (result.innerHTML !== next.innerHTML) result.replaceChildren(...next.childNodes);
   showFaults(last.errors);
