@@ -18,6 +18,8 @@ from gateway.sse import block
 from tests.support.issuer import serving
 
 PICTURES = Path(__file__).parents[1] / "integration" / "console"
+README = Path(__file__).parents[2] / "docs" / "images" / "console.webp"
+README_SHOWS = "busy-1280-light"
 REWRITE = "SSE_GATEWAY_REWRITE_PICTURES"
 """Set it to 1 to make the baselines anew; look at each before it is committed."""
 
@@ -67,13 +69,13 @@ _FAULTS = """
 """
 
 _SHRUNK = """
-async ([picture, shrink]) => {
+async ([picture, shrink, type]) => {
   const image = await createImageBitmap(await (await fetch(picture)).blob());
   const canvas = new OffscreenCanvas(Math.round(image.width / shrink), Math.round(image.height / shrink));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
-  const bytes = new Uint8Array(await (await canvas.convertToBlob()).arrayBuffer());
+  const bytes = new Uint8Array(await (await canvas.convertToBlob({ type, quality: 0.85 })).arrayBuffer());
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }
 """
@@ -237,10 +239,12 @@ async def picture(page: Page) -> bytes:
 async def difference(canvas: Page, name: str, now: bytes) -> float:
     """Return which share of a picture looks unlike its baseline. ``canvas`` is an empty page to draw on."""
     file = PICTURES / f"{name}.png"
-    small = base64.b64decode(await canvas.evaluate(_SHRUNK, [_url(now), SHRINK]))
+    small = base64.b64decode(await canvas.evaluate(_SHRUNK, [_url(now), SHRINK, "image/png"]))
     if os.environ.get(REWRITE) == "1":
         PICTURES.mkdir(exist_ok=True)
         file.write_bytes(small)
+        if name == README_SHOWS:
+            README.write_bytes(base64.b64decode(await canvas.evaluate(_SHRUNK, [_url(now), 1, "image/webp"])))
     assert file.exists(), f"no baseline {file}; {REWRITE}=1 makes it"
     return float(await canvas.evaluate(_DIFFERENCE, [_url(small), _url(file.read_bytes())]))
 
