@@ -146,6 +146,7 @@ def _hints(config: Config, port: int, admin: int) -> str:
     lines = [
         "",
         f"  subscribe  {base}/events/<channel>    channels: {', '.join(config.channels)}",
+        f"  console    {config.server.admin_url(admin)}/",
         f"  metrics    {config.server.admin_url(admin)}/metrics",
         f"  status     {config.server.admin_url(admin)}/status",
     ]

@@ -149,6 +149,10 @@ class Daemon(Node):
     async def start(self) -> None:
         """Start everything, the public port last. Raises StartupError; then call `stop` all the same."""
         self.descriptors = _raise_descriptor_limit(self.config.limits.connections)
+        if self.config.server.development:
+            log.warning(
+                "development_mode", note="who may ask the admin port reads all channels and sends events"
+            )
         # 1. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()
@@ -205,6 +209,7 @@ class Daemon(Node):
         await self.authenticator.close()
         await self.replay.close()
         await self.broker.close()
+        self.feed.close()
         await self.admin.stop()
         self.loop_lag.stop()
         self.systemd.close()

@@ -18,10 +18,13 @@ from gateway.broker.sqlite import SqliteBroker
 from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config
 from gateway.config.sources import EventFrom
+from gateway.console.feed import Feed
+from gateway.console.page import Page
+from gateway.console.trial import Trial
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
 from gateway.http.admin import HEADERS as ADMIN_HEADERS
-from gateway.http.admin import Admin
+from gateway.http.admin import Admin, More
 from gateway.http.app import public_app
 from gateway.http.bodies import Bodies
 from gateway.http.certificates import Certificates
@@ -40,6 +43,7 @@ from gateway.hub.replay import Replay
 from gateway.limits.limits import Limits
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
+from gateway.refusals import Refusals
 from gateway.shutdown import Shutdown
 from gateway.sources.election import Leases
 from gateway.sources.router import Router
@@ -81,6 +85,7 @@ class Node:
         """How many files this process may open."""
         self._shared = shared
         limits, timeouts = config.limits, config.timeouts
+        self.refusals = Refusals()
 
         # Of several workers it is the parent whom the service manager knows.
         self.systemd = Systemd(os.environ if shared is None else {})
@@ -127,7 +132,7 @@ class Node:
         self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=events_of(config))
         leases = Leases(self.broker.lease, self.broker.release)
         self.upstreams = Upstreams(
-            self.router, Log(self._append, leases, self.broker.cursor), self.metrics, unix_ms
+            self.router, Log(self._append, leases, self.broker.cursor), self.metrics, unix_ms, self.refusals
         )
         self.upstreams.make(config.sources, limits.event_bytes)
         self.freshness = Freshness(self.watched(config), unix_ms)
@@ -144,6 +149,8 @@ class Node:
             self.shutdown,
             self.canary,
             self.loop_lag,
+            self.refusals,
+            config.server.development,
         )
         self.status.bind_gauges()
         self.cors = CorsPolicy(config, self.catalog)
@@ -155,6 +162,7 @@ class Node:
             limits=self.limits,
             metrics=self.metrics,
             channels_per_stream=limits.channels_per_stream,
+            refusals=self.refusals,
         )
         self.bodies = Bodies(limits.webhook_body, timeouts.request)
         self.receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
@@ -175,9 +183,12 @@ class Node:
             subscribe=self.subscribe,
             limits=self.limits,
         )
-        self.guard = Guard.of(config.server) if shared is None else None
+        trial = Trial(self.catalog, self.streams, self.router, self._append, timeouts.request)
+        more: list[More] = [trial] if config.server.development else []
+        self.feed = Feed(self.status.report, write_seconds=timeouts.write)
+        self.guard = Guard.of(config.server, self.refusals) if shared is None else None
         self.admin = Listener(
-            Admin(self.status, self.guard).app(),
+            Admin(self.status, self.guard, more if shared else [Page(), self.feed, *more]).app(),
             config.server.admin if shared is None else shared.admin,
             key="server.admin",
             request_seconds=timeouts.request,

@@ -5,15 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from gateway import __version__
 from gateway.broker.base import Broker
+from gateway.broker.memory import unix_ms
 from gateway.broker.redis import RedisBroker
 from gateway.config.catalog import Catalog
+from gateway.counts import by_label, sum_and_count, total
 from gateway.errors import NotFound
 from gateway.freshness import Freshness
 from gateway.hub.canary import Canary
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Family, Metrics
+from gateway.refusals import Refusals
 from gateway.reload import Outcome, Reload
 from gateway.shutdown import Shutdown
 from gateway.sources.base import SourceState
@@ -36,6 +41,8 @@ class Status:
     shutdown: Shutdown
     canary: Canary
     loop_lag: LoopLag
+    refusals: Refusals
+    development: bool
     reloads: Reload | None = None
     """None where the configuration is not of a file, or a parent reloads it."""
     started: float = field(default_factory=time.monotonic)
@@ -110,8 +117,15 @@ class Status:
     async def report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
         ready, parts = await self.ready()
+        published, delivered = (
+            by_label(self.metrics.events_published),
+            by_label(self.metrics.events_delivered),
+        )
+        lag_seconds, lag_count = sum_and_count(self.metrics.delivery_lag)
         return {
             "version": __version__,
+            "now_ms": unix_ms(),
+            "development": self.development,
             "uptime_seconds": round(time.monotonic() - self.started, 1),
             "ready": ready,
             "not_ready": parts["not_ready"],
@@ -122,17 +136,33 @@ class Status:
                 "active": len(self.streams.open),
                 "lagging": self.streams.lagging(),
                 "limit": self.streams.limit,
+                "behind_seconds": self.streams.furthest(),
+            },
+            "totals": {
+                "opened": self.metrics.connections.value,
+                "refused": total(self.metrics.refused),
+                "received": total(self.metrics.events_received),
+                "rejected": total(self.metrics.events_rejected),
+                "published": sum(published.values()),
+                "delivered": sum(delivered.values()),
+                "bytes_sent": self.metrics.bytes_sent.value,
+                "gaps": total(self.metrics.gaps),
+                "lag_seconds": round(lag_seconds, 6),
+                "lag_count": lag_count,
             },
             "sources": [self._source(state) for state in self.states()],
             "channels": [
                 {
                     "name": name,
                     "listeners": self.streams.listeners[name],
+                    "published": published.get(name, 0),
+                    "delivered": delivered.get(name, 0),
                     "from": [f"{route.source}: {route.topic}" for route in declared.spec.from_],
                     "stale": self.freshness.is_stale("channel", name),
                 }
                 for name, declared in self.catalog.declared.items()
             ],
+            "refusals": [msgspec.structs.asdict(refusal) for refusal in self.refusals.newest()],
         }
 
     def _source(self, state: SourceState) -> dict[str, Any]:

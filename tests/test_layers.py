@@ -15,7 +15,7 @@ LAYERS = [
     {"workers", "doctor"},
     {"daemon", "runtime"},
     {"node"},
-    {"status"},
+    {"status", "console"},
     {"http"},
     {"stream"},
     {"hub"},
@@ -27,7 +27,8 @@ LAYERS = [
     {"reload"},
     {"sse", "config", "history"},
     {"event"},
-    {"causes", "errors", "freshness", "files", "logs", "metrics", "backoff", "seldom", "shutdown"},
+    {"causes", "errors", "freshness", "files", "logs", "metrics", "backoff", "seldom", "shutdown"}
+    | {"refusals", "counts"},
     {"rate", "systemd", "loop_lag"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

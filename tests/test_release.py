@@ -67,3 +67,19 @@ def test_the_recipe_is_what_the_docs_say() -> None:
     script = (ROOT / "release/build.sh").read_text()
     assert script.index("cyclonedx-py") < script.index("sbom.py check")
     assert "`make release`" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_what_is_no_python_is_packed_too() -> None:
+    """A wheel without the console's page or the log's script starts, and fails later."""
+    patterns = {
+        f"{package.replace('.', '/')}/{pattern.strip()}"
+        for package, listed in CONFIG["options.package_data"].items()
+        for pattern in listed.split(",")
+    }
+    packed = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    others = {
+        path
+        for path in (ROOT / "gateway").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert others == packed

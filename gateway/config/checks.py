@@ -28,6 +28,7 @@ def check(data: Any) -> Iterator[Fault]:
     yield from _client_certificates(sources, has_authority=tls.get("client_ca") is not None)
     yield from _workers(_mapping(root.get("server")).get("workers"), _mapping(root.get("broker")).get("url"))
     yield from _admin(_mapping(root.get("server")))
+    yield from _development(_mapping(root.get("server")))
     skeletons: dict[str, str] = {}
     for name, value in _mapping(root.get("channels")).items():
         channel = _mapping(value)
@@ -64,6 +65,16 @@ def _client_certificates(sources: dict[str, Any], *, has_authority: bool) -> Ite
                 " that signs the senders'",
                 on_key=True,
             )
+
+
+def _development(server: dict[str, Any]) -> Iterator[Fault]:
+    is_open = server.get("admin_token") is None and server.get("admin_open") in (True, "true")
+    if is_open and server.get("development") in (True, "true"):
+        yield Fault(
+            ("server", "development"),
+            "would let whoever reaches the admin port read every channel and send events; with admin_open it"
+            ' needs admin_token: "${ADMIN_TOKEN}", or false',
+        )
 
 
 def _admin(server: dict[str, Any]) -> Iterator[Fault]:

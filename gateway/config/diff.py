@@ -19,6 +19,7 @@ NEEDS_RESTART: tuple[Path, ...] = (
     ("server", "listen"),
     ("server", "admin"),
     ("server", "workers"),
+    ("server", "development"),
     ("broker",),
 )
 """What a reload cannot change, beside whether the public port speaks TLS, and the log's own section."""

@@ -72,6 +72,11 @@ class Server(Section):
     admin_open: Switch = Field(
         False, description="true: server.admin may be reached from elsewhere without a token"
     )
+    development: Switch = Field(
+        False,
+        description="true: who may ask the admin port reads any channel, whatever its access, and sends"
+        " events, in the console's try-it panel; not for production",
+    )
     workers: Workers = Field(
         1,
         description="processes that share the port, each a node with limits of its own;"

@@ -1,4 +1,4 @@
-"""The admin port: metrics, health, status."""
+"""The admin port: metrics, health, status; `gateway.console` adds a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Headers of every answer of the port. Nothing of it is a page, and no page may hold it or load it."""
+"""Headers of every answer of the port but the console's own. No page may hold it or load it."""
 
 
 class Answers(Protocol):
@@ -47,12 +47,20 @@ class Answers(Protocol):
         """Return what ``/status`` shows."""
 
 
+class More(Protocol):
+    """Routes of the port that others answer."""
+
+    def add_to(self, app: web.Application) -> None:
+        """Add them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Admin:
     """The handlers. Without a guard they are those of a worker's own socket, where only its parent asks."""
 
     answers: Answers
     guard: Guard | None = None
+    more: Sequence[More] = ()
 
     def app(self) -> web.Application:
         """Return the application of the admin port; a worker's parent asks for more."""
@@ -69,6 +77,8 @@ class Admin:
         app.router.add_post("/reload", self._reload)
         if self.guard is None:
             app.router.add_get("/families", self._families)
+        for each in self.more:
+            each.add_to(app)
         return app
 
     async def _metrics(self, request: web.Request) -> web.Response:

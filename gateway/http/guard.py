@@ -16,12 +16,16 @@ from aiohttp import hdrs, web
 from gateway.config.model import Server
 from gateway.config.units import is_ip
 from gateway.errors import Forbidden, GatewayError, Unauthorized
+from gateway.refusals import Refusal, Refusals
 from gateway.seldom import Seldom
 
 log = structlog.get_logger("gateway.http")
 
 PROBES = frozenset({"/healthz", "/readyz"})
 """Paths whose status is told without a token: a kubelet has none."""
+
+PAGE = "/"
+"""The path of the console, which asks for the token itself; without one it holds no figure."""
 
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _ELSEWHERE = ("cross-site", "same-site")
@@ -36,21 +40,23 @@ class Guard:
     host: str
     is_private: bool
     token: bytes | None = field(repr=False)
+    refusals: Refusals = field(default_factory=Refusals, repr=False)
     seldom: Seldom = field(default_factory=Seldom, repr=False)
 
     @classmethod
-    def of(cls, server: Server) -> "Guard":
+    def of(cls, server: Server, refusals: Refusals) -> "Guard":
         """Return the guard of ``server.admin``."""
         token = server.admin_token
         return cls(
             server.admin.host.lower(),
             server.admin.is_loopback,
             None if token is None else token.get_secret_value().encode(),
+            refusals,
         )
 
     def reconfigure(self, server: Server) -> None:
         """Ask for another token, or for none; the address stays."""
-        self.token = Guard.of(server).token
+        self.token = Guard.of(server, self.refusals).token
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -60,6 +66,8 @@ class Guard:
             self._check_page(request)
             self._check_token(request)
         except GatewayError as error:
+            told = Refusal("admin", error.code, error.message, client=request.remote)
+            self.refusals.note(request.remote, told)
             times = self.seldom.tell((error.code, request.remote))
             if times is not None:
                 log.info("admin_refused", code=error.code, client=request.remote, times=times)
@@ -102,7 +110,8 @@ class Guard:
             raise Forbidden("pages of other origins may not ask here", code="page_refused")
 
     def _check_token(self, request: web.Request) -> None:
-        if request.path in PROBES or self.trusts(request):
+        is_page = request.path == PAGE and request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        if is_page or request.path in PROBES or self.trusts(request):
             return
         if hdrs.AUTHORIZATION not in request.headers:
             raise Unauthorized(

@@ -24,6 +24,7 @@ from gateway.limits.addresses import unit
 from gateway.limits.limits import Caller, Limits
 from gateway.limits.peers import AddressTooFast
 from gateway.metrics import Metrics
+from gateway.refusals import Refusal, Refusals
 from gateway.seldom import Seldom
 from gateway.sse import CONTENT_TYPE, open_block
 from gateway.stream.connection import Connection
@@ -69,6 +70,7 @@ class Subscribe:
     metrics: Metrics
     channels_per_stream: int
     seldom: Seldom = field(default_factory=Seldom)
+    refusals: Refusals = field(default_factory=Refusals)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Open the stream of a request that aiohttp routed here."""
@@ -198,6 +200,8 @@ class Subscribe:
         origin = ask.headers.get(hdrs.ORIGIN, "")[:MAX_LOGGED] or None
         is_of_page = error.code in ("origin_refused", "cors_refused")
         whose = origin if is_of_page else address and unit(address)
+        told = Refusal("stream", error.code, error.message, origin=origin, client=address)
+        self.refusals.note(whose, told)
         count = self.seldom.tell((error.code, whose))
         if count is not None:
             log.info(

@@ -8,6 +8,7 @@ import structlog
 from gateway.errors import GatewayError, Rejected, Unavailable
 from gateway.event import Cursor, Draft, EventId, Fence, Record
 from gateway.metrics import Metrics
+from gateway.refusals import Refusal, Refusals
 from gateway.sources.base import Gap, SourceState
 from gateway.sources.router import Router, gap_draft
 from gateway.webhooks.post import Outcome
@@ -38,8 +39,10 @@ class Publisher:
         append: Append,
         metrics: Metrics,
         clock: Callable[[], int],
+        refusals: Refusals | None = None,
     ) -> None:
         self.state = state
+        self._refusals = refusals or Refusals()
         self._router = router
         self._append = append
         self._metrics = metrics
@@ -129,6 +132,10 @@ class Publisher:
         """Count something that could not be taken; the log says so at most once a minute for each reason."""
         self._metrics.events_rejected.labels(self.state.name, reason).inc()
         count = self.state.rejected[reason] = self.state.rejected.get(reason, 0) + 1
+        # Whoever sent it: one fault of a source is one entry, with its last sender.
+        self._refusals.note(
+            self.state.name, Refusal("source", reason, why, self.state.name, client=about.get("client"))
+        )
         now = self._clock()
         if now - self._told.get(reason, -LOG_EVERY_MS) >= LOG_EVERY_MS:
             self._told[reason] = now

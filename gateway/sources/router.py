@@ -169,6 +169,17 @@ class Router:
         key = None if key is None else _bounded(f"{source}/{key}")
         return [self._draft(match, record.payload, type_, timestamp, key, now) for match in matches]
 
+    def by_hand(self, match: Match, payload: bytes, type_: str | None, now: int) -> Draft:
+        """Return the draft of an event that no source brings; an envelope's payload comes without it.
+
+        Raises Rejected, as `drafts` does.
+        """
+        if match.declared.spec.payload == "text":
+            _check_text(payload)
+        else:
+            payload = checked_json(payload)
+        return self._checked(match, payload, type_, now, None)
+
     def _draft(
         self,
         match: Match,
@@ -188,6 +199,11 @@ class Router:
             payload = bytes(envelope.payload)
             type_ = envelope.type if envelope.type is not None else type_
             timestamp = _milliseconds(envelope.timestamp) if envelope.timestamp is not None else timestamp
+        return self._checked(match, payload, type_, now if timestamp is None else timestamp, key)
+
+    def _checked(
+        self, match: Match, payload: bytes, type_: str | None, timestamp: int, key: str | None
+    ) -> Draft:
         if len(payload) > self._event_bytes:
             raise Rejected(
                 f"the payload has {len(payload)} bytes; limits.event_bytes is {self._event_bytes}",
@@ -201,7 +217,7 @@ class Router:
         return Draft(
             channel=match.name,
             payload=payload,
-            timestamp=now if timestamp is None else timestamp,
+            timestamp=timestamp,
             retention=match.declared.retention,
             type=type_,
             key=key,

@@ -10,6 +10,7 @@ from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
 from gateway.config.sources import Source as SourceConfig
 from gateway.config.template import Template
 from gateway.metrics import Metrics
+from gateway.refusals import Refusals
 from gateway.sources.base import Source, SourceState
 from gateway.sources.election import Leases
 from gateway.sources.kafka import KafkaSource
@@ -44,7 +45,9 @@ class _Reading:
 class Upstreams:
     """`start` and `stop` are their whole life; `reconfigure` brings what another configuration changes."""
 
-    def __init__(self, router: Router, log: Log, metrics: Metrics, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, router: Router, log: Log, metrics: Metrics, clock: Callable[[], int], refusals: Refusals
+    ) -> None:
         self.supervisors: dict[str, Supervisor] = {}
         """Those that run."""
         self.webhooks: dict[str, WebhookSource] = {}
@@ -57,6 +60,7 @@ class Upstreams:
         self._log = log
         self._metrics = metrics
         self._clock = clock
+        self._refusals = refusals
 
     def make(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
         """Make all of them. Raises StartupError where one cannot be."""
@@ -180,7 +184,9 @@ class Upstreams:
         source = _source(name, config, topics, places, self.event_bytes)
         if isinstance(source, WebhookSource):
             self.webhooks[name] = source
-        publisher = Publisher(state, self._router, self._log.append, self._metrics, self._clock)
+        publisher = Publisher(
+            state, self._router, self._log.append, self._metrics, self._clock, self._refusals
+        )
         self.supervisors[name] = Supervisor(
             source, publisher, self._log.leases, self._log.position, self._clock
         )

@@ -5,14 +5,22 @@ since the last scrape dies with it, and nobody ever saw that.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.metrics import Family, Labels, Merge
+from gateway.refusals import KEPT, Refusal
 from gateway.shutdown import PHASES
 
 _COMBINE: dict[Merge, Callable[[float, float], float]] = {"sum": lambda a, b: a + b, "min": min, "max": max}
 _STREAMS = ("active", "lagging", "limit")
+_TOTALS = (
+    *("opened", "refused", "received", "rejected", "published", "delivered", "bytes_sent", "gaps"),
+    *("lag_seconds", "lag_count"),
+)
+_CAUSE = ("kind", "code", "source", "origin", "client")
 _WORST = ("down", "starting", "off", "up")
 
 
@@ -56,11 +64,19 @@ def merged(all_of: Iterable[Sequence[Family]]) -> list[Family]:
     ]
 
 
-def merged_status(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one ``/status`` of those of the workers, in their shape."""
+def merged_status(reports: Sequence[Mapping[str, Any]], own: Sequence[Refusal] = ()) -> dict[str, Any]:
+    """Return one ``/status`` of those of the workers, in their shape; ``own`` are the parent's refusals."""
+    refusals = _refusals([*(msgspec.structs.asdict(each) for each in own), *_each(reports, "refusals")])
     if not reports:
-        nothing = dict.fromkeys(_STREAMS, 0)
-        return {"phase": None, "broker": None, "streams": nothing, "sources": [], "channels": []}
+        return {
+            "phase": None,
+            "broker": None,
+            "streams": dict.fromkeys((*_STREAMS, "behind_seconds"), 0),
+            "totals": dict.fromkeys(_TOTALS, 0),
+            "sources": [],
+            "channels": [],
+            "refusals": refusals,
+        }
     first = reports[0]
     brokers = [report["broker"] for report in reports]
     return {
@@ -70,7 +86,11 @@ def merged_status(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "up": all(broker["up"] for broker in brokers),
             "head": max((broker["head"] for broker in brokers), key=_id_of),
         },
-        "streams": {name: sum(report["streams"][name] for report in reports) for name in _STREAMS},
+        "streams": {
+            **{name: sum(report["streams"][name] for report in reports) for name in _STREAMS},
+            "behind_seconds": max(report["streams"]["behind_seconds"] for report in reports),
+        },
+        "totals": {name: sum(report["totals"][name] for report in reports) for name in _TOTALS},
         "sources": [
             _source([report["sources"][number] for report in reports])
             for number in range(len(first["sources"]))
@@ -79,7 +99,23 @@ def merged_status(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             _channel([report["channels"][number] for report in reports])
             for number in range(len(first["channels"]))
         ],
+        "refusals": refusals,
     }
+
+
+def _each(reports: Sequence[Mapping[str, Any]], name: str) -> Iterator[Mapping[str, Any]]:
+    for report in reports:
+        yield from report[name]
+
+
+def _refusals(told: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the newest, the same refusal of the same cause as one."""
+    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for each in sorted(told, key=lambda refusal: refusal["at_ms"]):
+        cause = tuple(each[name] for name in _CAUSE)
+        times = each["times"] + (found[cause]["times"] if cause in found else 0)
+        found[cause] = {**each, "times": times}
+    return sorted(found.values(), key=lambda refusal: -refusal["at_ms"])[:KEPT]
 
 
 def _id_of(head: str) -> tuple[int, ...]:
@@ -106,6 +142,6 @@ def _source(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _channel(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **told[0],
-        "listeners": sum(each["listeners"] for each in told),
+        **{name: sum(each[name] for each in told) for name in ("listeners", "published", "delivered")},
         "stale": any(each["stale"] for each in told),
     }

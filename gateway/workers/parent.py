@@ -19,19 +19,24 @@ import structlog
 
 from gateway import __version__
 from gateway.backoff import Backoff
+from gateway.broker.memory import unix_ms
 from gateway.config.catalog import Catalog
 from gateway.config.model import Config
+from gateway.console.feed import Feed
+from gateway.console.page import Page
 from gateway.errors import NotFound, StartupError, Unavailable
-from gateway.http.admin import HEADERS, Admin
+from gateway.http.admin import HEADERS, Admin, More
 from gateway.http.binding import reserve_port
 from gateway.http.guard import Guard
 from gateway.http.server import Listener
 from gateway.metrics import Family, Metrics
+from gateway.refusals import Refusals
 from gateway.reload import ConfigFile, Outcome, Reload
 from gateway.shutdown import Shutdown
 from gateway.systemd import Systemd
 from gateway.workers.child import COMMIT, DISCARD, PREPARE
 from gateway.workers.merge import Totals, merged_status
+from gateway.workers.relay import Relay
 from gateway.workers.worker import Worker
 
 log = structlog.get_logger("gateway.workers")
@@ -64,9 +69,14 @@ class Parent:
         self.port = 0
         self.on_listening: Callable[[], None] | None = None
         self.reloads = None if file is None else Reload(file, self)
-        self._guard = Guard.of(config.server)
+        self._refusals = Refusals()
+        self._guard = Guard.of(config.server, self._refusals)
+        self._feed = Feed(self.report, write_seconds=config.timeouts.write)
+        more: list[More] = [Page(), self._feed]
+        if config.server.development:
+            more.append(Relay(self._sockets, idle_seconds=2 * config.timeouts.heartbeat))
         self.admin = Listener(
-            Admin(self, self._guard).app(),
+            Admin(self, self._guard, more).app(),
             config.server.admin,
             key="server.admin",
             request_seconds=config.timeouts.request,
@@ -115,6 +125,7 @@ class Parent:
             finally:
                 looking.cancel()
                 await self._stop()
+                self._feed.close()
                 await self.admin.stop()
                 self.systemd.close()
         log.info("stopped")
@@ -313,6 +324,10 @@ class Parent:
                 return dict(answer)
         raise Unavailable("no worker could reach the log")
 
+    def _sockets(self) -> list[Path]:
+        """Return where the workers that listen can be asked."""
+        return [worker.path for worker in self._workers.values() if worker.is_listening]
+
     async def report(self) -> dict[str, Any]:
         """Return what ``/status`` shows: the workers' own, added up, and the workers."""
         workers = list(self._workers.values())
@@ -320,11 +335,13 @@ class Parent:
         ready, parts = await self.ready()
         return {
             "version": __version__,
+            "now_ms": unix_ms(),
+            "development": self.config.server.development,
             "uptime_seconds": round(time.monotonic() - self._started, 1),
             "ready": ready,
             "not_ready": parts["not_ready"],
             "config": None if self.reloads is None else self.reloads.told(),
-            **merged_status([report for report in told if report is not None]),
+            **merged_status([report for report in told if report is not None], self._refusals.newest()),
             "workers": [
                 {
                     "worker": worker.number,

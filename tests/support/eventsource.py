@@ -104,8 +104,8 @@ class Stream:
         """Ask for a path, from an address of this machine, and read the answer's head."""
         own = None if source is None else (source, 0)
         stream = cls(*await asyncio.open_connection("127.0.0.1", port, ssl=ssl, local_addr=own))
-        lines = [f"GET {path} HTTP/{version}", "Host: gateway"]
-        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        lines = [f"GET {path} HTTP/{version}"]
+        lines += [f"{name}: {value}" for name, value in ({"Host": "gateway"} | (headers or {})).items()]
         stream.writer.write("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape"))
         async with asyncio.timeout(10):
             head = (await stream._reader.readuntil(b"\r\n\r\n")).decode()

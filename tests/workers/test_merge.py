@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import msgspec
+
 from gateway.metrics import Family, Merge, Metrics, render
+from gateway.refusals import KEPT, Refusal
 from gateway.workers.merge import Totals, merged, merged_status
 
 
@@ -66,6 +69,18 @@ def test_the_exposition_is_what_a_single_process_shows() -> None:
     assert "sse_gateway_connections_total 10.0" in text
 
 
+TOTALS = (
+    *("opened", "refused", "received", "rejected", "published", "delivered", "bytes_sent", "gaps"),
+    *("lag_seconds", "lag_count"),
+)
+
+
+def refusal(**over: Any) -> dict[str, Any]:
+    """Return a refusal as ``/status`` tells it."""
+    told = msgspec.structs.asdict(Refusal("stream", "origin_refused", "no", origin="https://x", times=2))
+    return told | over
+
+
 def report(head: str, up: bool, source: dict[str, Any]) -> dict[str, Any]:
     """Return one worker's ``/status``."""
     plain = {
@@ -79,9 +94,13 @@ def report(head: str, up: bool, source: dict[str, Any]) -> dict[str, Any]:
     return {
         "phase": "serving",
         "broker": {"type": "sqlite", "up": up, "head": head},
-        "streams": {"active": 1, "lagging": 0, "limit": 10},
+        "streams": {"active": 1, "lagging": 0, "limit": 10, "behind_seconds": 0.5},
+        "totals": dict.fromkeys(TOTALS, 2),
         "sources": [plain | source],
-        "channels": [{"name": "orders", "listeners": 2, "from": [], "stale": False}],
+        "channels": [
+            {"name": "orders", "listeners": 2, "published": 3, "delivered": 4, "from": [], "stale": False}
+        ],
+        "refusals": [refusal(at_ms=int(head.partition("-")[0]))],
     }
 
 
@@ -95,8 +114,9 @@ def test_a_source_is_shown_as_the_worker_that_reads_it_sees_it() -> None:
     assert told["sources"][0]["rejected"] == {"bad_json": 2}
     assert told["sources"][0]["last_event_ms"] == 7
     assert told["broker"] == {"type": "sqlite", "up": True, "head": "10-0"}
-    assert told["streams"] == {"active": 2, "lagging": 0, "limit": 20}
-    assert told["channels"][0]["listeners"] == 4
+    assert told["streams"] == {"active": 2, "lagging": 0, "limit": 20, "behind_seconds": 0.5}
+    assert told["totals"] == dict.fromkeys(TOTALS, 4)
+    assert [told["channels"][0][name] for name in ("listeners", "published", "delivered")] == [4, 6, 8]
 
 
 def test_without_a_leader_the_worst_is_shown() -> None:
@@ -108,7 +128,20 @@ def test_without_a_leader_the_worst_is_shown() -> None:
 
 def test_no_worker_is_no_fault() -> None:
     """All of them may be starting."""
-    assert merged_status([])["streams"] == {"active": 0, "lagging": 0, "limit": 0}
+    assert merged_status([])["streams"]["active"] == 0
+    assert merged_status([]).keys() == merged_status([report("1-0", True, {"status": "up"})]).keys()
+
+
+def test_refusals_of_one_cause_are_one_and_the_newest_are_kept() -> None:
+    """A page that every worker refuses is one page; the parent's own are among them."""
+    one, two = report("10-0", True, {"status": "up"}), report("30-0", True, {"status": "up"})
+    own = Refusal("admin", "missing_token", "no", client="127.0.0.1", times=1, at_ms=20)
+    (both, guard) = merged_status([one, two], [own])["refusals"]
+    assert (both["code"], both["times"], both["at_ms"]) == ("origin_refused", 4, 30)
+    assert (guard["code"], guard["times"], guard["at_ms"]) == ("missing_token", 1, 20)
+    many = [refusal(client=str(number), at_ms=number) for number in range(2 * KEPT)]
+    kept = merged_status([one | {"refusals": many}])["refusals"]
+    assert [each["at_ms"] for each in kept] == list(range(2 * KEPT - 1, KEPT - 1, -1))
 
 
 def test_a_webhook_is_stale_when_all_say_so() -> None:
