@@ -109,6 +109,7 @@ class Daemon(Node):
         self.config, self.descriptors = config, prepared.descriptors
         # 1. What the log's events become, and who hears them.
         self.catalog.reconfigure(config.channels)
+        self.count_channels()
         self.router.reconfigure(event_bytes=limits.event_bytes, events=events_of(config))
         self.hub.reconfigure(ring_seconds=timeouts.write, ring_bytes=limits.history_bytes)
         if isinstance(self.broker, MemoryBroker):

@@ -128,7 +128,8 @@ class Node:
         self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator)
 
         # Upstreams.
-        self._published = cache(self.metrics.events_published.labels)
+        self.published = cache(self.metrics.events_published.labels)
+        self.count_channels()
         self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=events_of(config))
         leases = Leases(self.broker.lease, self.broker.release)
         self.upstreams = Upstreams(
@@ -214,8 +215,13 @@ class Node:
         for name, count in counts.items():
             match = self.catalog.resolve(name)
             if match is not None:
-                self._published(match.declared.name).inc(count)
+                self.published(match.declared.name).inc(count)
         return ids
+
+    def count_channels(self) -> None:
+        """Let the counter of each channel be there from the start."""
+        for name in self.catalog.declared:
+            self.published(name)
 
     def watched(self, config: Config) -> Iterator[Watched]:
         """Yield what has a ``stale_after``."""

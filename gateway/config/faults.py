@@ -44,12 +44,12 @@ class Located:
         """Return ``file:line:column: path: message`` and, below it, the source line with a mark."""
         fault = self.fault
         place = f"{file}:{self.line}:{self.column}: {'warning: ' if fault.code else ''}"
-        text = f"{place}{printable(fault.sentence)}{f' [{fault.code}]' if fault.code else ''}"
+        text = place + printable(fault.sentence) + (f" [{fault.code}]" if fault.code else "")
         if self.source is None:
             return text
-        number = str(self.line)
-        mark = " " * (self.column - 1) + "^"
-        return f"{text}\n  {number} | {printable(self.source)}\n  {' ' * len(number)} | {mark}"
+        margin = " " * len(str(self.line))
+        shown = f"  {self.line} | {printable(self.source)}\n  {margin} | {' ' * (self.column - 1)}^"
+        return f"{text}\n{shown}"
 
 
 class ConfigError(StartupError):

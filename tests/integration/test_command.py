@@ -157,6 +157,16 @@ def test_check_tells_every_mistake_and_exits_1(tmp_path: Path) -> None:
     assert (done.returncode, "8 mistakes" in done.stderr) == (1, True)
 
 
+async def test_a_start_tells_the_warnings_once(tmp_path: Path) -> None:
+    """What check warns of, and nobody looked at, is in the log."""
+    async with process(tmp_path, "timeouts: {heartbeat: 2m}\n") as gateway:
+        told = [line for line in gateway.lines() if line["event"] == "config_warning"]
+    assert [(line["code"], line["key"], line["level"]) for line in told] == [
+        ("heartbeat-over-proxy", "timeouts.heartbeat", "warning")
+    ]
+    assert told[0]["note"].startswith("common proxies end a stream")
+
+
 def test_check_of_a_good_file_exits_0() -> None:
     """The default configuration, found without a flag, or by the environment."""
     done = command("check")
