@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gateway.broker.base import DEDUPLICATION_KEYS, Broker, Deliver, Lost, Page
 from gateway.broker.memory_board import MemoryBoard
-from gateway.event import Cursor, Draft, Event, EventId, Fence
+from gateway.event import NOTICE, Cursor, Draft, Event, EventId, Fence
 from gateway.history import History
 
 EVENT_OVERHEAD = 400
@@ -66,13 +66,17 @@ class MemoryBroker(Broker):
             if seen is not None:
                 ids.append(seen)
                 continue
+            is_kept = draft.retention.events > 0
+            # What nodes tell each other and nobody keeps has no place of its own here: a head that moves
+            # without events would make the id of another gateway's log look like one of this log.
+            is_aside = not is_kept and draft.channel.startswith(NOTICE)
             event = Event(
-                id=self._next_id(),
+                id=self._head if is_aside else self._next_id(),
                 channel=draft.channel,
                 payload=draft.payload,
                 timestamp=draft.timestamp,
                 type=draft.type,
-                kept=draft.retention.events > 0,
+                kept=is_kept,
             )
             if event.kept:
                 self._history.append(event, len(draft.payload) + EVENT_OVERHEAD, draft.retention)

@@ -78,8 +78,10 @@ async def answer(gateway: Gateway, *pieces: bytes, before: bytes = b"") -> tuple
             if head.startswith("HTTP/1.1 200 OK\r\n") and pieces[0][:4] == b"HEAD"
             else await body_of(reader)
         )
-    if b"stream.gap" in body:  # what follows may come in the same piece, or not
-        body = body[: body.index(b"\n\n", body.index(b"stream.gap")) + 2]
+    for last in (b"stream.gap", b"stream.open"):  # what follows may come in the same piece, or not
+        if last in body:
+            body = body[: body.index(b"\n\n", body.index(last)) + 2]
+            break
     writer.transport.abort()
     first, *lines = head.split("\r\n")
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}
