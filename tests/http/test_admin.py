@@ -1,6 +1,6 @@
 """The admin port."""
 
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, eventually, gateway_running
 
 
 async def test_metrics_tell_the_way_of_an_event(gateway: Gateway) -> None:
@@ -28,6 +28,22 @@ async def test_metrics_tell_the_way_of_an_event(gateway: Gateway) -> None:
         assert await gateway.metric(name) == value, name
     assert await gateway.metric("bytes_sent_total") == sum(stream.size for stream in streams)
     assert await gateway.metric('source_last_event_timestamp_seconds{source="hooks"}') > 1e9
+
+
+async def test_who_leaves_is_counted_out() -> None:
+    """Counts that are kept could drift; each stream counts once on each channel as it is declared."""
+    user = {"from": [{"source": "hooks", "topic": "u.{id}"}], "access": "public"}
+    async with gateway_running({"channels": {"user.{id}": user}}) as gateway:
+        stream = await gateway.subscribe("/events?channel=orders,user.1,user.2")
+        other = await gateway.subscribe("/events/user.1")
+        listeners = gateway.daemon.streams.listeners
+        assert +listeners == {"orders": 1, "user.{id}": 2}
+        assert await gateway.metric('channel_connections{channel="user.{id}"}') == 2
+        stream.close()
+        await eventually(lambda: +listeners == {"user.{id}": 1})
+        other.close()
+        await eventually(lambda: not +listeners)
+        assert await gateway.metric('channel_connections{channel="user.{id}"}') == 0
 
 
 async def test_status_and_health(gateway: Gateway) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from gateway.metrics.definitions import DEFINITIONS
 from tests.deploy.test_dashboard import expressions
@@ -17,6 +18,8 @@ from tests.support.gateway import eventually
 from tests.support.node import Node
 from tests.support.prometheus import Prometheus, prometheus_running
 from tests.support.redis import RedisServer
+
+pytestmark = pytest.mark.timeout(240)  # three servers that start, and a scrape every two seconds
 
 STREAMS = 200
 TOKEN = "t0ken-" * 4
