@@ -37,6 +37,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+_RUN = """exit status:
+  0  drained after SIGTERM or SIGINT
+  1  it could not start, or a second signal ended it
+  2  wrong usage"""
+_CHECK = """exit status:
+  0  the configuration is good
+  1  it has mistakes, or cannot be read
+  2  wrong usage"""
+_SCHEMA = """exit status:
+  0  printed"""
+_DOCTOR = """exit status:
+  0    nothing is bad
+  1    something is
+  2    wrong usage
+  130  interrupted (Ctrl-C)"""
+
+
+def _epilog(text: str) -> dict[str, Any]:
+    return {"epilog": text, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
 class _CommandParser(argparse.ArgumentParser):
     """Takes options between positional arguments too, which argparse does for no subcommand by itself."""
 
@@ -66,14 +87,20 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("SSE_GATEWAY_CONFIG") or DEFAULT_CONFIG,
         help=f"default: $SSE_GATEWAY_CONFIG, else {DEFAULT_CONFIG}",
     )
-    run = commands.add_parser("run", parents=[config], help="serve until SIGTERM")
+    run = commands.add_parser("run", parents=[config], help="serve until SIGTERM", **_epilog(_RUN))
     run.add_argument("--hints", action="store_true", help="print URLs and a curl line to try")
     run.set_defaults(command=_run)
-    check = commands.add_parser("check", parents=[config], help="tell every mistake in the configuration")
+    check = commands.add_parser(
+        "check", parents=[config], help="tell every mistake in the configuration", **_epilog(_CHECK)
+    )
     check.set_defaults(command=_check)
-    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    schema = commands.add_parser(
+        "schema", help="print the JSON Schema of the configuration", **_epilog(_SCHEMA)
+    )
     schema.set_defaults(command=_schema)
-    examine = commands.add_parser("doctor", help="say what breaks streams at a deployed URL")
+    examine = commands.add_parser(
+        "doctor", help="say what breaks streams at a deployed URL", **_epilog(_DOCTOR)
+    )
     doctor.add_arguments(examine)
     examine.set_defaults(command=doctor.run)
     for name, command, help in (
@@ -82,8 +109,7 @@ def parser() -> argparse.ArgumentParser:
         ("token", token, "sign a test JWT"),
     ):
         added = commands.add_parser(
-            name, parents=[config], help=help, epilog=command.EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, parents=[config], help=help, **_epilog(command.EPILOG)
         )  # fmt: skip
         command.add_arguments(added)
         added.set_defaults(command=partial(_at_terminal, command.run))
