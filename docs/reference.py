@@ -132,7 +132,7 @@ def metrics() -> str:
 
 _COMMANDS = """# Commands
 
-Generated from the commands' parsers by `python docs/reference.py`; `sse-gateway COMMAND --help` says the same.
+Generated from the parsers by `python docs/reference.py`; `sse-gateway COMMAND --help` says the same.
 
 `--config` is where it is not given `$SSE_GATEWAY_CONFIG`, else `config/gateway.yaml`. Wrong usage exits 2,
 with the usage on standard error. Options may stand before, between and after the other arguments.

@@ -14,7 +14,38 @@ from tests.docs.pages import PAGES, ROOT, Block, blocks, name, spans
 
 SHELL = blocks("", "sh", "bash", "shell", "console")
 PROGRAMS = frozenset(
-    ["sse-gateway", "make", "curl", "redis-cli", "pip", "pip3", "python", "python3", "docker", "kubectl", "helm", "promtool", "systemctl", "openssl", "journalctl", "git", "npm", "export", "apt-get", "install", "cp", "ln", "mv", "nginx", "haproxy", "caddy", "envoy", "useradd", "kill", "jq"]
+    [
+        "sse-gateway",
+        "make",
+        "curl",
+        "redis-cli",
+        "pip",
+        "pip3",
+        "python",
+        "python3",
+        "docker",
+        "kubectl",
+        "helm",
+        "promtool",
+        "systemctl",
+        "openssl",
+        "journalctl",
+        "git",
+        "npm",
+        "export",
+        "apt-get",
+        "install",
+        "cp",
+        "ln",
+        "mv",
+        "nginx",
+        "haproxy",
+        "caddy",
+        "envoy",
+        "useradd",
+        "kill",
+        "jq",
+    ]
 )
 """What docs may tell people to run. A line that begins with none of them is output, or a picture."""
 

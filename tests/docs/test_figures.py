@@ -60,6 +60,6 @@ def test_marks_are_found() -> None:
 @pytest.mark.parametrize("page", ALL_MARKED)
 def test_no_figure_is_without_its_mark(page: str) -> None:
     """A figure that nobody compares gets old unseen."""
-    text = prose(ROOT / page)
+    text = re.sub(r"<!--.*?-->", "<!---->", prose(ROOT / page))
     unmarked = [match[0] for line in text.splitlines() for match in _FIGURE.finditer(line)]
-    assert not unmarked, f"{page}: say where these are from, as the docstring of this test tells"
+    assert not unmarked, f"{page}: say where these are from, as the docstring of this module tells"
