@@ -1,12 +1,14 @@
-"""Writes docs/configuration.md and docs/metrics.md from the code: ``python docs/reference.py``.
+"""Writes configuration.md, metrics.md and commands.md from the code: ``python docs/reference.py``.
 
 A test fails when the files are not what this prints, so a key or a metric cannot go undocumented.
 """
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gateway.cli import parser
 from gateway.config.schema import json_schema
 from gateway.metrics.definitions import DEFINITIONS
 
@@ -134,6 +136,54 @@ def metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+_COMMANDS = """# Commands
+
+Generated from the parsers by `python docs/reference.py`; `sse-gateway COMMAND --help` says the same.
+
+`--config` is where it is not given `$SSE_GATEWAY_CONFIG`, else `config/gateway.yaml`. Wrong usage exits 2,
+with the usage on standard error. Options may stand before, between and after the other arguments.
+"""
+
+
+def commands() -> str:
+    """Return docs/commands.md."""
+    (named,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    helps = {choice.dest: choice.help for choice in named._choices_actions}
+    parts = [_COMMANDS]
+    for name, command in named.choices.items():
+        actions = [action for action in command._actions if action.dest != "help"]
+        positional = [_shape(action) for action in actions if not action.option_strings]
+        usage = " ".join(
+            [f"sse-gateway {name}", *positional, *(["[OPTION]..."] if len(actions) > len(positional) else [])]
+        )
+        told = (helps[name] or "").strip()
+        parts += [f"\n## `{name}`\n\n{told[:1].upper()}{told[1:]}.\n\n```\n{usage}\n```\n"]
+        if actions:
+            parts += ["\n| argument | |\n|---|---|\n", *(_argument(action) for action in actions)]
+        if command.epilog:
+            parts.append(f"\n```\n{command.epilog}\n```\n")
+    return "".join(parts)
+
+
+def _shape(action: argparse.Action) -> str:
+    name = str(action.metavar or action.dest.upper())
+    return {"?": f"[{name}]", "+": f"{name}...", "*": f"[{name}]..."}.get(str(action.nargs), name)
+
+
+def _argument(action: argparse.Action) -> str:
+    names = ", ".join(action.option_strings) or _shape(action)
+    if action.option_strings and action.nargs != 0:
+        names += " " + (f"{{{','.join(action.choices)}}}" if action.choices else str(action.metavar))
+    told = (action.help or "").replace("|", "\\|").replace("%%", "%")
+    return f"| `{names}` | {told} |\n"
+
+
+_SMALL = """
+sources: {hooks: {type: webhook, verify: {none: true}}}
+channels: {orders: {from: [{source: hooks, topic: orders}], access: public}}
+"""
+
 if __name__ == "__main__":
     (FOLDER / "configuration.md").write_text(configuration())
     (FOLDER / "metrics.md").write_text(metrics())
+    (FOLDER / "commands.md").write_text(commands())

@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway import __version__, runtime
 from gateway.check import command as check
+from gateway.check import difference
 from gateway.config.load import load
 from gateway.config.model import MAX_WORKERS, Config
 from gateway.config.schema import json_schema
@@ -38,6 +39,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return status
+
+
+_RUN = """exit status:
+  0  drained after SIGTERM or SIGINT
+  1  it could not start, or a second signal ended it
+  2  wrong usage"""
+_CHECK = """exit status:
+  0    the configuration is good; there may be warnings
+  1    it has mistakes, or cannot be read; with --strict also warnings, with --connect what was not reached
+  2    wrong usage
+  130  interrupted (Ctrl-C)"""
+_DIFF = """exit status:
+  0  nothing differs, or a reload would do it
+  1  one of the files has mistakes, or cannot be read
+  2  wrong usage
+  3  a change needs a restart: a reload would refuse the file"""
+_SCHEMA = """exit status:
+  0  printed"""
+_DOCTOR = """exit status:
+  0    nothing is bad
+  1    something is
+  2    wrong usage
+  130  interrupted (Ctrl-C)"""
+
+
+def _epilog(text: str) -> dict[str, Any]:
+    return {"epilog": text, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -69,17 +97,29 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("SSE_GATEWAY_CONFIG") or DEFAULT_CONFIG,
         help=f"default: $SSE_GATEWAY_CONFIG, else {DEFAULT_CONFIG}",
     )
-    run = commands.add_parser("run", parents=[config], help="serve until SIGTERM")
+    run = commands.add_parser("run", parents=[config], help="serve until SIGTERM", **_epilog(_RUN))
     run.add_argument("--hints", action="store_true", help="print URLs and a curl line to try")
     run.set_defaults(command=_run)
     mistakes = commands.add_parser(
-        "check", parents=[config], help="tell every mistake in the configuration; --config - reads stdin"
+        "check",
+        parents=[config],
+        help="tell every mistake in the configuration; --config - reads stdin",
+        **_epilog(_CHECK),
     )
     check.add_arguments(mistakes)
     mistakes.set_defaults(command=check.run)
-    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    compare = commands.add_parser(
+        "diff", help="say what a reload from one file to another would do", **_epilog(_DIFF)
+    )
+    difference.add_arguments(compare)
+    compare.set_defaults(command=difference.run)
+    schema = commands.add_parser(
+        "schema", help="print the JSON Schema of the configuration", **_epilog(_SCHEMA)
+    )
     schema.set_defaults(command=_schema)
-    examine = commands.add_parser("doctor", help="say what breaks streams at a deployed URL")
+    examine = commands.add_parser(
+        "doctor", help="say what breaks streams at a deployed URL", **_epilog(_DOCTOR)
+    )
     doctor.add_arguments(examine)
     examine.set_defaults(command=doctor.run)
     for name, command, help in (
@@ -88,8 +128,7 @@ def parser() -> argparse.ArgumentParser:
         ("token", token, "sign a test JWT"),
     ):
         added = commands.add_parser(
-            name, parents=[config], help=help, epilog=command.EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, parents=[config], help=help, **_epilog(command.EPILOG)
         )  # fmt: skip
         command.add_arguments(added)
         added.set_defaults(command=partial(_at_terminal, command.run))

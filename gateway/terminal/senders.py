@@ -42,6 +42,8 @@ SECONDS = 10.0
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read."""
 
+_HOOKS = "/hooks/"
+
 _MENDS = {
     401: "are the secrets of this configuration the running gateway's?",
     404: "does the running gateway have this configuration, and is --url right?",
@@ -128,7 +130,9 @@ async def _post(parcel: Parcel, config: Webhook, door: Door) -> Sent:
 
 def _body(parcel: Parcel, config: Webhook) -> tuple[str, str, bytes, dict[str, str]]:
     """Return path, content type, body and headers of a post that is one record, in the source's format."""
-    plain = f"/hooks/{quote(parcel.source, safe='')}?topic={quote(parcel.topic, safe='')}"
+    base = _HOOKS + quote(parcel.source, safe="")
+    topic = quote(parcel.topic, safe="")
+    plain = f"{base}?topic={topic}"
     payload, kind = parcel.payload, "application/json"
     is_typed = parcel.type is not None and not config.verify.github
     if config.format == "cloudevents" or is_typed:
@@ -147,7 +151,7 @@ def _body(parcel: Parcel, config: Webhook) -> tuple[str, str, bytes, dict[str, s
     if config.format == "rest-proxy":
         value = base64.b64encode(payload).decode()
         body = json.dumps({"records": [{"value": value}]}).encode()
-        path = f"/hooks/{quote(parcel.source, safe='')}/topics/{quote(parcel.topic, safe='')}"
+        path = f"{base}/topics/{topic}"
         return path, "application/vnd.kafka.binary.v2+json", body, {}
     # What looks like a list of records is one record here.
     if config.format == "array" or (config.format == "auto" and payload.lstrip()[:1] == b"["):

@@ -59,7 +59,7 @@ class Command:
 
 @asynccontextmanager
 async def started(
-    *arguments: str, stdout: int = asyncio.subprocess.PIPE, **environ: str
+    *arguments: str, stdout: int = asyncio.subprocess.PIPE, **environ: Any
 ) -> AsyncIterator[Command]:
     """Run ``sse-gateway`` with these arguments for the length of a block."""
     child = await asyncio.create_subprocess_exec(
@@ -75,7 +75,7 @@ async def started(
         await child.wait()
 
 
-async def ran(*arguments: str, **environ: str) -> tuple[int, str, str]:
+async def ran(*arguments: str, **environ: Any) -> tuple[int, str, str]:
     """Run ``sse-gateway`` to its end; return exit status, output and errors."""
     async with started(*arguments, stdout=asyncio.subprocess.PIPE, **environ) as command:
         return await command.end()

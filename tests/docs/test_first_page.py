@@ -1,0 +1,61 @@
+"""The README's first page, run: what it tells newcomers to type does what it says."""
+
+import asyncio
+import contextlib
+import re
+import shlex
+
+import yaml
+
+from tests.docs.pages import ROOT
+from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.redis import RedisServer
+
+README = (ROOT / "README.md").read_text()
+
+
+def shipped(redis_url: str) -> dict[str, object]:
+    """Return config/gateway.yaml on ports of its own, with nothing on the disk."""
+    text = (ROOT / "config/gateway.yaml").read_text().replace("${REDIS_URL:-}", redis_url)
+    told = yaml.safe_load(text.replace("${KAFKA_BROKERS:-}", ""))
+    own = {"server": {**told["server"], "listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}}
+    return {**told, **own, "log": {"level": "error"}, "broker": {"url": "memory://"}}
+
+
+async def test_the_curl_line_shows_an_event_arrive() -> None:
+    """It is the first thing that anybody does with the gateway."""
+    (line,) = re.findall(r"^curl -sd .*$", README, re.M)
+    async with gateway_running(shipped("")) as gateway:
+        child = await asyncio.create_subprocess_shell(
+            line.replace("127.0.0.1:8080", f"127.0.0.1:{gateway.port}"), stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(30):
+                out, _ = await child.communicate()
+        finally:
+            if child.returncode is None:
+                child.kill()
+            await child.wait()
+    assert b'{"accepted":1,"ids":["' in out
+    assert b'"payload":{"hello":"world"}' in out
+
+
+async def test_the_redis_lines_reach_a_stream(redis: RedisServer) -> None:
+    """Backends are told that they publish as they do already."""
+    lines = re.findall(r"^redis-cli (.*)$", README, re.M)
+    assert {line.split()[0] for line in lines} == {"publish", "xadd"}
+    async with gateway_running(shipped(redis.url)) as gateway:
+        stream = await gateway.subscribe("/events/orders")
+        await eventually(lambda: is_read(gateway))
+        with contextlib.closing(redis.client()) as client:
+            for line in lines:
+                client.execute_command(*shlex.split(line))  # type: ignore[no-untyped-call]
+                event = await stream.next()
+                payload, *type_ = re.findall(r"'(\{.*?\})'(?: type (\S+))?", line)[0]
+                assert event.json["payload"] == yaml.safe_load(payload)
+                assert event.type == (type_[0] or "message")
+
+
+async def is_read(gateway: Gateway) -> bool:
+    """Tell whether both sources of the shipped file listen."""
+    return all([await gateway.metric(f'source_up{{source="{name}"}}') for name in ("app", "stream")])
