@@ -3,11 +3,12 @@
 No value is shown that may be a secret: a change of one says that it changed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, WithJsonSchema
+from pydantic.fields import FieldInfo
 
 from gateway.config.catalog import Catalog, form_of
 from gateway.config.faults import SECRET_KEYS, Fault, Path
@@ -28,6 +29,8 @@ RESTART = "needs a restart: a reload refuses the file"
 
 MAX_SHOWN = 60
 """Characters of a value that is shown."""
+
+_UNITS = {"duration": "s", "rate": "/s", "size": "B"}
 
 _FORM = ("payload", "format", "slow_client")
 
@@ -236,14 +239,24 @@ def _fields(was: BaseModel, now: BaseModel) -> Iterator[tuple[Path, str]]:
             for below, values in _fields(before, after):
                 yield (key, *below), values
         else:
-            yield (key,), _values((key,), before, after)
+            yield (key,), _values((key,), before, after, _title(field))
 
 
-def _values(path: Path, before: Any, after: Any) -> str:
+def _title(field: FieldInfo) -> str:
+    """Return what a key's values are called in the schema: a duration, a size."""
+    # Of `Rate | None` the metadata lies inside the union.
+    inner = [each for part in get_args(field.annotation) for each in getattr(part, "__metadata__", ())]
+    for each in (*field.metadata, *inner):
+        if isinstance(each, WithJsonSchema) and each.json_schema is not None:
+            return str(each.json_schema.get("title", ""))
+    return ""
+
+
+def _values(path: Path, before: Any, after: Any, title: str = "") -> str:
     is_secret = any(part in SECRET_KEYS for part in path)
     if is_secret or not all(_is_plain(value) for value in (before, after)):
         return _presence(before, after)
-    return f"{_shown(before)} to {_shown(after)}"
+    return f"{_shown(before, title)} to {_shown(after, title)}"
 
 
 def _presence(before: object, after: object) -> str:
@@ -258,11 +271,11 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, (BaseModel, dict))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, title: str = "") -> str:
     if value is None:
         return "nothing"
-    if isinstance(value, float):
-        return f"{value:g}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.12g}{_UNITS.get(title, '')}"
     if isinstance(value, list):
         return "[" + ", ".join(str(each) for each in value) + "]"
     return str(value)
@@ -273,8 +286,3 @@ def _at(config: Config, path: Path) -> Any:
     for part in path:
         found = getattr(found, str(part))
     return found
-
-
-def shown(changes: Sequence[Change]) -> str:
-    """Return one line for each change, for a terminal or a log."""
-    return "\n".join(map(str, changes))

@@ -36,11 +36,9 @@ WAITING = {
     for name in (
         "config_last_reload_successful",
         "config_last_reload_success_timestamp_seconds",
-        "loop_lag_seconds",
-        "canary_seconds",
     )
 }
-"""Gauges of the reload and of the health checks, which bind them."""
+"""Gauges of the reload, which binds them where there is a file."""
 
 
 def literals(pattern: str) -> set[str]:
