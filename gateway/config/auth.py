@@ -34,8 +34,11 @@ ALLOW_HTTP = "allow http:// to another host; whoever is between could answer in 
 
 
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("https", "http") or not parts.hostname:
+    try:
+        parts = urlsplit(value)
+    except ValueError:  # an open bracket
+        raise fault("must be a URL: https://id.example.com/path") from None
+    if parts.scheme not in ("https", "http") or not parts.hostname or any(map(str.isspace, value)):
         raise fault("must be a URL: https://id.example.com/path")
     if parts.username or parts.password:
         raise fault("a URL here has no user or password")

@@ -70,6 +70,7 @@ def _single(text: str) -> RedisUrl:
     try:
         parts = urlsplit(text)
         is_good = parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.path)
+        is_good = is_good and text.startswith(f"{parts.scheme}://")
         is_good = is_good and (parts.port or 1) > 0 and not parts.fragment
     except ValueError:  # its words would quote a password that was taken for a port
         is_good = False

@@ -25,6 +25,9 @@ GRACE_SECONDS = 30.0
 LONG_IN_MEMORY = 3600.0
 """Seconds of history that nobody expects to lose with a restart."""
 
+MOST_TOLD = 50
+"""Warnings that are written to the log at once."""
+
 SHORT_SILENCE = 10.0
 """Seconds of silence that are no outage."""
 
@@ -55,8 +58,13 @@ def warnings(config: Config) -> Iterator[Fault]:
 
 def tell(config: Config) -> None:
     """Write each warning to the log, once for a start or a reload."""
-    for each in warnings(config):
+    found = list(warnings(config))
+    for each in found[:MOST_TOLD]:
         log.warning("config_warning", code=each.code, key=dotted(each.path), note=each.message)
+    if len(found) > MOST_TOLD:
+        log.warning(
+            "config_warnings_left_out", number=len(found) - MOST_TOLD, note="sse-gateway check tells all"
+        )
 
 
 def is_off(source: Source) -> bool:
