@@ -112,7 +112,9 @@ async def test_what_the_sidecar_guide_tries_works(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    with running(str(program), *shlex.split(own(run).removesuffix(" &"))[1:], stderr=None, **tokens) as process:
+    with running(
+        str(program), *shlex.split(own(run).removesuffix(" &"))[1:], stderr=None, **tokens
+    ) as process:
         await asyncio.to_thread(wait_for_port, public, alive=process.is_running)
         told = []
         for curl in curls:
