@@ -119,9 +119,14 @@ async def test_what_the_sidecar_guide_tries_works(tmp_path: Path) -> None:
         told = []
         for curl in curls:
             child = await asyncio.create_subprocess_shell(
-                own(curl), env={**os.environ, **tokens}, stdout=asyncio.subprocess.PIPE
+                own(curl),
+                env={**os.environ, **tokens},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
             )
-            told.append((await child.communicate())[0].decode())
+            out, err = await child.communicate()
+            told.append(out.decode())
+            assert out, err.decode()
     assert '"ids"' in told[0]
     assert "event: order.created" in told[1]
     assert '"payload":{"order":17}' in told[1]

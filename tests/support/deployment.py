@@ -14,8 +14,8 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 MOUNTED = "/run/secrets/sse-gateway"
 """Where the manifests mount a Secret."""
 
-CLOSING_SECONDS = 5.0
-"""What an end takes beyond the timeouts of the configuration: leases, the log, the exit."""
+CLOSING_SECONDS = 10.0
+"""What an end may take beyond the timeouts of the configuration: 5 s, and 5 s more of a parent of workers."""
 
 ENVIRON = {
     "REDIS_URL": "redis://redis:6379",
