@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key",
         metavar="KEY",
-        help="a webhook's Idempotency-Key: the same key twice is one event; or the Kafka record's key",
+        help="a post's message id or Idempotency-Key: the same twice is one event; or a Kafka record's key",
     )
     parser.add_argument("--count", metavar="N", type=count, default=1, help="send so many; default 1")
     parser.add_argument(

@@ -96,7 +96,7 @@ async def send(parcel: Parcel, door: Callable[[], Door]) -> Sent:
 async def _post(parcel: Parcel, config: Webhook, door: Door) -> Sent:
     path, media, body, more = _body(parcel, config)
     url = f"{door.url}{path}"
-    signed = dict(headers(config.verify, body, time.time(), parcel.type))
+    signed = dict(headers(config.verify, body, time.time(), parcel.type, parcel.key))
     own: dict[str, str] = {hdrs.USER_AGENT: f"sse-gateway-publish/{__version__}", hdrs.CONTENT_TYPE: media}
     if parcel.key is not None:
         own["Idempotency-Key"] = parcel.key

@@ -26,24 +26,28 @@ def check(verify: Verify) -> None:
         )
 
 
-def headers(verify: Verify, body: bytes, now: float, type_: str | None) -> Mapping[str, str]:
+def headers(
+    verify: Verify, body: bytes, now: float, type_: str | None, key: str | None = None
+) -> Mapping[str, str]:
     """Return the headers of a post. Of several secrets the first signs. ``now`` is in unix seconds.
+
+    ``key`` becomes the message's id where the signature covers or names one.
 
     Raises Unsignable.
     """
     check(verify)
-    id, seconds = f"msg_{uuid4().hex}", str(int(now))
+    id, seconds = key or f"msg_{uuid4().hex}", str(int(now))
     if verify.standard_webhooks:
-        key = standard_key(verify.standard_webhooks[0].get_secret_value())
-        signature = base64.b64encode(_digest(key, f"{id}.{seconds}.".encode() + body)).decode()
+        secret = standard_key(verify.standard_webhooks[0].get_secret_value())
+        signature = base64.b64encode(_digest(secret, f"{id}.{seconds}.".encode() + body)).decode()
         return {"webhook-id": id, "webhook-timestamp": seconds, "webhook-signature": f"v1,{signature}"}
     if verify.github:
         signature = _digest(verify.github[0].get_secret_value().encode(), body).hex()
-        signed = {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Delivery": str(uuid4())}
+        signed = {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Delivery": id}
         return signed | ({"X-GitHub-Event": type_} if type_ else {})
     if verify.stripe:
-        key = verify.stripe[0].get_secret_value().encode()
-        return {"Stripe-Signature": f"t={seconds},v1={_digest(key, f'{seconds}.'.encode() + body).hex()}"}
+        secret = verify.stripe[0].get_secret_value().encode()
+        return {"Stripe-Signature": f"t={seconds},v1={_digest(secret, f'{seconds}.'.encode() + body).hex()}"}
     if verify.hmac:
         return _generic(verify.hmac, body, id, seconds)
     if verify.basic:

@@ -100,8 +100,19 @@ async def test_several_and_once(tmp_path: Path) -> None:
         assert (status, out.split()) == (0, [event.id for event in events])
         assert [event.json["number"] for event in events] == [1, 2, 3]
         (tmp_path / "payload").write_text("7\n")
-        status, out, _ = await ran("publish", "orders", f"@{tmp_path}/payload", "--key", "k", *common)
-        assert (status, len(set(out.split()))) == (0, 1)
+        status, out, _ = await ran(
+            "publish",
+            "orders",
+            f"@{tmp_path}/payload",
+            "--key",
+            "k",
+            *common,
+            "--count",
+            "2",
+            "--interval",
+            "1100ms",
+        )
+        assert (status, len(out.split()), len(set(out.split()))) == (0, 2, 1)
         assert (await stream.next()).data == "7"
 
 
