@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
     },
 }
 
-WAITING = {
+OF_A_FILE = {
     PREFIX + name
     for name in (
         "config_last_reload_successful",
@@ -136,13 +136,13 @@ async def test_a_running_gateway_answers_for_every_metric(redis: RedisServer, tm
     }
     async with gateway_running(config) as gateway:
         bound = gateway.daemon.metrics.bound
-        assert {name for name, each in BY_NAME.items() if each.type == "gauge"} - bound - WAITING == set()
+        assert {name for name, each in BY_NAME.items() if each.type == "gauge"} - bound - OF_A_FILE == set()
         status, text = await gateway.admin("/metrics")
         assert status == 200
         found = samples(text)
-        assert set(found) == set(BY_NAME) - WAITING
+        assert set(found) == set(BY_NAME) - OF_A_FILE
         for name, each in BY_NAME.items():
-            if name in WAITING:
+            if name in OF_A_FILE:
                 continue
             labels = [{key: value for key, value in one.items() if key != "le"} for one in found[name]]
             assert all(set(one) == set(each.labels) for one in labels), name

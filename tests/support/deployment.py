@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from gateway.config.load import loads
-from gateway.config.model import Config, Timeouts
+from gateway.config.model import Config
 from gateway.config.units import parse_duration
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -32,10 +32,7 @@ def documents(file: Path) -> list[dict[str, Any]]:
 
 def text_of(file: Path, secrets: Path) -> str:
     """Return a gateway's configuration with the folder of its secrets moved to one that is here."""
-    text = file.read_text().replace(MOUNTED, str(secrets))
-    if "pre_drain" not in Timeouts.model_fields:
-        text = "\n".join(line for line in text.splitlines() if "pre_drain:" not in line)
-    return text
+    return file.read_text().replace(MOUNTED, str(secrets))
 
 
 def secrets_in(folder: Path) -> Path:
