@@ -99,7 +99,7 @@ class Catalog:
 
     def now(self, name: str, declared: Declared) -> Declared | None:
         """Return what declares a followed name today: a channel's, or a template's under its own name."""
-        if name == declared.name:
+        if name == declared.name and not declared.template.is_exact:
             return self.declared.get(name)
         match = self.resolve(name)
         return None if match is None else match.declared

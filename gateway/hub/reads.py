@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from gateway.broker.base import Broker, Page
-from gateway.config.catalog import Declared
+from gateway.config.catalog import Declared, Form
 from gateway.errors import Unavailable
 from gateway.event import EventId
 from gateway.history import between, merged
@@ -48,6 +48,8 @@ T = TypeVar("T")
 class _Shelf:
     """One channel from ``low`` (exclusive) to ``high``; whole, but for what ``floor`` says is gone."""
 
+    form: Form
+    """That of its entries: after a reload streams may want another one."""
     low: EventId
     high: EventId
     floor: EventId
@@ -64,9 +66,14 @@ class _Want:
 
 @dataclass(frozen=True, slots=True)
 class _Flying:
+    form: Form
     after: EventId
     until: EventId
     task: asyncio.Task[None]
+
+    def reaches(self, form: Form, after: EventId, until: EventId) -> bool:
+        """Tell whether it brings all of an interval."""
+        return self.form is form and self.after <= after and self.until >= until
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +106,7 @@ class Reads:
 
     def view(self, topics: Mapping[str, Declared], after: EventId, until: EventId, limit: int) -> View | None:
         """Return the first ``limit`` entries with ``after < id <= until``; None if `load` must come first."""
-        if not all(self._has(name, after, until) for name in topics):
+        if not all(self._has(name, each.form, after, until) for name, each in topics.items()):
             return None
         shelves = {name: self._shelves[name] for name in topics}
         reach = min((until, *(shelf.high for shelf in shelves.values())))
@@ -121,13 +128,15 @@ class Reads:
         """Get hold of what `view` lacks, or of a part of it. Raises Unavailable. Cancelling is safe."""
         flights: set[asyncio.Task[None]] = set()
         for name, declared in topics.items():
-            if self._has(name, after, until):
+            if self._has(name, declared.form, after, until):
                 continue
             flying = self._flying.get(name)
-            if flying is not None and flying.after <= after and flying.until >= until:
+            if flying is not None and flying.reaches(declared.form, after, until):
                 flights.add(flying.task)
                 continue
-            want = self._wants.setdefault(name, _Want(declared, after))
+            want = self._wants.get(name)
+            if want is None or want.declared.form is not declared.form:  # who wanted the other one asks again
+                want = self._wants[name] = _Want(declared, after)
             want.after = min(want.after, self._further(name, after))
             if self._next is None:
                 self._next = self._own(self._fly())
@@ -153,10 +162,12 @@ class Reads:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _has(self, name: str, after: EventId, until: EventId) -> bool:
+    def _has(self, name: str, form: Form, after: EventId, until: EventId) -> bool:
         """Tell whether a shelf holds the next event after an id, or all there is up to ``until``."""
         shelf = self._shelves.get(name)
-        return shelf is not None and shelf.low <= after and (shelf.high >= until or after < shelf.high)
+        if shelf is None or shelf.form is not form:
+            return False
+        return shelf.low <= after and (shelf.high >= until or after < shelf.high)
 
     def _further(self, name: str, after: EventId) -> EventId:
         """Return from where to read for somebody who needs more than a shelf reaches back.
@@ -175,7 +186,9 @@ class Reads:
             names = list(islice(self._wants, CHANNELS))
             wants = {name: self._wants.pop(name) for name in names}
             until = self._until
-            flying = {name: _Flying(want.after, until, task) for name, want in wants.items()}
+            flying = {
+                name: _Flying(want.declared.form, want.after, until, task) for name, want in wants.items()
+            }
             self._flying.update(flying)
             try:
                 # Few of each where many channels are asked for: a flight must not fill the memory.
@@ -198,12 +211,14 @@ class Reads:
         shelf = self._shelves.pop(name, None)
         if shelf is not None:
             self._bytes -= shelf.bytes
-        if shelf is not None and shelf.high == want.after == page.floor and shelf.bytes < HELD_BYTES // 8:
+        form = want.declared.form
+        goes_on = shelf is not None and shelf.form is form and shelf.high == want.after == page.floor
+        if shelf is not None and goes_on and shelf.bytes < HELD_BYTES // 8:
             shelf.entries += entries
             shelf.high = high
             shelf.bytes += size
         else:
-            shelf = _Shelf(want.after, high, page.floor, entries, size, now)
+            shelf = _Shelf(form, want.after, high, page.floor, entries, size, now)
         self._shelves[name] = shelf
         self._bytes += shelf.bytes
 

@@ -69,6 +69,16 @@ async def test_resume_over_a_change_of_format(gateway: Gateway) -> None:
     assert [(await again.next()).json for _ in missing] == missing
 
 
+async def test_what_was_read_for_others_is_not_in_the_old_format(gateway: Gateway) -> None:
+    """A herd shares what was read of the log; behind a reload it must not get what was read before it."""
+    for number in range(5):
+        await gateway.post("orders", str(number))
+    await payloads(await gateway.subscribe("/events/orders?last=5"), 5)
+    await gateway.reconfigure({"channels": {"orders": {"format": "data"}}})
+    again = await gateway.subscribe("/events/orders?last=5")
+    assert [(await again.next()).json for _ in range(5)] == [0, 1, 2, 3, 4]
+
+
 async def test_a_removed_channel(gateway: Gateway) -> None:
     """Its streams end, and whoever comes back learns that there is none; posts to it go nowhere."""
     orders = await gateway.subscribe("/events/orders")
@@ -188,6 +198,26 @@ async def test_a_fixed_name_takes_over_from_a_template() -> None:
         await gateway.post("u:1", "2")
         assert (await again.next()).json == 1
         assert await payloads(other, 1) == [2]
+
+
+async def test_a_template_takes_over_from_a_fixed_name() -> None:
+    """While somebody slow still reads the end of the old one, newcomers are the template's, and stay so."""
+    fixed = channel("u:vip", format="data")
+    over = {"channels": {"u.{id}": channel("u:{id}"), "u.vip": fixed}, "limits": {"event_bytes": "8MiB"}}
+    async with gateway_running(over) as gateway:
+        slow = await gateway.subscribe("/events/u.vip")
+        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(3):
+            await gateway.post("u:vip", '"' + "x" * 6_000_000 + '"')
+        await eventually(lambda: gateway.daemon.streams.stalled)
+        assert await gateway.reconfigure({"channels": {"u.vip": None}}) == 1
+        assert len(gateway.daemon.streams.open) == 1
+        new = await gateway.subscribe("/events/u.vip")
+        await gateway.post("u:vip", "1")
+        assert await payloads(new, 1) == [1]
+        assert await gateway.reconfigure({"timeouts": {"retry": "9s"}}) == 0
+        await gateway.post("u:vip", "2")
+        assert await payloads(new, 1) == [2]
 
 
 async def test_webhooks_change_without_a_pause() -> None:
