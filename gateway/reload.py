@@ -179,7 +179,7 @@ class Reload:
             return Outcome(_now(), "failed", f"{type(error).__name__}; the log has more")
         if not changes and not ended:
             return Outcome(_now(), "unchanged", "nothing differs from what is served")
-        message = f"{len(changes)} changes; {ended} streams ended"
+        message = f"{_count(len(changes), 'change')}; {_count(ended, 'stream')} ended"
         return Outcome(_now(), "ok", message, changes=[str(each) for each in changes], ended=ended)
 
     def _log(self, outcome: Outcome, why: str) -> None:
@@ -192,7 +192,7 @@ class Reload:
             log.info("config_unchanged", **about)
         else:
             tell(self._server.config)
-            log.warning("config_reloaded", **about, changes=outcome.changes, streams_ended=outcome.ended)
+            log.info("config_reloaded", **about, changes=outcome.changes, streams_ended=outcome.ended)
 
     def _signalled(self) -> None:
         if self._had_terminal and not os.isatty(2):
@@ -229,6 +229,10 @@ def _first_of(error: ConfigError) -> str:
     first = error.faults[0].render(error.file).partition("\n")[0]
     more = len(error.faults) - 1
     return f"{first} (and {more} more)" if more else first
+
+
+def _count(number: int, thing: str) -> str:
+    return f"1 {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _now() -> int:

@@ -85,7 +85,8 @@ byId("reload").addEventListener("click", async () => {
     const answer = await fetch("reload", { method: "POST", headers: credentials() });
     const told = await answer.json();
     const [word] = RESULTS[told.result] ?? [];
-    say(said, `${word ?? "Not reloaded"}${told.message ? `: ${told.message}` : ""}`);
+    const why = told.message && !told.errors?.length ? `: ${told.message}` : ".";
+    say(said, `${word ?? "Not reloaded"}${why}`);
   } catch {
     say(said, "The gateway did not answer.");
   }

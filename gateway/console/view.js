@@ -166,7 +166,8 @@ function showConfig(config, now) {
     return;
   }
   const [word, state] = RESULTS[last.result] ?? [last.result, "warn"];
-  const parts = [mark(`${word} ${ago(last.at_ms, now)}`, state), last.message ? small(last.message) : ""];
+  const parts = [mark(`${word} ${ago(last.at_ms, now)}`, state)];
+  if (last.message && !last.errors.length) parts.push(small(last.message)); // else the list tells all
   const next = make("p", {}, ...parts);
   if (result.innerHTML !== next.innerHTML) result.replaceChildren(...next.childNodes);
   showFaults(last.errors);
