@@ -44,6 +44,9 @@ log = structlog.get_logger("gateway.workers")
 LOOK_SECONDS = 5.0
 """How often each worker is asked whether it lives."""
 
+ASK_EVERY_SECONDS = 1.0
+"""How often each is asked what probes will ask."""
+
 HANG_SECONDS = 30.0
 """How long a worker may answer nothing before it is killed and started again."""
 
@@ -113,7 +116,10 @@ class Parent:
             tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
             reserve_port(self.config.server.listen, "server.listen") as self.port,
         ):
-            looking = asyncio.create_task(self._look(), name="look")
+            looking = [
+                asyncio.create_task(self._look(), name="look"),
+                asyncio.create_task(self._keep_fresh(), name="keep probes fresh"),
+            ]
             try:
                 await self.admin.start()
                 # One before the others: what is wrong for it is wrong for all, and should be told once.
@@ -125,7 +131,8 @@ class Parent:
                 elif not self.shutdown.asked.is_set():
                     self._status = 1  # a worker could not start, and has said why
             finally:
-                looking.cancel()
+                for task in looking:
+                    task.cancel()
                 if self.reloads is not None:
                     await self.reloads.stop()
                 await self._stop()
@@ -236,6 +243,14 @@ class Parent:
             except Exception:  # no more processes, or no memory, for now
                 log.exception("worker_not_started", worker=number)
 
+    async def _keep_fresh(self) -> None:
+        """Ask what probes will ask, so that there is an answer for them."""
+        while True:
+            await asyncio.sleep(ASK_EVERY_SECONDS)
+            workers = list(self._workers.values())
+            asked = (worker.probe(path) for worker in workers for path in ("/healthz", "/readyz"))
+            await asyncio.gather(*asked, return_exceptions=True)
+
     async def _look(self) -> None:
         """Kill workers that hang, or that do not come up."""
         while True:
@@ -297,7 +312,7 @@ class Parent:
     async def alive(self) -> tuple[bool, dict[str, Any]]:
         """Return whether every worker that runs answers."""
         listening = [worker for worker in self._workers.values() if worker.is_listening]
-        told = await asyncio.gather(*(worker.ask("/healthz") for worker in listening))
+        told = await asyncio.gather(*(worker.probe("/healthz") for worker in listening))
         silent = [worker.number for worker, answer in zip(listening, told, strict=True) if answer is None]
         # One that just died is being started again, which no restart from outside could do faster.
         return not [number for number in silent if self._workers[number].is_listening], {"silent": silent}
@@ -305,7 +320,7 @@ class Parent:
     async def ready(self) -> tuple[bool, dict[str, Any]]:
         """Return whether any worker takes new clients."""
         workers = list(self._workers.values())
-        told = await asyncio.gather(*(worker.ask("/readyz") for worker in workers))
+        told = await asyncio.gather(*(worker.probe("/readyz") for worker in workers))
         answers = dict(zip((worker.number for worker in workers), told, strict=True))
         by_worker = {
             str(number): answer or {"not_ready": ["not running"]} for number, answer in answers.items()

@@ -24,6 +24,12 @@ ASK_SECONDS = 2.0
 # Not -m, which would run what lies in the working folder, in a process that holds secrets.
 _RUN = "import sys; sys.path.append(sys.argv[1]); from gateway.workers.child import main; sys.exit(main())"
 
+AT_ONCE_SECONDS = 0.03
+"""How long a probe waits for a worker that answered lately."""
+
+FRESH_SECONDS = 2.0
+"""How old that answer may be."""
+
 RELOAD_SECONDS = 15.0
 """How long a worker may take to make ready for another configuration, or to go over to it."""
 
@@ -55,6 +61,8 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._reloads = 0
+        self._probing: dict[str, asyncio.Task[Any]] = {}
+        self._said: dict[str, tuple[float, Any]] = {}
 
     @property
     def pid(self) -> int | None:
@@ -133,6 +141,27 @@ class Worker:
         """Return the JSON that it answers on its admin socket, whatever the status; None if it does not."""
         answer = await self._request(method, path, query)
         return None if answer is None else msgspec.json.decode(answer)
+
+    async def probe(self, path: str) -> Any:
+        """Return what it answers on a path of probes, as `ask` does.
+
+        Whoever probes has little patience, and a worker in a broadcast on a busy machine may need some. So
+        what it said within `FRESH_SECONDS` will do where it does not answer at once.
+        """
+        asking = self._probing.get(path)
+        if asking is None or asking.done():
+            asking = self._probing[path] = asyncio.create_task(self._probe(path), name=f"probe {path}")
+        done, _ = await asyncio.wait((asking,), timeout=AT_ONCE_SECONDS)
+        said, answer = self._said.get(path, (-FRESH_SECONDS, None))
+        if not done and time.monotonic() - said < FRESH_SECONDS:
+            return answer
+        return await asyncio.shield(asking)
+
+    async def _probe(self, path: str) -> Any:
+        answer = await self.ask(path)
+        if answer is not None:
+            self._said[path] = time.monotonic(), answer
+        return answer
 
     async def tell_metrics(self) -> bool:
         """Ask for the metrics, and keep them in `families`. Returns False if it did not answer."""

@@ -75,7 +75,7 @@ def test_every_file_of_a_table_is_there(guide: str) -> None:
 
 def test_the_sections_that_are_shown_are_good() -> None:
     """With a source and a channel they are a whole configuration."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", "".join(GUIDES.values()), re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", GUIDES["behind-a-proxy.md"], re.DOTALL)
     rest = {
         "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
         "channels": {"orders": {"from": [{"source": "hooks", "topic": "orders"}], "access": "public"}},

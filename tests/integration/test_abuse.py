@@ -100,7 +100,8 @@ class Watched:
             for line in lines[self._lines :]
             if line.get("client") != HONEST and line.get("connection") not in honest - {None}
         ]
-        assert not [line for line in strange if line["level"] == "error" or "exception" in line]
+        bad = [line for line in strange if line["level"] == "error" or "exception" in line]
+        assert not bad, bad[0]
         return Counter(line["event"] for line in strange)
 
 

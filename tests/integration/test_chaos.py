@@ -108,7 +108,7 @@ async def test_a_redis_that_forgets_everything(redis: RedisServer, tmp_path: Pat
 
 async def test_clients_that_come_back_too_late(broker: str, tmp_path: Path) -> None:
     """A history shorter than the clients' absence: gaps, and each of them told."""
-    short = {name: {"history": {"events": 20, "age": "10m"}} for name in ("orders", "stock", "news")}
+    short = {name: {"history": {"events": 5, "age": "10m"}} for name in ("orders", "stock", "news")}
     nodes = [Node(tmp_path, config(broker, channels=short)) for _ in range(2)]
     async with running(nodes, pace=0.002) as run:
         for client in run.clients:

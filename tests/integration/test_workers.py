@@ -226,7 +226,11 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
         frozen = parent._workers[1].pid
         assert frozen is not None
         os.kill(frozen, signal.SIGSTOP)
-        assert (await parent.alive())[0] is False
+
+        async def is_told() -> bool:
+            return not (await parent.alive())[0]
+
+        await eventually(is_told)
         await eventually(lambda: parent._restarts[1] == 1 and parent._workers[1].is_listening)
         assert parent._workers[1].pid != frozen
         assert (await parent.alive())[0] is True
