@@ -13,7 +13,7 @@ from gateway.auth.reconfiguration import Reconfiguration
 from gateway.broker.memory import MemoryBroker
 from gateway.config.diff import other_origins, other_rules
 from gateway.config.model import Config
-from gateway.errors import StartupError
+from gateway.errors import StartupError, Unavailable
 from gateway.http.tls import Loaded
 from gateway.metrics import Metrics
 from gateway.node import DESCRIPTOR_RESERVE, Node, Shared, events_of
@@ -66,6 +66,8 @@ class Daemon(Node):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT) if self._shared is None else ():
             loop.add_signal_handler(number, self.signalled, number)
+        if self.reloads is not None:
+            self.reloads.listen()
         await self.start()
         if self.reloads is not None:
             self.reloads.start()
@@ -77,8 +79,15 @@ class Daemon(Node):
         return 1
 
     async def go_over(self, config: Config) -> int:
-        """Serve by another configuration, and return how many streams end by it. Raises StartupError."""
-        return await self.commit(await self.prepare(config))
+        """Serve by another configuration, and return how many streams end by it.
+
+        Raises StartupError, or Unavailable once it is about to end: then nothing has changed.
+        """
+        prepared = await self.prepare(config)
+        if self.shutdown.asked.is_set():
+            self.discard(prepared)
+            raise Unavailable("the gateway is shutting down")
+        return self.commit(prepared)
 
     async def prepare(self, config: Config) -> Prepared:
         """Make what another configuration needs and may fail over; nothing changes until `commit`.
@@ -98,11 +107,11 @@ class Daemon(Node):
         """Let go of what is not wanted after all."""
         self.authenticator.drop(prepared.means)
 
-    async def commit(self, prepared: Prepared) -> int:
+    def commit(self, prepared: Prepared) -> int:
         """Go over to what was prepared, and return how many streams end by it.
 
-        All that decides about clients and records changes in one turn of the loop. Only sources that must
-        connect again take longer. `gateway.config.diff` says what changes; keep the two in step.
+        All changes in one turn of the loop. Only sources that must connect again take longer, by
+        themselves. `gateway.config.diff` says what changes; keep the two in step.
         """
         old, config = self.config, prepared.config
         limits, timeouts = config.limits, config.timeouts
@@ -143,7 +152,7 @@ class Daemon(Node):
         self.authenticator.forget(withdrawal)
         ended = self.streams.revoke(withdrawal)
         # 5. Upstreams.
-        await self.upstreams.reconfigure(config.sources, limits.event_bytes)
+        self.upstreams.reconfigure(config.sources, limits.event_bytes)
         self.freshness.reconfigure(self.watched(config))
         return ended
 

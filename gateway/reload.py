@@ -109,7 +109,10 @@ class Reload:
         self._loaded_ms = _now()
         self._good_ms = self._loaded_ms
         self._last: Outcome | None = None
+        self._serving = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._is_asked = False
+        self._is_ending = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._had_terminal = os.isatty(2)
         metrics = server.metrics
@@ -118,14 +121,19 @@ class Reload:
         )
         metrics.bind("config_last_reload_success_timestamp_seconds", lambda: self._good_ms / 1000)
 
-    def start(self) -> None:
-        """Watch the files and listen to SIGHUP. Needs a running loop."""
+    def listen(self) -> None:
+        """Listen to SIGHUP, which would end this process, also before it serves. Needs a running loop."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._signalled)
+
+    def start(self) -> None:
+        """Reload from now on, and watch the files."""
+        self._serving.set()
         self._own(asyncio.create_task(self._watch(), name="watch configuration"))
 
     async def stop(self) -> None:
-        """End; harmless when repeated."""
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        """End; harmless when repeated. SIGHUP is still heard: it must not cut a drain short."""
+        self._is_ending = True
+        self._serving.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -140,8 +148,15 @@ class Reload:
         return {"file": self._file.name, "loaded_ms": self._loaded_ms, "last_reload": last}
 
     async def reload(self, why: str) -> Outcome:
-        """Read the file and go over to it. One at a time; ``why`` is for the log. Cancelling is safe."""
+        """Read the file and go over to it. One at a time, once it serves; ``why`` is for the log.
+
+        Cancelling is safe.
+        """
+        await self._serving.wait()
         async with self._turn:
+            self._is_asked = False  # who asks from here on may mean another file
+            if self._is_ending or self._server.shutdown.asked.is_set():
+                return Outcome(_now(), "failed", "the gateway is shutting down")
             systemd = self._server.systemd
             systemd.reloading()
             try:
@@ -159,8 +174,6 @@ class Reload:
 
     async def _go_over(self) -> Outcome:
         server, old = self._server, self._server.config
-        if server.shutdown.asked.is_set():
-            return Outcome(_now(), "failed", "the gateway is shutting down")
         try:
             config = await asyncio.to_thread(self._file.load)
             changes = differences(old, config)
@@ -199,7 +212,9 @@ class Reload:
             # The terminal that it was started in was closed: nobody wants a gateway that nobody sees.
             self._server.signalled(signal.SIGHUP)
             return
-        self._own(asyncio.create_task(self.reload("SIGHUP"), name="reload"))
+        if not self._is_asked:
+            self._is_asked = True
+            self._own(asyncio.create_task(self.reload("SIGHUP"), name="reload"))
 
     async def _watch(self) -> None:
         before = told = self._file.was_read
@@ -210,7 +225,6 @@ class Reload:
                 if now == before and now not in (self._file.was_read, told):
                     told = now
                     await self.reload("the file changed")
-                    told = self._file.was_read
                 before = now
             except Exception:
                 log.exception("config_watch_failed")

@@ -55,6 +55,8 @@ class Upstreams:
         """Those that are declared and have nothing to do."""
         self.event_bytes = 0
         self._names: Sequence[str] = ()
+        self._successions: dict[str, asyncio.Task[None]] = {}
+        self._is_ending = False
         self._made: dict[str, _Reading] = {}
         self._router = router
         self._log = log
@@ -94,8 +96,10 @@ class Upstreams:
 
         Harmless when repeated.
         """
-        supervisors = self.supervisors.values()
+        self._is_ending = True
+        supervisors = list(self.supervisors.values())
         await asyncio.gather(*(each.stop() for each in supervisors if each.reads_once or not reading_once))
+        await asyncio.gather(*self._successions.values())
 
     def check(self, sources: Mapping[str, SourceConfig]) -> None:
         """Raise StartupError where one of them could not be made."""
@@ -103,28 +107,48 @@ class Upstreams:
             if not _why_off(config):
                 _source(name, config, (), frozenset(), self.event_bytes)
 
-    async def reconfigure(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
+    def reconfigure(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
         """Make, end and change what differs; the router must know the new routes already.
 
-        What is the same goes on without a pause. The change itself needs no waiting; old connections are
-        waited for afterwards, and their successors start then.
+        What is the same goes on without a pause. Nobody waits for connections that end, which may be to a
+        server that is frozen: whatever follows one of them starts once it is gone.
         """
         self.event_bytes = event_bytes
-        ending = [self._remove(name) for name in list(self._made) if name not in sources]
-        fresh = []
+        for name in list(self._made):
+            if name not in sources:
+                self._succeed(name, self._remove(name))
         for name, config in sources.items():
             if self._goes_on(name, config):
                 continue
-            if name in self._made:
-                ending.append(self._remove(name))
+            old = self._remove(name) if name in self._made else None
             self._add(name, config)
-            fresh.append(name)
+            self._succeed(name, old)
         self._names = tuple(sources)
-        await asyncio.gather(*(supervisor.stop() for supervisor in ending if supervisor is not None))
-        started = [self.supervisors[name] for name in fresh if name in self.supervisors]
-        await self._start(started, 0)
-        for supervisor in started:
-            supervisor.exposed()
+
+    def _succeed(self, name: str, old: Supervisor | None) -> None:
+        """Let what is there now under a name start after what was there before."""
+        new = self.supervisors.get(name)
+        if new is not None:
+            new.exposed()
+        before = self._successions.get(name)
+        task = asyncio.create_task(self._follow(name, before, old, new), name=f"follow {name}")
+        self._successions[name] = task
+
+    async def _follow(
+        self, name: str, before: "asyncio.Task[None] | None", old: Supervisor | None, new: Supervisor | None
+    ) -> None:
+        try:
+            if before is not None:
+                await asyncio.wait((before,))
+            if old is not None:
+                await old.stop()
+            if new is not None and not self._is_ending and self.supervisors.get(name) is new:
+                new.start()
+        except Exception:
+            log.exception("source_not_replaced", source=name)
+        finally:
+            if self._successions.get(name) is asyncio.current_task():
+                del self._successions[name]
 
     def _goes_on(self, name: str, config: SourceConfig) -> bool:
         """Let a source that is there already take a configuration, if it can."""
@@ -135,6 +159,7 @@ class Upstreams:
         supervisor = self.supervisors.get(name)
         is_same = made.config.connection == config.connection
         if supervisor is None:
+            self.off[name].critical = config.critical
             return is_same and reading.topics == made.topics
         hook = self.webhooks.get(name)
         if hook is not None and isinstance(config, Webhook):

@@ -61,7 +61,8 @@ class Obedience:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._prepared: Prepared | None = None
-        self._reloading: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._reloading: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Listen for ever, or until the parent is gone."""
@@ -85,19 +86,22 @@ class Obedience:
             self._daemon.drain(at_once=order == DRAIN_AT_ONCE)
         else:  # takes a while, in which other orders are heard; the parent waits for its answer
             number, config = pickle.loads(body)  # noqa: S301 -- a private pipe from our own parent
-            self._reloading = asyncio.create_task(self._reload(order, number, config), name="reload")
+            task = asyncio.create_task(self._reload(order, number, config), name="reload")
+            self._reloading.add(task)
+            task.add_done_callback(self._reloading.discard)
 
     async def _reload(self, order: bytes, number: int, config: Config | None) -> None:
         answer = Answer(number)
         try:
-            if config is not None:
-                self._discard()
-                self._prepared = await self._daemon.prepare(config)
-            elif order == DISCARD:
-                self._discard()
-            elif self._prepared is not None:
-                prepared, self._prepared = self._prepared, None
-                answer = Answer(number, ended=await self._daemon.commit(prepared))
+            async with self._turn:  # in their order, also where several waited while this process was frozen
+                if config is not None:
+                    self._discard()
+                    self._prepared = await self._daemon.prepare(config)
+                elif order == DISCARD:
+                    self._discard()
+                elif self._prepared is not None:
+                    prepared, self._prepared = self._prepared, None
+                    answer = Answer(number, ended=self._daemon.commit(prepared))
         except StartupError as error:
             answer = Answer(number, error.message)
         except Exception as error:

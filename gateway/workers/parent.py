@@ -110,6 +110,8 @@ class Parent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.signalled, number)
+        if self.reloads is not None:
+            self.reloads.listen()
         with (
             tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
             reserve_port(self.config.server.listen, "server.listen") as self.port,
@@ -131,6 +133,8 @@ class Parent:
             finally:
                 for task in looking:
                     task.cancel()
+                if self.reloads is not None:
+                    await self.reloads.stop()
                 await self._stop()
                 self._feed.close()
                 await self.admin.stop()
@@ -164,8 +168,6 @@ class Parent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self.reloads is not None:
-                await self.reloads.stop()
 
     async def go_over(self, config: Config) -> int:
         """Let all workers serve by another configuration, and return how many streams end by it.
@@ -177,6 +179,8 @@ class Parent:
         told = await asyncio.gather(*(worker.reload(PREPARE, config) for worker in asked))
         ready = [worker for worker, answer in zip(asked, told, strict=True) if answer is not None]
         error = next((answer.error for answer in told if answer and answer.error), None)
+        if self.shutdown.asked.is_set():
+            error = "the gateway is shutting down"
         if error is not None or not ready:
             await asyncio.gather(*(worker.reload(DISCARD) for worker in ready))
             raise StartupError(error or "no worker runs just now")
@@ -192,9 +196,10 @@ class Parent:
         for worker, answer in zip(ready, done, strict=True):
             if answer is not None and answer.error is not None:
                 log.error("worker_not_reloaded", worker=worker.number, error=answer.error)
-                worker.kill()
+            elif answer is not None:
+                worker.config = config
         for worker in self._workers.values():
-            if worker not in ready:
+            if worker.config is not config:
                 worker.kill()
         return sum(answer.ended for answer in done if answer is not None)
 
@@ -210,6 +215,8 @@ class Parent:
             return False
         worker = self._workers[number] = Worker(number, self.config, self.port, folder)
         await worker.start()
+        if worker.config is not self.config:
+            worker.kill()  # a reload came while there was nothing to kill yet; it is started again
         return await worker.listening()
 
     async def _keep(self, number: int, folder: Path) -> None:

@@ -47,6 +47,8 @@ class Worker:
     def __init__(self, number: int, config: Config, port: int, folder: Path) -> None:
         """Prepare worker ``number``, which shares the public ``port``; ``folder`` takes its socket."""
         self.number = number
+        self.config = config
+        """By what it serves."""
         self.path = folder / f"worker-{number}.sock"
         self.started = time.monotonic()
         self.answered = time.monotonic()

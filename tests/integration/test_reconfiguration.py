@@ -313,6 +313,30 @@ async def test_a_source_with_another_url_connects_again(redis: RedisServer) -> N
         assert [source["name"] for source in (await gateway.admin("/status"))[1]["sources"]] == ["hooks"]
 
 
+async def test_nobody_waits_for_a_server_that_is_frozen(redis: RedisServer) -> None:
+    """It is when a server hangs that its URL is changed: a reload that waited for it would be too late."""
+    app = {"type": "redis-pubsub", "url": redis.url, "timeout": "2s"}
+    over = {
+        "sources": {"app": app, "other": app},
+        "channels": {"a": {"from": [{"source": "app", "topic": "a"}], "access": "public"}},
+    }
+    async with gateway_running(over) as gateway:
+        upstreams = gateway.daemon.upstreams
+        old = upstreams.supervisors["app"]
+        redis.freeze()
+        try:
+            for number in (3, 4):
+                await gateway.reconfigure({"sources": {"app": {"url": f"{redis.url}/{number}"}}})
+            assert old.state.status == "up" and upstreams.supervisors["app"].state.status == "starting"
+            alarms = {"alarms": channel("alarms")}
+            await gateway.reconfigure({"sources": {"app": {"critical": True}}, "channels": alarms})
+            await gateway.post("alarms", "1")
+        finally:
+            redis.thaw()
+        await eventually(lambda: upstreams.supervisors["app"].is_leading)
+        await reaches(redis, "a", await gateway.subscribe("/events/a"))
+
+
 async def test_limits_change_for_whoever_comes_next(gateway: Gateway) -> None:
     """Streams that are open stay, and count."""
     first = await gateway.subscribe("/events/orders")

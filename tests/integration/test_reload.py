@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.test_workers import Group, config
+from tests.integration.test_workers import Group, children, config
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually
 from tests.support.node import Node, kill_all
@@ -221,6 +221,57 @@ async def test_a_worker_that_cannot_follow_is_started_again(tmp_path: Path) -> N
         assert (await node.workers())[0]["pid"] == first
     finally:
         await kill_all([node])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_signal_during_the_drain_cuts_nothing_short(tmp_path: Path, workers: int) -> None:
+    """SIGHUP's own meaning is death: a tool that reloads what is just draining must not cut its streams."""
+    node = Group(tmp_path, {**whole(tmp_path, workers), "timeouts": {"pre_drain": "1s", "drain": "1s"}})
+    try:
+        await node.start()
+        streams = [await opened(node, "/events/orders") for _ in range(20)]
+        node.signal(signal.SIGTERM)
+        await eventually(lambda: "draining" in node.log.read_text())
+        for _ in range(10):
+            node.signal(signal.SIGHUP)
+            await asyncio.sleep(0.02)
+        assert await node.ended() == 0, node.log.read_text()
+        assert "config_reload" not in node.log.read_text()
+        for stream in streams:
+            await stream.rest()
+            assert stream.messages[-1].json["reason"] == "draining"
+    finally:
+        await kill_all([node])
+
+
+async def test_a_reload_during_the_start_waits_for_it(tmp_path: Path) -> None:
+    """It must not end the gateway, nor a worker that is only just starting, and the file counts that is there."""
+    node = Group(tmp_path, whole(tmp_path, 2))
+    starting = asyncio.create_task(node.start())
+    try:
+        await eventually(lambda: node.is_running and children(node.pid), 30)
+        node.write(with_format(node, "orders", "data"))
+        for _ in range(50):  # a storm is one reload or two
+            node.signal(signal.SIGHUP)
+        status, told = await reload(node)
+        await starting
+        assert status == 200 and told["result"] in ("ok", "unchanged"), told
+        await eventually(lambda: _is_settled(node))
+        assert sum("config" in line["event"] for line in node.lines()) <= 5
+        assert [worker["restarts"] for worker in await node.workers()] == [0, 0]
+        await node.post("1")
+        for _ in range(8):
+            stream = await opened(node, "/events/orders?last=1")
+            assert (await stream.next()).data == "1"
+            stream.close()
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await kill_all([node])
+
+
+async def _is_settled(node: Group) -> bool:
+    return await result(node) == "unchanged"
 
 
 async def test_ten_thousand_streams(tmp_path: Path) -> None:
