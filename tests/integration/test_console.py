@@ -339,6 +339,26 @@ async def test_a_gateway_that_dies_is_told_and_one_that_returns_is_found(tmp_pat
         await node.kill()
 
 
+async def test_a_reload_tells_the_mistake_and_takes_the_mend(tmp_path: Path) -> None:
+    """Who edits the file sees in the page what the gateway makes of it, from the gateway's own words."""
+    node = Node(tmp_path, config(tmp_path, workers=1) | {"server": {}})
+    try:
+        await node.start()
+        async with browser_running() as browser:
+            page = await browser.context.new_page()
+            await page.goto(f"http://127.0.0.1:{node.admin}/")
+            await expect(page.locator("#config-file")).to_contain_text(str(node.file))
+            node.file.write_text("timeouts: {drian: 1s}\n" + node.file.read_text().lstrip("{"))
+            await page.get_by_role("button", name="Reload").click()
+            await expect(page.locator("#config-result")).to_contain_text("Reload failed")
+            await expect(page.locator("#config-errors")).to_be_visible()
+            node.write({**node.config, "timeouts": {"drain": "3s"}})
+            await expect(page.locator("#config-result")).to_contain_text("Reloaded", timeout=15_000)
+            await expect(page.locator("#config-errors")).to_be_hidden()
+    finally:
+        await node.kill()
+
+
 async def test_the_token_is_asked_for_and_kept_for_the_tab() -> None:
     """A wrong one is told, the right one shows the figures, a reload of the tab does not ask again."""
     async with browser_running() as browser, gateway_running(LOCKED) as gateway:
