@@ -98,11 +98,11 @@ def _timeouts(config: Config) -> Iterator[Fault]:
             "streams end before their first heartbeat, so a quiet one never shows that it lives",
             code="connection-under-heartbeat",
         )
-    if timeouts.drain + timeouts.request > GRACE_SECONDS:
+    if timeouts.pre_drain + timeouts.drain > GRACE_SECONDS:
         yield Fault(
             ("timeouts", "drain"),
-            f"with request, a shutdown may take {timeouts.drain + timeouts.request:g} s, and Kubernetes"
-            f" kills after {GRACE_SECONDS:g} s unless terminationGracePeriodSeconds is higher",
+            f"with pre_drain, the last stream may end after {timeouts.pre_drain + timeouts.drain:g} s, and"
+            f" Kubernetes kills after {GRACE_SECONDS:g} s unless terminationGracePeriodSeconds is higher",
             code="drain-over-grace",
         )
 
