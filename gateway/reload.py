@@ -202,8 +202,10 @@ class Reload:
             log.exception("config_reload_broke")
             return Outcome(_now(), "failed", f"{type(error).__name__}; the log has more")
         if not changes and not ended:
-            return Outcome(_now(), "unchanged", "nothing differs from what is served")
-        message = f"{len(changes)} changes; {ended} streams ended"
+            message = "nothing in the file differs from what is served; what it refers to was read again"
+            return Outcome(_now(), "unchanged", message)
+        what = f"{len(changes)} changes" if changes else "a file that it refers to changed"
+        message = f"{what}; {ended} streams ended"
         return Outcome(_now(), "ok", message, changes=[str(each) for each in changes], ended=ended)
 
     def _log(self, outcome: Outcome, why: str) -> None:
