@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from stat import S_ISREG
 
 Looks = tuple[tuple[int, ...] | None, ...]
 
@@ -18,7 +19,9 @@ def look(files: Iterable[str | Path]) -> Looks:
 def _look(file: Path) -> tuple[int, ...] | None:
     try:
         found = file.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name, or what no name can be written with
         return None
+    if not S_ISREG(found.st_mode):
+        return None  # a terminal's times change whenever somebody types
     # The time of change is there too: no tool can set it back.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -18,12 +18,12 @@ import msgspec
 import structlog
 
 from gateway.config.diff import differences
-from gateway.config.faults import ConfigError, Located, dotted
-from gateway.config.load import load
+from gateway.config.faults import ConfigError, Fault, Located, dotted
+from gateway.config.load import loads, text_of
 from gateway.config.model import Config
 from gateway.config.references import files_of, located
 from gateway.config.warnings import tell
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, StartupError
 from gateway.files import Looks, look
 from gateway.metrics import Metrics
 from gateway.shutdown import Shutdown
@@ -83,12 +83,23 @@ class ConfigFile:
         """How messages name it."""
         self._files: Sequence[Path] = [self.path]
         self._read: Looks = ()
+        self._text = ""
 
     def load(self) -> Config:
         """Return what it says now. Raises ConfigError or StartupError."""
-        self._files = files_of(self.path)
-        self._read = look(self._files)  # before: what is written meanwhile is seen later
-        return load(self.name)
+        is_first = not self._read
+        # Before what they hold: what is written meanwhile is seen later.
+        self._files, self._read = [self.path], look([self.path])
+        if not is_first and self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
+            raise StartupError(f"{self.name} is no file that can be read again; it takes a restart")
+        self._text = text = text_of(self.path)
+        others = files_of(text, self.path.parent)
+        self._files, self._read = [self.path, *others], (*self._read, *look(others))
+        return loads(text, file=self.name, folder=self.path.parent)
+
+    def located(self, faults: Sequence[Fault]) -> ConfigError:
+        """Return the error that reports what else is wrong with what was read last."""
+        return located(self._text, self.name, faults)
 
     def looks(self) -> Looks:
         """Return what it looks like now, and the files that it refers to."""
@@ -179,7 +190,7 @@ class Reload:
             changes = differences(old, config)
             refused = [each.fault for each in changes if each.needs_restart]
             if refused:
-                raise await asyncio.to_thread(located, self._file.name, refused)
+                raise await asyncio.to_thread(self._file.located, refused)
             # Also without a change in it: a key file that it names may be another one.
             ended = await server.go_over(config)
         except ConfigError as error:
@@ -191,8 +202,10 @@ class Reload:
             log.exception("config_reload_broke")
             return Outcome(_now(), "failed", f"{type(error).__name__}; the log has more")
         if not changes and not ended:
-            return Outcome(_now(), "unchanged", "nothing differs from what is served")
-        message = f"{_count(len(changes), 'change')}; {_count(ended, 'stream')} ended"
+            message = "nothing in the file differs from what is served; what it refers to was read again"
+            return Outcome(_now(), "unchanged", message)
+        what = _count(len(changes), "change") if changes else "a file that it refers to changed"
+        message = f"{what}; {_count(ended, 'stream')} ended"
         return Outcome(_now(), "ok", message, changes=[str(each) for each in changes], ended=ended)
 
     def _log(self, outcome: Outcome, why: str) -> None:

@@ -77,8 +77,8 @@ class Authenticator:
 
     def drop(self, means: Means) -> None:
         """End what only these needed."""
-        for ring in means.rings.values():
-            if ring not in self._means.rings.values() and ring in self._tasks:
+        for ring in means.rings:
+            if ring not in self._means.rings and ring in self._tasks:
                 self._tasks.pop(ring).cancel()
 
     def voids(self, means: Means) -> Void:
@@ -175,12 +175,12 @@ class Authenticator:
 
     def _use(self, means: Means) -> None:
         self._means = means
-        for ring in means.rings.values():
+        for ring in means.rings:
             ring.on_change = means.tokens.forget
 
     async def _keep(self, means: Means) -> None:
         """Keep key sets fresh that are not kept yet, and give the first fetch some time."""
-        rings = [ring for ring in means.rings.values() if ring not in self._tasks]
+        rings = [ring for ring in means.rings if ring not in self._tasks]
         if not rings:
             return
         self._tasks |= {ring: asyncio.create_task(ring.run(), name="keep keys") for ring in rings}

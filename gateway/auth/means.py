@@ -1,6 +1,6 @@
 """What the ``auth`` section of one configuration makes: whoever can say what a request may."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -24,8 +24,8 @@ class Means:
 
     auth: Auth
     issuers: Sequence[Issuer]
-    rings: Mapping[str, Jwks]
-    """Key sets that must be kept fresh, by their URL."""
+    rings: Sequence[Jwks]
+    """Key sets that must be kept fresh: each issuer has its own, also where two share a URL."""
     tokens: Tokens
     tickets: Tickets | None
     forward: ForwardAuth | None
@@ -54,7 +54,7 @@ class Maker:
         Raises StartupError where a key file cannot be used.
         """
         auth = auth or Auth.model_validate({})
-        rings: dict[str, Jwks] = {}
+        rings: list[Jwks] = []
         issuers = [self._issuer(jwt, rings, older) for jwt in auth.jwt or ()]
         kept = {CHANNELS}
         for channel in channels:
@@ -71,14 +71,13 @@ class Maker:
             forward = ForwardAuth(auth.forward, self.session, self.metrics, self.revocations, self.ignored)
         return Means(auth, issuers, rings, Tokens(issuers, kept), tickets, forward)
 
-    def _issuer(self, jwt: Jwt, rings: dict[str, Jwks], older: Means | None) -> Issuer:
+    def _issuer(self, jwt: Jwt, rings: list[Jwks], older: Means | None) -> Issuer:
         if jwt.secret is not None:
             return Issuer(jwt, jwt.secret.get_secret_value())
         if jwt.public_key_file is not None:
             return Issuer(jwt, read_pem(jwt.public_key_file, jwt.algorithms))
         assert jwt.jwks_url is not None, "the model wants one of the three"
-        known = None if older is None else older.rings.get(jwt.jwks_url)
-        if known is None or known.config != jwt:
-            known = Jwks(jwt, self.session, self.metrics)
-        rings[jwt.jwks_url] = known
+        same = () if older is None else (ring for ring in older.rings if ring.config == jwt)
+        known = next(iter(same), None) or Jwks(jwt, self.session, self.metrics)
+        rings.append(known)
         return Issuer(jwt, ring=known)

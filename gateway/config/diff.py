@@ -189,9 +189,9 @@ def _channels(old: Config, new: Config) -> Iterator[Change]:
         was, now = old.channels.get(name), new.channels.get(name)
         path: Path = ("channels", name)
         if was is None:
-            yield Change(path, "added", _shadows(old, name))
+            yield Change(path, "added", _shadows(old, new, name))
         elif now is None:
-            yield Change(path, "removed", "its streams close; whoever comes back gets 404")
+            yield Change(path, "removed", f"its streams close; whoever comes back gets {_left(new, name)}")
         else:
             closes = form_of(name, was) != form_of(name, now)
             for key, values in _fields(was, now):
@@ -204,12 +204,33 @@ def _channels(old: Config, new: Config) -> Iterator[Change]:
             yield Change(("channels",), "templates in another order", "streams of names that move close")
 
 
-def _shadows(old: Config, name: str) -> str:
+def _shadows(old: Config, new: Config, name: str) -> str:
     """Return what becomes of streams that a new channel takes over from a template."""
-    match = Catalog(old.channels).resolve(name) if Template(name).is_exact else None
+    if not Template(name).is_exact:
+        names = list(new.channels)
+        behind = [each for each in _templates(new, name) if names.index(each) > names.index(name)]
+        known = [each for each in behind if each in old.channels]
+        return f"streams of {known[0]} whose names it takes over close and may come back" if known else ""
+    match = Catalog(old.channels).resolve(name)
     if match is None:
         return ""
     return f"streams of this name, until now one of {match.declared.name}, close and may come back"
+
+
+def _left(new: Config, name: str) -> str:
+    """Return what is there under the names of a channel that is removed."""
+    if not Template(name).is_exact:
+        others = _templates(new, name)
+        return f"{others[0]} where that has the name, else 404" if others else "404"
+    match = Catalog(new.channels).resolve(name)
+    return "404" if match is None else f"one of {match.declared.name}"
+
+
+def _templates(config: Config, name: str) -> list[str]:
+    """Return the other templates that may have names in common with one."""
+    template = Template(name)
+    others = [each for each in config.channels if each != name and not Template(each).is_exact]
+    return [each for each in others if template.may_share(Template(each))]
 
 
 def _of_channel(key: str, closes: bool) -> str:

@@ -78,8 +78,8 @@ class _Resolver:
         try:
             with file.open("rb") as opened:
                 content = opened.read(MAX_FILE_BYTES + 1)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = error.strerror if isinstance(error, OSError) else error
+        except (OSError, ValueError) as error:  # ValueError: what no name can hold
+            reason = error.strerror if isinstance(error, OSError) else "that is no name of a file"
             self._faults.append(Fault(path, f"cannot read {str(file)!r}: {reason}"))
             return ""
         if len(content) > MAX_FILE_BYTES:

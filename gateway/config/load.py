@@ -49,13 +49,18 @@ def loads(
 
 def read(file: str | FilePath, environ: Mapping[str, str] = os.environ) -> Reading:
     """Return what is to be said about ``file``. Raises StartupError where it cannot be read."""
+    return reads(text_of(file), file=str(file), folder=FilePath(file).parent, environ=environ)
+
+
+def text_of(file: str | FilePath) -> str:
+    """Return what ``file`` says. Raises StartupError where it cannot be read, is no text, or is too large."""
     path = FilePath(file)
     try:
         with path.open("rb") as opened:
             content = opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise StartupError(f"cannot read the configuration {path}: {error.strerror}") from None
-    return reads(decoded(content, str(path)), file=str(file), folder=path.parent, environ=environ)
+    return decoded(content, str(path))
 
 
 def decoded(content: bytes, name: str) -> str:

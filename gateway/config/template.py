@@ -74,6 +74,14 @@ class Template:
         """The text with its fields unnamed: two templates with one skeleton match the same names."""
         return _PIECE.sub(lambda m: "{}" if m[1] else m[0], self.text)
 
+    def may_share(self, other: "Template") -> bool:
+        """Tell whether a name may match both, as far as what stands before and behind all fields tells it."""
+        ends = [(one.text.partition("{")[0], one.text.rpartition("}")[2]) for one in (self, other)]
+        (first, last), (before, behind) = ends
+        return (first.startswith(before) or before.startswith(first)) and (
+            last.endswith(behind) or behind.endswith(last)
+        )
+
     def match(self, name: str) -> dict[str, str] | None:
         """Return the captured fields, or None where ``name`` does not match."""
         if len(name) > MAX_NAME:

@@ -142,6 +142,36 @@ async def test_several_issuers_are_told_apart() -> None:
         assert await status(gateway, one.token("k", iss="https://third.example")) == 401
 
 
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def test_issuers_may_share_a_key_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps it fresh for itself, and over reloads: a key that leaked must be dead for all of them."""
+    monkeypatch.setattr(jwks, "REFRESH_SECONDS", 0.05)
+    async with issuing("leaked", "good") as issuer:
+        over = config(issuer)
+        (one,) = over["auth"]["jwt"]
+        over["auth"]["jwt"] = [{**one, "issuer": name} for name in ("a", "b")]
+        async with gateway_running(over) as gateway:
+            for retry in ("1s", "2s", "3s"):
+                assert await gateway.reconfigure({"timeouts": {"retry": retry}}) == 0
+            tokens = [issuer.token("leaked", iss=name) for name in "ab"]
+            assert [await status(gateway, token) for token in tokens] == [200, 200]
+            del issuer.keys["leaked"]
+
+            async def are_dead() -> bool:
+                streams = [await gateway.open("/events/user.42", bearer(token)) for token in tokens]
+                opened = [
+                    each.status == 200 and (await each.next()).type == "stream.open" for each in streams
+                ]
+                for stream in streams:  # a user may have only so many
+                    stream.close()
+                return not any(opened)
+
+            await eventually(are_dead)
+
+
 def test_only_keys_for_signatures_are_taken() -> None:
     """Secrets, private keys, keys for encryption, short ones and nonsense in a set are not used."""
     issuer = Issuer()

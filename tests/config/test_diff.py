@@ -116,6 +116,26 @@ CLOSES = "its streams close, and may come back at once"
             ["channels.orders.access: public to token: streams that the rule does not let in close"],
         ),
         (
+            {
+                "channels": {
+                    "a.{b}.{id}": {"from": [{"source": "hooks", "topic": "a.{b}.{id}"}], "access": "token"},
+                    "user.{id}": None,
+                    "user.vip.{id}": {"from": [{"source": "app", "topic": "vip:{id}"}], "access": "token"},
+                    "user.{id}.x": {"from": [{"source": "app", "topic": "{id}.x"}], "access": "token"},
+                }
+            },
+            [
+                "sources.hooks.topics: +a.{b}.{id}",
+                "sources.app.topics: +vip:{id} +{id}.x -user:{id}: subscribes and unsubscribes;"
+                " the connection stays",
+                "channels.user.{id}: removed: its streams close; whoever comes back gets user.vip.{id} where"
+                " that has the name, else 404",
+                "channels.a.{b}.{id}: added",
+                "channels.user.vip.{id}: added",
+                "channels.user.{id}.x: added",
+            ],
+        ),
+        (
             {"channels": {"user.7": {"from": [{"source": "app", "topic": "user:7"}], "access": "token"}}},
             [
                 "sources.app.topics: +user:7: subscribes and unsubscribes; the connection stays",
@@ -174,3 +194,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.endswith("1 of them for a restart; until then a reload takes none\n")
     assert main(["diff", str(old), str(bad)]) == 1
     assert f"{bad}:1:11: channels: must be a mapping" in capsys.readouterr().err
+
+
+def test_who_takes_over_a_name() -> None:
+    """A template that stands before another one takes its names; what a fixed name leaves is a template's."""
+    first = {
+        "channels": {"user.vip.{id}": {"from": [{"source": "app", "topic": "v:{id}"}], "access": "token"}}
+    }
+    old, vip = config(), config(first)
+    channels = dict(sorted(vip.channels.items(), key=lambda item: item[0] != "user.vip.{id}"))
+    vip = vip.model_copy(update={"channels": channels})
+    told = {str(each) for each in differences(old, vip)}
+    takes = "streams of user.{id} whose names it takes over close and may come back"
+    assert f"channels.user.vip.{{id}}: added: {takes}" in told
+    assert "channels.user.vip.{id}: added" in {str(each) for each in differences(old, config(first))}
+    fixed = {"channels": {"user.7": {"from": [{"source": "app", "topic": "user:7"}], "access": "token"}}}
+    told = {str(each) for each in differences(config(fixed), old)}
+    assert "channels.user.7: removed: its streams close; whoever comes back gets one of user.{id}" in told
