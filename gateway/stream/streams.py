@@ -87,6 +87,8 @@ class Streams:
         self.is_draining = False
         self._hub = hub
         self._replay = replay
+        self._per_second: float | None = None
+        self._rate: Rate | None = None
         self.reconfigure(timeouts, limit=limit, rate=rate)
         self._reserved = 0
         self._emptied = asyncio.Event()
@@ -97,7 +99,9 @@ class Streams:
         """Take other settings. Streams that are open keep their maximum age, and stay if too many."""
         self.timeouts = timeouts
         self.limit = limit
-        self._rate = None if rate is None else Rate(rate)
+        if rate != self._per_second:
+            self._per_second = rate
+            self._rate = None if rate is None else Rate(rate)
 
     def retry_ms(self, *, jitter: bool) -> int:
         """Return the reconnect delay to tell a client, in milliseconds."""
