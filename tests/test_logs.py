@@ -18,7 +18,6 @@ from gateway.logs import configure
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     yield
-    structlog.reset_defaults()
     logging.getLogger().handlers.clear()
 
 
@@ -63,6 +62,7 @@ def test_a_reader_that_stalls_does_not_stall_the_writer(monkeypatch: pytest.Monk
         )
         drain.start()
         writer._thread.join(5)
+    drain.join(5)  # at the end of the pipe; else it would read what gets the number next
     os.close(read)
 
 

@@ -104,3 +104,23 @@ async def test_a_change_is_noticed_once() -> None:
     assert not waiting.done()
     tail.add([Record("t", b"1")], now=0.0)
     await asyncio.wait_for(waiting, 5)
+
+
+def test_topics_that_change_at_a_marker_keep_the_places_before_it() -> None:
+    """A reload on two nodes, one after the other: places of the same topics are understood, others are gaps."""
+    first, second = Tail("old"), Tail("old")
+    hear(first, ["a", 1, 2])
+    hear(second, ["a", 1, 2])
+    before = first.place(2, 0)
+    first.replan("new")
+    hear(first, ["b", 3])
+    hear(second, ["b", 3])
+    between = first.place(3, 0)
+    second.replan("new")
+    hear(first, ["c", 4])
+    hear(second, ["c", 4])
+    after = first.place(4, 0)
+    assert [place.plan for place in (before, between, after)] == ["old", "new", "new"]
+    found = [second.find(place) for place in (before, between, after)]
+    assert found == [2, None, 4]
+    assert numbers(second, 2) == [3, 4] and numbers(second, 4) == []
