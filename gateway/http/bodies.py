@@ -185,6 +185,11 @@ class Bodies:
                 raise BadRequest("the body is not one whole compressed stream", code="bad_body")
         except web.RequestPayloadError:  # its words quote the body
             raise BadRequest("the body breaks off, or is not chunked as HTTP asks", code="bad_body") from None
+        except RuntimeError:
+            # aiohttp's word for a sender that was gone before anybody looked at its body.
+            if request.protocol.connected:
+                raise
+            raise BadRequest("the body breaks off", code="bad_body") from None
         except zlib.error:
             raise BadRequest("the body is not what its Content-Encoding says", code="bad_body") from None
 
