@@ -107,7 +107,7 @@ class Watched:
 
 def attacker_of(node: Node, name: str) -> Attacker:
     """Return an attacker who has a channel to himself, and is patient enough to see each answer."""
-    patience = 1.0 if name == "chatter" else 10.0
+    patience = 2.0 if name == "chatter" else 10.0
     return Attacker(node.port, channel="dump", hook="/hooks/hooks?topic=dump", patience=patience, large=3)
 
 
