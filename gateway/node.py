@@ -12,9 +12,10 @@ import structlog
 
 from gateway.auth.authenticator import Authenticator
 from gateway.broker.base import Broker
-from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.memory import MemoryBroker
 from gateway.broker.redis import RedisBroker
 from gateway.broker.sqlite import SqliteBroker
+from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
 from gateway.config.model import SQLITE_URL, Config
 from gateway.config.sources import EventFrom

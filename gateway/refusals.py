@@ -1,10 +1,11 @@
 """The newest refusals, for people: what `/status` and the console show of them."""
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import msgspec
+
+from gateway.clock import unix_ms
 
 KEPT = 50
 """Refusals that are remembered; the one that happened last the longest ago is forgotten first."""
@@ -25,14 +26,10 @@ class Refusal(msgspec.Struct):
     """When it happened last (unix ms)."""
 
 
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Refusals:
     """Bounded, and cheap enough for a flood: the same refusal of the same cause is one entry."""
 
-    def __init__(self, clock: Callable[[], int] = _now) -> None:
+    def __init__(self, clock: Callable[[], int] = unix_ms) -> None:
         self._clock = clock
         self._known: OrderedDict[Hashable, Refusal] = OrderedDict()
 

@@ -9,7 +9,6 @@ read halfway.
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 import structlog
 
+from gateway.clock import unix_ms
 from gateway.config.diff import differences
 from gateway.config.faults import ConfigError, Fault, Located, dotted
 from gateway.config.load import loads, text_of
@@ -117,7 +117,7 @@ class Reload:
     def __init__(self, file: ConfigFile, server: Server) -> None:
         self._file = file
         self._server = server
-        self._loaded_ms = _now()
+        self._loaded_ms = unix_ms()
         self._good_ms = self._loaded_ms
         self._last: Outcome | None = None
         self._serving = asyncio.Event()
@@ -167,7 +167,7 @@ class Reload:
         async with self._turn:
             self._is_asked = False  # who asks from here on may mean another file
             if self._is_ending or self._server.shutdown.asked.is_set():
-                return Outcome(_now(), "failed", "the gateway is shutting down")
+                return Outcome(unix_ms(), "failed", "the gateway is shutting down")
             systemd = self._server.systemd
             systemd.reloading()
             try:
@@ -195,18 +195,18 @@ class Reload:
             ended = await server.go_over(config)
         except ConfigError as error:
             mistakes = [_mistake(each) for each in error.faults]
-            return Outcome(_now(), "failed", _first_of(error), mistakes)
+            return Outcome(unix_ms(), "failed", _first_of(error), mistakes)
         except GatewayError as error:
-            return Outcome(_now(), "failed", error.message)
+            return Outcome(unix_ms(), "failed", error.message)
         except Exception as error:
             log.exception("config_reload_broke")
-            return Outcome(_now(), "failed", f"{type(error).__name__}; the log has more")
+            return Outcome(unix_ms(), "failed", f"{type(error).__name__}; the log has more")
         if not changes and not ended:
             message = "nothing in the file differs from what is served; what it refers to was read again"
-            return Outcome(_now(), "unchanged", message)
+            return Outcome(unix_ms(), "unchanged", message)
         what = _count(len(changes), "change") if changes else "a file that it refers to changed"
         message = f"{what}; {_count(ended, 'stream')} ended"
-        return Outcome(_now(), "ok", message, changes=[str(each) for each in changes], ended=ended)
+        return Outcome(unix_ms(), "ok", message, changes=[str(each) for each in changes], ended=ended)
 
     def _log(self, outcome: Outcome, why: str) -> None:
         about: dict[str, Any] = {"file": self._file.name, "why": why}
@@ -260,7 +260,3 @@ def _first_of(error: ConfigError) -> str:
 
 def _count(number: int, thing: str) -> str:
     return f"1 {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -9,8 +9,8 @@ import msgspec
 
 from gateway import __version__
 from gateway.broker.base import Broker
-from gateway.broker.memory import unix_ms
 from gateway.broker.redis import RedisBroker
+from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
 from gateway.counts import by_label, sum_and_count, total
 from gateway.errors import NotFound

@@ -29,7 +29,7 @@ LAYERS = [
     {"event"},
     {"causes", "errors", "freshness", "files", "logs", "metrics", "backoff", "seldom", "shutdown"}
     | {"refusals", "counts"},
-    {"rate", "systemd", "loop_lag"},
+    {"clock", "rate", "systemd", "loop_lag"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

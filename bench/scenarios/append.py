@@ -23,10 +23,11 @@ from redis.asyncio import Redis
 from bench.process import redis_server
 from bench.scenarios.base import Figure, Options, Row, Scenario, Target, at_most
 from gateway.broker.base import Broker
-from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.memory import MemoryBroker
 from gateway.broker.redis import RedisBroker
 from gateway.broker.sqlite import SqliteBroker
 from gateway.broker.sqlite_store import LIVE_MS
+from gateway.clock import unix_ms
 from gateway.config.model import Pool
 from gateway.event import Draft, Retention
 

@@ -1,21 +1,16 @@
 """``memory://``: the log of one process, gone with it."""
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway.broker.base import DEDUPLICATION_KEYS, Broker, Deliver, Lost, Page
 from gateway.broker.memory_board import MemoryBoard
+from gateway.clock import unix_ms
 from gateway.event import NOTICE, Cursor, Draft, Event, EventId, Fence
 from gateway.history import History
 
 EVENT_OVERHEAD = 400
 """Bytes that an event costs beside its payload: measured, rounded up."""
-
-
-def unix_ms() -> int:
-    """Return the wall clock in unix milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 class MemoryBroker(Broker):

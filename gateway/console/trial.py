@@ -4,7 +4,6 @@ So these routes are there in development mode only.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog, Match
 from gateway.errors import BadRequest, NotFound, Rejected, RequestTimeout
 from gateway.event import Cursor, Draft, EventId, Fence
@@ -82,9 +82,7 @@ class Trial:
                 f"the body is no {{channel, payload, type}}: {error}", code="bad_event"
             ) from None
         match = self._match(sent.channel)
-        draft = self.router.by_hand(
-            match, _payload(match, sent), sent.type or None, time.time_ns() // 1_000_000
-        )
+        draft = self.router.by_hand(match, _payload(match, sent), sent.type or None, unix_ms())
         (id,) = await self.append([draft], None, None)
         log.info("sent_by_hand", channel=match.declared.name, id=str(id), client=request.remote)
         return json_response({"id": str(id)})

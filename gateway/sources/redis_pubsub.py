@@ -13,7 +13,6 @@ its tail does not hold the place (after a connection was lost, or all nodes were
 import asyncio
 import re
 import secrets
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
 from gateway.backoff import jittered
+from gateway.clock import unix_ms
 from gateway.config.template import Template
 from gateway.errors import SourceError
 from gateway.event import Fence, Record
@@ -196,11 +196,11 @@ class RedisPubSubSource(Source):
         while True:
             if tail.written < tail.first:  # the log was away for longer than the tail holds
                 tail.written = tail.first
-                place = tail.place(tail.first, _now())
-                await feed.publish([], str(place), fence, gap=Gap(_now()))
+                place = tail.place(tail.first, unix_ms())
+                await feed.publish([], str(place), fence, gap=Gap(unix_ms()))
             records = tail.records(tail.written, BATCH)
             until = tail.written + len(records)
-            place = tail.place(until, _now())
+            place = tail.place(until, unix_ms())
             if records or place.marker != stored:
                 await feed.publish(records, str(place), fence)
                 stored = place.marker
@@ -221,15 +221,15 @@ class RedisPubSubSource(Source):
         if text is None:
             since, start = feed.missed_since, tail.first
         elif place is None:
-            since, start = _now(), tail.end
+            since, start = unix_ms(), tail.end
         else:
             # A gap is told, so what is in doubt is left out: what came before the place was reached.
             since, start = (
                 place.ms,
-                tail.since(asyncio.get_running_loop().time() - (_now() - place.ms) / 1000),
+                tail.since(asyncio.get_running_loop().time() - (unix_ms() - place.ms) / 1000),
             )
         start = max(start, tail.written)  # what this node wrote itself before it lost the lease
-        position = str(tail.place(start, _now()))
+        position = str(tail.place(start, unix_ms()))
         await feed.publish([], position, fence, gap=None if since is None else Gap(since))
         return start
 
@@ -283,7 +283,3 @@ class RedisPubSubSource(Source):
     async def _close(pubsub: PubSub, client: Redis) -> None:
         await pubsub.aclose()  # type: ignore[no-untyped-call]
         await client.aclose()
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

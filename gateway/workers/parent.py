@@ -19,7 +19,7 @@ import structlog
 
 from gateway import __version__
 from gateway.backoff import Backoff
-from gateway.broker.memory import unix_ms
+from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
 from gateway.config.model import Config
 from gateway.console.feed import Feed

@@ -8,9 +8,9 @@ import pytest
 
 from gateway.broker import memory_board, sqlite_board
 from gateway.broker.board import Seat
-from gateway.broker.memory import unix_ms
 from gateway.broker.memory_board import MemoryBoard
 from gateway.broker.sqlite import SqliteBroker
+from gateway.clock import unix_ms
 
 
 async def test_names_of_seats_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.broker.memory import unix_ms
 from gateway.broker.redis import RedisBroker
+from gateway.clock import unix_ms
 from gateway.config.model import Pool
 from gateway.errors import StartupError, Unavailable
 from gateway.event import Cursor, EventId

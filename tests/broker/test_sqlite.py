@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.broker.memory import unix_ms
 from gateway.broker.sqlite import SqliteBroker
+from gateway.clock import unix_ms
 from gateway.errors import StartupError, Unavailable
 from gateway.event import EventId, Retention
 from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
@@ -65,7 +65,7 @@ async def test_a_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
     script = """
 import asyncio, sys
 from pathlib import Path
-from gateway.broker.memory import unix_ms
+from gateway.clock import unix_ms
 from gateway.broker.sqlite import SqliteBroker
 from tests.broker.contract import draft
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.memory import MemoryBroker
+from gateway.clock import unix_ms
 from gateway.event import Draft, Event, EventId, Retention
 from gateway.hub import canary as canary_module
 from gateway.hub.canary import Canary

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from gateway.broker.base import Page
-from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.memory import MemoryBroker
+from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog, Declared
 from gateway.config.model import Channel
 from gateway.errors import Unavailable

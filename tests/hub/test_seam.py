@@ -13,7 +13,8 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.broker.memory import MemoryBroker, unix_ms
+from gateway.broker.memory import MemoryBroker
+from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
 from gateway.config.model import Channel, Timeouts
 from gateway.event import Draft, EventId, Retention

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.broker.memory import unix_ms
 from gateway.broker.redis import RedisBroker
+from gateway.clock import unix_ms
 from gateway.config.model import Pool
 from gateway.config.warnings import tell
 from tests.support.authority import Authority, Pair

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.broker.board import Seat
-from gateway.broker.memory import unix_ms
 from gateway.broker.memory_board import MemoryBoard
+from gateway.clock import unix_ms
 from gateway.errors import Draining, Unavailable
 from gateway.limits import users
 from gateway.limits.users import UserFull, Users

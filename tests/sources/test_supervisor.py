@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from gateway.broker.memory import unix_ms
 from gateway.broker.sqlite import SqliteBroker
+from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
 from gateway.config.model import Channel
 from gateway.errors import Fenced, Unavailable
