@@ -35,10 +35,6 @@ class Systemd:
         """Say that the end has begun, and that it may take so long, whatever ``TimeoutStopSec`` says."""
         self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
-    def status(self, text: str) -> None:
-        """Say in one line what is going on."""
-        self._send(f"STATUS={text}")
-
     def watch(self, is_healthy: Callable[[], bool]) -> None:
         """Give a sign of life twice in the time of ``WatchdogSec``, while healthy. Needs a running loop."""
         if self._patience and self._watchdog is None:

@@ -96,4 +96,4 @@ def test_a_manager_that_does_not_listen_is_not_waited_for(manager: tuple[socket.
     _, name = manager
     systemd = Systemd({"NOTIFY_SOCKET": name})
     for _ in range(10_000):
-        systemd.status("x" * 100)
+        systemd.ready("x" * 100)

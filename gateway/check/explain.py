@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from gateway.config.auth import Jwt
 from gateway.config.faults import printable
 from gateway.config.model import Channel, ClaimsAccess, Config, History
-from gateway.config.sources import Kafka, Webhook
+from gateway.config.sources import Kafka, Webhook, why_off
 from gateway.config.template import Template
-from gateway.config.warnings import is_off
 
 _WIDTH = 14
 
@@ -98,7 +97,7 @@ def _origins(channel: Channel, config: Config) -> list[str]:
 def _route(name: str, at: int, channel: Channel, config: Config) -> str:
     route = channel.from_[at]
     source = config.sources[route.source]
-    if is_off(source):
+    if why_off(source):
         return f"{route.source} ({source.type}), which is off"
     what = {"redis-pubsub": "PUBLISH", "redis-stream": "XADD", "kafka": "topic"}.get(source.type, "")
     if isinstance(source, Webhook):

@@ -11,16 +11,13 @@ from typing import Any
 from gateway.check.words import kafka_mend, plain, redis_mend
 from gateway.config.catalog import Catalog
 from gateway.config.model import Config
-from gateway.config.sources import Kafka, RedisPubSub, RedisStream
+from gateway.config.sources import Kafka, RedisPubSub, RedisStream, why_off
 from gateway.config.template import Template
-from gateway.config.warnings import is_off
 from gateway.doctor.finding import Finding, bad, ok, skip, warn
 from gateway.event import Fence, Record
 from gateway.sources.base import Feed, Gap, Source
-from gateway.sources.kafka import KafkaSource
-from gateway.sources.redis_pubsub import RedisPubSubSource
-from gateway.sources.redis_stream import RedisStreamSource
 from gateway.sources.router import Router
+from gateway.sources.upstreams import source_of
 from gateway.webhooks.post import Outcome
 
 PATIENCE_SECONDS = 5.0
@@ -91,7 +88,7 @@ def tries(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Finding]]]:
         if not isinstance(source, Upstream):
             continue
         topics = router.topics(name)
-        if is_off(source):
+        if why_off(source):
             yield what, _skipped(what, "off: its url or brokers are empty")
         elif not topics:
             yield what, _skipped(what, "no channel reads from it")
@@ -108,7 +105,7 @@ async def _source(
 ) -> Finding:
     config = config.model_copy(update={"timeout": min(config.timeout, PATIENCE_SECONDS)})
     try:
-        source = _made(name, config, topics, places)
+        source = source_of(name, config, topics, places, 0)
         missing = await _run(source, config, topics)
     except TimeoutError:
         return _bad(what, TimeoutError(f"no answer within {3 * config.timeout:g} s"), config)
@@ -122,14 +119,6 @@ async def _source(
         )
     count = len(topics)
     return ok(what, f"reached; {count} {'topic' if count == 1 else 'topics'} can be read")
-
-
-def _made(name: str, config: Upstream, topics: Sequence[Template], places: frozenset[str]) -> Source:
-    if isinstance(config, Kafka):
-        return KafkaSource(name, config, topics, places)
-    if isinstance(config, RedisStream):
-        return RedisStreamSource(config, topics, places)
-    return RedisPubSubSource(config.url.get_secret_value(), topics, timeout=config.timeout)
 
 
 async def _run(source: Source, config: Upstream, topics: Sequence[Template]) -> Sequence[str]:

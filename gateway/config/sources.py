@@ -217,3 +217,10 @@ Source = Annotated[RedisPubSub | RedisStream | Kafka | Webhook, Field(discrimina
 
 TYPES = ("redis-pubsub", "redis-stream", "kafka", "webhook")
 """The types of sources."""
+
+
+def why_off(source: Source) -> str:
+    """Return why a source is switched off; nothing for one that has where to read from."""
+    if isinstance(source, Kafka):
+        return "" if source.brokers else "its brokers are empty"
+    return "" if isinstance(source, Webhook) or source.url.get_secret_value() else "its url is empty"

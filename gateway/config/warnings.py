@@ -10,7 +10,7 @@ import structlog
 
 from gateway.config.faults import Fault, Path, dotted
 from gateway.config.model import Channel, ClaimsAccess, Config, History
-from gateway.config.sources import Kafka, RedisStream, Source, Webhook
+from gateway.config.sources import Kafka, RedisStream, Source, Webhook, why_off
 from gateway.config.template import Template
 from gateway.config.trust import unchecked_hosts, unsafe_urls
 
@@ -65,13 +65,6 @@ def tell(config: Config) -> None:
         log.warning(
             "config_warnings_left_out", number=len(found) - MOST_TOLD, note="sse-gateway check tells all"
         )
-
-
-def is_off(source: Source) -> bool:
-    """Tell whether a source is switched off: it has nowhere to read from."""
-    if isinstance(source, Webhook):
-        return False
-    return not (source.brokers if isinstance(source, Kafka) else source.url.get_secret_value())
 
 
 def _server(config: Config) -> Iterator[Fault]:
@@ -192,7 +185,7 @@ def _source(name: str, source: Source, config: Config) -> Iterator[Fault]:
                 ' set verify: {bearer: ["${WEBHOOK_TOKEN}"]}, or a signature',
                 code="open-webhook",
             )
-    elif isinstance(source, (RedisStream, Kafka)) and _is_in_memory(config) and not is_off(source):
+    elif isinstance(source, (RedisStream, Kafka)) and _is_in_memory(config) and not why_off(source):
         yield Fault(
             path,
             "is read exactly once into the log, and memory:// forgets at a restart how far that was:"
@@ -206,7 +199,7 @@ def _source(name: str, source: Source, config: Config) -> Iterator[Fault]:
 
 def _channel(name: str, channel: Channel, config: Config) -> Iterator[Fault]:
     path: Path = ("channels", name)
-    if all(is_off(config.sources[route.source]) for route in channel.from_):
+    if all(why_off(config.sources[route.source]) for route in channel.from_):
         yield Fault(
             (*path, "from"),
             "every source of it is off (its url or brokers are empty), so it stays silent",

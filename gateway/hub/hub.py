@@ -115,7 +115,8 @@ class Hub:
             # What is in the ring is in the old form; whoever comes next reads the log.
             self._ring.forget(name)
             self._ring.open(name, self.head)
-            channel.declared = channel.declared if new is None else new
+            if new is not None:
+                channel.declared = new
             for audience in list(channel.audiences):
                 for other in audience.subscription.declared:
                     self._channels[other].audiences.pop(audience, None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
+from gateway.config.sources import Kafka, RedisStream, Webhook, why_off
 from gateway.config.sources import Source as SourceConfig
 from gateway.config.template import Template
 from gateway.metrics import Metrics
@@ -104,8 +104,8 @@ class Upstreams:
     def check(self, sources: Mapping[str, SourceConfig]) -> None:
         """Raise StartupError where one of them could not be made."""
         for name, config in sources.items():
-            if not _why_off(config):
-                _source(name, config, (), frozenset(), self.event_bytes)
+            if not why_off(config):
+                source_of(name, config, (), frozenset(), self.event_bytes)
 
     def reconfigure(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
         """Make, end and change what differs; the router must know the new routes already.
@@ -198,7 +198,7 @@ class Upstreams:
     def _add(self, name: str, config: SourceConfig) -> None:
         self._made[name] = self._reading(name, config)
         state = SourceState(name=name, type=config.type, critical=config.critical)
-        reason = _why_off(config)
+        reason = why_off(config)
         if not isinstance(config, Webhook) and not self._router.topics(name):
             reason = reason or "no channel reads from it"
         if reason:
@@ -206,7 +206,7 @@ class Upstreams:
             self.off[name] = state
             return
         topics, places = self._router.topics(name), self._router.places(name)
-        source = _source(name, config, topics, places, self.event_bytes)
+        source = source_of(name, config, topics, places, self.event_bytes)
         if isinstance(source, WebhookSource):
             self.webhooks[name] = source
         publisher = Publisher(
@@ -217,9 +217,10 @@ class Upstreams:
         )
 
 
-def _source(
+def source_of(
     name: str, config: SourceConfig, topics: Sequence[Template], places: frozenset[str], event_bytes: int
 ) -> Source:
+    """Return the source of a configuration. Raises StartupError where it cannot be."""
     if isinstance(config, Webhook):
         return WebhookSource(config, event_bytes=event_bytes)
     if isinstance(config, Kafka):
@@ -227,12 +228,3 @@ def _source(
     if isinstance(config, RedisStream):
         return RedisStreamSource(config, topics, places)
     return RedisPubSubSource(config.url.get_secret_value(), topics, timeout=config.timeout)
-
-
-def _why_off(config: SourceConfig) -> str:
-    """Return why a source is switched off, or nothing."""
-    if isinstance(config, RedisPubSub | RedisStream) and not config.url.get_secret_value():
-        return "its url is empty"
-    if isinstance(config, Kafka) and not config.brokers:
-        return "its brokers are empty"
-    return ""
