@@ -29,6 +29,12 @@ LAST_CHUNK = b"0\r\n\r\n"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _json = msgspec.json.Encoder()
 
+# Filled in by hand: a storm of connects makes thousands of it in a second.
+_OPEN = (
+    b"retry: %d\nevent: stream.open\n"
+    b'data: {"connection":"%b","channels":%b,"resume":"%b","heartbeat":%d}\n%b\n'
+)
+
 
 def block(
     data: bytes,
@@ -85,14 +91,24 @@ def control_block(
 
 
 def open_block(
-    connection: str, channels: Sequence[str], resume: str, *, id: EventId | None, retry: int
+    connection: str,
+    channels: Sequence[str],
+    resume: str,
+    *,
+    id: EventId | None,
+    retry: int,
+    heartbeat: int,
 ) -> bytes:
-    """Return a stream's first block. ``connection`` must be plain ASCII, ``resume`` one of our own words."""
-    return b'retry: %d\nevent: stream.open\ndata: {"connection":"%b","channels":%b,"resume":"%b"}\n%b\n' % (
+    """Return a stream's first block. ``connection`` must be plain ASCII, ``resume`` one of our own words.
+
+    ``retry`` and ``heartbeat`` are in milliseconds.
+    """
+    return _OPEN % (
         retry,
         connection.encode(),
         _json.encode(channels),
         resume.encode(),
+        heartbeat,
         b"" if id is None else b"id: %d-%d\n" % id,
     )
 

@@ -22,7 +22,7 @@ async def test_the_bytes_of_a_stream(gateway: Gateway) -> None:
     assert stream.headers["server"] == "sse-gateway"
     pattern = (
         rb"retry: 3000\nevent: stream\.open\n"
-        rb'data: \{"connection":"[0-9a-f]{24}","channels":\["orders"\],"resume":"none"\}\n'
+        rb'data: \{"connection":"[0-9a-f]{24}","channels":\["orders"\],"resume":"none","heartbeat":15000\}\n'
         rb"id: [0-9]+-0\n\n"
         rb'data: \{"channel":"orders","id":"ID","type":null,"timestamp":[0-9]+,"payload":\{"a":1\}\}\n'
         rb"id: ID\n\n"
