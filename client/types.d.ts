@@ -71,3 +71,22 @@ export interface Options {
   /** Closes the stream. */
   signal?: AbortSignal;
 }
+
+/** A subscription, from `connect` until it is closed. Iterating gives events and gaps. */
+export interface Stream<C extends object = Record<string, any>> extends AsyncIterable<Told<C>["*"]> {
+  readonly state: State;
+  /** Why it is waiting or closed: a reason of the gateway's, or of the client's own (docs/client.md). */
+  readonly reason: string | undefined;
+  /** Where it would resume. */
+  readonly lastEventId: string | undefined;
+  /**
+   * Call `handler` for the events of a channel, or for "gap", "state", or "*" (all events and gaps).
+   * Returns what ends that.
+   */
+  on<K extends keyof Told<C>>(name: K, handler: (value: Told<C>[K]) => void): () => void;
+  /** End it for good. */
+  close(reason?: string): void;
+}
+
+/** Subscribe to channels of the gateway at `url`; `C` maps channels to the types of their payloads. */
+export type Connect = <C extends object = Record<string, any>>(url: string | URL, options: Options) => Stream<C>;
