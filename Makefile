@@ -33,10 +33,8 @@ docs: $(VENV)/.installed
 	$(BIN)/python docs/reference.py
 
 # What TypeScript reads of the client, from its JSDoc.
-types:
-	cd tests/client && npm install --no-package-lock --no-audit --no-fund --loglevel=error
-	rm -f client/*.d.ts
-	tests/client/node_modules/.bin/tsc --project client
+types: $(VENV)/.developed
+	$(BIN)/python -m tests.client.types
 
 # All scenarios, or some: make bench SCENARIOS="fanout idle". Writes docs/benchmarks.
 bench: $(VENV)/.benched bench-debian

@@ -1,3 +1,4 @@
+// @ts-check
 /**
  * A stream of an sse-gateway for as long as a component is shown. React 18 and newer.
  * @module
@@ -6,32 +7,7 @@
 import { useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { connect } from "./client.js";
 
-/** @import { Change, ChannelEvent, Gap, Options, Stream } from "./client.js" */
-
-/**
- * What is called, by channel, and for "gap", "state" and "*"; always that of the last render.
- * @template {Record<string, any>} C
- * @typedef {string extends keyof C ? {[name: string]: (value: any) => void} : {
- *   [K in keyof C]?: (event: ChannelEvent<C[K]>) => void
- * } & {
- *   gap?: (gap: Gap) => void,
- *   state?: (change: Change) => void,
- *   "*"?: (event: ChannelEvent<C[keyof C]> | Gap) => void
- * }} Handlers
- */
-
-/**
- * The options of `connect`, by value, and handlers. A `token` that is a function may be another one with each render.
- * @template {Record<string, any>} C
- * @typedef {Omit<Options, "signal"> & {on?: Handlers<C>}} StreamOptions
- */
-
-/**
- * `stream`: null until it was open for the first time, and another one when the options change. An effect that depends on
- * it may fetch what was there before: nothing that comes after falls into a hole.
- * @template {Record<string, any>} C
- * @typedef {Change & {stream: Stream<C> | null}} StreamState
- */
+/** @import { Options, StreamOptions, StreamState } from "./types.js" */
 
 /** @type {StreamState<any>} */
 const CONNECTING = Object.freeze({ state: "connecting", stream: null });
@@ -41,7 +17,7 @@ const CLOSED = Object.freeze({ state: "closed", stream: null });
 
 /**
  * Subscribe to channels while the component is shown. Without a `url` there is no stream (nobody is signed in yet).
- * @template {Record<string, any>} [C=Record<string, any>] payloads by channel
+ * @template {object} [C=Record<string, any>] payloads by channel
  * @param {string | URL | null | undefined} url
  * @param {StreamOptions<C>} options
  * @returns {StreamState<C>}

@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.event import GAP, Event, EventId
 
-Format = Literal["envelope", "data"]
+Format = Literal["envelope", "data", "message"]
 PayloadKind = Literal["json", "text", "envelope"]
 
 CONTENT_TYPE = "text/event-stream"
@@ -28,6 +28,12 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _json = msgspec.json.Encoder()
+
+# Filled in by hand: a storm of connects makes thousands of it in a second.
+_OPEN = (
+    b"retry: %d\nevent: stream.open\n"
+    b'data: {"connection":"%b","channels":%b,"resume":"%b","heartbeat":%d}\n%b\n'
+)
 
 
 def block(
@@ -59,10 +65,12 @@ def block(
 def event_block(event: Event, format: Format, kind: PayloadKind) -> bytes:
     """Return the block of an event of the log in the format that the client asked for.
 
+    ``message`` is the envelope without an ``event`` field, for whoever cannot listen to each type by name.
     A JSON payload is embedded byte for byte: re-encoding would change big integers and NaN.
     """
     data = event.payload if format == "data" else envelope(event, kind)
-    return block(data, event=event.type, id=event.id if event.kept else None)
+    type = None if format == "message" else event.type
+    return block(data, event=type, id=event.id if event.kept else None)
 
 
 def envelope(event: Event, kind: PayloadKind) -> bytes:
@@ -85,14 +93,24 @@ def control_block(
 
 
 def open_block(
-    connection: str, channels: Sequence[str], resume: str, *, id: EventId | None, retry: int
+    connection: str,
+    channels: Sequence[str],
+    resume: str,
+    *,
+    id: EventId | None,
+    retry: int,
+    heartbeat: int,
 ) -> bytes:
-    """Return a stream's first block. ``connection`` must be plain ASCII, ``resume`` one of our own words."""
-    return b'retry: %d\nevent: stream.open\ndata: {"connection":"%b","channels":%b,"resume":"%b"}\n%b\n' % (
+    """Return a stream's first block. ``connection`` must be plain ASCII, ``resume`` one of our own words.
+
+    ``retry`` and ``heartbeat`` are in milliseconds.
+    """
+    return _OPEN % (
         retry,
         connection.encode(),
         _json.encode(channels),
         resume.encode(),
+        heartbeat,
         b"" if id is None else b"id: %d-%d\n" % id,
     )
 

@@ -20,7 +20,6 @@ from gateway.http.subscribe import HEADERS
 from gateway.hub.replay import NOW
 from gateway.hub.subscription import Subscription
 from gateway.sources.router import Router
-from gateway.sse import open_block
 from gateway.stream.streams import Streams
 from gateway.stream.takeover import take_over
 
@@ -60,9 +59,7 @@ class Trial:
         subscription = Subscription.of((match,), "envelope", chunked=request.version >= (1, 1))
         with self.streams.reserve(subscription) as place:
             opening = await self.streams.opening(subscription, NOW)
-            retry = self.streams.retry_ms(jitter=False)
-            first = open_block(place.connection, (match.name,), opening.resume, id=opening.id, retry=retry)
-            first += opening.gaps
+            first = place.first((match.name,), opening)
             response, stream = await take_over(request, HEADERS, first, lambda: place.take(opening))
             if stream is not None:
                 self.streams.begin(stream, opening, len(subscription.frame(first)))

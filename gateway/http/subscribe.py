@@ -26,7 +26,7 @@ from gateway.limits.peers import AddressTooFast
 from gateway.metrics import Metrics
 from gateway.refusals import Refusal, Refusals
 from gateway.seldom import Seldom
-from gateway.sse import CONTENT_TYPE, open_block
+from gateway.sse import CONTENT_TYPE
 from gateway.stream.connection import Connection
 from gateway.stream.streams import Place, Streams
 from gateway.stream.takeover import take_over
@@ -83,7 +83,7 @@ class Subscribe:
             place, start = await self.admit_later(ask, wanted)
             with place:
                 opening = await self.ready(place, start)
-                first = self._first(ask, place, opening)
+                first = place.first(ask.channels, opening)
                 headers = {**HEADERS, **self.cors.headers(ask)}
                 response, stream = await take_over(request, headers, first, lambda: place.take(opening))
                 if stream is not None:
@@ -168,17 +168,12 @@ class Subscribe:
     def open(self, ask: Ask, place: Place, opening: Opening, transport: asyncio.Transport) -> None:
         """Answer on a bare transport, and let a stream have it. Releases the place."""
         with place:
-            frame = place.subscription.frame(self._first(ask, place, opening))
+            frame = place.subscription.frame(place.first(ask.channels, opening))
             stream = place.take(opening)
             transport.set_protocol(stream)
             stream.connection_made(transport)
             transport.write(head(200, _CHUNKED if ask.chunked else HEADERS, self.cors.headers(ask)) + frame)
             self._begun(ask, place, stream, opening, len(frame))
-
-    def _first(self, ask: Ask, place: Place, opening: Opening) -> bytes:
-        retry = self.streams.retry_ms(jitter=False)
-        block = open_block(place.connection, ask.channels, opening.resume, id=opening.id, retry=retry)
-        return block + opening.gaps
 
     def refuse(self, ask: Ask, error: GatewayError) -> Answer:
         """Return the answer to a request that gets no stream, which must be its connection's last one.

@@ -5,7 +5,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import count
 
@@ -21,7 +21,7 @@ from gateway.hub.subscription import Subscription
 from gateway.limits.hold import FREE, Hold
 from gateway.metrics import Metrics
 from gateway.rate import Rate
-from gateway.sse import control_block
+from gateway.sse import control_block, open_block
 from gateway.stream.connection import Connection
 
 log = structlog.get_logger("gateway.streams")
@@ -98,6 +98,8 @@ class Streams:
     def reconfigure(self, timeouts: Timeouts, *, limit: int, rate: float | None) -> None:
         """Take other settings. Streams that are open keep their maximum age, and stay if too many."""
         self.timeouts = timeouts
+        self.heartbeat_ms = round(1000 * timeouts.heartbeat)
+        """As clients are told: how long a stream is silent at the most."""
         self.limit = limit
         if rate != self._per_second:
             self._per_second = rate
@@ -328,6 +330,19 @@ class Place:
         if not self._taken:
             self.hold.release()
             self._streams._hub.unwatch(self.subscription)
+
+    def first(self, channels: Sequence[str], opening: Opening) -> bytes:
+        """Return the first blocks: ``stream.open`` with the channels as they were asked for, and gaps."""
+        streams = self._streams
+        block = open_block(
+            self.connection,
+            channels,
+            opening.resume,
+            id=opening.id,
+            retry=streams.retry_ms(jitter=False),
+            heartbeat=streams.heartbeat_ms,
+        )
+        return block + opening.gaps
 
     def take(self, opening: Opening) -> Connection:
         """Return the connection that this place was for; the hub's watch is its own now."""

@@ -1,7 +1,6 @@
 """The client as npm packs it, and the tools that its tests take from npm."""
 
 import json
-import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -22,10 +21,10 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def tool(name: str) -> Path:
-    """Return a program of npm's, installed if need be."""
+def tool(path: str) -> Path:
+    """Return a program of one of npm's packages, installed if need be."""
     need_npm(FOLDER)
-    return MODULES / ".bin" / name
+    return MODULES / path
 
 
 def packed(folder: Path) -> dict[str, Any]:
@@ -48,11 +47,3 @@ def installed(folder: Path) -> Path:
         archive.extractall(modules, filter="data")
     (modules / "package").rename(modules / told["name"])
     return folder
-
-
-def copied(folder: Path) -> Path:
-    """Copy what the types are made from to where it finds npm's modules as it does in the repository."""
-    (folder / "tests/client").mkdir(parents=True)
-    (folder / "tests/client/node_modules").symlink_to(MODULES)
-    shutil.copytree(SOURCE, folder / "client", ignore=shutil.ignore_patterns("*.d.ts", "node_modules"))
-    return folder / "client"

@@ -23,7 +23,7 @@ def bundled(page: str, react: str, folder: Path, *options: str) -> Path:
     """Bundle a page, as an application would be, with one of the Reacts. Development mode: StrictMode does its work."""
     out = folder / "bundle.js"
     done = run(
-        tool("esbuild"), f"hook/{page}", "--bundle", "--jsx=automatic", f"--outfile={out}", "--log-level=warning",
+        tool("esbuild/bin/esbuild"), f"hook/{page}", "--bundle", "--jsx=automatic", f"--outfile={out}", "--log-level=warning",
         f"--alias:react=./node_modules/react{REACTS[react]}",
         f"--alias:react-dom=./node_modules/react-dom{REACTS[react]}",
         f"--alias:sse-gateway-client/react={SOURCE / 'react.js'}",
@@ -66,7 +66,7 @@ class Shown:
 @asynccontextmanager
 async def shown(react: str, folder: Path, **over: Any) -> AsyncIterator[Shown]:
     """Show the component in StrictMode."""
-    script = bundled("page.jsx", react, folder)
+    script = bundled("page.jsx", react, folder, "--format=esm")
     async with (
         browser_running() as browser,
         gateway_running({"cors": {"origins": [browser.origin()]}, **over}) as gateway,
@@ -75,7 +75,8 @@ async def shown(react: str, folder: Path, **over: Any) -> AsyncIterator[Shown]:
         found = Shown(page, gateway)
         page.on("pageerror", lambda error: found.troubles.append(str(error)))
         page.on("console", lambda line: found.troubles.append(line.text) if line.type != "info" else None)
-        await page.add_script_tag(path=script)
+        await page.add_script_tag(path=script, type="module")
+        await page.wait_for_function("window.show")
         yield found
         assert found.troubles == []
 
@@ -140,23 +141,32 @@ async def test_other_channels_are_another_stream(react: str, tmp_path: Path) -> 
         found.troubles = [each for each in found.troubles if "404" not in each]
 
 
-async def test_a_gap_and_a_gateway_that_is_gone_are_told(react: str, tmp_path: Path) -> None:
-    """What a page shows while it waits, and when it fetches again."""
-    async with shown(react, tmp_path, timeouts={"retry": "20ms", "drain": "1s"}) as found:
+async def test_a_gap_is_told_and_the_stream_stays_the_same(react: str, tmp_path: Path) -> None:
+    """A page that was away: it shows that, goes on where it was, and hears of what it can no longer have."""
+    short = {"orders": {"history": {"events": 1}}}
+    async with shown(react, tmp_path, channels=short, timeouts={"retry": "20ms"}) as found:
         await found.page.evaluate("url => show(url)", found.gateway.url)
         await found.says("0 open - there")
-        (stream,) = found.gateway.daemon.streams.open
-        stream.end("draining")
-        await eventually(lambda: list(found.gateway.daemon.streams.open) not in ([], [stream]))
-        await found.says("0 open - there")
-        assert await found.page.evaluate("streams.size") == 1  # the same, resumed
         await found.gateway.post("orders", "1")
         await found.saw([0, "orders", 1])
+        await found.page.context.set_offline(True)
+        await found.says("0 offline offline there")
+        await eventually(lambda: found.channels() == [])
+        for number in ("2", "3"):
+            await found.gateway.post("orders", number)
+        await found.page.context.set_offline(False)
+        await found.saw([0, "orders", 1], [0, "gap", "expired"], [0, "orders", 3])
+        await found.says("0 open - there")
+        assert await found.page.evaluate("streams.size") == 1
+        # The browser itself writes what it could not load there.
+        found.troubles = [each for each in found.troubles if "ERR_INTERNET_DISCONNECTED" not in each]
 
 
 def test_a_server_renders_and_connects_to_nothing(react: str, tmp_path: Path) -> None:
     """No request is made, nothing is left running, and React has nothing to complain of."""
-    script = bundled("server.jsx", react, tmp_path, "--platform=node")
+    script = bundled(
+        "server.jsx", react, tmp_path, "--platform=node", "--log-override:empty-import-meta=silent"
+    )
     done = run(need("node", "nodejs"), script, folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "connecting null\nclosed null\n", "")
     assert json.loads((FOLDER / "package.json").read_text())["dependencies"][f"react{REACTS[react]}"]

@@ -6,7 +6,7 @@ from gateway.doctor.heard import LONGEST_LINE, Ear, End
 from gateway.event import EventId
 from gateway.sse import HEARTBEAT, control_block, open_block
 
-OPEN = open_block("abc", ["orders"], "complete", id=EventId(1, 2), retry=3000)
+OPEN = open_block("abc", ["orders"], "complete", id=EventId(1, 2), retry=3000, heartbeat=15_000)
 CLOSE = control_block("stream.close", {"reason": "max_age", "reconnect": True}, retry=9)
 
 

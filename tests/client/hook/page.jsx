@@ -23,7 +23,7 @@ function Orders({ url }) {
 }
 
 window.show = (url) => {
-  const root = createRoot(document.body);
+  const root = createRoot(document.body.appendChild(document.createElement("main")));
   const render = (url) => root.render(<StrictMode>{url === false ? null : <Orders url={url} />}</StrictMode>);
   window.rerender = render;
   render(url);
