@@ -1,6 +1,4 @@
-/** What client.js and react.js take and give. */
-
-import type { Stream } from "./client.js";
+/** What client.js takes and gives. */
 
 /** An event of a channel; `id` is null where the channel keeps no history. */
 export interface ChannelEvent<P = any> {
@@ -74,24 +72,21 @@ export interface Options {
   signal?: AbortSignal;
 }
 
-/** What `useStream` of react.js calls, by channel, and for "gap", "state" and "*"; always that of the last render. */
-export type Handlers<C extends object> = string extends keyof C
-  ? { [name: string]: (value: any) => void }
-  : { [K in keyof C]?: (event: ChannelEvent<C[K]>) => void } & {
-      gap?: (gap: Gap) => void;
-      state?: (change: Change) => void;
-      "*"?: (event: ChannelEvent<C[keyof C]> | Gap) => void;
-    };
-
-/** The options of `connect`, by value, and handlers. A `token` that is a function may be another one with each render. */
-export interface StreamOptions<C extends object> extends Omit<Options, "signal"> {
-  on?: Handlers<C>;
-}
-
-export interface StreamState<C extends object> extends Change {
+/** A subscription, from `connect` until it is closed. Iterating gives events and gaps. */
+export interface Stream<C extends object = Record<string, any>> extends AsyncIterable<Told<C>["*"]> {
+  readonly state: State;
+  /** Why it is waiting or closed: a reason of the gateway's, or of the client's own (docs/client.md). */
+  readonly reason: string | undefined;
+  /** Where it would resume. */
+  readonly lastEventId: string | undefined;
   /**
-   * Null until it was open for the first time, and another one when the options change. An effect that depends on it
-   * may fetch what was there before: nothing that comes after falls into a hole.
+   * Call `handler` for the events of a channel, or for "gap", "state", or "*" (all events and gaps).
+   * Returns what ends that.
    */
-  stream: Stream<C> | null;
+  on<K extends keyof Told<C>>(name: K, handler: (value: Told<C>[K]) => void): () => void;
+  /** End it for good. */
+  close(reason?: string): void;
 }
+
+/** Subscribe to channels of the gateway at `url`; `C` maps channels to the types of their payloads. */
+export type Connect = <C extends object = Record<string, any>>(url: string | URL, options: Options) => Stream<C>;
