@@ -7,7 +7,8 @@
 import { useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { connect } from "./client.js";
 
-/** @import { Options, StreamOptions, StreamState } from "./types.js" */
+/** @import { StreamOptions, StreamState } from "./hook.js" */
+/** @import { Options } from "./types.js" */
 
 /** @type {StreamState<any>} */
 const CONNECTING = Object.freeze({ state: "connecting", stream: null });

@@ -1,4 +1,4 @@
-/** What client.js and react.js take and give. */
+/** What client.js takes and gives. */
 
 /** An event of a channel; `id` is null where the channel keeps no history. */
 export interface ChannelEvent<P = any> {
@@ -90,25 +90,3 @@ export interface Stream<C extends object = Record<string, any>> extends AsyncIte
 
 /** Subscribe to channels of the gateway at `url`; `C` maps channels to the types of their payloads. */
 export type Connect = <C extends object = Record<string, any>>(url: string | URL, options: Options) => Stream<C>;
-
-/** What `useStream` of react.js calls, by channel, and for "gap", "state" and "*"; always that of the last render. */
-export type Handlers<C extends object> = string extends keyof C
-  ? { [name: string]: (value: any) => void }
-  : { [K in keyof C]?: (event: ChannelEvent<C[K]>) => void } & {
-      gap?: (gap: Gap) => void;
-      state?: (change: Change) => void;
-      "*"?: (event: ChannelEvent<C[keyof C]> | Gap) => void;
-    };
-
-/** The options of `connect`, by value, and handlers. A `token` that is a function may be another one with each render. */
-export interface StreamOptions<C extends object> extends Omit<Options, "signal"> {
-  on?: Handlers<C>;
-}
-
-export interface StreamState<C extends object> extends Change {
-  /**
-   * Null until it was open for the first time, and another one when the options change. An effect that depends on it
-   * may fetch what was there before: nothing that comes after falls into a hole.
-   */
-  stream: Stream<C> | null;
-}

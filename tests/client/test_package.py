@@ -16,7 +16,7 @@ def test_npm_packs_these_files_and_no_other(tmp_path: Path) -> None:
     """A package without its types, or with the tests, the compiler's settings or a secret."""
     told = packed(tmp_path)
     assert {each["path"] for each in told["files"]} == {
-        "LICENSE", "README.md", "client.d.ts", "client.js", "package.json", "react.d.ts", "react.js", "types.d.ts",
+        "LICENSE", "README.md", "client.d.ts", "client.js", "hook.d.ts", "package.json", "react.d.ts", "react.js", "types.d.ts",
     }  # fmt: skip
 
 

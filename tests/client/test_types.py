@@ -22,7 +22,7 @@ STRICT = {
 PLACES = {"bundler": {"module": "esnext", "moduleResolution": "bundler"}, "node": {"module": "nodenext"}}
 """How an application may look for packages."""
 
-COMPILERS = {"5": "typescript-5/bin/tsc", "7": "typescript/bin/tsc"}
+COMPILERS = {"5": "typescript/bin/tsc", "7": "typescript-7/bin/tsc"}
 
 
 def test_the_types_are_those_of_the_text(tmp_path: Path) -> None:
