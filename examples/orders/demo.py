@@ -21,9 +21,6 @@ FILES = {"/orders.js": "text/javascript", "/orders.css": "text/css"}
 AGAIN = 0.5
 """Seconds until a post that was not taken is sent again."""
 
-RESTART = 5.0
-"""Seconds until a gateway that ended is followed by another one."""
-
 PATIENCE = 10.0
 """Seconds for the gateway to end before it is killed."""
 
@@ -91,7 +88,7 @@ class Demo:
                     has_answered = True
                     print(f"The page:     {self._page}/")
                     print(f"The gateway:  {self._gateway}/events/orders   its console: {self._console}/")
-                    print(TRY.format(pid=process.pid, restart=RESTART), flush=True)
+                    print(TRY.format(pid=process.pid, restart=self._options.restart), flush=True)
                 elif has_answered and process.returncode is None:
                     print(f"Here is another gateway. To stop it: kill {process.pid}", flush=True)
                 status = await process.wait()
@@ -99,8 +96,8 @@ class Demo:
                 await _ended(process)
             if not has_answered:
                 return status or 1
-            print(f"The gateway ended ({status}); another one starts in {RESTART:g} s.", flush=True)
-            await asyncio.sleep(RESTART)
+            print(f"The gateway ended; another one starts in {self._options.restart:g} s.", flush=True)
+            await asyncio.sleep(self._options.restart)
 
     async def _answers(self, process: asyncio.subprocess.Process) -> bool:
         """Wait until the gateway answers, or has ended."""
@@ -205,6 +202,13 @@ def options() -> argparse.Namespace:
         default=0.7,
         metavar="SECONDS",
         help="between two changes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--restart",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="until a gateway that ended is followed by another one (default: %(default)s)",
     )
     return parser.parse_args()
 

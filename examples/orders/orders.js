@@ -73,14 +73,15 @@ async function fetchOrders() {
 const MOODS = { connecting: "wait", open: "good", waiting: "warn", offline: "bad", paused: "wait", closed: "bad" };
 const WORDS = { connecting: "Connecting", open: "Live", waiting: "Reconnecting", offline: "Offline", paused: "Paused", closed: "Closed" };
 
-let shown;
+let told;
 function show(state, reason, delay) {
-  find("why").textContent = [reason, delay && `again in ${(delay / 1_000).toFixed(1)} s`].filter(Boolean).join(", ");
-  if (state === shown) return;
-  shown = state;
-  find("state").textContent = WORDS[state];
   find("state").dataset.mood = MOODS[state];
-  if (state !== "connecting") tell(`${WORDS[state]}${reason ? ` (${reason})` : ""}.`);
+  find("why").textContent = [reason, delay && `again in ${(delay / 1_000).toFixed(1)} s`].filter(Boolean).join(", ");
+  // What is the same is not told again: neither to a screen reader nor in the story.
+  if (find("state").textContent !== WORDS[state]) find("state").textContent = WORDS[state];
+  if (state === "connecting" || state === told) return;
+  told = state;
+  tell(`${WORDS[state]}${reason ? ` (${reason})` : ""}.`);
 }
 
 function tell(text) {
