@@ -1,2 +1,3 @@
-export function connect<C extends object = Record<string, any>>(url: string | URL, options: import("./types.js").Options): import("./types.js").Stream<C>;
+/** @type {import("./types.js").Connect} */
+export const connect: import("./types.js").Connect;
 export * from "./types.js";
