@@ -1,14 +1,21 @@
 // A dashboard that is never wrong in silence: a snapshot from the shop, joined without a hole to the events of a stream.
 
-const gateway = document.querySelector("meta[name=gateway]").content;
-const { connect } = await import(`${gateway}/client.js`); // with npm: import { connect } from "sse-gateway-client"
-
 const KEPT = 100; // orders, the newest
 const SHOWN = 12;
 const TOLD = 8; // lines of the story
-const AGAIN = 2_000; // ms until a snapshot that failed is asked for again
+const AGAIN = 2_000; // ms until what was not answered is asked for again
 
 const find = (id) => document.getElementById(id);
+
+// With npm it is: import { connect } from "sse-gateway-client", and nothing can fail.
+const gateway = document.querySelector("meta[name=gateway]").content;
+const { connect } = await import(`${gateway}/client.js`).catch((error) => {
+  find("state").textContent = "The gateway does not answer";
+  find("state").dataset.mood = "bad";
+  setTimeout(() => location.reload(), AGAIN);
+  throw error;
+});
+
 const orders = new Map(); // by number
 let changes = 0;
 

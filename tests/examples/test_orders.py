@@ -129,7 +129,7 @@ async def is_current(page: Page) -> None:
 async def test_all_tabs_show_the_shop_over_one_stream(tmp_path: Path) -> None:
     """Rows that stand still, a tab that lags, a stream for each of them, a word in the console, or a row cut off."""
     troubles: list[str] = []
-    async with browser_running() as browser, started(tmp_path, "--every=0.1") as demo:
+    async with browser_running() as browser, started(tmp_path, "--every=0.3") as demo:
         page = await shown(browser.context, demo, troubles)
         await is_current(page)
         before = await page.evaluate(_ROWS)
@@ -157,22 +157,27 @@ async def _has_moved(page: Page, before: object) -> bool:
 async def test_a_gateway_that_is_killed_is_followed_by_another(tmp_path: Path) -> None:
     """As the demo says: the page tells it, and goes on with nothing missing. Ctrl-C then leaves nothing behind."""
     troubles: list[str] = []
-    async with browser_running() as browser, started(tmp_path, "--every=0.1", "--restart=1") as demo:
+    async with browser_running() as browser, started(tmp_path, "--every=0.3", "--restart=1") as demo:
         page = await shown(browser.context, demo, troubles)
         os.kill(demo.gateways[0], signal.SIGKILL)
         await expect(page.locator("#state")).to_have_text("Reconnecting")
         await expect(page.locator("#why")).to_contain_text("network")
+        late = await browser.context.new_page()
+        await late.goto(f"http://127.0.0.1:{demo.port}/")
+        await expect(late.locator("#state")).to_have_text("The gateway does not answer")
         await eventually(lambda: len(demo.gateways) == 2, timeout=30)
-        await is_live(page)
-        await is_current(page)
+        for tab in (page, late):
+            await is_live(tab)
+            await is_current(tab)
         assert "gap" not in await page.inner_text("#story")
         assert [each for each in troubles if not OF_THE_NETWORK.search(each)] == []
-        demo.process.send_signal(signal.SIGINT)
+        os.killpg(demo.process.pid, signal.SIGINT)  # as a terminal does: to the gateway too
         assert await asyncio.wait_for(demo.process.wait(), 20) == 0
         for port in (demo.port, demo.gateway, demo.admin):
             with socket.socket() as probe:
                 assert probe.connect_ex(("127.0.0.1", port)) != 0
         assert "Traceback" not in demo.said
+        assert demo.said.count("another one starts") == 1
 
 
 async def test_a_gap_makes_the_page_ask_the_shop_again(tmp_path: Path) -> None:
@@ -185,6 +190,8 @@ async def test_a_gap_makes_the_page_ask_the_shop_again(tmp_path: Path) -> None:
         await browser.context.set_offline(True)
         await expect(page.locator("#state")).to_have_text("Offline")
         until = await demo.changes() + HISTORY + 10
+        await page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+        assert await faults(page) == []
         await eventually(lambda: _reaches(demo, until), timeout=60)
         await browser.context.set_offline(False)
         await expect(page.locator("#story")).to_contain_text(
