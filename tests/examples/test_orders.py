@@ -118,7 +118,7 @@ async def shown(context: BrowserContext, demo: Demo, troubles: list[str]) -> Pag
 
 
 async def is_live(page: Page) -> None:
-    await expect(page.locator("#state")).to_have_text("Live", timeout=20_000)
+    await expect(page.locator("#state")).to_have_text("Live", timeout=40_000)
 
 
 async def is_current(page: Page) -> None:
