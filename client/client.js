@@ -269,13 +269,15 @@ function link(settings, id, hear) {
     if (opened && now - opened >= HEALTHY) failures = 0;
     // Full jitter: a thousand clients that lost one gateway come back evenly spread.
     const shortest = floor ? minDelay : Math.max(minDelay, retry);
-    const delay = floor + Math.random() * Math.min(maxDelay, shortest * 2 ** Math.min(failures++, 30));
+    const isOffline = globalThis.navigator?.onLine === false;
+    const window = Math.min(maxDelay, shortest * 2 ** Math.min(failures++, 30));
+    const delay = floor + (isOffline ? maxDelay : Math.random() * window);
     floor += now;
     const rested = new Promise((resolve) => (wake = resolve));
     if (held) tell("paused");
     else {
       arm(now + delay);
-      tell(globalThis.navigator?.onLine === false ? "offline" : "waiting", why, Math.round(delay));
+      tell(isOffline ? "offline" : "waiting", why, Math.round(delay));
     }
     await rested;
     clearTimeout(timer);
