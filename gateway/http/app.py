@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from gateway.http.acknowledge import PATH as ACK
+from gateway.http.acknowledge import Acknowledge
 from gateway.http.cors import CorsPolicy, Preflights
 from gateway.http.hooks import Hooks
 from gateway.http.responses import errors_as_json, plain_headers
@@ -24,7 +26,11 @@ HOOKS: Mapping[str, Path] = {
 
 
 def public_app(
-    subscribe: Subscribe, hooks: Hooks, policy: CorsPolicy, tickets: TicketOffice
+    subscribe: Subscribe,
+    hooks: Hooks,
+    policy: CorsPolicy,
+    tickets: TicketOffice,
+    acknowledge: Acknowledge,
 ) -> web.Application:
     """Return the application of the public port."""
     app = web.Application(middlewares=[errors_as_json])
@@ -39,6 +45,9 @@ def public_app(
     office = app.router.add_resource(TICKETS)
     office.add_route("POST", tickets.post)
     preflights.add(office, "POST")
+    ack = app.router.add_resource(ACK)
+    ack.add_route("POST", acknowledge.post)
+    preflights.add(ack, "POST", of_any=True)
     for url, kind in HOOKS.items():
         hook = app.router.add_resource(url)
         hook.add_route("POST", hooks.post(kind), expect_handler=hooks.expect(kind))
