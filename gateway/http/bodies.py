@@ -23,7 +23,7 @@ STEP = 64 * 1024
 
 
 class Bodies:
-    """Reads bodies. ``largest`` is in bytes, by what ``limit`` names; ``seconds`` is how long one may take."""
+    """Reads bodies of ``largest`` bytes at the most, as ``limit`` says, within so many ``seconds``."""
 
     def __init__(self, largest: int, seconds: float, limit: str = "limits.webhook_body") -> None:
         self.largest = largest
