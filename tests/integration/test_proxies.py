@@ -173,7 +173,9 @@ async def test_streams_and_posts_pass_as_they_are(name: str, tmp_path: Path) -> 
         assert '"resume":"complete"' in resumed
         large = json.dumps("x" * BODY_BYTES)
         assert await found.post(large, topic="large") == 200
-        for path in ("/", "/metrics", "/status", "/eventsource", "/hooks"):
+        ack = await found.client.post(f"{found.url}/streams/{'0' * 24}/ack", content="made up")
+        assert ack.json()["error"] == "unknown_nonce", "answers to heartbeats reach a gateway"
+        for path in ("/", "/metrics", "/status", "/streams", "/eventsource", "/hooks"):
             assert (await found.client.get(found.url + path)).status_code == 404, path
 
 
