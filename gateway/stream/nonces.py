@@ -41,6 +41,9 @@ NOTE_SECONDS = 7 * 86400.0
 LOOK_SECONDS = 15.0
 """How often a node looks whether the key on the board is another one: a Redis may have lost it."""
 
+AGAIN_SECONDS = 1.0
+"""How soon it looks again, where a nonce of an unknown key comes: strangers make up what they like."""
+
 SETTLE_SECONDS = 0.5
 """After how long a node that put its own looks again: another one may have done so in the same moment."""
 
@@ -68,6 +71,7 @@ class Nonces:
         self._known: dict[str, bytes] = dict([self._key])
         self._task: asyncio.Task[None] | None = None
         self._looked = asyncio.Event()
+        self._wake = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
         """Called when the key is another one: other nodes may not have known the one before."""
 
@@ -79,14 +83,21 @@ class Nonces:
     def number(self, connection: str, nonce: str) -> int | None:
         """Return which question of a stream a nonce answers; None where no node of ours made it."""
         match = _SHAPE.fullmatch(nonce)
-        key = None if match is None else self._known.get(match[1])
-        if match is None or key is None:
+        if match is None:
+            return None
+        key = self._known.get(match[1])
+        if key is None:  # a new node's, or this one's configuration asks nobody yet: the next answer is known
+            self._wake.set()
+            self.share()
             return None
         number = int(match[2])
         return number if hmac.compare_digest(_code(key, connection, number), match[3]) else None
 
     def share(self) -> None:
-        """Begin to share the key with other nodes, if there can be any. Harmless when repeated."""
+        """Begin to share the key with other nodes, if there can be any. Needs a running loop where there are.
+
+        Harmless when repeated.
+        """
         if self._task is None and self._board.is_shared:
             self._task = asyncio.create_task(self._run(), name="ack key")
 
@@ -115,7 +126,13 @@ class Nonces:
                 pass  # the log says so itself, and closing is suspended meanwhile
             except Exception:
                 log.exception("ack_key_failed")
-            await asyncio.sleep(jittered(LOOK_SECONDS, 0.2))
+            await asyncio.sleep(AGAIN_SECONDS)
+            try:
+                async with asyncio.timeout(jittered(LOOK_SECONDS - AGAIN_SECONDS, 0.2)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
 
     async def _look(self) -> None:
         found = await self._board.get(NOTE)

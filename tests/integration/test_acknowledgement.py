@@ -163,6 +163,18 @@ async def test_an_answer_that_lands_on_another_node(log: str, redis: RedisServer
         assert await two.metric('acks_total{result="elsewhere"}') == len(elsewhere.statuses)
 
 
+async def test_an_answer_that_lands_where_nobody_is_asked(redis: RedisServer) -> None:
+    """While a change of the file goes round, some nodes do not know of it yet: they pass answers on all the same."""
+    plain = {"broker": {"url": redis.url}}
+    async with (
+        gateway_running({**BUSY, **plain}) as one,
+        gateway_running(plain) as two,
+        answering(one, two.url) as client,
+    ):
+        await eventually(lambda: len(client.statuses) >= 7, 20)
+        assert client.is_open and client.statuses[0] == 403 and client.statuses[-1] == 202
+
+
 @pytest.mark.parametrize("log", ["redis", "sqlite"])
 async def test_answers_land_on_any_worker(log: str, redis: RedisServer, tmp_path: Path) -> None:
     """Workers share a port, and the kernel chooses who gets a connection."""

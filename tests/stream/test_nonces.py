@@ -22,8 +22,10 @@ class Shared(MemoryBoard):
     def __init__(self) -> None:
         super().__init__(unix_ms)
         self.is_away = False
+        self.gets = 0
 
     async def get(self, name: str) -> bytes | None:
+        self.gets += 1
         await asyncio.sleep(0.01)
         if self.is_away:
             raise Unavailable("away")
@@ -103,6 +105,28 @@ def test_a_key_that_was_put_over_another_is_taken_and_the_old_one_known_on() -> 
         await asyncio.sleep(60)
         assert node.number("a", node.make("a", 1)) == 1
         await node.close()
+
+    in_virtual_time(main())
+
+
+def test_a_nonce_of_an_unknown_key_makes_it_known() -> None:
+    """A node whose own file asks nobody yet gets answers too; and made-up ones cost the board little."""
+
+    async def main() -> None:
+        board = Shared()
+        node, other = Nonces(board), Nonces(board)
+        node.share()
+        await node.settled()
+        made = node.make("a", 1)
+        assert other.number("a", made) is None
+        await asyncio.sleep(2)
+        assert other.number("a", made) == 1
+        board.gets = 0
+        for number in range(1000):
+            assert other.number("a", f"{number:08x}-1-{'0' * 32}") is None
+            await asyncio.sleep(0.01)
+        assert board.gets <= 15
+        await close([node, other])
 
     in_virtual_time(main())
 
