@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from gateway.http import client
 from gateway.http.acknowledge import PATH as ACK
 from gateway.http.acknowledge import Acknowledge
 from gateway.http.cors import CorsPolicy, Preflights
@@ -48,6 +49,10 @@ def public_app(
     ack = app.router.add_resource(ACK)
     ack.add_route("POST", acknowledge.post)
     preflights.add(ack, "POST", of_any=True)
+    for path in (client.PATH, client.VERSIONED):
+        module = app.router.add_resource(path)
+        module.add_route("GET", client.get)
+        module.add_route("HEAD", client.get)
     for url, kind in HOOKS.items():
         hook = app.router.add_resource(url)
         hook.add_route("POST", hooks.post(kind), expect_handler=hooks.expect(kind))
