@@ -253,6 +253,20 @@ async def forged_ids(attacker: Attacker, number: int) -> None:
     await attacker.send(attacker.stream + b"Last-Event-ID: " + id + b"\r\n\r\n")
 
 
+async def forged_answers(attacker: Attacker, number: int) -> None:
+    """Answers heartbeats that nobody sent, of streams that nobody has."""
+    connection, code = b"%024x" % number, b"%032x" % number
+    body = (
+        b"%08x-1-%b" % (number, code),
+        b'{"nonce":"%08x-7-%b"}' % (number, code),
+        b"x" * (1 << 16),
+        b"\xff\x00{",
+        b"",
+    )[number % 5]
+    length = b"Content-Length: %d\r\n\r\n" % len(body)
+    await attacker.send(b"POST /streams/" + connection + b"/ack" + HOST + length + body)
+
+
 INNER = b"POST /hooks/hooks?topic=inner" + HOST + b"Content-Length: 1\r\n\r\n1"
 """The request that must not be executed."""
 
@@ -333,6 +347,7 @@ ABUSES: Mapping[str, Dose] = {
         connects,
         chatter,
         forged_ids,
+        forged_answers,
         smuggling,
     )
 }

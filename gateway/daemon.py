@@ -14,6 +14,7 @@ from gateway.broker.memory import MemoryBroker
 from gateway.config.diff import other_origins, other_rules
 from gateway.config.model import Config
 from gateway.errors import StartupError, Unavailable
+from gateway.http.acknowledge import MAX_BODY as MAX_ACK
 from gateway.http.tls import Loaded
 from gateway.metrics import Metrics
 from gateway.node import DESCRIPTOR_RESERVE, Node, Shared, events_of
@@ -130,8 +131,12 @@ class Daemon(Node):
         self.cors.reconfigure(config)
         self.subscribe.channels_per_stream = limits.channels_per_stream
         self.streams.reconfigure(timeouts, limit=limits.connections, rate=limits.connect_rate)
+        self.acks.reconfigure(config.ack, config.channels)
+        if self.acks.is_on:
+            self.nonces.share()
         # 3. The ports.
         self.bodies.reconfigure(limits.webhook_body, timeouts.request)
+        self.acknowledge.bodies.reconfigure(MAX_ACK, timeouts.request)
         self.receipts.reconfigure(timeouts.connection, timeouts.write)
         self.public.reconfigure(timeouts.request, timeouts.write)
         self.admin.reconfigure(timeouts.request)
@@ -172,6 +177,9 @@ class Daemon(Node):
         # 2. The admin port, so that a start that hangs can be looked at.
         await self.admin.start()
         await self.canary.start()
+        if self.acks.is_on:
+            self.nonces.share()
+            await self.nonces.settled()
         # 3. Upstreams, and whoever vouches for clients.
         await self.upstreams.start(FIRST_TRY_SECONDS)
         await self.authenticator.start()
@@ -213,7 +221,10 @@ class Daemon(Node):
         if self._looking is not None:
             self._looking.cancel()
         self.sweep.stop()
+        self.acks.stop()
         await self.canary.stop()
+        await self.elsewhere.close()
+        await self.nonces.close()
         await self.ending.close()
         await self.limits.users.stop()
         await self.authenticator.close()

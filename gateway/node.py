@@ -24,6 +24,8 @@ from gateway.console.page import Page
 from gateway.console.trial import Trial
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
+from gateway.http.acknowledge import MAX_BODY as MAX_ACK
+from gateway.http.acknowledge import Acknowledge
 from gateway.http.admin import HEADERS as ADMIN_HEADERS
 from gateway.http.admin import Admin, More
 from gateway.http.app import public_app
@@ -50,8 +52,11 @@ from gateway.sources.election import Leases
 from gateway.sources.router import Router
 from gateway.sources.upstreams import Log, Upstreams
 from gateway.status import Status
+from gateway.stream.acks import Acks
+from gateway.stream.elsewhere import Elsewhere
 from gateway.stream.ending import Ending
 from gateway.stream.heartbeat import Sweep
+from gateway.stream.nonces import Nonces
 from gateway.stream.streams import Streams
 from gateway.systemd import Systemd
 
@@ -113,20 +118,26 @@ class Node:
             config.auth, config.channels.values(), self.broker.board, self.metrics, OWN_NAMES
         )
         self.limits = Limits(config.server, limits, self.broker.board, self.metrics)
+        self.nonces = Nonces(self.broker.board)
+        self.acks = Acks(self.nonces, self.metrics, config.ack, config.channels)
         self.streams = Streams(
             self.hub,
             self.replay,
             self.metrics,
             timeouts,
+            self.acks,
             limit=limits.connections,
             rate=limits.connect_rate,
         )
         self.sweep = Sweep(self.streams)
         self.notices = Notices(self.broker, unix_ms)
-        self.hub.on_notice, self.hub.on_cut = self.notices.receive, self.notices.cut
+        self.hub.on_notice, self.hub.on_cut = self.notices.receive, self._cut
         self.canary = Canary(self.notices, self.hub.behind, self.metrics.canary_failures)
         self.loop_lag = LoopLag(self.hub.behind)
         self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator)
+        self.elsewhere = Elsewhere(self.notices, self.acks, is_shared=self.broker.board.is_shared)
+        self.acks.is_reached = lambda: self.broker.is_up and self.canary.fault is None
+        self.nonces.on_change = self.acks.forgive
 
         # Upstreams.
         self.published = cache(self.metrics.events_published.labels)
@@ -168,13 +179,23 @@ class Node:
         )
         self.bodies = Bodies(limits.webhook_body, timeouts.request)
         self.receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
+        self.acknowledge = Acknowledge(
+            self.acks,
+            self.nonces,
+            self.elsewhere,
+            self.cors,
+            self.limits,
+            Bodies(MAX_ACK, timeouts.request, "an answer may be"),
+            self.metrics.acks,
+        )
+        office = TicketOffice(self.subscribe, self.authenticator)
         hooks = Hooks(self.upstreams.webhooks, self.bodies, self.receipts, self.limits.proxies)
         tls = config.server.tls
         self.certificates = certificates = None if tls is None else Certificates(tls, self.metrics)
         if certificates is not None:
             self.metrics.bind("tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires)
         self.public = Listener(
-            public_app(self.subscribe, hooks, self.cors, TicketOffice(self.subscribe, self.authenticator)),
+            public_app(self.subscribe, hooks, self.cors, office, self.acknowledge),
             config.server.listen if shared is None else config.server.listen._replace(port=shared.port),
             is_shared=shared is not None,
             key="server.listen",
@@ -197,6 +218,11 @@ class Node:
             headers=ADMIN_HEADERS,
             on_traffic=self.hub.give_way,  # probes are answered in time, also during a broadcast
         )
+
+    def _cut(self, after: EventId, until: EventId) -> None:
+        """See to what this node did not hear between two ids."""
+        self.notices.cut(after, until)
+        self.acks.forgive()
 
     def _room(self) -> int:
         """Return how many more connections leave enough descriptors for all the rest."""

@@ -32,7 +32,7 @@ _json = msgspec.json.Encoder()
 # Filled in by hand: a storm of connects makes thousands of it in a second.
 _OPEN = (
     b"retry: %d\nevent: stream.open\n"
-    b'data: {"connection":"%b","channels":%b,"resume":"%b","heartbeat":%d}\n%b\n'
+    b'data: {"connection":"%b","channels":%b,"resume":"%b","heartbeat":%d%b}\n%b\n'
 )
 
 
@@ -100,10 +100,11 @@ def open_block(
     id: EventId | None,
     retry: int,
     heartbeat: int,
+    more: bytes = b"",
 ) -> bytes:
     """Return a stream's first block. ``connection`` must be plain ASCII, ``resume`` one of our own words.
 
-    ``retry`` and ``heartbeat`` are in milliseconds.
+    ``retry`` and ``heartbeat`` are in milliseconds; ``more`` are members of its object, each behind a comma.
     """
     return _OPEN % (
         retry,
@@ -111,6 +112,7 @@ def open_block(
         _json.encode(channels),
         resume.encode(),
         heartbeat,
+        more,
         b"" if id is None else b"id: %d-%d\n" % id,
     )
 

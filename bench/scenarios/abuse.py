@@ -31,6 +31,7 @@ RATES = {
     "connects": 300,
     "chatter": 10,
     "forged_ids": 100,
+    "forged_answers": 300,
     "smuggling": 200,
 }
 """Doses a second of each abuse, all from one address."""
@@ -149,7 +150,7 @@ SCENARIO = Scenario(
     f"{STREAMS:,} honest streams get {RATE} events a second of 100 bytes. Others, each abuse from an address "
     "of its own, with the limits that a gateway has by default, send heads a byte at a time, nothing at all, "
     "heads and bodies without an end, bombs (64 MiB in 64 KB), what is no HTTP, hidden requests and "
-    "forged ids, or connect and go: bench/abuses.py. Halves of "
+    "forged ids and answers, or connect and go: bench/abuses.py. Halves of "
     f"{PHASE:.0f} s without and with, {ROUNDS} rounds, medians (times: of their ratios). % of a core is what "
     "the abuse cost the gateway; lines/s are those of the log at level info, in the worst round; grown is "
     "from the end of the first round to that of the last.",

@@ -35,6 +35,15 @@ def _node(config: Config) -> Iterator[str]:
     yield f"{'':<{_WIDTH}}{', '.join(text for text in per if text)}"
 
 
+def _asked(channel: Channel, config: Config) -> list[str]:
+    ack = config.ack if channel.ack is None else channel.ack
+    if ack == "none":
+        return []
+    misses = "one" if ack.retry_limit == 1 else f"{ack.retry_limit} in a row"
+    asked = f"each client must answer one every {_seconds(ack.interval)}, within {_seconds(ack.timeout)}"
+    return [f"{asked}; who misses {misses} is closed"]
+
+
 def _log(config: Config) -> str:
     url = config.broker.url.get_secret_value()
     if url == "memory://":
@@ -54,6 +63,7 @@ def _channel(name: str, channel: Channel, config: Config) -> Iterator[str]:
     yield from _rows("payload", [_payload(channel)])
     yield from _rows("history", [_history(channel)])
     yield from _rows("slow clients", [_slow(channel)])
+    yield from _rows("heartbeats", _asked(channel, config))
     if channel.stale_after is not None:
         unready = ", and then the node is unready" if channel.critical else ""
         yield from _rows("stale", [f"after {_seconds(channel.stale_after)} without an event{unready}"])

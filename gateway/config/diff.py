@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr, WithJsonSchema
 from pydantic.fields import FieldInfo
 
+from gateway.config.ack import Ack
 from gateway.config.catalog import Catalog, form_of
 from gateway.config.faults import SECRET_KEYS, Fault, Path
 from gateway.config.model import Channel, Config
@@ -26,6 +27,8 @@ NEEDS_RESTART: tuple[Path, ...] = (
 """What a reload cannot change, beside whether the public port speaks TLS, and the log's own section."""
 
 RESTART = "needs a restart: a reload refuses the file"
+
+ASKED = "streams that are asked already follow; others stay as they opened"
 
 MAX_SHOWN = 60
 """Characters of a value that is shown."""
@@ -63,6 +66,7 @@ def differences(old: Config, new: Config) -> list[Change]:
     return [
         *_restarts(old, new),
         *_settings(old, new),
+        *_ack(old, new),
         *_auth(old, new),
         *_sources(old, new),
         *_channels(old, new),
@@ -115,6 +119,15 @@ def _settings(old: Config, new: Config) -> Iterator[Change]:
             if path == ("server", "tls"):
                 continue  # told above
             yield Change(path, values, _effect(path))
+
+
+def _ack(old: Config, new: Config) -> Iterator[Change]:
+    if isinstance(old.ack, Ack) and isinstance(new.ack, Ack):
+        for key, values in _fields(old.ack, new.ack):
+            yield Change(("ack", *key), values, ASKED)
+    elif old.ack != new.ack:
+        effect = "nobody is asked any more" if new.ack == "none" else "for streams that open from now on"
+        yield Change(("ack",), "switched off" if new.ack == "none" else "switched on", effect)
 
 
 def _effect(path: Path) -> str:
@@ -240,6 +253,7 @@ def _of_channel(key: str, closes: bool) -> str:
         "access": "streams that the rule does not let in close",
         "cors": "streams of pages that may not read any more close",
         "history": "for events from now on",
+        "ack": ASKED,
     }.get(key, "")
 
 

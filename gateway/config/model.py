@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from gateway.config import patterns
+from gateway.config.ack import AckSetting
 from gateway.config.auth import Auth
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.sources import Source
@@ -293,6 +294,9 @@ class Channel(Section):
     )
     access: Access = Field(description="who may read; a mapping names claims that a token must have")
     cors: ChannelCors | None = None
+    ack: AckSetting | None = Field(
+        None, description="replaces the global one for this channel; none: it asks nobody"
+    )
     stale_after: Duration | None = Field(
         None, description="without an event for longer, and channel_stale is 1, on all nodes"
     )
@@ -315,6 +319,9 @@ class Config(Section):
     cors: Cors = section(Cors)
     timeouts: Timeouts = section(Timeouts)
     limits: Limits = section(Limits)
+    ack: AckSetting = Field(
+        "none", description="heartbeats that clients answer, on all channels that do not say otherwise"
+    )
     auth: Auth | None = None
     sources: dict[str, Source] = Field({})
     channels: dict[ChannelName, Channel] = Field(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import structlog
 
+from gateway.config.ack import Ack, AckSetting
 from gateway.config.faults import Fault, Path, dotted
 from gateway.config.model import Channel, ClaimsAccess, Config, History
 from gateway.config.sources import Kafka, RedisStream, Source, Webhook, why_off
@@ -25,6 +26,9 @@ GRACE_SECONDS = 30.0
 LONG_IN_MEMORY = 3600.0
 """Seconds of history that nobody expects to lose with a restart."""
 
+MOST_ANSWERS = 1000.0
+"""Answers to heartbeats a second, to one node, that are a load of their own."""
+
 MOST_TOLD = 50
 """Warnings that are written to the log at once."""
 
@@ -36,6 +40,7 @@ def warnings(config: Config) -> Iterator[Fault]:
     """Yield everything that is allowed, works, and is rarely meant."""
     yield from _server(config)
     yield from _timeouts(config)
+    yield from _ack(config)
     yield from _auth(config)
     yield from _cors(config)
     for name, source in config.sources.items():
@@ -98,6 +103,38 @@ def _timeouts(config: Config) -> Iterator[Fault]:
             f" Kubernetes kills after {GRACE_SECONDS:g} s unless terminationGracePeriodSeconds is higher",
             code="drain-over-grace",
         )
+
+
+def _ack(config: Config) -> Iterator[Fault]:
+    """Warn where acknowledgement is written: once for all channels that share it."""
+    written: list[tuple[Path, AckSetting | None]] = [(("ack",), config.ack)]
+    written += [(("channels", name, "ack"), channel.ack) for name, channel in config.channels.items()]
+    for path, ack in written:
+        if not isinstance(ack, Ack):
+            continue
+        often = config.limits.connections / ack.interval
+        if often > MOST_ANSWERS:
+            yield Fault(
+                (*path, "interval"),
+                f"{config.limits.connections} streams (limits.connections) answer {often:,.0f} times a"
+                " second, each with a request of its own; 30s is often enough",
+                code="ack-often",
+            )
+        if ack.timeout < SHORT_SILENCE:
+            yield Fault(
+                (*path, "timeout"),
+                "a phone that changes networks, or a page on a busy machine, takes longer and loses its"
+                " stream; 60s is safe",
+                code="ack-impatient",
+            )
+        if ack.patience >= config.timeouts.connection:
+            yield Fault(
+                path,
+                f"a client that never answers is closed after {ack.patience:g} s (interval times retry_limit,"
+                " and timeout), and streams end before that by timeouts.connection",
+                on_key=True,
+                code="ack-over-connection",
+            )
 
 
 def _auth(config: Config) -> Iterator[Fault]:

@@ -57,7 +57,7 @@ class Trial:
     async def _subscribe(self, request: web.Request) -> web.StreamResponse:
         match = self._match(request.query.get("channel", ""))
         subscription = Subscription.of((match,), "envelope", chunked=request.version >= (1, 1))
-        with self.streams.reserve(subscription) as place:
+        with self.streams.reserve(subscription, may_ask=False) as place:
             opening = await self.streams.opening(subscription, NOW)
             first = place.first((match.name,), opening)
             response, stream = await take_over(request, HEADERS, first, lambda: place.take(opening))

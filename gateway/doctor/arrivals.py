@@ -26,8 +26,9 @@ _REASONS = {
     "overloaded": "limits.connections of the node is reached: raise it, or add nodes",
     "connect_rate": "limits.connect_rate is reached: examine again when the herd is in",
     "unavailable": "the node does not reach its log: see its /readyz",
+    "unacknowledged": "ack is on, and the doctor answers no heartbeats: listen for less with --seconds",
 }
-_COMES_BACK = ("max_age", "draining")
+_COMES_BACK = ("max_age", "draining", "unacknowledged")
 
 
 def unanswered_verdict(waited: float, head_answer: int | None) -> Finding:

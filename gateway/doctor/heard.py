@@ -115,7 +115,7 @@ class Ear:
             self._beats += 1
         elif name == "event":
             self._type = value
-        elif name == "data" and self._type in (_OPEN, _CLOSE):
+        elif name == "data" and self._type in (_OPEN, _CLOSE, _HEARTBEAT):
             self._data.append(value)
         elif name == "id" and "\0" not in value:
             self._id = value
@@ -123,7 +123,8 @@ class Ear:
     def _dispatch(self) -> None:
         self.last_id = self._id
         if self._type == _HEARTBEAT:
-            self._beats += 1
+            # One that asks for an answer comes at a time of its own, and is no sign of bytes that were held.
+            self._beats += 0 if _word("\n".join(self._data), "nonce") else 1
         elif self._type == _OPEN:
             self.opened = Opened(_word("\n".join(self._data), "resume"))
         elif self._type == _CLOSE:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from gateway.http import client
+from gateway.http.acknowledge import PATH as ACK
+from gateway.http.acknowledge import Acknowledge
 from gateway.http.cors import CorsPolicy, Preflights
 from gateway.http.hooks import Hooks
 from gateway.http.responses import errors_as_json, plain_headers
@@ -25,7 +27,11 @@ HOOKS: Mapping[str, Path] = {
 
 
 def public_app(
-    subscribe: Subscribe, hooks: Hooks, policy: CorsPolicy, tickets: TicketOffice
+    subscribe: Subscribe,
+    hooks: Hooks,
+    policy: CorsPolicy,
+    tickets: TicketOffice,
+    acknowledge: Acknowledge,
 ) -> web.Application:
     """Return the application of the public port."""
     app = web.Application(middlewares=[errors_as_json])
@@ -40,6 +46,9 @@ def public_app(
     office = app.router.add_resource(TICKETS)
     office.add_route("POST", tickets.post)
     preflights.add(office, "POST")
+    ack = app.router.add_resource(ACK)
+    ack.add_route("POST", acknowledge.post)
+    preflights.add(ack, "POST", of_any=True)
     for path in (client.PATH, client.VERSIONED):
         module = app.router.add_resource(path)
         module.add_route("GET", client.get)

@@ -23,11 +23,12 @@ STEP = 64 * 1024
 
 
 class Bodies:
-    """Reads bodies. ``largest`` is in bytes; ``seconds`` is how long one may take."""
+    """Reads bodies of ``largest`` bytes at the most, as ``limit`` says, within so many ``seconds``."""
 
-    def __init__(self, largest: int, seconds: float) -> None:
+    def __init__(self, largest: int, seconds: float, limit: str = "limits.webhook_body") -> None:
         self.largest = largest
         self.seconds = seconds
+        self._limit = limit
         self._held = 0
         self._held_by: dict[str, int] = {}
         self._idle: set[asyncio.Timeout] = set()
@@ -165,7 +166,7 @@ class Bodies:
 
     def too_large(self) -> PayloadTooLarge:
         """Return the error of a body over the limit."""
-        return PayloadTooLarge(f"the body is larger than limits.webhook_body ({self.largest} bytes)")
+        return PayloadTooLarge(f"the body is larger than {self._limit} ({self.largest} bytes)")
 
     async def _inflated(self, request: web.Request) -> AsyncGenerator[bytes, None]:
         inflate = _inflater(request)

@@ -53,6 +53,7 @@ class CorsPolicy:
             if channel.cors is not None
         }
         self._answers = lru_cache(ANSWERS)(self._refusing)
+        self._answers_any = lru_cache(ANSWERS)(self._refusing_any)
         self.options = ResourceOptions(  # type: ignore[no-untyped-call]  # aiohttp-cors types only some of it
             allow_credentials=config.cors.credentials,
             allow_headers=tuple(config.cors.allow_headers),
@@ -66,13 +67,13 @@ class CorsPolicy:
 
     def headers(self, ask: Ask) -> dict[str, str]:
         """Return what lets a page read the answer, and keeps caches from giving it to another one."""
-        headers: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN}
         origin = _origin(ask)
-        if origin is not None and self.refusing(origin, ask.channels) is None:
-            headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-            if self.options.allow_credentials:
-                headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
-        return headers
+        return self._headers(origin, origin is not None and self.refusing(origin, ask.channels) is None)
+
+    def headers_of_any(self, ask: Ask) -> dict[str, str]:
+        """Return the same for what is about a stream whose channels this node does not know."""
+        origin = _origin(ask)
+        return self._headers(origin, origin is not None and self.refusing_any(origin) is None)
 
     def check(self, ask: Ask) -> None:
         """Refuse a page that may not read. Raises Forbidden, with the rule that stands in the way.
@@ -80,13 +81,14 @@ class CorsPolicy:
         The browser would refuse to show it the stream, and keep asking for it for ever.
         """
         origin = _origin(ask)
-        if origin is None:
-            return
-        rule = self.refusing(origin, ask.channels)
-        if rule is not None:
-            raise Forbidden(
-                f"pages of {origin[:200]!r} may not read this; allow it in {rule}", code="origin_refused"
-            )
+        if origin is not None:
+            _refuse(origin, self.refusing(origin, ask.channels))
+
+    def check_any(self, ask: Ask) -> None:
+        """Refuse a page that may read no channel at all. Raises Forbidden."""
+        origin = _origin(ask)
+        if origin is not None:
+            _refuse(origin, self.refusing_any(origin))
 
     def refusing(self, origin: str, names: tuple[str, ...]) -> str | None:
         """Return the YAML path of a list that does not allow the origin, or None if all channels allow it.
@@ -95,6 +97,23 @@ class CorsPolicy:
         """
         is_short = len(names) <= FEW and len(origin) + sum(map(len, names)) <= SHORT
         return self._answers(origin, names) if is_short else self._refusing(origin, names)
+
+    def refusing_any(self, origin: str) -> str | None:
+        """Return the YAML path where an origin is to be allowed, or None if that is done for some channel."""
+        is_short = len(origin) <= SHORT
+        return self._answers_any(origin) if is_short else self._refusing_any(origin)
+
+    def _headers(self, origin: str | None, may_read: bool) -> dict[str, str]:
+        headers: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN}
+        if origin is not None and may_read:
+            headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            if self.options.allow_credentials:
+                headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
+        return headers
+
+    def _refusing_any(self, origin: str) -> str | None:
+        lists = (self._default, *self._by_channel.values())
+        return None if any(each.allows(origin) for each in lists) else "cors.origins"
 
     def _refusing(self, origin: str, names: tuple[str, ...]) -> str | None:
         for name in names or ("",):
@@ -110,6 +129,13 @@ class CorsPolicy:
         return self._by_channel.get(match.declared.name, self._default)
 
 
+def _refuse(origin: str, rule: str | None) -> None:
+    if rule is not None:
+        raise Forbidden(
+            f"pages of {origin[:200]!r} may not read this; allow it in {rule}", code="origin_refused"
+        )
+
+
 def _origin(ask: Ask) -> str | None:
     """Return the Origin header; two of them are no page's, and no rule allows what they are together."""
     origin = ask.headers.get(hdrs.ORIGIN)
@@ -119,15 +145,15 @@ def _origin(ask: Ask) -> str | None:
 class _RequestOrigins(Mapping[str, ResourceOptions]):
     """The policy of one request, in the shape that aiohttp-cors asks: origin to options."""
 
-    def __init__(self, policy: CorsPolicy, names: tuple[str, ...]) -> None:
-        self._policy = policy
-        self._names = names
+    def __init__(self, options: ResourceOptions, refusing: Callable[[str], str | None]) -> None:
+        self._options = options
+        self._refusing = refusing
 
     def __getitem__(self, origin: str) -> ResourceOptions:
         # The library also asks for "*" on its own account; no origin is spelled so.
-        if origin == "*" or self._policy.refusing(origin, self._names) is not None:
+        if origin == "*" or self._refusing(origin) is not None:
             raise KeyError(origin)
-        return self._policy.options
+        return self._options
 
     def __iter__(self) -> Iterator[str]:
         return iter(())
@@ -141,16 +167,19 @@ class _Adapter(AbstractRouterAdapter):
         self._policy = policy
         self._note = note
         self._methods: dict[str, tuple[str, ...]] = {}
+        self._of_any: set[str] = set()
 
-    def allow(self, path: str, *methods: str) -> None:
+    def allow(self, path: str, *methods: str, of_any: bool) -> None:
         """Let pages use these methods on a path, in place of reading."""
         self._methods[path] = methods
+        if of_any:
+            self._of_any.add(path)
 
     def add_preflight_handler(self, routing_entity: Any, handler: Handler, webview: bool = False) -> None:
         async def options(request: web.Request) -> web.StreamResponse:
             if self.is_preflight_request(request):
                 return await self._preflight(request, handler)
-            methods = self._methods.get(request.path, _READ)
+            methods = self._methods.get(_path(request), _READ)
             return web.Response(status=204, headers={hdrs.ALLOW: ", ".join((*methods, "OPTIONS"))})
 
         routing_entity.add_route(hdrs.METH_OPTIONS, options)
@@ -159,7 +188,10 @@ class _Adapter(AbstractRouterAdapter):
         """Let the library answer. Raises Forbidden, after it was noted: the browser sends no request then."""
         ask = Ask.of_request(request)
         try:
-            self._policy.check(ask)
+            if _path(request) in self._of_any:
+                self._policy.check_any(ask)
+            else:
+                self._policy.check(ask)
             return await self._answered(request, handler)
         except Forbidden as error:
             self._note(ask, error)
@@ -175,7 +207,7 @@ class _Adapter(AbstractRouterAdapter):
 
     def _reason(self, request: web.Request) -> str:
         method, names = (request.headers.get(name, "") for name in _ASKED)
-        if method not in self._methods.get(request.path, _READ):
+        if method not in self._methods.get(_path(request), _READ):
             return f"pages may not use {method if len(method) <= SHORT_NAME else 'that method'} here"
         # What is long is no name: somebody's token went astray.
         shown = [name.strip() for name in names.split(",") if len(name.strip()) <= SHORT_NAME]
@@ -199,12 +231,22 @@ class _Adapter(AbstractRouterAdapter):
     async def get_preflight_request_config(
         self, preflight_request: web.Request, origin: str, requested_method: str
     ) -> Mapping[str, ResourceOptions]:
-        if requested_method not in self._methods.get(preflight_request.path, _READ):
+        path, policy = _path(preflight_request), self._policy
+        if requested_method not in self._methods.get(path, _READ):
             raise KeyError(requested_method)
-        return _RequestOrigins(self._policy, Ask.of_request(preflight_request).channels)
+        if path in self._of_any:
+            return _RequestOrigins(policy.options, policy.refusing_any)
+        names = Ask.of_request(preflight_request).channels
+        return _RequestOrigins(policy.options, lambda origin: policy.refusing(origin, names))
 
     def get_non_preflight_request_config(self, request: web.Request) -> Mapping[str, ResourceOptions]:
         raise NotImplementedError("the library answers preflights only")
+
+
+def _path(request: web.Request) -> str:
+    """Return the path of the resource as it was declared, with its fields."""
+    resource = request.match_info.route.resource
+    return request.path if resource is None else resource.canonical
 
 
 class Preflights:
@@ -215,8 +257,11 @@ class Preflights:
         self._adapter = _Adapter(policy, note)
         self._library = CorsConfig(app, router_adapter=self._adapter)
 
-    def add(self, resource: web.AbstractResource, *methods: str) -> None:
-        """Answer the preflights of a resource: for ``methods``, else for reading."""
+    def add(self, resource: web.AbstractResource, *methods: str, of_any: bool = False) -> None:
+        """Answer the preflights of a resource: for ``methods``, else for reading.
+
+        ``of_any``: it names no channels, and pages that may read any of them may use it.
+        """
         if methods:
-            self._adapter.allow(resource.canonical, *methods)
+            self._adapter.allow(resource.canonical, *methods, of_any=of_any)
         self._library.add(resource)

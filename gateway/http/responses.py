@@ -151,5 +151,5 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
     response.headers.update(PLAIN)
-    if request.path.startswith(("/events", "/tickets")):
+    if request.path.startswith(("/events", "/tickets", "/streams/")):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

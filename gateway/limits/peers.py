@@ -38,11 +38,13 @@ class AddressTooFast(Overload):
 class Peer:
     """One address."""
 
-    __slots__ = ("connections", "hold", "rate", "streams", "unit")
+    __slots__ = ("answers", "connections", "hold", "rate", "streams", "unit")
 
     def __init__(self, unit: str, rate: Rate | None) -> None:
         self.unit = unit
         self.rate = rate
+        self.answers: Rate | None = None
+        """How fast it answers heartbeats; None: it did not yet."""
         self.connections = 0
         """Those that are no streams."""
         self.streams = 0
@@ -66,6 +68,7 @@ class Peers:
             self._rate = rate
             for peer in self._peers.values():
                 peer.rate = None if rate is None else Rate(rate)
+                peer.answers = None
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -81,6 +84,17 @@ class Peers:
                 self._forget_idle()
             peer = self._peers[name] = Peer(name, None if self._rate is None else Rate(self._rate))
         return peer
+
+    def answers(self, peer: Peer | None) -> bool:
+        """Count an answer to a heartbeat, or return False where its address gives too many.
+
+        They may be as many as streams that it opens, and count apart: neither takes the other's.
+        """
+        if peer is None or self._rate is None:
+            return True
+        if peer.answers is None:
+            peer.answers = Rate(self._rate)
+        return peer.answers.try_take()
 
     def connects(self, peer: Peer | None) -> bool:
         """Count a connection, or return False where its address has far too many. Pair with `disconnects`."""
@@ -117,4 +131,5 @@ class Peers:
 
 
 def _is_idle(peer: Peer) -> bool:
-    return not peer.connections and not peer.streams and (peer.rate is None or peer.rate.is_full)
+    has_all = all(rate is None or rate.is_full for rate in (peer.rate, peer.answers))
+    return not peer.connections and not peer.streams and has_all

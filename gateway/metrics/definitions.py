@@ -71,6 +71,7 @@ STREAMS = (
                 "killed",
                 "unexpected_input",
             ),
+            "unacknowledged",
             "internal_error",
         ),
     ),
@@ -85,6 +86,20 @@ STREAMS = (
             *("auth_unavailable", "unavailable", "overloaded", "connect_rate", "draining"),
             *("user_limit", "address_limit", "address_rate"),
         ),
+    ),
+    _counter(
+        "acks_missed_total",
+        "Heartbeats that clients should have answered, and did not in time",
+        "Only where `ack` is on. After `ack.retry_limit` in a row a stream ends: "
+        '`disconnects_total{reason="unacknowledged"}`.',
+    ),
+    _counter(
+        "acks_total",
+        "Answers to heartbeats, by result",
+        "`here`: for a stream of the node that it came to; `elsewhere`: for another one's, told through the "
+        "log; `late`: for none that is known; `refused`: not taken, such as a nonce that nobody made.",
+        by=("result",),
+        values=("here", "elsewhere", "late", "refused"),
     ),
     _histogram(
         "connection_seconds",

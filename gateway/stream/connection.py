@@ -18,6 +18,7 @@ from gateway.hub.audience import Audience
 from gateway.hub.subscription import Subscription
 from gateway.limits.hold import Hold
 from gateway.sse import LAST_CHUNK
+from gateway.stream.asked import Asked
 
 if TYPE_CHECKING:
     from gateway.stream.streams import Streams
@@ -37,6 +38,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_owner",
+        "asked",
         "audience",
         "began",
         "bytes",
@@ -84,6 +86,7 @@ class Connection(asyncio.Protocol):
         self.began = began
         self.hold = hold
         self.events_as_heartbeat = heartbeat_events
+        self.asked: Asked | None = None
         self.audience: Audience | None = None
         self.told: dict[str, EventId] = {}
         self.is_behind = False

@@ -22,6 +22,8 @@ from gateway.limits.hold import FREE, Hold
 from gateway.metrics import Metrics
 from gateway.rate import Rate
 from gateway.sse import control_block, open_block
+from gateway.stream.acks import Acks
+from gateway.stream.asked import Asked, Rule
 from gateway.stream.connection import Connection
 
 log = structlog.get_logger("gateway.streams")
@@ -72,12 +74,14 @@ class Streams:
         replay: Replay,
         metrics: Metrics,
         timeouts: Timeouts,
+        acks: Acks,
         *,
         limit: int,
         rate: float | None = None,
     ) -> None:
         """Make the home of at most ``limit`` streams, of which ``rate`` may open per second."""
         self.metrics = metrics
+        self.acks = acks
         self.open: dict[Connection, None] = {}
         self.stalled: dict[Connection, None] = {}
         """Streams whose transport has something to get rid of: paused, or closing."""
@@ -116,9 +120,17 @@ class Streams:
         return control_block("stream.close", told, retry=self.retry_ms(jitter=True))
 
     def reserve(
-        self, subscription: Subscription, hold: Hold = FREE, *, heartbeat_events: bool = False
+        self,
+        subscription: Subscription,
+        hold: Hold = FREE,
+        *,
+        heartbeat_events: bool = False,
+        may_ask: bool = True,
     ) -> "Place":
-        """Take a place for a stream that is about to open. Raises Overload."""
+        """Take a place for a stream that is about to open. Raises Overload.
+
+        ``may_ask`` False: whoever opens it is not one to answer heartbeats, whatever its channels ask.
+        """
         if self.is_draining:
             raise Draining("the gateway is shutting down")
         # A client is never refused because of the stream that it has lost and this one replaces.
@@ -126,7 +138,8 @@ class Streams:
             raise Full(f"limits.connections ({self.limit}) is reached")
         if self._rate is not None and not self._rate.try_take():
             raise TooManyAtOnce("limits.connect_rate is reached")
-        return Place(self, subscription, hold, heartbeat_events)
+        rule = self.acks.rule(subscription) if may_ask else None
+        return Place(self, subscription, hold, heartbeat_events, rule)
 
     def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
         """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
@@ -150,6 +163,8 @@ class Streams:
                 stream.expires, stream.expiry = now + left, "token_expired"
         stream.slot = next(self._deal) % SLOTS
         self.open[stream] = self.slots[stream.slot][stream] = None
+        if stream.asked is not None:
+            self.acks.begins(stream.asked)
         for name in stream.subscription.names:
             self.listeners[name] += 1
         self.metrics.connections.value += 1
@@ -209,6 +224,8 @@ class Streams:
         self._hub.unwatch(stream.subscription)
         stream.hold.release()
         del self.open[stream], self.slots[stream.slot][stream]
+        if stream.asked is not None:
+            self.acks.ends(stream.asked)
         for name in stream.subscription.names:
             self.listeners[name] -= 1
         self.stalled.pop(stream, None)
@@ -293,6 +310,7 @@ class Place:
     __slots__ = (
         "_heartbeat_events",
         "_released",
+        "_rule",
         "_streams",
         "_taken",
         "connection",
@@ -302,9 +320,15 @@ class Place:
     )
 
     def __init__(
-        self, streams: Streams, subscription: Subscription, hold: Hold, heartbeat_events: bool
+        self,
+        streams: Streams,
+        subscription: Subscription,
+        hold: Hold,
+        heartbeat_events: bool,
+        rule: Rule | None,
     ) -> None:
         self._streams = streams
+        self._rule = rule
         self._heartbeat_events = heartbeat_events
         self.subscription = subscription
         self.hold = hold
@@ -341,13 +365,14 @@ class Place:
             id=opening.id,
             retry=streams.retry_ms(jitter=False),
             heartbeat=streams.heartbeat_ms,
+            more=b"" if self._rule is None else self._rule.told,
         )
         return block + opening.gaps
 
     def take(self, opening: Opening) -> Connection:
         """Return the connection that this place was for; the hub's watch is its own now."""
         self._taken = True
-        return Connection(
+        stream = Connection(
             self._streams,
             self.connection,
             self.subscription,
@@ -356,3 +381,6 @@ class Place:
             self.hold,
             heartbeat_events=self._heartbeat_events,
         )
+        if self._rule is not None:
+            stream.asked = Asked(stream, self._rule)
+        return stream

@@ -9,8 +9,10 @@ statuses that refuse, an answer that is no event stream, a certificate that is n
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp import hdrs
@@ -21,7 +23,7 @@ from gateway.causes import in_plain_words
 from gateway.doctor.network import reason
 from gateway.sse import CONTENT_TYPE
 from gateway.terminal.door import Door
-from gateway.terminal.lines import CLOSE, OPEN, told
+from gateway.terminal.lines import CLOSE, HEARTBEAT, OPEN, told
 from gateway.terminal.paint import safe
 from gateway.terminal.parser import Message, Parser, TooLong
 
@@ -78,6 +80,8 @@ class Follower:
         self._retry = 0.0
         self._last_id = ""
         self._is_over = False
+        self._connection = ""
+        self._answering: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Follow until the gateway says not to come back. Raises Refused. Cancelling is safe."""
@@ -88,13 +92,19 @@ class Follower:
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         ) as session:
-            while True:
-                why = await self._once(session)
-                if self._is_over:
-                    return
-                away = Away(why, self._retry + self._backoff.next())
-                self._on_away(away)
-                await asyncio.sleep(away.seconds)
+            try:
+                await self._follow(session)
+            finally:
+                await self._answer_no_more()
+
+    async def _follow(self, session: aiohttp.ClientSession) -> None:
+        while True:
+            why = await self._once(session)
+            if self._is_over:
+                return
+            away = Away(why, self._retry + self._backoff.next())
+            self._on_away(away)
+            await asyncio.sleep(away.seconds)
 
     async def _once(self, session: aiohttp.ClientSession) -> str:
         """Open the stream and read it to its end; return why it ended."""
@@ -112,7 +122,7 @@ class Follower:
                         f"{self._door.url}/events is no event stream, but {safe(answer.content_type)}",
                         "is --url the gateway's, or a proxy's that answers by itself?",
                     )
-                return await self._read(answer)
+                return await self._read(session, answer)
         except aiohttp.ClientConnectorCertificateError as error:
             why = in_plain_words(str(error.certificate_error))
             raise Refused(
@@ -133,7 +143,7 @@ class Follower:
             cause = getattr(error, "os_error", error)
             return safe(in_plain_words(reason(cause)))
 
-    async def _read(self, answer: aiohttp.ClientResponse) -> str:
+    async def _read(self, session: aiohttp.ClientSession, answer: aiohttp.ClientResponse) -> str:
         parser = Parser(self._last_id)
         why = "the connection ended"
         try:
@@ -142,6 +152,9 @@ class Follower:
                     self._last_id = message.id
                     if message.type == OPEN:
                         self._backoff.reset()
+                        self._connection = str(told(message).get("connection", ""))
+                    elif message.type == HEARTBEAT:
+                        self._answer(session, told(message).get("nonce"))
                     if message.type == CLOSE:
                         close = told(message)
                         why = f"the gateway closed the stream: {safe(str(close.get('reason', 'no reason')))}"
@@ -154,6 +167,22 @@ class Follower:
             if parser.retry_ms is not None:
                 self._retry = parser.retry_ms / 1000
         return why
+
+    def _answer(self, session: aiohttp.ClientSession, nonce: object) -> None:
+        """Answer a heartbeat that asks for it; one answer at a time, as each stands for all before it."""
+        if isinstance(nonce, str) and (self._answering is None or self._answering.done()):
+            self._answering = asyncio.create_task(self._post(session, nonce), name="answer heartbeat")
+
+    async def _post(self, session: aiohttp.ClientSession, nonce: str) -> None:
+        url = f"{self._door.url}/streams/{quote(self._connection, safe='')}/ack"
+        with suppress(*_LOST):  # the next one is answered too
+            async with asyncio.timeout(CONNECT_SECONDS), session.post(url, data=nonce, allow_redirects=False):
+                pass
+
+    async def _answer_no_more(self) -> None:
+        if self._answering is not None:
+            self._answering.cancel()
+            await asyncio.gather(self._answering, return_exceptions=True)
 
     def _headers(self) -> Mapping[str, str]:
         headers: dict[str, str] = {

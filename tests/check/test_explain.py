@@ -80,3 +80,17 @@ def test_every_channel_in_sentences() -> None:
     said = explain(loads(FILE, environ={}))
     assert said == SAID
     assert "c4n4ry" not in said
+
+
+def test_who_must_answer() -> None:
+    """Clients that cannot are closed again and again: whoever writes the file should read that."""
+    file = FILE + "ack: {}\n"
+    file = file.replace("slow_client: skip}", "slow_client: skip, ack: none}")
+    file = file.replace("payload: text,", "payload: text, ack: {interval: 10s, retry_limit: 1},")
+    rows = [line for line in explain(loads(file, environ={})).splitlines() if line.startswith("  heartbeats")]
+    every = "  heartbeats    each client must answer one every"
+    assert rows == [
+        f"{every} 30s, within 1m; who misses 3 in a row is closed",
+        f"{every} 30s, within 1m; who misses 3 in a row is closed",
+        f"{every} 10s, within 1m; who misses one is closed",
+    ]

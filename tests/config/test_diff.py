@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.cli import main
-from gateway.config.diff import differences
+from gateway.config.diff import ASKED, differences
 from gateway.config.load import loads
 from gateway.config.model import Config
 from tests.support.gateway import BASE, merged
@@ -111,6 +111,14 @@ CLOSES = "its streams close, and may come back at once"
             {"channels": {"orders": {"history": {"events": 5}}}},
             ["channels.orders.history.events: 1000 to 5: for events from now on"],
         ),
+        ({"ack": {}}, ["ack: switched on: for streams that open from now on"]),
+        (
+            {"channels": {"orders": {"ack": {"interval": "9s"}}, "stock": {"ack": "none"}}},
+            [
+                f"channels.orders.ack: added: {ASKED}",
+                f"channels.stock.ack: nothing to none: {ASKED}",
+            ],
+        ),
         (
             {"channels": {"orders": {"access": "token"}}},
             ["channels.orders.access: public to token: streams that the rule does not let in close"],
@@ -211,3 +219,12 @@ def test_who_takes_over_a_name() -> None:
     fixed = {"channels": {"user.7": {"from": [{"source": "app", "topic": "user:7"}], "access": "token"}}}
     told = {str(each) for each in differences(config(fixed), old)}
     assert "channels.user.7: removed: its streams close; whoever comes back gets one of user.{id}" in told
+
+
+def test_acknowledgement_that_is_on() -> None:
+    """Another interval is followed by whom it concerns; switched off, nobody is closed any more."""
+    on, slower = config({"ack": {}}), config({"ack": {"interval": "45s"}})
+    assert [str(each) for each in differences(on, slower)] == [f"ack.interval: 30s to 45s: {ASKED}"]
+    assert [str(each) for each in differences(on, config())] == [
+        "ack: switched off: nobody is asked any more"
+    ]

@@ -48,6 +48,14 @@ async def listen(gateway: Gateway, channel: str) -> Stream:
     return stream
 
 
+async def test_the_panel_is_not_asked_for_answers() -> None:
+    """It listens on the admin port, and answers are taken on the public one."""
+    async with gateway_running({**OPEN, "ack": {}}) as gateway:
+        stream = await listen(gateway, "secret")
+        assert "ack" not in stream.messages[0].json
+        assert len(gateway.daemon.acks) == 0
+
+
 async def test_without_development_mode_there_is_nothing(gateway: Gateway) -> None:
     """Metrics' readers must not become senders."""
     assert (await ask(gateway, "/try/events?channel=orders"))[0] == 404

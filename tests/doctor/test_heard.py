@@ -33,6 +33,13 @@ def test_heartbeats_as_events() -> None:
     assert ear.heard(2.0, End.TIME).arrivals[0].beats == 1
 
 
+def test_a_heartbeat_that_asks_is_none_of_those() -> None:
+    """It comes when it is due: right behind another one it would look like bytes that a proxy held back."""
+    ear = Ear(0.0)
+    ear.feed(HEARTBEAT + control_block("stream.heartbeat", {"nonce": "a-1-b"}), 1.0)
+    assert ear.heard(2.0, End.TIME).arrivals[0].beats == 1
+
+
 @pytest.mark.parametrize("data", [b"", b"no json", b"[]", b"{}"])
 def test_foreign_words(data: bytes) -> None:
     """Another server's stream.open is no reason to fall over."""

@@ -24,7 +24,9 @@ from gateway.hub.hub import Hub
 from gateway.hub.replay import Replay, Start
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
+from gateway.stream.acks import Acks
 from gateway.stream.connection import Connection
+from gateway.stream.nonces import Nonces
 from gateway.stream.streams import Streams
 from tests.support.eventsource import Parser
 
@@ -139,7 +141,8 @@ class World:
         self.hub = Hub(self.broker, self.catalog, metrics, ring_seconds=20, ring_bytes=10**8, clock=unix_ms)
         self.hub.start()
         self.replay = Replay(self.hub, self.broker, metrics)
-        self.streams = Streams(self.hub, self.replay, metrics, Timeouts(), limit=1000)
+        acks = Acks(Nonces(self.broker.board), metrics, "none", {})
+        self.streams = Streams(self.hub, self.replay, metrics, Timeouts(), acks, limit=1000)
         self.log: list[tuple[str, EventId]] = []
         self.clients: list[Client] = []
         self.cut_at = 0

@@ -50,13 +50,15 @@ ANSWERS = {
     "connects": {"200", "cut"},
     "chatter": {"200", "400"},
     "forged_ids": {"200"},
+    "forged_answers": {"400", "403", "413", "429"},
     "smuggling": {"200", *CAN_NEVER_WORK},
 }
 """What each may be answered. 503 is for the third large body of one address at once."""
 
 
 def config() -> dict[str, Any]:
-    channels = {"dump": {"from": [{"source": "hooks", "topic": "dump"}], "access": "public"}}
+    dump = {"from": [{"source": "hooks", "topic": "dump"}], "access": "public", "ack": {}}
+    channels = {"dump": dump}
     limits = {
         "webhook_body": "1MiB",
         "connections_per_address": PER_ADDRESS,

@@ -1,10 +1,13 @@
 """A plain EventSource in a real Chromium, on a page of another origin."""
 
+import re
 from pathlib import Path
 
 from tests.support.authority import Authority
 from tests.support.browser import CLOSED, has, is_in_state, listen, page_of_another_origin
 from tests.support.gateway import Gateway, eventually, gateway_running
+
+HTTP = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
 
 
 async def test_a_page_of_another_origin_gets_events_and_loses_none_over_a_drop() -> None:
@@ -93,3 +96,32 @@ async def test_a_browser_is_not_disturbed_where_senders_have_certificates(tmp_pa
 
 async def _reloaded(gateway: Gateway) -> bool:
     return await gateway.metric('tls_reloads_total{result="ok"}') == 1
+
+
+async def test_pages_answer_heartbeats() -> None:
+    """The lines of docs/http.md, and our client, live on where a page that says nothing is closed; no noise."""
+    lines = next(
+        block for block in re.findall(r"```js\n(.*?)```", HTTP, re.DOTALL) if "stream.heartbeat" in block
+    )
+    ours = """async (url) => {
+        const { connect } = await import("/client.js");
+        window.stream = connect(url, { channels: ["stock"] });
+    }"""
+    async with page_of_another_origin() as (page, origin):
+        noise: list[str] = []
+        page.on("console", lambda message: noise.append(message.text))
+        page.on("pageerror", lambda error: noise.append(str(error)))
+        ack = {"interval": "1s", "timeout": "3s", "retry_limit": 1}
+        async with gateway_running({"cors": {"origins": [origin]}, "ack": ack}) as gateway:
+            await page.evaluate(f"{{{lines.replace('https://events.example.com', gateway.url)}}}")
+            await page.evaluate(ours, gateway.url)
+            await eventually(lambda: len(gateway.daemon.streams.open) == 2)
+            silent = await gateway.subscribe("/events/news")
+            assert (await silent.until("stream.close", 30)).json["reason"] == "unacknowledged"
+            await eventually(lambda: _answered(gateway, 10))
+            assert await gateway.metric("connections_total") == 3, "neither was closed, and came back"
+            assert noise == []
+
+
+async def _answered(gateway: Gateway, times: int) -> bool:
+    return await gateway.metric('acks_total{result="here"}') >= times

@@ -174,11 +174,13 @@ async def test_streams_and_posts_pass_as_they_are(name: str, tmp_path: Path) -> 
         assert '"resume":"complete"' in resumed
         large = json.dumps("x" * BODY_BYTES)
         assert await found.post(large, topic="large") == 200
+        ack = await found.client.post(f"{found.url}/streams/{'0' * 24}/ack", content="made up")
+        assert ack.json()["error"] == "unknown_nonce", "answers to heartbeats reach a gateway"
         module = await found.client.get(f"{found.url}/client.js", headers={"Accept-Encoding": "gzip"})
         assert (module.content, module.headers["Content-Encoding"]) == (BODY, "gzip")
         named = await found.client.get(f"{found.url}/{module.headers['Content-Location']}")
         assert (named.content, named.headers["Cache-Control"]) == (BODY, FOR_EVER)
-        for path in ("/", "/metrics", "/status", "/eventsource", "/hooks", "/client"):
+        for path in ("/", "/metrics", "/status", "/streams", "/eventsource", "/hooks", "/client"):
             assert (await found.client.get(found.url + path)).status_code == 404, path
 
 

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from bench.process import free_port
-from tests.support.gateway import Gateway, gateway_running, merged
+from tests.support.gateway import Gateway, eventually, gateway_running, merged
 from tests.support.issuer import serving
 from tests.terminal.command import CLEAN, ROOT, ran, started
 
@@ -73,6 +73,22 @@ async def test_a_restart_loses_nothing(tmp_path: Path) -> None:
         assert seen == ids
         await tail.said("again in")
         await tail.said("open again, nothing was missed")
+
+
+async def test_heartbeats_that_ask_are_answered() -> None:
+    """Whoever debugs a channel for an hour is no dead client; and the questions are none of the reader's business."""
+    config = {"ack": {"interval": "1s", "timeout": "2s", "retry_limit": 1}}
+    async with gateway_running(config) as gateway:
+        async with started("tail", "orders", "--json", "--url", gateway.url) as tail:
+            assert (await tail.told())["kind"] == "open"
+
+            async def answered() -> bool:
+                return await gateway.metric('acks_total{result="here"}') >= 5
+
+            await eventually(answered)
+            await gateway.post("orders", "1")
+            assert (await tail.told())["kind"] == "event"
+        assert await gateway.metric("connections_total") == 1
 
 
 async def test_a_gap_is_told_loudly() -> None:
