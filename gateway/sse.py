@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.event import GAP, Event, EventId
 
-Format = Literal["envelope", "data"]
+Format = Literal["envelope", "data", "message"]
 PayloadKind = Literal["json", "text", "envelope"]
 
 CONTENT_TYPE = "text/event-stream"
@@ -65,10 +65,12 @@ def block(
 def event_block(event: Event, format: Format, kind: PayloadKind) -> bytes:
     """Return the block of an event of the log in the format that the client asked for.
 
+    ``message`` is the envelope without an ``event`` field, for whoever cannot listen to each type by name.
     A JSON payload is embedded byte for byte: re-encoding would change big integers and NaN.
     """
     data = event.payload if format == "data" else envelope(event, kind)
-    return block(data, event=event.type, id=event.id if event.kept else None)
+    type = None if format == "message" else event.type
+    return block(data, event=type, id=event.id if event.kept else None)
 
 
 def envelope(event: Event, kind: PayloadKind) -> bytes:

@@ -116,7 +116,7 @@ def _payload(channel: Channel) -> str:
         "text": "text as it is",
         "envelope": "{type, payload, timestamp}",
     }[channel.payload]
-    given = "in an envelope with id, type and time" if channel.format == "envelope" else "alone"
+    given = "alone" if channel.format == "data" else "in an envelope with id, type and time"
     return f"{taken}; clients get it {given}"
 
 

@@ -279,7 +279,9 @@ class Channel(Section):
     payload: Literal["json", "text", "envelope"] = Field(
         "json", description="envelope: the record is {type, payload, timestamp}"
     )
-    format: Literal["envelope", "data"] = Field("envelope", description="what clients get")
+    format: Literal["envelope", "data", "message"] = Field(
+        "envelope", description="what clients get; message: the envelope, but no event is named by its type"
+    )
     history: Annotated[Literal["none"] | History, BeforeValidator(_history)] = section(
         History, "none: fan-out only; events carry no id"
     )

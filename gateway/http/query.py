@@ -35,7 +35,7 @@ def subscription(ask: Ask, matches: tuple[Match, ...]) -> Subscription:
     """Return what the stream follows. Raises BadRequest."""
     if not ask.query:
         return Subscription.of(matches, chunked=ask.chunked)
-    format = _choice(ask, "format", ("envelope", "data"))
+    format = _choice(ask, "format", ("envelope", "data", "message"))
     types = frozenset(
         name.strip() for value in ask.query.getall("types", ()) for name in value.split(",") if name.strip()
     )

@@ -8,17 +8,21 @@ from gateway.config.catalog import Declared
 from gateway.event import GAP, Event, EventId, Record
 from gateway.sse import Format, event_block, gap_block
 
+# A mapping in each entry would take more than many an event does.
+_SLOTS: dict[Format, str] = {"envelope": "as_envelope", "data": "as_data", "message": "as_message"}
+
 
 class Entry:
     """An event with its blocks, each made when it is first asked for."""
 
-    __slots__ = ("_data", "_envelope", "_key", "declared", "event")
+    __slots__ = ("_key", "as_data", "as_envelope", "as_message", "declared", "event")
 
     def __init__(self, event: Event, declared: Declared) -> None:
         self.event = event
         self.declared = declared
-        self._envelope: bytes | None = None
-        self._data: bytes | None = None
+        self.as_envelope: bytes | None = None
+        self.as_data: bytes | None = None
+        self.as_message: bytes | None = None
         self._key: str | Literal[False] | None = False
 
     @property
@@ -53,13 +57,14 @@ class Entry:
 
     def block(self, format: Format | None) -> bytes:
         """Return the event in ``format``, or in its channel's own."""
-        if (format or self.declared.spec.format) == "envelope":
-            if self._envelope is None:
-                self._envelope = event_block(self.event, "envelope", self.declared.spec.payload)
-            return self._envelope
-        if self._data is None:
-            self._data = event_block(self.event, "data", self.declared.spec.payload)
-        return self._data
+        spec = self.declared.spec
+        chosen = format or spec.format
+        slot = _SLOTS[chosen]
+        made: bytes | None = getattr(self, slot)
+        if made is None:
+            made = event_block(self.event, chosen, spec.payload)
+            setattr(self, slot, made)
+        return made
 
     def gap_blocks(self, channels: tuple[str, ...]) -> bytes:
         """Return one ``stream.gap`` for each of the stream's channels that the hole concerns.

@@ -58,6 +58,20 @@ async def test_the_format_is_the_channels_unless_the_query_says() -> None:
         assert [(await data.next()).data for _ in range(3)][1:] == ["[1]", '"x"']
 
 
+async def test_one_listener_gets_all_types_as_messages() -> None:
+    """format=message, of the query or of the channel: the envelope with its type inside, and no event field."""
+    channels = {"orders": {"payload": "envelope"}, "stock": {"payload": "envelope", "format": "message"}}
+    async with gateway_running({"channels": channels}) as gateway:
+        asked = await gateway.subscribe("/events?channel=orders,stock&format=message")
+        own = await gateway.subscribe("/events?channel=orders,stock")
+        for topic in ("orders", "stock"):
+            await gateway.post(topic, '{"type":"moved","payload":1}')
+        messages = [await asked.next() for _ in range(2)]
+        assert [(message.type, message.json["type"]) for message in messages] == [("message", "moved")] * 2
+        assert all(message.id == message.json["id"] for message in messages)
+        assert [(await own.next()).type for _ in range(2)] == ["moved", "message"]
+
+
 async def test_types_filters_live_and_replayed_events_alike() -> None:
     """types=a,b: only those; the own events of the gateway always pass."""
     async with gateway_running({"channels": {"orders": {"payload": "envelope"}}}) as gateway:

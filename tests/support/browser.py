@@ -14,6 +14,8 @@ from playwright.async_api import BrowserContext, Page, async_playwright
 from tests.support.issuer import serving
 from tests.support.needs import need
 
+CLIENT = Path(__file__).parents[2] / "client" / "client.js"
+
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -88,6 +90,8 @@ async def page_of_another_origin(*flags: str) -> AsyncIterator[tuple[Page, str]]
 
 
 async def _empty(request: web.BaseRequest) -> web.Response:
+    if request.path == "/client.js":  # of the page's own origin, as an application ships it
+        return web.Response(body=CLIENT.read_bytes(), content_type="text/javascript")
     return web.Response(text="<!doctype html><title>page</title>", content_type="text/html")
 
 

@@ -1,0 +1,82 @@
+"""Our client in Node: what it tells, as it comes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.gateway import eventually
+from tests.support.needs import need
+
+SCRIPT = Path(__file__).parent / "follow.mjs"
+
+
+class Following:
+    """What clients in one process told so far."""
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+
+    @property
+    def events(self) -> list[Any]:
+        """Payloads, and of a gap its reason, in order."""
+        events = [each["event"] for each in self.said if "event" in each]
+        return [event["reason"] if event["type"] == "stream.gap" else event["payload"] for event in events]
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """States with reason and delay."""
+        return [each["change"] for each in self.said if "change" in each]
+
+    @property
+    def states(self) -> list[str]:
+        return [change["state"] for change in self.changes]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it waited or was closed, each time."""
+        return [change["reason"] for change in self.changes if "reason" in change]
+
+    @property
+    def delays(self) -> list[int]:
+        """Milliseconds that it waited, each time."""
+        return [change["delay"] for change in self.changes if "delay" in change]
+
+    @property
+    def asked(self) -> list[str | None]:
+        """With what its page was asked for a token: None, or the one that was refused."""
+        return [each["asked"] for each in self.said if "asked" in each]
+
+    @property
+    def faults(self) -> list[str]:
+        return [each["fault"] for each in self.said if "fault" in each]
+
+    async def until(self, state: str, times: int = 1, timeout: float = 10.0) -> None:
+        """Wait until a state came so often."""
+        await eventually(lambda: self.states.count(state) >= times, timeout)
+
+    async def read(self, stream: asyncio.StreamReader) -> None:
+        """Take what the process prints, to its end."""
+        async for line in stream:
+            self.said.append(json.loads(line))
+
+
+@asynccontextmanager
+async def following(url: str, options: dict[str, Any], **more: Any) -> AsyncIterator[Following]:
+    """Run clients in a Node process that ends with the block; ``more`` is what ``follow.mjs`` takes."""
+    about = json.dumps({"url": url, "options": {"minDelay": 50, "maxDelay": 200, **options}, **more})
+    process = await asyncio.create_subprocess_exec(
+        need("node", "nodejs"), SCRIPT, about, stdout=asyncio.subprocess.PIPE, limit=2**24
+    )
+    assert process.stdout is not None
+    told = Following()
+    reading = asyncio.create_task(told.read(process.stdout))
+    try:
+        yield told
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await reading
