@@ -19,7 +19,7 @@ class About:
     runs_in: Literal["node", "python"] = "node"
 
 
-_LOOP = "a loop around it, as below"
+_LOOP = "call it in [a loop](#loops)"
 
 CLIENTS: dict[str, About] = {
     "sse-gateway-client": About(

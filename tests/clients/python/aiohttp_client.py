@@ -23,7 +23,7 @@ async def _read(job: "Job", report: Report) -> None:
     try:
         async with sse_client.EventSource(
             job.url,
-            headers=job.headers,
+            headers=job.headers(),
             timeout=timeout,
             reconnection_time=timedelta(seconds=0.1),
             on_open=lambda: report("open"),

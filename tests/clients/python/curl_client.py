@@ -1,4 +1,4 @@
-"""curl in the loop of docs/clients.md; what it prints is parsed as the standard says."""
+"""curl in a loop, as docs/clients.md says; what it prints is parsed as the standard says."""
 
 import subprocess
 import time
@@ -23,7 +23,7 @@ def start(job: "Job", report: Report) -> None:
     options = ["--silent", "--show-error", "--fail", "--no-buffer", "--speed-limit", "1"]
     options += ["--speed-time", str(max(1, job.watchdog // 1000))]
     while True:
-        headers = job.headers | ({"Last-Event-ID": last} if last else {})
+        headers = job.headers() | ({"Last-Event-ID": last} if last else {})
         given = [word for name, value in headers.items() for word in ("--header", f"{name}: {value}")]
         curl = subprocess.Popen(
             ["curl", *options, *given, job.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0

@@ -34,7 +34,6 @@ class Job:
     """Milliseconds without a byte after which a client should give a connection up, where it can."""
     tokenFile: str | None = None  # noqa: N815 as the contract spells it
 
-    @property
     def headers(self) -> dict[str, str]:
         """Return the headers of a request that is made now."""
         if self.tokenFile is None:
