@@ -7,7 +7,7 @@ CONFIG ?= config/gateway.yaml
 # Most tests wait for servers: more of them at once than there are cores.
 TESTERS ?= 4
 
-.PHONY: run install test check format docs bench image release test-floors debian bench-debian clean
+.PHONY: run install test check format docs types bench image release test-floors debian bench-debian clean
 
 run: $(VENV)/.installed
 	$(BIN)/sse-gateway run --config $(CONFIG) --hints
@@ -31,6 +31,14 @@ format: $(VENV)/.developed
 docs: $(VENV)/.installed
 	$(BIN)/sse-gateway schema > config/schema.json
 	$(BIN)/python docs/reference.py
+
+# What TypeScript reads of the client, from its JSDoc.
+types: $(VENV)/.developed
+	$(BIN)/python -m tests.client.types
+
+# What real clients make of streams: runs them, and writes docs/clients.md.
+clients-table: $(VENV)/.developed debian
+	UPDATE_CLIENTS=1 $(BIN)/python -m pytest tests/clients -n $(TESTERS) --dist worksteal
 
 # All scenarios, or some: make bench SCENARIOS="fanout idle". Writes docs/benchmarks.
 bench: $(VENV)/.benched bench-debian

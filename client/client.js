@@ -8,7 +8,7 @@ const QUEUED = 10_000; // events that may wait for an iterator
 const MARK = "sse-gateway ";
 
 /** @type {import("./types.js").Connect} */
-export function connect(url, { share, lastEventId, signal, ...options }) {
+export const connect = (url, { share, lastEventId, signal, ...options }) => {
   const { channels, last, since, types, credentials } = options;
   if (!Array.isArray(channels) || !channels.length) throw new TypeError("channels must name one at least");
   if (share && (lastEventId ?? last ?? since) !== undefined)
@@ -76,7 +76,7 @@ export function connect(url, { share, lastEventId, signal, ...options }) {
   signal?.addEventListener("abort", () => stream.close("aborted"));
   if (signal?.aborted) stream.close("aborted");
   return stream;
-}
+};
 
 const unique = () => `${Math.random()}`;
 const ended = (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve));
@@ -237,7 +237,7 @@ function link(settings, id, hear) {
     for (const event of ["message", "stream.open", "stream.gap", "stream.close", "stream.heartbeat"])
       source.addEventListener(event, ({ data, lastEventId }) => {
         alive();
-        take({ event, data, id: lastEventId || undefined });
+        take({ event, data, id: lastEventId || undefined, retry: 3_000 }); // it does not tell
       });
     source.onerror = () => drop("network");
     await ended(signal);
@@ -442,7 +442,7 @@ function shared(settings, name, hear) {
 
   // A worker outlives every tab. It must be this very file, of the page's origin.
   const start = () => {
-    const { origin, pathname } = new URL(import.meta.url);
+    const { origin, pathname } = new URL(import.meta.url ?? location); // none in a classic script
     if (!globalThis.SharedWorker || origin !== location.origin || !/\/client(\.\w+)?\.js$/.test(pathname)) return join();
     const worker = new SharedWorker(import.meta.url, { type: "module", name });
     worker.onerror = worker.port.onmessage = join;

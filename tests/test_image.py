@@ -36,8 +36,12 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
     source.mkdir()
     for name in copied():
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            # Links stay links, as with COPY.
+            shutil.copytree(
+                ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
+            (source / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     assert "pip install --no-cache-dir --disable-pip-version-check '.[kafka]'" in DOCKERFILE
     subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
@@ -65,6 +69,8 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
         assert health is not None
         with urllib.request.urlopen(health[1].replace("9090", str(admin)), timeout=5) as answer:
             assert answer.status == 200
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/client.js", timeout=5) as answer:
+            assert answer.read() == (ROOT / "client/client.js").read_bytes()
         assert [path.name for path in empty.iterdir()] == ["var"]
     finally:
         child.terminate()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from gateway.http import client
 from gateway.http.cors import CorsPolicy, Preflights
 from gateway.http.hooks import Hooks
 from gateway.http.responses import errors_as_json, plain_headers
@@ -39,6 +40,10 @@ def public_app(
     office = app.router.add_resource(TICKETS)
     office.add_route("POST", tickets.post)
     preflights.add(office, "POST")
+    for path in (client.PATH, client.VERSIONED):
+        module = app.router.add_resource(path)
+        module.add_route("GET", client.get)
+        module.add_route("HEAD", client.get)
     for url, kind in HOOKS.items():
         hook = app.router.add_resource(url)
         hook.add_route("POST", hooks.post(kind), expect_handler=hooks.expect(kind))

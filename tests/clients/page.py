@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.clients.catalog import CLIENTS, EVENTS, About
-from tests.clients.expected import BEST, CUTS, DELIVERY, ENDS, LOSSES, SCENARIOS, Loss, expected
+from tests.clients.catalog import CLIENTS, About
+from tests.clients.expected import BEST, CUTS, DELIVERY, ENDS, LOSSES, SCENARIOS, Loss, asked_in, expected
 from tests.clients.python import httpx_client, requests_client
 from tests.clients.trial import WHOLE
 
@@ -23,7 +23,7 @@ client does better or worse than it says here.
 
 - **Any client loses nothing** of what the gateway sends as long as it keeps the last id of a whole event and comes
   back with it. Where the table below says otherwise it is the client's own doing.
-- In a page, take [our client](client.md), or the browser's own `EventSource`. In Node, ours or `eventsource`. In Python,
+- In a page, take ours (`/client.js`), or the browser's own `EventSource`. In Node, ours or `eventsource`. In Python,
   httpx-sse in the loop below.
 - A connection can die without an end (a laptop that slept, a firewall that forgot): only clients that wait for bytes
   notice. The gateway sends some every `timeouts.heartbeat` (15 s); let a client give up after 2.5 to 3 of that.
@@ -39,9 +39,10 @@ The numbers leave out what a client cannot be asked: ours reads envelopes only.
 
 ## What each loses by its own design
 
-Five or six events are published, and the connection is cut while the third is on its way. A *cut* is one that the client
-can see: HTTP/1.1's last chunk is missing. It *ended* where a proxy that speaks HTTP/1.0 stands between: there the end of
-a cut stream looks like any other end.
+Six events are published, and the connection is cut while the third is on its way. A *cut* is one that the client can see:
+HTTP/1.1's last chunk is missing. It *ended* where a proxy that speaks HTTP/1.0 stands between: there the end of a cut
+stream looks like any other end. **lost 3**: the third event never arrives; **twice 3**: it arrives twice; **torn 1**: one
+event that nobody published; **stops**: the client gives up, and nothing that follows arrives.
 
 | client | because | what happens |
 |---|---|---|
@@ -119,14 +120,10 @@ def version(about: About) -> str:
 
 def _clients() -> Iterator[str]:
     for name, about in CLIENTS.items():
-        asked = [scenario for scenario in SCENARIOS if name in EVENTS or scenario not in NOT_OURS]
+        asked = [scenario for scenario in SCENARIOS if name in asked_in(scenario)]
         good = sum(1 for scenario in asked if expected(scenario, name) == BEST.get(scenario, WHOLE))
         many = "all" if good == len(asked) else f"{good} of {len(asked)}"
         yield f"| {name} | {version(about)} | {about.resumes} | {about.watchdog} | {many} | {about.advice} |\n"
-
-
-NOT_OURS = ("data", "data, byte by byte", "heartbeats as events")
-"""Scenarios that client/client.js cannot be asked: it reads envelopes, and hears bytes where others want events."""
 
 
 def _losses() -> Iterator[str]:

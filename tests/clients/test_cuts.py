@@ -5,29 +5,44 @@ import re
 import pytest
 
 from tests.clients.catalog import CLIENTS
-from tests.clients.expected import check
+from tests.clients.expected import MOMENTS, check
 from tests.clients.tap import Tap
 from tests.clients.trial import HOOKS, all_of, is_back, outcome, publish_orders, settled, trying
+from tests.clients.zoo import Client
 from tests.support.gateway import gateway_running
 
-MOMENTS = {
-    "between two events": rb'"n":2,.*?\n\n',
-    "before the headers": rb"",
-    "after `event:`": rb'\nevent: order\n(?=data: [^\n]*"n":3,)',
-    "within the data": rb'"n":3,',
-    "within a character": rb'"n":3,"text":"\xf0\x9f',
-    "after the data, before the id": rb'"n":3,[^\n]*\n',
-    "within the id": rb'"n":3,[^\n]*\nid: \d{5}',
-    "after the id, before the blank line": rb'"n":3,[^\n]*\nid: [^\n]*\n',
-}
+PLACES = dict(
+    zip(
+        MOMENTS,
+        (
+            rb'"n":2,.*?\n\n',
+            rb"",
+            rb'\nevent: order\n(?=data: [^\n]*"n":3,)',
+            rb'"n":3,',
+            rb'"n":3,"text":"\xf0\x9f',
+            rb'"n":3,[^\n]*\n',
+            rb'"n":3,[^\n]*\nid: \d{5}',
+            rb'"n":3,[^\n]*\nid: [^\n]*\n',
+        ),
+        strict=True,
+    )
+)
+"""Where a connection is cut for each moment: at the end of the first match."""
 
 
 def cuts(moment: str) -> list[re.Pattern[bytes]]:
     """Return where connections are cut for a moment; only a client that comes back can miss its headers."""
-    places = [MOMENTS[moment]]
+    places = [PLACES[moment]]
     if moment == "before the headers":
-        places.insert(0, MOMENTS["between two events"])
+        places.insert(0, PLACES["between two events"])
     return [re.compile(place, re.DOTALL) for place in places]
+
+
+def resumes(client: Client) -> str:
+    """Return where a client put the id of the last event when it came back."""
+    head, _, fields = client.tap.lines[-1].asked.partition(b"\r\n")
+    has_header = b"\r\nlast-event-id: " in b"\r\n" + fields.lower()
+    return "header" if has_header else "query" if b"lastEventId=" in head else "nowhere"
 
 
 @pytest.mark.parametrize("kind", ["cut", "ended"])
@@ -45,6 +60,8 @@ async def test_a_cut_loses_nothing(kind: str) -> None:
             # The last one pushes the one before it out of the buffer of a client that waits for a full one.
             await publish_orders(gateway, range(6, 8))
             await settled(clients.values(), 6)
+            for (name, _), client in clients.items():
+                assert client.is_over or resumes(client) == CLIENTS[name].resumes
             for moment in MOMENTS:
                 mine = {name: client for (name, at), client in clients.items() if at == moment}
                 check(f"{kind} {moment}", {name: outcome(mine[name], range(1, 7)) for name in mine})

@@ -2,9 +2,10 @@
 
 import os
 from importlib import metadata
+from pathlib import Path
 
 from tests.clients.catalog import CLIENTS
-from tests.clients.expected import BEST, LOSSES, SCENARIOS
+from tests.clients.expected import BEST, CUTS, DELIVERY, ENDS, LOSSES, SCENARIOS
 from tests.clients.page import PAGE, render, version
 from tests.clients.trial import WHOLE
 
@@ -27,6 +28,12 @@ def test_each_loss_is_one() -> None:
         for loss in losses:
             for scenario, outcome in loss.outcomes.items():
                 assert outcome != BEST.get(scenario, WHOLE), (client, scenario)
+
+
+def test_each_scenario_is_run() -> None:
+    """The page tells of something that no test does."""
+    tests = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+    assert not [name for name in SCENARIOS if name not in (*CUTS, *ENDS, *DELIVERY) and f'"{name}"' not in tests]
 
 
 def test_the_versions_are_those_that_run() -> None:

@@ -17,6 +17,7 @@ import pytest
 from bench.process import free_port
 from gateway.doctor.finding import Level
 from gateway.doctor.patience import Patience
+from gateway.http.client import BODY, FOR_EVER
 from tests.doctor.examined import APP, examine
 from tests.support.authority import Authority
 from tests.support.gateway import eventually
@@ -149,7 +150,7 @@ async def test_a_silence_beyond_the_idle_timeout_is_cut(name: str, tmp_path: Pat
 
 
 async def test_streams_and_posts_pass_as_they_are(name: str, tmp_path: Path) -> None:
-    """HTTP/2, the client's own address, no compression, the resume point, large posts; and nothing else."""
+    """HTTP/2, the client's own address, no compression, the resume point, large posts, the module; and nothing else."""
     async with deployed(name, tmp_path) as found:
         url = f"{found.url}/events/orders"
         forged = {"X-Forwarded-For": "192.0.2.1", "Accept-Encoding": "gzip, br, zstd"}
@@ -173,7 +174,11 @@ async def test_streams_and_posts_pass_as_they_are(name: str, tmp_path: Path) -> 
         assert '"resume":"complete"' in resumed
         large = json.dumps("x" * BODY_BYTES)
         assert await found.post(large, topic="large") == 200
-        for path in ("/", "/metrics", "/status", "/eventsource", "/hooks"):
+        module = await found.client.get(f"{found.url}/client.js", headers={"Accept-Encoding": "gzip"})
+        assert (module.content, module.headers["Content-Encoding"]) == (BODY, "gzip")
+        named = await found.client.get(f"{found.url}/{module.headers['Content-Location']}")
+        assert (named.content, named.headers["Cache-Control"]) == (BODY, FOR_EVER)
+        for path in ("/", "/metrics", "/status", "/eventsource", "/hooks", "/client"):
             assert (await found.client.get(found.url + path)).status_code == 404, path
 
 
