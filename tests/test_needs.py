@@ -13,7 +13,9 @@ ASK = "import sys, pathlib; from tests.support.needs import need_npm; need_npm(p
 def package(folder: Path, version: str) -> None:
     """Write a package.json whose installation leaves a line, and asks nobody else."""
     scripts = {"postinstall": "echo installed >> ran"}
-    (folder / "package.json").write_text(json.dumps({"name": "needed", "version": version, "scripts": scripts}))
+    (folder / "package.json").write_text(
+        json.dumps({"name": "needed", "version": version, "scripts": scripts})
+    )
 
 
 def times(folder: Path) -> int:

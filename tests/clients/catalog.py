@@ -29,7 +29,11 @@ CLIENTS: dict[str, About] = {
         "eventsource", "npm", "header", "none", "good where headers are needed in Node: its option `fetch`"
     ),
     "eventsource-client": About(
-        "eventsource-client", "npm", "header", "none", "close it yourself when `stream.close` says `token_expired`"
+        "eventsource-client",
+        "npm",
+        "header",
+        "none",
+        "close it yourself when `stream.close` says `token_expired`",
     ),
     "event-source-polyfill": About(
         "event-source-polyfill",
@@ -50,10 +54,18 @@ CLIENTS: dict[str, About] = {
     ),
     "sse.js": About("sse.js", "npm", "header", "none", "set `autoReconnect: true`, else it never comes back"),
     "@microsoft/fetch-event-source": About(
-        "@microsoft/fetch-event-source", "npm", "header", "none", "never without the `onclose` of the next line"
+        "@microsoft/fetch-event-source",
+        "npm",
+        "header",
+        "none",
+        "never without the `onclose` of the next line",
     ),
     "@microsoft/fetch-event-source, told to retry": About(
-        "@microsoft/fetch-event-source", "npm", "header", "none", "throw in `onclose`, and for 4xx in `onerror`"
+        "@microsoft/fetch-event-source",
+        "npm",
+        "header",
+        "none",
+        "throw in `onclose`, and for 4xx in `onerror`",
     ),
     "httpx-sse": About("httpx-sse", "PyPI", "header", "`timeout`, 5 s", _LOOP, "python"),
     "sseclient-py": About("sseclient-py", "PyPI", "header", "`timeout` of requests, off", _LOOP, "python"),

@@ -53,7 +53,9 @@ class Loss:
 
 
 _NO_WATCHDOG = Loss("it does not notice a connection that is dead without an end", {"dead": "lost 1"})
-_HEADERS_ONCE = Loss("its headers are given once, so it comes back with the old token", {"token renewed": STOPS})
+_HEADERS_ONCE = Loss(
+    "its headers are given once, so it comes back with the old token", {"token renewed": STOPS}
+)
 _TORN_ID = Loss(
     "it takes an id from a line that has come, though its event has not: the event is skipped",
     {f"{kind} after the id, before the blank line": "lost 3" for kind in ("cut", "ended")},
@@ -85,7 +87,10 @@ LOSSES: Mapping[str, tuple[Loss, ...]] = {
     "launchdarkly-eventsource": (_HEADERS_ONCE,),
     "sse.js": (
         _TORN_END,
-        Loss("a character that is cut in two is given out as a replacement character", {"ended within a character": "torn 1"}),
+        Loss(
+            "a character that is cut in two is given out as a replacement character",
+            {"ended within a character": "torn 1"},
+        ),
         Loss(
             "it comes back whatever the status was, and with the headers that it was given once",
             {"token expired": "asks for ever", "token renewed": "asks for ever"},
@@ -106,7 +111,10 @@ LOSSES: Mapping[str, tuple[Loss, ...]] = {
     "aiohttp-sse-client2": (
         Loss(
             "it raises when a connection is cut or cannot be made, and half a character ends it too",
-            {**dict.fromkeys((*CUTS, "drain", "gap", "overload", "dead"), STOPS), "ended within a character": STOPS},
+            {
+                **dict.fromkeys((*CUTS, "drain", "gap", "overload", "dead"), STOPS),
+                "ended within a character": STOPS,
+            },
         ),
         Loss(
             "it strips all blanks that lead and line ends that trail",

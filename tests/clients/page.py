@@ -3,7 +3,7 @@
 import configparser
 import inspect
 import json
-import textwrap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,7 +108,9 @@ def render() -> str:
 def version(about: About) -> str:
     """Return the version that the zoo runs."""
     if about.home == "npm":
-        return str(json.loads((ROOT / "tests/clients/package.json").read_text())["dependencies"][about.package])
+        return str(
+            json.loads((ROOT / "tests/clients/package.json").read_text())["dependencies"][about.package]
+        )
     if about.home == "PyPI":
         setup = configparser.ConfigParser()
         setup.read(ROOT / "setup.cfg")
@@ -156,5 +158,8 @@ def _scenarios() -> Iterator[str]:
 
 
 def _loops() -> str:
-    shown = [textwrap.dedent(inspect.getsource(module.events)) for module in (httpx_client, requests_client)]
-    return _LOOPS.replace("{httpx}", shown[0]).replace("{requests}", shown[1])
+    for_checkers = re.compile("  # type: .*")
+    httpx, requests = (
+        for_checkers.sub("", inspect.getsource(module.events)) for module in (httpx_client, requests_client)
+    )
+    return _LOOPS.replace("{httpx}", httpx).replace("{requests}", requests)

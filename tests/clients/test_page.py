@@ -33,7 +33,9 @@ def test_each_loss_is_one() -> None:
 def test_each_scenario_is_run() -> None:
     """The page tells of something that no test does."""
     tests = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
-    assert not [name for name in SCENARIOS if name not in (*CUTS, *ENDS, *DELIVERY) and f'"{name}"' not in tests]
+    assert not [
+        name for name in SCENARIOS if name not in (*CUTS, *ENDS, *DELIVERY) and f'"{name}"' not in tests
+    ]
 
 
 def test_the_versions_are_those_that_run() -> None:

@@ -1,6 +1,5 @@
 """One scenario for all clients at once: start them, publish, wait until each is through, say what became of it."""
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -167,4 +166,3 @@ def _told_gaps(client: Client) -> set[int]:
 
 def _list(of: Sequence[int]) -> str:
     return " ".join(map(str, of))
-

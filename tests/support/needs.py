@@ -41,7 +41,9 @@ def need_npm(folder: Path) -> None:
         said = ""
         for _ in range(NPM_ATTEMPTS):
             try:
-                result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS)
+                result = subprocess.run(
+                    command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS
+                )
             except subprocess.TimeoutExpired:
                 said = f"no end after {NPM_SECONDS} seconds"
             else:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from tests.clients.python.zoo import Job
 
 
-def events(client: httpx.Client, url: str, headers: Callable[[], dict[str, str]]) -> Iterator[ServerSentEvent]:
+def events(
+    client: httpx.Client, url: str, headers: Callable[[], dict[str, str]]
+) -> Iterator[ServerSentEvent]:
     """Yield the events of a stream, over all its connections. Raises HTTPStatusError when it is refused."""
     last, delay = "", 3.0
     while True:

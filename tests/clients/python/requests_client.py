@@ -21,7 +21,7 @@ def events(url: str, headers: Callable[[], dict[str, str]], silence: float) -> I
         try:
             answer = requests.get(url, headers=headers() | resume, stream=True, timeout=(5, silence))
             answer.raise_for_status()
-            for event in sseclient.SSEClient(answer).events():
+            for event in sseclient.SSEClient(answer).events():  # type: ignore[arg-type]
                 last = event.id or last
                 if event.retry is not None:
                     delay = int(event.retry) / 1000

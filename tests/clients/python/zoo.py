@@ -32,7 +32,7 @@ class Job:
     types: list[str]
     watchdog: int
     """Milliseconds without a byte after which a client should give a connection up, where it can."""
-    tokenFile: str | None = None  # noqa: N815 as the contract spells it
+    tokenFile: str | None = None
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a request that is made now."""
