@@ -45,10 +45,13 @@ class Tap:
     _open: set[Line] = field(default_factory=set)
     _server: asyncio.Server | None = None
 
+    def __post_init__(self) -> None:
+        self._left = len(self.cuts)  # that were not made yet
+
     @property
     def was_cut(self) -> bool:
         """Whether all of ``cuts`` were made, and there is a connection after them."""
-        return not self.cuts and bool(self.lines) and not self.lines[-1].cut.is_set()
+        return self._left == 0 and not self.lines[-1].cut.is_set()
 
     async def open(self) -> None:
         """Listen, on the same port each time."""
@@ -126,6 +129,7 @@ class Tap:
             else:
                 writer.write(part)
             if found is not None:
+                self._left -= 1
                 line.cut.set()
                 return
 

@@ -11,22 +11,16 @@ from tests.clients.trial import HOOKS, all_of, is_back, outcome, publish_orders,
 from tests.clients.zoo import Client
 from tests.support.gateway import gateway_running
 
-PLACES = dict(
-    zip(
-        MOMENTS,
-        (
-            rb'"n":2,.*?\n\n',
-            rb"",
-            rb'\nevent: order\n(?=data: [^\n]*"n":3,)',
-            rb'"n":3,',
-            rb'"n":3,"text":"\xf0\x9f',
-            rb'"n":3,[^\n]*\n',
-            rb'"n":3,[^\n]*\nid: \d{5}',
-            rb'"n":3,[^\n]*\nid: [^\n]*\n',
-        ),
-        strict=True,
-    )
-)
+PLACES = {
+    "between two events": rb'"n":2,.*?\n\n',
+    "before the headers": rb"",
+    "after `event:`": rb'\nevent: order\n(?=data: [^\n]*"n":3,)',
+    "within the data": rb'"n":3,',
+    "within a character": rb'"n":3,"text":"\xf0\x9f',
+    "after the data, before the id": rb'"n":3,[^\n]*\n',
+    "within the id": rb'"n":3,[^\n]*\nid: \d{5}',
+    "after the id, before the blank line": rb'"n":3,[^\n]*\nid: [^\n]*\n',
+}
 """Where a connection is cut for each moment: at the end of the first match."""
 
 
