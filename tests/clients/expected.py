@@ -62,7 +62,10 @@ _TORN_ID = Loss(
 )
 _FETCH_DATA = Loss(
     "it drops empty lines at the beginning of data, and a byte order mark at the beginning of a line",
-    dict.fromkeys(DELIVERY[:2], "alters all of them, only a line end, a byte order mark"),
+    {
+        "data": "alters all of them, only a line end, a byte order mark",
+        "data, byte by byte": "alters all of them, a byte order mark",
+    },
 )
 _TORN_END = Loss(
     "it gives out what it has of an event when the stream ends: torn, twice, or with half an id, which is a gap",
@@ -118,10 +121,10 @@ LOSSES: Mapping[str, tuple[Loss, ...]] = {
         ),
         Loss(
             "it strips all blanks that lead and line ends that trail",
-            dict.fromkeys(
-                DELIVERY[:2],
-                "alters all of them, a line end last, only a line end, leading blanks, only a blank",
-            ),
+            {
+                "data": "alters all of them, a line end last, only a line end, leading blanks, only a blank",
+                "data, byte by byte": "alters all of them",
+            },
         ),
         _HEADERS_ONCE,
     ),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.clients.catalog import CLIENTS, About
-from tests.clients.expected import BEST, CUTS, DELIVERY, ENDS, LOSSES, SCENARIOS, Loss, asked_in, expected
+from tests.clients.expected import BEST, CUTS, ENDS, LOSSES, SCENARIOS, Loss, asked_in, expected
 from tests.clients.python import httpx_client, requests_client
 from tests.clients.trial import WHOLE
 
@@ -141,7 +141,7 @@ def _happens(loss: Loss) -> Iterator[str]:
     for outcome, scenarios in by_outcome.items():
         left = list(scenarios)
         said = []
-        for group, title in ((CUTS, "any cut"), (ENDS, "any that ended"), (DELIVERY[:2], "`format=data`")):
+        for group, title in ((CUTS, "any cut"), (ENDS, "any that ended")):
             if set(group) <= set(left):
                 said.append(title)
                 left = [scenario for scenario in left if scenario not in group]
@@ -150,7 +150,7 @@ def _happens(loss: Loss) -> Iterator[str]:
 
 def _scenarios() -> Iterator[str]:
     yield "| data, envelope | payloads with all line ends, U+2028, blanks, nothing, emoji, 64 KB, a byte order mark: each as it was (in `format=data` line ends become LF) |\n"
-    yield "| data, envelope, byte by byte | the same without the long ones, each byte in a packet of its own |\n"
+    yield "| data, envelope, byte by byte | some of these, each byte in a packet of its own |\n"
     moments = ", ".join(scenario.removeprefix("cut ") for scenario in CUTS)
     yield f"| cut …, ended … | {moments}: {_MEANS[WHOLE]} |\n"
     for scenario, about in _ABOUT.items():

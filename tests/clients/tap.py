@@ -36,7 +36,7 @@ class Tap:
     old_http: bool = False
     """Ask the gateway in HTTP/1.0, as some proxies do: then the end of a cut stream looks like any other end."""
     drips: bool = False
-    """Send byte by byte, each in a packet of its own."""
+    """Send bodies byte by byte, each in a packet of its own."""
     cuts: list[re.Pattern[bytes]] = field(default_factory=list)
     """Where the next connections are cut, one each: at the end of the first match in what the gateway sends."""
     port: int = 0
@@ -122,7 +122,7 @@ class Tap:
             if found is not None:
                 part = part[: found.end() - len(line.answered)]
             line.answered += part
-            if self.drips:
+            if self.drips and not part.startswith(b"HTTP/"):
                 for at in range(len(part)):
                     writer.write(part[at : at + 1])
                     await asyncio.sleep(0.001)
