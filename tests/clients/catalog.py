@@ -25,6 +25,13 @@ CLIENTS: dict[str, About] = {
     "sse-gateway-client": About(
         "sse-gateway-client", "here", "header", "itself: 2.5 heartbeats", "for pages, and for Node from 18 on"
     ),
+    "sse-gateway-client, over EventSource": About(
+        "sse-gateway-client",
+        "here",
+        "query",
+        "itself: 2.5 heartbeats",
+        "what it does where `fetch` cannot stream",
+    ),
     "eventsource": About(
         "eventsource", "npm", "header", "none", "good where headers are needed in Node: its option `fetch`"
     ),
@@ -75,6 +82,5 @@ CLIENTS: dict[str, About] = {
     "curl": About("curl", "Debian", "header", "`--speed-time`", _LOOP, "python"),
 }
 
-OURS = "sse-gateway-client"
-EVENTS = [name for name in CLIENTS if name != OURS]
+EVENTS = [name for name, about in CLIENTS.items() if about.home != "here"]
 """The clients that give their caller the events of the stream as they are."""

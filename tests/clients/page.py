@@ -36,6 +36,7 @@ client does better or worse than it says here.
 
 _LOSSES = """
 The numbers leave out what a client cannot be asked: ours reads envelopes only.
+Libraries ask for `?format=envelope`; ours over EventSource for `?format=message`, with a ticket in place of its token.
 
 ## What each loses by its own design
 

@@ -17,7 +17,10 @@ SECRET = "s" * 32
 CONFIG = merged(
     HOOKS,
     {
-        "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET, "leeway": "0s"}},
+        "auth": {
+            "jwt": {"algorithms": ["HS256"], "secret": SECRET, "leeway": "0s"},
+            "tickets": {"lifetime": "1m"},
+        },
         "channels": {"orders": {"access": "token"}},
         "limits": {"connections_per_user": 100},
     },
@@ -57,7 +60,7 @@ async def test_a_token_ends(tmp_path: Path, renewed: bool) -> None:
             await settled(clients.values(), 1)
 
             def ended(client: Client) -> bool:
-                return b'"reason":"token_expired"' in client.tap.lines[0].answered
+                return any(b'"reason":"token_expired"' in line.answered for line in client.tap.lines)
 
             await all_of(clients.values(), ended)
             await publish_orders(gateway, [2])

@@ -14,6 +14,7 @@ const CLIENTS = {
   "launchdarkly-eventsource": "./launchdarkly_eventsource.js",
   "sse.js": "./sse_js.js",
   "sse-gateway-client": "./ours.js",
+  "sse-gateway-client, over EventSource": "./ours_over_eventsource.js",
   // These make a `window` and a `document`: after those that look for one when they are loaded.
   "@microsoft/fetch-event-source": "./fetch_event_source.js",
   "@microsoft/fetch-event-source, told to retry": "./fetch_event_source_retrying.js",
