@@ -1,4 +1,5 @@
 # make run    start the gateway on config/gateway.yaml; needs Python 3.11+ and nothing else
+# make demo   a page that follows a shop over a gateway of its own: examples/orders
 # make test   run every test; installs what the tests need
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,10 +8,13 @@ CONFIG ?= config/gateway.yaml
 # Most tests wait for servers: more of them at once than there are cores.
 TESTERS ?= 4
 
-.PHONY: run install test check format docs types bench image release test-floors debian bench-debian clean
+.PHONY: run demo install test check format docs types bench image release test-floors debian bench-debian clean
 
 run: $(VENV)/.installed
 	$(BIN)/sse-gateway run --config $(CONFIG) --hints
+
+demo: $(VENV)/.installed
+	@$(BIN)/python examples/orders/demo.py
 
 install: $(VENV)/.installed
 

@@ -9,11 +9,12 @@ const MARK = "sse-gateway ";
 
 /** @type {import("./types.js").Connect} */
 export const connect = (url, { share, lastEventId, signal, ...options }) => {
-  const { channels, last, since, types, credentials } = options;
+  const { channels, last, since, types, credentials, minDelay = 1_000, maxDelay = 30_000 } = options;
+  const { transport = globalThis.ReadableStream ? "fetch" : "eventsource" } = options;
   if (!Array.isArray(channels) || !channels.length) throw new TypeError("channels must name one at least");
   if (share && (lastEventId ?? last ?? since) !== undefined)
     throw new TypeError("share excludes last, since, lastEventId");
-  const handlers = {};
+  const handlers = { __proto__: null };
   const tell = (name, value) => {
     for (const handler of [...(handlers[name] ?? [])])
       try {
@@ -68,8 +69,7 @@ export const connect = (url, { share, lastEventId, signal, ...options }) => {
     },
   };
   const base = `${url}`.replace(/\/+$/, "");
-  const transport = globalThis.ReadableStream ? "fetch" : "eventsource";
-  const settings = { minDelay: 1_000, maxDelay: 30_000, transport, ...options, base, client: unique() };
+  const settings = { ...options, transport, minDelay, maxDelay, base, client: unique() };
   const name = MARK + JSON.stringify([base, [...channels].sort(), types, credentials, share]);
   const canShare = share && globalThis.navigator?.locks && globalThis.BroadcastChannel;
   const source = canShare ? shared(settings, name, hear) : link(settings, lastEventId, hear);
@@ -330,7 +330,10 @@ function shared(settings, name, hear) {
   const over = new AbortController();
   let here = new AbortController();
   let now = {}; // the last change
-  let id, leading, posts, hasAsked, answer, timer;
+  let id = settings.at;
+  let answer, hasAsked, leading, posts, timer, worker;
+
+  const tabs = `${name} tabs`;
 
   const post = (message) => posts?.postMessage(message);
 
@@ -344,12 +347,16 @@ function shared(settings, name, hear) {
     here.abort();
     posts?.close();
     posts = hasAsked = undefined;
+    worker?.port.postMessage(0);
   };
 
   const close = () => {
     over.abort();
     leave();
   };
+
+  // Each tab holds this lock with the others; a worker gets it where there is none.
+  const leaveIfAlone = () => locks.request(tabs, { signal: AbortSignal.timeout(1_000) }, close).catch(() => 0);
 
   const accept = (news) => {
     if (news.id && news.id !== news.prev) {
@@ -371,7 +378,6 @@ function shared(settings, name, hear) {
   const stand = async (steal) => {
     here.abort();
     const { signal } = (here = new AbortController());
-    const tabs = `${name} tabs`;
     if (!isWorker) locks.request(tabs, { mode: "shared", signal }, () => ended(signal)).catch(() => 0);
     const lead = async () => {
       clearTimeout(timer);
@@ -384,7 +390,7 @@ function shared(settings, name, hear) {
       leading = mine;
       const beat = setInterval(() => {
         post({ change: now, at: id });
-        if (isWorker) locks.request(tabs, { ifAvailable: true }, (lock) => lock && close());
+        if (isWorker) leaveIfAlone();
       }, BEAT);
       await ended(signal);
       clearInterval(beat);
@@ -444,9 +450,9 @@ function shared(settings, name, hear) {
   const start = () => {
     const { origin, pathname } = new URL(import.meta.url ?? location); // none in a classic script
     if (!globalThis.SharedWorker || origin !== location.origin || !/\/client(\.\w+)?\.js$/.test(pathname)) return join();
-    const worker = new SharedWorker(import.meta.url, { type: "module", name });
+    worker = new SharedWorker(import.meta.url, { type: "module", name });
     worker.onerror = worker.port.onmessage = join;
-    worker.port.postMessage({ ...settings, token: !!token });
+    worker.port.postMessage({ ...settings, token: !!token, at: id });
     setTimeout(join, 2_000);
   };
 
@@ -467,7 +473,7 @@ function shared(settings, name, hear) {
     };
   watch(over.signal, { hold });
   start();
-  return { close, over };
+  return { close, leaveIfAlone, over };
 }
 
 // This is the worker.
@@ -475,6 +481,7 @@ if (globalThis.SharedWorkerGlobalScope && name.startsWith(MARK)) {
   let share;
   addEventListener("connect", ({ ports: [port] }) => {
     port.onmessage = ({ data }) => {
+      if (!data) return share?.leaveIfAlone();
       if (!share || share.over.signal.aborted) share = shared({ ...data, isWorker: true }, name, () => 0);
       port.postMessage(0);
     };

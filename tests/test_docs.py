@@ -55,7 +55,7 @@ def test_every_route_is_documented() -> None:
     paths = (
         literals(r'add_get\("(/\w+)"')
         | literals(r'add_resource\("([^"]+)"\)')
-        | set(literals(r'"(/(?:events|hooks)[^"]*)"'))
+        | set(literals(r'"(/(?:events|hooks|client)[^"]*)"'))
     )
     assert {"/metrics", "/hooks/{source}", "/events/{channel}"} <= paths
     for path in paths:
@@ -77,7 +77,8 @@ def test_links_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["run", "test", "check", "install", "image", "bench", "format", "docs", "release"]
+    "target",
+    ["run", "demo", "test", "check", "install", "image", "bench", "format", "docs", "types", "release"],
 )
 def test_make_targets_exist(target: str) -> None:
     """README and CONTRIBUTING name them."""

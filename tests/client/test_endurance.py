@@ -170,7 +170,7 @@ async def test_published_equals_received_while_all_goes_wrong_at_random() -> Non
                 all_tabs = [
                     Tabs(browser, host, module, url, share=host != "plain.localhost")
                     for host, module in zip(
-                        hosts, ("/client.js", f"{url}/client.js", "/client.js"), strict=True
+                        hosts, ("/client.js", f"{gateway.url}/client.js", "/client.js"), strict=True
                     )
                 ]
                 for tabs in all_tabs:

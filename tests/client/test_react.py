@@ -81,10 +81,13 @@ async def shown(react: str, folder: Path, **over: Any) -> AsyncIterator[Shown]:
         assert found.troubles == []
 
 
-@pytest.mark.parametrize("react", REACTS)
-async def test_a_component_is_subscribed_while_it_is_shown(react: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("react", "is_shared"), [("18", False), ("19", False), ("19", True)])
+async def test_a_component_is_subscribed_while_it_is_shown(
+    react: str, is_shared: bool, tmp_path: Path
+) -> None:
     """StrictMode mounts twice: one stream is left, and none when the component is gone."""
     async with shown(react, tmp_path) as found:
+        await found.page.evaluate("isShared => Object.assign(window, { isShared })", is_shared)
         await found.page.evaluate("url => show(url)", found.gateway.url)
         await found.says("0 open - there")
         await found.subscribed("orders")

@@ -14,6 +14,7 @@ function Orders({ url }) {
   const { state, reason, stream } = useStream(url, {
     channels,
     token,
+    share: window.isShared === true,
     minDelay: 10,
     on: { orders: see, stock: see, gap: ({ reason }) => seen.push([round, "gap", reason]), state: () => {} },
   });

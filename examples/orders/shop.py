@@ -1,0 +1,86 @@
+"""A shop whose orders come, are paid and are shipped, all by themselves."""
+
+import random
+import time
+from dataclasses import asdict, dataclass, replace
+
+KEPT = 100
+"""Orders that it remembers: the newest."""
+
+OPEN = 12
+"""Orders that wait for something; with more of them it takes no new one."""
+
+_NEXT = {"created": "paid", "paid": "shipped"}
+_CUSTOMERS = (
+    "Ada",
+    "Björn",
+    "Chloé",
+    "Dmitri",
+    "Emeka",
+    "Fatma",
+    "Grace",
+    "Hanako",
+    "Ines",
+    "João",
+    "Kiri",
+    "Léa",
+)
+_ITEMS = (
+    ("tea", 480),
+    ("coffee", 890),
+    ("a teapot", 3_900),
+    ("two cups", 1_700),
+    ("a grinder", 6_450),
+    ("honey", 720),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order as it is. ``version`` grows with each change, so that of two the newer one is known."""
+
+    number: int
+    version: int
+    customer: str
+    items: str
+    cents: int
+    status: str
+    at: int
+    """When it came to be so, in Unix milliseconds."""
+
+
+class Shop:
+    """All orders. `step` changes one."""
+
+    def __init__(self) -> None:
+        self._orders: dict[int, Order] = {}
+        self._number = 1_000
+        self.changes = 0
+
+    def step(self) -> Order:
+        """Let one thing happen, and return the order with which it did."""
+        waiting = [order for order in self._orders.values() if order.status in _NEXT]
+        if not waiting or (len(waiting) < OPEN and random.random() < 0.4):
+            order = self._taken()
+        else:
+            old = random.choice(waiting)
+            order = replace(old, version=old.version + 1, status=_NEXT[old.status], at=_now())
+        self._orders[order.number] = order
+        self.changes += 1
+        if len(self._orders) > KEPT:
+            del self._orders[min(self._orders)]
+        return order
+
+    def snapshot(self) -> dict[str, object]:
+        """Return what the page begins with: each order as it is now."""
+        return {"changes": self.changes, "orders": [asdict(order) for order in self._orders.values()]}
+
+    def _taken(self) -> Order:
+        self._number += 1
+        chosen = random.sample(_ITEMS, k=random.randint(1, 2))
+        items, cents = " and ".join(name for name, _ in chosen), sum(price for _, price in chosen)
+        return Order(self._number, 1, random.choice(_CUSTOMERS), items, cents, "created", _now())
+
+
+def _now() -> int:
+    return round(time.time() * 1_000)
