@@ -40,6 +40,10 @@ docs: $(VENV)/.installed
 types: $(VENV)/.developed
 	$(BIN)/python -m tests.client.types
 
+# What real clients make of streams: runs them, and writes docs/clients.md.
+clients-table: $(VENV)/.developed debian
+	UPDATE_CLIENTS=1 $(BIN)/python -m pytest tests/clients -n $(TESTERS) --dist worksteal
+
 # All scenarios, or some: make bench SCENARIOS="fanout idle". Writes docs/benchmarks.
 bench: $(VENV)/.benched bench-debian
 	$(BIN)/python -m bench $(SCENARIOS)
