@@ -41,26 +41,31 @@ async def test_a_tab_that_hangs_is_robbed_of_the_lead() -> None:
         first = await opened(gateway, browser)
         second = await opened(gateway, browser)
         await gateway.post("orders", "1")
-        for page in (first, second):
-            await eventually(lambda page=page: page.evaluate("got.length === 1"))
+        await shows(first, [1])
+        await shows(second, [1])
         await first.evaluate(
             "void setTimeout(() => { const until = Date.now() + 12_000; while (Date.now() < until); })"
         )
         third = await opened(gateway, browser)
         await gateway.post("orders", "2")
-        await eventually(lambda: third.evaluate("got.length === 1"))
-        await eventually(lambda: second.evaluate("got.length === 2"))
+        await shows(third, [2])
+        await shows(second, [1, 2])
         await eventually(
             lambda: len(gateway.daemon.streams.open) == 1, 20
         )  # the first one is back, and lets go
         await gateway.post("orders", "3")
         for page, got in ((first, [1, 2, 3]), (second, [1, 2, 3]), (third, [2, 3])):
-            await eventually(lambda page=page, got=got: has(page, got), 20)
+            await shows(page, got)
             assert await page.evaluate("stream.state") == "open"
 
 
-async def has(page: Page, got: list[int]) -> bool:
-    return list(await page.evaluate("got")) == got
+async def shows(page: Page, got: list[int]) -> None:
+    """Wait until a tab has just these."""
+
+    async def has() -> bool:
+        return list(await page.evaluate("got")) == got
+
+    await eventually(has, 20)
 
 
 async def test_tabs_of_two_subscriptions_do_not_mix() -> None:
@@ -77,4 +82,4 @@ async def test_tabs_of_two_subscriptions_do_not_mix() -> None:
         await gateway.post("orders", "1")
         await gateway.post("stock", "2")
         for page, got in ((first, [1]), (second, [2]), (third, [1])):
-            await eventually(lambda page=page, got=got: has(page, got))
+            await shows(page, got)
