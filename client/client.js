@@ -3,8 +3,6 @@
 const SILENCE = 2.5; // heartbeats without a byte, after which a connection is dead
 const HEALTHY = 10_000; // ms of a stream, after which failures count anew
 const BEAT = 15_000; // ms between signs of life of a leader; the heartbeat until one is told
-const PATIENCE = 10; // beats: timers of hidden tabs may run once a minute
-const REPLY = 5_000; // ms to wait for a leader that was asked
 const KEPT = 1_000; // events that a tab keeps for tabs that missed some
 const QUEUED = 10_000; // events that may wait for an iterator
 const MARK = "sse-gateway ";
@@ -80,6 +78,7 @@ export const connect = (url, { share, lastEventId, signal, ...options }) => {
   return stream;
 };
 
+const valueOf = (token, refused) => (typeof token === "function" ? token(refused) : token);
 const unique = () => `${Math.random()}`;
 const ended = (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve));
 const gaps = (channels, reason, after = null) =>
@@ -251,7 +250,7 @@ function link(settings, id, hear) {
     let blame;
     const ask = async (refused) => {
       blame = "token";
-      const given = await (typeof token === "function" ? token(refused) : token);
+      const given = await valueOf(token, refused);
       blame = "network";
       signal.throwIfAborted();
       return given;
@@ -335,14 +334,14 @@ function shared(settings, name, hear) {
   let here = new AbortController();
   let now = {};
   let id = settings.at;
-  let answer, hasAsked, leading, place, posts, timer, worker;
+  let answer, hasAsked, join, leading, place, posts, timer, worker;
 
   const tabs = `${name} tabs`;
 
   const post = (message) => posts?.postMessage(message);
 
-  // Rob a leader that says nothing any more.
-  const wait = (ms = (PATIENCE + Math.random()) * BEAT) => {
+  // Rob a leader that says nothing any more; timers of hidden tabs may run once a minute.
+  const wait = (ms = (10 + Math.random()) * BEAT) => {
     clearTimeout(timer);
     timer = setTimeout(stand, ms, true);
   };
@@ -351,7 +350,7 @@ function shared(settings, name, hear) {
     if (hasAsked || leading) return;
     hasAsked = true;
     post({ me, at: id });
-    wait(REPLY);
+    wait(5_000);
   };
 
   const soon = () => {
@@ -363,7 +362,7 @@ function shared(settings, name, hear) {
     clearTimeout(timer);
     here.abort();
     posts?.close();
-    posts = hasAsked = undefined;
+    posts = hasAsked = join = undefined;
     worker?.port.postMessage(0);
   };
 
@@ -421,8 +420,11 @@ function shared(settings, name, hear) {
 
   // Give the worker a token; one tab will do.
   const lend = (refused) => {
-    const give = async (lock) => lock && post({ token: typeof token === "function" ? await token(refused) : token });
-    locks.request(`${name} token`, { ifAvailable: true }, give).catch(fault);
+    const give = async (lock) => {
+      if (lock) post({ token: await valueOf(token, refused) });
+      await new Promise((resolve) => setTimeout(resolve, 1_000)); // for slower tabs
+    };
+    locks.request(`${name} token ${refused}`, { ifAvailable: true }, give).catch(fault);
   };
 
   const receive = ({ data }) => {
@@ -448,22 +450,22 @@ function shared(settings, name, hear) {
       else ask();
   };
 
-  const join = () => {
-    if (posts || over.signal.aborted) return;
+  const start = () => {
+    if (posts) return;
     posts = new BroadcastChannel(name);
     posts.onmessage = receive;
-    ask();
-    stand();
-  };
-
-  // A worker outlives every tab. It must be this file, of the page's origin.
-  const start = () => {
-    const { origin, pathname } = new URL(import.meta.url ?? location); // none in a classic script
+    join = () => {
+      join = undefined;
+      ask();
+      stand();
+    };
+    // A worker outlives every tab. It must be this file, of the page's origin.
+    const { origin, pathname } = new URL(import.meta.url ?? location);
     if (!globalThis.SharedWorker || origin !== location.origin || !/\/client(\.\w+)?\.js$/.test(pathname)) return join();
     worker = new SharedWorker(import.meta.url, { type: "module", name });
-    worker.onerror = worker.port.onmessage = join;
+    worker.onerror = worker.port.onmessage = () => join?.();
     worker.port.postMessage({ ...settings, token: !!token, at: id });
-    setTimeout(join, 2_000);
+    setTimeout(() => join?.(), 2_000);
   };
 
   const hold = (isHeld) => {
