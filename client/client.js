@@ -1,8 +1,10 @@
 /** The client of sse-gateway; see docs/client.md. @module */
 
 const SILENCE = 2.5; // heartbeats without a byte, after which a connection is dead
-const HEALTHY = 10_000; // ms of a stream after which its end is the first failure
-const BEAT = 15_000; // ms between signs of life of the leading tab; the heartbeat until one is told
+const HEALTHY = 10_000; // ms of a stream, after which failures count anew
+const BEAT = 15_000; // ms between signs of life of a leader; the heartbeat until one is told
+const PATIENCE = 10; // beats: timers of hidden tabs may run once a minute
+const REPLY = 5_000; // ms to wait for a leader that was asked
 const KEPT = 1_000; // events that a tab keeps for tabs that missed some
 const QUEUED = 10_000; // events that may wait for an iterator
 const MARK = "sse-gateway ";
@@ -11,7 +13,7 @@ const MARK = "sse-gateway ";
 export const connect = (url, { share, lastEventId, signal, ...options }) => {
   const { channels, last, since, types, credentials, minDelay = 1_000, maxDelay = 30_000 } = options;
   const { transport = globalThis.ReadableStream ? "fetch" : "eventsource" } = options;
-  if (!Array.isArray(channels) || !channels.length) throw new TypeError("channels must name one at least");
+  if (!Array.isArray(channels) || !channels.length) throw new TypeError("channels is empty");
   if (share && (lastEventId ?? last ?? since) !== undefined)
     throw new TypeError("share excludes last, since, lastEventId");
   const handlers = { __proto__: null };
@@ -83,7 +85,7 @@ const ended = (signal) => new Promise((resolve) => signal.addEventListener("abor
 const gaps = (channels, reason, after = null) =>
   channels.map((channel) => ({ type: "stream.gap", channel, reason, after, oldest: null }));
 
-// The console tells of it, and nothing ends.
+// For the console; nothing ends.
 const fault = (error) => setTimeout(() => { throw error; });
 
 function watch(signal, { hold, soon, drop }) {
@@ -98,7 +100,7 @@ function watch(signal, { hold, soon, drop }) {
   on(document && globalThis, "pageshow", hold, false);
 }
 
-/** One connection after the other. Tells `hear` of `{change}` and `{prev, id, event}`. */
+/** One connection after the other. `hear` gets `{change}` and `{prev, id, event}`. */
 function link(settings, id, hear) {
   const { base, channels, credentials, last, maxDelay, minDelay, since, token, transport, types } = settings;
   let cut = new AbortController();
@@ -128,7 +130,7 @@ function link(settings, id, hear) {
     wake?.();
   };
 
-  // A page in the back/forward cache must have no connection.
+  // In the back/forward cache there must be no connection.
   const hold = (isHeld) => {
     if (held === isHeld) return;
     held = isHeld;
@@ -142,7 +144,7 @@ function link(settings, id, hear) {
     timer = setTimeout(wake, due - Date.now());
   };
 
-  // Things look better: come back, but not before the gateway wants it.
+  // Things look better; but not before the gateway wants it.
   const soon = () => {
     const now = Date.now();
     const time = Math.max(now, floor) + Math.random() * minDelay;
@@ -170,7 +172,7 @@ function link(settings, id, hear) {
     if (status === wanted && (status !== 200 || /^text\/event-stream/i.test(headers.get("Content-Type")))) return true;
     const told = await answer.json().catch(() => 0);
     why ??= status === 200 ? "bad_answer" : status === 204 ? "no_content" : told.error ?? `status ${status}`;
-    // What can never work ends it; a portal's page, or a gateway in trouble, does not.
+    // What can never work ends it; what may pass does not.
     if (status === 204 || (status >= 400 && status < 500 && ![408, 425, 429].includes(status))) end ??= why;
     floor = 1_000 * headers.get("Retry-After") || 0;
   };
@@ -299,13 +301,13 @@ function link(settings, id, hear) {
   return { close };
 }
 
-/** WHATWG HTML 9.2.6, for bytes however they are cut; only whole blocks count. */
+/** WHATWG HTML 9.2.6; only whole blocks count. */
 function parser(take) {
   const decoder = new TextDecoder();
   let rest = "";
   let block = {};
   return (bytes) => {
-    // A CR at the very end may be half of a CRLF: it waits.
+    // A CR at the end may be half of a CRLF.
     const lines = (rest + decoder.decode(bytes, { stream: true })).split(/\r\n|\n|\r(?!$)/);
     rest = lines.pop();
     for (const line of lines) {
@@ -331,17 +333,30 @@ function shared(settings, name, hear) {
   const kept = new Map(); // the last events, by id
   const over = new AbortController();
   let here = new AbortController();
-  let now = {}; // the last change
+  let now = {};
   let id = settings.at;
-  let answer, hasAsked, leading, posts, timer, worker;
+  let answer, hasAsked, leading, place, posts, timer, worker;
 
   const tabs = `${name} tabs`;
 
   const post = (message) => posts?.postMessage(message);
 
+  // Rob a leader that says nothing any more.
+  const wait = (ms = (PATIENCE + Math.random()) * BEAT) => {
+    clearTimeout(timer);
+    timer = setTimeout(stand, ms, true);
+  };
+
   const ask = () => {
-    if (!hasAsked) post({ me, at: id });
+    if (hasAsked || leading) return;
     hasAsked = true;
+    post({ me, at: id });
+    wait(REPLY);
+  };
+
+  const soon = () => {
+    hasAsked = false;
+    if (posts) ask();
   };
 
   const leave = () => {
@@ -357,7 +372,7 @@ function shared(settings, name, hear) {
     leave();
   };
 
-  // Each tab holds this lock with the others; a worker gets it where there is none.
+  // The tabs hold this together; a worker gets it where there is none.
   const leaveIfAlone = () => locks.request(tabs, { signal: AbortSignal.timeout(1_000) }, close).catch(() => 0);
 
   const accept = (news) => {
@@ -371,19 +386,14 @@ function shared(settings, name, hear) {
     if (news.change?.state === "closed") close();
   };
 
-  const wait = () => {
-    clearTimeout(timer);
-    timer = setTimeout(stand, (SILENCE + Math.random()) * BEAT, true);
-  };
-
-  // Lead as soon as the lock is free, until this tab leaves or is robbed.
+  // Lead when the lock is free, until this tab leaves or is robbed.
   const stand = async (steal) => {
     here.abort();
     const { signal } = (here = new AbortController());
     if (!isWorker) locks.request(tabs, { mode: "shared", signal }, () => ended(signal)).catch(() => 0);
     const lead = async () => {
       clearTimeout(timer);
-      const mine = link(settings, id, (news) => {
+      const mine = link(settings, (id ??= place), (news) => {
         if (leading !== mine) return;
         if (news.change?.reason === "replaced") return stand(wait()); // robbed while frozen
         post({ ...news, at: id, client: settings.client });
@@ -403,12 +413,10 @@ function shared(settings, name, hear) {
     if (!signal.aborted) stand(wait()); // robbed
   };
 
-  // Give a tab what it missed.
   const help = (to, at) => {
-    const all = [...kept.values()];
-    const first = at ? all.findIndex(({ prev }) => prev === at) : -1;
-    for (const news of first < 0 ? [] : all.slice(first)) post({ ...news, to });
-    post({ to, change: now, at: id, client: settings.client, lost: at && at !== id && first < 0 });
+    let lost = at && at !== id;
+    for (const news of lost ? kept.values() : []) if (!(lost &&= news.prev !== at)) post({ ...news, to });
+    post({ to, change: now, at: id, client: settings.client, lost });
   };
 
   // Give the worker a token; one tab will do.
@@ -421,8 +429,9 @@ function shared(settings, name, hear) {
     const { at, change } = data;
     if ("token" in data) return answer?.(data.token);
     if (data.wants) return lend(data.refused);
-    if (data.me) return leading && help(data.me, at);
+    if (data.me) return leading ? help(data.me, at) : post({ to: data.me, place: id });
     if (leading || (data.to ?? me) !== me) return;
+    if ("place" in data) return void (place ??= data.place);
     wait();
     settings.client = data.client ?? settings.client;
     if (change) {
@@ -444,11 +453,10 @@ function shared(settings, name, hear) {
     posts = new BroadcastChannel(name);
     posts.onmessage = receive;
     ask();
-    wait();
     stand();
   };
 
-  // A worker outlives every tab. It must be this very file, of the page's origin.
+  // A worker outlives every tab. It must be this file, of the page's origin.
   const start = () => {
     const { origin, pathname } = new URL(import.meta.url ?? location); // none in a classic script
     if (!globalThis.SharedWorker || origin !== location.origin || !/\/client(\.\w+)?\.js$/.test(pathname)) return join();
@@ -473,12 +481,11 @@ function shared(settings, name, hear) {
         setTimeout(reject, BEAT);
       });
     };
-  watch(over.signal, { hold });
+  watch(over.signal, { hold, soon });
   start();
   return { close, leaveIfAlone, over };
 }
 
-// This is the worker.
 if (globalThis.SharedWorkerGlobalScope && name.startsWith(MARK)) {
   let share;
   addEventListener("connect", ({ ports: [port] }) => {

@@ -23,7 +23,7 @@ client does better or worse than it says here.
 
 - **Any client loses nothing** of what the gateway sends as long as it keeps the last id of a whole event and comes
   back with it. Where the table below says otherwise it is the client's own doing.
-- In a page, take ours (`/client.js`), or the browser's own `EventSource`. In Node, ours or `eventsource`. In Python,
+- In a page, take [ours](guides/frontend.md), or the browser's own `EventSource`. In Node, ours or `eventsource`. In Python,
   httpx-sse in the loop below.
 - A connection can die without an end (a laptop that slept, a firewall that forgot): only clients that wait for bytes
   notice. The gateway sends some every `timeouts.heartbeat` (15 s); let a client give up after 2.5 to 3 of that.

@@ -25,7 +25,7 @@ CONFIG = merged(
         "limits": {"connections_per_user": 100},
     },
 )
-SECONDS = 6
+SECONDS = 8
 """How long the first token is good: all clients start in this time."""
 
 

@@ -27,7 +27,7 @@ HOOKS: dict[str, Any] = {
 }
 """Events come as CloudEvents, so that an upstream's own bytes reach the gateway whatever they are."""
 
-SECONDS = 25.0
+SECONDS = 40.0
 """How long clients are waited for that should come back."""
 
 _numbers = count()

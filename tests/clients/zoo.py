@@ -4,7 +4,6 @@ One process of Node runs all clients of npm, one of Python those of PyPI and cur
 """
 
 import asyncio
-import contextlib
 import json
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -26,6 +25,7 @@ TYPES = ["message", "order", "stream.open", "stream.gap", "stream.close", "strea
 
 LONGEST_LINE = 1 << 24
 START_SECONDS = 60.0
+STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Told:
 
 @dataclass(eq=False)
 class Client:
-    """One client at work, behind a tap of its own."""
+    """One client at work, behind a tap of its own, which knows better than it how often it connected."""
 
     name: str
     tap: Tap
@@ -72,7 +72,8 @@ class Client:
 
     def __repr__(self) -> str:
         requests = [(line.asked.split(b"\r\n"), line.answered[-300:]) for line in self.tap.lines]
-        return f"{self.name}: {self.events} {self.errors} over={self.is_over} {requests}"
+        said = f"opens={self.opens} over={self.is_over} {self.errors}"
+        return f"{self.name}: {said} {self.events} {requests}"
 
 
 class Zoo:
@@ -87,8 +88,8 @@ class Zoo:
 
     async def run(self) -> None:
         """Start the processes, and wait until they take jobs. Raises TimeoutError."""
-        node, curl = need("node", "nodejs"), need("curl", "curl")
-        assert curl
+        node = need("node", "nodejs")
+        need("curl", "curl")
         await asyncio.to_thread(need_npm, HERE)  # other workers' tests go on meanwhile
         commands = {
             "node": [node, str(HERE / "node" / "zoo.js")],
@@ -130,9 +131,15 @@ class Zoo:
     async def close(self) -> None:
         """End the processes; harmless when repeated."""
         for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
+            assert process.stdin is not None
+            process.stdin.close()  # they end when nobody can tell them anything; so too when a test dies
+        for process in self._processes.values():
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await process.wait()
+            except TimeoutError:
                 process.kill()
-            await process.wait()
+                await process.wait()
         await asyncio.gather(*self._readers)
 
     async def _read(self, process: Process) -> None:

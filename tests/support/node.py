@@ -61,7 +61,7 @@ class Node:
                 *(sys.executable, "-m", *self._module, "run", "--config", str(self.file)),
                 stdout=log, stderr=log, cwd=ROOT,
             )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):  # a machine that runs browsers too may take half of it
             while self._sign not in self.log.read_bytes()[said:]:
                 assert self._process.returncode is None, self.log.read_text()
                 await asyncio.sleep(0.02)

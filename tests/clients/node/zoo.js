@@ -1,7 +1,8 @@
 /**
- * Runs clients of npm as it is told by lines of JSON on stdin: {job, client, url, base, channels, types, watchdog,
- * tokenFile}. Each says on stdout what happens to it, as lines of JSON with the job's name and a kind: open, event
- * {type, data, id}, error {message, status}, end (it will not come back).
+ * The contract of the zoo, and the clients of npm. It is told by lines of JSON on stdin what to start: {job, client, url,
+ * base, channels, types, watchdog, tokenFile}. What happens to a client it says in lines of JSON on stdout, with the job's
+ * name and a kind: event {type, data, id}, open (each connection, where the client tells), error {message, status} (it
+ * comes back unless an end follows), end (it will not come back).
  */
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
