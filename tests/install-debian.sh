@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the tests need beyond Python: a browser, ip (network namespaces), a C compiler for the benchmark, and
+# What the tests need beyond Python: browsers, ip (network namespaces), a C compiler for the benchmark, and
 # senders of webhooks (node's clients, syslog-ng), the proxies and systemd that deploy/ has files for, Prometheus
 # with promtool, and jq for the commands of the runbook.
 # Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
@@ -7,6 +7,9 @@ set -eu
 
 missing=""
 command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
+command -v firefox-esr >/dev/null 2>&1 || missing="$missing firefox-esr"
+command -v WebKitWebDriver >/dev/null 2>&1 || missing="$missing webkit2gtk-driver"
+command -v Xvfb >/dev/null 2>&1 || missing="$missing xvfb"
 PATH="$PATH:/usr/sbin:/sbin" command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
 command -v node >/dev/null 2>&1 || missing="$missing nodejs"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"

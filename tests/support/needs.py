@@ -15,9 +15,9 @@ NPM_SECONDS = 50
 """Both attempts together fit under the timeout of a test."""
 
 
-def need(program: str, package: str) -> str:
-    """Return the path of a program, from the Debian package that brings it."""
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+def need(program: str, package: str, folder: str = "/usr/sbin") -> str:
+    """Return the path of a program, from the Debian package that brings it, in ``folder`` if on no path."""
+    found = shutil.which(program) or shutil.which(program, path=f"{folder}:/sbin")
     if found is None:
         _missing(f"{program} is missing: apt-get install {package}")
     assert found is not None
