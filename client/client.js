@@ -84,7 +84,7 @@ const ended = (signal) => new Promise((resolve) => signal.addEventListener("abor
 const gaps = (channels, reason, after = null) =>
   channels.map((channel) => ({ type: "stream.gap", channel, reason, after, oldest: null }));
 
-// For the console; nothing ends.
+// For the console.
 const fault = (error) => setTimeout(() => { throw error; });
 
 function watch(signal, { hold, soon, drop }) {
@@ -385,7 +385,7 @@ function shared(settings, name, hear) {
     if (news.change?.state === "closed") close();
   };
 
-  // Lead when the lock is free, until this tab leaves or is robbed.
+  // Lead when the lock is free, until it leaves or is robbed.
   const stand = async (steal) => {
     here.abort();
     const { signal } = (here = new AbortController());
@@ -494,7 +494,7 @@ if (globalThis.SharedWorkerGlobalScope && name.startsWith(MARK)) {
     port.onmessage = ({ data }) => {
       if (!data) return share?.leaveIfAlone();
       if (!share || share.over.signal.aborted) share = shared({ ...data, isWorker: true }, name, () => 0);
-      port.postMessage(0);
+      navigator.locks.query().then(() => port.postMessage(0)); // we are first
     };
   });
 }

@@ -92,7 +92,7 @@ class Gateway:
         return float(lines.get(f"sse_gateway_{name}", 0))
 
 
-async def eventually(condition: Callable[[], Any], timeout: float = 10.0) -> None:
+async def eventually(condition: Callable[[], Any], timeout: float = 20.0) -> None:
     """Wait until a condition holds; it may be a coroutine function."""
     async with asyncio.timeout(timeout):
         while True:
