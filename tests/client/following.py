@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +17,17 @@ SCRIPT = Path(__file__).parent / "follow.mjs"
 class Following:
     """What clients in one process told so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.said: list[dict[str, Any]] = []
+        self._process = process
+
+    def sleep(self) -> None:
+        """Let nothing run any more, as on a machine that is shut."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
 
     @property
     def events(self) -> list[Any]:
@@ -71,7 +81,7 @@ async def following(url: str, options: dict[str, Any], **more: Any) -> AsyncIter
         need("node", "nodejs"), SCRIPT, about, stdout=asyncio.subprocess.PIPE, limit=2**24
     )
     assert process.stdout is not None
-    told = Following()
+    told = Following(process)
     reading = asyncio.create_task(told.read(process.stdout))
     try:
         yield told

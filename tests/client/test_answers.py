@@ -74,6 +74,26 @@ async def test_nothing_is_lost_where_a_token_ends() -> None:
         assert told.reasons == ["token_expired"]
 
 
+async def test_a_machine_may_sleep_longer_than_its_token_lives() -> None:
+    """It wakes with a dead connection and an old token, asks for a new one, and has what was published meanwhile."""
+    over = PRIVATE | {"timeouts": {"retry": "100ms", "heartbeat": "1s"}}
+    async with (
+        gateway_running(over) as gateway,
+        following(gateway.url, {"channels": ["orders"]}, tokens=[token(2), token(60)]) as told,
+    ):
+        await told.until("open")
+        await gateway.post("orders", "1")
+        await eventually(lambda: told.events == [1])
+        told.sleep()
+        await gateway.post("orders", "2")
+        await eventually(lambda: not gateway.daemon.streams.open)
+        await gateway.post("orders", "3")
+        told.wake()
+        await eventually(lambda: told.events == [1, 2, 3])
+        assert told.asked == [None, None]
+        assert "closed" not in told.states
+
+
 async def test_trouble_of_the_page_with_its_token_passes() -> None:
     """A token function that throws (its own server is away) is asked again later."""
     async with (
