@@ -105,16 +105,11 @@ function link(settings, id, hear) {
   let cut = new AbortController();
   const over = new AbortController();
   let end, why; // of all, and of the last connection
-  let connection;
-  let heartbeat = BEAT;
-  let retry = 0; // of stream.open
   let floor = 0; // ms that the gateway wants us to wait; then, until when
-  let failures = 0;
-  let opened = 0;
-  let heard = 0;
-  let due = 0;
+  let due = 0, failures = 0, heard = 0, opened = 0, retry = 0;
   let held = false;
-  let dog, timer, wake;
+  let heartbeat = BEAT;
+  let connection, dog, timer, wake;
 
   const tell = (state, reason, delay) => hear({ change: { state, reason, delay } });
 
@@ -166,9 +161,9 @@ function link(settings, id, hear) {
     return `${base}/${path}?${query}`;
   };
 
-  const isGood = async (answer, wanted) => {
+  const isGood = async (answer) => {
     const { status, headers } = answer;
-    if (status === wanted && (status !== 200 || /^text\/event-stream/i.test(headers.get("Content-Type")))) return true;
+    if (status === 201 || (status === 200 && /^text\/event-stream/i.test(headers.get("Content-Type")))) return true;
     const told = await answer.json().catch(() => 0);
     why ??= status === 200 ? "bad_answer" : status === 204 ? "no_content" : told.error ?? `status ${status}`;
     // What can never work ends it; what may pass does not.
@@ -213,7 +208,7 @@ function link(settings, id, hear) {
     const given = await ask();
     let answer = await get(given);
     if (answer.status === 401 && typeof token === "function") answer = await get(await ask(given));
-    if (!(await isGood(answer, 200))) return;
+    if (!(await isGood(answer))) return;
     const reader = answer.body.getReader();
     const parse = parser((block) => signal.aborted || take(block));
     for (;;) {
@@ -230,7 +225,7 @@ function link(settings, id, hear) {
     if (given) {
       const headers = { Authorization: `Bearer ${given}` };
       const answer = await fetch(address("tickets"), { method: "POST", headers, credentials, signal });
-      if (!(await isGood(answer, 201))) return;
+      if (!(await isGood(answer))) return;
       ({ ticket } = await answer.json());
     }
     const url = address("events", { format: "message", heartbeat: "event", ticket, lastEventId: id });
