@@ -31,14 +31,17 @@ def token(seconds: float = 60, channels: str = "orders") -> str:
     [
         ("nothing", None, "unknown_channel"),
         ("orders", None, "missing_token"),
-        ("orders", [token(channels="stock")], "channel_forbidden"),
-        ("orders", [token(-60), token(-60)], "invalid_token"),
+        ("orders", [(60, "stock")], "channel_forbidden"),
+        ("orders", [(-60, "orders"), (-60, "orders")], "invalid_token"),
     ],
 )
-async def test_what_can_never_work_ends_it(channel: str, tokens: list[str] | None, reason: str) -> None:
+async def test_what_can_never_work_ends_it(
+    channel: str, tokens: list[tuple[float, str]] | None, reason: str
+) -> None:
     """404, 401 and 403 close the stream with the gateway's own word, and nothing is asked again."""
+    made = tokens and [token(seconds, names) for seconds, names in tokens]
     async with gateway_running(PRIVATE) as gateway:
-        async with following(gateway.url, {"channels": [channel]}, tokens=tokens) as told:
+        async with following(gateway.url, {"channels": [channel]}, tokens=made) as told:
             await told.until("closed")
             assert told.states == ["connecting", "closed"]
             assert told.reasons == [reason]

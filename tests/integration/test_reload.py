@@ -100,7 +100,7 @@ async def test_a_bad_file_changes_nothing(node: Group) -> None:
     await eventually(lambda: _is(node, "failed"))
     line = next(n for n, text in enumerate(bad.splitlines(), 1) if '"datum"' in text)
     column = bad.splitlines()[line - 1].index('"datum"') + 1
-    message = "must be 'envelope' or 'data'; did you mean 'data'?"
+    message = "must be 'envelope', 'data' or 'message'; did you mean 'data'?"
     told = (await last(node))["errors"]
     assert told == [{"line": line, "column": column, "path": "channels.orders.format", "message": message}]
     await eventually(lambda: "config_reload_failed" in node.log.read_text())
