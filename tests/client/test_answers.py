@@ -39,7 +39,7 @@ async def test_what_can_never_work_ends_it(
     channel: str, tokens: list[tuple[float, str]] | None, reason: str
 ) -> None:
     """404, 401 and 403 close the stream with the gateway's own word, and nothing is asked again."""
-    made = tokens and [token(seconds, names) for seconds, names in tokens]
+    made = None if tokens is None else [token(seconds, names) for seconds, names in tokens]
     async with gateway_running(PRIVATE) as gateway:
         async with following(gateway.url, {"channels": [channel]}, tokens=made) as told:
             await told.until("closed")
