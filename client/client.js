@@ -84,7 +84,6 @@ const ended = (signal) => new Promise((resolve) => signal.addEventListener("abor
 const gaps = (channels, reason, after = null) =>
   channels.map((channel) => ({ type: "stream.gap", channel, reason, after, oldest: null }));
 
-// For the console.
 const fault = (error) => setTimeout(() => { throw error; });
 
 function watch(signal, { hold, soon, drop }) {
@@ -135,7 +134,7 @@ function link(settings, id, hear) {
   const arm = (time) => {
     clearTimeout(timer);
     due = time;
-    timer = setTimeout(wake, due - Date.now());
+    timer = setTimeout(wake, Math.min(due - Date.now(), 1e9)); // from 2 ** 31 on it is 0
   };
 
   // Things look better; but not before the gateway wants it.

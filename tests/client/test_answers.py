@@ -1,5 +1,6 @@
 """Our client and every answer that it can get: which end it, and which it comes back from."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -150,6 +151,24 @@ async def test_retry_after_is_a_least_delay() -> None:
     ):
         await told.until("open")
         assert told.delays == [1000 + 25]
+
+
+async def test_a_delay_without_bound_is_no_hot_loop() -> None:
+    """Timers take 31 bits, and more is none: a Retry-After of centuries must not become a flood of requests."""
+    requests: list[int] = []
+
+    def busy() -> web.Response:
+        requests.append(1)
+        return web.Response(status=503, headers={"Retry-After": "9" * 20})
+
+    async with (
+        gateway_running() as gateway,
+        in_front(gateway.url, *[busy] * 100) as front,
+        following(front, {"channels": ["orders"]}) as told,
+    ):
+        await told.until("waiting")
+        await asyncio.sleep(1)  # enough for a thousand
+        assert len(requests) == 1
 
 
 async def test_no_content_ends_it() -> None:
