@@ -139,11 +139,11 @@ function row(order) {
   const made = document.createElement("tr");
   made.dataset.number = order.number;
   made.dataset.version = order.version;
-  // Text, never HTML: a customer may be called anything.
+  // Text, never HTML: what others wrote may be anything.
   const head = document.createElement("th");
   head.scope = "row";
   head.textContent = order.number;
-  const [customer, items, amount] = [order.customer, order.items, amounts.format(order.cents / 100)].map((text) => {
+  const [city, items, amount] = [order.city, order.items, amounts.format(order.cents / 100)].map((text) => {
     const cell = document.createElement("td");
     cell.textContent = text;
     return cell;
@@ -154,6 +154,6 @@ function row(order) {
   status.dataset.status = status.textContent = order.status;
   const last = document.createElement("td");
   last.append(status);
-  made.append(head, customer, items, amount, last);
+  made.append(head, city, items, amount, last);
   return made;
 }

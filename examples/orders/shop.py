@@ -11,19 +11,18 @@ OPEN = 12
 """Orders that wait for something; with more of them it takes no new one."""
 
 _NEXT = {"created": "paid", "paid": "shipped"}
-_CUSTOMERS = (
-    "Ada",
-    "Björn",
-    "Chloé",
-    "Dmitri",
-    "Emeka",
-    "Fatma",
-    "Grace",
-    "Hanako",
-    "Ines",
-    "João",
-    "Kiri",
-    "Léa",
+_CITIES = (
+    "Bogotá",
+    "Hanoi",
+    "Kraków",
+    "Lagos",
+    "Lisbon",
+    "Malmö",
+    "Nagoya",
+    "Perth",
+    "Québec",
+    "Tromsø",
+    "Zürich",
 )
 _ITEMS = (
     ("tea", 480),
@@ -41,7 +40,7 @@ class Order:
 
     number: int
     version: int
-    customer: str
+    city: str
     items: str
     cents: int
     status: str
@@ -79,7 +78,7 @@ class Shop:
         self._number += 1
         chosen = random.sample(_ITEMS, k=random.randint(1, 2))
         items, cents = " and ".join(name for name, _ in chosen), sum(price for _, price in chosen)
-        return Order(self._number, 1, random.choice(_CUSTOMERS), items, cents, "created", _now())
+        return Order(self._number, 1, random.choice(_CITIES), items, cents, "created", _now())
 
 
 def _now() -> int:
