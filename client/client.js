@@ -4,7 +4,6 @@ const SILENCE = 2.5; // heartbeats without a byte, after which a connection is d
 const HEALTHY = 10_000; // ms of a stream, after which failures count anew
 const BEAT = 15_000; // ms between signs of life of a leader; the heartbeat until one is told
 const KEPT = 1_000; // events that a tab keeps for tabs that missed some
-const QUEUED = 10_000; // events that may wait for an iterator
 const MARK = "sse-gateway ";
 
 /** @type {import("./types.js").Connect} */
@@ -39,7 +38,6 @@ export const connect = (url, { share, lastEventId, signal, ...options }) => {
   };
   const stream = {
     state: "connecting",
-    reason: undefined,
     lastEventId,
     on(name, handler) {
       const all = (handlers[name] ??= new Set());
@@ -55,7 +53,7 @@ export const connect = (url, { share, lastEventId, signal, ...options }) => {
       const ends = [
         stream.on("state", () => wake?.()),
         stream.on("*", (event) => {
-          if (queue.push(event) > QUEUED) queue = gaps(channels, "slow_reader");
+          if (queue.push(event) > 10_000) queue = gaps(channels, "slow_reader");
           wake?.();
         }),
       ];
@@ -68,7 +66,7 @@ export const connect = (url, { share, lastEventId, signal, ...options }) => {
       }
     },
   };
-  const base = `${url}`.replace(/\/+$/, "");
+  const base = new URL(url, globalThis.document?.baseURI).href.replace(/\/+$/, "");
   const settings = { ...options, transport, minDelay, maxDelay, base, client: unique() };
   const name = MARK + JSON.stringify([base, [...channels].sort(), types, credentials, share]);
   const canShare = share && globalThis.navigator?.locks && globalThis.BroadcastChannel;
@@ -134,10 +132,9 @@ function link(settings, id, hear) {
   const arm = (time) => {
     clearTimeout(timer);
     due = time;
-    timer = setTimeout(wake, Math.min(due - Date.now(), 1e9)); // from 2 ** 31 on it is 0
+    timer = setTimeout(wake, Math.min(due - Date.now(), 1e9)); // 2 ** 31 is 0
   };
 
-  // Things look better; but not before the gateway wants it.
   const soon = () => {
     const now = Date.now();
     const time = Math.max(now, floor) + Math.random() * minDelay;
@@ -175,7 +172,7 @@ function link(settings, id, hear) {
     try {
       told = JSON.parse(data);
     } catch {
-      return fault(new SyntaxError(`sse-gateway: event ${given} is no JSON`));
+      return fault(new SyntaxError(`event ${given} is no JSON`));
     }
     if (event === "stream.heartbeat") {
       // A simple request, so that no preflight is needed.
@@ -263,7 +260,7 @@ function link(settings, id, hear) {
     const now = Date.now();
     if (opened && now - opened >= HEALTHY) failures = 0;
     // Full jitter: a thousand clients that lost one gateway come back evenly spread.
-    const shortest = floor ? minDelay : Math.max(minDelay, retry);
+    const shortest = Math.max(minDelay, floor ? 1 : retry, 1);
     const isOffline = globalThis.navigator?.onLine === false;
     const window = Math.min(maxDelay, shortest * 2 ** Math.min(failures++, 30));
     const delay = floor + (isOffline ? maxDelay : Math.random() * window);
@@ -300,7 +297,7 @@ function parser(take) {
   let rest = "";
   let block = {};
   return (bytes) => {
-    // A CR at the end may be half of a CRLF.
+    // A CR may be half of a CRLF.
     const lines = (rest + decoder.decode(bytes, { stream: true })).split(/\r\n|\n|\r(?!$)/);
     rest = lines.pop();
     for (const line of lines) {
@@ -402,8 +399,10 @@ function shared(settings, name, hear) {
       leading = undefined;
       mine.close("left");
     };
-    await locks.request(name, steal ? { steal } : { signal }, () => signal.aborted || lead()).catch(() => 0);
-    if (!signal.aborted) stand(wait()); // robbed
+    await locks.request(name, steal ? { steal } : { signal }, () => signal.aborted || lead()).catch(
+      ({ code }) => code === 20 || lead(), // robbed; or there are no locks here
+    );
+    if (!signal.aborted) stand(wait());
   };
 
   const help = (to, at) => {
@@ -432,16 +431,15 @@ function shared(settings, name, hear) {
     settings.client = data.client ?? settings.client;
     if (change) {
       hasAsked = false;
-      id ??= at;
+      id ?? kept.set((id = at), {});
       if (at !== id && !kept.has(at)) {
         if (!data.lost) return ask();
         for (const event of gaps(channels, "handover", id)) hear({ event });
         id = at;
       }
       if (change.state !== now.state || change.reason !== now.reason) accept({ change });
-    } else if (!kept.has(data.id))
-      if (!data.id || data.prev === (id ?? data.prev)) accept(data);
-      else ask();
+    } else if (!data.id || data.prev === (id ?? data.prev)) kept.has(data.id) ? (id = data.id) : accept(data);
+    else if (!kept.has(data.id)) ask();
   };
 
   const start = () => {
@@ -455,10 +453,10 @@ function shared(settings, name, hear) {
     };
     // A worker outlives every tab. It must be this file, of the page's origin.
     const { origin, pathname } = new URL(import.meta.url ?? location);
-    if (!globalThis.SharedWorker || origin !== location.origin || !/\/client(\.\w+)?\.js$/.test(pathname)) return join();
+    if (!globalThis.SharedWorker || origin !== globalThis.origin || !/\/client(\.[0-9a-f]{12})?\.js$/.test(pathname)) return join();
     worker = new SharedWorker(import.meta.url, { type: "module", name });
     worker.onerror = worker.port.onmessage = () => join?.();
-    worker.port.postMessage({ ...settings, token: !!token, at: id });
+    worker.port.postMessage({ ...JSON.parse(JSON.stringify(settings)), token: !!token, at: id });
     setTimeout(() => join?.(), 2_000);
   };
 

@@ -68,6 +68,76 @@ async def shows(page: Page, got: list[int]) -> None:
     await eventually(has, 20)
 
 
+SLOW = """
+const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage");
+Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
+  set(hear) {
+    set.call(this, (message) => setTimeout(hear, window.slow && message.data.event ? slow : 0, message));
+  },
+});
+window.posted = 0;
+const { postMessage } = BroadcastChannel.prototype;
+BroadcastChannel.prototype.postMessage = function (message) {
+  posted++;
+  return postMessage.call(this, message);
+};
+"""
+
+
+async def test_a_leader_may_be_behind_the_tabs_that_it_leads() -> None:
+    """It got the lock before the last broadcasts: the others have what it resumes with, drop that, and go on."""
+    async with shared() as (gateway, browser):
+        await browser.context.add_init_script(SLOW)
+        first, second, third = [await opened(gateway, browser) for _ in range(3)]
+        await second.evaluate("window.slow = 4000")
+        for number in (1, 2):
+            await gateway.post("orders", str(number))
+        await shows(third, [1, 2])
+        await first.close()
+        await eventually(lambda: second.evaluate("got.length === 2"))
+        await gateway.post("orders", "3")
+        await shows(third, [1, 2, 3])
+        await shows(second, [1, 2, 3])
+        assert await second.evaluate("posted") < 30
+
+
+async def test_where_no_lock_may_be_had_each_tab_leads_itself() -> None:
+    """A sandboxed frame may ask for no lock: the frame must not hang, and its stream is its own."""
+    async with browser_running() as browser:
+        over = {"cors": {"origins": ["*"], "credentials": False}}
+        async with gateway_running(over) as gateway:
+            page = await browser.page()
+            said: list[str] = []
+            page.on("console", lambda message: said.append(message.text))
+            script = f"""
+              import {{ connect }} from "{gateway.url}/client.js";
+              const stream = connect("{gateway.url}", {{ channels: ["orders"], share: true }});
+              stream.on("orders", ({{ payload }}) => console.log(`got ${{payload}}`));
+            """
+            frame = "(page) => document.body.append(Object.assign(document.createElement('iframe'), page))"
+            source = f'<script type="module">{script}</script>'
+            await page.evaluate(frame, {"sandbox": "allow-scripts", "srcdoc": source})
+            await eventually(lambda: len(gateway.daemon.streams.open) == 1)
+            await gateway.post("orders", "1")
+            await eventually(lambda: said == ["got 1"])
+
+
+async def test_what_an_application_hands_over_reaches_the_worker() -> None:
+    """Channels of a framework (a proxy), a function too many: what no message can carry harms nothing."""
+    async with (
+        browser_running() as browser,
+        gateway_running({"cors": {"origins": [browser.origin()]}}) as gateway,
+    ):
+        page = await browser.page()
+        strange = OPEN.replace('["orders"]', 'new Proxy(["orders"], {}), onError: () => {}')
+        await page.evaluate(strange, ["/client.js", gateway.url])
+        await gateway.post("orders", "1")
+        await shows(page, [1])
+        assert (
+            await page.evaluate("navigator.locks.query().then(({ held }) => held.length)") == 2
+        )  # the worker leads
+
+
 async def test_tabs_of_two_subscriptions_do_not_mix() -> None:
     """Other channels, or another text in share, are another stream."""
     async with shared() as (gateway, browser):
