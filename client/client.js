@@ -431,7 +431,7 @@ function shared(settings, name, hear) {
     settings.client = data.client ?? settings.client;
     if (change) {
       hasAsked = false;
-      id ?? kept.set((id = at), {});
+      if (at) id ?? kept.set((id = at), {});
       if (at !== id && !kept.has(at)) {
         if (!data.lost) return ask();
         for (const event of gaps(channels, "handover", id)) hear({ event });

@@ -1,11 +1,13 @@
 """Tabs that share a stream, where the one that leads does harm: it hangs, or is shown again after a long sleep."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from playwright.async_api import Page
 
+from tests.clients.tap import Tap, tapped
 from tests.support.browser import Browser, browser_running
 from tests.support.gateway import Gateway, eventually, gateway_running
 
@@ -99,6 +101,30 @@ async def test_a_leader_may_be_behind_the_tabs_that_it_leads() -> None:
         await shows(third, [1, 2, 3])
         await shows(second, [1, 2, 3])
         assert await second.evaluate("posted") < 30
+
+
+async def test_tabs_share_a_channel_that_keeps_nothing() -> None:
+    """history: none has no ids to tell what is missing by: each event reaches each tab, once, also one that waited."""
+    async with browser_running() as browser:
+        over = {"cors": {"origins": [browser.origin()]}, "channels": {"orders": {"history": "none"}}}
+        async with gateway_running(over) as gateway, tapped(Tap(gateway.port)) as (tap,):
+            tap.shut()
+            tabs = [await browser.page() for _ in range(3)]
+            url = f"http://127.0.0.1:{tap.port}"
+            opening = [
+                asyncio.create_task(tab.evaluate(OPEN, [f"{gateway.url}/client.js", url])) for tab in tabs
+            ]
+            for tab in tabs:  # told by the one that leads
+                await tab.wait_for_function("window.stream?.state === 'waiting'")
+            await tap.open()
+            await asyncio.gather(*opening)
+            for number in (1, 2, 3):
+                await gateway.post("orders", str(number))
+            for tab in tabs:
+                await shows(tab, [1, 2, 3])
+            await tabs.pop(0).close()
+            await eventually(lambda: len(gateway.daemon.streams.open) == 1)
+            await eventually(lambda: tabs[0].evaluate("stream.state === 'open'"))
 
 
 async def test_where_no_lock_may_be_had_each_tab_leads_itself() -> None:

@@ -141,12 +141,12 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 @asynccontextmanager
-async def tapped(*taps: Tap) -> AsyncIterator[None]:
+async def tapped(*taps: Tap) -> AsyncIterator[tuple[Tap, ...]]:
     """Keep taps open."""
     try:
         for tap in taps:
             await tap.open()
-        yield
+        yield taps
     finally:
         for tap in taps:
             await tap.close()
