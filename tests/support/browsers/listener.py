@@ -5,7 +5,8 @@ from typing import Any
 from tests.support.browser import LISTEN
 from tests.support.browsers.tab import Tab
 
-# `tokens` are what a function gives that is called once for each; `asked` is what it was called with.
+# `tokens` are what a function gives, one after the other, and never again one that was refused, whichever tab had given
+# it; `asked` is what it was called with.
 CONNECT = """
 async (from, base, options, tokens) => {
   const { connect } = await import(from);
@@ -14,7 +15,8 @@ async (from, base, options, tokens) => {
   window.asked = [];
   if (tokens) options.token = (refused) => {
     asked.push(refused ?? null);
-    return tokens[Math.min(asked.length, tokens.length) - 1];
+    const next = refused ? tokens.indexOf(refused) + 1 : asked.length - 1;
+    return tokens[Math.min(next, tokens.length - 1)];
   };
   window.stream = connect(base, options);
   stream.on("*", ({ type, reason, payload }) => got.push(type === "stream.gap" ? `gap ${reason}` : payload));
