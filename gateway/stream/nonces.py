@@ -124,7 +124,7 @@ class Nonces:
                 self._looked.set()
             except Unavailable:
                 pass  # the log says so itself, and closing is suspended meanwhile
-            except Exception:
+            except Exception:  # sharing goes on: without it other nodes refuse true answers
                 log.exception("ack_key_failed")
             await asyncio.sleep(AGAIN_SECONDS)
             try:

@@ -1,5 +1,6 @@
 """The client in one tab of each browser, against a gateway of another origin; natively the same where it can."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ async def test_a_page_that_went_away_and_came_back_has_everything_once(
             if not engine.keeps_pages_with_requests:
                 assert await tab.evaluate("() => typeof stream") == "undefined"
                 return
-            await eventually(lambda: have([tab], list(range(1, number + 1))))  # noqa: B023
+            await eventually(partial(have, [tab], list(range(1, number + 1))))
         assert await gateway.metric("connections_total") == 3
         assert await tab.noise() == []
 

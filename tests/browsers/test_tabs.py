@@ -1,5 +1,6 @@
 """Tabs of one browser that share the stream of one of them, or of a worker."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ async def test_tabs_go_on_when_one_dies(engine: Engine, profile: Profile, site: 
             await (first.kill() if engine.can_kill else first.close())
             await gateway.post("orders", str(sent + 1))
             sent += 2
-            await eventually(lambda: have(tabs, list(range(sent))))  # noqa: B023
+            await eventually(partial(have, tabs, list(range(sent))))
             await eventually(lambda: is_open(gateway, 1))
         if leader == PAGE:
             assert await connections(gateway) == 4
@@ -80,7 +81,7 @@ async def test_a_worker_leads_whichever_tab_is_closed(engine: Engine, profile: P
         for sent, tab in enumerate(tabs[:-1]):
             await tab.close()
             await gateway.post("orders", str(sent))
-            await eventually(lambda: have(tabs[sent + 1 :], list(range(sent + 1))))  # noqa: B023
+            await eventually(partial(have, tabs[sent + 1 :], list(range(sent + 1))))
         if engine.worker_stays:
             assert await connections(gateway) == 1
         await tabs[-1].close()

@@ -4,10 +4,12 @@ import asyncio
 import bisect
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import aiohttp
 
+from gateway.stream.connection import Connection
 from tests.client.following import Following, following
 from tests.clients.tap import Tap, tapped
 from tests.support.gateway import eventually, gateway_running
@@ -33,8 +35,8 @@ async def test_delays_double_up_to_the_longest_and_begin_anew_after_a_healthy_ti
             assert set(told.reasons) == {"network"}
 
 
-def cut(streams: object) -> None:
-    for stream in list(streams):  # type: ignore[call-overload]
+def cut(streams: Iterable[Connection]) -> None:
+    for stream in list(streams):
         stream.abort("test")
 
 

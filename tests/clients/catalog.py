@@ -23,7 +23,7 @@ _LOOP = "call it in [a loop](#loops)"
 
 CLIENTS: dict[str, About] = {
     "sse-gateway-client": About(
-        "sse-gateway-client", "here", "header", "itself: 2.5 heartbeats", "for pages, and for Node from 18 on"
+        "sse-gateway-client", "here", "header", "itself: 2.5 heartbeats", "for pages, and for Node from 20 on"
     ),
     "sse-gateway-client, over EventSource": About(
         "sse-gateway-client",
