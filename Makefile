@@ -1,14 +1,19 @@
-# make run    start the gateway on config/gateway.yaml; needs Python 3.11+ and nothing else
-# make demo   a page that follows a shop over a gateway of its own: examples/orders
-# make test   run every test; installs what the tests need
+# make run       start the gateway on config/gateway.yaml; needs Python 3.11+ and nothing else
+# make demo      a page that follows a shop over a gateway of its own: examples/orders
+# make test      run the tests that need Python alone
+# make test-all  run every test; as root on Debian it installs the browsers, proxies and servers that they need
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= config/gateway.yaml
 # Most tests wait for servers: more of them at once than there are cores.
 TESTERS ?= 4
+PYTEST = $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
+# Names a step, and prints its wall time.
+STEP = @sh tests/timed.sh
 
-.PHONY: run demo install test check format docs types bench image release test-floors debian bench-debian clean
+.PHONY: run demo install test test-all test-extended check format docs types clients-table bench soak image release \
+  test-floors debian bench-debian clean
 
 run: $(VENV)/.installed
 	$(BIN)/sse-gateway run --config $(CONFIG) --hints
@@ -18,14 +23,19 @@ demo: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-test: $(VENV)/.developed debian
-	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
+test: $(VENV)/.developed
+	$(STEP) test $(PYTEST) -m "not extended"
+
+test-all: test test-extended
+
+test-extended: $(VENV)/.developed debian
+	$(STEP) test-extended $(PYTEST) -m extended
 
 check: $(VENV)/.developed
-	$(BIN)/ruff format --check
-	$(BIN)/ruff check
-	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_layers.py tests/config/test_schema.py
+	$(STEP) "check format" $(BIN)/ruff format --check
+	$(STEP) "check lint" $(BIN)/ruff check
+	$(STEP) "check types" $(BIN)/mypy
+	$(STEP) "check layers and schema" $(BIN)/python -m pytest tests/test_layers.py tests/config/test_schema.py
 
 format: $(VENV)/.developed
 	$(BIN)/ruff format
@@ -42,7 +52,7 @@ types: $(VENV)/.developed
 
 # What real clients make of streams: runs them, and writes docs/clients.md.
 clients-table: $(VENV)/.developed debian
-	UPDATE_CLIENTS=1 $(BIN)/python -m pytest tests/clients -n $(TESTERS) --dist worksteal
+	UPDATE_CLIENTS=1 $(PYTEST) tests/clients
 
 # All scenarios, or some: make bench SCENARIOS="fanout idle". Writes docs/benchmarks.
 bench: $(VENV)/.benched bench-debian
@@ -63,9 +73,9 @@ test-floors: debian
 	build/floors/bin/python -m pytest
 
 debian:
-	@sh tests/install-debian.sh
+	$(STEP) "install programs" sh tests/install-debian.sh
 
-bench-debian: debian
+bench-debian:
 	@sh bench/install-debian.sh
 
 clean:

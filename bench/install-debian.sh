@@ -7,6 +7,7 @@ missing=""
 PATH="$PATH:/usr/sbin:/sbin" command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
 [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] || missing="$missing libnginx-mod-nchan"
 command -v pushpin >/dev/null 2>&1 || missing="$missing pushpin"
+command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 [ -e /usr/include/openssl/ssl.h ] || missing="$missing libssl-dev"
 [ -n "$missing" ] || exit 0
 

@@ -177,7 +177,7 @@ def running(
         process.stop()
 
 
-def wait_for_port(port: int, seconds: float = 20.0, *, alive: Callable[[], bool] = lambda: True) -> None:
+def wait_for_port(port: int, seconds: float = 120.0, *, alive: Callable[[], bool] = lambda: True) -> None:
     """Wait until something listens. Raises TimeoutError, or RuntimeError once ``alive`` says no."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway.cli import parser
+from gateway.cli.main import COMMANDS, command_parsers
 from gateway.config.schema import json_schema
 from gateway.metrics.definitions import DEFINITIONS
 
@@ -147,16 +147,14 @@ with the usage on standard error. Options may stand before, between and after th
 
 def commands() -> str:
     """Return docs/commands.md."""
-    (named,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
-    helps = {choice.dest: choice.help for choice in named._choices_actions}
     parts = [_COMMANDS]
-    for name, command in named.choices.items():
+    for name, command in command_parsers().items():
         actions = [action for action in command._actions if action.dest != "help"]
         positional = [_shape(action) for action in actions if not action.option_strings]
         usage = " ".join(
             [f"sse-gateway {name}", *positional, *(["[OPTION]..."] if len(actions) > len(positional) else [])]
         )
-        told = (helps[name] or "").strip()
+        told = COMMANDS[name][1]
         parts += [f"\n## `{name}`\n\n{told[:1].upper()}{told[1:]}.\n\n```\n{usage}\n```\n"]
         if actions:
             parts += ["\n| argument | |\n|---|---|\n", *(_argument(action) for action in actions)]

@@ -18,6 +18,7 @@ from typing import Protocol
 import aiohttp
 
 from gateway.event import EventId
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Message, Stream
 from tests.support.node import Node, kill_all
 
@@ -93,7 +94,7 @@ class Client:
 
     async def _once(self, node: Node) -> None:
         headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
-        async with asyncio.timeout(10):
+        async with safety_net():
             stream = await Stream.open(node.port, f"/events?channel={','.join(self.channels)}", headers)
         try:
             if stream.status != 200:
@@ -145,11 +146,11 @@ class Run:
             await asyncio.sleep(random.uniform(0, 2 * self._pace))
         await self._send(channel, END)
 
-    async def finish(self, seconds: float = 60.0) -> Verdict:
+    async def finish(self) -> Verdict:
         """End the publishers, wait until every client is at the end, and judge."""
         self._ending.set()
         try:
-            async with asyncio.timeout(seconds):
+            async with safety_net():
                 await asyncio.gather(*self._publishers)
                 await asyncio.gather(*self._readers)
         except TimeoutError:
@@ -160,7 +161,7 @@ class Run:
     async def _start(self) -> None:
         self._readers = [asyncio.create_task(client.run()) for client in self.clients]
         # An event from before a client's first connection is not its business.
-        async with asyncio.timeout(20):
+        async with safety_net():
             await asyncio.gather(*(client.connected.wait() for client in self.clients))
         self._publishers = [asyncio.create_task(self.publish(channel)) for channel in self.accepted]
 

@@ -8,6 +8,7 @@ import structlog
 import uvloop
 from hypothesis import settings
 
+from tests.support import needs
 from tests.support.gateway import Gateway, gateway_running
 from tests.support.redis import RedisServer, redis_server
 
@@ -22,6 +23,11 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
     if item.get_closest_marker("both_loops"):
         factories["asyncio"] = asyncio.new_event_loop
     return factories
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep the tests of `make test` to Python alone."""
+    needs.set_tier(has_programs=item.get_closest_marker("extended") is not None)
 
 
 @pytest.fixture(autouse=True)

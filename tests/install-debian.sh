@@ -1,27 +1,36 @@
 #!/bin/sh
-# What the tests need beyond Python: browsers, ip (network namespaces), a C compiler for the benchmark, and
-# senders of webhooks (node's clients, syslog-ng), the proxies and systemd that deploy/ has files for, Prometheus
-# with promtool, and jq for the commands of the runbook.
-# Installs it as root where apt is there; otherwise names what is missing, and those tests are skipped.
+# Installs the programs that the extended tests need beyond Python, as root on Debian: browsers, ip (network
+# namespaces), a C compiler for the load client, senders of webhooks (Node's clients, syslog-ng), the proxies and
+# systemd that deploy/ has files for, Prometheus with promtool, and jq for the commands of the runbook.
+# Elsewhere it names what is missing and fails.
 set -eu
 
+PATH="$PATH:/usr/sbin:/sbin"
 missing=""
-command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
-command -v firefox-esr >/dev/null 2>&1 || missing="$missing firefox-esr"
-command -v WebKitWebDriver >/dev/null 2>&1 || missing="$missing webkit2gtk-driver"
-command -v Xvfb >/dev/null 2>&1 || missing="$missing xvfb"
-PATH="$PATH:/usr/sbin:/sbin" command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
-command -v node >/dev/null 2>&1 || missing="$missing nodejs"
-command -v npm >/dev/null 2>&1 || missing="$missing npm"
-PATH="$PATH:/usr/sbin:/sbin" command -v syslog-ng >/dev/null 2>&1 || missing="$missing syslog-ng-core syslog-ng-mod-http"
-PATH="$PATH:/usr/sbin:/sbin" command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
-command -v prometheus >/dev/null 2>&1 || missing="$missing prometheus"
-command -v jq >/dev/null 2>&1 || missing="$missing jq"
-PATH="$PATH:/usr/sbin:/sbin" command -v haproxy >/dev/null 2>&1 || missing="$missing haproxy"
-command -v curl >/dev/null 2>&1 || missing="$missing curl"
-command -v caddy >/dev/null 2>&1 || missing="$missing caddy"
-command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd"
-command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+
+# package PROGRAM PACKAGE...: needs the packages where the program is not there.
+package() {
+    program=$1
+    shift
+    command -v "$program" >/dev/null 2>&1 || missing="$missing $*"
+}
+
+package chromium chromium
+package firefox-esr firefox-esr
+package WebKitWebDriver webkit2gtk-driver
+package Xvfb xvfb
+package ip iproute2
+package node nodejs
+package npm npm
+package syslog-ng syslog-ng-core syslog-ng-mod-http
+package nginx nginx-light
+package prometheus prometheus
+package jq jq
+package haproxy haproxy
+package curl curl
+package caddy caddy
+package systemd-analyze systemd
+package cc gcc libc6-dev
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
@@ -30,5 +39,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     # shellcheck disable=SC2086 # a list of packages
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
 else
-    echo "missing, and this is not root on Debian; tests that need it are skipped:$missing"
+    echo "The extended tests need these Debian packages:$missing" >&2
+    echo "Install them, or run this as root on Debian; \`make test\` needs none of them." >&2
+    exit 1
 fi

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from gateway.freshness import Freshness, Watched
+from tests.support.deadline import safety_net
 from tests.support.gateway import eventually, gateway_running
 
 
@@ -67,7 +68,7 @@ async def test_a_silent_channel_makes_a_node_unready_until_it_speaks(
         assert await gateway.metric('source_stale{source="hooks"}') == 1
         _, status = await gateway.admin("/status")
         assert [each["stale"] for each in status["channels"]] == [True, None, None]
-        async with asyncio.timeout(10):
+        async with safety_net():
             while (await gateway.admin("/readyz"))[0] == 503:
                 await gateway.post("orders", "1")
                 await asyncio.sleep(0.1)

@@ -8,7 +8,11 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from bench.process import free_port, wait_for_port
+
+pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

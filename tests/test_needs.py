@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.needs import need_npm
+
+pytestmark = pytest.mark.extended
 
 ASK = "import sys, pathlib; from tests.support.needs import need_npm; need_npm(pathlib.Path(sys.argv[1]))"
 

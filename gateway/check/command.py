@@ -5,7 +5,6 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gateway.check.connect import connect
 from gateway.check.explain import explain
 from gateway.check.report import FORMATS, Report
 from gateway.config.document import MAX_BYTES
@@ -16,6 +15,12 @@ _INTERRUPTED = 130
 """The exit status that shells give to what SIGINT ended."""
 
 _STDIN = "-"
+
+EPILOG = """exit status:
+  0    the configuration is good; there may be warnings
+  1    it has mistakes, or cannot be read; with --strict also warnings, with --connect what was not reached
+  2    wrong usage
+  130  interrupted (Ctrl-C)"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
         if options.explain:
             report.explained(explain(reading.config))
         if options.connect:
+            from gateway.check.connect import connect  # noqa: PLC0415 -- clients of all upstreams take a while
+
             try:
                 report.reached(asyncio.run(connect(reading.config)))
             except KeyboardInterrupt:

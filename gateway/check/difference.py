@@ -8,6 +8,12 @@ from gateway.config.load import load
 NEEDS_RESTART = 3
 """The exit status for a change that a reload refuses."""
 
+EPILOG = """exit status:
+  0  nothing differs, or a reload would do it
+  1  one of the files has mistakes, or cannot be read
+  2  wrong usage
+  3  a change needs a restart: a reload would refuse the file"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments to a command's parser."""

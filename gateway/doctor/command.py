@@ -17,6 +17,12 @@ from gateway.doctor.walk import Walk
 _INTERRUPTED = 130
 """The exit status that shells give to what SIGINT ended."""
 
+EPILOG = """exit status:
+  0    nothing is bad
+  1    something is
+  2    wrong usage
+  130  interrupted (Ctrl-C)"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command's parser. Wrong values are told by it, and never repeated."""

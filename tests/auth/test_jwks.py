@@ -129,7 +129,7 @@ async def test_without_keys_clients_are_told_to_come_back() -> None:
                 opened = await gateway.open("/events/user.42", {"Authorization": f"Bearer {token}"})
                 return (await opened.next()).type == "stream.open"
 
-            await eventually(is_open, 20)
+            await eventually(is_open)
 
 
 async def test_several_issuers_are_told_apart() -> None:

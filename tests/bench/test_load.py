@@ -1,7 +1,6 @@
 """The load client counts what was sent, and hides nothing that failed."""
 
 import asyncio
-import shutil
 import socket
 import struct
 import time
@@ -14,7 +13,7 @@ from bench.load import Arrived, Load, Opened, Stats, load
 from bench.process import free_port
 from tests.bench.odd_server import CHUNKED, HELLO, PLAIN, Script, chunk, odd_server, send
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+pytestmark = pytest.mark.extended
 
 T = TypeVar("T")
 

@@ -1,7 +1,6 @@
 """The report shows everything that was measured, what is missing, and what was missed."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +58,7 @@ def test_percentiles_of_merged_times() -> None:
     assert Times().percentile(0.99) == 0
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.extended
 def test_a_quick_run_against_the_gateway(tmp_path: Path) -> None:
     """The command, the gateway, the load client and the report work together."""
     command = [sys.executable, "-m", "bench", "unrelated", "--quick", "--into", str(tmp_path)]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gateway.broker.base import Broker
 from gateway.errors import Fenced, Unavailable
 from gateway.event import Cursor, Draft, Event, EventId, Retention
+from tests.support.deadline import safety_net
 
 KEEP = Retention(1000)
 ZERO = EventId(0, 0)
@@ -45,7 +46,7 @@ class Follower:
         self.events.extend(events)
 
     async def until(self, count: int) -> list[Event]:
-        async with asyncio.timeout(10):
+        async with safety_net():
             while len(self.events) < count:
                 await asyncio.sleep(0.005)
         return self.events
@@ -263,7 +264,7 @@ class SharedContract(Contract):
         second = await other.lease("s", 0.2)
         assert second is not None
         assert second.token > first.token
-        async with asyncio.timeout(10):
+        async with safety_net():
             while (third := await broker.lease("s", 30)) is None:
                 await asyncio.sleep(0.02)
         assert third.token > second.token
@@ -271,7 +272,7 @@ class SharedContract(Contract):
     async def test_a_zombie_appends_nothing(self, broker: Broker, other: Broker) -> None:
         """A node that stood still while another took its lease is refused whole: no event, no cursor."""
         old = await broker.lease("s", 0.05)
-        async with asyncio.timeout(10):
+        async with safety_net():
             while (new := await other.lease("s", 30)) is None:
                 await asyncio.sleep(0.02)
         await other.append([draft("c", b"new")], Cursor("s", "2"), new)

@@ -190,6 +190,7 @@ async def test_appends_wait_for_a_slow_disk_up_to_a_number(
         await broker.append([draft("c")])
 
 
+@pytest.mark.extended
 async def test_a_full_disk_is_unavailable_and_passes(tmp_path: Path) -> None:
     """SQLITE_FULL: nothing half written, what is there is still read, and it goes on when there is room."""
     with disk(tmp_path / "disk", "1m") as folder:
@@ -234,6 +235,7 @@ async def test_a_broken_file_is_unavailable_until_it_is_taken_away(tmp_path: Pat
         assert (await read(broker, "c", broker.head)) == ([], None)
 
 
+@pytest.mark.extended
 async def test_a_read_only_disk_ends_the_start(tmp_path: Path) -> None:
     """One clear line, and not a gateway that refuses every post."""
     with disk(tmp_path / "disk", "1m") as folder:

@@ -1,13 +1,11 @@
 """The gateway, the hosts and the clock of these tests, and what docs/browsers.md says."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jwt
 
-from tests.support import gateway as waiting
 from tests.support.browsers.listener import connect, listen
 from tests.support.browsers.site import Site
 from tests.support.browsers.tab import Engine, Tab
@@ -23,14 +21,6 @@ NATIVE, OURS = "native", "ours"
 
 SOON: dict[str, Any] = {"minDelay": 200, "maxDelay": 400}
 """Delays of the client in milliseconds, for tests that are not about them."""
-
-PATIENCE = 30.0
-"""Seconds that anything may take on a machine that runs several browsers."""
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    """Wait with `PATIENCE` until a condition holds; it may be a coroutine function. Raises TimeoutError."""
-    await waiting.eventually(condition, PATIENCE)
 
 
 def config(site: Site, **over: Any) -> Any:

@@ -14,7 +14,6 @@ from tests.browsers.setting import (
     SOON,
     config,
     documented,
-    eventually,
     is_open,
     start,
     token,
@@ -23,9 +22,9 @@ from tests.support.browser import CLOSED
 from tests.support.browsers.listener import connect, have, listen, ready_state, state
 from tests.support.browsers.site import Site
 from tests.support.browsers.tab import Engine, Profile, Tab
-from tests.support.gateway import Gateway, gateway_running
+from tests.support.gateway import Gateway, eventually, gateway_running
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.extended, pytest.mark.asyncio(loop_scope="session")]
 
 SET_COOKIE = "(token) => { document.cookie = `token=${token}; domain=example.localhost; path=/`; }"
 

@@ -9,15 +9,15 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.browsers.setting import documented, eventually
+from tests.browsers.setting import documented
 from tests.support.browser import CLOSED, CONNECTING, OPEN
 from tests.support.browsers.listener import have, listen, ready_state
 from tests.support.browsers.site import Site
 from tests.support.browsers.tab import Engine, Profile, Tab
-from tests.support.gateway import Gateway, gateway_running
+from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.issuer import serving
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.extended, pytest.mark.asyncio(loop_scope="session")]
 
 HEADERS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
 STATUSES = (204, 401, 403, 404, 500, 503)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from bench.process import free_port
-from tests.browsers.setting import SOON, config, eventually, is_open, token
+from tests.browsers.setting import SOON, config, is_open, token
 from tests.support.browsers.listener import connect, have, state
 from tests.support.browsers.site import Site
 from tests.support.browsers.tab import Engine, Profile, Tab
-from tests.support.gateway import Gateway, gateway_running
+from tests.support.gateway import Gateway, eventually, gateway_running
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.extended, pytest.mark.asyncio(loop_scope="session")]
 
 PAGE, WORKER = "page", "worker"
 """Who leads: a page that imports the client from the gateway can have no worker, for that is of another origin."""

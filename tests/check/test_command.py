@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bench.process import free_port
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.config import warnings
 from gateway.config.load import read
 from tests.config.test_load import BROKEN, GOOD

@@ -14,6 +14,7 @@ from gateway.check.connect import connect
 from gateway.config.load import loads
 from gateway.doctor.finding import Finding, Level
 from tests.support.authority import Authority
+from tests.support.deadline import safety_net
 from tests.support.issuer import issuing
 from tests.support.issuer import serving as answering
 from tests.support.kafka import KafkaServer, kafka_server
@@ -77,7 +78,7 @@ async def test_a_log_in_redis_can_be_used_and_nothing_stays_behind(server: Redis
     found = await broker(server.url, ", prefix: fresh")
     assert (found.level, found.mend) == (Level.OK, "")
     assert re.fullmatch(r"valkey [\d.]+ reached; keys fresh:… can be written", found.found)
-    async with asyncio.timeout(10):
+    async with safety_net():
         while True:
             with contextlib.closing(server.client()) as client:
                 if not list(client.scan_iter("*fresh*")):
@@ -158,6 +159,7 @@ async def test_a_frozen_redis_is_told_in_time(server: RedisServer) -> None:
     assert all("no answer within" in each.found for each in (log, stream, pubsub))
 
 
+@pytest.mark.extended
 async def test_sentinel_and_cluster() -> None:
     """The master is found, and the node that holds the log."""
     with redis_sentinel() as watched:

@@ -63,9 +63,9 @@ class Following:
     def faults(self) -> list[str]:
         return [each["fault"] for each in self.said if "fault" in each]
 
-    async def until(self, state: str, times: int = 1, timeout: float = 10.0) -> None:
+    async def until(self, state: str, times: int = 1) -> None:
         """Wait until a state came so often."""
-        await eventually(lambda: self.states.count(state) >= times, timeout)
+        await eventually(lambda: self.states.count(state) >= times)
 
     async def read(self, stream: asyncio.StreamReader) -> None:
         """Take what the process prints, to its end."""

@@ -14,6 +14,8 @@ from tests.client.following import following
 from tests.support.gateway import eventually, gateway_running
 from tests.support.issuer import serving
 
+pytestmark = pytest.mark.extended
+
 SECRET = "k" * 32
 PRIVATE = {
     "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET}},

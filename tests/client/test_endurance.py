@@ -16,6 +16,8 @@ from tests.clients.tap import Tap, tapped
 from tests.support.browser import Browser, browser_running
 from tests.support.gateway import Gateway, eventually, gateway_running
 
+pytestmark = pytest.mark.extended
+
 SECONDS = float(os.environ.get("ENDURANCE_SECONDS", "60"))
 CHANNELS = ("orders", "stock")
 MOST_TABS = 4
@@ -195,4 +197,4 @@ async def test_published_equals_received_while_all_goes_wrong_at_random() -> Non
 
 async def arrived(page: Page, last: int) -> None:
     """Wait until the last event is there, where any came after the tab did."""
-    await eventually(lambda: page.evaluate(f"!got.length || got.at(-1) === {last}"), 30)
+    await eventually(lambda: page.evaluate(f"!got.length || got.at(-1) === {last}"))

@@ -6,7 +6,11 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 from tests.client.package import ROOT, SOURCE, packed
+
+pytestmark = pytest.mark.extended
 
 LARGEST = 6 * 1024
 """Bytes of the module as browsers load it."""

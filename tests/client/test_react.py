@@ -16,6 +16,8 @@ from tests.support.browser import browser_running
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.needs import need
 
+pytestmark = pytest.mark.extended
+
 REACTS = {"18": "-18", "19": ""}
 
 

@@ -11,6 +11,8 @@ from tests.clients.tap import Tap, tapped
 from tests.support.browser import Browser, browser_running
 from tests.support.gateway import Gateway, eventually, gateway_running
 
+pytestmark = pytest.mark.extended
+
 OPEN = """
 async ([module, url]) => {
   const { connect } = await import(module);
@@ -52,9 +54,7 @@ async def test_a_tab_that_hangs_is_robbed_of_the_lead() -> None:
         await gateway.post("orders", "2")
         await shows(third, [2])
         await shows(second, [1, 2])
-        await eventually(
-            lambda: len(gateway.daemon.streams.open) == 1, 20
-        )  # the first one is back, and lets go
+        await eventually(lambda: len(gateway.daemon.streams.open) == 1)  # the first one is back, and lets go
         await gateway.post("orders", "3")
         for page, got in ((first, [1, 2, 3]), (second, [1, 2, 3]), (third, [2, 3])):
             await shows(page, got)
@@ -67,7 +67,7 @@ async def shows(page: Page, got: list[int]) -> None:
     async def has() -> bool:
         return list(await page.evaluate("got")) == got
 
-    await eventually(has, 20)
+    await eventually(has)
 
 
 SLOW = """

@@ -10,6 +10,8 @@ import pytest
 from tests.client.package import FOLDER, ROOT, SOURCE, installed, run, tool
 from tests.client.types import written
 
+pytestmark = pytest.mark.extended
+
 STRICT = {
     "strict": True,
     "exactOptionalPropertyTypes": True,

@@ -11,6 +11,8 @@ from tests.clients.trial import HOOKS, all_of, is_back, outcome, publish_orders,
 from tests.clients.zoo import Client
 from tests.support.gateway import gateway_running
 
+pytestmark = pytest.mark.extended
+
 PLACES = {
     "between two events": rb'"n":2,.*?\n\n',
     "before the headers": rb"",

@@ -11,6 +11,8 @@ from tests.clients.trial import HOOKS, WHOLE, all_of, publish, trying
 from tests.clients.zoo import Client
 from tests.support.gateway import gateway_running
 
+pytestmark = pytest.mark.extended
+
 LINE_ENDS = {
     "LF": "one\ntwo",
     "CR": "one\rtwo",

@@ -3,12 +3,16 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.clients.catalog import CLIENTS
 from tests.clients.expected import check
 from tests.clients.tap import Tap
 from tests.clients.trial import HOOKS, all_of, outcome, publish_orders, settled, trying
 from tests.clients.zoo import Client
 from tests.support.gateway import gateway_running, merged
+
+pytestmark = pytest.mark.extended
 
 
 def taps_to(port: int) -> dict[str, Tap]:

@@ -4,10 +4,14 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 from tests.clients.catalog import CLIENTS
 from tests.clients.expected import BEST, CUTS, DELIVERY, ENDS, LOSSES, SCENARIOS
 from tests.clients.page import PAGE, render, version
 from tests.clients.trial import WHOLE
+
+pytestmark = pytest.mark.extended
 
 
 def test_the_page_is_current() -> None:

@@ -2,12 +2,16 @@
 
 import asyncio
 
+import pytest
+
 from tests.clients.catalog import CLIENTS, EVENTS
 from tests.clients.expected import check, expected
 from tests.clients.tap import Tap
 from tests.clients.trial import HOOKS, PATH, WHOLE, all_of, outcome, publish_orders, settled, trying
 from tests.clients.zoo import Client
 from tests.support.gateway import gateway_running, merged
+
+pytestmark = pytest.mark.extended
 
 WATCHDOG = 5.0
 """Seconds without a byte after which clients give up, where they can be told; ours takes 2.5 heartbeats."""

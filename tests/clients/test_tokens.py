@@ -13,6 +13,8 @@ from tests.clients.trial import HOOKS, STOPS, WHOLE, all_of, outcome, publish_or
 from tests.clients.zoo import Client
 from tests.support.gateway import gateway_running, merged
 
+pytestmark = pytest.mark.extended
+
 SECRET = "s" * 32
 CONFIG = merged(
     HOOKS,

@@ -27,9 +27,6 @@ HOOKS: dict[str, Any] = {
 }
 """Events come as CloudEvents, so that an upstream's own bytes reach the gateway whatever they are."""
 
-SECONDS = 40.0
-"""How long clients are waited for that should come back."""
-
 _numbers = count()
 
 
@@ -50,7 +47,7 @@ async def trying(
         before()
         names = {key: key if isinstance(key, str) else key[0] for key in taps}
         clients = {key: zoo.start(names[key], tap, path, watchdog, token) for key, tap in taps.items()}
-        await all_of(clients.values(), is_open, SECONDS)
+        await all_of(clients.values(), is_open)
         yield clients
 
 
@@ -59,9 +56,7 @@ def is_open(client: Client) -> bool:
     return any(b"stream.open" in line.answered for line in client.tap.lines)
 
 
-async def all_of(
-    clients: Iterable[Client], condition: Callable[[Client], bool], seconds: float = SECONDS
-) -> None:
+async def all_of(clients: Iterable[Client], condition: Callable[[Client], bool]) -> None:
     """Wait until a condition holds for each. Raises AssertionError that shows the others."""
     waiting = list(clients)
 
@@ -70,14 +65,14 @@ async def all_of(
         return all(condition(client) for client in waiting)
 
     try:
-        await eventually(is_over, seconds)
+        await eventually(is_over)
     except TimeoutError:
         raise AssertionError([client for client in waiting if not condition(client)]) from None
 
 
-async def settled(clients: Iterable[Client], number: int, seconds: float = SECONDS) -> None:
+async def settled(clients: Iterable[Client], number: int) -> None:
     """Wait until each has the event of that number, or said that it will not come back."""
-    await all_of(clients, lambda client: client.is_over or number in numbers(client), seconds)
+    await all_of(clients, lambda client: client.is_over or number in numbers(client))
 
 
 def is_back(client: Client) -> bool:

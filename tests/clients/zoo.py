@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.clients.catalog import CLIENTS
 from tests.clients.tap import Tap
+from tests.support.deadline import safety_net
 from tests.support.needs import need, need_npm
 
 HERE = Path(__file__).parent
@@ -24,7 +25,6 @@ TYPES = ["message", "order", "stream.open", "stream.gap", "stream.close", "strea
 """The types of events that clients listen for which need to know them."""
 
 LONGEST_LINE = 1 << 24
-START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 
 
@@ -101,7 +101,7 @@ class Zoo:
             )
             self._processes[runs_in] = process
             self._readers += [asyncio.create_task(self._read(process)), asyncio.create_task(_drop(process))]
-        async with asyncio.timeout(START_SECONDS):
+        async with safety_net():
             while self._ready < len(commands):
                 assert not self.crashes, self.crashes
                 await asyncio.sleep(0.02)

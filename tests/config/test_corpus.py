@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.config import warnings
 from gateway.config.document import parse
 from gateway.config.environment import resolve

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.config.diff import ASKED, differences
 from gateway.config.load import loads
 from gateway.config.model import Config

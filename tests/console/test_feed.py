@@ -12,6 +12,7 @@ import pytest
 from gateway.console import feed as module
 from gateway.console.feed import MAX_VIEWERS, Feed
 from tests.http.test_guard import LOCKED, TOKEN, ask
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.issuer import serving
@@ -121,7 +122,7 @@ async def test_a_shutdown_tells_viewers_and_waits_for_none() -> None:
     async with gateway_running() as gateway:
         stream = await look(gateway)
         await stream.until("status")
-        async with asyncio.timeout(8):  # request_seconds is 10
+        async with safety_net():  # request_seconds is 10
             await gateway.daemon.stop()
         assert (await stream.until("stream.close")).json["reason"] == "draining"
 

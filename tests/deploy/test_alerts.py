@@ -9,6 +9,8 @@ import yaml
 
 from tests.support.promql import faults, names, promtool, unknown
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/prometheus"
 RULES = [

@@ -69,6 +69,7 @@ def test_every_service_says_when_it_is_well(services: dict[str, dict[str, Any]])
     assert services["prometheus"]["depends_on"] == {"gateway": {"condition": "service_healthy"}}
 
 
+@pytest.mark.extended
 def test_prometheus_scrapes_the_gateway(services: dict[str, dict[str, Any]]) -> None:
     """Prometheus' own check, and the target is the gateway's admin port."""
     command = [need("promtool", "prometheus"), "check", "config", "--syntax-only", str(PROMETHEUS)]

@@ -83,6 +83,7 @@ def test_panels_do_not_overlap() -> None:
         taken |= cells
 
 
+@pytest.mark.extended
 def test_it_names_what_exists(tmp_path: Path) -> None:
     """A panel of a metric that was renamed is empty, and looks like peace."""
     found = list(expressions())

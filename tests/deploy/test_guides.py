@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from bench.process import free_port, running, wait_for_port
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.config.load import loads
 from tests.support.deployment import DEPLOY, documents
 from tests.support.needs import need
+
+pytestmark = pytest.mark.extended
 
 ROOT = DEPLOY.parent
 GUIDES = {path.name: path.read_text() for path in sorted((ROOT / "docs/guides").glob("*.md"))}

@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.promql import faults, names, unknown
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.mark.parametrize(
     ("expression", "metrics", "labels"),

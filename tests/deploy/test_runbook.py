@@ -17,6 +17,8 @@ from tests.support.node import Node
 from tests.support.promql import defined, faults, unknown
 from tests.support.redis import RedisServer
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/runbook.md").read_text()
 ALERTS = [

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gateway.cli import main
+import pytest
+
+from gateway.cli.main import main
 from gateway.config.units import parse_duration
 from tests.support.deployment import DEPLOY, ENVIRON, closing_seconds, load, secrets_in
 from tests.support.needs import need
@@ -34,6 +36,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.extended
 def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
     """A key that systemd does not know is a line in the journal, and has no effect."""
     unit = tmp_path / UNIT.name
@@ -46,6 +49,7 @@ def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
     assert "WatchDogSecs" in done.stdout + done.stderr, "a verification that passes everything proves nothing"
 
 
+@pytest.mark.extended
 def test_it_is_closed_to_what_it_does_not_need() -> None:
     """systemd's own measure; what is left open is the network and the syscalls of a service."""
     done = analyze("security", "--offline=yes", f"--threshold={MOST_EXPOSED}", str(UNIT))

@@ -1,6 +1,5 @@
 """Every command in the docs is one that exists, with options that it has."""
 
-import argparse
 import contextlib
 import io
 import re
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import parser
+from gateway.cli.main import command_parsers, parser
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name, spans
 
 SHELL = blocks("", "sh", "bash", "shell", "console")
@@ -137,14 +136,14 @@ def test_commands_are_found() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_the_text(page: Path) -> None:
     """Those in backticks: the command and all its options exist."""
-    (named,) = (each for each in parser()._actions if isinstance(each, argparse._SubParsersAction))
+    parsers = command_parsers()
     for line, span in spans(page):
         place = f"{name(page)}:{line}: {span}"
         if (match := re.fullmatch(r"make ([a-z-]+)(?: .*)?", span)) is not None:
             assert match[1] in TARGETS, place
         if (match := re.match(r"sse-gateway ([a-z|]+)\b(.*)", span)) is not None:
             for command in match[1].split("|"):
-                assert command in named.choices, f"{place}: there is no such command"
-                known = named.choices[command]._option_string_actions
+                assert command in parsers, f"{place}: there is no such command"
+                known = parsers[command]._option_string_actions
                 for option in re.findall(r"(?<!\S)--[a-z-]+", match[2]):
                     assert option in known, f"{place}: {command} has no {option}"

@@ -8,6 +8,7 @@ import shlex
 import yaml
 
 from tests.docs.pages import ROOT
+from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
 
@@ -30,7 +31,7 @@ async def test_the_curl_line_shows_an_event_arrive() -> None:
             line.replace("127.0.0.1:8080", f"127.0.0.1:{gateway.port}"), stdout=asyncio.subprocess.PIPE
         )
         try:
-            async with asyncio.timeout(30):
+            async with safety_net():
                 out, _ = await child.communicate()
         finally:
             if child.returncode is None:

@@ -11,6 +11,8 @@ from tests.docs.pages import ROOT
 from tests.support.browser import browser_running
 from tests.support.gateway import eventually, gateway_running
 
+pytestmark = pytest.mark.extended
+
 SECRET = "s" * 32
 PAGES = [ROOT / "README.md", ROOT / "docs/guides/frontend.md"]
 
@@ -81,6 +83,6 @@ async def test_the_lines_work_in_an_empty_page(page: Path) -> None:
         for number in (3, 4):
             await gateway.post("orders", f'{{"number": {number}}}')
         await browser.context.set_offline(False)
-        await eventually(lambda: tab.evaluate("rendered.length === 3"), timeout=20)
+        await eventually(lambda: tab.evaluate("rendered.length === 3"))
         assert await tab.evaluate("[refetched, rendered.at(-1)]") == [["orders"], {"number": 4}]
         assert [each for each in troubles if "net::ERR_" not in each] == []

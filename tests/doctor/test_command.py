@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import main
+from gateway.cli.main import main
 from tests.doctor.examined import CONFIG
 from tests.support.gateway import gateway_running, merged
 

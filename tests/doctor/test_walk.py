@@ -65,6 +65,7 @@ async def test_a_gateway_with_tls(tmp_path: Path) -> None:
         assert await gateway.metric("connections_total") == 2  # the token never went there
 
 
+@pytest.mark.extended
 async def test_nginx_as_it_should_be(tmp_path: Path) -> None:
     """HTTP/2, a chain that ends in a known root, and the plain proxy_pass of nginx, are well."""
     authority = Authority(tmp_path)
@@ -79,6 +80,7 @@ async def test_nginx_as_it_should_be(tmp_path: Path) -> None:
     assert "nginx keeps" in seen["headers"].found
 
 
+@pytest.mark.extended
 async def test_buffering_that_holds_the_headers_too() -> None:
     """nginx's buffering: nothing comes, and an operator looks for the fault in the gateway."""
     async with gateway_running(CONFIG) as gateway:
@@ -90,6 +92,7 @@ async def test_buffering_that_holds_the_headers_too() -> None:
     assert {"cors", "preflight", "headers"} <= set(seen.checks)  # by HEAD, which is not buffered
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("location", "server", "bad", "word"),
     [
@@ -112,6 +115,7 @@ async def test_what_nginx_breaks(location: str, server: str, bad: str, word: str
     assert seen.bad - {"preflight"} <= {bad}
 
 
+@pytest.mark.extended
 async def test_a_timeout_shorter_than_the_heartbeat() -> None:
     """Streams that are cut while idle reconnect for ever; the operator needs the seconds."""
     async with gateway_running(merged(CONFIG, {"timeouts": {"heartbeat": "30s"}})) as gateway:
@@ -131,6 +135,7 @@ async def test_a_stream_without_heartbeats() -> None:
     assert seen.bad == {"heartbeat"}
 
 
+@pytest.mark.extended
 async def test_a_redirect_names_where_it_ends() -> None:
     """Two redirects, and a ticket in the URL that must not be shown."""
     async with gateway_running(CONFIG) as gateway:
@@ -145,6 +150,7 @@ async def test_a_redirect_names_where_it_ends() -> None:
     assert "canary" not in str(seen.findings)
 
 
+@pytest.mark.extended
 async def test_a_circle_of_redirects_ends() -> None:
     """The walk must not run in circles."""
     with nginx_running(9, "return 301 /;") as port:
@@ -174,6 +180,7 @@ async def test_refusals_are_told_in_the_words_of_the_gateway(path: str, word: st
     assert seen["cors"].level is Level.OK  # a page can read the refusal
 
 
+@pytest.mark.extended
 async def test_a_refusal_that_the_proxy_compressed() -> None:
     """Its words are what the operator needs, and a doctor that offers gzip must read it."""
     async with gateway_running(CONFIG) as gateway:
@@ -183,6 +190,7 @@ async def test_a_refusal_that_the_proxy_compressed() -> None:
     assert "there is no such channel" in seen["status"].found
 
 
+@pytest.mark.extended
 async def test_compression_that_cannot_be_declined() -> None:
     """A coding that is not installed here must be named, and not end the walk as an error."""
     async with gateway_running(CONFIG) as gateway:
@@ -209,6 +217,7 @@ async def test_without_an_origin_nothing_is_said_about_cors() -> None:
     assert "preflight" not in seen.checks
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("location", "bad", "word"),
     [

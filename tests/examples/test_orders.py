@@ -21,6 +21,8 @@ from tests.support.browser import browser_running
 from tests.support.console import faults
 from tests.support.gateway import eventually
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 HISTORY = 200
 """Events that the example's channel keeps."""
@@ -102,7 +104,7 @@ async def demo_running(folder: Path, *options: str, **ports: int) -> AsyncIterat
 async def started(folder: Path, *options: str) -> AsyncIterator[Demo]:
     """Run the demo until its gateway answers."""
     async with demo_running(folder, *options) as demo:
-        await eventually(lambda: demo.gateways or demo.process.returncode is not None, timeout=30)
+        await eventually(lambda: demo.gateways or demo.process.returncode is not None)
         assert demo.gateways, demo.said
         yield demo
 
@@ -118,12 +120,12 @@ async def shown(context: BrowserContext, demo: Demo, troubles: list[str]) -> Pag
 
 
 async def is_live(page: Page) -> None:
-    await expect(page.locator("#state")).to_have_text("Live", timeout=40_000)
+    await expect(page.locator("#state")).to_have_text("Live")
 
 
 async def is_current(page: Page) -> None:
     """Wait until it shows what the shop has."""
-    await eventually(lambda: page.evaluate(_IS_CURRENT), timeout=20)
+    await eventually(lambda: page.evaluate(_IS_CURRENT))
 
 
 async def test_all_tabs_show_the_shop_over_one_stream(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ async def test_a_gateway_that_is_killed_is_followed_by_another(tmp_path: Path) -
         late = await browser.context.new_page()
         await late.goto(f"http://127.0.0.1:{demo.port}/")
         await expect(late.locator("#state")).to_have_text("The gateway does not answer")
-        await eventually(lambda: len(demo.gateways) == 2, timeout=30)
+        await eventually(lambda: len(demo.gateways) == 2)
         for tab in (page, late):
             await is_live(tab)
             await is_current(tab)
@@ -192,11 +194,9 @@ async def test_a_gap_makes_the_page_ask_the_shop_again(tmp_path: Path) -> None:
         until = await demo.changes() + HISTORY + 10
         await page.emulate_media(color_scheme="dark", reduced_motion="reduce")
         assert await faults(page) == []
-        await eventually(lambda: _reaches(demo, until), timeout=60)
+        await eventually(lambda: _reaches(demo, until))
         await browser.context.set_offline(False)
-        await expect(page.locator("#story")).to_contain_text(
-            "(expired): asking the shop again.", timeout=20_000
-        )
+        await expect(page.locator("#story")).to_contain_text("(expired): asking the shop again.")
         await is_live(page)
         await expect(page.locator("#story").get_by_text("Fetched ")).to_have_count(2)
         assert any(url.endswith("/orders") for url in asked)

@@ -111,6 +111,7 @@ async def test_it_is_no_stream() -> None:
         await gateway.subscribe("/events/orders")
 
 
+@pytest.mark.extended
 async def test_a_page_of_another_origin_imports_it(gateway: Gateway) -> None:
     """Also one that isolates itself (COEP), which loads nothing that does not say that it may."""
     async with page_of_another_origin() as (page, _):
@@ -119,6 +120,7 @@ async def test_a_page_of_another_origin_imports_it(gateway: Gateway) -> None:
             assert await page.evaluate(connect) == "function"
 
 
+@pytest.mark.extended
 def test_a_wheel_and_an_sdist_hold_the_module_itself(tmp_path: Path) -> None:
     """A link that leads nowhere once it is installed; the daemon would not start."""
     source = tmp_path / "source"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from tests.support.deadline import safety_net
 from tests.support.gateway import gateway_running
 
 CORS: dict[str, Any] = {
@@ -182,7 +183,7 @@ async def test_two_origins_are_no_origin() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             head = f"GET /events/orders HTTP/1.1\r\nHost: x\r\nOrigin: {first}\r\nOrigin: {second}\r\n\r\n"
             writer.write(head.encode())
-            async with asyncio.timeout(5):
+            async with safety_net():
                 answer = (await reader.readuntil(b"\r\n\r\n")).decode()
             assert answer.split()[1] in ("400", "403"), answer
             assert "Access-Control-Allow-Origin" not in answer

@@ -14,6 +14,7 @@ from standardwebhooks import Webhook
 
 from gateway.errors import Unavailable
 from gateway.event import EventId, pack
+from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 
 V2 = {"Content-Type": "application/vnd.kafka.json.v2+json"}
@@ -83,7 +84,7 @@ async def test_v3_gives_receipts_while_it_is_sent(gateway: Gateway) -> None:
 
     url = f"{gateway.url}/hooks/hooks/v3/clusters/c1/topics/orders/records"
     sending.put_nowait(b'{"value":{"type":"JSON","data":{"n":0}}}{"val')
-    async with gateway.session.post(url, data=body()) as answer, asyncio.timeout(10):
+    async with gateway.session.post(url, data=body()) as answer, safety_net():
         first = json.loads(await answer.content.readline())
         event = await stream.next()
         assert (first["error_code"], first["cluster_id"], first["topic_name"]) == (200, "c1", "orders")
@@ -114,7 +115,7 @@ async def test_v3_ends_at_a_drain(tmp_path: Any) -> None:
             sending.put_nowait(b'{"value":{"type":"JSON","data":1}}')
             answer = await session.post(url, data=body())
             assert json.loads(await answer.content.readline())["error_code"] == 200
-        async with asyncio.timeout(10):
+        async with safety_net():
             assert await answer.content.read() == b""
         answer.close()
 
@@ -282,7 +283,7 @@ async def test_a_slowed_stream_ends_at_a_drain() -> None:
                 await answer.content.readline()
             sending.put_nowait(b'{"value":{"type":"JSON","data":1}}' * 500)
             await asyncio.sleep(0.2)
-        async with asyncio.timeout(10):
+        async with safety_net():
             rest = (await answer.content.read()).splitlines()
         assert json.loads(rest[-1])["error_code"] == 503
         answer.close()
@@ -401,7 +402,7 @@ async def test_bodies_in_memory_are_bounded_all_together(gateway: Gateway) -> No
     path = "/hooks/hooks?topic=orders"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         tasks = [asyncio.create_task(session.post(gateway.url + path, data=slow())) for _ in range(12)]
-        async with asyncio.timeout(10):
+        async with safety_net():
             while sum(task.done() for task in tasks) < 4:
                 await asyncio.sleep(0.01)
         arrived.set()
@@ -428,7 +429,7 @@ async def test_one_address_cannot_use_up_what_others_need() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             writer.write(head.encode() + b"x" * 700_000)
             strangers.append((reader, writer))
-        async with asyncio.timeout(5):
+        async with safety_net():
             refused = [(await reader.read(100)).split()[1] for reader, _ in strangers[2:]]
         assert refused == [b"503", b"503"]
         assert bodies._held_by.keys() == {"192.0.2.1"}

@@ -14,6 +14,7 @@ from gateway.errors import Unavailable
 from gateway.http.cors import CorsPolicy
 from gateway.http.front import MAX_HEAD
 from gateway.http.subscribe import Subscribe
+from tests.support.deadline import safety_net
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 
 SECRET = "s" * 32
@@ -71,7 +72,7 @@ async def answer(gateway: Gateway, *pieces: bytes, before: bytes = b"") -> tuple
         writer.write(piece)
         await writer.drain()
         await asyncio.sleep(0.005)
-    async with asyncio.timeout(5):
+    async with safety_net():
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         body = (
             b""
@@ -132,7 +133,7 @@ async def test_requests_that_are_not_plainly_for_a_stream_are_aiohttps(gateway: 
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(head)
-        async with asyncio.timeout(5):
+        async with safety_net():
             line = await reader.readline()
         assert line.split()[1].decode() == status, head[:60]
         writer.transport.abort()
@@ -271,7 +272,7 @@ async def test_half_a_head_has_the_deadline_of_a_request() -> None:
         for part in (b"", b"GE", PLAIN[:-2], b"POST /hooks"):
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             writer.write(part)
-            async with asyncio.timeout(5):
+            async with safety_net():
                 assert await reader.read() == b"", part
             writer.close()
         await eventually(lambda: gateway.daemon.public.requests == 0)

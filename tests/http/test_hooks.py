@@ -14,6 +14,7 @@ from aiohttp.base_protocol import BaseProtocol
 
 from gateway.http import bodies
 from gateway.http.bodies import Bodies
+from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 
 BEARER = {
@@ -99,7 +100,7 @@ async def test_a_key_that_is_no_text_harms_nobody(
         head = "POST /hooks/hooks?topic=orders HTTP/1.1\nHost: x\nContent-Length: 1\nIdempotency-Key: "
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(head.replace("\n", "\r\n").encode() + b"\xff\r\n\r\n1")
-        async with asyncio.timeout(10):
+        async with safety_net():
             assert b" 400 " in await reader.readuntil(b"\r\n")
         writer.close()
         await gateway.post("orders", "1")
@@ -137,7 +138,7 @@ async def raw(gateway: Gateway, head: str, body: bytes = b"") -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(head.replace("\n", "\r\n").encode() + body)
     try:
-        async with asyncio.timeout(10):
+        async with safety_net():
             return await reader.readuntil(b"\r\n\r\n")
     finally:
         writer.transport.abort()
@@ -220,7 +221,7 @@ async def test_slow_requests_have_deadlines() -> None:
         for beginning in (b"", b"GET /events/orders HTTP/1.1\r\nHost:"):
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             writer.write(beginning)
-            async with asyncio.timeout(3):
+            async with safety_net():
                 assert await reader.read() == b""
             writer.close()
         stream = await gateway.subscribe("/events/orders")

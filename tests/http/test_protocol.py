@@ -16,6 +16,7 @@ from gateway.http import responses
 from gateway.http.admin import HEADERS
 from gateway.http.protocol import MAX_HEADER, MAX_URL
 from gateway.status import Status
+from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 
 HOST = b" HTTP/1.1\r\nHost: localhost\r\n"
@@ -70,7 +71,7 @@ async def whole(port: int, data: bytes) -> tuple[int, dict[str, str], bytes]:
     """Send bytes, and return the answer once the connection has ended: status, headers, body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
-    async with asyncio.timeout(5):
+    async with safety_net():
         answer = await reader.read()
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -102,7 +103,7 @@ async def test_a_second_request_that_is_no_http(log: Log, gateway: Gateway) -> N
     """What stands behind a good request is read by the same rules."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(b"GET /nothing" + HOST + b"\r\n")
-    async with asyncio.timeout(5):
+    async with safety_net():
         await reader.readuntil(b"}\n")
         writer.write(b"c4n4ry\r\n\r\n")
         answer = await reader.read()
@@ -123,7 +124,7 @@ async def test_a_body_that_breaks_the_rules_later() -> None:
             )
             await asyncio.sleep(0.01)  # so that it is another read
             sending.write(chunk)
-            async with asyncio.timeout(5):
+            async with safety_net():
                 answers = await reader.read()
             assert b'"error":"' in answers and b"c4n4ry" not in answers
             sending.close()
@@ -193,7 +194,7 @@ async def test_errors_leave_no_garbage(gateway: Gateway, request_: bytes) -> Non
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(request_)
-        async with asyncio.timeout(5):
+        async with safety_net():
             await reader.readuntil(b"}\n")
         writer.transport.abort()
         await eventually(lambda: gateway.daemon.public.requests == 0)
@@ -212,7 +213,7 @@ async def test_nothing_is_read_behind_what_is_no_http(gateway: Gateway) -> None:
         writer.write(b"GET /\0" + HOST + b"\r\n")
         await asyncio.sleep(pause)
         writer.write(b"POST /hooks/hooks?topic=orders" + HOST + b"Content-Length: 1\r\n\r\n1")
-        async with asyncio.timeout(5):
+        async with safety_net():
             answer = await reader.read()
         assert answer.count(b"HTTP/1.1 ") == 1
         writer.close()

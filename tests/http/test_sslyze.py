@@ -11,6 +11,8 @@ import pytest
 from tests.support.authority import Authority
 from tests.support.node import ROOT, Node
 
+pytestmark = pytest.mark.extended
+
 CONFIG: dict[str, Any] = {
     "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
     "channels": {"orders": {"from": [{"source": "hooks", "topic": "orders"}], "access": "public"}},

@@ -18,6 +18,7 @@ from gateway.config.tls import Tls
 from gateway.errors import StartupError
 from gateway.http.tls import load
 from tests.support.authority import Authority, Pair
+from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 
 
@@ -238,7 +239,7 @@ async def test_what_is_no_tls_gets_no_answer_and_no_line(
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     caplog.set_level(logging.WARNING)
     async with behind(authority.server(), {"timeouts": {"request": "300ms"}}) as gateway:
-        async with asyncio.timeout(10):
+        async with safety_net():
             answers = await asyncio.gather(*(_tell(gateway.port, NO_TLS[what]) for _ in range(20)))
         assert not [answer for answer in answers if b"HTTP" in answer]
         stream = await gateway.subscribe("/events/orders", ssl=authority.client())

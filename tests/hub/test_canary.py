@@ -38,15 +38,15 @@ async def test_a_frozen_log_makes_a_node_unready_by_itself(redis: RedisServer) -
         assert await reasons(gateway) == []
         redis.freeze()
         try:
-            await eventually(lambda: _is_missed(gateway), timeout=20)
+            await eventually(lambda: _is_missed(gateway))
             assert (await gateway.admin("/readyz"))[0] == 503
             assert (await gateway.admin("/healthz"))[0] == 200, "a restart would not mend it"
             assert await gateway.metric("canary_seconds") >= 2
             assert await gateway.metric("canary_failures_total") >= 1
         finally:
             redis.thaw()
-        await eventually(lambda: _is_ready(gateway), timeout=20)
-        await eventually(lambda: _is_below(gateway, 2), timeout=20)
+        await eventually(lambda: _is_ready(gateway))
+        await eventually(lambda: _is_below(gateway, 2))
 
 
 async def _is_missed(gateway: Gateway) -> bool:

@@ -15,6 +15,7 @@ from gateway.errors import Unavailable
 from gateway.event import Draft, EventId, Retention
 from gateway.hub import reads as reads_module
 from gateway.hub.reads import Reads
+from tests.support.deadline import safety_net
 
 CATALOG = Catalog(
     {
@@ -127,7 +128,7 @@ async def test_what_is_held_is_bounded_and_short_lived(
     for name in "abc":
         assert len(await everything(reads, name, EventId(0, 0), broker.head)) == 500
         assert len(reads._shelves) <= 2
-    async with asyncio.timeout(5):
+    async with safety_net():
         while reads._shelves:
             await asyncio.sleep(0.02)
     assert reads._bytes == 0

@@ -13,6 +13,8 @@ from tests.checker import Run, running
 from tests.support.gateway import BASE, eventually, merged
 from tests.support.node import Node
 
+pytestmark = pytest.mark.extended
+
 HONEST = "127.0.0.1"
 STEADY, COMING = 40, 10
 """Honest clients that stay, and that come back all the time."""

@@ -42,7 +42,7 @@ class Answering:
         # A connection for each: to a gateway with workers they land on any of them.
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
             while True:
-                message = await self.stream.next(600)
+                message = await self.stream.next()
                 if message.type == "stream.heartbeat":
                     await self._answer(session, message.json["nonce"])
 
@@ -143,6 +143,7 @@ async def test_a_reload_asks_new_streams_and_lets_go_of_old_ones() -> None:
             assert (await stream.until("message")).json["payload"] == 1
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("log", ["redis", "sqlite"])
 async def test_an_answer_that_lands_on_another_node(log: str, redis: RedisServer, tmp_path: Path) -> None:
     """A balancer sends the answer wherever it likes; the stream's own node hears of it."""
@@ -156,13 +157,14 @@ async def test_an_answer_that_lands_on_another_node(log: str, redis: RedisServer
     ):
         silent = await one.subscribe("/events/orders")
         assert (await silent.until("stream.close")).json["reason"] == "unacknowledged"
-        await eventually(lambda: len(elsewhere.statuses) >= 8, 30)
+        await eventually(lambda: len(elsewhere.statuses) >= 8)
         assert elsewhere.is_open and set(elsewhere.statuses) == {202}
         assert here.is_open and set(here.statuses) == {204}
         assert await one.metric("acks_missed_total") >= 2, "those of the silent one"
         assert await two.metric('acks_total{result="elsewhere"}') == len(elsewhere.statuses)
 
 
+@pytest.mark.extended
 async def test_an_answer_that_lands_where_nobody_is_asked(redis: RedisServer) -> None:
     """While a change of the file goes round, some nodes do not know of it yet: they pass answers on all the same."""
     plain = {"broker": {"url": redis.url}}
@@ -171,10 +173,11 @@ async def test_an_answer_that_lands_where_nobody_is_asked(redis: RedisServer) ->
         gateway_running(plain) as two,
         answering(one, two.url) as client,
     ):
-        await eventually(lambda: len(client.statuses) >= 7, 20)
+        await eventually(lambda: len(client.statuses) >= 7)
         assert client.is_open and client.statuses[0] == 403 and client.statuses[-1] == 202
 
 
+@pytest.mark.extended
 async def test_answers_land_on_any_worker(tmp_path: Path) -> None:
     """Workers share a port, and the kernel chooses who gets a connection."""
     log = {"url": f"sqlite:///{tmp_path}/log.db"}
@@ -188,7 +191,7 @@ async def test_answers_land_on_any_worker(tmp_path: Path) -> None:
             stream = await Stream.open(node.port, "/events/orders")
             await stream.next()
             clients.append(Answering(stream, (base,)))
-        await eventually(lambda: all(len(each.statuses) >= 8 for each in clients), 30)
+        await eventually(lambda: all(len(each.statuses) >= 8 for each in clients))
         assert all(client.is_open for client in clients)
         assert {status for client in clients for status in client.statuses} == {202, 204}
     finally:
@@ -198,6 +201,7 @@ async def test_answers_land_on_any_worker(tmp_path: Path) -> None:
         await node.kill()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("how", ["frozen", "gone"])
 async def test_nobody_is_closed_because_the_log_is_away(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers on other nodes cannot come then, and go on to be told when it is back."""
@@ -213,11 +217,11 @@ async def test_nobody_is_closed_because_the_log_is_away(how: str, monkeypatch: p
             server.freeze() if how == "frozen" else server.kill()
             await eventually(lambda: not one.daemon.broker.is_up)
             before = len(client.statuses)
-            await eventually(lambda: len(client.statuses) >= before + 6, 20)
+            await eventually(lambda: len(client.statuses) >= before + 6)
             server.thaw() if how == "frozen" else server.start()
-            await eventually(lambda: one.daemon.acks.is_reached() and two.daemon.acks.is_reached(), 30)
+            await eventually(lambda: one.daemon.acks.is_reached() and two.daemon.acks.is_reached())
             before = len(client.statuses)
-            await eventually(lambda: len(client.statuses) >= before + 7, 30)
+            await eventually(lambda: len(client.statuses) >= before + 7)
             assert client.is_open and set(client.statuses) == {202}
             assert await one.metric('disconnects_total{reason="unacknowledged"}') == 0
 

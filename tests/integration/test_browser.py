@@ -3,9 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.support.authority import Authority
 from tests.support.browser import CLOSED, has, is_in_state, listen, page_of_another_origin
 from tests.support.gateway import Gateway, eventually, gateway_running
+
+pytestmark = pytest.mark.extended
 
 HTTP = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
 
@@ -117,7 +121,7 @@ async def test_pages_answer_heartbeats() -> None:
             await page.evaluate(ours, gateway.url)
             await eventually(lambda: len(gateway.daemon.streams.open) == 2)
             silent = await gateway.subscribe("/events/news")
-            assert (await silent.until("stream.close", 30)).json["reason"] == "unacknowledged"
+            assert (await silent.until("stream.close")).json["reason"] == "unacknowledged"
             await eventually(lambda: _answered(gateway, 10))
             assert await gateway.metric("connections_total") == 3, "neither was closed, and came back"
             assert noise == []

@@ -26,6 +26,8 @@ from tests.support.browser import (
 )
 from tests.support.gateway import Gateway, eventually, gateway_running, merged
 
+pytestmark = pytest.mark.extended
+
 SameSite = Literal["Lax", "None"]
 SECRET = "s" * 32
 

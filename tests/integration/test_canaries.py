@@ -172,7 +172,7 @@ async def running(folder: Path, workers: int, format: str) -> AsyncIterator[Seen
                 stdout=out, stderr=err, cwd=ROOT, env=CLEAN,
             )  # fmt: skip
         try:
-            await eventually(lambda: "/status" in (folder / "stdout").read_text(), 30)  # the hints
+            await eventually(lambda: "/status" in (folder / "stdout").read_text())  # the hints
             yield Seen(folder, process, {"public": port, "admin": admin})
         finally:
             if process.returncode is None:

@@ -19,6 +19,7 @@ import pytest
 
 from bench.process import free_port
 from tests.config.test_load import BROKEN
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually
 from tests.support.redis import RedisServer
@@ -66,7 +67,7 @@ async def process(
             stdout=file, stderr=file, cwd=ROOT, env={**CLEAN, **environ},
         )  # fmt: skip
     try:
-        async with asyncio.timeout(20):
+        async with safety_net():
             while "listening" not in log.read_text():
                 assert child.returncode is None, log.read_text()
                 await asyncio.sleep(0.02)
@@ -88,7 +89,7 @@ async def test_sigterm_ends_streams_politely_and_exits_0(tmp_path: Path) -> None
         assert stream.parser.retry != 3000
         await stream.rest()
         assert stream.ended
-        async with asyncio.timeout(5):
+        async with safety_net():
             assert await gateway.process.wait() == 0
         events = [line["event"] for line in gateway.lines()]
         assert events[-6:] == ["signal", "draining", "stream_closed", "draining", "draining", "stopped"]
@@ -107,7 +108,7 @@ async def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
         while not any(line["event"] == "draining" for line in gateway.lines()):
             await asyncio.sleep(0.02)
         gateway.process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(5):
+        async with safety_net():
             assert await gateway.process.wait() == 1
         assert "ended_by_second_signal" in [line["event"] for line in gateway.lines()]
         for stream in streams:
@@ -121,7 +122,7 @@ async def test_redis_to_browser_through_the_shipped_command(tmp_path: Path, redi
             gateway.port, "/events/orders?lastEventId=canary-query", {"Authorization": "Bearer canary-token"}
         )
         await stream.until("stream.gap")
-        async with asyncio.timeout(10):
+        async with safety_net():
             while redis.publish("orders.created", '{"a":1}') == 0:
                 await asyncio.sleep(0.02)
         assert (await stream.until("message")).json["payload"] == {"a": 1}
@@ -236,7 +237,7 @@ async def test_descriptors_never_run_out(tmp_path: Path) -> None:
                 assert answer.status == 200
             for _, writer in held:
                 writer.transport.abort()
-            async with asyncio.timeout(10):
+            async with safety_net():
                 while True:
                     try:
                         stream = await Stream.open(gateway.port, "/events/orders")

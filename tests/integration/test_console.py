@@ -28,6 +28,8 @@ from tests.support.console import (
 from tests.support.gateway import eventually, gateway_running
 from tests.support.node import Node
 
+pytestmark = pytest.mark.extended
+
 WIDTHS = (360, 1280)
 SCHEMES = ("light", "dark")
 
@@ -331,10 +333,10 @@ async def test_a_gateway_that_dies_is_told_and_one_that_returns_is_found(tmp_pat
             await expect(page.locator("#lost")).to_contain_text("Connection lost")
             await expect(page.locator("#readiness")).to_have_text("Unknown")
             await node.start()
-            await expect(page.locator("#link")).to_have_text("Live", timeout=15_000)
+            await expect(page.locator("#link")).to_have_text("Live")
             await expect(page.locator("#lost")).to_be_hidden()
             await expect(page.locator("#readiness")).to_have_text("Ready")
-            await expect(page.locator("#try-state")).to_have_text("Listening to orders.", timeout=15_000)
+            await expect(page.locator("#try-state")).to_have_text("Listening to orders.")
     finally:
         await node.kill()
 
@@ -353,7 +355,7 @@ async def test_a_reload_tells_the_mistake_and_takes_the_mend(tmp_path: Path) -> 
             await expect(page.locator("#config-result")).to_contain_text("Reload failed")
             await expect(page.locator("#config-errors")).to_be_visible()
             node.write({**node.config, "timeouts": {"drain": "3s"}})
-            await expect(page.locator("#config-result")).to_contain_text("Reloaded", timeout=15_000)
+            await expect(page.locator("#config-result")).to_contain_text("Reloaded")
             await expect(page.locator("#config-errors")).to_be_hidden()
     finally:
         await node.kill()

@@ -14,6 +14,7 @@ import pytest
 
 from gateway.shutdown import Shutdown
 from gateway.systemd import Systemd
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running
 from tests.support.node import Node
@@ -134,7 +135,7 @@ async def test_half_a_post_is_told_to_come_again(tmp_path: Path, broker: str) ->
     """408 says that the sender was at fault, and some give up at it; its post was only late for this node."""
     async with half_posted(tmp_path, broker, 5) as (gateway, reader, _):
         stopping = asyncio.create_task(gateway.daemon.stop())
-        async with asyncio.timeout(20):
+        async with safety_net():
             answer = await reader.read(65536)
             assert b" 503 " in answer.split(b"\r\n")[0]
             assert b"\r\nRetry-After: " in answer
@@ -147,7 +148,7 @@ async def test_a_post_that_comes_in_time_is_taken(tmp_path: Path) -> None:
         stopping = asyncio.create_task(gateway.daemon.stop())
         await eventually(lambda: gateway.daemon.shutdown.phase == "requests")
         writer.write(b"34")
-        async with asyncio.timeout(20):
+        async with safety_net():
             assert b" 200 " in (await reader.read(65536)).split(b"\r\n")[0]
             await stopping
 
@@ -176,7 +177,7 @@ async def test_asking_twice_at_once_ends_the_announcement() -> None:
     ending = asyncio.create_task(shutdown.carry_out(stop, lambda: 0))
     await eventually(lambda: shutdown.phase == "pre_drain")
     shutdown.ask(at_once=True)
-    async with asyncio.timeout(10):
+    async with safety_net():
         assert await ending
     assert ended.is_set()
 

@@ -15,11 +15,14 @@ from aiokafka.structs import TopicPartition
 from gateway.errors import StartupError
 from gateway.sources import kafka as kafka_source
 from tests.checker import running
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 from tests.support.kafka import SAVE_SECONDS, KafkaServer, kafka_server
 from tests.support.node import Node, leading
 from tests.support.redis import RedisServer
+
+pytestmark = pytest.mark.extended
 
 
 @pytest.fixture
@@ -217,13 +220,13 @@ async def test_kafka_stands_still_and_dies_and_comes_back(kafka: KafkaServer) ->
         await kafka.send("orders", 1)
         assert await payloads(stream, 1) == [1]
         kafka.freeze()
-        await eventually(lambda: _is_down(gateway), timeout=20)
+        await eventually(lambda: _is_down(gateway))
         kafka.thaw()
         await kafka.send("orders", 2)
         assert await payloads(stream, 1) == [2]
         await asyncio.sleep(SAVE_SECONDS)
         kafka.kill()
-        await eventually(lambda: _is_down(gateway), timeout=20)
+        await eventually(lambda: _is_down(gateway))
         _, status = await gateway.admin("/status")
         (source,) = (each for each in status["sources"] if each["name"] == "k")
         assert "Kafka" in source["last_error"]
@@ -306,7 +309,7 @@ async def test_two_nodes_under_kills_and_changes_of_reader(
 
 async def reader(nodes: list[Node]) -> Node:
     """Wait for the node that reads, and return it."""
-    async with asyncio.timeout(20):
+    async with safety_net():
         while (found := await leading([node for node in nodes if node.is_running])) is None:
             await asyncio.sleep(0.05)
     return found

@@ -19,7 +19,10 @@ from tests.support.node import Node
 from tests.support.prometheus import Prometheus, prometheus_running
 from tests.support.redis import RedisServer
 
-pytestmark = pytest.mark.timeout(240)  # three servers that start, and a scrape every two seconds
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.timeout(240),
+]  # three servers that start, and a scrape every two seconds
 
 STREAMS = 200
 TOKEN = "t0ken-" * 4
@@ -112,17 +115,17 @@ async def test_all_count_the_same_also_after_a_worker_was_killed(tmp_path: Path,
     """Autoscaling and alerts act upon these figures."""
     async with scene(tmp_path, redis) as all:
         prometheus = all.prometheus
-        await eventually(lambda: all.all_say(STREAMS), 60)
+        await eventually(lambda: all.all_say(STREAMS))
         assert await prometheus.query('sse_gateway_channel_connections{channel="orders"}') == [STREAMS]
         assert await prometheus.query("sse_gateway_workers") == [2]
         victim = (await all.status())["workers"][0]
         assert 0 < victim["streams"] < STREAMS
         os.kill(victim["pid"], signal.SIGKILL)
-        await eventually(lambda: all.clients.opened == STREAMS + victim["streams"], 60)
-        await eventually(lambda: _replaced(all, victim["pid"]), 60)
-        await eventually(lambda: all.all_say(STREAMS), 60)
+        await eventually(lambda: all.clients.opened == STREAMS + victim["streams"])
+        await eventually(lambda: _replaced(all, victim["pid"]))
+        await eventually(lambda: all.all_say(STREAMS))
         restarts = "sse_gateway_worker_restarts_total == 1 and on (instance) sse_gateway_workers == 2"
-        await eventually(lambda: prometheus.query(restarts), 60)
+        await eventually(lambda: prometheus.query(restarts))
         assert await prometheus.query("min_over_time(up[10m])") == [1]
         for each in DEFINITIONS:
             series = f"{each.name}_count" if each.type == "histogram" else each.name
@@ -143,11 +146,11 @@ async def test_the_alerts_run_and_one_wakes_when_a_source_is_down(tmp_path: Path
     """promtool's series are made up; these are the gateway's own."""
     async with scene(tmp_path, redis) as all:
         prometheus = all.prometheus
-        await eventually(lambda: _evaluated(prometheus), 60)
+        await eventually(lambda: _evaluated(prometheus))
         assert await prometheus.query("sse_gateway_source_up") == [1]
         assert (await prometheus.states())["SseGatewaySourceDown"] == "inactive"
         redis.kill()
-        await eventually(lambda: _is_awake(prometheus, "SseGatewaySourceDown"), 60)
+        await eventually(lambda: _is_awake(prometheus, "SseGatewaySourceDown"))
         states = await prometheus.states()
         assert {name for name, state in states.items() if state == "firing"} == set()
         assert states["SseGatewayBrokerDown"] == states["SseGatewayDown"] == "inactive"

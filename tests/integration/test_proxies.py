@@ -20,13 +20,14 @@ from gateway.doctor.patience import Patience
 from gateway.http.client import BODY, FOR_EVER
 from tests.doctor.examined import APP, examine
 from tests.support.authority import Authority
+from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
 from tests.support.needs import need
 from tests.support.node import Node, kill_all
 from tests.support.proxies import GATEWAYS, RECIPES, Proxy, proxy_running
 from tests.support.subscriber import Subscriber, client, follow
 
-pytestmark = pytest.mark.parametrize("name", list(RECIPES))
+pytestmark = [pytest.mark.extended, pytest.mark.parametrize("name", list(RECIPES))]
 
 IDLE = 3
 """Seconds of silence after which the tests' proxies end a stream."""
@@ -72,7 +73,7 @@ class Deployed:
 
     async def publish(self, number: int) -> None:
         """Post a number until it is accepted; the key makes it once."""
-        async with asyncio.timeout(30):
+        async with safety_net():
             while await self._refused(number):
                 await asyncio.sleep(0.05)
 
@@ -98,7 +99,7 @@ async def deployed(
             async with client(authority.client(), CLIENT) as session:
                 found = Deployed(nodes, f"https://127.0.0.1:{proxy.port}", session, authority, proxy)
                 if running:
-                    await eventually(lambda: _answers(found), timeout=20)
+                    await eventually(lambda: _answers(found))
                 yield found
     finally:
         await kill_all(nodes)
@@ -252,7 +253,7 @@ async def curl(found: Deployed, version: str) -> AsyncIterator[asyncio.StreamRea
 
 async def _until(stream: asyncio.StreamReader, word: bytes) -> None:
     """Read up to a line with a word. Raises AssertionError when the stream ends, TimeoutError."""
-    async with asyncio.timeout(20):
+    async with safety_net():
         while word not in (line := await stream.readline()):
             assert line, "the stream ended"
 

@@ -63,7 +63,7 @@ async def result(node: Group) -> str | None:
 
 async def opened(node: Group, path: str) -> Stream:
     stream = await Stream.open(node.port, path)
-    assert stream.status == 200 and (await stream.next(30)).type == "stream.open"
+    assert stream.status == 200 and (await stream.next()).type == "stream.open"
     return stream
 
 
@@ -196,6 +196,7 @@ async def _posted(node: Group, token: str) -> int:
         return answer.status
 
 
+@pytest.mark.extended
 async def test_a_worker_that_cannot_follow_is_started_again(tmp_path: Path) -> None:
     """After a reload no worker may serve the old configuration, whatever became of it meanwhile."""
     node = Group(tmp_path, whole(tmp_path, 2))
@@ -205,13 +206,13 @@ async def test_a_worker_that_cannot_follow_is_started_again(tmp_path: Path) -> N
         os.kill(second, signal.SIGKILL)
         node.write(with_format(node, "orders", "data"))
         node.signal(signal.SIGHUP)
-        await eventually(lambda: _is(node, "ok"), 30)
+        await eventually(lambda: _is(node, "ok"))
 
         async def both() -> bool:
             workers = await node.workers()
             return all(worker["ready"] for worker in workers) and workers[1]["pid"] != second
 
-        await eventually(both, 30)
+        await eventually(both)
         await node.post("1")
         for _ in range(20):  # some of them at either worker
             stream = await Stream.open(node.port, "/events/orders?last=1")
@@ -223,6 +224,7 @@ async def test_a_worker_that_cannot_follow_is_started_again(tmp_path: Path) -> N
         await kill_all([node])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_signal_during_the_drain_cuts_nothing_short(tmp_path: Path, workers: int) -> None:
     """SIGHUP's own meaning is death: a tool that reloads what is just draining must not cut its streams."""
@@ -249,7 +251,7 @@ async def test_a_reload_during_the_start_waits_for_it(tmp_path: Path) -> None:
     node = Group(tmp_path, whole(tmp_path, 2))
     starting = asyncio.create_task(node.start())
     try:
-        await eventually(lambda: node.is_running and children(node.pid), 30)
+        await eventually(lambda: node.is_running and children(node.pid))
         node.write(with_format(node, "orders", "data"))
         for _ in range(50):  # a storm is one reload or two
             node.signal(signal.SIGHUP)
@@ -274,6 +276,7 @@ async def _is_settled(node: Group) -> bool:
     return await result(node) == "unchanged"
 
 
+@pytest.mark.extended
 async def test_ten_thousand_streams(tmp_path: Path) -> None:
     """Those of the channel that changed see it, every other one of 10,000 gets the next event where it is."""
     node = Group(tmp_path, {**whole(tmp_path), "limits": {"connections_per_address": None}})
@@ -285,15 +288,15 @@ async def test_ten_thousand_streams(tmp_path: Path) -> None:
             stock += await asyncio.gather(*more)
         orders = [await opened(node, "/events/orders") for _ in range(100)]
         node.file.write_text("channels: {orders: {form: data}}")
-        await eventually(lambda: _is(node, "failed"), 30)
+        await eventually(lambda: _is(node, "failed"))
         node.write(with_format(node, "orders", "data"))
-        await eventually(lambda: _is(node, "ok"), 30)
+        await eventually(lambda: _is(node, "ok"))
         assert (await last(node))["ended"] == len(orders)
         url = f"http://127.0.0.1:{node.port}/hooks/hooks?topic=stock"
         async with aiohttp.ClientSession() as session, session.post(url, data="1") as answer:
             assert answer.status == 200
         for stream in stock:
-            assert (await stream.next(60)).json["payload"] == 1
+            assert (await stream.next()).json["payload"] == 1
             assert [each.type for each in stream.messages] == ["stream.open", "message"]
             stream.close()
         for stream in orders:

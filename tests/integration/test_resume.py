@@ -9,6 +9,7 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Message, Parser
 from tests.support.gateway import Gateway, gateway_running
 
@@ -66,7 +67,7 @@ async def play(plan: list[Any], events: int) -> None:
             if not last_id:  # cut before stream.open was whole: what it begins with is now
                 checker.expected, checker.last = dict(published), total - 1
             reader, writer, parser = await connect(gateway, last_id, name)
-        async with asyncio.timeout(10):
+        async with safety_net():
             while True:
                 for message in parser.messages:
                     checker.saw(message)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.checker import END, Send, judge, webhook
 from tests.support.gateway import eventually
@@ -16,6 +17,8 @@ from tests.support.haproxy import haproxy_running
 from tests.support.herd import Browser, open_all
 from tests.support.node import Node, kill_all
 from tests.support.redis import RedisServer
+
+pytestmark = pytest.mark.extended
 
 CLIENTS = 3000
 CHANNELS = ("orders", "stock", "news")
@@ -93,7 +96,7 @@ async def test_a_rolling_restart_loses_and_repeats_nothing(tmp_path: Path, redis
                     peaks.append(peak(sorted(back)))
                 ending.set()
                 await asyncio.gather(*tasks)
-                await eventually(lambda: all(_is_at_the_end(browser) for browser in browsers), timeout=60)
+                await eventually(lambda: all(_is_at_the_end(browser) for browser in browsers))
     finally:
         for task in tasks:
             task.cancel()

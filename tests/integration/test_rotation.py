@@ -14,6 +14,8 @@ from tests.support.authority import Authority, Pair, serial, serial_of
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 
+pytestmark = pytest.mark.extended
+
 STREAMS = 1000
 AT_ONCE = 50
 
@@ -50,7 +52,7 @@ async def read(stream: Stream, until: str) -> list[str]:
     """Read up to the event whose payload is ``until`` and return all payloads."""
     payloads: list[str] = []
     while not payloads or payloads[-1] != until:
-        payloads.append((await stream.next(60)).json["payload"])
+        payloads.append((await stream.next()).json["payload"])
     return payloads
 
 
@@ -66,7 +68,7 @@ class Poster:
     async def more(self, count: int) -> None:
         """Wait until some more were posted."""
         goal = len(self.posted) + count
-        await eventually(lambda: len(self.posted) >= goal or self._task.done(), timeout=60)
+        await eventually(lambda: len(self.posted) >= goal or self._task.done())
 
     async def stop(self) -> None:
         self._is_over = True
@@ -104,11 +106,11 @@ async def test_a_thousand_streams_outlive_a_bad_and_a_good_certificate(
         reads = [asyncio.create_task(read(stream, "the end")) for stream in streams]
         await poster.more(5)
         shutil.copyfile(stray.certificate, files.certificate)  # and not its key
-        await eventually(lambda: reloads(gateway, "failed", 1), timeout=30)
+        await eventually(lambda: reloads(gateway, "failed", 1))
         assert await shown(gateway.port, client) == serial_of(first.certificate)
         await poster.more(5)
         put(second, files)
-        await eventually(lambda: reloads(gateway, "ok", 1), timeout=30)
+        await eventually(lambda: reloads(gateway, "ok", 1))
         assert await shown(gateway.port, client) == serial_of(second.certificate)
         await poster.more(5)
         await poster.stop()
@@ -150,7 +152,7 @@ async def test_all_workers_rotate(authority: Authority, tmp_path: Path) -> None:
             # The least of the workers' is told.
             return await gateway.metric(expiry) > before
 
-        await eventually(are_new, timeout=30)
+        await eventually(are_new)
         # Both have reloaded at least once; more if one saw the certificate before its key.
         assert await gateway.metric('tls_reloads_total{result="ok"}') >= 2
         assert {await shown(gateway.port, client) for _ in range(20)} == {serial_of(second.certificate)}

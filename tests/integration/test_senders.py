@@ -20,23 +20,26 @@ from kafka_bridge_client.exceptions import KafkaBridgeTopicNotFoundError
 from standardwebhooks import Webhook
 
 from bench.process import free_port
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, gateway_running
 from tests.support.kafka import KafkaServer, kafka_server
 from tests.support.needs import need, need_npm
 from tests.support.redis import RedisServer
 
+pytestmark = pytest.mark.extended
+
 SENDERS = Path(__file__).parents[1] / "senders"
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 
 
-async def run(*command: str | Path, seconds: float = 60) -> str:
+async def run(*command: str | Path) -> str:
     """Run a sender to its end and return what it printed."""
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
-        async with asyncio.timeout(seconds):
+        async with safety_net():
             out, _ = await process.communicate()
     finally:
         if process.returncode is None:
@@ -150,7 +153,7 @@ async def test_mq_bridge_waits_while_the_log_is_away(redis: RedisServer) -> None
         redis.freeze()
         carrying = asyncio.create_task(bridge(kafka, gateway))
         url = f"{gateway.url}/hooks/hooks?topic=orders"
-        async with asyncio.timeout(20), gateway.session.post(url, data=b"0") as answer:
+        async with safety_net(), gateway.session.post(url, data=b"0") as answer:
             assert (answer.status, "Retry-After" in answer.headers) == (503, True)
         redis.thaw()
         await carrying
@@ -228,7 +231,7 @@ async def test_syslog_ng_posts_batches_and_lines(tmp_path: Path) -> None:
     over = {"channels": {"stock": {"payload": "text"}}}
     async with gateway_running(over) as gateway, syslog_ng(tmp_path, f"{gateway.url}/hooks/hooks") as port:
         orders, stock = [await gateway.subscribe(f"/events/{name}") for name in ("orders", "stock")]
-        async with asyncio.timeout(20):
+        async with safety_net():
             while True:
                 with contextlib.suppress(OSError):
                     _, writer = await asyncio.open_connection("127.0.0.1", port)

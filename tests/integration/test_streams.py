@@ -12,6 +12,7 @@ import redis as redis_py
 
 from gateway.sources import stream_reader
 from tests.checker import running
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 from tests.support.node import Node, leading
@@ -237,6 +238,7 @@ async def test_more_than_one_read_holds_arrives_whole_and_in_order(
         assert all(numbers == sorted(numbers) and len(numbers) == 10 for numbers in rooms.values())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("broker", ["sqlite", "redis"])
 async def test_a_reader_that_is_killed_is_replaced_behind_its_last_entry(
     broker: str, tmp_path: Path, redis: RedisServer
@@ -261,7 +263,7 @@ async def test_a_reader_that_is_killed_is_replaced_behind_its_last_entry(
         async with running(nodes, channels=names, send=send) as run:
             for _ in range(4):
                 await asyncio.sleep(1)
-                async with asyncio.timeout(20):
+                async with safety_net():
                     while (reader := await leading([node for node in nodes if node.is_running])) is None:
                         await asyncio.sleep(0.05)
                 await reader.kill()
@@ -295,6 +297,7 @@ async def _is_down(gateway: Gateway) -> bool:
     return not await gateway.metric('source_up{source="s"}')
 
 
+@pytest.mark.extended
 async def test_a_cluster() -> None:
     """Streams of all nodes and slots, named and found."""
     with redis_cluster() as servers:
@@ -311,6 +314,7 @@ async def test_a_cluster() -> None:
                 assert [number for name, number in found if name == key] == [0, 1, 2]
 
 
+@pytest.mark.extended
 async def test_a_cluster_of_one_master() -> None:
     """Even there no command may name keys of two slots."""
     with redis_cluster(masters=1) as servers:
@@ -425,6 +429,7 @@ async def test_a_stream_is_trimmed_while_it_is_read(redis: RedisServer) -> None:
                 expected += 1
 
 
+@pytest.mark.extended
 async def test_a_sentinel_failover() -> None:
     """The new master is found, and the stream goes on."""
     with redis_sentinel() as watched:
@@ -437,9 +442,9 @@ async def test_a_sentinel_failover() -> None:
                 client.wait(1, 2000)
             assert await payloads(stream, 1) == [1]
             master.kill()
-            await eventually(lambda: watched.master() is not master, timeout=20)
+            await eventually(lambda: watched.master() is not master)
             other = watched.master()
-            await eventually(lambda: _adds(other, "2"), timeout=20)
+            await eventually(lambda: _adds(other, "2"))
             while (message := await stream.next()).type == "stream.gap":
                 pass
             assert message.json["payload"] == 2

@@ -121,7 +121,7 @@ async def test_a_source_behind_a_bad_certificate_says_so(
                 told = await last_errors(gateway)
                 return all(FAULTS[fault] in told[name] for name in given)
 
-            await eventually(all_tell, timeout=20)
+            await eventually(all_tell)
             _, status = await gateway.admin("/status")
             assert {each["status"] for each in status["sources"] if each["name"] in given} == {"down"}
 

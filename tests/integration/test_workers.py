@@ -18,13 +18,14 @@ from gateway.config.load import loads
 from gateway.metrics import Metrics
 from gateway.workers import parent as parent_module
 from gateway.workers.parent import Parent
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually
 from tests.support.node import ROOT, Node
 from tests.support.redis import RedisServer
 
 STREAMS = 80
-RUN = f"import sys; sys.path.append({str(ROOT)!r}); from gateway.cli import main; sys.exit(main())"
+RUN = f"import sys; sys.path.append({str(ROOT)!r}); from gateway.cli.main import main; sys.exit(main())"
 """As the installed command does it: without the working folder."""
 
 
@@ -97,6 +98,7 @@ async def test_the_token_is_the_parents(tmp_path: Path) -> None:
             assert set((await answer.json())["workers"]) == {"0", "1"}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("log", ["sqlite", "redis"])
 async def test_streams_are_spread_and_figures_added_up(tmp_path: Path, redis: RedisServer, log: str) -> None:
     """Each worker takes its share, every stream gets every event, and one scrape tells of all."""
@@ -154,6 +156,7 @@ async def _restarted(gateway: Group, number: int) -> bool:
     return bool(worker["restarts"] == 1 and worker["ready"])
 
 
+@pytest.mark.extended
 async def test_one_worker_can_be_drained_by_hand(tmp_path: Path) -> None:
     """SIGTERM to a worker ends its streams politely, and it comes back."""
     async with group(tmp_path, config(tmp_path)) as gateway:
@@ -167,6 +170,7 @@ async def test_one_worker_can_be_drained_by_hand(tmp_path: Path) -> None:
             stream.close()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_to_the_whole_group_drains_once(tmp_path: Path, number: signal.Signals) -> None:
     """Terminals and service managers signal everybody: that is one wish, not two."""
@@ -182,6 +186,7 @@ async def test_a_signal_to_the_whole_group_drains_once(tmp_path: Path, number: s
         await eventually(lambda: not any(_lives(worker["pid"]) for worker in workers))
 
 
+@pytest.mark.extended
 async def test_a_second_signal_ends_all_of_them_now(tmp_path: Path) -> None:
     """Impatient operators get what they want."""
     async with group(
@@ -192,12 +197,13 @@ async def test_a_second_signal_ends_all_of_them_now(tmp_path: Path) -> None:
         while [line["event"] for line in gateway.lines()].count("draining") < 2:
             await asyncio.sleep(0.02)
         gateway.signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with safety_net():
             assert await gateway.ended() == 1
         for stream in streams:
             stream.close()
 
 
+@pytest.mark.extended
 async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
     """A parent that is killed leaves no processes behind that hold the port."""
     async with group(tmp_path, config(tmp_path)) as gateway:
@@ -208,6 +214,7 @@ async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
         await eventually(lambda: not any(_lives(worker["pid"]) for worker in workers))
 
 
+@pytest.mark.extended
 async def test_a_worker_that_hangs_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +258,7 @@ def command(
     )  # fmt: skip
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("whole", [True, False], ids=["group", "parent"])
 async def test_a_signal_during_the_start_ends_it(tmp_path: Path, whole: bool) -> None:
     """A service manager may think better of it at any moment: exit 0, and nothing is started after it."""
@@ -263,7 +271,7 @@ async def test_a_signal_during_the_start_ends_it(tmp_path: Path, whole: bool) ->
         for pid in children(node._process.pid) if whole else []:
             os.kill(pid, signal.SIGTERM)
         node.signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with safety_net():
             assert await node.ended() == 0, node.log.read_text()
         assert "workers_listening" not in node.log.read_text()
     finally:
@@ -278,6 +286,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
+@pytest.mark.extended
 async def test_what_lies_in_the_working_folder_is_not_run(tmp_path: Path) -> None:
     """Workers hold secrets; a file that somebody left there must not get them."""
     (tmp_path / "uvloop.py").write_text("raise SystemExit('the folder was searched')")
@@ -287,6 +296,7 @@ async def test_what_lies_in_the_working_folder_is_not_run(tmp_path: Path) -> Non
     assert "/proc/nowhere/log.db" in ended.stderr
 
 
+@pytest.mark.extended
 async def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     """SO_REUSEPORT would let a second gateway share the port of the first one without a word."""
     async with group(tmp_path, config(tmp_path)) as gateway:

@@ -12,6 +12,7 @@ from gateway.clock import unix_ms
 from gateway.errors import Draining, Unavailable
 from gateway.limits import users
 from gateway.limits.users import UserFull, Users
+from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
 
 
@@ -67,14 +68,14 @@ async def test_a_board_that_fails_lets_this_node_decide(error: Exception) -> Non
     board = Board()
     async with counting(board) as counted:
         board.error = error
-        async with asyncio.timeout(5):
+        async with safety_net():
             await enter(counted, "a")
             await enter(counted, "b")
         with pytest.raises(UserFull):
             await enter(counted, "c")
         board.error = None
         counted.leave("user", "a")
-        async with asyncio.timeout(5):
+        async with safety_net():
             await enter(counted, "c")
 
 
@@ -107,7 +108,7 @@ async def test_seats_are_given_back_while_others_are_asked_for() -> None:
 
         spammers = [asyncio.create_task(spam(number)) for number in range(20)]
         try:
-            async with asyncio.timeout(5):
+            async with safety_net():
                 await enter(counted, "victim again")
         finally:
             busy = False
@@ -120,7 +121,7 @@ async def test_a_board_that_says_nothing_is_not_waited_for(monkeypatch: pytest.M
     board = Board()
     async with counting(board) as counted:
         board.gate.clear()
-        async with asyncio.timeout(5):
+        async with safety_net():
             await enter(counted, "a")
 
 

@@ -189,6 +189,7 @@ async def test_no_series_is_a_clients(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.extended
 async def test_prometheus_has_nothing_to_say_against_it() -> None:
     """One line that it cannot read, and the whole scrape is lost."""
     promtool = need("promtool", "prometheus")

@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from gateway.sse import HEARTBEAT
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running
 
@@ -15,7 +16,7 @@ async def beats(stream: Stream, count: int) -> list[float]:
     loop, times = asyncio.get_running_loop(), []
     for _ in range(count):
         seen = stream.parser.comments
-        async with asyncio.timeout(10):
+        async with safety_net():
             while stream.parser.comments == seen:
                 await stream.read()
         times.append(loop.time())

@@ -47,7 +47,7 @@ async def test_a_client_that_never_reads_is_bounded_and_cut_after_the_write_time
             if stream in gateway.daemon.streams.open:
                 largest = max(largest, stream.transport.get_write_buffer_size())
         assert 0 < largest <= HIGH_WATER + 64 * 1024 + 1024
-        await eventually(lambda: not gateway.daemon.streams.open, timeout=5)
+        await eventually(lambda: not gateway.daemon.streams.open)
         assert await gateway.metric("active_connections") == 0
         cut = await gateway.metric('disconnects_total{reason="write_timeout"}')
         lost = await gateway.metric('disconnects_total{reason="client_lost"}')  # the kernel's own deadline
@@ -203,7 +203,7 @@ async def test_a_client_that_closes_while_idle_is_noticed_at_once(gateway: Gatew
             stream.close()
         else:
             stream.writer.close()
-        await eventually(lambda: not gateway.daemon.streams.open, timeout=2)
+        await eventually(lambda: not gateway.daemon.streams.open)
         assert await gateway.metric("active_connections") == 0
     assert gateway.daemon.hub.channels == {}, "nothing is kept for channels that nobody watches"
 
@@ -215,7 +215,7 @@ async def test_a_client_that_sends_garbage_on_its_stream_is_cut(gateway: Gateway
     await gateway.post("orders", "1")
     assert (await stream.next()).json["payload"] == 1
     stream.writer.write(b"x" * 200_000)
-    await eventually(lambda: not gateway.daemon.streams.open, timeout=5)
+    await eventually(lambda: not gateway.daemon.streams.open)
     assert await gateway.metric('disconnects_total{reason="unexpected_input"}') == 1
 
 
@@ -244,6 +244,7 @@ def another_host() -> Iterator[tuple[str, str, Callable[[], None]]]:
         subprocess.run([ip, "link", "del", f"{name}a"], check=False, capture_output=True)
 
 
+@pytest.mark.extended
 async def test_a_client_that_vanishes_without_a_fin_is_noticed_in_time() -> None:
     """The cable is cut: no FIN, no reset. The heartbeat goes unacknowledged, and the write timeout ends it."""
     over = {"server": {"listen": "0.0.0.0:0"}, "timeouts": {"heartbeat": "500ms", "write": "1s"}}
@@ -260,7 +261,7 @@ async def test_a_client_that_vanishes_without_a_fin_is_noticed_in_time() -> None
             try:
                 await eventually(lambda: gateway.daemon.streams.open)
                 cut()
-                await eventually(lambda: not gateway.daemon.streams.open, timeout=10)
+                await eventually(lambda: not gateway.daemon.streams.open)
             finally:
                 client.kill()
                 client.wait()

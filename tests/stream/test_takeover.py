@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from gateway.stream.takeover import take_over
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running
 from tests.support.tls import make_certificate, trusting
@@ -112,7 +113,7 @@ async def test_the_new_protocol_reads_writes_and_notices_the_close() -> None:
         stream.writer.write(b"hello")
         await eventually(lambda: protocol.received == b"hello")
         stream.writer.close()
-        async with asyncio.timeout(2):
+        async with safety_net():
             await protocol.lost.wait()
 
 
@@ -149,7 +150,7 @@ async def test_a_file_stays_the_streams_until_connection_lost(end: str) -> None:
         client.close()
     else:
         getattr(protocol.transport, end)()
-    async with asyncio.timeout(5):
+    async with safety_net():
         await protocol.lost.wait()
     assert seen == [protocol.inode]
     client.close()
@@ -220,7 +221,7 @@ async def test_a_close_behind_pipelined_requests_is_noticed() -> None:
         )
         await eventually(lambda: gateway.daemon.streams.open)
         writer.close()
-        await eventually(lambda: not gateway.daemon.streams.open, timeout=3)
+        await eventually(lambda: not gateway.daemon.streams.open)
 
 
 async def test_a_silent_tls_connection_has_the_deadline_too(tmp_path: Path) -> None:
@@ -229,6 +230,6 @@ async def test_a_silent_tls_connection_has_the_deadline_too(tmp_path: Path) -> N
     tls = {"certificate": str(certificate), "key": str(key)}
     async with gateway_running({"server": {"tls": tls}, "timeouts": {"request": "300ms"}}) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        async with asyncio.timeout(5):
+        async with safety_net():
             assert await reader.read() == b""
         writer.close()

@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aiohttp import web
-from playwright.async_api import BrowserContext, Page, async_playwright
+from playwright.async_api import BrowserContext, Page, async_playwright, expect
 
+from tests.support.deadline import SAFETY_SECONDS
 from tests.support.issuer import serving
 from tests.support.needs import need
 
@@ -74,6 +75,8 @@ async def browser_running(*flags: str, takes_all_cookies: bool = False) -> Async
             folder, executable_path=executable, args=[*FLAGS, *flags]
         )
         stack.push_async_callback(context.close)
+        context.set_default_timeout(SAFETY_SECONDS * 1000)
+        expect.set_options(timeout=SAFETY_SECONDS * 1000)
         yield Browser(context, int(url.rpartition(":")[2]))
 
 

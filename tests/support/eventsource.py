@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from tests.support.deadline import safety_net
+
 
 @dataclass(frozen=True)
 class Message:
@@ -107,7 +109,7 @@ class Stream:
         lines = [f"GET {path} HTTP/{version}"]
         lines += [f"{name}: {value}" for name, value in ({"Host": "gateway"} | (headers or {})).items()]
         stream.writer.write("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape"))
-        async with asyncio.timeout(10):
+        async with safety_net():
             head = (await stream._reader.readuntil(b"\r\n\r\n")).decode()
         status, *fields = head.rstrip("\r\n").split("\r\n")
         stream.status = int(status.split()[1])
@@ -141,23 +143,23 @@ class Stream:
         self.parser.feed(part)
         return True
 
-    async def next(self, timeout: float = 10.0) -> Message:
+    async def next(self) -> Message:
         """Return the next message, reading as far as needed."""
-        async with asyncio.timeout(timeout):
+        async with safety_net():
             while self._seen >= len(self.messages):
                 assert await self.read(), f"the stream ended; it sent {self.body!r}"
         self._seen += 1
         return self.messages[self._seen - 1]
 
-    async def until(self, type: str, timeout: float = 10.0) -> Message:
+    async def until(self, type: str) -> Message:
         """Return the next message of a type, passing over others."""
-        while (message := await self.next(timeout)).type != type:
+        while (message := await self.next()).type != type:
             pass
         return message
 
-    async def rest(self, timeout: float = 10.0) -> bytes:
+    async def rest(self) -> bytes:
         """Read to the end and return the whole body."""
-        async with asyncio.timeout(timeout):
+        async with safety_net():
             while await self.read():
                 pass
         return self.body

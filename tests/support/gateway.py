@@ -10,6 +10,7 @@ import aiohttp
 
 from gateway.config.load import loads
 from gateway.daemon import Daemon
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 
 BASE: dict[str, Any] = {
@@ -92,9 +93,9 @@ class Gateway:
         return float(lines.get(f"sse_gateway_{name}", 0))
 
 
-async def eventually(condition: Callable[[], Any], timeout: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Any]) -> None:
     """Wait until a condition holds; it may be a coroutine function."""
-    async with asyncio.timeout(timeout):
+    async with safety_net():
         while True:
             result = condition()
             if asyncio.iscoroutine(result):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Message, Parser
 
 AHEAD = 100
@@ -109,9 +110,9 @@ class Browser(asyncio.Protocol):
             self.retry = parser.retry / 1000
 
 
-async def open_all(browsers: Sequence[Browser], seconds: float = 60.0) -> None:
+async def open_all(browsers: Sequence[Browser]) -> None:
     """Open all of them, some at a time, and wait until each has its stream."""
-    async with asyncio.timeout(seconds):
+    async with safety_net():
         for first in range(0, len(browsers), AHEAD):
             group = browsers[first : first + AHEAD]
             for browser in group:

@@ -17,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from bench.process import free_port
+from tests.support.deadline import safety_net
 
 SAVE_SECONDS = 2.5
 """The server writes to its disk about once a second; a kill before loses what it acknowledged."""
@@ -45,7 +46,7 @@ class KafkaServer:
              "--data-dir", self._folder / "data"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        async with asyncio.timeout(20):
+        async with safety_net():
             while True:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                     break

@@ -1,4 +1,4 @@
-"""What a test needs of the machine. With CI=true nothing may be missing; elsewhere a test is skipped by name."""
+"""What a test needs of the machine beyond Python: only tests of the extended tier may, and what is missing fails."""
 
 import fcntl
 import hashlib
@@ -11,16 +11,26 @@ from pathlib import Path
 import pytest
 
 NPM_ATTEMPTS = 2
-NPM_SECONDS = 50
-"""Both attempts together fit under the timeout of a test."""
+NPM_SECONDS = 150
+"""Seconds for one attempt of npm; both together fit under the timeout of a test."""
+
+_tier_has_programs = True
+
+
+def set_tier(*, has_programs: bool) -> None:
+    """Say whether the test that comes next may need programs; `conftest` does, by the marker ``extended``."""
+    global _tier_has_programs
+    _tier_has_programs = has_programs
 
 
 def need(program: str, package: str, folder: str = "/usr/sbin") -> str:
     """Return the path of a program, from the Debian package that brings it, in ``folder`` if on no path."""
+    _check_tier(program)
     found = shutil.which(program) or shutil.which(program, path=f"{folder}:/sbin")
     if found is None:
-        _missing(f"{program} is missing: apt-get install {package}")
-    assert found is not None
+        pytest.fail(
+            f"{program} is missing: apt-get install {package}, or run `make test-all` as root on Debian"
+        )
     return found
 
 
@@ -33,10 +43,10 @@ def need_npm(folder: Path) -> None:
     # The lock is not in the folder: npm may empty that.
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     with (Path(tempfile.gettempdir()) / f"need-npm-{os.getuid()}-{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back, however this process ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it, however this process ends
         if done.exists() and done.read_bytes() == wanted:
             return
-        done.unlink(missing_ok=True)  # who is killed while npm runs leaves nothing that looks whole
+        done.unlink(missing_ok=True)  # an npm that is killed must leave nothing that looks complete
         command = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error"]
         said = ""
         for _ in range(NPM_ATTEMPTS):
@@ -53,16 +63,18 @@ def need_npm(folder: Path) -> None:
                     done.write_bytes(wanted)
                     return
             shutil.rmtree(modules, ignore_errors=True)  # half of an installation may be in the way
-        _missing(f"npm cannot install {folder}: {said}")
+        pytest.fail(f"npm cannot install {folder}: {said}")
 
 
 def need_root() -> None:
     """Make sure that this runs as root."""
+    _check_tier("root")
     if os.geteuid() != 0:
-        _missing("this needs root, for a network namespace")
+        pytest.fail("this needs root, for a network namespace or a file system of its own")
 
 
-def _missing(reason: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+def _check_tier(what: str) -> None:
+    if not _tier_has_programs:
+        pytest.fail(
+            f"a test that needs {what} belongs to the extended tier: mark it with pytest.mark.extended"
+        )

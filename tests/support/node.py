@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from bench.process import free_port
+from tests.support.deadline import safety_net
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +62,7 @@ class Node:
                 *(sys.executable, "-m", *self._module, "run", "--config", str(self.file)),
                 stdout=log, stderr=log, cwd=ROOT,
             )  # fmt: skip
-        async with asyncio.timeout(60):  # a machine that runs browsers too may take half of it
+        async with safety_net():  # a machine that runs browsers too may take half of it
             while self._sign not in self.log.read_bytes()[said:]:
                 assert self._process.returncode is None, self.log.read_text()
                 await asyncio.sleep(0.02)

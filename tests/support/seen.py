@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.deadline import safety_net
+
 
 class Seen:
     """A gateway process, and everything that anybody could see of it."""
@@ -20,7 +22,7 @@ class Seen:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[port])
         writer.write(raw)
         answer = b""
-        async with asyncio.timeout(20):
+        async with safety_net():
             while not (b"stream.open" in answer and answer.endswith(b"\n\n\r\n")):
                 try:
                     part = await reader.read(65536)

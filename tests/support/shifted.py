@@ -19,7 +19,7 @@ def main() -> None:
     time.time_ns = lambda: real_ns() + round(shift[0] * 1e9)
     time.time = lambda: time.time_ns() / 1e9
     threading.Thread(target=watch, daemon=True).start()
-    from gateway.cli import main as command  # noqa: PLC0415 -- only now, with the clock in place
+    from gateway.cli.main import main as command  # noqa: PLC0415 -- only now, with the clock in place
 
     sys.exit(command())
 

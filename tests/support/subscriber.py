@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import httpx
 
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Message, Parser
 
 PATIENCE = 0.5
@@ -67,9 +68,9 @@ class Subscriber:
         return PATIENCE if parser.retry is None else parser.retry / 1000
 
 
-async def follow(subscriber: Subscriber, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+async def follow(subscriber: Subscriber, condition: Callable[[], bool]) -> None:
     """Wait for a condition while a subscriber runs. Raises AssertionError when it gives up."""
-    async with asyncio.timeout(seconds):
+    async with safety_net():
         while not condition():
             assert not subscriber.given_up, subscriber.given_up
             await asyncio.sleep(0.02)

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.deadline import safety_net
+
 ROOT = Path(__file__).parents[2]
 CLEAN = {
     name: value
     for name, value in os.environ.items()
     if name not in ("REDIS_URL", "SSE_GATEWAY_CONFIG", "SSE_GATEWAY_TOKEN", "NO_COLOR")
 }
-SECONDS = 30.0
-"""How long a test waits for a line, on a machine that is busy."""
 
 
 class Command:
@@ -28,7 +28,7 @@ class Command:
     async def line(self) -> str:
         """Return the next line of standard output."""
         assert self.child.stdout is not None
-        async with asyncio.timeout(SECONDS):
+        async with safety_net():
             return (await self.child.stdout.readline()).decode()
 
     async def told(self) -> Any:
@@ -44,14 +44,14 @@ class Command:
     async def said(self, words: str) -> str:
         """Return the line of standard error that holds these words."""
         assert self.child.stderr is not None
-        async with asyncio.timeout(SECONDS):
+        async with safety_net():
             while words not in (line := (await self.child.stderr.readline()).decode()):
                 assert line, f"it ended and never said {words!r}"
         return line
 
     async def end(self) -> tuple[int, str, str]:
         """Return exit status, and what was not read yet of output and errors."""
-        async with asyncio.timeout(SECONDS):
+        async with safety_net():
             out, err = await self.child.communicate()
         assert self.child.returncode is not None
         return self.child.returncode, (out or b"").decode(), err.decode()

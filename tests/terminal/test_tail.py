@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from bench.process import free_port
+from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running, merged
 from tests.support.issuer import serving
 from tests.terminal.command import CLEAN, ROOT, ran, started
@@ -199,7 +200,7 @@ async def test_hostile_payloads_on_a_terminal(gateway: Gateway, shape: tuple[str
             *("--url", gateway.url),
             stdin=side, stdout=side, stderr=asyncio.subprocess.DEVNULL, cwd=ROOT, env={**CLEAN, "TERM": "xterm"},
         )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with safety_net():
             assert await child.wait() == 0
         shown = os.read(main, 65536).decode()
     finally:

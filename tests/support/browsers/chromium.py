@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
 
 from tests.support.browser import FLAGS
-from tests.support.browsers.tab import ANSWER_WITHIN, call
+from tests.support.browsers.tab import call
+from tests.support.deadline import SAFETY_SECONDS
 from tests.support.needs import need
 
 # Playwright turns these off; people's browsers have them.
@@ -92,7 +93,7 @@ class Chromium:
     async def profile(self) -> AsyncIterator[ChromiumProfile]:
         """Make a context; it ends with all its tabs."""
         context = await self._browser.new_context()
-        context.set_default_timeout(ANSWER_WITHIN * 1000)
+        context.set_default_timeout(SAFETY_SECONDS * 1000)
         try:
             yield ChromiumProfile(context)
         finally:

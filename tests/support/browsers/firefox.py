@@ -22,8 +22,6 @@ PREFERENCES = {
     "network.captive-portal-service.enabled": False,
     "network.connectivity-service.enabled": False,
 }
-START_WITHIN = 30.0
-"""Seconds."""
 
 
 class FirefoxTab:
@@ -144,7 +142,7 @@ async def firefox_running() -> AsyncIterator[Firefox]:
             running(*command, "--remote-debugging-port", "0", HOME=str(folder), MOZ_CRASHREPORTER_DISABLE="1")
         )
         said = folder / "WebDriverBiDiServer.json"
-        await eventually(lambda: said.exists() and said.read_text().endswith("}"), START_WITHIN)
+        await eventually(lambda: said.exists() and said.read_text().endswith("}"))
         address = json.loads(said.read_text())
         engine = Firefox(process)
         url = f"ws://{address['ws_host']}:{address['ws_port']}/session"

@@ -9,9 +9,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Protocol
 
-ANSWER_WITHIN = 30.0
-"""Seconds that a browser may take for an order, on a machine that runs several of them."""
-
 ALLOCATE = "(bytes) => { window.weight = new Uint8Array(bytes).fill(1); }"
 """Makes the process of a tab that is to be killed grow, by which it is told from the others."""
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import aiohttp
 
 from bench.process import free_port, running, wait_for_port
-from tests.support.browsers.tab import ANSWER_WITHIN, call
+from tests.support.browsers.tab import call
+from tests.support.deadline import SAFETY_SECONDS
 from tests.support.needs import need
 
 ENVIRON = {
@@ -139,7 +140,7 @@ async def webkit_running() -> AsyncIterator[WebKit]:
         environ = {**ENVIRON, "DISPLAY": f":{shown.answer()}"}
         process = stack.enter_context(running(driver, f"--port={port}", stderr=DEVNULL, **environ))
         wait_for_port(port, alive=process.is_running)
-        timeout = aiohttp.ClientTimeout(ANSWER_WITHIN)
+        timeout = aiohttp.ClientTimeout(SAFETY_SECONDS)
         base = f"http://127.0.0.1:{port}"
         session = await stack.enter_async_context(aiohttp.ClientSession(base, timeout=timeout))
         yield WebKit(session, browser)

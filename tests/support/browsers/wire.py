@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.support.browsers.tab import ANSWER_WITHIN
+from tests.support.deadline import safety_net
 
 Listener = Callable[[str, dict[str, Any]], None]
 
@@ -31,7 +31,7 @@ class Wire:
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             await self._socket.send_json({"id": number, "method": method, "params": parameters})
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with safety_net():
                 message = await answer
         finally:
             del self._waiting[number]

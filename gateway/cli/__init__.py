@@ -1,0 +1,1 @@
+"""The ``sse-gateway`` command; see `gateway.cli.main`."""

@@ -1,0 +1,119 @@
+"""The ``sse-gateway`` command: finds a command, parses its options, and runs it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gateway import __version__
+from gateway.errors import StartupError
+
+if TYPE_CHECKING:
+    from gateway.config.model import Config
+
+DEFAULT_CONFIG = "config/gateway.yaml"
+
+COMMANDS = {
+    "run": ("gateway.cli.run", "serve until SIGTERM"),
+    "check": ("gateway.check.command", "tell every mistake in the configuration; --config - reads stdin"),
+    "diff": ("gateway.check.difference", "say what a reload from one file to another would do"),
+    "schema": ("gateway.cli.schema", "print the JSON Schema of the configuration"),
+    "doctor": ("gateway.doctor.command", "say what breaks streams at a deployed URL"),
+    "tail": ("gateway.terminal.tail", "follow channels in a terminal"),
+    "publish": ("gateway.terminal.publish", "send a test event the way that real ones take"),
+    "token": ("gateway.terminal.token", "sign a test JWT"),
+}
+"""Each command's module and its line of help.
+
+A module is imported when its command is used: all of them together take most of a second to import. It has
+``add_arguments(parser)``, ``run(options)`` and ``EPILOG``. In `LOADS_CONFIG`, ``run`` takes a second argument: a
+function that loads the configuration.
+"""
+
+TAKES_CONFIG = frozenset({"run", "check", "tail", "publish", "token"})
+LOADS_CONFIG = frozenset({"tail", "publish", "token"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 well, 1 configuration or start failed, 2 usage."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except StartupError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # sse-gateway schema | head
+        sys.stderr.close()
+        return 1
+    return status
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command, which gets its options when it is used first.
+
+    It takes options between positional arguments too, which argparse does for no subcommand by itself.
+    """
+
+    command: str | None = None
+    _is_parsing = False
+
+    def complete(self) -> None:
+        """Import the command's module and add its options; harmless when repeated."""
+        if self.command is None:
+            return
+        module = import_module(COMMANDS[self.command][0])
+        if self.command in TAKES_CONFIG:
+            self.add_argument(
+                "--config",
+                metavar="FILE",
+                default=os.environ.get("SSE_GATEWAY_CONFIG") or DEFAULT_CONFIG,
+                help=f"default: $SSE_GATEWAY_CONFIG, else {DEFAULT_CONFIG}",
+            )
+        module.add_arguments(self)
+        self.epilog, self.formatter_class = module.EPILOG, argparse.RawDescriptionHelpFormatter
+        run = partial(_with_config, module.run) if self.command in LOADS_CONFIG else module.run
+        self.set_defaults(command=run)
+        self.command = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_parsing:
+            return super().parse_known_args(args, namespace)
+        self.complete()
+        self._is_parsing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_parsing = False
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `options.command` runs the one that was given."""
+    parser = argparse.ArgumentParser(
+        prog="sse-gateway", description="Events from Redis and webhooks to browsers, over Server-Sent Events."
+    )
+    parser.add_argument("--version", action="version", version=f"sse-gateway {__version__}")
+    added = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
+    for name, (_, help) in COMMANDS.items():
+        added.add_parser(name, help=help).command = name
+    return parser
+
+
+def command_parsers() -> dict[str, CommandParser]:
+    """Return the parser of each command, with all of its options."""
+    (named,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    parsers: dict[str, CommandParser] = dict(named.choices)
+    for each in parsers.values():
+        each.complete()
+    return parsers
+
+
+def _with_config(
+    run: Callable[[argparse.Namespace, "Callable[[], Config]"], int], options: argparse.Namespace
+) -> int:
+    """Run a command that may need the configuration, or have all it needs on its command line."""
+    from gateway.config.load import load  # noqa: PLC0415 -- a command's import
+
+    return run(options, cache(partial(load, options.config)))

@@ -1,0 +1,83 @@
+"""``sse-gateway run``: serves until SIGTERM, in one process or with workers."""
+
+import argparse
+import os
+from functools import partial
+
+from gateway import runtime
+from gateway.config.model import MAX_WORKERS, Config
+from gateway.config.sources import Webhook
+from gateway.config.warnings import tell
+from gateway.daemon import Daemon
+from gateway.metrics import Metrics
+from gateway.reload import ConfigFile
+from gateway.workers.parent import Parent
+
+EPILOG = """exit status:
+  0  drained after SIGTERM or SIGINT
+  1  it could not start, or a second signal ended it
+  2  wrong usage"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the command's parser, which has ``--config`` already."""
+    parser.add_argument("--hints", action="store_true", help="print URLs and a curl line to try")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve, and return the exit status. Raises StartupError where it cannot start."""
+    file = ConfigFile(options.config)
+    config = file.load()
+    metrics = Metrics()
+    workers = _cores() if config.server.workers == "auto" else config.server.workers
+    main = _serve_one if workers == 1 else partial(_serve_many, workers)
+    return runtime.run(
+        partial(main, file, config, metrics, options.hints), config.log, metrics.log_dropped.inc
+    )
+
+
+def _cores() -> int:
+    """Return on how many cores this process may run."""
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+
+
+async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
+    tell(config)
+    daemon = Daemon(config, metrics, file=file)
+    if hints:
+        daemon.on_listening = lambda: print(_hints(config, daemon.public.port, daemon.admin.port), flush=True)
+    return await daemon.run()
+
+
+async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
+    tell(config)
+    parent = Parent(config, workers, metrics, file)
+    if hints:
+        parent.on_listening = lambda: print(_hints(config, parent.port, parent.admin.port), flush=True)
+    return await parent.run()
+
+
+def _hints(config: Config, port: int, admin: int) -> str:
+    """Return the URLs, and a line that shows an event arrive if the configuration has an open webhook."""
+    base = config.server.public_url(port)
+    lines = [
+        "",
+        f"  subscribe  {base}/events/<channel>    channels: {', '.join(config.channels)}",
+        f"  console    {config.server.admin_url(admin)}/",
+        f"  metrics    {config.server.admin_url(admin)}/metrics",
+        f"  status     {config.server.admin_url(admin)}/status",
+    ]
+    for channel, spec in config.channels.items():
+        for route in spec.from_:
+            source = config.sources[route.source]
+            if (
+                isinstance(source, Webhook)
+                and source.verify.none
+                and spec.access == "public"
+                and "{" not in route.topic
+            ):
+                topic = route.topic.replace("*", "created").replace("?", "x")
+                post = f"curl -sd '{{\"hello\":\"world\"}}' '{base}/hooks/{route.source}?topic={topic}'"
+                show = f"curl -sN --max-time 1 '{base}/events/{channel}?last=1'"
+                return "\n".join([*lines, "", "  See an event arrive:", "", f"  {post}; {show}", ""])
+    return "\n".join([*lines, ""])
