@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from tests.support import needs
 from tests.support.gateway import Gateway, gateway_running
+from tests.support.idle import IdleLoop
 from tests.support.redis import RedisServer, redis_server
 
 # Time says something about the machine, not about the code.
@@ -18,7 +19,9 @@ settings.load_profile("gateway")
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, object]:
-    """Run on uvloop; a test marked ``both_loops`` runs on asyncio's own loop too."""
+    """Run on uvloop; on asyncio's own loop too if marked ``both_loops``, or on `IdleLoop` if ``idle_clock``."""
+    if item.get_closest_marker("idle_clock"):
+        return {"idle": IdleLoop}
     factories: dict[str, object] = {"uvloop": uvloop.new_event_loop}
     if item.get_closest_marker("both_loops"):
         factories["asyncio"] = asyncio.new_event_loop

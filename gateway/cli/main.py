@@ -29,8 +29,8 @@ COMMANDS = {
 """Each command's module and its line of help.
 
 A module is imported when its command is used: all of them together take most of a second to import. It has
-``add_arguments(parser)``, ``run(options)`` and ``EPILOG``. In `LOADS_CONFIG`, ``run`` takes a second argument: a
-function that loads the configuration.
+``add_arguments(parser)``, ``run(options)`` and ``EPILOG``. For a command of `LOADS_CONFIG`, ``run`` takes a
+second argument: a function that loads the configuration.
 """
 
 TAKES_CONFIG = frozenset({"run", "check", "tail", "publish", "token"})

@@ -10,6 +10,8 @@ from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running
 
+pytestmark = pytest.mark.idle_clock
+
 
 async def beats(stream: Stream, count: int) -> list[float]:
     """Return when the next comments arrived."""
