@@ -114,11 +114,17 @@ class Draft(msgspec.Struct, frozen=True):
     """Deduplication key: the broker appends one draft per key and channel."""
 
 
+GONE = ""
+"""The position of a part of a source that no longer exists: the log forgets the part."""
+
+
 class Cursor(msgspec.Struct, frozen=True):
     """How far a source has read, stored in the same transaction as the events it led to."""
 
     source: str
+    """The source's name; for one part of it (a stream, a partition) ``source/part``."""
     position: str
+    """In the source's own words; `GONE` removes what is stored."""
 
 
 class Fence(msgspec.Struct, frozen=True):

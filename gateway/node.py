@@ -144,9 +144,8 @@ class Node:
         self.count_channels()
         self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=events_of(config))
         leases = Leases(self.broker.lease, self.broker.release)
-        self.upstreams = Upstreams(
-            self.router, Log(self._append, leases, self.broker.cursor), self.metrics, unix_ms, self.refusals
-        )
+        log = Log(self._append, leases, self.broker.cursor, self.broker.parts)
+        self.upstreams = Upstreams(self.router, log, self.metrics, unix_ms, self.refusals)
         self.upstreams.make(config.sources, limits.event_bytes)
         self.freshness = Freshness(self.watched(config), unix_ms)
 

@@ -115,7 +115,11 @@ for number, batch in ipairs(cmsgpack.unpack(ARGV[5])) do
     answer[number + 2] = 'FENCED'
     for _, draft in ipairs(drafts) do position = position + draft[2] end
   else
-    if source then redis.call('HSET', base .. 'cursors', source, place_in_source) end
+    if place_in_source == '' then
+      redis.call('HDEL', base .. 'cursors', source)
+    elseif source then
+      redis.call('HSET', base .. 'cursors', source, place_in_source)
+    end
     local ids = {}
     for place, draft in ipairs(drafts) do ids[place] = append(draft) end
     answer[number + 2] = table.concat(ids, ' ')

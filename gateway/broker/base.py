@@ -123,6 +123,13 @@ class Broker(ABC):
         """Return the position last stored for a source. Raises Unavailable. Cancelling is safe."""
 
     @abstractmethod
+    async def parts(self, source: str) -> list[str]:
+        """Return the parts of a source that have a position: all that is stored under ``source/``.
+
+        Raises Unavailable. Cancelling is safe.
+        """
+
+    @abstractmethod
     async def lease(self, name: str, seconds: float) -> Fence | None:
         """Take a lease, or keep it for so much longer; None while it is another node's.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.broker.base import DEDUPLICATION_KEYS, Broker, Deliver, Lost, Page
 from gateway.broker.memory_board import MemoryBoard
 from gateway.clock import unix_ms
-from gateway.event import NOTICE, Cursor, Draft, Event, EventId, Fence
+from gateway.event import GONE, NOTICE, Cursor, Draft, Event, EventId, Fence
 from gateway.history import History
 
 EVENT_OVERHEAD = 400
@@ -79,7 +79,9 @@ class MemoryBroker(Broker):
                 self._remember((draft.channel, draft.key), event.id)
             ids.append(event.id)
             events.append(event)
-        if cursor is not None:
+        if cursor is not None and cursor.position == GONE:
+            self._cursors.pop(cursor.source, None)
+        elif cursor is not None:
             self._cursors[cursor.source] = cursor.position
         if events and self._deliver is not None:
             self._deliver(events)
@@ -107,6 +109,10 @@ class MemoryBroker(Broker):
 
     async def cursor(self, source: str) -> str | None:
         return self._cursors.get(source)
+
+    async def parts(self, source: str) -> list[str]:
+        start = f"{source}/"
+        return [name.removeprefix(start) for name in self._cursors if name.startswith(start)]
 
     async def lease(self, name: str, seconds: float) -> Fence | None:
         return Fence(name, 1)  # nobody else can ask

@@ -176,6 +176,10 @@ class RedisBroker(Broker):
         async with self._call() as client:
             return await self._store.cursor(client, source)
 
+    async def parts(self, source: str) -> list[str]:
+        async with self._call() as client:
+            return await self._store.parts(client, source)
+
     async def lease(self, name: str, seconds: float) -> Fence | None:
         async with self._call() as client:
             return await self._store.lease(client, name, round(seconds * 1000))

@@ -179,6 +179,12 @@ class Store:
         found: Any = await client.hget(f"{self.base}cursors", source)
         return None if found is None else found.decode()
 
+    async def parts(self, client: Redis, source: str) -> list[str]:
+        """Return the parts of a source that have a position."""
+        start = f"{source}/"
+        names = [name async for name, _ in client.hscan_iter(f"{self.base}cursors", f"{start}*", count=1000)]
+        return sorted({name.decode().removeprefix(start) for name in names})
+
     async def lease(self, client: Redis, name: str, milliseconds: int) -> Fence | None:
         """Take or keep a lease; with 0 milliseconds give it back."""
         token: bytes | None = await client.register_script(self._lease)(

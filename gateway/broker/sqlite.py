@@ -186,6 +186,9 @@ class SqliteBroker(Broker):
     async def cursor(self, source: str) -> str | None:
         return await self._ask(lambda store: store.cursor(source))
 
+    async def parts(self, source: str) -> list[str]:
+        return await self._ask(lambda store: store.parts(source))
+
     async def lease(self, name: str, seconds: float) -> Fence | None:
         # Not the wall clock, which may be set while a lease runs.
         now, boot = boot_time(), boot_id()

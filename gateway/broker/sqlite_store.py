@@ -13,7 +13,7 @@ from pathlib import Path
 from gateway.broker import sqlite_board as board
 from gateway.broker.base import DEDUPLICATION_KEYS, Batch, Page
 from gateway.errors import Fenced
-from gateway.event import SEQ_BITS, Event, EventId, Fence, Retention, unpack
+from gateway.event import GONE, SEQ_BITS, Event, EventId, Fence, Retention, unpack
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
 VERSION = 4
@@ -156,7 +156,9 @@ class Store:
                 id = unpack(head)
                 ids.append(id)
                 events.append(Event(id, name, payload, draft.timestamp, draft.type, is_kept))
-            if batch.cursor is not None:
+            if batch.cursor is not None and batch.cursor.position == GONE:
+                self.db.execute("DELETE FROM cursors WHERE source = ?", (batch.cursor.source,))
+            elif batch.cursor is not None:
                 self.db.execute(
                     "REPLACE INTO cursors VALUES (?, ?)", (batch.cursor.source, batch.cursor.position)
                 )
@@ -239,6 +241,14 @@ class Store:
         """Return a source's position."""
         row = self.db.execute("SELECT position FROM cursors WHERE source = ?", (source,)).fetchone()
         return None if row is None else str(row[0])
+
+    def parts(self, source: str) -> list[str]:
+        """Return the parts of a source that have a position."""
+        # What begins with "source/" lies before "source0": "0" is the character that follows "/".
+        rows = self.db.execute(
+            "SELECT source FROM cursors WHERE source >= ? AND source < ?", (f"{source}/", f"{source}0")
+        )
+        return [str(row[0]).removeprefix(f"{source}/") for row in rows]
 
     def lease(self, name: str, owner: str, boot: str, now: float, seconds: float) -> Fence | None:
         """Take or keep a lease, inside a transaction; ``now`` (seconds) is a clock that ``boot`` shares."""

@@ -32,7 +32,7 @@ class Dry(Feed):
     def __init__(self, patterns: int) -> None:
         self.is_connected = asyncio.Event()
         self.has_looked = asyncio.Event()
-        self.parts: set[str] = set()
+        self.tried: set[str] = set()
         self._patterns = patterns
 
     def connected(self) -> None:
@@ -49,8 +49,8 @@ class Dry(Feed):
     ) -> None:
         if records:
             await asyncio.Event().wait()  # until cancelled: what was read is not moved on from
-        self.parts.add(part)
-        if sum(each.startswith("*") for each in self.parts) == self._patterns:
+        self.tried.add(part)
+        if sum(each.startswith("*") for each in self.tried) == self._patterns:
             self.has_looked.set()
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
@@ -71,6 +71,9 @@ class Dry(Feed):
 
     async def position(self, part: str = "") -> str | None:
         return None
+
+    async def parts(self) -> list[str]:
+        return []
 
     def lags(self, records: int) -> None:
         return
@@ -139,7 +142,7 @@ async def _run(source: Source, config: Upstream, topics: Sequence[Template]) -> 
         await asyncio.gather(running, looked, return_exceptions=True)
     if not is_kafka:
         return []
-    found = {part.rpartition("/")[0] for part in feed.parts if not part.startswith("*")}
+    found = {part.rpartition("/")[0] for part in feed.tried if not part.startswith("*")}
     return [topic.text for topic in topics if not any(topic.match(each) is not None for each in found)]
 
 

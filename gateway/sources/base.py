@@ -89,6 +89,9 @@ class Feed(Protocol):
     async def position(self, part: str = "") -> str | None:
         """Return how far a part of the source was read, by whichever node."""
 
+    async def parts(self) -> list[str]:
+        """Return the parts of the source that have a position, from whichever node."""
+
     def lags(self, records: int) -> None:
         """Say how many records wait upstream."""
 

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from gateway.backoff import jittered
 from gateway.config.template import Template
 from gateway.errors import Fenced
-from gateway.event import Fence, Record
+from gateway.event import GONE, Fence, Record
 from gateway.sources.base import Feed, Gap
 from gateway.sources.stream_place import START, UNKNOWN, StreamInfo, StreamPlace, at_rest, parse_id, read_on
 from gateway.sources.stream_servers import AT_ONCE, Page, StreamServers, text
@@ -89,7 +89,7 @@ class StreamReader:
         # Places count from the log; these ones only where the log forgot all.
         self._earlier |= self._places
         self._places = {}
-        await self._find(fence)
+        await self._forget_absent(await self._find(fence), fence)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_finding(fence))
@@ -113,8 +113,11 @@ class StreamReader:
             await asyncio.sleep(jittered(self._plan.scan_seconds, 0.2))
             await self._find(fence)
 
-    async def _find(self, fence: Fence) -> None:
-        """Add the streams that are not known yet, and remember from when on a pattern is watched."""
+    async def _find(self, fence: Fence) -> set[bytes]:
+        """Add the streams that are not known yet, and remember from when on a pattern is watched.
+
+        Returns the keys of all that exist, and those that topics name in full.
+        """
         unwatched: list[str] = []
         new: dict[bytes, bool] = dict.fromkeys(self._plan.exact, False)
         for pattern in self._plan.patterns:
@@ -128,6 +131,7 @@ class StreamReader:
         await self._begin(new, fence)
         for mark in unwatched:
             await self._feed.publish([], "watched", fence, part=mark)
+        return set(new)
 
     async def _begin(self, found: dict[bytes, bool], fence: Fence) -> None:
         new = [key for key in found if key not in self._places]
@@ -160,6 +164,26 @@ class StreamReader:
             await self._feed.publish([], str(place), fence, part=part)
         self._places[key] = place
 
+    async def _forget_absent(self, existing: set[bytes], fence: Fence) -> None:
+        """Report the streams that disappeared while nobody read the source, and remove their positions.
+
+        A key that is not found at this moment may be written again right after; it is then a new stream.
+        """
+        found = {text(key) for key in existing}
+        for part in await self._feed.parts():
+            is_ours = any(pattern.match(part) is not None for pattern in self._plan.patterns)
+            if part in found or not is_ours:
+                continue
+            stored = await self._feed.position(part)
+            place = StreamPlace.parse(stored) if stored is not None else None
+            if place is not None:
+                await self._end(part, place, fence)
+
+    async def _end(self, topic: str, before: StreamPlace, fence: Fence) -> None:
+        """Remove the position of a stream whose key is gone; what it held unread is a gap."""
+        gap = self._gap(topic, before, at_rest(before, None)[1])
+        await self._feed.publish([], GONE, fence, part=topic, gap=gap)
+
     async def _look_after(self, fence: Fence) -> None:
         """See what became of the streams that gave nothing, and how much waits; some of them, in turns."""
         keys = [key for key in self._places if key not in self._looked][:LOOKS]
@@ -172,13 +196,15 @@ class StreamReader:
             before = self._places[key]
             if found is not None and before.count != UNKNOWN:
                 self._waiting[key] = max(0, found.added - before.count)
+            if found is None and key not in self._plan.exact:
+                await self._end(text(key), before, fence)
+                del self._places[key]  # a scan finds it when it is there again
+                continue
             place, missing = at_rest(before, found)
             if place != before:
-                gap = self._gap(key, before, missing)
+                gap = self._gap(text(key), before, missing)
                 await self._feed.publish([], str(place), fence, part=text(key), gap=gap)
                 self._places[key] = place
-            if found is None and key not in self._plan.exact:
-                del self._places[key]  # a scan finds it when it is there again
         self._waiting = {key: count for key, count in self._waiting.items() if key in self._places}
         self._feed.lags(sum(self._waiting.values()))
 
@@ -206,7 +232,7 @@ class StreamReader:
         before = self._places[page.key]
         topic = text(page.key)
         place, missing = read_on(before, [parse_id(id) for id, _ in page.entries], page.info)
-        gap = self._gap(page.key, before, missing)
+        gap = self._gap(topic, before, missing)
         records: list[Record] = []
         size = 0
         for number, (id, flat) in enumerate(page.entries, 1):
@@ -225,11 +251,11 @@ class StreamReader:
         await self._feed.publish(records, str(place), fence, part=topic, gap=gap)
         self._places[page.key] = place
 
-    def _gap(self, key: bytes, before: StreamPlace, missing: int) -> Gap | None:
+    def _gap(self, topic: str, before: StreamPlace, missing: int) -> Gap | None:
         if not missing:
             return None
         since = before.id[0] if before != START else None
-        return Gap(since, text(key), None if missing == UNKNOWN else missing)
+        return Gap(since, topic, None if missing == UNKNOWN else missing)
 
 
 def _beginning(start: str, info: StreamInfo | None) -> StreamPlace:

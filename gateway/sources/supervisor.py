@@ -35,11 +35,13 @@ class Supervisor:
         publisher: Publisher,
         leases: Leases,
         position: Callable[[str], Awaitable[str | None]],
+        parts: Callable[[str], Awaitable[list[str]]],
         clock: Callable[[], int],
     ) -> None:
         self._source = source
         self._publisher = publisher
         self._position = position
+        self._parts = parts
         self._clock = clock
         self._backoff = Backoff()
         self._tasks: list[asyncio.Task[None]] = []
@@ -125,6 +127,9 @@ class Supervisor:
 
     async def position(self, part: str = "") -> str | None:
         return await self._position(cursor_name(self.state.name, part))
+
+    async def parts(self) -> list[str]:
+        return await self._parts(self.state.name)
 
     def lags(self, records: int) -> None:
         self.state.lag = records

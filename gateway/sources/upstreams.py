@@ -31,6 +31,7 @@ class Log:
     append: Append
     leases: Leases
     position: Callable[[str], Awaitable[str | None]]
+    parts: Callable[[str], Awaitable[list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ class Upstreams:
             state, self._router, self._log.append, self._metrics, self._clock, self._refusals
         )
         self.supervisors[name] = Supervisor(
-            source, publisher, self._log.leases, self._log.position, self._clock
+            source, publisher, self._log.leases, self._log.position, self._log.parts, self._clock
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gateway.broker.base import Broker
 from gateway.errors import Fenced, Unavailable
-from gateway.event import Cursor, Draft, Event, EventId, Retention
+from gateway.event import GONE, Cursor, Draft, Event, EventId, Retention
 from tests.support.deadline import safety_net
 
 KEEP = Retention(1000)
@@ -115,6 +115,16 @@ class Contract:
         await broker.append([], Cursor("s", "18"))
         await broker.append([], Cursor("t", "1"))
         assert (await broker.cursor("s"), await broker.cursor("t")) == ("18", "1")
+
+    async def test_parts_of_a_source_are_listed_and_forgotten(self, broker: Broker) -> None:
+        """Streams and partitions that are gone would stay in the log for ever."""
+        for name in ("s", "s/a", "s/b/c", "s0/a", "s*/a", "S/a", "t/a"):
+            await broker.append([], Cursor(name, "1"))
+        assert sorted(await broker.parts("s")) == ["a", "b/c"]
+        await broker.append([draft("c")], Cursor("s/a", GONE))
+        await broker.append([], Cursor("s/never", GONE))
+        assert (await broker.parts("s"), await broker.cursor("s/a")) == (["b/c"], None)
+        assert (await broker.parts("t"), await broker.parts("u")) == (["a"], [])
 
     async def test_read_pages_through_each_channel(self, broker: Broker) -> None:
         """Pages join without a seam, of several channels at once, up to and with ``until``."""

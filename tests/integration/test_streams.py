@@ -16,7 +16,7 @@ from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 from tests.support.node import Node, leading
-from tests.support.redis import RedisServer, cluster_url, redis_cluster, redis_sentinel
+from tests.support.redis import RedisServer, cluster_url, redis_cluster, redis_sentinel, redis_server
 
 
 def config(url: str, *topics: str, path: Path | None = None, **source: Any) -> dict[str, Any]:
@@ -404,6 +404,63 @@ async def test_streams_that_are_gone_make_room(redis: RedisServer, monkeypatch: 
                 assert await payloads(stream, 1) == [0]
                 client.flushall()
                 assert (await stream.next()).type == "stream.gap"
+
+
+async def _parts(gateway: Gateway) -> set[str]:
+    return set(await gateway.daemon.broker.parts("s"))
+
+
+@pytest.mark.parametrize("log", ["memory", "sqlite", "redis"])
+async def test_streams_that_are_gone_leave_nothing_in_the_log(
+    log: str, redis: RedisServer, tmp_path: Path
+) -> None:
+    """Short-lived keys (``job:*``) would leave a position each, for ever."""
+    with redis_server() as upstream:
+        over = {
+            "broker": {
+                "url": {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/log.db", "redis": redis.url}[
+                    log
+                ]
+            }
+        }
+        async with gateway_running(merged(config(upstream.url), over)) as gateway:
+            await leads(gateway)
+            with adding(upstream) as add, contextlib.closing(upstream.client()) as client:
+                for number in range(120):
+                    add(f"room:{number}", payload="1")
+                stream = await gateway.subscribe("/events/room.119?last=1")
+                assert await payloads(stream, 1) == [1]
+                await eventually(lambda: _has(gateway, "s/room:0"))
+                client.delete(*(f"room:{number}" for number in range(1, 120)))
+                # What one of them held unread nobody can know, so its readers are told.
+                assert (await stream.until("stream.gap")).json["reason"] == "source_interrupted"
+            await eventually(lambda: _only(gateway, {"*room:*", "room:0", "orders"}))
+
+
+async def _only(gateway: Gateway, parts: set[str]) -> bool:
+    return await _parts(gateway) == parts
+
+
+async def test_streams_that_disappear_while_nobody_reads(redis: RedisServer, tmp_path: Path) -> None:
+    """Their unread entries are lost, which a gap says when a gateway is there again; nothing of them stays."""
+    over = config(redis.url, path=tmp_path)
+    with adding(redis) as add, contextlib.closing(redis.client()) as client:
+        async with gateway_running(over) as gateway:
+            await leads(gateway)
+            for number in range(3):
+                add(f"room:{number}", payload="1")
+            stream = await gateway.subscribe("/events/room.2?last=1")
+            last = (await stream.next()).id
+            await eventually(lambda: _only(gateway, {"*room:*", "room:0", "room:1", "room:2", "orders"}))
+        add("room:2", payload="2")
+        client.delete("room:1", "room:2")
+        async with gateway_running(over) as gateway:
+            await leads(gateway)
+            stream = await gateway.subscribe("/events/room.2", {"Last-Event-ID": last})
+            assert (await stream.until("stream.gap")).json["reason"] == "source_interrupted"
+            await eventually(lambda: _only(gateway, {"*room:*", "room:0", "orders"}))
+            add("room:2", payload="3")
+            assert await payloads(stream, 1) == [3], "a key that is written again is a new stream"
 
 
 async def test_a_stream_is_trimmed_while_it_is_read(redis: RedisServer) -> None:

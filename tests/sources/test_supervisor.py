@@ -54,7 +54,9 @@ def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
     router = Router(Catalog({"c": Channel.model_validate(spec)}), event_bytes=100)
     state = SourceState("s", "scripted", critical=False)
     publisher = Publisher(state, router, broker.append, Metrics(), clock=unix_ms)
-    return Supervisor(source, publisher, Leases(broker.lease, broker.release), broker.cursor, clock=unix_ms)
+    return Supervisor(
+        source, publisher, Leases(broker.lease, broker.release), broker.cursor, broker.parts, unix_ms
+    )
 
 
 async def cancel(feed: Feed) -> None:
