@@ -16,7 +16,7 @@ from gateway.errors import Fenced
 from gateway.event import GONE, SEQ_BITS, Event, EventId, Fence, Retention, unpack
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
-VERSION = 4
+VERSION = 5
 
 _BUSY_SECONDS = 5.0
 
@@ -26,10 +26,17 @@ CHANNELS = 20_000
 LIVE_MS = 10_000
 """How long (milliseconds) every event stays in the file, whatever its channel keeps, for followers to see."""
 
+CHANNEL_KEPT_MS = 86_400_000
+"""How long (milliseconds) the row of a channel outlives its last event; as in Redis, ``append.lua``."""
+
 _SWEEP_ROWS = 4000  # that one sweep deletes: a pause of a few milliseconds
 
 _SCHEMA = """
-CREATE TABLE log (start INTEGER NOT NULL, head INTEGER NOT NULL);
+CREATE TABLE log (
+    start INTEGER NOT NULL,
+    head INTEGER NOT NULL,
+    dropped INTEGER NOT NULL DEFAULT 0  -- floor of channels without a row, grows with each deletion
+);
 CREATE TABLE channels (
     key INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -75,6 +82,7 @@ class Store:
     def __init__(self, path: Path, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._channels: dict[str, tuple[int, Retention]] = {}
+        self._dropped = 0
         self._written: set[str] = set()
         # Autocommit, so that transactions are where `transaction` says; threads are the caller's business.
         self.db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -179,9 +187,12 @@ class Store:
 
     def _head_after(self, known: int) -> int:
         """Return the head, moved on to what is known if the file is another one, or went back."""
-        head = self.head()
+        head, dropped = self.db.execute("SELECT head, dropped FROM log").fetchone()
+        if dropped != self._dropped:
+            self._channels.clear()  # another process deleted rows: their keys may be given to other channels
+            self._dropped = dropped
         if head >= known:
-            return head
+            return int(head)
         # Nobody knows what it lacks.
         self.db.execute("UPDATE log SET start = ?, head = ?", (known, known))
         self.db.execute("UPDATE channels SET floor = max(floor, ?)", (known,))
@@ -294,6 +305,7 @@ class Store:
             room -= deleted
             if not is_done:
                 self._written.add(name)
+        self._drop([key for key, _ in rows], now)
         return int(rows[-1][0]) if len(rows) == channels else 0, room <= 0
 
     def _trim(self, name: str, now: int, room: int) -> tuple[int, bool]:
@@ -315,6 +327,31 @@ class Store:
             self.db.execute("UPDATE channels SET floor = max(floor, ?) WHERE key = ?", (until, key))
         return deleted, until == floor
 
+    def _drop(self, keys: Sequence[int], now: int) -> None:
+        """Delete those of some channels' rows that hold nothing any more and were not written to for long.
+
+        A client that comes back with an id from before that is told a gap on any channel without a row.
+        """
+        old = (now - CHANNEL_KEPT_MS) << SEQ_BITS
+        marks = ",".join("?" * len(keys))
+        dropped = self.db.execute(
+            f"DELETE FROM channels WHERE key IN ({marks}) AND floor <= ?"  # noqa: S608 -- nothing but marks
+            " AND NOT EXISTS (SELECT 1 FROM events INDEXED BY events_by_channel"
+            " WHERE channel = channels.key AND kept)"
+            " AND channels.key NOT IN (SELECT channel FROM events INDEXED BY events_live WHERE NOT kept)"
+            " AND NOT EXISTS (SELECT 1 FROM keys WHERE channel = channels.key)"
+            " RETURNING name, floor",
+            (*keys, old),
+        ).fetchall()
+        if not dropped:
+            return
+        for name, _ in dropped:
+            self._channels.pop(name, None)
+        floor = max(floor for _, floor in dropped)
+        self._dropped = self.db.execute(
+            "UPDATE log SET dropped = max(dropped + 1, ?) RETURNING dropped", (floor,)
+        ).fetchone()[0]
+
     def _prepare(self) -> None:
         with self.transaction():
             application, version = (
@@ -322,8 +359,9 @@ class Store:
             )
             if (application, version) == (APPLICATION_ID, VERSION):
                 return
-            if (application, version) == (APPLICATION_ID, 3):  # the board came with 4
-                self._create(board.SCHEMA)
+            if application == APPLICATION_ID and version in (3, 4):
+                added = "ALTER TABLE log ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0"
+                self._create(f"{board.SCHEMA};{added}" if version == 3 else added)  # the board came with 4
                 return
             if application == APPLICATION_ID:
                 raise ForeignFile(f"is a log of version {version}; this gateway has version {VERSION}")
@@ -331,7 +369,7 @@ class Store:
                 raise ForeignFile("is a database of another program")
             self._create(_SCHEMA + board.SCHEMA)
             start = self._clock() << SEQ_BITS
-            self.db.execute("INSERT INTO log VALUES (?, ?)", (start, start))
+            self.db.execute("INSERT INTO log (start, head) VALUES (?, ?)", (start, start))
             self.db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
     def _create(self, schema: str) -> None:
@@ -346,15 +384,16 @@ class Store:
         key = self.db.execute(
             "INSERT INTO channels (name, floor, events, age_ms) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
             " DO UPDATE SET events = excluded.events, age_ms = excluded.age_ms RETURNING key",
-            (name, self._start(), retention.events, retention.age_ms),
+            (name, self._floor_without_row(), retention.events, retention.age_ms),
         ).fetchone()[0]
         if len(self._channels) >= CHANNELS:
             self._channels.clear()
         self._channels[name] = int(key), retention
         return int(key)
 
-    def _start(self) -> int:
-        return int(self.db.execute("SELECT start FROM log").fetchone()[0])
+    def _floor_without_row(self) -> int:
+        """Return the floor of a channel that has no row: nothing was written to it, or long ago."""
+        return int(self.db.execute("SELECT max(start, dropped) FROM log").fetchone()[0])
 
     def _floor(self, name: str, now: int) -> tuple[int | None, int, int]:
         """Return a channel's key, its floor, and the greatest id that is too old just now."""
@@ -362,7 +401,7 @@ class Store:
             "SELECT key, floor, events, age_ms FROM channels WHERE name = ?", (name,)
         ).fetchone()
         if row is None:
-            return None, self._start(), 0
+            return None, self._floor_without_row(), 0
         key, floor, events, age = row
         pushed = self.db.execute(
             "SELECT id FROM events INDEXED BY events_by_channel WHERE channel = ? AND kept"

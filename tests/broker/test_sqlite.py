@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.broker.sqlite import SqliteBroker
+from gateway.broker.sqlite_store import CHANNEL_KEPT_MS
 from gateway.clock import unix_ms
 from gateway.errors import StartupError, Unavailable
 from gateway.event import EventId, Retention
@@ -67,6 +68,7 @@ import asyncio, sys
 from pathlib import Path
 from gateway.clock import unix_ms
 from gateway.broker.sqlite import SqliteBroker
+from gateway.broker.sqlite_store import CHANNEL_KEPT_MS
 from tests.broker.contract import draft
 
 async def main():
@@ -284,3 +286,56 @@ async def test_old_events_are_deleted_without_an_append(tmp_path: Path, clock: C
     database.close()
     await broker.close()
     assert list(Path(f"{tmp_path}/log.db-nodes").iterdir()) == []
+
+
+def names(path: Path) -> set[str]:
+    """Return the channels that have a row in a log's file."""
+    database = sqlite3.connect(path)
+    try:
+        return {name for (name,) in database.execute("SELECT name FROM channels")}
+    finally:
+        database.close()
+
+
+async def test_channels_of_users_who_left_leave_no_row(
+    broker: SqliteBroker, other: SqliteBroker, tmp_path: Path, clock: Clock
+) -> None:
+    """A channel per user would make the file grow for ever; whoever comes back after a day is told a gap."""
+    keep, path = Retention(1000, age_ms=1000), tmp_path / "log.db"
+    follower = Follower(other)
+    ((first,), *_) = [await broker.append([draft(name, retention=keep)]) for name in ("u.1", "u.2", "u.3")]
+    await other.append([draft("u.2", retention=keep)])  # it remembers the rows of u.2 and u.3
+    await other.append([draft("u.3", retention=keep)])
+    await broker.append([draft("kept"), draft("keyed", retention=keep, key="k")])
+    clock.now += CHANNEL_KEPT_MS // 2
+    ((last,),) = [await broker.append([draft("u.3", retention=keep)])]
+    clock.now += CHANNEL_KEPT_MS // 2 + 60_000
+    await eventually(lambda: names(path) == {"u.3", "kept", "keyed"})
+    # A row that is made anew may have the key of an old one; the other process must not go by what it remembers.
+    for number in range(4, 8):
+        await broker.append([draft(f"u.{number}", b"theirs", retention=keep)])
+    (again,) = await other.append([draft("u.2", b"own", retention=keep)])
+    assert await read(other, "u.2", last) == ([again], None)
+    await eventually(lambda: follower.events[-1].id == again)
+    assert (follower.events[-1].channel, follower.events[-1].payload) == ("u.2", b"own")
+    for name in ("u.1", "u.2", "never"):
+        assert (await read(other, name, EventId(first.ms - 1, 0)))[1] is not None, "a day ago: a gap"
+    assert (await read(broker, "never", last))[1] is None
+
+
+async def test_a_log_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
+    """An upgrade keeps the history."""
+    path = tmp_path / "log.db"
+    async with started(path) as broker:
+        (id,) = await broker.append([draft("c")])
+    for version in (3, 4):
+        database = sqlite3.connect(path)
+        database.execute("ALTER TABLE log DROP COLUMN dropped")
+        for table in ("notes", "seats") if version == 3 else ():
+            database.execute(f"DROP TABLE {table}")
+        database.execute(f"PRAGMA user_version = {version}")
+        database.commit()
+        database.close()
+        async with started(path) as broker:
+            assert (await read(broker, "c"))[0] == [id]
+            await broker.board.put("n", b"1", 60)
