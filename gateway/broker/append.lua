@@ -5,15 +5,15 @@
 -- ARGV     base of all other keys (they share KEYS[1]'s hash tag) · the caller's clock (unix ms)
 --          · the last id that the caller knows of · PUBLISH or SPUBLISH
 --          · batches (msgpack, which has no binary here: a payload is its length) · all payloads
+--          The caller puts KEYS_KEPT (deduplication keys of one generation) and CHANNEL_KEPT (milliseconds
+--          that a quiet channel's last id outlives its events) before the script.
 -- Returns  head, start, and for each batch its ids, or FENCED.
 --
 -- Keys: h:<channel> stream of events, each with the id before it in its channel (prev);
 --       l:<channel> "<last id> <age>", which outlives the stream and so tells what a lost one held;
---       keys, keys:old two generations of deduplication keys; cursors; tokens (of leases).
+--       keys, keys:old two generations (of KEYS_KEPT) of deduplication keys; cursors; tokens (of leases).
 local log, base = KEYS[1], ARGV[1]
 local now, publish = tonumber(ARGV[2]), ARGV[4]
-local KEYS_KEPT = 100000      -- deduplication keys of one generation (DEDUPLICATION_KEYS)
-local LAST_KEPT = 86400000    -- milliseconds that a quiet channel's last id outlives its events
 local AHEAD = 60000           -- milliseconds that a node's clock may be ahead of this server's
 
 local function parse(id)
@@ -62,7 +62,7 @@ local function channel_of(name)
       -- Nothing since the log began; or so long ago that its last id has expired as well.
       prev = start
       local start_ms = parse(start)
-      if start_ms < now - LAST_KEPT then prev = format(now - LAST_KEPT, 0) end
+      if start_ms < now - CHANNEL_KEPT then prev = format(now - CHANNEL_KEPT, 0) end
     end
     channel = {prev = prev, old_age = age}
     channels[name] = channel
@@ -131,7 +131,7 @@ for name, channel in pairs(channels) do
   if channel.age then
     redis.call('XTRIM', key, 'MINID', '=', format(math.max(0, now - channel.age + 1), 0))
     redis.call('PEXPIRE', key, channel.age + 1000)
-    redis.call('SET', last, channel.prev .. ' ' .. string.format('%.0f', channel.age), 'PX', channel.age + LAST_KEPT)
+    redis.call('SET', last, channel.prev .. ' ' .. string.format('%.0f', channel.age), 'PX', channel.age + CHANNEL_KEPT)
   else
     if channel.old_age ~= '-' then redis.call('PERSIST', key) end
     redis.call('SET', last, channel.prev .. ' -')

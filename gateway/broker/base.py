@@ -36,6 +36,12 @@ from gateway.event import Cursor, Draft, Event, EventId, Fence
 DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""
 
+CHANNEL_KEPT_MS = 86_400_000
+"""How long (milliseconds) a shared log remembers a channel after its last event is gone: a day.
+
+A client that comes back later, with an id from before, receives a gap on any channel that is forgotten.
+"""
+
 Deliver = Callable[[Sequence[Event]], None]
 Lost = Callable[[EventId], None]
 

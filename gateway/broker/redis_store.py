@@ -19,13 +19,10 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from gateway.broker.base import Batch, Page
+from gateway.broker.base import CHANNEL_KEPT_MS, DEDUPLICATION_KEYS, Batch, Page
 from gateway.event import Event, EventId, Fence
 
 log = structlog.get_logger("gateway.broker")
-
-LAST_KEPT_MS = 86_400_000
-"""How long (milliseconds) a quiet channel's last id outlives its events; as in ``append.lua``."""
 
 FENCED = b"FENCED"
 CONFIRMATIONS = ("subscribe", "ssubscribe")
@@ -74,7 +71,8 @@ class Store:
         self.live = f"sse-gateway:{self.base}live".encode()
         self.canary = f"sse-gateway:{self.base}canary:{node}".encode()
         scripts = files("gateway.broker")
-        self._append = scripts.joinpath("append.lua").read_text()
+        bounds = f"local KEYS_KEPT, CHANNEL_KEPT = {DEDUPLICATION_KEYS}, {CHANNEL_KEPT_MS}\n"
+        self._append = bounds + scripts.joinpath("append.lua").read_text()
         self._lease = scripts.joinpath("lease.lua").read_text()
 
     async def append(
@@ -251,8 +249,8 @@ def _page(name: str, after: EventId, until: EventId, limit: int, rows: Any, last
         floor = max(floor, parse(rows[0][1][b"prev"]))
     elif last.id is not None:
         floor = max(floor, last.id)
-    elif after.ms < now - LAST_KEPT_MS:  # its last id may have expired as well
-        floor = max(floor, EventId.before(now - LAST_KEPT_MS))
+    elif after.ms < now - CHANNEL_KEPT_MS:  # its last id may have expired as well
+        floor = max(floor, EventId.before(now - CHANNEL_KEPT_MS))
     events = [event for event in (_event(name, *row) for row in rows) if after < event.id <= until]
     return Page(events[:limit], floor, more=len(events) > limit)
 

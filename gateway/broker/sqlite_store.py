@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.broker import sqlite_board as board
-from gateway.broker.base import DEDUPLICATION_KEYS, Batch, Page
+from gateway.broker.base import CHANNEL_KEPT_MS, DEDUPLICATION_KEYS, Batch, Page
 from gateway.errors import Fenced
 from gateway.event import GONE, SEQ_BITS, Event, EventId, Fence, Retention, unpack
 
@@ -25,9 +25,6 @@ CHANNELS = 20_000
 
 LIVE_MS = 10_000
 """How long (milliseconds) every event stays in the file, whatever its channel keeps, for followers to see."""
-
-CHANNEL_KEPT_MS = 86_400_000
-"""How long (milliseconds) the row of a channel outlives its last event; as in Redis, ``append.lua``."""
 
 _SWEEP_ROWS = 4000  # that one sweep deletes: a pause of a few milliseconds
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.broker.base import CHANNEL_KEPT_MS
 from gateway.broker.sqlite import SqliteBroker
-from gateway.broker.sqlite_store import CHANNEL_KEPT_MS
 from gateway.clock import unix_ms
 from gateway.errors import StartupError, Unavailable
 from gateway.event import EventId, Retention
@@ -67,8 +67,8 @@ async def test_a_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
 import asyncio, sys
 from pathlib import Path
 from gateway.clock import unix_ms
+from gateway.broker.base import CHANNEL_KEPT_MS
 from gateway.broker.sqlite import SqliteBroker
-from gateway.broker.sqlite_store import CHANNEL_KEPT_MS
 from tests.broker.contract import draft
 
 async def main():
