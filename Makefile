@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config/gateway.yaml
 # Most tests wait for servers: more of them at once than there are cores.
 TESTERS ?= 4
+MINUTES ?= 60
 PYTEST = $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 # Names a step, and prints its wall time.
 STEP = @sh tests/timed.sh
@@ -57,6 +58,10 @@ clients-table: $(VENV)/.developed debian
 # All scenarios, or some: make bench SCENARIOS="fanout idle". Writes docs/benchmarks.
 bench: $(VENV)/.benched bench-debian
 	$(BIN)/python -m bench $(SCENARIOS)
+
+# Looks for growth under churn, on each log: make soak MINUTES=60. Writes docs/benchmarks/soak.md.
+soak: $(VENV)/.developed
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 image:
 	docker build --tag sse-gateway:dev .

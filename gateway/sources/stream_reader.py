@@ -6,6 +6,7 @@ the same append as what follows it.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,8 @@ class StreamReader:
         self._refused: set[bytes] = set()
         self._count = FIRST_BATCH
         self._has_more = False
-        self._looked: set[bytes] = set()
+        self._looks: deque[bytes] = deque()
+        """The streams in the order in which they are looked after; some have gone since."""
         self._waiting: dict[bytes, int] = {}
 
     async def probe(self) -> None:
@@ -89,6 +91,7 @@ class StreamReader:
         # Places count from the log; these ones only where the log forgot all.
         self._earlier |= self._places
         self._places = {}
+        self._looks.clear()
         await self._forget_absent(await self._find(fence), fence)
         try:
             async with asyncio.TaskGroup() as group:
@@ -163,6 +166,7 @@ class StreamReader:
             place = self._earlier.get(key) or (START if is_new else _beginning(self._plan.start, info))
             await self._feed.publish([], str(place), fence, part=part)
         self._places[key] = place
+        self._looks.append(key)
 
     async def _forget_absent(self, existing: set[bytes], fence: Fence) -> None:
         """Report the streams that disappeared while nobody read the source, and remove their positions.
@@ -186,11 +190,8 @@ class StreamReader:
 
     async def _look_after(self, fence: Fence) -> None:
         """See what became of the streams that gave nothing, and how much waits; some of them, in turns."""
-        keys = [key for key in self._places if key not in self._looked][:LOOKS]
-        if not keys:
-            self._looked.clear()
-            keys = list(self._places)[:LOOKS]
-        self._looked.update(keys)
+        keys = self._next_looks()
+        self._looks += keys
         for key, info in zip(keys, await self._servers.infos(keys), strict=True):
             found = info if isinstance(info, StreamInfo) else None
             before = self._places[key]
@@ -207,6 +208,14 @@ class StreamReader:
                 self._places[key] = place
         self._waiting = {key: count for key, count in self._waiting.items() if key in self._places}
         self._feed.lags(sum(self._waiting.values()))
+
+    def _next_looks(self) -> list[bytes]:
+        keys: list[bytes] = []
+        while self._looks and len(keys) < LOOKS:
+            key = self._looks.popleft()
+            if key in self._places:
+                keys.append(key)
+        return keys
 
     # Reading.
 

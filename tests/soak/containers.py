@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-CONTAINERS = (dict, list, set, frozenset, deque, tuple)
+CONTAINERS = (dict, list, set, frozenset, deque)
 """What counts as a container; classes that are derived from them too."""
 
 _CACHE = type(functools.lru_cache(lambda: None))
@@ -28,7 +28,7 @@ def sizes(package: str) -> dict[str, int]:
         elif isinstance(value, CONTAINERS):
             found[label] += len(value)
             for inner in _values(value):
-                if isinstance(inner, CONTAINERS) and not isinstance(inner, tuple):
+                if isinstance(inner, CONTAINERS):
                     found[f"{label}[]"] += len(inner)
     return {label: count for label, count in sorted(found.items()) if count}
 
@@ -37,7 +37,7 @@ def weigh(package: str, least: int) -> dict[str, int]:
     """Return about how many bytes the containers with at least so many entries take, with what they hold."""
     found: Counter[str] = Counter()
     for owner, name, value in _attributes(package):
-        if isinstance(value, CONTAINERS) and not isinstance(value, tuple) and len(value) >= least:
+        if isinstance(value, CONTAINERS) and len(value) >= least:
             found[f"{owner}.{name}"] += _bytes(value)
     return dict(found)
 
@@ -48,6 +48,8 @@ def _attributes(package: str) -> Iterator[tuple[str, str, Any]]:
     for module, names in [(name, vars(module)) for name, module in sys.modules.items()]:
         if module.startswith(start):
             for name, value in list(names.items()):
+                if name.startswith("__"):
+                    continue
                 if isinstance(value, CONTAINERS) or (
                     isinstance(value, _CACHE) and value.__module__ == module
                 ):
@@ -68,14 +70,13 @@ def _attributes(package: str) -> Iterator[tuple[str, str, Any]]:
                     yield owner, name, value
 
 
-@functools.cache
-def _names(kind: type) -> tuple[str, ...]:
+def _names(kind: Any) -> tuple[str, ...]:
     """Return the slots of a class and its bases, but for properties and what is not an attribute."""
-    names: list[str] = []
+    fields = getattr(kind, "__struct_fields__", ())
+    names: list[str] = list(fields) if isinstance(fields, tuple) else []
     for each in kind.__mro__:
         slots = each.__dict__.get("__slots__", ())
         names += [slots] if isinstance(slots, str) else list(slots)
-        names += list(each.__dict__.get("__struct_fields__", ()))
     return tuple(dict.fromkeys(name for name in names if not name.startswith("__")))
 
 
@@ -97,7 +98,7 @@ def _bytes(root: Any) -> int:
             total += sys.getsizeof(each)
             if isinstance(each, Mapping):
                 below += [*each.keys(), *each.values()]
-            elif isinstance(each, CONTAINERS):
+            elif isinstance(each, (*CONTAINERS, tuple)):
                 below += each
             elif type(each).__module__.startswith("gateway."):
                 below += [getattr(each, name, None) for name in _names(type(each))]

@@ -4,6 +4,7 @@ CACHES replaces the bounds of the caches that fill up with what clients send; 0 
 """
 
 import asyncio
+import functools
 import gc
 import json
 import signal
@@ -17,23 +18,33 @@ from tests.soak.containers import sizes, weigh
 
 BOUNDS = (
     ("gateway.auth.tickets", "REMEMBERED"),
+    ("gateway.auth.tokens", "ALIKE"),
+    ("gateway.auth.tokens", "FAILED"),
     ("gateway.auth.tokens", "REMEMBERED"),
     ("gateway.broker.base", "DEDUPLICATION_KEYS"),
     ("gateway.broker.memory", "DEDUPLICATION_KEYS"),
+    ("gateway.broker.memory_board", "NAMES"),
+    ("gateway.broker.memory_board", "NOTES"),
+    ("gateway.broker.redis_store", "DEDUPLICATION_KEYS"),
     ("gateway.broker.sqlite_store", "CHANNELS"),
     ("gateway.broker.sqlite_store", "DEDUPLICATION_KEYS"),
     ("gateway.config.catalog", "CACHE"),
     ("gateway.history", "EMPTY_CHANNELS"),
-    ("gateway.http.cors", "ANSWERS"),
-    ("gateway.limits.addresses", "REMEMBERED"),
     ("gateway.limits.limits", "ANNOUNCED"),
     ("gateway.limits.peers", "IDLE"),
     ("gateway.seldom", "THINGS"),
-    ("gateway.sources.pubsub_topics", "REMEMBERED"),
     ("gateway.sources.router", "CACHE"),
+    ("gateway.sources.tail", "MARKERS"),
     ("gateway.webhooks.signatures", "REPLAYS"),
 )
-"""Module and name of the bound of each cache."""
+"""Module and name of the bound of each cache that is no `functools.lru_cache`."""
+
+TIMES = (
+    ("gateway.broker.redis_store", "CHANNEL_KEPT_MS", 5000),
+    ("gateway.broker.sqlite_store", "CHANNEL_KEPT_MS", 5000),
+    ("gateway.sources.tail", "KEPT_SECONDS", 5.0),
+)
+"""What is kept for a time, with a shorter one where the caches are bounded."""
 
 WEIGHED = 100
 """Entries from which on a container's bytes are reported."""
@@ -46,29 +57,44 @@ def report(file: Path) -> None:
     held = {
         "containers": sizes("gateway"),
         "bytes": weigh("gateway", WEIGHED),
-        "objects": dict(kinds.most_common(200)),
+        "objects": kinds,
     }
     new = file.with_suffix(".new")
     new.write_text(json.dumps(held))
     new.replace(file)
 
 
+def bound_lru_caches(bound: int) -> None:
+    """Let the caches that are made with `functools.lru_cache` from now on hold no more than so many entries."""
+    cached: Any = functools.lru_cache
+
+    def bounded(maxsize: Any = 128, typed: bool = False) -> Any:
+        return cached(min(maxsize, bound) if isinstance(maxsize, int) else maxsize, typed)
+
+    setattr(functools, "lru_cache", bounded)  # noqa: B010 -- mypy takes no other type here
+
+
 def main() -> None:
     """Set the bounds, install the signal's handler when the gateway starts, and run the command."""
     file, bound = Path(sys.argv.pop(1)), int(sys.argv.pop(1))
+    if bound:
+        bound_lru_caches(bound)
     for module, name in BOUNDS if bound else ():
-        assert getattr(import_module(module), name) > bound, f"{module}.{name}"
+        assert hasattr(import_module(module), name), f"{module} has no {name}"
         setattr(import_module(module), name, bound)
+    for module, name, value in TIMES if bound else ():
+        assert hasattr(import_module(module), name), f"{module} has no {name}"
+        setattr(import_module(module), name, value)
     from gateway.cli.main import main as command  # noqa: PLC0415 -- only now, with the bounds in place
     from gateway.daemon import Daemon  # noqa: PLC0415 -- same
 
     start = Daemon.start
 
-    async def reporting(daemon: Daemon, *arguments: Any) -> None:
+    async def reporting(daemon: Daemon) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, report, file)
-        await start(daemon, *arguments)
+        await start(daemon)
 
-    Daemon.start = reporting  # type: ignore[method-assign]
+    setattr(Daemon, "start", reporting)  # noqa: B010 -- mypy takes no assignment to a method
     sys.exit(command())
 
 
