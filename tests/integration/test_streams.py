@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -439,6 +440,27 @@ async def test_streams_that_are_gone_leave_nothing_in_the_log(
 
 async def _only(gateway: Gateway, parts: set[str]) -> bool:
     return await _parts(gateway) == parts
+
+
+async def test_a_stream_that_is_gone_is_noticed_while_others_come(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams are looked after in turns: newcomers must not keep the others from theirs for ever."""
+    monkeypatch.setattr(stream_reader, "LOOKS", 20)
+    async with gateway_running(config(redis.url)) as gateway:
+        await leads(gateway)
+        with adding(redis) as add, contextlib.closing(redis.client()) as client:
+            add("room:first", payload="1")
+            await eventually(lambda: _has(gateway, "s/room:first"))
+            client.delete("room:first")
+            numbers = itertools.count()
+
+            async def is_forgotten() -> bool:
+                add(f"room:{next(numbers)}", payload="1")
+                await asyncio.sleep(0.05)
+                return not await _has(gateway, "s/room:first")
+
+            await eventually(is_forgotten)
 
 
 async def test_streams_that_disappear_while_nobody_reads(redis: RedisServer, tmp_path: Path) -> None:
