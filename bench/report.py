@@ -36,6 +36,8 @@ time of all processes of a server, as the kernel counts it, publishing included;
 proportional set size. A server that is not here, or fails, is named with the reason. The gateway runs with
 all features on: CORS, JWT, limits, metrics, history. A target that is missed says so, and the exit status
 is 1.
+
+`python -m tests.soak --minutes 60` looks for growth under churn, on each log: [soak.md](soak.md).
 """
 
 
