@@ -22,7 +22,7 @@ from tests.support.kafka import SAVE_SECONDS, KafkaServer, kafka_server
 from tests.support.node import Node, leading
 from tests.support.redis import RedisServer
 
-pytestmark = pytest.mark.extended
+pytestmark = [pytest.mark.extended, pytest.mark.timeout(1200)]  # a safety net like all deadlines
 
 
 @pytest.fixture
