@@ -261,7 +261,8 @@ async def test_a_topic_of_everything_hears_no_gateway(redis: RedisServer) -> Non
     async with gateway_running({**config(redis), **over}) as gateway:
         await eventually(lambda: is_up(gateway))
         stream = await gateway.subscribe("/events/all")
-        with contextlib.closing(redis.client()) as client, contextlib.closing(client.pubsub()) as marks:
+        client = redis.client()
+        with contextlib.closing(client), contextlib.closing(client.pubsub()) as marks:  # type: ignore[no-untyped-call]
             marks.subscribe(redis_pubsub.MARKS)
             redis.publish("one", "1")
             assert (await stream.next()).json["payload"] == "1"

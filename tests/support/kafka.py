@@ -66,7 +66,7 @@ class KafkaServer:
         except (OSError, ValueError):  # not there yet, or half written
             return False
         partitions = dict(state["topics"]).get(topic, {"partitions": []})["partitions"]
-        return sum(partition["high_watermark"] for _, partition in partitions) >= records
+        return bool(sum(partition["high_watermark"] for _, partition in partitions) >= records)
 
     def freeze(self) -> None:
         assert self._process is not None
