@@ -36,10 +36,15 @@ class Attacker:
     hook: str = "/hooks/hooks?topic=orders"
     patience: float = 2.0
     """Seconds after which he gives up."""
+    hold_seconds: float = 2.0
+    """How long he keeps a connection on which he reads no answer."""
     large: int = 20
     """MiB that are too many for a body."""
     answers: Counter[str] = field(default_factory=Counter)
-    """Statuses; ``cut`` where the connection ended without one, ``none`` where he gave up."""
+    """Statuses; ``cut`` where the connection ended without one, ``none`` where he gave up.
+
+    TCP drops an answer that a client has not read when it goes on sending to a server that has closed.
+    """
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -69,12 +74,13 @@ class Attacker:
         return answer
 
     async def hold(self, *parts: bytes) -> None:
-        """Send bytes and keep the connection, without reading, until he is cut or gives up."""
+        """Send bytes and keep the connection for `hold_seconds`, without reading."""
+        seconds = min(self.patience, self.hold_seconds)
         with contextlib.suppress(TimeoutError, OSError):
-            async with asyncio.timeout(self.patience), self.connection() as (reader, writer):
+            async with asyncio.timeout(seconds), self.connection() as (reader, writer):
                 await _send(writer, parts, 0)
                 reader._transport.pause_reading()  # type: ignore[attr-defined]  # the kernel's buffer fills
-                await asyncio.sleep(self.patience)
+                await asyncio.sleep(seconds)
 
     @property
     def stream(self) -> bytes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import select
@@ -24,13 +25,27 @@ _libc = ctypes.CDLL(None)
 PORTS = 1000
 """Ports of each range that `free_port` takes from: below those that the kernel gives to clients."""
 
+RANGES = 20
+"""How many there are."""
+
 
 def _ports() -> Iterator[int]:
-    # Tests that run beside each other must not be given each other's: pytest-xdist numbers them.
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first = 11_000 + number % 20 * PORTS
-    while True:
-        yield from range(first, first + PORTS)
+    # Processes that run beside each other, of other test runs too, must not be given each other's ports.
+    with contextlib.ExitStack() as stack:
+        first = 11_000 + next(filter(lambda number: _locks(number, stack), range(RANGES)), 0) * PORTS
+        while True:
+            yield from range(first, first + PORTS)
+
+
+def _locks(number: int, stack: contextlib.ExitStack) -> bool:
+    """Lock a range of ports until ``stack`` or this process ends; False where another process has it."""
+    path = Path(tempfile.gettempdir()) / f"sse-gateway-ports-{number}.lock"
+    try:
+        file = stack.enter_context(path.open("w"))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 _free = _ports()

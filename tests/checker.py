@@ -9,6 +9,7 @@ things; `Verdict` is what came of it.
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ import aiohttp
 from gateway.event import EventId
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Message, Stream
+from tests.support.gateway import eventually
 from tests.support.node import Node, kill_all
 
 END = -1
@@ -75,14 +77,21 @@ class Client:
     channels: Sequence[str]
     nodes: Sequence[Node]
     patience: float = 1.0
-    """Seconds that a connection lasts at the most."""
+    """Seconds that a connection lasts at the most; infinite for a client that stays."""
     pause: float = 0.1
     """Seconds between two connections at the most."""
     seen: list[Message] = field(default_factory=list)
     last_id: str = ""
     resumes: int = 0
     done: set[str] = field(default_factory=set)
+    events: int = 0
+    newest: dict[str, int] = field(default_factory=dict)
+    """The last number that it saw, by channel."""
     connected: asyncio.Event = field(default_factory=asyncio.Event)
+    is_staying: bool = False
+    """Whether its stream is open, and is one that it will not cut itself."""
+    fruitless: int = 0
+    """Connections in a row that brought nothing: the next one lasts longer, however slow the machine is."""
 
     async def run(self) -> None:
         """Read, be cut, resume, until the last event of every channel is here."""
@@ -100,12 +109,18 @@ class Client:
             if stream.status != 200:
                 return
             self.resumes += bool(self.last_id)
+            before = len(self.seen)
+            stays = math.isinf(self.patience)
+            lasts = None if stays else random.uniform(0, self.patience * (1 + self.fruitless))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(0, self.patience)):
+                async with asyncio.timeout(lasts):
                     while self.done < set(self.channels) and await stream.read():
                         self._take(stream)
+                        self.is_staying = stays
             self._take(stream)
+            self.fruitless = self.fruitless + 1 if len(self.seen) == before else 0
         finally:
+            self.is_staying = False
             stream.close()
         await asyncio.sleep(random.uniform(0, self.pause))
 
@@ -116,8 +131,12 @@ class Client:
                 self.last_id = message.id
             if message.type == "stream.open":
                 self.connected.set()
-            elif message.type == "message" and message.json["payload"] == END:
-                self.done.add(message.json["channel"])
+            elif message.type == "message":
+                body = message.json
+                self.events += 1
+                self.newest[body["channel"]] = body["payload"]
+                if body["payload"] == END:
+                    self.done.add(body["channel"])
         stream._seen = len(stream.messages)
 
 
@@ -146,8 +165,47 @@ class Run:
             await asyncio.sleep(random.uniform(0, 2 * self._pace))
         await self._send(channel, END)
 
-    async def finish(self) -> Verdict:
-        """End the publishers, wait until every client is at the end, and judge."""
+    @property
+    def received(self) -> int:
+        """How many events all clients together have received."""
+        return sum(client.events for client in self.clients)
+
+    @property
+    def resumes(self) -> int:
+        """How often all clients together have resumed."""
+        return sum(client.resumes for client in self.clients)
+
+    async def goes_on(self, events: int) -> None:
+        """Wait until so many more events were accepted."""
+        until = sum(self.accepted.values()) + events
+        await self._eventually(lambda: sum(self.accepted.values()) >= until)
+
+    async def passes_all_through(self) -> None:
+        """Wait until of each channel an event has reached a client that is published from now on."""
+        wanted = {channel: number + 1 for channel, number in self.accepted.items()}
+        read = {channel for client in self.clients for channel in client.channels}
+
+        def newest(channel: str) -> int:
+            return max(client.newest.get(channel, -1) for client in self.clients)
+
+        await self._eventually(lambda: all(newest(name) >= wanted[name] for name in read))
+
+    async def _eventually(self, condition: Callable[[], bool]) -> None:
+        def holds() -> bool:
+            for task in self._publishers:
+                if task.done():
+                    task.result()  # what ended a publisher, rather than the safety net
+            return condition()
+
+        await eventually(holds)
+
+    async def finish(self, *, events: int = 0, resumes: int = 0) -> Verdict:
+        """End the publishers, wait until every client is at the end, and judge.
+
+        Before that it waits until so many events were received and so many streams resumed: less would not
+        mean much.
+        """
+        await self._eventually(lambda: self.received >= events and self.resumes >= resumes)
         self._ending.set()
         try:
             async with safety_net():
@@ -218,7 +276,8 @@ def webhook(session: aiohttp.ClientSession, nodes: Sequence[Listening]) -> Send:
                 async with session.post(url, data=str(number), headers=key) as answer:
                     if answer.status == 200:
                         return
-                    assert answer.status == 503, await answer.text()
+                    # 408: this process did not get to send its body in time.
+                    assert answer.status in (408, 503), await answer.text()
             except (aiohttp.ClientError, TimeoutError):
                 pass
             await asyncio.sleep(0.05)
@@ -239,7 +298,7 @@ async def running(
     try:
         for node in nodes:
             await node.start()
-        timeout = aiohttp.ClientTimeout(total=10)
+        timeout = aiohttp.ClientTimeout(total=30)  # a node that is killed resets; one that is frozen does not
         async with aiohttp.ClientSession(timeout=timeout) as session:
             run = Run(nodes, channels, clients, send or webhook(session, nodes), pace)
             try:

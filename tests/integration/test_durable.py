@@ -101,10 +101,11 @@ async def test_what_redis_published_while_the_gateway_was_away_is_a_gap(
     """The log is whole over a restart, pub/sub is not: a client that resumes over it must be told."""
     more = on(
         tmp_path / "log.db",
-        sources={"app": {"type": "redis-pubsub", "url": redis.url}},
+        sources={"app": {"type": "redis-pubsub", "url": redis.url, "timeout": "60s"}},
         channels={"orders": {"from": [{"source": "app", "topic": "orders.*"}]}},
     )
     async with gateway_running(more) as gateway:
+        await eventually(lambda: gateway.daemon.upstreams.supervisors["app"].is_leading)
         stream = await gateway.subscribe("/events/orders")
         redis.publish("orders.x", "1")
         last = (await stream.next()).id

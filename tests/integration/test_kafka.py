@@ -18,11 +18,11 @@ from tests.checker import running
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
-from tests.support.kafka import SAVE_SECONDS, KafkaServer, kafka_server
+from tests.support.kafka import KafkaServer, kafka_server
 from tests.support.node import Node, leading
 from tests.support.redis import RedisServer
 
-pytestmark = pytest.mark.extended
+pytestmark = [pytest.mark.extended, pytest.mark.timeout(1200)]  # a safety net like all deadlines
 
 
 @pytest.fixture
@@ -31,10 +31,12 @@ async def kafka() -> AsyncIterator[KafkaServer]:
         yield server
 
 
-def config(kafka: KafkaServer, *topics: str, path: Path | None = None, **source: Any) -> dict[str, Any]:
+def config(
+    kafka: KafkaServer, *topics: str, path: Path | None = None, timeout: str = "10s", **source: Any
+) -> dict[str, Any]:
     return {
         "broker": {"url": f"sqlite:///{path}/log.db" if path else "memory://"},
-        "sources": {"k": {"type": "kafka", "brokers": kafka.brokers, "scan": "300ms", "timeout": "2s", **source}},
+        "sources": {"k": {"type": "kafka", "brokers": kafka.brokers, "scan": "300ms", "timeout": timeout, **source}},
         "channels": {
             "all": {"from": [{"source": "k", "topic": topic} for topic in topics or ("orders",)], "access": "public"},
             "user.{id}": {"from": [{"source": "k", "topic": "users", "fields": {"id": "{key}"}}], "access": "public"},
@@ -155,13 +157,17 @@ async def test_transactions(kafka: KafkaServer, tmp_path: Path) -> None:
         assert await payloads(stream, 3) == [0, 1, 2]
         last = stream.messages[-1].id
         await eventually(lambda: _at(gateway, 8))
-        assert await gateway.metric('source_lag_records{source="k"}') == 0
+        await eventually(lambda: _lags_by(gateway, 0))
     await kafka.trim("orders", 0, 8)
     async with gateway_running(over) as gateway:
         await leads(gateway)
         stream = await gateway.subscribe("/events/all", {"Last-Event-ID": last})
         await kafka.send("orders", 4)
         assert await payloads(stream, 1) == [4]
+
+
+async def _lags_by(gateway: Gateway, records: int) -> bool:
+    return await gateway.metric('source_lag_records{source="k"}') == records
 
 
 async def _at(gateway: Gateway, offset: int) -> bool:
@@ -214,7 +220,7 @@ async def test_a_member_of_the_same_group_disturbs_nobody(kafka: KafkaServer) ->
 async def test_kafka_stands_still_and_dies_and_comes_back(kafka: KafkaServer) -> None:
     """The source says that it is down and why; afterwards it goes on where it was."""
     await kafka.create({"orders": 1})
-    async with gateway_running(config(kafka)) as gateway:
+    async with gateway_running(config(kafka, timeout="2s")) as gateway:
         await leads(gateway)
         stream = await gateway.subscribe("/events/all")
         await kafka.send("orders", 1)
@@ -224,7 +230,7 @@ async def test_kafka_stands_still_and_dies_and_comes_back(kafka: KafkaServer) ->
         kafka.thaw()
         await kafka.send("orders", 2)
         assert await payloads(stream, 1) == [2]
-        await asyncio.sleep(SAVE_SECONDS)
+        await eventually(lambda: kafka.has_saved("orders", 2))
         kafka.kill()
         await eventually(lambda: _is_down(gateway))
         _, status = await gateway.admin("/status")
@@ -262,7 +268,10 @@ async def test_two_nodes_under_kills_and_changes_of_reader(
     keyed = {"from": [{"source": "k", "topic": "events", "fields": {"name": "{key}"}}], "access": "public",
              "history": {"events": 100_000, "age": "1h"}}  # fmt: skip
     sources = config(kafka)["sources"]
-    over = merged(BASE, {"broker": {"url": redis.url}, "sources": sources, "channels": {"c.{name}": keyed}})
+    over = merged(
+        BASE,
+        {"broker": {"url": redis.url, "timeout": "30s"}, "sources": sources, "channels": {"c.{name}": keyed}},
+    )
     nodes = [Node(tmp_path, over) for _ in range(2)]
     open_, under_way = asyncio.Event(), 0
     open_.set()
@@ -279,32 +288,31 @@ async def test_two_nodes_under_kills_and_changes_of_reader(
 
         async with running(nodes, channels=("c.orders", "c.stock", "c.news"), send=send, pace=0.01) as run:
             for _ in range(3):
-                await asyncio.sleep(1.5)
+                await run.goes_on(60)
                 await (await reader(nodes)).kill()
                 await eventually(lambda: leading([node for node in nodes if node.is_running]))
                 await asyncio.gather(*(node.start() for node in nodes if not node.is_running))
-            # Kafka itself, after it had the time to write what it acknowledged.
+            # Kafka itself, after it has written what it acknowledged.
             open_.clear()
             await eventually(lambda: under_way == 0)
-            await asyncio.sleep(SAVE_SECONDS)
+            await eventually(lambda: kafka.has_saved("events", sum(run.accepted.values())))
             kafka.kill()
             await kafka.start()
             producer = await producers.enter_async_context(kafka.producer())
             open_.set()
             stranger = AIOKafkaConsumer("events", bootstrap_servers=kafka.brokers, group_id="sse-gateway")
             await stranger.start()
-            await asyncio.sleep(1)
+            await eventually(stranger.assignment)
+            await run.goes_on(60)
             await stranger.stop()
             drained = await reader(nodes)
             await drained.stop()
-            await asyncio.sleep(1)
+            await run.goes_on(60)
             await drained.start()
-            await asyncio.sleep(1)
-            verdict = await run.finish()
+            await run.goes_on(60)
+            verdict = await run.finish(events=1000, resumes=50)
     assert verdict.is_clean, verdict
     assert not verdict.told
-    assert verdict.events > 1000
-    assert verdict.resumes > 50
 
 
 async def reader(nodes: list[Node]) -> Node:

@@ -21,8 +21,8 @@ from tests.support.redis import RedisServer
 
 pytestmark = [
     pytest.mark.extended,
-    pytest.mark.timeout(240),
-]  # three servers that start, and a scrape every two seconds
+    pytest.mark.timeout(1200),
+]  # three servers that start, and a scrape every five seconds
 
 STREAMS = 200
 TOKEN = "t0ken-" * 4
@@ -93,7 +93,7 @@ async def scene(folder: Path, redis: RedisServer) -> AsyncIterator[Scene]:
             "server": {"workers": 2, "admin_token": TOKEN},
             "broker": {"url": f"sqlite:///{folder}/log.db"},
             "timeouts": {"drain": "2s", "retry": "1s"},
-            "sources": {"app": {"type": "redis-pubsub", "url": redis.url}},
+            "sources": {"app": {"type": "redis-pubsub", "url": redis.url, "timeout": "60s"}},
             "channels": {"orders": {"from": [{"source": "app", "topic": "orders"}], "access": "public"}},
         },
     )
@@ -116,12 +116,14 @@ async def test_all_count_the_same_also_after_a_worker_was_killed(tmp_path: Path,
     async with scene(tmp_path, redis) as all:
         prometheus = all.prometheus
         await eventually(lambda: all.all_say(STREAMS))
-        assert await prometheus.query('sse_gateway_channel_connections{channel="orders"}') == [STREAMS]
-        assert await prometheus.query("sse_gateway_workers") == [2]
+        await eventually(
+            lambda: _says(prometheus, 'sse_gateway_channel_connections{channel="orders"}', STREAMS)
+        )
+        await eventually(lambda: _says(prometheus, "sse_gateway_workers", 2))
         victim = (await all.status())["workers"][0]
         assert 0 < victim["streams"] < STREAMS
         os.kill(victim["pid"], signal.SIGKILL)
-        await eventually(lambda: all.clients.opened == STREAMS + victim["streams"])
+        await eventually(lambda: all.clients.opened >= STREAMS + victim["streams"])
         await eventually(lambda: _replaced(all, victim["pid"]))
         await eventually(lambda: all.all_say(STREAMS))
         restarts = "sse_gateway_worker_restarts_total == 1 and on (instance) sse_gateway_workers == 2"
@@ -137,6 +139,10 @@ async def test_all_count_the_same_also_after_a_worker_was_killed(tmp_path: Path,
         assert STREAMS <= told <= all.clients.opened
 
 
+async def _says(prometheus: Prometheus, expression: str, value: float) -> bool:
+    return await prometheus.query(expression) == [value]
+
+
 async def _replaced(all: Scene, pid: int) -> bool:
     worker = (await all.status())["workers"][0]
     return bool(worker["pid"] != pid and worker["ready"])
@@ -147,7 +153,7 @@ async def test_the_alerts_run_and_one_wakes_when_a_source_is_down(tmp_path: Path
     async with scene(tmp_path, redis) as all:
         prometheus = all.prometheus
         await eventually(lambda: _evaluated(prometheus))
-        assert await prometheus.query("sse_gateway_source_up") == [1]
+        await eventually(lambda: _says(prometheus, "sse_gateway_source_up", 1))
         assert (await prometheus.states())["SseGatewaySourceDown"] == "inactive"
         redis.kill()
         await eventually(lambda: _is_awake(prometheus, "SseGatewaySourceDown"))

@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,23 @@ from tests.support.herd import Browser, open_all
 from tests.support.node import Node, kill_all
 from tests.support.redis import RedisServer
 
-pytestmark = pytest.mark.extended
+pytestmark = [pytest.mark.extended, pytest.mark.timeout(1200)]  # a safety net like all deadlines
 
 CLIENTS = 3000
 CHANNELS = ("orders", "stock", "news")
 PACE = 1.0
-"""Seconds between two events of a channel: with all clients, 3,000 deliveries in each."""
+"""Seconds between two events of a channel."""
 
-DRAIN = 6.0
-WINDOW = DRAIN / 4
-"""Seconds in which reconnects are counted: so long that a stall of a loaded machine is no peak."""
+RETRY_MS = 1000
+"""`timeouts.retry`; clients of a node that goes are told half of it to one and a half."""
 
 
 def config(url: str) -> dict[str, Any]:
     return {
-        "broker": {"url": url},
-        "timeouts": {"pre_drain": "1s", "drain": f"{DRAIN:g}s", "retry": "1s"},
+        "broker": {"url": url, "timeout": "30s"},
+        # The balancer looks five times a second, and the last bytes have a fifth of `drain`: both are long
+        # on any machine.
+        "timeouts": {"pre_drain": "5s", "drain": "20s", "retry": f"{RETRY_MS}ms"},
         "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
         "channels": {
             name: {"from": [{"source": "hooks", "topic": name}], "access": "public"} for name in CHANNELS
@@ -65,35 +65,32 @@ async def restart(node: Node) -> None:
     await node.start()
 
 
-def peak(times: Sequence[float]) -> float:
-    """Return the highest rate of all windows, by the mean rate over the drain."""
-    most = max(sum(1 for time in times if first <= time < first + WINDOW) for first in times)
-    return (most / WINDOW) / (len(times) / DRAIN)
-
-
 async def test_a_rolling_restart_loses_and_repeats_nothing(tmp_path: Path, redis: RedisServer) -> None:
-    """An update that is a visible outage: lost events, refused clients, or all of them back at once."""
+    """An update that is a visible outage: lost events, refused clients, or all of them told to come at once."""
     nodes = [Node(tmp_path, config(redis.url)) for _ in range(3)]
     browsers: list[Browser] = []
     tasks: list[asyncio.Task[None]] = []
-    peaks = []
     try:
         await asyncio.gather(*(node.start() for node in nodes))
         with haproxy_running(nodes) as balancer:
             browsers += [Browser(n, (CHANNELS[n % 3],), balancer.port) for n in range(CLIENTS)]
             await open_all(browsers)
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
                 send, ending = webhook(session, [balancer]), asyncio.Event()
                 tasks += [asyncio.create_task(publish(channel, send, ending)) for channel in CHANNELS]
                 for node in nodes:
                     await eventually(balancer.sees_all)
-                    known = {browser: len(browser.attempts) for browser in browsers}
+                    for browser in browsers:
+                        browser.closed.clear()
                     await restart(node)
-                    # The last ones that were told to come back may still wait for their time.
-                    await asyncio.sleep(2)
-                    back = [time for browser in browsers for time in browser.attempts[known[browser] :]]
-                    assert len(back) > CLIENTS / 6, "the balancer spread the streams over the nodes"
-                    peaks.append(peak(sorted(back)))
+                    await eventually(lambda: all(browser.is_open or browser.odd for browser in browsers))
+                    told = [each for browser in browsers for each in browser.closed]
+                    assert len(told) > CLIENTS / 6, "the balancer spread the streams over the nodes"
+                    assert {reason for reason, _ in told} == {"draining"}
+                    delays = [delay for _, delay in told if delay is not None]
+                    assert len(delays) == len(told), "each is told when to come back"
+                    assert 0.5 * RETRY_MS <= min(delays) <= max(delays) <= 1.5 * RETRY_MS
+                    assert max(Counter(delays).values()) < len(delays) / 20, "and not all the same"
                 ending.set()
                 await asyncio.gather(*tasks)
                 await eventually(lambda: all(_is_at_the_end(browser) for browser in browsers))
@@ -109,9 +106,7 @@ async def test_a_rolling_restart_loses_and_repeats_nothing(tmp_path: Path, redis
     assert verdict.is_clean, verdict
     assert not verdict.told, "nothing was missing, so no gap may be told"
     assert verdict.resumes >= CLIENTS
-    assert Counter(peak < 2 for peak in peaks) == {True: 3}, peaks
 
 
 def _is_at_the_end(browser: Browser) -> bool:
-    last = browser.seen[-1]
-    return last.type == "message" and last.json["payload"] == END
+    return any(message.type == "message" and message.json["payload"] == END for message in browser.seen[-3:])

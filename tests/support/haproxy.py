@@ -17,10 +17,11 @@ global
   maxconn 8000
 defaults
   mode http
-  timeout connect 2s
-  timeout client 60s
-  timeout server 60s
-  timeout http-request 10s
+  timeout connect 30s
+  timeout check 30s
+  timeout client 180s
+  timeout server 180s
+  timeout http-request 30s
   option http-no-delay
   option redispatch
   retries 3

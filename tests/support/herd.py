@@ -20,8 +20,12 @@ class Browser(asyncio.Protocol):
     channels: Sequence[str]
     port: int
     seen: list[Message] = field(default_factory=list)
-    attempts: list[float] = field(default_factory=list)
-    """When it asked for its stream, on the loop's clock."""
+    attempts: int = 0
+    """How often it asked for its stream."""
+    closed: list[tuple[str, int | None]] = field(default_factory=list)
+    """Of each ``stream.close`` the reason, and the delay in milliseconds that came with it."""
+    is_open: bool = False
+    """Whether it has a stream just now."""
     odd: list[str] = field(default_factory=list)
     """Answers that a browser would give up at."""
     last_id: str = ""
@@ -37,7 +41,7 @@ class Browser(asyncio.Protocol):
     @property
     def resumes(self) -> int:
         """How often it came back."""
-        return len(self.attempts) - 1
+        return self.attempts - 1
 
     def open(self) -> None:
         """Ask for the stream."""
@@ -54,7 +58,7 @@ class Browser(asyncio.Protocol):
 
     async def _open(self) -> None:
         self._head, self._left, self._parser = b"", b"", Parser()
-        self.attempts.append(self._loop.time())
+        self.attempts += 1
         try:
             await self._loop.create_connection(lambda: self, "127.0.0.1", self.port)
         except OSError:
@@ -85,7 +89,7 @@ class Browser(asyncio.Protocol):
             self._take(whole)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport, self.is_open = None, False
         if not self.is_closed:
             self._loop.call_later(self.retry, self.open)
 
@@ -103,7 +107,10 @@ class Browser(asyncio.Protocol):
         for message in parser.messages:
             self.seen.append(message)
             if message.type == "stream.open":
+                self.is_open = True
                 self.connected.set()
+            elif message.type == "stream.close":
+                self.closed.append((message.json["reason"], parser.retry))
         parser.messages.clear()
         self.last_id = parser.last_id or self.last_id
         if parser.retry is not None:
@@ -112,9 +119,9 @@ class Browser(asyncio.Protocol):
 
 async def open_all(browsers: Sequence[Browser]) -> None:
     """Open all of them, some at a time, and wait until each has its stream."""
-    async with safety_net():
-        for first in range(0, len(browsers), AHEAD):
-            group = browsers[first : first + AHEAD]
+    for first in range(0, len(browsers), AHEAD):
+        group = browsers[first : first + AHEAD]
+        async with safety_net():
             for browser in group:
                 browser.open()
             for browser in group:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
 import signal
 import socket
@@ -18,9 +19,6 @@ from aiokafka.structs import TopicPartition
 
 from bench.process import free_port
 from tests.support.deadline import safety_net
-
-SAVE_SECONDS = 2.5
-"""The server writes to its disk about once a second; a kill before loses what it acknowledged."""
 
 
 class KafkaServer:
@@ -57,6 +55,18 @@ class KafkaServer:
     def kill(self) -> None:
         """kill -9, harmless when it does not run."""
         self._end(signal.SIGKILL)
+
+    def has_saved(self, topic: str, records: int) -> bool:
+        """Tell whether a topic's first so many records are on the disk: a kill before loses them, acknowledged or not.
+
+        The server writes all of its state about once a second.
+        """
+        try:
+            state = json.loads((self._folder / "data/kafka.json").read_text())
+        except (OSError, ValueError):  # not there yet, or half written
+            return False
+        partitions = dict(state["topics"]).get(topic, {"partitions": []})["partitions"]
+        return bool(sum(partition["high_watermark"] for _, partition in partitions) >= records)
 
     def freeze(self) -> None:
         assert self._process is not None

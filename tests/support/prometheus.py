@@ -15,7 +15,7 @@ from tests.support.needs import need
 
 SHIPPED = Path(__file__).parents[2] / "deploy/prometheus"
 
-SCRAPE = "2s"
+SCRAPE = "5s"
 """How often, and how long one may take."""
 
 

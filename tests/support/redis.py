@@ -59,7 +59,7 @@ class RedisServer:
 
     def client(self) -> "redis.Redis":
         """Return a blocking client."""
-        return redis.Redis(port=self.port, socket_timeout=5)
+        return redis.Redis(port=self.port, socket_timeout=SAFETY_SECONDS)
 
     def publish(self, topic: str | bytes, payload: str | bytes) -> int:
         """Publish and return how many subscriptions got it."""
@@ -120,7 +120,7 @@ class Watched:
 
 
 @contextlib.contextmanager
-def redis_sentinel(down_after: float = 1.0) -> Iterator[Watched]:
+def redis_sentinel(down_after: float = 3.0) -> Iterator[Watched]:
     """Run a master with a replica and three sentinels that fail over after ``down_after`` seconds."""
     with (
         _running(

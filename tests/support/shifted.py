@@ -1,4 +1,7 @@
-"""``python -m tests.support.shifted FILE …``: the gateway's command, its wall clock moved by FILE's seconds."""
+"""``python -m tests.support.shifted FILE …``: the gateway's command, its wall clock moved by FILE's seconds.
+
+What it has taken from there is in ``FILE.taken``.
+"""
 
 import sys
 import threading
@@ -13,7 +16,9 @@ def main() -> None:
 
     def watch() -> None:
         while True:
-            shift[0] = float(file.read_text() or shift[0])
+            if text := file.read_text():
+                shift[0] = float(text)
+                Path(f"{file}.taken").write_text(text)
             time.sleep(0.05)
 
     time.time_ns = lambda: real_ns() + round(shift[0] * 1e9)
