@@ -3,11 +3,14 @@
 import asyncio
 import json
 import signal
+from collections import defaultdict
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
 from tests.support.needs import need
 
@@ -19,6 +22,8 @@ class Following:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.said: list[dict[str, Any]] = []
+        self.delays_of: dict[int, list[int]] = defaultdict(list)
+        """By client, the milliseconds that it said it would wait."""
         self._process = process
 
     def sleep(self) -> None:
@@ -28,6 +33,28 @@ class Following:
     def wake(self) -> None:
         """Let it go on."""
         self._process.send_signal(signal.SIGCONT)
+
+    async def later(self, milliseconds: int) -> None:
+        """Move the clock of clients that have one of their own; returns when all timers that are due have run."""
+        assert self._process.stdin is not None
+        moved = self.moved
+        self._process.stdin.write(f"{milliseconds}\n".encode())
+        await eventually(lambda: self.moved > moved)
+
+    async def hears(self) -> None:
+        """Wait for a byte that a client with a clock of its own has not heard yet."""
+        heard = self.watchdogs
+        await eventually(lambda: self.watchdogs > heard)
+
+    @property
+    def moved(self) -> int:
+        """How often the clock was moved."""
+        return sum(1 for each in self.said if "moved" in each)
+
+    @property
+    def watchdogs(self) -> int:
+        """How often clients with a clock of their own have started to wait for a byte."""
+        return sum(1 for each in self.said if "watchdog" in each)
 
     @property
     def events(self) -> list[Any]:
@@ -70,7 +97,10 @@ class Following:
     async def read(self, stream: asyncio.StreamReader) -> None:
         """Take what the process prints, to its end."""
         async for line in stream:
-            self.said.append(json.loads(line))
+            told = json.loads(line)
+            self.said.append(told)
+            if (delay := told.get("change", {}).get("delay")) is not None:
+                self.delays_of[told["client"]].append(delay)
 
 
 @asynccontextmanager
@@ -78,7 +108,7 @@ async def following(url: str, options: dict[str, Any], **more: Any) -> AsyncIter
     """Run clients in a Node process that ends with the block; ``more`` is what ``follow.mjs`` takes."""
     about = json.dumps({"url": url, "options": {"minDelay": 50, "maxDelay": 200, **options}, **more})
     process = await asyncio.create_subprocess_exec(
-        need("node", "nodejs"), SCRIPT, about, stdout=asyncio.subprocess.PIPE, limit=2**24
+        *(need("node", "nodejs"), SCRIPT, about), stdin=PIPE, stdout=PIPE, limit=2**24
     )
     assert process.stdout is not None
     told = Following(process)
@@ -88,5 +118,6 @@ async def following(url: str, options: dict[str, Any], **more: Any) -> AsyncIter
     finally:
         if process.returncode is None:
             process.kill()
-        await process.wait()
-        await reading
+        async with safety_net():
+            await process.wait()
+            await reading

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from tests.client.following import following
+from tests.support.expiry import end_tokens
 from tests.support.gateway import eventually, gateway_running
 from tests.support.issuer import serving
 
@@ -24,7 +25,7 @@ PRIVATE = {
 }
 
 
-def token(seconds: float = 60, channels: str = "orders") -> str:
+def token(seconds: float = 600, channels: str = "orders") -> str:
     """Return a token that is good for so long."""
     return jwt.encode({"sub": "1", "channels": [channels], "exp": time.time() + seconds}, SECRET, "HS256")
 
@@ -34,7 +35,7 @@ def token(seconds: float = 60, channels: str = "orders") -> str:
     [
         ("nothing", None, "unknown_channel"),
         ("orders", None, "missing_token"),
-        ("orders", [(60, "stock")], "channel_forbidden"),
+        ("orders", [(600, "stock")], "channel_forbidden"),
         ("orders", [(-60, "orders"), (-60, "orders")], "invalid_token"),
     ],
 )
@@ -68,10 +69,11 @@ async def test_nothing_is_lost_where_a_token_ends() -> None:
     """token_expired closes the stream; it comes back with a new token, at the place where it was."""
     async with (
         gateway_running(PRIVATE) as gateway,
-        following(gateway.url, {"channels": ["orders"]}, tokens=[token(2), token(60)]) as told,
+        following(gateway.url, {"channels": ["orders"]}, tokens=[token(), token(1200)]) as told,
     ):
         await told.until("open")
         await gateway.post("orders", "1")
+        end_tokens(gateway)
         await told.until("waiting")
         await gateway.post("orders", "2")
         await told.until("open", 2)
@@ -82,16 +84,16 @@ async def test_nothing_is_lost_where_a_token_ends() -> None:
 
 async def test_a_machine_may_sleep_longer_than_its_token_lives() -> None:
     """It wakes with a dead connection and an old token, asks for a new one, and has what was published meanwhile."""
-    over = PRIVATE | {"timeouts": {"retry": "100ms", "heartbeat": "1s"}}
     async with (
-        gateway_running(over) as gateway,
-        following(gateway.url, {"channels": ["orders"]}, tokens=[token(2), token(60)]) as told,
+        gateway_running(PRIVATE) as gateway,
+        following(gateway.url, {"channels": ["orders"]}, tokens=[token(), token(1200)]) as told,
     ):
         await told.until("open")
         await gateway.post("orders", "1")
         await eventually(lambda: told.events == [1])
         told.sleep()
         await gateway.post("orders", "2")
+        end_tokens(gateway)
         await eventually(lambda: not gateway.daemon.streams.open)
         await gateway.post("orders", "3")
         told.wake()

@@ -114,6 +114,13 @@ LOSSES: Mapping[str, tuple[Loss, ...]] = {
     ),
     "@microsoft/fetch-event-source, told to retry": (_TORN_ID, _FETCH_DATA, _NO_WATCHDOG),
     "sseclient-py": (_TORN_END,),
+    "curl": (
+        Loss(
+            "`--speed-time` looks at five seconds at a time, for which a comment has too few bytes: "
+            "it needs `heartbeat=event`",
+            {"heartbeats": "reconnects"},
+        ),
+    ),
     "aiohttp-sse-client2": (
         Loss(
             "it raises when a connection is cut or cannot be made, and half a character ends it too",

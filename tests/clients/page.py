@@ -75,7 +75,8 @@ sseclient-py over requests. Over HTTP/1.0 requests waits for 128 bytes, so an ev
 {requests}```
 
 curl: `curl --silent --no-buffer --fail --speed-limit 1 --speed-time 45 --header "Last-Event-ID: $id"`, again and again
-until it exits with 22 (refused), `id` being the last one before a blank line.
+until it exits with 22 (refused), `id` being the last one before a blank line. Ask for `heartbeat=event`: a heartbeat
+that is a comment has too few bytes for `--speed-limit`, and curl would come back every 45 seconds.
 
 aiohttp-sse-client2 cannot be told an id to begin with other than by a header of the caller's own, which it keeps sending;
 it has a timeout of five minutes for a whole stream unless it is given `timeout=aiohttp.ClientTimeout(total=None)`.

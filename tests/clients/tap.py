@@ -43,6 +43,7 @@ class Tap:
     lines: list[Line] = field(default_factory=list)
     """All connections that asked for something."""
     _open: set[Line] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _server: asyncio.Server | None = None
 
     def __post_init__(self) -> None:
@@ -55,7 +56,7 @@ class Tap:
 
     async def open(self) -> None:
         """Listen, on the same port each time."""
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def shut(self) -> None:
@@ -66,10 +67,12 @@ class Tap:
         self.cut()
 
     async def close(self) -> None:
-        """End all."""
+        """End all connections, also those whose first byte has not come yet."""
         self.shut()
-        while self._open:
-            await asyncio.sleep(0.01)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def cut(self) -> None:
         """End the connections that are open, in the middle of whatever they carry."""
@@ -80,6 +83,14 @@ class Tap:
         """Let the connections that are open go silent, without an end."""
         for line in self._open:
             line.is_dead = True
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # accepted by the kernel just before the tap was shut
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(self._carry(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = Line()

@@ -48,14 +48,22 @@ async def test_a_restart_loses_nothing(tmp_path: Path) -> None:
 
 async def test_the_maximum_age_is_not_seen() -> None:
     """A stream is ended for its age, again and again, while events come."""
-    config = merged(HOOKS, {"timeouts": {"connection": "1s"}})
+    kept = {"orders": {"history": {"events": 100_000}}}  # however long a client is away
+    config = merged(HOOKS, {"timeouts": {"connection": "1s"}, "channels": kept})
     async with gateway_running(config) as gateway, trying(taps_to(gateway.port)) as clients:
         number = 0
-        while waiting := [each for each in clients.values() if not each.is_over and len(each.tap.lines) < 3]:
-            number += 1
-            assert number < 1000, waiting
-            await publish_orders(gateway, [number])
-            await asyncio.sleep(0.03)
+        enough = asyncio.Event()
+
+        async def publish() -> None:
+            nonlocal number
+            while not enough.is_set():
+                await publish_orders(gateway, [number := number + 1])
+                await asyncio.sleep(0.03)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(publish())
+            await all_of(clients.values(), lambda client: client.is_over or len(client.tap.lines) >= 3)
+            enough.set()
         await publish_orders(gateway, [number + 1])
         await settled(clients.values(), number + 1)
         published = range(1, number + 2)

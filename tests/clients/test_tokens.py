@@ -11,11 +11,12 @@ from tests.clients.expected import check
 from tests.clients.tap import Tap
 from tests.clients.trial import HOOKS, STOPS, WHOLE, all_of, outcome, publish_orders, settled, trying
 from tests.clients.zoo import Client
+from tests.support.expiry import end_tokens
 from tests.support.gateway import gateway_running, merged
 
 pytestmark = pytest.mark.extended
 
-SECRET = "s" * 32
+SECRET, NEXT_SECRET = "s" * 32, "t" * 32
 CONFIG = merged(
     HOOKS,
     {
@@ -27,14 +28,12 @@ CONFIG = merged(
         "limits": {"connections_per_user": 100},
     },
 )
-SECONDS = 8
-"""How long the first token is good: all clients start in this time."""
 
 
-def token(seconds: float) -> str:
-    """Return a token that is good for so long."""
-    claims = {"sub": "42", "channels": ["orders"], "exp": time.time() + seconds}
-    return jwt.encode(claims, SECRET, "HS256")
+def token(secret: str) -> str:
+    """Return a token that outlives the test."""
+    claims = {"sub": "42", "channels": ["orders"], "exp": time.time() + 600}
+    return jwt.encode(claims, secret, "HS256")
 
 
 def refusals(client: Client) -> int:
@@ -53,13 +52,17 @@ def became(client: Client) -> str:
 async def test_a_token_ends(tmp_path: Path, renewed: bool) -> None:
     """A page whose token ends loses events though it has a new one; or asks for ever with the old one."""
     file = tmp_path / "token"
+    file.write_text(token(SECRET))
     async with gateway_running(CONFIG) as gateway:
         taps = {name: Tap(gateway.port) for name in CLIENTS}
-        async with trying(taps, token=file, before=lambda: file.write_text(token(SECONDS))) as clients:
-            if renewed:
-                file.write_text(token(600))
+        async with trying(taps, token=file) as clients:
             await publish_orders(gateway, [1])
             await settled(clients.values(), 1)
+            # From here on the old token is refused, and a renewed one is not.
+            await gateway.reconfigure({"auth": {"jwt": {"secret": NEXT_SECRET}}})
+            if renewed:
+                file.write_text(token(NEXT_SECRET))
+            end_tokens(gateway)
 
             def ended(client: Client) -> bool:
                 return any(b'"reason":"token_expired"' in line.answered for line in client.tap.lines)

@@ -33,20 +33,19 @@ _numbers = count()
 @asynccontextmanager
 async def trying(
     taps: Mapping[str, Tap] | Mapping[tuple[str, str], Tap],
-    path: str = PATH,
+    path: str | Callable[[Any], str] = PATH,
     *,
     watchdog: float = 30.0,
     token: Path | None = None,
-    before: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[dict[Any, Client]]:
     """Start a client behind each tap, by its name or the first part of its key, and wait until all are open.
 
-    ``before`` is called when their processes are there, which takes a while, and no client has started yet.
+    ``path`` may be a function of the key.
     """
     async with zoo_running() as zoo, tapped(*taps.values()):
-        before()
         names = {key: key if isinstance(key, str) else key[0] for key in taps}
-        clients = {key: zoo.start(names[key], tap, path, watchdog, token) for key, tap in taps.items()}
+        paths = {key: path if isinstance(path, str) else path(key) for key in taps}
+        clients = {key: zoo.start(names[key], tap, paths[key], watchdog, token) for key, tap in taps.items()}
         await all_of(clients.values(), is_open)
         yield clients
 

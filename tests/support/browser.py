@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from playwright.async_api import BrowserContext, Page, async_playwright, expect
 
-from tests.support.deadline import SAFETY_SECONDS
+from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.issuer import serving
 from tests.support.needs import need
 
@@ -74,10 +74,15 @@ async def browser_running(*flags: str, takes_all_cookies: bool = False) -> Async
         context = await playwright.chromium.launch_persistent_context(
             folder, executable_path=executable, args=[*FLAGS, *flags]
         )
-        stack.push_async_callback(context.close)
+        stack.push_async_callback(_close, context)
         context.set_default_timeout(SAFETY_SECONDS * 1000)
         expect.set_options(timeout=SAFETY_SECONDS * 1000)
         yield Browser(context, int(url.rpartition(":")[2]))
+
+
+async def _close(context: BrowserContext) -> None:
+    async with safety_net():
+        await context.close()
 
 
 def _write_preferences(folder: Path, **profile: int) -> None:

@@ -15,6 +15,7 @@ from playwright.async_api import Page
 
 from gateway.console.page import Page as ConsolePage
 from gateway.sse import block
+from tests.support.deadline import safety_net
 from tests.support.issuer import serving
 
 PICTURES = Path(__file__).parents[1] / "integration" / "console"
@@ -32,6 +33,21 @@ LARGEST_DIFFERENCE = {360: 0.12, 1280: 0.04}
 
 Measured in light and dark: five other fonts change at most 0.102 and 0.018 of them, a panel or its place, a
 ground or a size at least 0.143 and 0.062.
+"""
+
+NEVER_SILENT = """
+(() => {
+  const { setTimeout } = window;
+  window.setTimeout = (call, delay, ...given) => (delay >= 15_000 ? 0 : setTimeout(call, delay, ...given));
+})();
+"""
+"""For a page whose figures stand still: it must not take its server for one that went silent."""
+
+_DRAWN = """
+async () => {
+  await document.fonts.ready;
+  await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+}
 """
 
 _OVERFLOWS = """() => document.documentElement.scrollWidth - window.innerWidth"""
@@ -220,6 +236,7 @@ async def frozen(
 
 async def faults(page: Page) -> list[str]:
     """Return what is wrong with the page as it stands: text that is cut, covered or outside, and what axe finds."""
+    await page.evaluate(_DRAWN)
     found = list(await page.evaluate(_FAULTS))
     beyond = await page.evaluate(_OVERFLOWS)
     if beyond > 0:
@@ -232,8 +249,15 @@ async def faults(page: Page) -> list[str]:
 
 
 async def picture(page: Page) -> bytes:
-    """Return the whole page as it looks, with nothing moving."""
-    return await page.screenshot(full_page=True, animations="disabled", caret="hide")
+    """Return the whole page as it looks once it has settled: when two pictures in a row are the same."""
+    before = b""
+    async with safety_net():
+        while True:
+            await page.evaluate(_DRAWN)
+            now = await page.screenshot(full_page=True, animations="disabled", caret="hide")
+            if now == before:
+                return now
+            before = now
 
 
 async def difference(canvas: Page, name: str, now: bytes) -> float:

@@ -9,7 +9,7 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, 
 
 from tests.support.browser import FLAGS
 from tests.support.browsers.tab import call
-from tests.support.deadline import SAFETY_SECONDS
+from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.needs import need
 
 # Playwright turns these off; people's browsers have them.
@@ -97,7 +97,8 @@ class Chromium:
         try:
             yield ChromiumProfile(context)
         finally:
-            await context.close()
+            async with safety_net():
+                await context.close()
 
 
 @asynccontextmanager
@@ -111,4 +112,5 @@ async def chromium_running() -> AsyncIterator[Chromium]:
         try:
             yield Chromium(browser)
         finally:
-            await browser.close()
+            async with safety_net():
+                await browser.close()

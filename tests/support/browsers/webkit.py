@@ -1,8 +1,9 @@
 """WebKitGTK of Debian: its MiniBrowser, driven over WebDriver, on a screen that nobody sees."""
 
+import asyncio
 import platform
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from subprocess import DEVNULL
 from typing import Any, ClassVar
 
@@ -95,7 +96,7 @@ class WebKitProfile:
 
 
 class WebKit:
-    """A driver that runs; a browser only while there is a profile."""
+    """A screen; a driver and a browser only while there is a profile."""
 
     title: ClassVar[str] = "WebKitGTK"
     can_go_offline: ClassVar[bool] = False
@@ -105,20 +106,23 @@ class WebKit:
     worker_says_goodbye: ClassVar[bool] = False
     keeps_pages_with_requests: ClassVar[bool] = True
 
-    def __init__(self, session: aiohttp.ClientSession, browser: str) -> None:
-        self._session = session
+    def __init__(self, driver: str, browser: str, environ: dict[str, str]) -> None:
+        self._driver = driver
         self._browser = browser
+        self._environ = environ
 
     @asynccontextmanager
     async def profile(self) -> AsyncIterator[WebKitProfile]:
-        """Start a browser; one at a time is all that the driver has."""
-        options = {"binary": self._browser, "args": ["--automation"]}
-        wanted = {"capabilities": {"alwaysMatch": {"webkitgtk:browserOptions": options}}}
-        path = f"/session/{(await _ask(self._session, 'POST', '/session', wanted))['sessionId']}"
-        try:
-            yield WebKitProfile(self._session, path)
-        finally:
-            await _ask(self._session, "DELETE", path, {})
+        """Start a driver and a browser. Both are killed: asked to go, the browser may not answer any more."""
+        port = free_port()
+        with running(self._driver, f"--port={port}", stderr=DEVNULL, **self._environ) as process:
+            await asyncio.to_thread(wait_for_port, port, alive=process.is_running)
+            timeout = aiohttp.ClientTimeout(SAFETY_SECONDS)
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as session:
+                options = {"binary": self._browser, "args": ["--automation"]}
+                wanted = {"capabilities": {"alwaysMatch": {"webkitgtk:browserOptions": options}}}
+                path = f"/session/{(await _ask(session, 'POST', '/session', wanted))['sessionId']}"
+                yield WebKitProfile(session, path)
 
 
 async def _ask(session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any]) -> Any:
@@ -131,16 +135,8 @@ async def _ask(session: aiohttp.ClientSession, method: str, path: str, body: dic
 
 @asynccontextmanager
 async def webkit_running() -> AsyncIterator[WebKit]:
-    """Run a screen and a driver; both, and the browser, end with the block."""
+    """Run a screen, which ends with the block."""
     screen, driver = need("Xvfb", "xvfb"), need("WebKitWebDriver", "webkit2gtk-driver")
     browser = need("MiniBrowser", "libwebkit2gtk-4.1-0", LIBRARIES)
-    port = free_port()
-    async with AsyncExitStack() as stack:
-        shown = stack.enter_context(running(screen, "-displayfd", "1", "-nolisten", "tcp"))
-        environ = {**ENVIRON, "DISPLAY": f":{shown.answer()}"}
-        process = stack.enter_context(running(driver, f"--port={port}", stderr=DEVNULL, **environ))
-        wait_for_port(port, alive=process.is_running)
-        timeout = aiohttp.ClientTimeout(SAFETY_SECONDS)
-        base = f"http://127.0.0.1:{port}"
-        session = await stack.enter_async_context(aiohttp.ClientSession(base, timeout=timeout))
-        yield WebKit(session, browser)
+    with running(screen, "-displayfd", "1", "-nolisten", "tcp") as shown:
+        yield WebKit(driver, browser, {**ENVIRON, "DISPLAY": f":{shown.answer()}"})
