@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "gateway"
@@ -57,28 +58,28 @@ def part_of(file: Path) -> str:
     return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@cache
 def imports(file: Path) -> list[tuple[str, bool]]:
     """Return the imported modules, and whether each import stands inside a function."""
-    tree = ast.parse(file.read_text())
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
     found = []
-    for node in ast.walk(tree):
+    for node, is_inside in statements(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found += [(alias.name, id(node) in inside) for alias in node.names]
+            found += [(alias.name, is_inside) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             found += [
-                (
-                    f"{node.module}.{alias.name}" if node.module == "gateway" else node.module,
-                    id(node) in inside,
-                )
+                (f"{node.module}.{alias.name}" if node.module == "gateway" else node.module, is_inside)
                 for alias in node.names
             ]
     return found
+
+
+def statements(node: ast.AST, is_inside: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    """Yield all statements below a node, and whether each stands inside a function."""
+    is_inside = is_inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield child, is_inside
+            yield from statements(child, is_inside)
 
 
 def upward(file: Path) -> Iterator[str]:

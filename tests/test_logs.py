@@ -13,6 +13,7 @@ import structlog
 
 from gateway import logs
 from gateway.logs import configure
+from tests.support.deadline import SAFETY_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +62,8 @@ def test_a_reader_that_stalls_does_not_stall_the_writer(monkeypatch: pytest.Monk
             target=lambda: [None for _ in iter(lambda: os.read(read, 1 << 20), b"")], daemon=True
         )
         drain.start()
-        writer._thread.join(5)
-    drain.join(5)  # at the end of the pipe; else it would read what gets the number next
+        writer._thread.join(SAFETY_SECONDS)
+    drain.join(SAFETY_SECONDS)  # at the end of the pipe; else it would read what gets the number next
     os.close(read)
 
 

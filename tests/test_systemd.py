@@ -11,6 +11,8 @@ import pytest
 from gateway.systemd import Systemd
 from tests.support.gateway import eventually
 
+pytestmark = pytest.mark.idle_clock
+
 
 @pytest.fixture(params=["file", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:

@@ -14,6 +14,8 @@ from aiohttp import web
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.issuer import serving
 
+pytestmark = pytest.mark.idle_clock
+
 
 class Endpoint:
     """Says what a test wants, and remembers what it was asked."""
@@ -75,43 +77,45 @@ async def test_the_endpoint_sees_what_it_needs() -> None:
         assert asked.headers["X-Forwarded-For"] == "127.0.0.1"
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "expected"),
-    [
-        (200, None, 200),
-        (204, None, 200),
-        (200, {"subject": "7"}, 200),
-        (200, {"channels": ["room.*"]}, 200),
-        (200, {"channels": ["room.2"]}, 403),
-        (200, {"channels": []}, 403),
-        (401, None, 401),
-        (403, "<html>no</html>", 403),
-        (200, "<html>welcome</html>", "auth_unavailable"),
-        (200, {"channels": "room.1"}, "auth_unavailable"),
-        (200, "x" * 300_000, "auth_unavailable"),
-        (302, None, "auth_unavailable"),
-        (400, None, 403),
-        (404, None, 403),
-        (431, None, 403),
-        (408, None, "auth_unavailable"),
-        (200, {"expires": 5}, 403),
-        (200, {"expires_in": -5}, 403),
-        (429, None, "auth_unavailable"),
-        (500, None, "auth_unavailable"),
-    ],
-)
-async def test_answers(status: int, body: Any, expected: int | str) -> None:
+ANSWERS: list[tuple[int, Any, int | str]] = [
+    (200, None, 200),
+    (204, None, 200),
+    (200, {"subject": "7"}, 200),
+    (200, {"channels": ["room.*"]}, 200),
+    (200, {"channels": ["room.2"]}, 403),
+    (200, {"channels": []}, 403),
+    (401, None, 401),
+    (403, "<html>no</html>", 403),
+    (200, "<html>welcome</html>", "auth_unavailable"),
+    (200, {"channels": "room.1"}, "auth_unavailable"),
+    (200, "x" * 300_000, "auth_unavailable"),
+    (302, None, "auth_unavailable"),
+    (400, None, 403),
+    (404, None, 403),
+    (431, None, 403),
+    (408, None, "auth_unavailable"),
+    (200, {"expires": 5}, 403),
+    (200, {"expires_in": -5}, 403),
+    (429, None, "auth_unavailable"),
+    (500, None, "auth_unavailable"),
+]
+"""Status and body of the endpoint, and the status of the stream, or the reason with which it closes."""
+
+
+async def test_answers() -> None:
     """2xx opens, 401 and 403 refuse; a page that says 200 to everybody, or a redirect, is no decision."""
     async with deciding() as (gateway, endpoint):
-        endpoint.status, endpoint.body = status, body
-        stream = await gateway.open("/events/room.1")
-        if isinstance(expected, int):
-            assert stream.status == expected
-            if expected == 401:
-                assert stream.headers["www-authenticate"] == "Bearer"
-        else:
-            closing = await stream.next()
-            assert (closing.type, closing.json["reason"]) == ("stream.close", expected)
+        for number, (endpoint.status, endpoint.body, expected) in enumerate(ANSWERS):
+            case = (endpoint.status, str(endpoint.body)[:50])
+            stream = await gateway.open("/events/room.1", {"Cookie": str(number)})
+            assert len(endpoint.asked) == number + 1
+            if isinstance(expected, int):
+                assert stream.status == expected, case
+                assert expected != 401 or stream.headers["www-authenticate"] == "Bearer"
+            else:
+                closing = await stream.next()
+                assert (closing.type, closing.json["reason"]) == ("stream.close", expected), case
+            stream.close()
 
 
 @pytest.mark.parametrize(("on_outage", "expected"), [("retry", 200), ("refuse", 403), ("open", 200)])
@@ -166,9 +170,11 @@ async def test_questions_are_bounded_and_asked_once_for_a_herd() -> None:
 async def test_a_stream_ends_when_the_endpoint_says() -> None:
     """``expires`` and ``expires_in`` are as good as a token's."""
     async with deciding(cache="1s") as (gateway, endpoint):
-        for name in ("expires_in", "expires"):
-            endpoint.body = {name: 0.2 if name == "expires_in" else time.time() + 0.2}
-            stream = await gateway.subscribe(f"/events/room.{len(endpoint.asked)}")
+        streams = []
+        for name, value in (("expires_in", 20.0), ("expires", time.time() + 20.0)):
+            endpoint.body = {name: value}
+            streams.append(await gateway.subscribe(f"/events/room.{len(endpoint.asked)}"))
+        for stream in streams:
             assert (await stream.next()).json == {"reason": "token_expired", "reconnect": True}
 
 

@@ -230,7 +230,8 @@ class Contract:
         under_way = [asyncio.create_task(broker.append([draft("c")])) for _ in range(300)]
         await asyncio.sleep(0)
         await broker.close()
-        answers = await asyncio.wait_for(asyncio.gather(*under_way, return_exceptions=True), 10)
+        async with safety_net():
+            answers = await asyncio.gather(*under_way, return_exceptions=True)
         assert all(isinstance(answer, (list, Unavailable)) for answer in answers)
 
     async def test_closing_twice_is_harmless(self, broker: Broker) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gateway.config.model import Pool
 from gateway.errors import StartupError, Unavailable
 from gateway.event import Cursor, EventId
 from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
+from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
 from tests.support.redis import RedisServer, cluster_url, redis_cluster, redis_sentinel, redis_server
 from tests.support.tls import make_certificate, tunnel
@@ -46,16 +47,32 @@ def clock() -> Clock:
     return Clock()
 
 
-def make(url: str, prefix: str, clock: Clock | None = None, limits: Pool | None = None) -> RedisBroker:
+PATIENT = 60.0
+"""Seconds of a ``timeout`` that must not be over while a slow machine does its best."""
+
+
+def make(
+    url: str,
+    prefix: str,
+    clock: Clock | None = None,
+    limits: Pool | None = None,
+    timeout: float = PATIENT,
+) -> RedisBroker:
     return RedisBroker(
-        url, prefix=prefix, limits=limits or Pool.model_validate({}), timeout=1.0, clock=clock or unix_ms
+        url, prefix=prefix, limits=limits or Pool.model_validate({}), timeout=timeout, clock=clock or unix_ms
     )
+
+
+async def start(broker: RedisBroker) -> None:
+    """Start, and wait for Redis as long as it takes."""
+    await broker.start()
+    await eventually(lambda: broker.is_up)
 
 
 @pytest.fixture
 async def broker(url: str, prefix: str, clock: Clock) -> AsyncIterator[RedisBroker]:
     broker = make(url, prefix, clock)
-    await broker.start()
+    await start(broker)
     yield broker
     await broker.close()
 
@@ -63,7 +80,7 @@ async def broker(url: str, prefix: str, clock: Clock) -> AsyncIterator[RedisBrok
 @pytest.fixture
 async def other(url: str, prefix: str, broker: RedisBroker, clock: Clock) -> AsyncIterator[RedisBroker]:
     other = make(url, prefix, clock)
-    await other.start()
+    await start(other)
     yield other
     await other.close()
 
@@ -78,12 +95,43 @@ class TestRedisBroker(SharedContract):
 @pytest.fixture
 async def nodes(redis: RedisServer) -> AsyncIterator[list[RedisBroker]]:
     """Two nodes on one server."""
-    brokers = [make(redis.url, "sse") for _ in range(2)]
+    async with running(redis) as brokers:
+        yield brokers
+
+
+@contextlib.asynccontextmanager
+async def running(redis: RedisServer, timeout: float = PATIENT) -> AsyncIterator[list[RedisBroker]]:
+    """Run two nodes on one server."""
+    brokers = [make(redis.url, "sse", timeout=timeout) for _ in range(2)]
     for broker in brokers:
-        await broker.start()
-    yield brokers
-    for broker in brokers:
-        await broker.close()
+        await start(broker)
+    try:
+        yield brokers
+    finally:
+        for broker in brokers:
+            await broker.close()
+
+
+async def appended(broker: RedisBroker) -> None:
+    """Append an event; a node that is impatient, for the test's sake, may need several attempts."""
+
+    async def is_appended() -> bool:
+        with contextlib.suppress(Unavailable):
+            return bool(await broker.append([draft("c")]))
+        return False
+
+    await eventually(is_appended)
+
+
+async def seen_by_watches(nodes: Sequence[RedisBroker], condition: Callable[[], Any]) -> None:
+    """Wait for what the watches notice, without the pause between two of their looks."""
+
+    def holds() -> Any:
+        for node in nodes:
+            node._suspect.set()
+        return condition()
+
+    await eventually(holds)
 
 
 def command(redis: RedisServer, *words: str | int) -> Any:
@@ -109,7 +157,8 @@ async def test_a_flushed_log_goes_on_and_tells(nodes: list[RedisBroker], redis: 
     (old,) = await nodes[0].append([draft("c"), draft("quiet")][:1])
     await followers[1].until(1)
     command(redis, "FLUSHALL")
-    await eventually(lambda: followers[0].lost and followers[1].lost and nodes[0].is_up and nodes[1].is_up)
+    await seen_by_watches(nodes, lambda: followers[0].lost and followers[1].lost)
+    await eventually(lambda: nodes[0].is_up and nodes[1].is_up)
     (new,) = await nodes[1].append([draft("c")])
     assert new > old
     for node in nodes:
@@ -138,7 +187,7 @@ async def test_a_log_that_lost_what_nodes_know_goes_on_after_it(
 async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisServer) -> None:
     """A restart from an old dump, and a node that knows nothing of the rest appends before the others are back."""
     old = make(redis.url, "sse")
-    await old.start()
+    await start(old)
     follower = Follower(old)
     ids = [(await old.append([draft("c")]))[0] for _ in range(4)]
     await follower.until(4)
@@ -150,7 +199,7 @@ async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisSer
     command(redis, "HSET", "{sse}:log", "head", str(ids[0]))
     command(redis, "SET", "{sse}:l:c", f"{ids[0]} -")
     fresh = make(redis.url, "sse")
-    await fresh.start()
+    await start(fresh)
     (new,) = await fresh.append([draft("c")])
     assert await read(fresh, "c", ids[0]) == ([new], None), "nobody can know yet"
     old._tasks[0] = asyncio.create_task(old._run())
@@ -183,14 +232,15 @@ async def test_a_forgotten_token_is_given_anew(nodes: list[RedisBroker], redis: 
 
 async def test_an_append_under_way_at_the_stop_is_answered(redis: RedisServer) -> None:
     """Nobody waits for an answer that will not come."""
-    broker = make(redis.url, "sse")
-    await broker.start()
+    broker = make(redis.url, "sse", timeout=1.0)  # which a close waits for a server that says nothing
+    await start(broker)
     redis.freeze()
     under_way = asyncio.create_task(broker.append([draft("c")]))
     await asyncio.sleep(0.05)
     await broker.close()
     with pytest.raises(Unavailable):
-        await asyncio.wait_for(under_way, 5)
+        async with safety_net():
+            await under_way
     redis.thaw()
     with pytest.raises(Unavailable):
         await broker.append([draft("c")])
@@ -199,7 +249,7 @@ async def test_an_append_under_way_at_the_stop_is_answered(redis: RedisServer) -
 async def test_a_primary_that_was_demoted_is_left(redis: RedisServer) -> None:
     """Its connections live on, and it refuses every write: the node looks for the primary again."""
     broker = make(redis.url, "sse")
-    await broker.start()
+    await start(broker)
     command(redis, "REPLICAOF", "127.0.0.1", 1)
     with pytest.raises(Unavailable, match="read only"):
         await broker.append([draft("c")])
@@ -235,7 +285,9 @@ async def test_eviction_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -
     command(redis, "CONFIG", "SET", "maxmemory", 0)
     # Until both watches have looked: the log's own hash may be gone as well.
     looked = [node._canary + 2 for node in nodes]
-    await eventually(lambda: all(node._canary > count for node, count in zip(nodes, looked, strict=True)))
+    await seen_by_watches(
+        nodes, lambda: all(node._canary > count for node, count in zip(nodes, looked, strict=True))
+    )
     assert int(command(redis, "INFO", "stats")["evicted_keys"]) > 0
 
     async def is_told() -> bool:
@@ -265,36 +317,36 @@ async def test_a_full_redis_refuses_and_recovers(nodes: list[RedisBroker], redis
     await follower.until(1)
 
 
-async def test_a_server_without_a_word_is_noticed(nodes: list[RedisBroker], redis: RedisServer) -> None:
+async def test_a_server_without_a_word_is_noticed(redis: RedisServer) -> None:
     """SIGSTOP raises nothing anywhere: the watch does, and everything is back when Redis is."""
-    follower = Follower(nodes[0])
-    redis.freeze()
-    await eventually(lambda: not nodes[0].is_up and not nodes[1].is_up)
-    with pytest.raises(Unavailable):
-        await nodes[0].append([draft("c")])
-    with pytest.raises(Unavailable):
-        await nodes[0].read({"c": ZERO}, FAR, 1)
-    redis.thaw()
-    await eventually(lambda: nodes[0].is_up and nodes[1].is_up)
-    await nodes[1].append([draft("c")])
-    await follower.until(1)
+    async with running(redis, timeout=1.0) as nodes:
+        follower = Follower(nodes[0])
+        redis.freeze()
+        await eventually(lambda: not nodes[0].is_up and not nodes[1].is_up)
+        with pytest.raises(Unavailable):
+            await nodes[0].append([draft("c")])
+        with pytest.raises(Unavailable):
+            await nodes[0].read({"c": ZERO}, FAR, 1)
+        redis.thaw()
+        await eventually(lambda: nodes[0].is_up and nodes[1].is_up)
+        await appended(nodes[1])
+        await follower.until(1)
 
 
-async def test_a_subscription_that_delivers_nothing_is_noticed(
-    nodes: list[RedisBroker], redis: RedisServer
-) -> None:
+async def test_a_subscription_that_delivers_nothing_is_noticed(redis: RedisServer) -> None:
     """The connection lives and messages do not come: only the canary shows it."""
-    follower = Follower(nodes[0])
-    before = set(pubsub_clients(redis))
-    # As if the server had forgotten the subscription: nothing else on this connection would tell.
-    original = nodes[0]._store.canary
-    nodes[0]._store.canary = b"sse-gateway:{sse}:canary:nobody"
-    await eventually(lambda: not nodes[0].is_up)
-    nodes[0]._store.canary = original
-    await eventually(lambda: nodes[0].is_up)
-    assert set(pubsub_clients(redis)) != before
-    await nodes[1].append([draft("c")])
-    await follower.until(1)
+    async with running(redis, timeout=1.0) as nodes:
+        follower = Follower(nodes[0])
+        before = set(pubsub_clients(redis))
+        # As if the server had forgotten the subscription: nothing else on this connection would tell.
+        original = nodes[0]._store.canary
+        nodes[0]._store.canary = b"sse-gateway:{sse}:canary:nobody"
+        await eventually(lambda: not nodes[0].is_up)
+        nodes[0]._store.canary = original
+        await eventually(lambda: nodes[0].is_up)
+        assert set(pubsub_clients(redis)) != before
+        await appended(nodes[1])
+        await follower.until(1)
 
 
 def pubsub_clients(redis: RedisServer) -> list[str]:
@@ -305,21 +357,21 @@ def pubsub_clients(redis: RedisServer) -> list[str]:
 
 async def test_connections_are_bounded_counted_and_let_go(redis: RedisServer) -> None:
     """A herd of reads shares max_connections, and idle ones are closed again."""
-    limits = Pool.model_validate({"max_connections": 3, "idle": "300ms", "wait": "5s"})
+    limits = Pool.model_validate({"max_connections": 3, "idle": "1ms", "wait": "1m"})
     broker = make(redis.url, "sse", limits=limits)
-    await broker.start()
+    await start(broker)
     await asyncio.gather(*(broker.read({"c": ZERO}, FAR, 1) for _ in range(50)))
     in_use, opened = broker.connections()
     assert in_use <= 3
     assert 2 <= opened <= 3
-    await eventually(lambda: broker.connections() == (0, 0))
+    await seen_by_watches([broker], lambda: broker.connections() == (0, 0))
     await broker.close()
 
 
 async def test_a_busy_pool_is_unavailable_and_no_queue(redis: RedisServer) -> None:
     """Who gets no connection within ``wait`` is told so, and nobody waits for ever."""
     broker = make(redis.url, "sse", limits=Pool.model_validate({"max_connections": 1, "wait": "100ms"}))
-    await broker.start()
+    await start(broker)
     assert broker._pool is not None
     taken = await broker._pool.get_connection()  # type: ignore[no-untyped-call]
     with pytest.raises(Unavailable, match="No connection available"):
@@ -361,7 +413,7 @@ async def test_a_log_behind_tls(redis: RedisServer, tmp_path: Path) -> None:
     context.load_cert_chain(certificate, key)
     async with tunnel(redis.port, context) as port:
         broker = make(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}", "sse")
-        await broker.start()
+        await start(broker)
         follower = Follower(broker)
         await broker.append([draft("c")])
         await follower.until(1)

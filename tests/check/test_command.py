@@ -135,7 +135,7 @@ def test_stdin_is_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_what_cannot_be_reached_is_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In all forms, and without the password."""
     port = free_port()
-    text = GOOD + f'broker: {{url: "redis://:c4n4ry@127.0.0.1:{port}", timeout: 1s, pool: {{connect: 1s}}}}\n'
+    text = GOOD + f'broker: {{url: "redis://:c4n4ry@127.0.0.1:{port}", timeout: 1m, pool: {{connect: 1m}}}}\n'
     status, out, err = checked(capsys, text, tmp_path, "--connect")
     assert status == 1
     assert f"bad   broker.url nothing listens at 127.0.0.1:{port}: the connection was refused\n" in out

@@ -8,6 +8,7 @@ files is written by ``UPDATE_CORPUS=1 pytest tests/config/test_corpus.py``, to b
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -64,6 +65,12 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@cache
+def validator() -> jsonschema.Draft202012Validator:
+    """Return the schema's validator, made once for all files."""
+    return jsonschema.Draft202012Validator(json_schema())
+
+
 def asked(file: Path) -> str:
     """Return what the file says about the schema."""
     return file.read_text().splitlines()[1].removeprefix("# schema: ")
@@ -79,8 +86,9 @@ def test_check_prints_what_is_expected(file: Path, capsys: pytest.CaptureFixture
         expected.write_text(printed)
     assert printed == expected.read_text()
     assert status == (0 if asked(file) == "accepts, because a warning is no mistake" else 1)
-    assert main(["check", "--strict", "--config", file.name]) == 1
-    capsys.readouterr()
+    if not status:
+        assert main(["check", "--strict", "--config", file.name]) == 1
+        capsys.readouterr()
     assert not [secret for secret in HIDDEN if secret in printed]
 
 
@@ -93,7 +101,7 @@ def test_the_schema_agrees(file: Path) -> None:
     except ConfigError:
         assert says == "not asked, because this is no YAML"
         return
-    accepts = jsonschema.Draft202012Validator(json_schema()).is_valid(document.data)
+    accepts = validator().is_valid(document.data)
     assert says.split(",")[0] == ("accepts" if accepts else "rejects")
     reason = says.partition(", because ")[2]
     assert not accepts or reason in REASONS

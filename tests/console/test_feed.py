@@ -17,6 +17,8 @@ from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.issuer import serving
 
+pytestmark = pytest.mark.idle_clock
+
 
 async def look(gateway: Gateway, **headers: str) -> Stream:
     """Open the stream of reports."""
@@ -30,8 +32,11 @@ class Counted:
 
     def __init__(self) -> None:
         self.made = 0
+        self.may_be_made = asyncio.Event()
+        self.may_be_made.set()
 
     async def report(self) -> dict[str, Any]:
+        await self.may_be_made.wait()
         self.made += 1
         return {"made": self.made, "padding": "x" * 500_000}
 
@@ -75,9 +80,12 @@ async def test_all_viewers_share_a_report_and_without_one_none_is_made(
     counted = Counted()
     async with feeding(counted, monkeypatch) as (feed, url), aiohttp.ClientSession() as session:
         assert counted.made == 0
+        counted.may_be_made.clear()
         answers = [await session.get(url) for _ in range(5)]
+        await eventually(lambda: feed._viewers == 5)
+        counted.may_be_made.set()
         firsts = [await answer.content.readuntil(b"\n\n") for answer in answers]
-        assert len(set(firsts)) < 5
+        assert len(set(firsts)) == 1
         for answer in answers:
             answer.close()
         await eventually(lambda: feed._viewers == 0)

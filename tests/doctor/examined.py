@@ -17,7 +17,7 @@ CONFIG: dict[str, Any] = {
     "timeouts": {"heartbeat": f"{BEAT:g}s"},
     "cors": {"origins": [APP], "credentials": True},
 }
-BRIEF = Patience(listen=2.5 * BEAT, heartbeat=BEAT, connect=5.0, answer=10.0)
+BRIEF = Patience(listen=2.5 * BEAT, heartbeat=BEAT, connect=600.0, answer=600.0)
 
 
 @dataclass(frozen=True)

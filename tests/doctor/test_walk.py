@@ -15,7 +15,7 @@ from tests.support.nginx import nginx_running
 from tests.support.tls import make_certificate
 
 PATH = "/events/orders"
-HASTY = dataclasses.replace(BRIEF, answer=1.0)
+HASTY = dataclasses.replace(BRIEF, answer=5.0)
 """For what never comes."""
 
 BRISK = dataclasses.replace(BRIEF, listen=0.3)
@@ -24,6 +24,7 @@ BRISK = dataclasses.replace(BRIEF, listen=0.3)
 PROXIED = "proxy_http_version 1.1;"
 
 
+@pytest.mark.idle_clock
 async def test_a_gateway_that_is_well_has_nothing_bad() -> None:
     """A false alarm makes operators search for faults that are not there."""
     async with gateway_running(CONFIG) as gateway:
@@ -37,6 +38,7 @@ async def test_a_gateway_that_is_well_has_nothing_bad() -> None:
     assert warned == {"http version", "idle timeout"}  # no HTTP/2, and 2.5 s prove nothing about 60 s
 
 
+@pytest.mark.idle_clock
 async def test_its_streams_are_closed() -> None:
     """An examination that leaves streams open takes places from clients."""
     async with gateway_running(CONFIG) as gateway:
@@ -48,6 +50,7 @@ async def test_its_streams_are_closed() -> None:
         await eventually(is_empty)
 
 
+@pytest.mark.idle_clock
 async def test_a_gateway_with_tls(tmp_path: Path) -> None:
     """TLS of the gateway's own; its certificate ends tomorrow, which must be told in time."""
     chain, key = make_certificate(tmp_path)
@@ -127,6 +130,7 @@ async def test_a_timeout_shorter_than_the_heartbeat() -> None:
     assert "proxy_read_timeout" in seen["idle timeout"].mend
 
 
+@pytest.mark.idle_clock
 async def test_a_stream_without_heartbeats() -> None:
     """Silence for longer than two heartbeats says that something holds them back."""
     async with gateway_running(merged(CONFIG, {"timeouts": {"heartbeat": "60s"}})) as gateway:
@@ -158,6 +162,7 @@ async def test_a_circle_of_redirects_ends() -> None:
     assert "nowhere" in seen["redirect"].found
 
 
+@pytest.mark.idle_clock
 @pytest.mark.parametrize(
     ("path", "word"),
     [
@@ -200,6 +205,7 @@ async def test_compression_that_cannot_be_declined() -> None:
     assert seen["heartbeat"].found == "cannot be seen: the stream is compressed for everybody"
 
 
+@pytest.mark.idle_clock
 async def test_an_origin_that_is_not_allowed() -> None:
     """Refused and unreadable: both are told, with the list to change."""
     async with gateway_running(CONFIG) as gateway:
@@ -208,6 +214,7 @@ async def test_an_origin_that_is_not_allowed() -> None:
     assert "allow it in cors.origins" in seen["status"].found
 
 
+@pytest.mark.idle_clock
 async def test_without_an_origin_nothing_is_said_about_cors() -> None:
     """A guess about a page would be wrong; the line says how to ask."""
     async with gateway_running() as gateway:
@@ -238,6 +245,7 @@ async def test_answers_that_are_no_stream(location: str, bad: str, word: str) ->
     assert word in seen[bad].found
 
 
+@pytest.mark.idle_clock
 async def test_an_overloaded_gateway() -> None:
     """It answers 200 with stream.close, which looks well to whoever looks at the status."""
     async with gateway_running(merged(CONFIG, {"limits": {"connections": 1}})) as gateway:
@@ -248,6 +256,7 @@ async def test_an_overloaded_gateway() -> None:
     assert "limits.connections" in seen["closed"].mend
 
 
+@pytest.mark.idle_clock
 async def test_a_stream_that_the_gateway_ends() -> None:
     """timeouts.connection is no idle timeout of a proxy."""
     over = merged(CONFIG, {"timeouts": {"connection": "1s"}})
@@ -258,6 +267,7 @@ async def test_a_stream_that_the_gateway_ends() -> None:
     assert seen["resume"].level is Level.OK
 
 
+@pytest.mark.idle_clock
 async def test_another_node_that_does_not_share_the_log() -> None:
     """Two gateways with memory:// behind one balancer: every reconnect has a gap."""
     async with gateway_running(CONFIG) as one, gateway_running(CONFIG) as other:
@@ -271,6 +281,7 @@ async def test_another_node_that_does_not_share_the_log() -> None:
     assert "share one log" in seen["resume"].mend
 
 
+@pytest.mark.idle_clock
 async def test_a_proxy_that_gathers_bytes() -> None:
     """Events that come in bunches are buffering too, though bytes do arrive."""
     async with (
@@ -283,6 +294,7 @@ async def test_a_proxy_that_gathers_bytes() -> None:
     assert "came together" in seen["heartbeat"].found
 
 
+@pytest.mark.idle_clock
 async def test_nothing_listens() -> None:
     """One line, and no traceback."""
     seen = await examine(f"http://127.0.0.1:9{PATH}")
@@ -290,6 +302,7 @@ async def test_nothing_listens() -> None:
     assert seen.checks == ["name", "tcp", "the rest"]
 
 
+@pytest.mark.idle_clock
 async def test_a_name_that_does_not_resolve() -> None:
     """The commonest slip of all."""
     seen = await examine(f"https://no-such-host.invalid{PATH}")

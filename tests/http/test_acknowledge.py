@@ -9,6 +9,8 @@ from aiohttp import hdrs
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 
+pytestmark = pytest.mark.idle_clock
+
 ACK: dict[str, Any] = {"ack": {"interval": "1s", "timeout": "30s", "retry_limit": 3}}
 APP, SHOP, EVIL = "https://app.example.com", "https://shop.example.com", "https://evil.example.com"
 PAGES: dict[str, Any] = {

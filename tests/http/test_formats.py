@@ -5,6 +5,7 @@ import base64
 import gzip
 import hmac
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from standardwebhooks import Webhook
 
 from gateway.errors import Unavailable
 from gateway.event import EventId, pack
+from gateway.rate import Rate
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 
@@ -312,8 +314,12 @@ async def test_bytes_after_a_compressed_body_are_refused_at_once(gateway: Gatewa
             yield b"x" * 100_000
 
     url = f"{gateway.url}/hooks/hooks{path}"
-    async with gateway.session.post(url, data=body(), headers={"Content-Encoding": "gzip"}) as answer:
-        assert answer.status in (400, 422)
+    try:
+        async with gateway.session.post(url, data=body(), headers={"Content-Encoding": "gzip"}) as answer:
+            assert answer.status in (400, 422)
+    except aiohttp.ClientConnectionError:
+        pass  # it still sent when it was closed: the answer may be lost to a reset
+    assert gateway.daemon.bodies._held == 0
 
 
 async def test_a_stream_that_breaks_off_gives_its_memory_back(
@@ -351,23 +357,45 @@ async def test_a_log_that_is_away_is_503_whatever_else_is_wrong(gateway: Gateway
     assert (status, answer["error_code"], "Retry-After" in headers) == (503, 50301, True)
 
 
+class Clock:
+    """A clock that a test moves."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def set_clock(gateway: Gateway, clock: Callable[[], float]) -> None:
+    """Let the rate of the source ``hooks`` go by this clock."""
+    source: Any = gateway.daemon.upstreams.supervisors["hooks"]._source
+    rate: Rate = source._rate
+    rate._clock, rate._at = clock, clock()
+
+
 async def test_a_rate_is_429_with_the_time_to_wait() -> None:
     """A post that began within the rate is taken whole; the next waits as long as it is told."""
     async with gateway_running({"sources": {"hooks": {"rate": "10/s"}}}) as gateway:
+        clock = Clock()
+        set_clock(gateway, clock)
         path = "/hooks/hooks?topic=orders"
         assert (await post(gateway, path, b"[" + b"1," * 29 + b"1]"))[0] == 200
         status, answer, headers = await post(gateway, path, b"1")
         assert (status, answer["error"]) == (429, "rate_limited")
-        assert 1 <= int(headers["Retry-After"]) <= 3
+        assert headers["Retry-After"] == "3"  # 30 of which 10 may come at once, and one more
         status, answer, headers = await post(gateway, "/hooks/hooks/topics/orders", b"{}", **V2)
         assert (status, answer["error_code"], "Retry-After" in headers) == (429, 42901, True)
-        await asyncio.sleep(int(headers["Retry-After"]))
+        clock.now += 2.0
+        assert (await post(gateway, path, b"1"))[0] == 429
+        clock.now += 1.0
         assert (await post(gateway, path, b"1"))[0] == 200
 
 
+@pytest.mark.idle_clock
 async def test_a_rate_slows_a_stream_of_records_down() -> None:
     """One request without an end must not be a way around the rate."""
     async with gateway_running({"sources": {"hooks": {"rate": "20/s"}}}) as gateway:
+        set_clock(gateway, asyncio.get_running_loop().time)
         url = f"{gateway.url}/hooks/hooks/v3/clusters/c/topics/orders/records"
 
         sending: asyncio.Queue[bytes | None] = asyncio.Queue()

@@ -51,19 +51,19 @@ async def test_probes_need_no_token_and_learn_no_more_than_a_status() -> None:
         assert (await ask(gateway, "/readyz"))[::2] == (503, {"ready": False})
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
+HOSTS = [
         ("localhost", 200), ("LOCALHOST:9090", 200), ("127.0.0.1:1", 200), ("[::1]:9090", 200), ("10.1.2.3", 200),
         ("evil.example", 403), ("evil.example:9090", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403),
         ("evil@127.0.0.1", 403), ("[::1", 403), ("", 403), (":9090", 403),
-    ],
-)  # fmt: skip
-async def test_a_name_that_leads_to_loopback_is_refused(gateway: Gateway, host: str, status: int) -> None:
+]  # fmt: skip
+
+
+async def test_a_name_that_leads_to_loopback_is_refused(gateway: Gateway) -> None:
     """DNS rebinding: a page gives its own name our address, and is of the same origin then."""
-    found, _, body = await ask(gateway, "/status", Host=host)
-    assert found == status
-    assert status == 200 or body["error"] == "host_refused"
+    for host, status in HOSTS:
+        found, _, body = await ask(gateway, "/status", Host=host)
+        assert found == status, host
+        assert status == 200 or body["error"] == "host_refused", host
 
 
 async def test_a_port_that_is_not_on_loopback_may_have_any_name() -> None:
@@ -89,35 +89,33 @@ async def test_a_client_of_http_1_0_needs_no_host(gateway: Gateway) -> None:
 LINK = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
 
 
-@pytest.mark.parametrize(
-    ("method", "headers", "status"),
-    [
-        ("GET", {"Origin": "https://evil.example"}, 403),
-        ("GET", {"Origin": "null"}, 403),
-        ("GET", {"Origin": "http://localhost:3000"}, 403),
-        ("OPTIONS", {"Origin": "https://evil.example", "Access_Control_Request_Method": "GET"}, 403),
-        ("POST", {"Origin": "https://evil.example"}, 403),
-        ("POST", {"Sec_Fetch_Site": "cross-site"}, 403),
-        ("POST", {"Sec_Fetch_Site": "same-site"}, 403),
-        ("POST", LINK, 403),
-        ("GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}, 403),
-        ("GET", {"Origin": "http://localhost:9090", "Host": "localhost:9090"}, 200),
-        ("POST", {"Origin": "http://localhost:9090", "Host": "localhost:9090"}, 405),
-        ("GET", {"Sec_Fetch_Site": "same-origin", "Sec_Fetch_Mode": "cors"}, 200),
-        ("GET", {"Sec_Fetch_Site": "none", "Sec_Fetch_Mode": "navigate"}, 200),
-        ("GET", LINK, 200),
-        ("HEAD", LINK, 200),
-        ("GET", {}, 200),
-    ],
-)
-async def test_pages_of_other_origins_may_not_ask(
-    gateway: Gateway, method: str, headers: dict[str, str], status: int
-) -> None:
+PAGES: list[tuple[str, dict[str, str], int]] = [
+    ("GET", {"Origin": "https://evil.example"}, 403),
+    ("GET", {"Origin": "null"}, 403),
+    ("GET", {"Origin": "http://localhost:3000"}, 403),
+    ("OPTIONS", {"Origin": "https://evil.example", "Access_Control_Request_Method": "GET"}, 403),
+    ("POST", {"Origin": "https://evil.example"}, 403),
+    ("POST", {"Sec_Fetch_Site": "cross-site"}, 403),
+    ("POST", {"Sec_Fetch_Site": "same-site"}, 403),
+    ("POST", LINK, 403),
+    ("GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}, 403),
+    ("GET", {"Origin": "http://localhost:9090", "Host": "localhost:9090"}, 200),
+    ("POST", {"Origin": "http://localhost:9090", "Host": "localhost:9090"}, 405),
+    ("GET", {"Sec_Fetch_Site": "same-origin", "Sec_Fetch_Mode": "cors"}, 200),
+    ("GET", {"Sec_Fetch_Site": "none", "Sec_Fetch_Mode": "navigate"}, 200),
+    ("GET", LINK, 200),
+    ("HEAD", LINK, 200),
+    ("GET", {}, 200),
+]
+
+
+async def test_pages_of_other_origins_may_not_ask(gateway: Gateway) -> None:
     """CSRF: a page that a developer looks at must not read or do anything on the developer's machine."""
-    found, answered, body = await ask(gateway, "/status", method, **headers)
-    assert found == status
-    assert "access-control-allow-origin" not in answered
-    assert status != 403 or body["error"] == "page_refused"
+    for method, headers, status in PAGES:
+        found, answered, body = await ask(gateway, "/status", method, **headers)
+        assert found == status, (method, headers)
+        assert "access-control-allow-origin" not in answered
+        assert status != 403 or body["error"] == "page_refused"
 
 
 @pytest.mark.parametrize("over", [{}, LOCKED], ids=["open", "locked"])

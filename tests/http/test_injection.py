@@ -14,6 +14,8 @@ from tests.support.answers import Answer, answers
 from tests.support.eventsource import Message, Parser
 from tests.support.gateway import Gateway, gateway_running
 
+pytestmark = pytest.mark.idle_clock
+
 NASTY = (
     "a\r\nevent: evil\r\ndata: evil\r\n\r\n",
     "a\n\nevent: evil\ndata: evil\n\n",

@@ -9,6 +9,8 @@ from bench.abuses import HOST, INNER, Attacker, smuggled
 from tests.support.answers import answers
 from tests.support.gateway import Gateway, gateway_running
 
+pytestmark = pytest.mark.idle_clock
+
 CONFIG = {
     "timeouts": {"request": "500ms"},
     "channels": {

@@ -17,6 +17,8 @@ from gateway.hub import reads as reads_module
 from gateway.hub.reads import Reads
 from tests.support.deadline import safety_net
 
+pytestmark = pytest.mark.idle_clock
+
 CATALOG = Catalog(
     {
         name: Channel.model_validate({"from": [{"source": "s", "topic": "t"}], "access": "public"})

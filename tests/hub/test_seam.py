@@ -279,23 +279,25 @@ def run(plan: list[Any], *, direct: bool = False) -> None:
         runner.run(play(plan))
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(step, min_size=12, max_size=80), st.booleans())
-def test_no_interleaving_loses_repeats_or_reorders(plan: list[Any], direct: bool) -> None:
+plans = given(st.lists(step, min_size=12, max_size=80), st.booleans())
+how_many = pytest.mark.parametrize("examples", [100, pytest.param(1500, marks=pytest.mark.extended)])
+
+
+@how_many
+def test_no_interleaving_loses_repeats_or_reorders(examples: int) -> None:
     """The seam between history and live is where peers lose events; here it is driven through everything."""
-    run(plan, direct=direct)
+    settings(max_examples=examples)(plans(lambda plan, direct: run(plan, direct=direct)))()
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(step, min_size=12, max_size=80), st.booleans())
-def test_nor_does_it_with_tiny_slices_frames_and_floods(plan: list[Any], direct: bool) -> None:
+@how_many
+def test_nor_does_it_with_tiny_slices_frames_and_floods(
+    examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same with every limit so low that frames are cut, fan-outs yield and audiences shed all the time."""
-    saved = hub_module.SLICE, audience.MAX_FRAME, audience.MAX_PENDING
-    hub_module.SLICE, audience.MAX_FRAME, audience.MAX_PENDING = 1, 60, 100
-    try:
-        run(plan, direct=direct)
-    finally:
-        hub_module.SLICE, audience.MAX_FRAME, audience.MAX_PENDING = saved
+    monkeypatch.setattr(hub_module, "SLICE", 1)
+    monkeypatch.setattr(audience, "MAX_FRAME", 60)
+    monkeypatch.setattr(audience, "MAX_PENDING", 100)
+    settings(max_examples=examples)(plans(lambda plan, direct: run(plan, direct=direct)))()
 
 
 @pytest.mark.parametrize("direct", [False, True])

@@ -77,8 +77,9 @@ async def test_a_place_that_was_not_used_is_given_back() -> None:
         assert await reason(gateway, "192.0.2.1") == "open"
 
 
-def test_addresses_are_forgotten() -> None:
+def test_addresses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of addresses may pass by."""
+    monkeypatch.setattr(peers, "IDLE", 1000)
     known = Peers(10, 1000.0, lambda address: False)
     held = known.of("192.0.2.1")
     known.enter(held)

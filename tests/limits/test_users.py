@@ -9,6 +9,7 @@ from typing import Any
 import jwt
 import pytest
 
+from gateway.broker.board import Seat
 from gateway.limits import users
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
@@ -35,7 +36,7 @@ async def reason(gateway: Gateway, subject: str, path: str = "/events/private", 
 def shared(request: pytest.FixtureRequest, redis: RedisServer, tmp_path: Path) -> dict[str, Any]:
     """The configuration of nodes that share a log."""
     url = redis.url if request.param == "redis" else f"sqlite:///{tmp_path}/log.db"
-    return {**CONFIG, "broker": {"url": url}}
+    return {**CONFIG, "broker": {"url": url, "timeout": "1m"}}
 
 
 async def test_streams_of_one_user() -> None:
@@ -83,25 +84,34 @@ async def test_a_dead_node_takes_nothing_along(
     shared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its seats expire; those of living streams are kept."""
-    monkeypatch.setattr(users, "SEAT_SECONDS", 1.0)
-    monkeypatch.setattr(users, "RENEW_SECONDS", 0.2)
-    async with gateway_running(shared) as one:
-        async with gateway_running(shared) as two:
-            assert [await reason(one, "1"), await reason(two, "1")] == ["open", "open"]
+    monkeypatch.setattr(users, "RENEW_SECONDS", 0.1)
+    async with gateway_running(shared) as one, gateway_running(shared) as other:
+        async with gateway_running(shared) as dead:
+            assert [await reason(one, "1"), await reason(dead, "1")] == ["open", "open"]
+            dead_places = _places(dead)
             # As by SIGKILL: nothing is given back.
-            two.daemon.limits.users._task.cancel()  # type: ignore[union-attr]
-            two.daemon.limits.users._task = None
-        seen: list[str] = []
+            dead.daemon.limits.users._task.cancel()  # type: ignore[union-attr]
+            dead.daemon.limits.users._task = None
+        assert await reason(other, "1") == "user_limit"
+        living = one.daemon.limits.users
+        renewed = 0
+        renew = living._renew
 
-        async def has_room() -> bool:
-            seen.append(await reason(one, "1"))
-            return seen[-1] == "open"
+        async def counted() -> None:
+            nonlocal renewed
+            await renew()
+            renewed += 1
 
-        await eventually(has_room)
-        assert seen[0] == "user_limit"
-        # The living one's seat was renewed all the time.
-        await asyncio.sleep(1.2)
-        assert await reason(one, "1") == "user_limit"
+        async def a_minute_passes() -> None:
+            """Let all seats of now expire, and those of streams that live be asked for again."""
+            seats = [Seat(*place, None) for place in (*_places(one), *dead_places)]
+            await living._board.seats(seats, 0.001)
+            before = renewed
+            await eventually(lambda: renewed > before + 1)
+
+        monkeypatch.setattr(living, "_renew", counted)
+        await a_minute_passes()
+        assert [await reason(other, "1") for _ in range(2)] == ["open", "user_limit"]
 
 
 async def test_a_log_that_is_away_refuses_nobody(redis: RedisServer) -> None:
@@ -118,6 +128,11 @@ async def test_null_is_no_limit() -> None:
     async with gateway_running(CONFIG) as gateway:
         gateway.daemon.limits.users.limit = None
         assert [await reason(gateway, "1") for _ in range(5)] == ["open"] * 5
+
+
+def _places(node: Gateway) -> list[tuple[str, str]]:
+    """Return user and member of each stream that a node counts."""
+    return [(seat.name, seat.member) for seat in node.daemon.limits.users._seats()]
 
 
 def _has_no_place(node: Gateway) -> bool:

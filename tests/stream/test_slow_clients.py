@@ -2,21 +2,23 @@
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+from gateway.clock import unix_ms
 from gateway.stream.connection import HIGH_WATER
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
-from tests.support.needs import need, need_root
+
+pytestmark = pytest.mark.idle_clock
 
 BIG = json.dumps("x" * 20_000)
+
+PATIENT: dict[str, Any] = {"timeouts": {"write": "1h"}}
+"""For tests in which a client reads nothing for as long as the test takes. The kernel's deadline for what is not
+acknowledged, which is the same, is on no clock of ours."""
 
 
 async def never_reading(gateway: Gateway, path: str) -> socket.socket:
@@ -57,7 +59,7 @@ async def test_a_client_that_never_reads_is_bounded_and_cut_after_the_write_time
 
 async def test_others_get_everything_while_one_does_not_read() -> None:
     """Guarantee 5: a slow client harms only itself."""
-    async with gateway_running({"timeouts": {"write": "5s"}}) as gateway:
+    async with gateway_running(PATIENT) as gateway:
         client = await never_reading(gateway, "/events/orders")
         reader = await gateway.subscribe("/events/orders")
         ids = []
@@ -70,7 +72,7 @@ async def test_others_get_everything_while_one_does_not_read() -> None:
 
 async def test_a_client_that_pauses_and_reads_on_gets_every_event_once() -> None:
     """Pausing costs a cursor: what it missed comes from the ring, in order, without a seam."""
-    async with gateway_running() as gateway:
+    async with gateway_running(PATIENT) as gateway:
         client = await never_reading(gateway, "/events/orders")
         ids = []
         for _ in range(150):
@@ -97,6 +99,7 @@ async def test_a_client_that_pauses_and_reads_on_gets_every_event_once() -> None
 async def test_falling_off_the_history_follows_the_channels_policy(policy: str) -> None:
     """disconnect ends the stream with a reason; skip tells the gap and goes on with the oldest held."""
     over = {
+        **PATIENT,
         "channels": {"orders": {"history": {"events": 3}, "slow_client": policy}},
         "limits": {"history_bytes": "500KB"},
     }
@@ -128,7 +131,7 @@ async def test_falling_off_the_history_follows_the_channels_policy(policy: str) 
 )
 async def test_a_slow_client_of_a_state_gets_the_newest_of_each_key(policy: object, keys: int) -> None:
     """What was superseded while it did not read is not sent; the others and the order are those of the log."""
-    over = {"channels": {"orders": {"slow_client": policy}}}
+    over = {**PATIENT, "channels": {"orders": {"slow_client": policy}}}
     async with gateway_running(over) as gateway:
         client = await never_reading(gateway, "/events/orders")
         reader = await gateway.subscribe("/events/orders")
@@ -158,7 +161,7 @@ async def test_a_slow_client_of_a_state_gets_the_newest_of_each_key(policy: obje
 
 async def test_conflation_respects_the_types_that_a_stream_asked_for() -> None:
     """An event may only be superseded by one that its stream gets."""
-    over = {"channels": {"orders": {"payload": "envelope", "slow_client": {"conflate": "{/id}"}}}}
+    over = {**PATIENT, "channels": {"orders": {"payload": "envelope", "slow_client": {"conflate": "{/id}"}}}}
     async with gateway_running(over) as gateway:
         client = await never_reading(gateway, "/events/orders?types=price")
         big = "x" * 20_000
@@ -179,13 +182,13 @@ async def test_conflation_respects_the_types_that_a_stream_asked_for() -> None:
 
 async def test_how_far_the_slowest_lags_is_told() -> None:
     """An operator sees lag grow before anybody is cut."""
-    async with gateway_running() as gateway:
+    async with gateway_running(PATIENT) as gateway:
         assert await gateway.metric("lag_seconds") == 0
         client = await never_reading(gateway, "/events/orders")
         for _ in range(60):
             await gateway.post("orders", BIG)
         (stream,) = gateway.daemon.streams.open
-        await asyncio.sleep(0.1)
+        await eventually(lambda: unix_ms() >= stream.cursor.ms + 100)
         await gateway.post("orders", "1")
         assert await gateway.metric("lagging_streams") == 1
         lag = (gateway.daemon.hub.head.ms - stream.cursor.ms) / 1000
@@ -219,66 +222,18 @@ async def test_a_client_that_sends_garbage_on_its_stream_is_cut(gateway: Gateway
     assert await gateway.metric('disconnects_total{reason="unexpected_input"}') == 1
 
 
-@contextmanager
-def another_host() -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """A network namespace as a second host: its name, our address as it sees it, and a way to cut the cable."""
-    need_root()
-    ip, name = need("ip", "iproute2"), f"gw{os.getpid()}"
-    block = os.getpid() % 2**14 * 4  # a network of its own, so that two runs do not meet
-    network = f"10.213.{block >> 8}"
-    ours, theirs = f"{network}.{(block & 255) + 1}", f"{network}.{(block & 255) + 2}"
-
-    def run(*arguments: str) -> None:
-        subprocess.run([ip, *arguments], check=True, capture_output=True)
-
-    run("netns", "add", name)
-    try:
-        run("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
-        run("addr", "add", f"{ours}/30", "dev", f"{name}a")
-        run("link", "set", f"{name}a", "up")
-        run("-n", name, "addr", "add", f"{theirs}/30", "dev", f"{name}b")
-        run("-n", name, "link", "set", f"{name}b", "up")
-        yield name, ours, lambda: run("-n", name, "link", "set", f"{name}b", "down")
-    finally:
-        run("netns", "del", name)
-        subprocess.run([ip, "link", "del", f"{name}a"], check=False, capture_output=True)
-
-
-@pytest.mark.extended
-async def test_a_client_that_vanishes_without_a_fin_is_noticed_in_time() -> None:
-    """The cable is cut: no FIN, no reset. The heartbeat goes unacknowledged, and the write timeout ends it."""
-    over = {"server": {"listen": "0.0.0.0:0"}, "timeouts": {"heartbeat": "500ms", "write": "1s"}}
-    with another_host() as (name, address, cut):
-        async with gateway_running(over) as gateway:
-            request = "GET /events/orders HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"
-            script = (
-                f"import socket; s = socket.create_connection(('{address}', {gateway.port}));"
-                f"s.sendall(b'{request}');\nwhile True: s.recv(4096)"
-            )
-            client = subprocess.Popen(
-                [need("ip", "iproute2"), "netns", "exec", name, sys.executable, "-c", script]
-            )
-            try:
-                await eventually(lambda: gateway.daemon.streams.open)
-                cut()
-                await eventually(lambda: not gateway.daemon.streams.open)
-            finally:
-                client.kill()
-                client.wait()
-            assert await gateway.metric("active_connections") == 0
-            assert await gateway.metric('disconnects_total{reason="client_lost"}') == 1
-
-
 async def test_a_slow_but_steady_reader_is_not_cut() -> None:
     """write is about taking nothing: whoever takes a little all the time stays, though buffers stay full."""
-    async with gateway_running({"timeouts": {"write": "1500ms"}}) as gateway:
+    async with gateway_running({"timeouts": {"write": "10s"}}) as gateway:
         client = await never_reading(gateway, "/events/orders")
         loop = asyncio.get_running_loop()
         await flood(gateway, 60)
         (stream,) = gateway.daemon.streams.open
         assert stream.paused
-        for _ in range(30):
+        until = loop.time() + 30
+        while loop.time() < until:
             await loop.sock_recv(client, 3000)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
         assert stream in gateway.daemon.streams.open
+        assert stream.paused, "or nothing is shown: its buffers were full all the time"
         client.close()

@@ -1,14 +1,23 @@
-"""The command as a process whose output a test reads line by line."""
+"""The command, called in this process, or as a process whose output a test reads line by line.
+
+A process of its own takes most of a second to start: it is for what only a process has, such as signals, a
+terminal, a pipe and the end of the interpreter.
+"""
 
 import asyncio
 import json
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from structlog.testing import capture_logs
+
+from gateway.cli.main import main
 from tests.support.deadline import safety_net
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +84,31 @@ async def started(
         await child.wait()
 
 
-async def ran(*arguments: str, **environ: Any) -> tuple[int, str, str]:
-    """Run ``sse-gateway`` to its end; return exit status, output and errors."""
-    async with started(*arguments, stdout=asyncio.subprocess.PIPE, **environ) as command:
-        return await command.end()
+async def called(*arguments: str, **environ: str) -> tuple[int, str, str]:
+    """Call ``sse-gateway`` in a thread of this process; return exit status, output and errors.
+
+    Output goes to files, so that it has a descriptor, as the command needs it. One call at a time: they share
+    ``sys.stdout`` and the environment.
+    """
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+    ):
+        with (
+            capture_logs(),  # of a gateway in this process, whose log would be in the output
+            redirect_stdout(out),
+            redirect_stderr(err),
+            mock.patch.dict(os.environ, {**CLEAN, **environ}, clear=True),
+        ):
+            async with safety_net():
+                status = await asyncio.to_thread(_status, arguments)
+        out.seek(0)
+        err.seek(0)
+        return status, out.read(), err.read()
+
+
+def _status(arguments: tuple[str, ...]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as error:  # argparse, at wrong usage
+        return int(error.code or 0)

@@ -9,7 +9,7 @@ import pytest
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 from tests.support.kafka import kafka_server
 from tests.support.redis import RedisServer
-from tests.terminal.command import ran
+from tests.terminal.command import called
 
 KEY = "whsec_Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5"
 
@@ -50,35 +50,35 @@ def written(folder: Path, over: dict[str, Any]) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "type_", "payload"),
-    [
-        ("orders", ('{"a":1.00}',), "message", '{"a":1.00}'),
-        ("orders", ("[1,2]",), "message", "[1,2]"),
-        ("orders", ("2", "--type", "order.made"), "order.made", "2"),
-        ("git", ("--type", "push", "{}"), "push", "{}"),
-        ("proxied", ("[3]",), "message", "[3]"),
-        ("listed", ("4",), "message", "4"),
-        ("clouds", ("5",), "test", "5"),
-        ("mapped", ("6", "--type", "a.b"), "a.b", "6"),
-        ("notes", ("{ no JSON",), "message", "{ no JSON"),
-        ("user.42", ("--type", "hi", '"é"'), "hi", '"é"'),
-    ],
-)
-async def test_it_arrives_by_webhook(
-    tmp_path: Path, name: str, arguments: tuple[str, ...], type_: str, payload: str
-) -> None:
+SENT = [
+    ("orders", ('{"a":1.00}',), "message", '{"a":1.00}'),
+    ("orders", ("[1,2]",), "message", "[1,2]"),
+    ("orders", ("2", "--type", "order.made"), "order.made", "2"),
+    ("git", ("--type", "push", "{}"), "push", "{}"),
+    ("proxied", ("[3]",), "message", "[3]"),
+    ("listed", ("4",), "message", "4"),
+    ("clouds", ("5",), "test", "5"),
+    ("mapped", ("6", "--type", "a.b"), "a.b", "6"),
+    ("notes", ("{ no JSON",), "message", "{ no JSON"),
+    ("user.42", ("--type", "hi", '"é"'), "hi", '"é"'),
+]
+"""Channel, arguments, and the type and payload that arrive."""
+
+
+async def test_it_arrives_by_webhook(tmp_path: Path) -> None:
     """Signed and wrapped as the source wants it, it is one event with this payload, byte for byte."""
     async with gateway_running(OPEN) as gateway:
-        stream = await gateway.subscribe(f"/events/{name}?format=data")
         common = ("--config", written(tmp_path, OPEN), "--url", gateway.url)
-        status, out, err = await ran("publish", name, *arguments, *common)
-        assert status == 0, err
-        event = await stream.next()
-        assert (event.type, event.data) == (type_, payload)
-        assert out in ("", f"{event.id}\n")
-        assert f"POST {gateway.url}/hooks/" in err
-        assert "canary" not in err
+        for name, arguments, type_, payload in SENT:
+            stream = await gateway.subscribe(f"/events/{name}?format=data")
+            status, out, err = await called("publish", name, *arguments, *common)
+            assert status == 0, (arguments, err)
+            event = await stream.next()
+            assert (event.type, event.data) == (type_, payload)
+            assert out in ("", f"{event.id}\n"), arguments
+            assert f"POST {gateway.url}/hooks/" in err
+            assert "canary" not in err
+            stream.close()
 
 
 async def test_several_and_once(tmp_path: Path) -> None:
@@ -95,12 +95,12 @@ async def test_several_and_once(tmp_path: Path) -> None:
             "--interval",
             "1ms",
         )
-        status, out, _ = await ran("publish", "orders", *common)
+        status, out, _ = await called("publish", "orders", *common)
         events = [await stream.next() for _ in range(3)]
         assert (status, out.split()) == (0, [event.id for event in events])
         assert [event.json["number"] for event in events] == [1, 2, 3]
         (tmp_path / "payload").write_text("7\n")
-        status, out, _ = await ran(
+        status, out, _ = await called(
             "publish",
             "orders",
             f"@{tmp_path}/payload",
@@ -132,14 +132,14 @@ async def test_several_and_once(tmp_path: Path) -> None:
 )
 async def test_what_cannot_be_sent_is_told(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     """Exit 1 with the reason and the mend, and nothing was sent."""
-    status, out, err = await ran("publish", *arguments, "--config", written(tmp_path, OPEN))
+    status, out, err = await called("publish", *arguments, "--config", written(tmp_path, OPEN))
     assert (status, out, "canary" in err) == (1, "", False)
     assert words in err
 
 
 async def test_a_refusal_is_told(tmp_path: Path, gateway: Gateway) -> None:
     """Another configuration than the running gateway's is the usual cause."""
-    status, out, err = await ran(
+    status, out, err = await called(
         "publish", "orders", "--config", written(tmp_path, OPEN), "--url", gateway.url
     )
     assert (status, out) == (1, "")
@@ -157,20 +157,20 @@ async def test_redis(tmp_path: Path, redis: RedisServer) -> None:
         "channels": {"room.{id}": channel("app", "room:*:{id}"), "stream": channel("stream", "s")},
     }
     file = written(tmp_path, over)
-    status, _, err = await ran("publish", "room.1", "--config", file)
+    status, _, err = await called("publish", "room.1", "--config", file)
     assert (status, "nobody is subscribed" in err) == (1, True)
     async with gateway_running(over) as gateway:
         stream = await gateway.subscribe("/events?channel=room.1,stream&format=data")
         await eventually(lambda: up(gateway))
-        status, _, err = await ran("publish", "room.1", "1", "--config", file)
+        status, _, err = await called("publish", "room.1", "1", "--config", file)
         assert (status, "PUBLISH room:test:1: 1 subscribed" in err) == (0, True), err
         assert (await stream.next()).data == "1"
-        status, _, err = await ran("publish", "stream", "2", "--type", "t", "--config", file)
+        status, _, err = await called("publish", "stream", "2", "--type", "t", "--config", file)
         assert (status, "XADD s: the entry" in err) == (0, True), err
         event = await stream.next()
         assert (event.type, event.data) == ("t", "2")
     redis.kill()
-    status, _, err = await ran("publish", "stream", "--config", file)
+    status, _, err = await called("publish", "stream", "--config", file)
     assert (status, "the upstream of stream" in err) == (1, True)
 
 
@@ -188,7 +188,7 @@ async def test_kafka(tmp_path: Path) -> None:
             "sources": {"kafka": {"type": "kafka", "brokers": server.brokers, "start": "oldest"}},
             "channels": {"user.{id}": {"from": [route], "access": "public"}},
         }
-        status, _, err = await ran("publish", "user.42", '"x"', "--config", written(tmp_path, over))
+        status, _, err = await called("publish", "user.42", '"x"', "--config", written(tmp_path, over))
         assert (status, "Kafka users: partition 0, offset 0" in err) == (0, True), err
         async with gateway_running(over) as gateway:
             stream = await gateway.subscribe("/events/user.42?last=1&format=data")

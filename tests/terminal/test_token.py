@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tests.support.gateway import BASE, gateway_running, merged
-from tests.terminal.command import ran
+from tests.terminal.command import called
 
 SECRET = "canary-" + "s" * 32
 OVER: dict[str, Any] = {
@@ -49,7 +49,7 @@ def written(folder: Path, over: dict[str, Any] = OVER) -> str:
 async def test_it_opens_what_was_asked_for(tmp_path: Path) -> None:
     """Claims are derived from the rules: nobody has to know them."""
     names = "private,room.1,user.42,team.red"
-    status, out, err = await ran(
+    status, out, err = await called(
         "token", "--config", written(tmp_path), "--channels", names, "--claim", 'x=["y"]'
     )
     assert status == 0, err
@@ -91,7 +91,7 @@ async def test_it_opens_what_was_asked_for(tmp_path: Path) -> None:
 )
 async def test_no_token_that_would_be_refused(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     """A token that opens nothing sends its user on a hunt; the reason is told instead."""
-    status, out, err = await ran("token", "--config", written(tmp_path), *arguments)
+    status, out, err = await called("token", "--config", written(tmp_path), *arguments)
     assert (status, out, "canary" in err) == (1, "", False)
     assert words in err
 
@@ -117,12 +117,12 @@ async def test_private_keys(tmp_path: Path, algorithm: str) -> None:
     own = {"auth": {"jwt": {"algorithms": [algorithm], "public_key_file": str(tmp_path / "public.pem")}}}
     file = written(tmp_path, {**own, "channels": OVER["channels"]})
     common = ("token", "--config", file, "--channels", "private")
-    status, out, err = await ran(*common, "--key", str(tmp_path / "right.pem"), "--kid", "k1")
+    status, out, err = await called(*common, "--key", str(tmp_path / "right.pem"), "--kid", "k1")
     assert status == 0, err
     assert jwt.get_unverified_header(out.strip()) == {"alg": algorithm, "kid": "k1", "typ": "JWT"}
-    status, out, err = await ran(*common, "--key", str(tmp_path / "wrong.pem"))
+    status, out, err = await called(*common, "--key", str(tmp_path / "wrong.pem"))
     assert (status, out, "signature is not its issuer's" in err) == (1, "", True)
-    status, out, err = await ran(*common)
+    status, out, err = await called(*common)
     assert (status, out, "--key" in err) == (1, "", True)
 
 
@@ -130,7 +130,7 @@ async def test_published_keys_are_the_issuers(tmp_path: Path) -> None:
     """Who asks is sent to the issuer, and not into a dead end."""
     url = "https://id.example.com/keys"
     own = {"auth": {"jwt": {"algorithms": ["RS256"], "jwks_url": url}}}
-    status, out, err = await ran(
+    status, out, err = await called(
         "token", "--config", written(tmp_path, {**own, "channels": OVER["channels"]})
     )
     assert (status, out) == (1, "")
@@ -147,6 +147,6 @@ async def test_published_keys_are_the_issuers(tmp_path: Path) -> None:
 )
 async def test_wrong_usage_exits_2(arguments: tuple[str, ...], word: str) -> None:
     """Scripts tell it from a configuration that has no token to give."""
-    status, out, err = await ran("token", *arguments)
+    status, out, err = await called("token", *arguments)
     assert (status, out) == (2, "")
     assert word in err.splitlines()[-1]
