@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gateway.config.expression import Expression
 from gateway.config.model import Channel, Conflate
-from gateway.config.template import Template
+from gateway.config.template import MAX_NAME, Template
 from gateway.event import Retention
 
 CACHE = 20_000
@@ -91,7 +91,7 @@ class Catalog:
             if declared.template.is_exact
         }
         self._templates = [each for each in self.declared.values() if not each.template.is_exact]
-        self._cache: OrderedDict[str, Match | None] = OrderedDict()
+        self._cache: OrderedDict[str, Match] = OrderedDict()
 
     def knows(self, name: str) -> bool:
         """Tell whether a name is a channel's, or that of a template as it is declared."""
@@ -105,17 +105,21 @@ class Catalog:
         return None if match is None else match.declared
 
     def resolve(self, name: str) -> Match | None:
-        """Return the channel of that full name, or None where none is declared."""
+        """Return the channel of that full name, or None where none is declared.
+
+        What is remembered is bounded in bytes: names of channels only, which are short.
+        """
         fixed = self._fixed.get(name)
         if fixed is not None or not self._templates:
             return fixed
         if name in self._cache:
             self._cache.move_to_end(name)
             return self._cache[name]
-        found = self._first_template(name)
-        self._cache[name] = found
-        if len(self._cache) > CACHE:
-            self._cache.popitem(last=False)
+        found = self._first_template(name) if len(name) <= MAX_NAME else None
+        if found is not None:  # callers make up names; one that leads nowhere is not remembered
+            self._cache[name] = found
+            if len(self._cache) > CACHE:
+                self._cache.popitem(last=False)
         return found
 
     def instance(self, declared: Declared, fields: Mapping[str, str]) -> Match | None:

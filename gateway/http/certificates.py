@@ -10,7 +10,6 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -77,8 +76,7 @@ class Certificates:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])  # not `await task`: its cancellation must not hide the caller's
 
     async def look(self) -> None:
         """Take the files up if they changed, or could not be used before. Cancelling is safe."""

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 
 import structlog
 
@@ -62,8 +61,7 @@ class Supervisor:
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])  # not `await task`: its cancellation must not hide the caller's
 
     def retopic(self, topics: Sequence[Template]) -> bool:
         """Let the source read other topics without a pause; False if it cannot."""

@@ -59,6 +59,27 @@ def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
     )
 
 
+async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
+    """A shutdown that is cut short must not go on as if nothing had been said."""
+    ending = asyncio.Event()
+
+    async def linger(feed: Feed) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.Event().wait()
+
+    supervisor = supervised(Scripted(linger), brokers[0])
+    supervisor.start()
+    await supervisor.tried()
+    stopping = asyncio.create_task(supervisor.stop())
+    await ending.wait()
+    stopping.cancel()
+    await asyncio.wait([stopping])
+    assert stopping.cancelled()
+
+
 async def cancel(feed: Feed) -> None:
     """What aiokafka does when its broker is gone."""
     raise asyncio.CancelledError
