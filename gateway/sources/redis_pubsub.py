@@ -184,7 +184,7 @@ class RedisPubSubSource(Source):
                 elif (record := self._record(message)) is not None:
                     tail.add([record], loop.time())
                 message = await pubsub.get_message(timeout=0)
-            tail.forget(tail.written if feed.is_leading else tail.end, loop.time())
+            tail.forget(loop.time(), is_leading=feed.is_leading)
 
     async def _write(self, client: Redis, tail: Tail, feed: Feed) -> None:
         """Append the tail while this node has the lease; stand by while it has not."""

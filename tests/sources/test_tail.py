@@ -1,6 +1,7 @@
 """Places in pub/sub: what one node wrote and the next one writes is every record once, or a gap is told."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -86,13 +87,29 @@ def test_records_go_when_they_are_old_and_written_or_too_many(monkeypatch: pytes
     """Memory is bounded; what was not written goes last, and who asks for it is told that it is gone."""
     tail = Tail("p")
     hear(tail, ["m", 1, 2, 3])
-    tail.forget(until=2, now=tail_module.KEPT_SECONDS + 1)
+    tail.written = 2
+    tail.forget(tail_module.WRITTEN_SECONDS + 1, is_leading=False)
+    assert tail.first == 0, "another node reads: this one does not know what it wrote"
+    tail.forget(tail_module.WRITTEN_SECONDS + 1, is_leading=True)
     assert (tail.first, tail.end) == (2, 3)
     assert tail.find(Place("p", "m", 1, 0)) is None
     assert tail.find(Place("p", "m", 2, 0)) == 2
-    monkeypatch.setattr(tail_module, "KEPT_BYTES", 10)
+    tail.forget(tail_module.KEPT_SECONDS + 1, is_leading=False)
+    assert tail.first == 3
+    monkeypatch.setattr(tail_module, "KEPT_BYTES", 5 * (tail_module.RECORD_OVERHEAD + 3))
     hear(tail, [10, 11, 12, 13, 14, 15])
     assert numbers(tail, tail.first) == [11, 12, 13, 14, 15]
+
+
+def test_what_a_record_takes_is_counted() -> None:
+    """A flood of tiny messages must not take thirty times what the bound says."""
+    tail, count = Tail("p"), 20_000
+    tail.mark("m")
+    tracemalloc.start()
+    tail.add([Record(f"topic:{number}", b"%9d" % number) for number in range(count)], now=0.0)
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert taken <= tail._bytes <= 2 * taken
 
 
 async def test_a_change_is_noticed_once() -> None:
