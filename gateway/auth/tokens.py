@@ -160,6 +160,9 @@ class Tokens:
             expires = float(int(claims["exp"]))
         except _UNREADABLE as error:
             raise invalid(_told(error)) from None
+        # Compared here too: PyJWT 2.10.0 took any part of the issuer's name for it (CVE-2024-53861).
+        if config.issuer is not None and claims.get("iss") != config.issuer:
+            raise invalid("the token is from another issuer")
         if expires > self._now() + config.max_lifetime:
             raise invalid("the token expires too far in the future (auth.jwt.max_lifetime)")
         return Grant(

@@ -128,7 +128,7 @@ def _verify(verify: Section, path: Path) -> Iterator[Fault]:
 
 
 def _hmac(hmac: Section, path: Path) -> Iterator[Fault]:
-    content = hmac.get("content")
+    content = hmac.get("content", "{body}")
     try:
         names = Expression(content).names if isinstance(content, str) else None
     except ValueError:
@@ -144,6 +144,9 @@ def _hmac(hmac: Section, path: Path) -> Iterator[Fault]:
     for place in ("id", "timestamp"):
         if place in names and hmac.get(f"{place}_header") is None:
             yield Fault(path, f"content holds {{{place}}}, and no {place}_header says where that is", True)
+        elif place not in names and hmac.get(f"{place}_header") is not None:
+            why = f"content does not hold {{{place}}}, so anybody may change that header of a message"
+            yield Fault((*path, f"{place}_header"), f"{why}: sign it in content, or leave {place}_header out")
 
 
 def _mapping(value: Any) -> dict[str, Any]:

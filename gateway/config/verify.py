@@ -73,6 +73,7 @@ _HMAC_RULES: dict[str, Any] = {
                     "required": ["content"],
                 },
                 "then": patterns.given(f"{place}_header"),
+                "else": {"not": patterns.given(f"{place}_header")},
             }
             for place in ("id", "timestamp")
         ),
@@ -93,8 +94,12 @@ class Hmac(Section):
     content: Expressed = preset(
         "{body}", "what is signed; may hold {body}, {id} and {timestamp}: 'v0:{timestamp}:{body}'"
     )
-    id_header: str | None = Field(None, description="names the message; none is taken twice")
-    timestamp_header: str | None = Field(None, description="unix seconds; checked against tolerance")
+    id_header: str | None = Field(
+        None, description="names the message, and none is taken twice; content must hold {id}"
+    )
+    timestamp_header: str | None = Field(
+        None, description="unix seconds, checked against tolerance; content must hold {timestamp}"
+    )
 
 
 class Verify(Section):

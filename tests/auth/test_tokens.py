@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.api_jwt import PyJWT
 
 from gateway.auth import tokens
 from gateway.auth.tokens import Issuer, Tokens
@@ -216,3 +217,16 @@ def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(Unauthorized):
             known.at_once(f"nonsense {number}")
     assert len(known._verified) == len(known._failed) == 3
+
+
+async def test_an_issuer_is_compared_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyJWT 2.10.0 took any part of the issuer's name for the issuer (CVE-2024-53861)."""
+    name = "https://id.example.com/realm"
+    async with guarded(tmp_path, issuer=name) as gateway:
+        for check in (PyJWT._validate_iss, lambda *_, **__: None):
+            monkeypatch.setattr(PyJWT, "_validate_iss", check)
+            for issuer, status in ((name, 200), (name[:-1], 401), ("https", 401), ("", 401), (None, 401)):
+                headers = {"Authorization": f"Bearer {signed(iss=issuer)}"}
+                stream = await gateway.open("/events/private", headers)
+                assert stream.status == status, issuer
+                stream.close()
