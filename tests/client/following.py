@@ -3,8 +3,8 @@
 import asyncio
 import json
 import signal
-from collections import defaultdict
 from asyncio.subprocess import PIPE
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
