@@ -4,6 +4,7 @@ All keys of a log share a hash tag, so a log lives on one server at a time whate
 the only difference is how that server is found. A source may read keys of all nodes.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Target:
         if self.kind == "single":
             return self._options
         find = self._master if self.kind == "sentinel" else self._owner
-        host, port = await find(key, seconds)
+        with _cancellation_kept():
+            host, port = await find(key, seconds)
         return {**self._options, "host": host, "port": port}
 
     async def locate_all(self, seconds: float) -> "Topology":
@@ -73,7 +75,7 @@ class Target:
             return Topology([await self.locate("", seconds)], lambda _: 0, is_cluster=False)
         cluster = self._cluster(seconds)
         try:
-            with _as_redis_errors():
+            with _cancellation_kept(), _as_redis_errors():
                 await cluster.initialize()
             places = [(str(node.host), int(node.port)) for node in cluster.get_primaries()]
             slots = {
@@ -138,6 +140,22 @@ def _as_redis_errors() -> Iterator[None]:
         yield
     except RedisClusterException as error:
         raise RedisConnectionError(str(error)) from None
+
+
+@contextmanager
+def _cancellation_kept() -> Iterator[None]:
+    """Raise a cancellation that redis-py lost: while it connects, it may go on, or raise another error.
+
+    Else the task that was cancelled goes on, and whoever stops it waits for a timeout.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _quick(seconds: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.process import free_port, wait_for_port
+from tests.support.deadline import SAFETY_SECONDS
 
 pytestmark = pytest.mark.extended
 
@@ -71,14 +72,14 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
         wait_for_port(port)
         health = re.search(r"urlopen\('(.*?)'", DOCKERFILE)
         assert health is not None
-        with urllib.request.urlopen(health[1].replace("9090", str(admin)), timeout=5) as answer:
+        with urllib.request.urlopen(health[1].replace("9090", str(admin)), timeout=SAFETY_SECONDS) as answer:
             assert answer.status == 200
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/client.js", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/client.js", timeout=SAFETY_SECONDS) as answer:
             assert answer.read() == (ROOT / "client/client.js").read_bytes()
         assert [path.name for path in empty.iterdir()] == ["var"]
     finally:
         child.terminate()
-        child.wait(30)
+        child.wait(SAFETY_SECONDS)
     assert child.returncode == 0
 
 

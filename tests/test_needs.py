@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.deadline import SAFETY_SECONDS
 from tests.support.needs import need_npm
 
 pytestmark = pytest.mark.extended
@@ -31,7 +32,7 @@ def test_workers_share_one_installation(tmp_path: Path) -> None:
     """Two npm in one folder leave half of each; and a test that is over first takes what is not there yet."""
     package(tmp_path, "1.0.0")
     asking = [subprocess.Popen([sys.executable, "-c", ASK, str(tmp_path)]) for _ in range(3)]
-    assert [process.wait(100) for process in asking] == [0, 0, 0]
+    assert [process.wait(SAFETY_SECONDS) for process in asking] == [0, 0, 0]
     assert times(tmp_path) == 1
 
 

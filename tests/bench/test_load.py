@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,6 +13,7 @@ import pytest
 from bench.load import Arrived, Load, Opened, Stats, load
 from bench.process import free_port
 from tests.bench.odd_server import CHUNKED, HELLO, PLAIN, Script, chunk, odd_server, send
+from tests.support.deadline import SAFETY_SECONDS
 
 pytestmark = pytest.mark.extended
 
@@ -28,19 +30,28 @@ async def with_load(port: int, use: Callable[[Load], T], streams: int = 1, *, re
     return await asyncio.to_thread(run)
 
 
-def opened_and_counted(events: int, seconds: float = 5.0) -> Callable[[Load], tuple[Opened, Arrived, Stats]]:
+def opened_and_counted(events: int) -> Callable[[Load], tuple[Opened, Arrived, Stats]]:
     """Open, wait for events, and take the figures."""
 
     def use(clients: Load) -> tuple[Opened, Arrived, Stats]:
-        opened = clients.open(seconds=5)
-        clients.expect(events, seconds=seconds)
+        opened = clients.open(seconds=SAFETY_SECONDS)
+        clients.expect(events, seconds=SAFETY_SECONDS)
         return opened, clients.arrived(), clients.stats()
 
     return use
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait in a thread until a condition holds. Raises TimeoutError."""
+    deadline = time.monotonic() + SAFETY_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
 async def stay(writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(30)
+    await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize(
@@ -107,23 +118,25 @@ async def test_a_head_in_pieces_and_large_events() -> None:
 
 
 async def test_latency_is_the_age_of_the_stamp_when_the_last_byte_came() -> None:
-    """Known delays: ten events 50 ms old, one that took 300 ms more for its blank line."""
+    """Known ages: ten events of 1,000 s, one of 2,000 s that took 300 ms more for its blank line."""
+    began = time.monotonic()
 
     async def script(writer: asyncio.StreamWriter) -> None:
         await send(writer, CHUNKED + chunk(HELLO))
         for _ in range(10):
-            stamp = time.monotonic_ns() - 50_000_000
+            stamp = time.monotonic_ns() - 1_000 * 10**9
             await send(writer, chunk(b'data: {"channel":"c","payload":{"t":%d,"x":1}}\n\n' % stamp))
-        stamp = time.monotonic_ns()
+        stamp = time.monotonic_ns() - 2_000 * 10**9
         await send(writer, chunk(b'data: {"t":%d}\n' % stamp), 0.3)
         await send(writer, chunk(b"\n"))
         await stay(writer)
 
     async with odd_server(script) as port:
         _, _, stats = await with_load(port, opened_and_counted(11))
+    took = time.monotonic() - began
     assert stats.latency.count == 11
-    assert 0.049 < stats.latency.percentile(0.5) < 0.15
-    assert 0.29 < stats.latency.longest < 0.6
+    assert 1_000 * 0.99 <= stats.latency.percentile(0.5) <= (1_000 + took) * 1.01
+    assert 2_000.29 <= stats.latency.longest <= 2_000 + took
     assert stats.latency.percentile(1.0) == pytest.approx(stats.latency.longest, rel=0.01)
 
 
@@ -134,8 +147,16 @@ async def test_what_is_missing_is_told() -> None:
         await send(writer, CHUNKED + chunk(HELLO) + chunk(b"data: 1\n\n"))
         await stay(writer)
 
+    def use(clients: Load) -> tuple[Arrived, Arrived]:
+        clients.open(seconds=SAFETY_SECONDS)
+        clients.expect(1, seconds=SAFETY_SECONDS)
+        first = clients.arrived()
+        clients.expect(2, seconds=0.3)
+        return first, clients.arrived()
+
     async with odd_server(script) as port:
-        _, arrived, _ = await with_load(port, opened_and_counted(2, 0.3), 3)
+        first, arrived = await with_load(port, use, 3)
+    assert first.complete
     assert (arrived.events, arrived.complete) == (3, False)
 
 
@@ -158,7 +179,8 @@ async def turn_away(writer: asyncio.StreamWriter) -> None:
 
 
 async def say_nothing(writer: asyncio.StreamWriter) -> None:
-    await send(writer, CHUNKED, 30)
+    await send(writer, CHUNKED)
+    await stay(writer)
 
 
 @pytest.mark.parametrize(
@@ -173,14 +195,15 @@ async def say_nothing(writer: asyncio.StreamWriter) -> None:
 )
 async def test_streams_that_do_not_come_to_life_are_failures(script: Script, reason: str) -> None:
     """Each is counted by its reason, and is not tried again."""
+    seconds = 0.5 if reason == "late" else SAFETY_SECONDS
     async with odd_server(script) as port:
-        opened = await with_load(port, lambda clients: clients.open(seconds=0.5), 3)
+        opened = await with_load(port, lambda clients: clients.open(seconds=seconds), 3)
     assert (opened.live, opened.failed) == (0, {reason: 3})
 
 
 async def test_refused_connections_are_failures() -> None:
     """Nobody listens."""
-    opened = await with_load(free_port(), lambda clients: clients.open(seconds=2), 5)
+    opened = await with_load(free_port(), lambda clients: clients.open(seconds=SAFETY_SECONDS), 5)
     assert (opened.live, opened.failed) == (0, {"refused": 5})
 
 
@@ -193,11 +216,9 @@ async def test_streams_that_the_server_ends_are_lost(end: bytes) -> None:
         await send(writer, end)
 
     def use(clients: Load) -> tuple[Opened, Stats]:
-        opened = clients.open(seconds=5)
-        deadline = time.monotonic() + 5
-        while (stats := clients.stats()).lost < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return opened, stats
+        opened = clients.open(seconds=SAFETY_SECONDS)
+        until(lambda: clients.stats().lost == 2)
+        return opened, clients.stats()
 
     async with odd_server(script) as port:
         opened, stats = await with_load(port, use, 2)
@@ -207,23 +228,38 @@ async def test_streams_that_the_server_ends_are_lost(end: bytes) -> None:
 
 async def test_silence_is_the_longest_time_without_a_byte() -> None:
     """A heartbeat that is late by known time."""
+    loop = asyncio.get_running_loop()
+    go_on = asyncio.Event()
 
     async def script(writer: asyncio.StreamWriter) -> None:
-        await send(writer, CHUNKED + chunk(HELLO), 0.1)
-        await send(writer, chunk(b":\n"), 0.5)
-        await send(writer, chunk(b":\n"), 0.1)
+        await send(writer, CHUNKED + chunk(HELLO))
+        await send(writer, chunk(b":\n"))
+        await go_on.wait()
+        await send(writer, chunk(b":\n"))
         await send(writer, chunk(b"data: 1\n\n"))
         await stay(writer)
 
+    def use(clients: Load) -> tuple[float, float, Stats]:
+        began = time.monotonic()
+        clients.open(seconds=SAFETY_SECONDS)
+        until(lambda: clients.stats().comments == 2)  # the first is the head's
+        silent = time.monotonic()
+        time.sleep(0.5)
+        silence = time.monotonic() - silent
+        loop.call_soon_threadsafe(go_on.set)
+        clients.expect(1, seconds=SAFETY_SECONDS)
+        assert clients.arrived().complete
+        return silence, time.monotonic() - began, clients.stats()
+
     async with odd_server(script) as port:
-        _, _, stats = await with_load(port, opened_and_counted(1))
-    assert 0.48 < stats.silence.longest < 0.8
+        least, most, stats = await with_load(port, use)
+    assert least <= stats.silence.longest <= most
     assert stats.silence.count == 1
 
 
 async def test_streams_that_never_read_take_only_the_first_block() -> None:
     """What is sent to them stays with the server once their buffers are full."""
-    stuck = asyncio.Event()
+    stuck = threading.Event()
 
     async def script(writer: asyncio.StreamWriter) -> None:
         await send(writer, CHUNKED + chunk(HELLO))
@@ -234,13 +270,12 @@ async def test_streams_that_never_read_take_only_the_first_block() -> None:
         writer.transport.abort()
 
     def use(clients: Load) -> Stats:
-        clients.open(seconds=5)
-        time.sleep(1)
+        clients.open(seconds=SAFETY_SECONDS)
+        assert stuck.wait(SAFETY_SECONDS)
         return clients.stats()
 
     async with odd_server(script) as port:
         stats = await with_load(port, use, read=False)
-    assert stuck.is_set()
     assert (stats.live, stats.events) == (1, 0)
 
 
@@ -259,7 +294,7 @@ async def test_streams_take_the_targets_in_turn() -> None:
 
     def use() -> Opened:
         with load(port, ["/a\tX-Number: 1", "/b\tX-Number: 2", "/c"], 7, processes=2) as clients:
-            return clients.open(seconds=5)
+            return clients.open(seconds=SAFETY_SECONDS)
 
     opened = await asyncio.to_thread(use)
     server.close()

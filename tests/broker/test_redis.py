@@ -14,8 +14,10 @@ import pytest
 from gateway.broker.redis import RedisBroker
 from gateway.clock import unix_ms
 from gateway.config.model import Pool
+from gateway.config.redis_url import RedisUrl
 from gateway.errors import StartupError, Unavailable
 from gateway.event import Cursor, EventId
+from gateway.redis_target import Target
 from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
 from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
@@ -87,6 +89,20 @@ async def other(url: str, prefix: str, broker: RedisBroker, clock: Clock) -> Asy
 
 class TestRedisBroker(SharedContract):
     """Every sentence of the contract, on every deployment."""
+
+
+async def test_a_search_for_the_server_can_be_cancelled_at_any_time(url: str) -> None:
+    """redis-py loses a cancellation while it connects: a shutdown then waited for whole timeouts."""
+    target = Target(RedisUrl.parse(url))
+    for turns in range(40):
+        search = asyncio.create_task(target.locate("log", PATIENT))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not search.cancel():
+            await search
+            break
+        with pytest.raises(asyncio.CancelledError):
+            await search
 
 
 # What is Redis's own; one server of its own for each test, so that it may be broken.

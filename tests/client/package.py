@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from tests.support.deadline import SAFETY_SECONDS
 from tests.support.needs import need, need_npm
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +18,12 @@ MODULES = FOLDER / "node_modules"
 def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a tool and return what it said, however it ended."""
     return subprocess.run(
-        [str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        [str(word) for word in command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=SAFETY_SECONDS,
+        check=False,
     )
 
 

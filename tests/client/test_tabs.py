@@ -5,11 +5,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 from playwright.async_api import Page
 
 from tests.clients.tap import Tap, tapped
 from tests.support.browser import Browser, browser_running
+from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.issuer import serving
 
 pytestmark = pytest.mark.extended
 
@@ -38,22 +41,39 @@ async def opened(gateway: Gateway, browser: Browser) -> Page:
     return page
 
 
-@pytest.mark.timeout(60)
+# A request that blocks the tab's script until it is answered.
+HANG = """
+(url) => void setTimeout(() => {
+  const request = new XMLHttpRequest();
+  request.open("GET", url, false);
+  request.send();
+})
+"""
+
+
 async def test_a_tab_that_hangs_is_robbed_of_the_lead() -> None:
     """Its script does not end: a tab that opens gets no answer, and leads; nobody loses or repeats an event."""
-    async with shared() as (gateway, browser):
+    hangs, is_over = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        hangs.set()
+        await is_over.wait()
+        return web.Response(headers={"Access-Control-Allow-Origin": "*"})
+
+    async with shared() as (gateway, browser), serving(answer) as url:
         first = await opened(gateway, browser)
         second = await opened(gateway, browser)
         await gateway.post("orders", "1")
         await shows(first, [1])
         await shows(second, [1])
-        await first.evaluate(
-            "void setTimeout(() => { const until = Date.now() + 12_000; while (Date.now() < until); })"
-        )
+        await first.evaluate(HANG, url)
+        async with safety_net():
+            await hangs.wait()
         third = await opened(gateway, browser)
         await gateway.post("orders", "2")
         await shows(third, [2])
         await shows(second, [1, 2])
+        is_over.set()
         await eventually(lambda: len(gateway.daemon.streams.open) == 1)  # the first one is back, and lets go
         await gateway.post("orders", "3")
         for page, got in ((first, [1, 2, 3]), (second, [1, 2, 3]), (third, [2, 3])):

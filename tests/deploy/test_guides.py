@@ -16,6 +16,7 @@ from gateway.cli.main import main
 from gateway.config.load import loads
 from tests.support.deployment import DEPLOY, documents
 from tests.support.needs import need
+from tests.support.shell import output
 
 pytestmark = pytest.mark.extended
 
@@ -118,20 +119,10 @@ async def test_what_the_sidecar_guide_tries_works(tmp_path: Path) -> None:
         str(program), *shlex.split(own(run).removesuffix(" &"))[1:], stderr=None, **tokens
     ) as process:
         await asyncio.to_thread(wait_for_port, public, alive=process.is_running)
-        told = []
-        for curl in curls:
-            child = await asyncio.create_subprocess_shell(
-                own(curl),
-                env={**os.environ, **tokens},
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            out, err = await child.communicate()
-            told.append(out.decode())
-            assert out, err.decode()
-    assert '"ids"' in told[0]
-    assert "event: order.created" in told[1]
-    assert '"payload":{"order":17}' in told[1]
+        post, stream = curls
+        await output(own(post), '"ids"', **tokens)
+        told = await output(own(stream), '"payload":{"order":17}', **tokens)
+    assert "event: order.created" in told
 
 
 def test_the_doctor_is_called_as_it_understands(capsys: pytest.CaptureFixture[str]) -> None:

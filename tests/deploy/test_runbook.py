@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from gateway.metrics.definitions import PREFIX
+from tests.support.deadline import safety_net
 from tests.support.needs import need
 from tests.support.node import Node
 from tests.support.promql import defined, faults, unknown
@@ -121,7 +122,8 @@ async def test_its_commands_run(tmp_path: Path, redis: RedisServer) -> None:
                 *("bash", "-euo", "pipefail", "-c", first + own + block),
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment,
             )  # fmt: skip
-            said, _ = await shell.communicate()
+            async with safety_net():
+                said, _ = await shell.communicate()
             assert shell.returncode == 0, f"{block}\n{said.decode()}"
             if "rejected" in block and "why" in block:
                 assert json.loads(said)["reason"] == "no_route"

@@ -1,6 +1,5 @@
 """The README's first page, run: what it tells newcomers to type does what it says."""
 
-import asyncio
 import contextlib
 import re
 import shlex
@@ -8,9 +7,9 @@ import shlex
 import yaml
 
 from tests.docs.pages import ROOT
-from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
+from tests.support.shell import output
 
 README = (ROOT / "README.md").read_text()
 
@@ -27,18 +26,9 @@ async def test_the_curl_line_shows_an_event_arrive() -> None:
     """It is the first thing that anybody does with the gateway."""
     (line,) = re.findall(r"^curl -sd .*$", README, re.M)
     async with gateway_running(shipped("")) as gateway:
-        child = await asyncio.create_subprocess_shell(
-            line.replace("127.0.0.1:8080", f"127.0.0.1:{gateway.port}"), stdout=asyncio.subprocess.PIPE
-        )
-        try:
-            async with safety_net():
-                out, _ = await child.communicate()
-        finally:
-            if child.returncode is None:
-                child.kill()
-            await child.wait()
-    assert b'{"accepted":1,"ids":["' in out
-    assert b'"payload":{"hello":"world"}' in out
+        own = line.replace("127.0.0.1:8080", f"127.0.0.1:{gateway.port}")
+        out = await output(own, '"payload":{"hello":"world"}')
+    assert '{"accepted":1,"ids":["' in out
 
 
 async def test_the_redis_lines_reach_a_stream(redis: RedisServer) -> None:

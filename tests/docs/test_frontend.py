@@ -65,7 +65,7 @@ async def test_the_lines_work_in_an_empty_page(page: Path) -> None:
         tab = await browser.page()
         tab.on("pageerror", lambda error: troubles.append(str(error)))
         tab.on("console", lambda line: troubles.append(line.text))
-        token = jwt.encode({"sub": "42", "exp": time.time() + 60}, SECRET)
+        token = jwt.encode({"sub": "42", "exp": time.time() + 600}, SECRET)
         await tab.evaluate(f"window.token = {token!r}; {OWN}")
         lines = re.sub(r"https://\w+\.example\.com", gateway.url, pasted(page))
         await tab.add_script_tag(content=lines, type="module")

@@ -1,7 +1,6 @@
 """Who may read, seen from pages in a real Chromium: cookies, tickets, tokens, origins, drops, tabs."""
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.support.browser import (
     listen,
     was_told,
 )
+from tests.support.expiry import end_tokens
 from tests.support.gateway import Gateway, eventually, gateway_running, merged
 
 pytestmark = pytest.mark.extended
@@ -263,14 +263,9 @@ async def test_a_refused_origin_is_told_in_the_console_and_in_the_log(browser: B
         assert 'channels."stock".cors.origins' in line["reason"]
 
 
-def soon() -> float:
-    """Return a token's end, in whole seconds, that leaves time to open a stream."""
-    return math.ceil(time.time()) + 2.0
-
-
-async def opened_with_a_token_that_ends_soon(browser: Browser, gateway: Gateway) -> Page:
+async def opened_with_a_token(browser: Browser, gateway: Gateway) -> Page:
     page = await browser.page(APP)
-    await sign_in(browser, soon())
+    await sign_in(browser)
     await listen(page, url(gateway, "/events/private"), withCredentials=True)
     await eventually(lambda: gateway.daemon.streams.open)
     await gateway.post("private", "0")
@@ -281,8 +276,9 @@ async def opened_with_a_token_that_ends_soon(browser: Browser, gateway: Gateway)
 async def test_a_fresh_cookie_takes_over_when_the_token_ends(browser: Browser) -> None:
     """The end of a token costs events, or an EventSource that has a fresh one."""
     async with gateway_running(config(browser)) as gateway:
-        page = await opened_with_a_token_that_ends_soon(browser, gateway)
-        await sign_in(browser)
+        page = await opened_with_a_token(browser, gateway)
+        await sign_in(browser, time.time() + 1200)
+        end_tokens(gateway)
         await eventually(lambda: was_told(page, "token_expired"))
         await gateway.post("private", "1")
         await eventually(lambda: has(page, [0, 1]))
@@ -295,7 +291,9 @@ async def test_a_fresh_cookie_takes_over_when_the_token_ends(browser: Browser) -
 async def test_an_expired_cookie_ends_it_and_the_page_goes_on_by_the_last_id(browser: Browser) -> None:
     """An expired token is let in again, or a page that signs in later has lost what came meanwhile."""
     async with gateway_running(config(browser)) as gateway:
-        page = await opened_with_a_token_that_ends_soon(browser, gateway)
+        page = await opened_with_a_token(browser, gateway)
+        await sign_in(browser, time.time() - 1)
+        end_tokens(gateway)
         await eventually(lambda: was_told(page, "token_expired"))
         await eventually(lambda: is_in_state(page, CLOSED))
         assert await refused(gateway, "invalid_token") == 1
@@ -325,6 +323,7 @@ async def test_drops_while_events_flow_lose_and_repeat_nothing(browser: Browser)
                 number = len(published)
                 published.append(number)
                 await gateway.post(("orders", "stock")[number % 2], str(number))
+                await asyncio.sleep(0.005)  # a slow page must not fall behind for good
 
         async with asyncio.TaskGroup() as group:
             group.create_task(publish())

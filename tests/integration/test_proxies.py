@@ -20,7 +20,7 @@ from gateway.doctor.patience import Patience
 from gateway.http.client import BODY, FOR_EVER
 from tests.doctor.examined import APP, examine
 from tests.support.authority import Authority
-from tests.support.deadline import safety_net
+from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.gateway import eventually
 from tests.support.needs import need
 from tests.support.node import Node, kill_all
@@ -29,8 +29,8 @@ from tests.support.subscriber import Subscriber, client, follow
 
 pytestmark = [pytest.mark.extended, pytest.mark.parametrize("name", list(RECIPES))]
 
-IDLE = 3
-"""Seconds of silence after which the tests' proxies end a stream."""
+IDLE = 8
+"""Seconds of silence after which the tests' proxies end a stream. Heartbeats come every second: the rest is for a slow machine."""
 
 CLIENT = "127.0.0.77"
 """Where the tests' client is."""
@@ -135,7 +135,9 @@ async def subscribed(found: Deployed) -> AsyncIterator[Subscriber]:
 async def test_the_doctor_finds_nothing(name: str, tmp_path: Path) -> None:
     """A stream lives for longer than the idle timeout; nothing is buffered, compressed or left out on the way."""
     async with deployed(name, tmp_path, idle=IDLE) as found:
-        patience = Patience(listen=2 * IDLE, heartbeat=1.0)
+        patience = Patience(
+            listen=IDLE + 2, heartbeat=1.0, connect=SAFETY_SECONDS, answer=SAFETY_SECONDS, late=IDLE
+        )
         seen = await examine(f"{found.url}/events/orders", ca=str(found.authority.file), patience=patience)
         assert [each for each in seen.findings if each.level is Level.BAD] == []
         warned = {each.check for each in seen.findings if each.level is not Level.OK}

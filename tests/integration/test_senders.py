@@ -20,7 +20,7 @@ from kafka_bridge_client.exceptions import KafkaBridgeTopicNotFoundError
 from standardwebhooks import Webhook
 
 from bench.process import free_port
-from tests.support.deadline import safety_net
+from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, gateway_running
 from tests.support.kafka import KafkaServer, kafka_server
@@ -44,12 +44,13 @@ async def run(*command: str | Path) -> str:
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()
     assert process.returncode == 0, out.decode()
     return out.decode()
 
 
 async def node(script: str, *arguments: str) -> str:
-    need_npm(SENDERS)
+    await asyncio.to_thread(need_npm, SENDERS)
     return await run(need("node", "nodejs"), SENDERS / script, *arguments)
 
 
@@ -87,7 +88,7 @@ async def test_cloudevents_from_python() -> None:
                 f"{gateway.url}/hooks/hooks",
                 data=message.body,
                 headers=message.headers,
-                timeout=10,
+                timeout=SAFETY_SECONDS,
             )
             assert (answer.status_code, answer.content) == (204, b"")
 
@@ -125,7 +126,9 @@ async def test_standard_webhooks_from_python_and_node() -> None:
         headers = {"webhook-id": "msg_python", "webhook-timestamp": str(int(now.timestamp())),
                    "webhook-signature": Webhook(SECRET).sign("msg_python", now, '{"b":2}')}  # fmt: skip
         for body, status in (('{"b":3}', 401), ('{"b":2}', 200)):
-            answer = await asyncio.to_thread(requests.post, url, data=body, headers=headers, timeout=10)
+            answer = await asyncio.to_thread(
+                requests.post, url, data=body, headers=headers, timeout=SAFETY_SECONDS
+            )
             assert answer.status_code == status
         assert await payloads(stream, 2) == [{"a": 1, "ü": "é"}, {"b": 2}]
 
@@ -172,7 +175,7 @@ async def bridge(kafka: KafkaServer, gateway: Gateway) -> None:
 async def test_kafka_bridge_client_posts_to_topics(gateway: Gateway) -> None:
     """JSON and base64, headers and partitions; an unknown topic is the client's own exception."""
     stream = await gateway.subscribe("/events/orders")
-    producer = KafkaBridgeProducer(f"{gateway.url}/hooks/hooks", timeout=10)
+    producer = KafkaBridgeProducer(f"{gateway.url}/hooks/hooks", timeout=SAFETY_SECONDS)
 
     def send() -> None:
         producer.sends("orders", [Message(key="k1", value="välue"), {"key": None, "value": {"a": 1}},

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.process import Process, free_port, running, wait_for_port
 from tests.support.authority import Pair
+from tests.support.deadline import SAFETY_SECONDS
 from tests.support.needs import need
 from tests.support.node import Node
 
@@ -133,7 +134,9 @@ def _caddy_edits(place: Place) -> Mapping[str, str]:
 
 def _caddy_reload(process: Process, file: Path) -> None:
     command = [need("caddy", "caddy"), "reload", "--config", str(file), "--adapter", "caddyfile", "--force"]
-    subprocess.run([*command, "--address", f"unix/{file.parent}/admin.sock"], check=True, timeout=20)
+    subprocess.run(
+        [*command, "--address", f"unix/{file.parent}/admin.sock"], check=True, timeout=SAFETY_SECONDS
+    )
 
 
 def _envoy_edits(place: Place) -> Mapping[str, str]:

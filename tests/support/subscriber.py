@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import httpx
 
-from tests.support.deadline import safety_net
+from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.eventsource import Message, Parser
 
 PATIENCE = 0.5
@@ -17,7 +17,7 @@ PATIENCE = 0.5
 def client(context: ssl.SSLContext, address: str | None = None) -> httpx.AsyncClient:
     """Return a client that speaks HTTP/2 where it is offered, from an address of this machine."""
     transport = httpx.AsyncHTTPTransport(verify=context, http2=True, local_address=address)
-    return httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(20.0))
+    return httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(SAFETY_SECONDS))
 
 
 class Subscriber:
