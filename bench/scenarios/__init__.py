@@ -13,6 +13,7 @@ from bench.scenarios import (
     large,
     redis_herd,
     redis_latency,
+    restart,
     scaling,
     signin,
     slow,
@@ -46,6 +47,7 @@ SCENARIOS: dict[str, Scenario] = {
         ingest.SCENARIO,
         redis_latency.SCENARIO,
         redis_herd.SCENARIO,
+        restart.SCENARIO,
         takeover.SCENARIO,
     )
 }
