@@ -82,9 +82,9 @@ async def _end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> fl
 SCENARIO = Scenario(
     "restart",
     "A node is stopped",
-    f"{STREAMS} streams on one node, which gets SIGTERM (`timeouts.drain` {DRAIN:g} s). When each client will be "
-    "back is the end of its stream and the `retry:` that came with it. Peak is the highest rate in one of "
-    f"{WINDOWS} windows over the time in which they come back.",
+    f"{STREAMS} streams on one node, which gets SIGTERM (`timeouts.drain` {DRAIN:g} s). A client comes back "
+    "at the end of its stream and the `retry:` that it was told with it. Peak is the highest rate in one "
+    f"of {WINDOWS} windows over the time in which they come back.",
     measure,
     limit=120,
 )
