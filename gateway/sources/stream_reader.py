@@ -92,7 +92,9 @@ class StreamReader:
         self._earlier |= self._places
         self._places = {}
         self._looks.clear()
-        await self._forget_absent(await self._find(fence), fence)
+        existing = await self._find(fence)
+        self._earlier = {key: place for key, place in self._earlier.items() if key in existing}
+        await self._forget_absent(existing, fence)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_finding(fence))
@@ -200,6 +202,7 @@ class StreamReader:
             if found is None and key not in self._plan.exact:
                 await self._end(text(key), before, fence)
                 del self._places[key]  # a scan finds it when it is there again
+                self._earlier.pop(key, None)
                 continue
             place, missing = at_rest(before, found)
             if place != before:
