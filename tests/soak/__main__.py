@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from bench.machine import machine
-from tests.soak.run import LOGS, Soak, now, soak, table
+from tests.soak.run import LOGS, Soak, caches, now, soak, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "soak.md"
 
@@ -23,7 +23,14 @@ second third of the run, *at the end* of the last third, *idle* a while after th
 more than a tenth **grows**, and the run fails. Caches fill up to their bounds and stay full. So that each is full before
 the second third, they may hold {caches} entries here in place of their own bounds (0: their own), logs remember a quiet
 channel for seconds in place of a day, and pub/sub keeps seconds of records in place of a minute.
-[Sizing](../sizing.md) has what full caches take.
+
+## Full caches
+
+What a cache takes at its own bound, from the bytes of an entry in this run. A cache that is full stays full: entries are
+replaced, not aged.
+
+{full}
+## The runs
 
 """
 
@@ -60,7 +67,9 @@ def main() -> int:
     options = parser.parse_args()
     found = asyncio.run(runs(options))
     about = ", ".join(f"{name}: {value}" for name, value in machine().items())
-    text = HEAD.format(minutes=options.minutes, caches=options.caches, day=now(), machine=about)
+    text = HEAD.format(
+        minutes=options.minutes, caches=options.caches, full=caches(found), day=now(), machine=about
+    )
     PAGE.write_text(text + "\n".join(table(each) for each in found))
     for each in found:
         print(f"{each.log}: {', '.join(each.growing) or 'flat'}")

@@ -14,30 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tests.soak.caches import CACHES
 from tests.soak.containers import sizes, weigh
-
-BOUNDS = (
-    ("gateway.auth.tickets", "REMEMBERED"),
-    ("gateway.auth.tokens", "ALIKE"),
-    ("gateway.auth.tokens", "FAILED"),
-    ("gateway.auth.tokens", "REMEMBERED"),
-    ("gateway.broker.base", "DEDUPLICATION_KEYS"),
-    ("gateway.broker.memory", "DEDUPLICATION_KEYS"),
-    ("gateway.broker.memory_board", "NAMES"),
-    ("gateway.broker.memory_board", "NOTES"),
-    ("gateway.broker.redis_store", "DEDUPLICATION_KEYS"),
-    ("gateway.broker.sqlite_store", "CHANNELS"),
-    ("gateway.broker.sqlite_store", "DEDUPLICATION_KEYS"),
-    ("gateway.config.catalog", "CACHE"),
-    ("gateway.history", "EMPTY_CHANNELS"),
-    ("gateway.limits.limits", "ANNOUNCED"),
-    ("gateway.limits.peers", "IDLE"),
-    ("gateway.seldom", "THINGS"),
-    ("gateway.sources.router", "CACHE"),
-    ("gateway.sources.tail", "MARKERS"),
-    ("gateway.webhooks.signatures", "REPLAYS"),
-)
-"""Module and name of the bound of each cache that is no `functools.lru_cache`."""
 
 TIMES = (
     ("gateway.broker.redis_store", "CHANNEL_KEPT_MS", 5000),
@@ -79,8 +57,8 @@ def main() -> None:
     file, bound = Path(sys.argv.pop(1)), int(sys.argv.pop(1))
     if bound:
         bound_lru_caches(bound)
-    for module, name in BOUNDS if bound else ():
-        setattr(import_module(module), name, min(bound, getattr(import_module(module), name)))
+    for cache in CACHES if bound else ():
+        setattr(import_module(cache.module), cache.bound, min(bound, cache.limit()))
     for module, name, value in TIMES if bound else ():
         assert hasattr(import_module(module), name), f"{module} has no {name}"
         setattr(import_module(module), name, value)

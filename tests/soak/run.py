@@ -7,12 +7,14 @@ import signal
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from redis.asyncio import Redis
 
+from tests.soak.caches import CACHES
 from tests.soak.load import Load, config
 from tests.support.deadline import safety_net
 from tests.support.node import Node
@@ -202,6 +204,23 @@ def table(found: Soak) -> str:
         figures = f"{found.middle(name):,} | {found.end(name):,} | {found.idle.get(name, 0):,}"
         lines.append(f"| `{name}`{mark} | {figures} | {weight} |\n")
     return head + "".join(lines)
+
+
+def caches(runs: Sequence[Soak]) -> str:
+    """Return what the caches take when they are full, in Markdown: from the bytes of an entry in these runs."""
+    lines = ["| cache of | entries | bytes an entry | MB when full |\n|---|---|---|---|\n"]
+    for cache in CACHES:
+        label = f"container {cache.container}"
+        weighed = [
+            found.bytes[cache.container] / found.series[label][-1]
+            for found in runs
+            if found.bytes.get(cache.container) and found.series.get(label, [0])[-1]
+        ]
+        if weighed:
+            each = max(weighed)
+            full = each * cache.limit() / 1e6
+            lines.append(f"| {cache.holds} | {cache.limit():,} | {each:,.0f} | {full:.1f} |\n")
+    return "".join(lines)
 
 
 def now() -> str:
