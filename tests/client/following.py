@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 from asyncio.subprocess import PIPE
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +24,8 @@ class Following:
         self.said: list[dict[str, Any]] = []
         self.delays_of: dict[int, list[int]] = defaultdict(list)
         """By client, the milliseconds that it said it would wait."""
+        self.times: Counter[str] = Counter()
+        """How often each state came, a clock was ``moved``, and a ``watchdog`` began to wait for a byte."""
         self._process = process
 
     def sleep(self) -> None:
@@ -37,24 +39,14 @@ class Following:
     async def later(self, milliseconds: int) -> None:
         """Move the clock of clients that have one of their own; returns when all timers that are due have run."""
         assert self._process.stdin is not None
-        moved = self.moved
+        moved = self.times["moved"]
         self._process.stdin.write(f"{milliseconds}\n".encode())
-        await eventually(lambda: self.moved > moved)
+        await eventually(lambda: self.times["moved"] > moved)
 
     async def hears(self) -> None:
         """Wait for a byte that a client with a clock of its own has not heard yet."""
-        heard = self.watchdogs
-        await eventually(lambda: self.watchdogs > heard)
-
-    @property
-    def moved(self) -> int:
-        """How often the clock was moved."""
-        return sum(1 for each in self.said if "moved" in each)
-
-    @property
-    def watchdogs(self) -> int:
-        """How often clients with a clock of their own have started to wait for a byte."""
-        return sum(1 for each in self.said if "watchdog" in each)
+        heard = self.times["watchdog"]
+        await eventually(lambda: self.times["watchdog"] > heard)
 
     @property
     def events(self) -> list[Any]:
@@ -92,15 +84,17 @@ class Following:
 
     async def until(self, state: str, times: int = 1) -> None:
         """Wait until a state came so often."""
-        await eventually(lambda: self.states.count(state) >= times)
+        await eventually(lambda: self.times[state] >= times)
 
     async def read(self, stream: asyncio.StreamReader) -> None:
         """Take what the process prints, to its end."""
         async for line in stream:
             told = json.loads(line)
             self.said.append(told)
-            if (delay := told.get("change", {}).get("delay")) is not None:
-                self.delays_of[told["client"]].append(delay)
+            change = told.get("change", {})
+            self.times.update(each for each in (change.get("state"), *told) if each)
+            if "delay" in change:
+                self.delays_of[told["client"]].append(change["delay"])
 
 
 @asynccontextmanager
