@@ -59,7 +59,7 @@ class RedisServer:
 
     def client(self) -> "redis.Redis":
         """Return a blocking client."""
-        return redis.Redis(port=self.port, socket_timeout=5)
+        return redis.Redis(port=self.port, socket_timeout=SAFETY_SECONDS)
 
     def publish(self, topic: str | bytes, payload: str | bytes) -> int:
         """Publish and return how many subscriptions got it."""
