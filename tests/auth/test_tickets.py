@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
 
 
 def bearer(**claims: Any) -> dict[str, str]:
-    base = {"exp": time.time() + 600, "sub": "42", "channels": ["private"]}
+    base = {"exp": time.time() + 86_400, "sub": "42", "channels": ["private"]}
     merged = {name: value for name, value in {**base, **claims}.items() if value is not None}
     return {"Authorization": f"Bearer {jwt.encode(merged, SECRET)}"}
 

@@ -94,27 +94,27 @@ async def test_large_numbers_go_through_as_they_were_typed() -> None:
         assert '"payload":12345678901234567890.10}' in str((await stream.next()).data)
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        ({"channel": "nothing", "payload": 1}, 404, "unknown_channel"),
-        ({"channel": "user.{id}", "payload": 1}, 404, "unknown_channel"),
-        ({"channel": "orders", "payload": "x" * 2000}, 413, "too_large"),
-        ({"channel": "orders", "payload": 1, "type": "a\nb"}, 422, "bad_type"),
-        ({"channel": "orders"}, 400, "bad_event"),
-        ({"channel": "orders", "payload": 1, "more": 1}, 400, "bad_event"),
-        ({"channel": 1, "payload": 1}, 400, "bad_event"),
-        (b"[" * 100_000, 400, "bad_event"),
-        (b'{"channel": "orders", "payload": "\xff"}', 422, "not_utf8"),
-        (b"", 400, "bad_event"),
-        (b" " * 3_000_000, 413, "too_large"),
-    ],
-)  # fmt: skip
-async def test_what_cannot_be_an_event_is_refused(body: Any, status: int, code: str) -> None:
+REFUSED: list[tuple[Any, int, str]] = [
+    ({"channel": "nothing", "payload": 1}, 404, "unknown_channel"),
+    ({"channel": "user.{id}", "payload": 1}, 404, "unknown_channel"),
+    ({"channel": "orders", "payload": "x" * 2000}, 413, "too_large"),
+    ({"channel": "orders", "payload": 1, "type": "a\nb"}, 422, "bad_type"),
+    ({"channel": "orders"}, 400, "bad_event"),
+    ({"channel": "orders", "payload": 1, "more": 1}, 400, "bad_event"),
+    ({"channel": 1, "payload": 1}, 400, "bad_event"),
+    (b"[" * 100_000, 400, "bad_event"),
+    (b'{"channel": "orders", "payload": "\xff"}', 422, "not_utf8"),
+    (b"", 400, "bad_event"),
+    (b" " * 3_000_000, 413, "too_large"),
+]
+
+
+async def test_what_cannot_be_an_event_is_refused() -> None:
     """The words are those of a webhook's refusal; nothing is appended."""
     async with gateway_running(OPEN) as gateway:
-        found, told = await send(gateway, body)
-        assert (found, told["error"]) == (status, code), told
+        for body, status, code in REFUSED:
+            found, told = await send(gateway, body)
+            assert (found, told["error"]) == (status, code), (str(body)[:80], told)
         assert await gateway.metric('events_published_total{channel="orders"}') == 0
 
 

@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
 
 
 def bearer(subject: str) -> dict[str, str]:
-    token = jwt.encode({"exp": time.time() + 600, "sub": subject, "channels": ["private"]}, SECRET)
+    token = jwt.encode({"exp": time.time() + 86_400, "sub": subject, "channels": ["private"]}, SECRET)
     return {"Authorization": f"Bearer {token}", "X-Forwarded-For": "192.0.2.1"}
 
 

@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
 
 
 def bearer(subject: str, **claims: Any) -> dict[str, str]:
-    base = {"exp": time.time() + 600, "sub": subject, "channels": ["private"]}
+    base = {"exp": time.time() + 86_400, "sub": subject, "channels": ["private"]}
     return {"Authorization": f"Bearer {jwt.encode({**base, **claims}, SECRET)}"}
 
 
