@@ -60,6 +60,18 @@ Workers = Annotated[
 ]
 
 
+def _host_name(value: Any) -> str:
+    text = str(value).lower()
+    if not isinstance(value, str) or len(text) > 253 or not re.fullmatch(_HOST_NAME, text):
+        raise fault("must be a host name without a port, such as gateway.monitoring.svc")
+    return text
+
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*"
+HostName = Annotated[str, BeforeValidator(_host_name), WithJsonSchema(patterns.text(_HOST_NAME))]
+
+
 class Server(Section):
     """Where the gateway listens."""
 
@@ -72,6 +84,11 @@ class Server(Section):
     )
     admin_open: Switch = Field(
         False, description="true: server.admin may be reached from elsewhere without a token"
+    )
+    admin_hosts: list[HostName] = Field(
+        [],
+        description="other names of the admin port, such as gateway.monitoring.svc; without a token, and on"
+        " loopback, a Host with a dot that is not listed is refused, unless it is an IP address",
     )
     development: Switch = Field(
         False,

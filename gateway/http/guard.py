@@ -2,7 +2,8 @@
 
 A page in the browser of somebody who can reach the port could ask in their name. Two ways are open to it: to
 ask from its own origin (the browser then says so, in ``Origin`` or ``Sec-Fetch-Site``), or to give its own
-name our address (DNS rebinding; the name then stands in ``Host``).
+name our address (DNS rebinding; the name then stands in ``Host``). Nobody on the internet has a name of a
+single label, so those are safe.
 """
 
 import re
@@ -27,6 +28,7 @@ PROBES = frozenset({"/healthz", "/readyz"})
 PAGE = "/"
 """The path of the console, which asks for the token itself; without one it holds no figure."""
 
+_SINGLE_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _ELSEWHERE = ("cross-site", "same-site")
 
@@ -35,9 +37,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(slots=True)
 class Guard:
-    """The rules of one port. ``is_private`` says that it listens on loopback."""
+    """The rules of one port. ``hosts`` are its names; ``is_private`` says that it listens on loopback."""
 
-    host: str
+    hosts: frozenset[str]
     is_private: bool
     token: bytes | None = field(repr=False)
     refusals: Refusals = field(default_factory=Refusals, repr=False)
@@ -48,15 +50,16 @@ class Guard:
         """Return the guard of ``server.admin``."""
         token = server.admin_token
         return cls(
-            server.admin.host.lower(),
+            frozenset({"localhost", server.admin.host.lower(), *server.admin_hosts}),
             server.admin.is_loopback,
             None if token is None else token.get_secret_value().encode(),
             refusals,
         )
 
     def reconfigure(self, server: Server) -> None:
-        """Ask for another token, or for none; the address stays."""
-        self.token = Guard.of(server, self.refusals).token
+        """Require another token, or none, and take other names; the address stays."""
+        other = Guard.of(server, self.refusals)
+        self.token, self.hosts = other.token, other.hosts
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -87,13 +90,13 @@ class Guard:
     def _check_host(self, request: web.Request) -> None:
         """Refuse names that somebody else's DNS may have led here. Browsers never leave Host out."""
         host = request.headers.get(hdrs.HOST)
-        if not self.is_private or host is None:
+        if host is None or (self.token is not None and not self.is_private):
             return
         parts = _HOST.fullmatch(host)
         name = parts[1].strip("[]").lower() if parts else ""
-        if name not in ("localhost", self.host) and not is_ip(name):
+        if name not in self.hosts and not is_ip(name) and not _SINGLE_LABEL.fullmatch(name):
             raise Forbidden(
-                "Host must be localhost or an IP address: server.admin listens on loopback",
+                "Host must be an IP address, localhost, a name without a dot, or one of server.admin_hosts",
                 code="host_refused",
             )
 

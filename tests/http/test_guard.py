@@ -66,10 +66,30 @@ async def test_a_name_that_leads_to_loopback_is_refused(gateway: Gateway) -> Non
         assert status == 200 or body["error"] == "host_refused", host
 
 
-async def test_a_port_that_is_not_on_loopback_may_have_any_name() -> None:
-    """Prometheus asks for a service's name; the token keeps pages out there."""
-    async with gateway_running({"server": {"admin": "0.0.0.0:0", "admin_open": True}}) as gateway:
-        assert (await ask(gateway, "/status", Host="gateway.monitoring.svc"))[0] == 200
+async def test_a_port_that_is_open_to_all_goes_by_its_names() -> None:
+    """Without a token, a page that gives its own name our address would read and end everything."""
+    name = "gateway.monitoring.svc"
+    for hosts, status in (([], 403), ([name.upper()], 200)):
+        server = {"admin": "0.0.0.0:0", "admin_open": True, "admin_hosts": hosts}
+        async with gateway_running({"server": server}) as gateway:
+            for host, expected in [*HOSTS, ("gateway", 200), ("gateway:9090", 200), (name, status)]:
+                found, _, body = await ask(gateway, "/status", Host=host)
+                assert found == expected, host
+                assert found == 200 or body["error"] == "host_refused"
+            evil = {"Host": "evil.example:9090", "Origin": "http://evil.example:9090"}
+            for method, path in (("POST", "/reload"), ("DELETE", "/streams")):
+                found, _, body = await ask(gateway, path, method, **evil)
+                assert (found, body["error"]) == (403, "host_refused")
+            assert await gateway.reconfigure({"server": {"admin_hosts": ["other.example"]}}) == 0
+            assert (await ask(gateway, "/status", Host="other.example"))[0] == 200
+            assert (await ask(gateway, "/status", Host=name))[0] == 403
+
+
+async def test_where_a_token_is_required_any_name_will_do() -> None:
+    """Prometheus scrapes a service's name; the token keeps pages out there."""
+    async with gateway_running({"server": {"admin": "0.0.0.0:0", "admin_token": TOKEN}}) as gateway:
+        headers = {"Host": "gateway.monitoring.svc", "Authorization": f"Bearer {TOKEN}"}
+        assert (await ask(gateway, "/status", **headers))[0] == 200
 
 
 async def test_the_host_of_the_file_may_ask_by_its_name() -> None:
