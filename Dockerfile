@@ -12,14 +12,14 @@ FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gateway \
  && install --directory --owner gateway /var/lib/sse-gateway
 COPY --from=build /opt/sse-gateway /opt/sse-gateway
+# A sample to try, with an open webhook: it listens on the container's loopback alone. Mount your own file here.
 COPY config /etc/sse-gateway
 # Only a log of sqlite:/// is written, in the working folder: a read-only root file system works.
 WORKDIR /var/lib/sse-gateway
 VOLUME /var/lib/sse-gateway
 ENV PATH=/opt/sse-gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    SSE_GATEWAY_CONFIG=/etc/sse-gateway/gateway.yaml \
-    SSE_GATEWAY_LISTEN=0.0.0.0:8080
+    SSE_GATEWAY_CONFIG=/etc/sse-gateway/gateway.yaml
 USER 10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bench.process import free_port, wait_for_port
+from gateway.config.load import loads
+from gateway.config.sources import Webhook
 from tests.support.deadline import SAFETY_SECONDS
-
-pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -35,6 +35,7 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.extended
 def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) -> None:
     """What the first stage copies is enough to install; the result writes its log and nothing else."""
     source, home = tmp_path / "src", tmp_path / "opt"
@@ -81,6 +82,19 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
         child.terminate()
         child.wait(SAFETY_SECONDS)
     assert child.returncode == 0
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "config").glob("*.yaml"))])
+def test_an_image_without_a_file_of_its_own_is_closed(name: str) -> None:
+    """`docker run -p 8080:8080` must open no webhook and no try-it panel to the network."""
+    environ = dict(re.findall(r"^\s*(?:ENV )?([A-Z_]+)=(\S+)", STAGES[-1], re.MULTILINE))
+    secrets = dict.fromkeys(("JWT_SECRET", "WEBHOOK_TOKEN", "ADMIN_TOKEN"), "s3cret-" * 6)
+    redis = {"REDIS_URL": "redis://127.0.0.1"}
+    config = loads((ROOT / "config" / name).read_text(), environ={**environ, **secrets, **redis})
+    is_open = config.server.development or any(
+        isinstance(source, Webhook) and source.verify.none for source in config.sources.values()
+    )
+    assert config.server.listen.is_loopback or not is_open
 
 
 def test_the_image_is_not_root_and_stops_by_sigterm() -> None:
