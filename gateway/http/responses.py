@@ -38,6 +38,10 @@ _ERRORS = {
 """What aiohttp and aiohttp-cors raise, in our words."""
 
 
+_ABANDONED = (408, 413)
+"""Statuses after which the rest of a request's body is not waited for (RFC 9110 §15.5.9, §15.5.14)."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """A whole answer, for aiohttp or for a bare transport."""
 
@@ -151,5 +155,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
     response.headers.update(PLAIN)
+    if response.status in _ABANDONED and not request.content.is_eof():
+        response.headers[hdrs.CONNECTION] = "close"
+        response.force_close()
     if request.path.startswith(("/events", "/tickets", "/streams/")):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

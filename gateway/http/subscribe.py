@@ -39,7 +39,10 @@ HEADERS: Mapping[str, str] = {
     "X-Accel-Buffering": "no",  # nginx would hold the stream back
 }
 
-_CHUNKED = {**HEADERS, hdrs.TRANSFER_ENCODING: "chunked"}
+STREAM_HEADERS = {**HEADERS, hdrs.CONNECTION: "close"}
+"""Of a stream: its end is the connection's, and a proxy that pools connections must know (RFC 9112 §9.6)."""
+
+_CHUNKED = {**STREAM_HEADERS, hdrs.TRANSFER_ENCODING: "chunked"}
 
 MAX_LOGGED = 200
 """Characters of a client's own words that a log line holds."""
@@ -84,7 +87,7 @@ class Subscribe:
             with place:
                 opening = await self.ready(place, start)
                 first = place.first(ask.channels, opening)
-                headers = {**HEADERS, **self.cors.headers(ask)}
+                headers = {**STREAM_HEADERS, **self.cors.headers(ask)}
                 response, stream = await take_over(request, headers, first, lambda: place.take(opening))
                 if stream is not None:
                     self._begun(ask, place, stream, opening, len(place.subscription.frame(first)))
@@ -172,7 +175,8 @@ class Subscribe:
             stream = place.take(opening)
             transport.set_protocol(stream)
             stream.connection_made(transport)
-            transport.write(head(200, _CHUNKED if ask.chunked else HEADERS, self.cors.headers(ask)) + frame)
+            headers = _CHUNKED if ask.chunked else STREAM_HEADERS
+            transport.write(head(200, headers, self.cors.headers(ask)) + frame)
             self._begun(ask, place, stream, opening, len(frame))
 
     def refuse(self, ask: Ask, error: GatewayError) -> Answer:
