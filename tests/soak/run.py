@@ -31,13 +31,16 @@ SLACK_SECONDS = 10
 LEAST = 60
 """Counts that never reach this are left out of the table."""
 
-SWEPT = (
-    "container gateway.limits.peers.Peers._peers",
-    "objects builtins.dict",
-    "objects gateway.limits.peers.Peer",
-    "objects gateway.rate.Rate",
+FILLING = frozenset(
+    {
+        *(f"container {cache.container}" for cache in CACHES),
+        # Addresses: they fill up to their bound and are then cleared of idle ones at once.
+        "objects builtins.dict",
+        "objects gateway.limits.peers.Peer",
+        "objects gateway.rate.Rate",
+    }
 )
-"""What fills up to the bound of a cache and is then cleared of idle entries at once, so that it is a sawtooth."""
+"""Caches, and what is in them: those may grow, up to the bound of a cache."""
 
 SLACK_MEMORY = 8 << 20
 """Bytes likewise, for the allocator."""
@@ -74,11 +77,10 @@ class Soak:
         return max(self.series[name][-(len(self.series[name]) // 3) :])
 
     def is_flat(self, name: str) -> bool:
-        """Whether a figure is no larger in the last third than in the second, but for noise."""
-        if name in SWEPT and self.end(name) <= self.caches * (1 + GROWTH):
-            return True
+        """Whether a figure is no larger in the last third than in the second, but for noise and filling caches."""
         slack = SLACK_MEMORY if name == MEMORY else SLACK_SECONDS * self.rate
-        return self.end(name) <= self.middle(name) * GROWTH + slack
+        is_larger = self.end(name) > self.middle(name) * GROWTH + slack
+        return not is_larger or (name in FILLING and self.end(name) <= self.caches * GROWTH)
 
     @property
     def growing(self) -> list[str]:
