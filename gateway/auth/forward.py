@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 
 import aiohttp
@@ -71,6 +71,10 @@ class _Said(msgspec.Struct, frozen=True):
     expires_in: float | None = None
 
 
+class Undecided(FetchError):
+    """The endpoint answered, and its answer is no decision: nothing that lets anybody in."""
+
+
 class _Answer(NamedTuple):
     until: float
     grant: Grant | None
@@ -119,7 +123,7 @@ class ForwardAuth:
         try:
             answer = await asyncio.shield(task)
         except FetchError as error:
-            return self._outage(question, str(error))
+            return self._outage(question, error)
         return _settled(answer)
 
     def _asked(self, key: bytes, task: "asyncio.Task[_Answer]", since: int) -> None:
@@ -157,8 +161,7 @@ class ForwardAuth:
                     allow_redirects=False,
                 ) as answer,
             ):
-                body = await read(answer) if 200 <= answer.status < 300 else b""
-                return self._read(question, answer.status, body)
+                return self._read(question, answer.status, await _body(answer))
         except TimeoutError:
             raise FetchError(f"gave no answer within {self._config.timeout:g} s") from None
         except aiohttp.ClientError as error:
@@ -171,8 +174,10 @@ class ForwardAuth:
             if status not in (401, 403) and self._seldom.tell(status) is not None:
                 log.warning("forward_auth_refused", url=self._config.url, status=status)
             return self._refused(now + min(cache, REFUSED_SECONDS), status)
-        if not 200 <= status < 300:
+        if status >= 500:
             raise FetchError(f"answered {status}")
+        if not 200 <= status < 300:
+            raise Undecided(f"answered {status}")
         said = _said(body)
         opened = question.channels
         if said.channels is not None:
@@ -218,11 +223,17 @@ class ForwardAuth:
         told = (question.channels, sorted(headers.items()))
         return hashlib.sha256(msgspec.json.encode(told)).digest()
 
-    def _outage(self, question: Question, why: str) -> Grant:
+    def _outage(self, question: Question, error: FetchError) -> Grant:
+        """Return what `on_outage` grants. Raises Forbidden or Unavailable.
+
+        ``open`` is for an endpoint that is away. One that answers may send strangers to a login page,
+        or refuse those who ask too often, and neither may let them in.
+        """
+        why = str(error)
         self._metrics.forward_requests.labels("outage").inc()
         if self._seldom.tell(why) is not None:
             log.error("forward_auth_down", url=self._config.url, error=why, answer=self._config.on_outage)
-        if self._config.on_outage == "open":
+        if self._config.on_outage == "open" and not isinstance(error, Undecided):
             return Grant(opened=frozenset(question.channels))
         if self._config.on_outage == "refuse":
             raise Forbidden("whoever decides about this channel cannot be asked", code="auth_unavailable")
@@ -240,11 +251,25 @@ def _settled(answer: _Answer) -> Grant:
     raise error
 
 
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    """Return the body of a 2xx, and nothing of another answer's. Raises Undecided where it is too long."""
+    if not 200 <= answer.status < 300:
+        return b""
+    try:
+        return await read(answer)
+    except FetchError as error:
+        raise Undecided(str(error)) from None
+
+
 def _said(body: bytes) -> _Said:
+    """Return what a 2xx says; an empty body says yes, and no more. Raises Undecided."""
     if not body.strip():
         return _Said()
     try:
-        return msgspec.json.decode(body, type=_Said)
-    except msgspec.MsgspecError:
-        # A page that says 200 to everybody is no decision.
-        raise FetchError("answered 2xx with a body that is not JSON of subject, channels, expires") from None
+        members = msgspec.json.decode(body, type=dict[str, Any])
+        if not members.keys().isdisjoint(_Said.__struct_fields__):
+            return msgspec.convert(members, _Said)
+    except (msgspec.MsgspecError, RecursionError):
+        pass
+    # A page that says 200 to everybody, or {"allowed": false}, is no decision.
+    raise Undecided("answered 2xx with a body that is not JSON of subject, channels, expires")

@@ -88,6 +88,11 @@ ANSWERS: list[tuple[int, Any, int | str]] = [
     (403, "<html>no</html>", 403),
     (200, "<html>welcome</html>", "auth_unavailable"),
     (200, {"channels": "room.1"}, "auth_unavailable"),
+    (200, {"allowed": False}, "auth_unavailable"),
+    (200, {}, "auth_unavailable"),
+    (200, [], "auth_unavailable"),
+    (200, "[" * 100_000, "auth_unavailable"),
+    (200, {"subject": "7", "allowed": True}, 200),
     (200, "x" * 300_000, "auth_unavailable"),
     (302, None, "auth_unavailable"),
     (400, None, 403),
@@ -129,6 +134,20 @@ async def test_an_outage_has_the_answer_that_the_file_says(on_outage: str, expec
             assert (await stream.next()).type == ("stream.open" if on_outage == "open" else "stream.close")
         assert await gateway.metric('forward_auth_total{result="outage"}') == 1
         endpoint.gate.set()
+
+
+async def test_an_endpoint_that_answers_opens_nothing_without_a_decision() -> None:
+    """on_outage: open is for one that is away: a login page or a 429 that a stranger caused must let nobody in."""
+    async with deciding(on_outage="open") as (gateway, endpoint):
+        for number, (endpoint.status, endpoint.body, expected) in enumerate(ANSWERS):
+            case = (endpoint.status, str(endpoint.body)[:50])
+            stream = await gateway.open("/events/room.1", {"Cookie": str(number)})
+            if isinstance(expected, int):
+                assert stream.status == expected, case
+            else:
+                opened = (await stream.next()).type == "stream.open"
+                assert opened == (endpoint.status >= 500), case
+            stream.close()
 
 
 async def test_answers_are_remembered_by_what_was_asked() -> None:
