@@ -20,10 +20,13 @@ from tests.support.node import Node
 from tests.support.redis import RedisServer, redis_server
 
 ACK: dict[str, Any] = {"ack": {"interval": "1s", "timeout": "1s", "retry_limit": 2}}
-PATIENT: dict[str, Any] = {"ack": {"interval": "1s", "timeout": "10m", "retry_limit": 2}}
+PATIENT: dict[str, Any] = {
+    "ack": {"interval": "1s", "timeout": "10m", "retry_limit": 2},
+    "timeouts": {"request": "10m"},
+}
 """Nobody is closed, however slow the machine is."""
 
-OFTEN: dict[str, Any] = {"ack": {"interval": "300ms", "timeout": "10m", "retry_limit": 2}}
+OFTEN: dict[str, Any] = {**PATIENT, "ack": {"interval": "300ms", "timeout": "10m", "retry_limit": 2}}
 """The same with `ack.SHORTEST` moved out of the way."""
 
 PATIENCE = 3.0
@@ -46,7 +49,7 @@ class Answering:
     def __init__(self, stream: Stream, bases: Sequence[str]) -> None:
         self.stream = stream
         self.bases = bases
-        self.statuses: list[int] = []
+        self._statuses: list[int] = []
         self.sent: list[tuple[str, str]] = []
         """Path and nonce of each answer."""
         self._connection = stream.messages[0].json["connection"]
@@ -65,7 +68,14 @@ class Answering:
         self.sent.append((path, nonce))
         base = self.bases[len(self.sent) % len(self.bases)]
         async with session.post(base + path, data=nonce) as answer:
-            self.statuses.append(answer.status)
+            self._statuses.append(answer.status)
+
+    @property
+    def statuses(self) -> list[int]:
+        """What its answers were answered. Raises what ended it, if something did."""
+        if self._task.done() and not self._task.cancelled():
+            self._task.result()
+        return self._statuses
 
     @property
     def is_open(self) -> bool:
