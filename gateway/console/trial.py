@@ -16,7 +16,7 @@ from gateway.config.catalog import Catalog, Match
 from gateway.errors import BadRequest, NotFound, Rejected, RequestTimeout
 from gateway.event import Cursor, Draft, EventId, Fence
 from gateway.http.responses import json_response
-from gateway.http.subscribe import STREAM_HEADERS
+from gateway.http.subscribe import HEADERS
 from gateway.hub.replay import NOW
 from gateway.hub.subscription import Subscription
 from gateway.sources.router import Router
@@ -60,7 +60,7 @@ class Trial:
         with self.streams.reserve(subscription, may_ask=False) as place:
             opening = await self.streams.opening(subscription, NOW)
             first = place.first((match.name,), opening)
-            response, stream = await take_over(request, STREAM_HEADERS, first, lambda: place.take(opening))
+            response, stream = await take_over(request, HEADERS, first, lambda: place.take(opening))
             if stream is not None:
                 self.streams.begin(stream, opening, len(subscription.frame(first)))
         return response

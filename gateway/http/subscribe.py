@@ -39,10 +39,28 @@ HEADERS: Mapping[str, str] = {
     "X-Accel-Buffering": "no",  # nginx would hold the stream back
 }
 
-STREAM_HEADERS = {**HEADERS, hdrs.CONNECTION: "close"}
-"""Of a stream: its end is the connection's, and a proxy that pools connections must know (RFC 9112 §9.6)."""
+HEADERS_TO_PROXIES: Mapping[str, str] = {**HEADERS, hdrs.CONNECTION: "close"}
+"""To a proxy, which may keep a pool of connections: a stream's end is its connection's (RFC 9112 §9.6).
 
-_CHUNKED = {**STREAM_HEADERS, hdrs.TRANSFER_ENCODING: "chunked"}
+Not to a client itself: told so, Node's fetch takes a connection that breaks for the end of the stream, and
+clients that come back after errors only (fetch-event-source) would stay away: docs/decisions/0019.
+"""
+
+_CHUNKED = {hdrs.TRANSFER_ENCODING: "chunked"}
+_HEADERS_CHUNKED = {**HEADERS, **_CHUNKED}
+_HEADERS_TO_PROXIES_CHUNKED = {**HEADERS_TO_PROXIES, **_CHUNKED}
+
+
+def stream_headers(ask: Ask) -> Mapping[str, str]:
+    """Return the headers of a stream, but for those of CORS and of its framing."""
+    return HEADERS if ask.forwarded is None else HEADERS_TO_PROXIES
+
+
+def _framed_headers(ask: Ask) -> Mapping[str, str]:
+    if not ask.chunked:
+        return stream_headers(ask)
+    return _HEADERS_CHUNKED if ask.forwarded is None else _HEADERS_TO_PROXIES_CHUNKED
+
 
 MAX_LOGGED = 200
 """Characters of a client's own words that a log line holds."""
@@ -87,7 +105,7 @@ class Subscribe:
             with place:
                 opening = await self.ready(place, start)
                 first = place.first(ask.channels, opening)
-                headers = {**STREAM_HEADERS, **self.cors.headers(ask)}
+                headers = {**stream_headers(ask), **self.cors.headers(ask)}
                 response, stream = await take_over(request, headers, first, lambda: place.take(opening))
                 if stream is not None:
                     self._begun(ask, place, stream, opening, len(place.subscription.frame(first)))
@@ -175,8 +193,7 @@ class Subscribe:
             stream = place.take(opening)
             transport.set_protocol(stream)
             stream.connection_made(transport)
-            headers = _CHUNKED if ask.chunked else STREAM_HEADERS
-            transport.write(head(200, headers, self.cors.headers(ask)) + frame)
+            transport.write(head(200, _framed_headers(ask), self.cors.headers(ask)) + frame)
             self._begun(ask, place, stream, opening, len(frame))
 
     def refuse(self, ask: Ask, error: GatewayError) -> Answer:

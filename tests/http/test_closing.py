@@ -9,13 +9,14 @@ from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, gateway_running
 
 HOST = " HTTP/1.1\r\nHost: gateway\r\n"
+PROXY = "X-Forwarded-For: 203.0.113.9\r\n"
 NEXT = f"GET /client.js{HOST}\r\n".encode()
 ANSWERED = b"Content-Type: text/javascript"
 
 REQUESTS = {
-    "a stream": f"GET /events/orders{HOST}",
-    "a stream by way of aiohttp": f"GET /events/orders{HOST}Content-Length: 0\r\n",
-    "a stream of HTTP/1.0": "GET /events/orders HTTP/1.0\r\nHost: gateway\r\n",
+    "a stream": f"GET /events/orders{HOST}{PROXY}",
+    "a stream by way of aiohttp": f"GET /events/orders{HOST}{PROXY}Content-Length: 0\r\n",
+    "a stream of HTTP/1.0": f"GET /events/orders HTTP/1.0\r\nHost: gateway\r\n{PROXY}",
     "a stream that is refused": f"GET /events/nothing{HOST}",
     "the same by way of aiohttp": f"GET /events/nothing{HOST}Content-Length: 0\r\n",
     "a stream without a channel": f"GET /events{HOST}",
@@ -96,6 +97,17 @@ async def test_every_answer_before_an_end_says_so() -> None:
             if says_so == goes_on:
                 wrong.append((name, says_so, goes_on, head[:200], rest[-200:]))
         assert not wrong
+
+
+async def test_a_client_itself_is_not_told(gateway: Gateway) -> None:
+    """Node's fetch would take a broken connection for the end of the stream, and some clients stay away then."""
+    for more in ("", "Content-Length: 0\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(f"GET /events/orders{HOST}{more}\r\n".encode())
+        async with safety_net():
+            head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        assert b"text/event-stream" in head and b"\r\nconnection:" not in head.lower()
 
 
 async def test_streams_that_are_not_let_in_say_so_too() -> None:
