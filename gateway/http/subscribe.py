@@ -46,9 +46,9 @@ Not to a client itself: told so, Node's fetch takes a connection that breaks for
 clients that come back after errors only (fetch-event-source) would stay away: docs/decisions/0019.
 """
 
-_CHUNKED = {hdrs.TRANSFER_ENCODING: "chunked"}
-_HEADERS_CHUNKED = {**HEADERS, **_CHUNKED}
-_HEADERS_TO_PROXIES_CHUNKED = {**HEADERS_TO_PROXIES, **_CHUNKED}
+_CHUNKED: Mapping[str, str] = {hdrs.TRANSFER_ENCODING: "chunked"}
+_HEADERS_CHUNKED: Mapping[str, str] = {**HEADERS, **_CHUNKED}
+_HEADERS_TO_PROXIES_CHUNKED: Mapping[str, str] = {**HEADERS_TO_PROXIES, **_CHUNKED}
 
 
 def stream_headers(ask: Ask) -> Mapping[str, str]:
