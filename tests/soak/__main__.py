@@ -20,7 +20,7 @@ users with a ticket, posts with idempotency keys, signed posts, Redis streams th
 are used once, strangers with unknown origins, channels and tokens. It is looked at from inside: every container that an
 object of the gateway holds, every kind of object, and every table or key of its log. *Warmed up* is the largest of the
 second third of the run, *at the end* of the last third, *idle* a while after the load ended. What is larger at the end by
-more than a tenth **grows**, and the run fails. Caches fill up to their bounds and stay full. So that each is full before
+more than a tenth, and stays so when idle, **grows**, and the run fails. Caches fill up to their bounds and stay full. So that each is full before
 the second third, they may hold {caches} entries here in place of their own bounds (0: their own), logs remember a quiet
 channel for seconds in place of a day, and pub/sub keeps seconds of records in place of a minute.
 

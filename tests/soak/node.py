@@ -31,7 +31,11 @@ WEIGHED = 100
 def report(file: Path) -> None:
     """Write what this process holds, as one change of the file."""
     gc.collect()
-    kinds = Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
+    kinds = Counter(
+        f"{type(each).__module__}.{type(each).__qualname__}"
+        for each in gc.get_objects()
+        if type(each).__module__.startswith("gateway.")
+    )
     held = {
         "containers": sizes("gateway"),
         "bytes": weigh("gateway", WEIGHED),
