@@ -146,7 +146,7 @@ def _as_redis_errors() -> Iterator[None]:
 def _cancellation_kept() -> Iterator[None]:
     """Raise a cancellation that redis-py lost: while it connects, it may go on, or raise another error.
 
-    Else the task that was cancelled goes on, and whoever stops it waits for a timeout.
+    Otherwise the cancelled task goes on, and its caller waits for a timeout.
     """
     task = asyncio.current_task()
     assert task is not None

@@ -1,4 +1,4 @@
-"""A node is told to stop: how evenly do its clients come back?"""
+"""How evenly the clients of a node that is stopped reconnect."""
 
 import asyncio
 import re

@@ -325,9 +325,9 @@ class Store:
         return deleted, until == floor
 
     def _drop(self, keys: Sequence[int], now: int) -> None:
-        """Delete those of some channels' rows that hold nothing any more and were not written to for long.
+        """Delete the rows in ``keys`` of channels that hold nothing and were idle for `CHANNEL_KEPT_MS`.
 
-        A client that comes back with an id from before that is told a gap on any channel without a row.
+        A client that resumes with an older id receives a gap on any channel without a row.
         """
         old = (now - CHANNEL_KEPT_MS) << SEQ_BITS
         marks = ",".join("?" * len(keys))

@@ -77,7 +77,7 @@ class StreamReader:
         self._count = FIRST_BATCH
         self._has_more = False
         self._looks: deque[bytes] = deque()
-        """The streams in the order in which they are looked after; some have gone since."""
+        """The streams in the order in which they are looked after, each once."""
         self._waiting: dict[bytes, int] = {}
 
     async def probe(self) -> None:
@@ -193,7 +193,6 @@ class StreamReader:
     async def _look_after(self, fence: Fence) -> None:
         """See what became of the streams that gave nothing, and how much waits; some of them, in turns."""
         keys = self._next_looks()
-        self._looks += keys
         for key, info in zip(keys, await self._servers.infos(keys), strict=True):
             found = info if isinstance(info, StreamInfo) else None
             before = self._places[key]
@@ -204,6 +203,7 @@ class StreamReader:
                 del self._places[key]  # a scan finds it when it is there again
                 self._earlier.pop(key, None)
                 continue
+            self._looks.append(key)  # once for each stream: one that is gone is added when it is found again
             place, missing = at_rest(before, found)
             if place != before:
                 gap = self._gap(text(key), before, missing)
@@ -213,12 +213,7 @@ class StreamReader:
         self._feed.lags(sum(self._waiting.values()))
 
     def _next_looks(self) -> list[bytes]:
-        keys: list[bytes] = []
-        while self._looks and len(keys) < LOOKS:
-            key = self._looks.popleft()
-            if key in self._places:
-                keys.append(key)
-        return keys
+        return [self._looks.popleft() for _ in range(min(LOOKS, len(self._looks)))]
 
     # Reading.
 

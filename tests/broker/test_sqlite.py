@@ -300,7 +300,7 @@ def names(path: Path) -> set[str]:
 async def test_channels_of_users_who_left_leave_no_row(
     broker: SqliteBroker, other: SqliteBroker, tmp_path: Path, clock: Clock
 ) -> None:
-    """A channel per user would make the file grow for ever; whoever comes back after a day is told a gap."""
+    """A channel per user would make the file grow for ever; a client that resumes after a day receives a gap."""
     keep, path = Retention(1000, age_ms=1000), tmp_path / "log.db"
     follower = Follower(other)
     ((first,), *_) = [await broker.append([draft(name, retention=keep)]) for name in ("u.1", "u.2", "u.3")]

@@ -436,7 +436,7 @@ async def test_streams_that_are_gone_leave_nothing_in_the_log(
                 assert await payloads(stream, 1) == [1]
                 await eventually(lambda: _has(gateway, "s/room:0"))
                 client.delete(*(f"room:{number}" for number in range(1, 120)))
-                # What one of them held unread nobody can know, so its readers are told.
+                # How many entries were unread cannot be known, so its clients receive a gap.
                 assert (await stream.until("stream.gap")).json["reason"] == "source_interrupted"
             await eventually(lambda: _only(gateway, {"*room:*", "room:0", "orders"}))
 
@@ -464,6 +464,30 @@ async def test_a_stream_that_is_gone_is_noticed_while_others_come(
                 return not await _has(gateway, "s/room:first")
 
             await eventually(is_forgotten)
+
+
+async def test_a_stream_that_comes_and_goes_is_looked_after_once(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time that a key is written again it would have one more turn, for ever."""
+    turns: list[list[bytes]] = []
+
+    def noted(reader: stream_reader.StreamReader) -> list[bytes]:
+        turns.append(list(reader._looks))
+        return original(reader)
+
+    original = stream_reader.StreamReader._next_looks
+    monkeypatch.setattr(stream_reader.StreamReader, "_next_looks", noted)
+    async with gateway_running(config(redis.url)) as gateway:
+        await leads(gateway)
+        with adding(redis) as add, contextlib.closing(redis.client()) as client:
+            for _ in range(3):
+                add("room:1", payload="1")
+                await eventually(lambda: _has(gateway, "s/room:1"))
+                client.delete("room:1")
+                await eventually(lambda: _only(gateway, {"*room:*", "orders"}))
+    assert any(b"room:1" in keys for keys in turns)
+    assert all(len(keys) == len(set(keys)) for keys in turns)
 
 
 async def test_streams_that_disappear_while_nobody_reads(redis: RedisServer, tmp_path: Path) -> None:
