@@ -53,11 +53,15 @@ SEQ_BITS = 20
 """Low bits of a packed id."""
 
 _PACKED_SEQ = (1 << SEQ_BITS) - 1
+_PACKED_MS = 2**43 - 1
+
+MAX_PACKED = 2**63 - 1
+"""No packed id is greater."""
 
 
 def pack(id: EventId) -> int:
     """Return an id as one integer of 63 bits in the same order; ids that no log gives are clipped."""
-    ms: int = min(id.ms, 2**43 - 1)
+    ms: int = min(id.ms, _PACKED_MS)
     return (ms << SEQ_BITS) | min(id.seq, _PACKED_SEQ)
 
 

@@ -11,7 +11,7 @@ what it held and no timer exists.
 """
 
 import heapq
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count, islice
@@ -168,12 +168,15 @@ class History(Generic[T]):
         log = self._logs.get(channel)
         return between(log.items, after, until, limit, log.start) if log is not None else []
 
-    def newest(self, channel: str, count: int) -> list[T]:
-        """Return the last ``count`` items, oldest first."""
+    def newest(self, channel: str, first: EventId, before: EventId | None, count: int) -> list[T]:
+        """Return the last ``count`` items with ``first <= id < before`` (None: no bound), oldest first."""
         log = self._logs.get(channel)
         if log is None or count <= 0:
             return []
-        return log.items[max(log.start, len(log.items) - count) :]
+        items, start = log.items, log.start
+        low = bisect_left(items, first, lo=start, key=_id_of)
+        high = len(items) if before is None else bisect_left(items, before, lo=low, key=_id_of)
+        return items[max(low, high - count) : high]
 
     def open(self, channel: str, floor: EventId) -> None:
         """Begin to hold a channel that is whole from ``floor`` on."""

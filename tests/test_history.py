@@ -71,7 +71,7 @@ def test_what_is_left_and_what_is_told_as_lost(plan: list[tuple[str, int, int]],
                 if retention.age_ms is None or thing.id.ms + retention.age_ms > clock.now
             ]
             assert left == young[max(0, len(young) - retention.events) :]
-        assert history.newest(channel, 2) == left[-2:]
+        assert history.newest(channel, EventId(0, 0), None, 2) == left[-2:]
     assert held == history.bytes
 
 

@@ -42,6 +42,9 @@ CHANNEL_KEPT_MS = 86_400_000
 A client that comes back later, with an id from before, receives a gap on any channel that is forgotten.
 """
 
+RECENT_IDS = 2000
+"""Ids that one `Broker.recent` returns at the most: 6 ms of Redis, at 3 us for each event of 1 KB."""
+
 Deliver = Callable[[Sequence[Event]], None]
 Lost = Callable[[EventId], None]
 
@@ -63,6 +66,27 @@ class Page:
     """The id asked for; or a later one, if events up to there were dropped."""
     more: bool = False
     """True if the limit cut the page; read on after ``events[-1].id``."""
+
+
+class Span(NamedTuple):
+    """A part of one channel's history: the newest ``limit`` events with ``first <= id < before``."""
+
+    channel: str
+    first: EventId
+    before: EventId | None
+    """None: up to the newest event."""
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The ids of a span's newest events, packed (`gateway.event.pack`), the newest first."""
+
+    ids: Sequence[int]
+    floor: int
+    """Packed: the channel holds no event up to this id any more, though ``ids`` may name some."""
+    is_cut: bool
+    """Whether the span may hold older ones: there are ``limit`` of them, or the answer was full."""
 
 
 class Broker(ABC):
@@ -114,10 +138,11 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    async def newest(self, channels: Sequence[str], count: int) -> EventId:
-        """Return the id after which lie exactly the last ``count`` events of these channels that are kept.
+    async def recent(self, spans: Sequence[Span]) -> Sequence[Recent]:
+        """Return the ids of the newest events in each span, without the events.
 
-        Where fewer are kept, the id lies before all of them. Raises Unavailable. Cancelling is safe.
+        All answers together hold at most `RECENT_IDS` ids; where that is too few, the later spans get fewer.
+        Raises Unavailable. Cancelling is safe.
         """
 
     @abstractmethod

@@ -3,10 +3,10 @@
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from gateway.broker.base import DEDUPLICATION_KEYS, Broker, Deliver, Lost, Page
+from gateway.broker.base import DEDUPLICATION_KEYS, RECENT_IDS, Broker, Deliver, Lost, Page, Recent, Span
 from gateway.broker.memory_board import MemoryBoard
 from gateway.clock import unix_ms
-from gateway.event import GONE, NOTICE, Cursor, Draft, Event, EventId, Fence
+from gateway.event import GONE, NOTICE, Cursor, Draft, Event, EventId, Fence, pack
 from gateway.history import History
 
 EVENT_OVERHEAD = 400
@@ -96,13 +96,17 @@ class MemoryBroker(Broker):
             pages[channel] = Page(events[:limit], floor, more=len(events) > limit)
         return pages
 
-    async def newest(self, channels: Sequence[str], count: int) -> EventId:
+    async def recent(self, spans: Sequence[Span]) -> Sequence[Recent]:
         self._history.expire()
-        found = sorted(event.id for channel in channels for event in self._history.newest(channel, count))
-        if not found or count <= 0:
-            return self._head
-        first = found[-count] if len(found) >= count else found[0]
-        return EventId(first.ms, first.seq - 1) if first.seq else EventId.before(first.ms)
+        answers: list[Recent] = []
+        room = RECENT_IDS
+        for span in spans:
+            count = min(span.limit, room)
+            events = self._history.newest(span.channel, span.first, span.before, count)
+            ids = [pack(event.id) for event in reversed(events)]
+            room -= len(ids)
+            answers.append(Recent(ids, pack(self._history.floor(span.channel)), len(ids) == count))
+        return answers
 
     async def latest(self) -> EventId:
         return self._head

@@ -39,7 +39,7 @@ from redis.exceptions import (
 )
 
 from gateway.backoff import Backoff
-from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
+from gateway.broker.base import Batch, Broker, Deliver, Lost, Page, Recent, Span
 from gateway.broker.redis_board import RedisBoard
 from gateway.broker.redis_pool import Pool, close
 from gateway.broker.redis_store import CONFIRMATIONS, FENCED, Store, events_of, parse
@@ -163,10 +163,9 @@ class RedisBroker(Broker):
         async with self._call() as client:
             return await self._store.read(client, after, until, limit, self._known, self._clock())
 
-    async def newest(self, channels: Sequence[str], count: int) -> EventId:
+    async def recent(self, spans: Sequence[Span]) -> Sequence[Recent]:
         async with self._call() as client:
-            found = await self._store.newest(client, channels, count, self._known, self._clock())
-            return await self._store.head(client) if found is None else found
+            return await self._store.recent(client, spans, self._clock())
 
     async def latest(self) -> EventId:
         async with self._call() as client:

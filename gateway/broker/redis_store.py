@@ -19,8 +19,16 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from gateway.broker.base import CHANNEL_KEPT_MS, DEDUPLICATION_KEYS, Batch, Page
-from gateway.event import Event, EventId, Fence
+from gateway.broker.base import (
+    CHANNEL_KEPT_MS,
+    DEDUPLICATION_KEYS,
+    RECENT_IDS,
+    Batch,
+    Page,
+    Recent,
+    Span,
+)
+from gateway.event import Event, EventId, Fence, pack
 
 log = structlog.get_logger("gateway.broker")
 
@@ -73,6 +81,7 @@ class Store:
         scripts = files("gateway.broker")
         bounds = f"local KEYS_KEPT, CHANNEL_KEPT = {DEDUPLICATION_KEYS}, {CHANNEL_KEPT_MS}\n"
         self._append = bounds + scripts.joinpath("append.lua").read_text()
+        self._recent = scripts.joinpath("recent.lua").read_text()
         self._lease = scripts.joinpath("lease.lua").read_text()
 
     async def append(
@@ -129,21 +138,19 @@ class Store:
             for (name, id), rows, last in zip(after.items(), found, lasts, strict=True)
         }
 
-    async def newest(
-        self, client: Redis, channels: Sequence[str], count: int, known: EventId, now: int
-    ) -> EventId | None:
-        """Return what `gateway.broker.base.Broker.newest` promises; None where nothing is kept."""
-        _, lasts = await self._lasts(client, channels, known)
-        pipe = client.pipeline(transaction=False)
-        for name, last in zip(channels, lasts, strict=True):
-            pipe.xrevrange(f"{self.base}h:{name}", "+", f"({last.expired(now)}", max(count, 1))
-        found = await pipe.execute(raise_on_error=False)
-        ids = sorted(parse(row[0]) for rows in found if not isinstance(rows, Exception) for row in rows)
-        newest = ids[-count:] if count > 0 else []
-        if not newest:
-            return None
-        ms, seq = newest[0]
-        return EventId(ms, seq - 1) if seq else EventId.before(ms)
+    async def recent(self, client: Redis, spans: Sequence[Span], now: int) -> list[Recent]:
+        """Return what `gateway.broker.base.Broker.recent` promises."""
+        arguments: list[Any] = [self.base, RECENT_IDS]
+        for span in spans:
+            before = "" if span.before is None else str(span.before)
+            arguments += [span.channel, str(span.first), before, span.limit]
+        answer = await client.register_script(self._recent)(keys=[self.log_key], args=arguments)
+        return [
+            Recent(
+                [pack(parse(id)) for id in ids.split()], pack(_Last.parse(last).expired(now)), bool(is_cut)
+            )
+            for ids, last, is_cut in answer
+        ]
 
     async def check_back(self, client: Redis, channel: str, id: EventId) -> bool:
         """Tell whether the log still knows of a stored event; if not, mark what is older as not whole.

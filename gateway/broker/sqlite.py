@@ -28,7 +28,7 @@ from typing import TypeVar
 
 import structlog
 
-from gateway.broker.base import Batch, Broker, Deliver, Lost, Page
+from gateway.broker.base import Batch, Broker, Deliver, Lost, Page, Recent, Span
 from gateway.broker.sqlite_board import SqliteBoard, boot_id, boot_time
 from gateway.broker.sqlite_nudges import Nudges
 from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store
@@ -176,9 +176,9 @@ class SqliteBroker(Broker):
         first, last, now = {name: pack(id) for name, id in after.items()}, pack(until), self._clock()
         return await self._ask(lambda store: store.read(first, last, limit, now))
 
-    async def newest(self, channels: Sequence[str], count: int) -> EventId:
+    async def recent(self, spans: Sequence[Span]) -> Sequence[Recent]:
         now = self._clock()
-        return await self._ask(lambda store: store.newest(channels, count, now))
+        return await self._ask(lambda store: store.recent(spans, now))
 
     async def latest(self) -> EventId:
         return unpack(await self._ask(lambda store: store.head()))

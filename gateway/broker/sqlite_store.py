@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.broker import sqlite_board as board
-from gateway.broker.base import CHANNEL_KEPT_MS, DEDUPLICATION_KEYS, Batch, Page
+from gateway.broker.base import CHANNEL_KEPT_MS, DEDUPLICATION_KEYS, RECENT_IDS, Batch, Page, Recent, Span
 from gateway.errors import Fenced
-from gateway.event import GONE, SEQ_BITS, Event, EventId, Fence, Retention, unpack
+from gateway.event import GONE, MAX_PACKED, SEQ_BITS, Event, EventId, Fence, Retention, pack, unpack
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
 VERSION = 5
@@ -231,19 +231,24 @@ class Store:
         events = [_event(row) for row in rows[:limit]]
         return Page(events, unpack(max(after, floor)), more=len(rows) > limit)
 
-    def newest(self, channels: Sequence[str], count: int, now: int) -> EventId:
-        """Return what `gateway.broker.base.Broker.newest` promises."""
-        found: list[int] = []
-        for name in channels:
-            key, floor, expired = self._floor(name, now)
-            rows = self.db.execute(
-                "SELECT id FROM events INDEXED BY events_by_channel"
-                " WHERE channel = ? AND id > ? AND kept ORDER BY id DESC LIMIT ?",
-                (key, max(floor, expired), count),
-            )
-            found += [row[0] for row in rows]
-        newest = sorted(found)[-count:] if count > 0 else []
-        return unpack(newest[0] - 1 if newest else self.head())
+    def recent(self, spans: Sequence[Span], now: int) -> list[Recent]:
+        """Return what `gateway.broker.base.Broker.recent` promises."""
+        answers: list[Recent] = []
+        room = RECENT_IDS
+        with self._snapshot():
+            for span in spans:
+                key, floor, expired = self._floor(span.channel, now)
+                count = min(span.limit, room)
+                before = MAX_PACKED if span.before is None else pack(span.before)
+                rows = self.db.execute(
+                    "SELECT id FROM events INDEXED BY events_by_channel"
+                    " WHERE channel = ? AND id >= ? AND id < ? AND kept ORDER BY id DESC LIMIT ?",
+                    (key, pack(span.first), before, count),
+                ).fetchall()
+                ids = [row[0] for row in rows]
+                room -= len(ids)
+                answers.append(Recent(ids, max(floor, expired), len(ids) == count))
+        return answers
 
     def cursor(self, source: str) -> str | None:
         """Return a source's position."""

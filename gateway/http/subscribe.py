@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import structlog
@@ -156,6 +156,8 @@ class Subscribe:
             authorize(wanted.matches, grant)
         subscription = query.subscription(ask, wanted.matches)
         start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
+        if start.last is not None and wanted.caller.address is not None:
+            start = replace(start, address=unit(wanted.caller.address))
         hold = self.limits.hold(wanted.caller, grant, query.client(ask))
         try:
             place = self.streams.reserve(subscription, hold, heartbeat_events=heartbeat_events)

@@ -8,7 +8,7 @@ needs. So the reads grow with the channels and with time, and not with the clien
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -21,13 +21,22 @@ from gateway.history import between, merged
 from gateway.hub.entry import Entry
 
 READ = 512
-"""Events of one channel that one read asks for, as long as it asks for few channels."""
+"""Most events of one channel in one read."""
 
-LEAST = 16
-"""Events of one channel that a read of many channels asks for."""
+EVENTS = 4096
+"""Most events of all channels in one read."""
+
+START_EVENTS = 512
+"""The same before anything is known of the size of events."""
+
+READ_BYTES = 8 * 1024 * 1024
+"""Payload bytes that one read aims for: those that bring more are followed by reads of fewer events."""
 
 CHANNELS = 500
-"""Channels that one read asks for."""
+"""Most channels in one read."""
+
+WANTED = 20_000
+"""Channels that may wait for a read."""
 
 FLIGHTS = 8
 """Reads that may be under way at once."""
@@ -99,7 +108,8 @@ class Reads:
         self._flying: dict[str, _Flying] = {}
         self._until = EventId(0, 0)
         self._next: asyncio.Task[None] | None = None
-        self._questions: dict[Hashable, asyncio.Task[Any]] = {}
+        self._latest: asyncio.Task[EventId] | None = None
+        self._events = START_EVENTS
         self._slots = asyncio.Semaphore(FLIGHTS)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -135,23 +145,23 @@ class Reads:
                 flights.add(flying.task)
                 continue
             want = self._wants.get(name)
+            if self._next is None:
+                self._next = self._own(self._fly())
+            if want is None and len(self._wants) >= WANTED:
+                raise Unavailable("too many streams wait for the log")
             if want is None or want.declared.form is not declared.form:  # who wanted the other one asks again
                 want = self._wants[name] = _Want(declared, after)
             want.after = min(want.after, self._further(name, after))
-            if self._next is None:
-                self._next = self._own(self._fly())
             flights.add(self._next)
         self._until = max(self._until, until)
         for flight in flights:
             await asyncio.shield(flight)
 
-    async def newest(self, channels: tuple[str, ...], count: int) -> EventId:
-        """Return what `Broker.newest` does. Raises Unavailable. Cancelling is safe."""
-        return await self._ask((channels, count), lambda: self._broker.newest(channels, count))
-
     async def latest(self) -> EventId:
         """Return what `Broker.latest` does. Raises Unavailable. Cancelling is safe."""
-        return await self._ask("latest", self._broker.latest)
+        if self._latest is None:
+            self._latest = self._own(self._ask_latest())
+        return await asyncio.shield(self._latest)
 
     async def close(self) -> None:
         """End what is under way; harmless when repeated."""
@@ -183,7 +193,7 @@ class Reads:
         async with self._slots:
             task, self._next = self._next, None  # from here on, whoever wants more waits for another one
             assert task is not None
-            names = list(islice(self._wants, CHANNELS))
+            names = list(islice(self._wants, min(CHANNELS, self._events)))
             wants = {name: self._wants.pop(name) for name in names}
             until = self._until
             flying = {
@@ -192,17 +202,27 @@ class Reads:
             self._flying.update(flying)
             try:
                 # Few of each where many channels are asked for: a flight must not fill the memory.
-                limit = max(LEAST, READ * 8 // max(8, len(wants)))
+                limit = min(READ, self._events // len(wants))
                 after = {name: want.after for name, want in wants.items()}
                 pages = await _bounded(self._broker.read(after, until, limit))
             finally:
                 for name, each in flying.items():
                     if self._flying.get(name) is each:
                         del self._flying[name]
+        self._learn(pages)
         now = asyncio.get_running_loop().time()
         for name, page in pages.items():
             self._file(name, wants[name], page, until, now)
         self._shrink(len(pages))
+
+    def _learn(self, pages: Mapping[str, Page]) -> None:
+        """Let the next read ask for as many events of this read's kind as `READ_BYTES` hold."""
+        events = sum(len(page.events) for page in pages.values())
+        size = sum(len(event.payload) for page in pages.values() for event in page.events)
+        if size > READ_BYTES:
+            self._events = max(1, events * READ_BYTES // size)
+        elif 2 * events >= self._events and 2 * size < READ_BYTES:
+            self._events = min(EVENTS, 2 * self._events)
 
     def _file(self, name: str, want: _Want, page: Page, until: EventId, now: float) -> None:
         entries = [Entry(event, want.declared) for event in page.events]
@@ -239,20 +259,10 @@ class Reads:
     def _drop(self, name: str) -> None:
         self._bytes -= self._shelves.pop(name).bytes
 
-    async def _ask(self, key: Hashable, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask the broker once for all who ask the same before it is asked."""
-
-        async def ask() -> T:
-            async with self._slots:
-                # An answer from before somebody asked might be too old for him.
-                del self._questions[key]
-                return await _bounded(question())
-
-        task = self._questions.get(key)
-        if task is None:
-            task = self._questions[key] = self._own(ask())
-        answer: T = await asyncio.shield(task)
-        return answer
+    async def _ask_latest(self) -> EventId:
+        async with self._slots:
+            self._latest = None  # an answer from before a request came might be too old for it
+            return await _bounded(self._broker.latest())
 
     def _own(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name="log read")

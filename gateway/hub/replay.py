@@ -28,6 +28,7 @@ from gateway.hub.audience import MAX_FRAME, Member
 from gateway.hub.entry import Entry
 from gateway.hub.hub import Hub
 from gateway.hub.reads import Reads, View
+from gateway.hub.recent_ids import RecentIds
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
 from gateway.sse import gap_block
@@ -76,6 +77,8 @@ class Start:
     after: EventId | None = None
     last: int | None = None
     resumes: bool = False
+    address: str | None = None
+    """Whose request it is, where the log must be asked for the last events: addresses take turns."""
 
 
 NOW = Start()
@@ -101,6 +104,7 @@ class Replay:
         self._hub = hub
         self._metrics = metrics
         self._reads = Reads(broker)
+        self._recent = RecentIds(broker)
         self._tasks: set[asyncio.Task[None]] = set()
         hub.on_behind = self.catch_up
 
@@ -126,7 +130,9 @@ class Replay:
             return opening
         head = self._hub.head
         if start.last is not None:
-            cursor = min(await self._reads.newest(subscription.channels, start.last), head)
+            kept = {match.name: match.declared.retention.events for match in subscription.matches}
+            found = await self._recent.after(kept, start.last, start.address)
+            cursor = head if found is None else min(found, head)
             # Nothing was promised about what lies further back, so what is gone there is not told.
             view = await self._view(subscription, cursor, head)
             return Opening(head, cursor, "none", cursor, told=view.floors)
@@ -178,6 +184,7 @@ class Replay:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._reads.close()
+        await self._recent.close()
 
     async def _view(self, subscription: Subscription, after: EventId, until: EventId) -> View:
         """Read the first events of an interval. Raises Unavailable."""

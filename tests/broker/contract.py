@@ -6,9 +6,9 @@ A broker comes with a ``clock`` that the tests set, in unix milliseconds, wherev
 import asyncio
 from collections.abc import Sequence
 
-from gateway.broker.base import Broker
+from gateway.broker.base import RECENT_IDS, Broker, Span
 from gateway.errors import Fenced, Unavailable
-from gateway.event import GONE, Cursor, Draft, Event, EventId, Retention
+from gateway.event import GONE, Cursor, Draft, Event, EventId, Retention, pack
 from tests.support.deadline import safety_net
 
 KEEP = Retention(1000)
@@ -181,17 +181,48 @@ class Contract:
         assert (event.id, event.kept) == (id, False)
         assert (await read(broker, "c", before))[0] == []
 
-    async def test_newest_counts_back_over_all_channels(self, broker: Broker) -> None:
-        """last=N means N events of the stream, not of each channel."""
-        ids = [(await broker.append([draft(("a", "b")[number % 2])]))[0] for number in range(6)]
-        for count in range(1, 9):
-            after = await broker.newest(["a", "b"], count)
-            assert (
-                sorted((await read(broker, "a", after))[0] + (await read(broker, "b", after))[0])
-                == (ids[-count:])
-            )
-        assert await broker.newest(["a", "b"], 0) >= ids[-1]
-        assert await broker.newest(["nobody"], 3) >= ids[-1]
+    async def test_recent_gives_the_ids_of_the_newest_events(self, broker: Broker) -> None:
+        """What last=N begins with: the newest of each span, newest first, and whether there may be more."""
+        ids = [(await broker.append([draft(("a", "b")[number % 2])]))[0] for number in range(10)]
+        of_a = [pack(id) for id in ids[::2]]
+        spans = [
+            Span("a", EventId(0, 0), None, 3),
+            Span("a", EventId(0, 0), ids[4], 9),
+            Span("a", ids[4], None, 9),
+            Span("b", EventId(0, 0), None, 5),
+            Span("nobody", EventId(0, 0), None, 5),
+        ]
+        answers = await broker.recent(spans)
+        assert [list(each.ids) for each in answers] == [
+            of_a[:1:-1],
+            of_a[1::-1],
+            of_a[:1:-1],
+            [pack(id) for id in ids[::-2]],
+            [],
+        ]
+        assert answers[0].is_cut
+        assert [each.is_cut for each in answers[1:3]] == [False, False]
+        assert not answers[4].is_cut
+
+    async def test_recent_says_up_to_where_events_are_too_old(self, broker: Broker, clock: Clock) -> None:
+        """last=3 must not count events that the channel no longer keeps, even if the log still has them."""
+        (old,) = await broker.append([draft("c", retention=Retention(100, 10_000))])
+        clock.now += 9_000
+        (young,) = await broker.append([draft("c", retention=Retention(100, 10_000))])
+        clock.now += 5_000
+        (answer,) = await broker.recent([Span("c", EventId(0, 0), None, 10)])
+        assert [id for id in answer.ids if id > answer.floor] == [pack(young)]
+        assert answer.floor >= pack(old)
+
+    async def test_recent_is_bounded(self, broker: Broker) -> None:
+        """One call must not hold up the log for long, however many channels it names."""
+        for name in "abc":
+            await broker.append([draft(name) for _ in range(RECENT_IDS // 2)])
+        spans = [Span(name, EventId(0, 0), None, RECENT_IDS) for name in "abc"]
+        answers = await broker.recent(spans)
+        assert [len(each.ids) for each in answers] == [RECENT_IDS // 2, RECENT_IDS // 2, 0]
+        assert not answers[0].is_cut
+        assert answers[2].is_cut
 
     async def test_a_future_id_finds_nothing_and_is_beyond_latest(self, broker: Broker) -> None:
         """How a resume tells a forged id from one of another node."""

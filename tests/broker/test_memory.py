@@ -17,7 +17,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def broker(clock: Clock) -> AsyncIterator[MemoryBroker]:
-    broker = MemoryBroker(history_bytes=10**6, clock=clock)
+    broker = MemoryBroker(history_bytes=10**7, clock=clock)
     await broker.start()
     yield broker
     await broker.close()

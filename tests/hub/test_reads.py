@@ -33,6 +33,7 @@ class Counting(MemoryBroker):
     def __init__(self) -> None:
         super().__init__(history_bytes=10**8, clock=unix_ms)
         self.asked: list[Sequence[str]] = []
+        self.read_bytes: list[int] = []
         self.is_away = False
 
     async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:
@@ -40,12 +41,9 @@ class Counting(MemoryBroker):
         await asyncio.sleep(0.001)
         if self.is_away:
             raise Unavailable("away")
-        return await super().read(after, until, limit)
-
-    async def newest(self, channels: Sequence[str], count: int) -> EventId:
-        self.asked.append(list(channels))
-        await asyncio.sleep(0.001)
-        return await super().newest(channels, count)
+        pages = await super().read(after, until, limit)
+        self.read_bytes.append(sum(len(each.payload) for page in pages.values() for each in page.events))
+        return pages
 
 
 @pytest.fixture
@@ -87,16 +85,6 @@ async def test_a_herd_costs_reads_by_channel_and_not_by_client(broker: Counting)
     await reads.close()
 
 
-async def test_the_same_question_is_asked_once(broker: Counting) -> None:
-    """1,000 pages that load at once with last=10."""
-    reads = Reads(broker)
-    broker.asked.clear()
-    answers = await asyncio.gather(*(reads.newest(("a", "b"), 10) for _ in range(1000)))
-    assert len(set(answers)) == 1
-    assert len(broker.asked) == 1
-    await reads.close()
-
-
 async def test_one_that_leaves_takes_nothing_from_the_others(broker: Counting) -> None:
     """A client that disconnects while its read is under way must not cancel it for all."""
     reads = Reads(broker)
@@ -134,4 +122,31 @@ async def test_what_is_held_is_bounded_and_short_lived(
         while reads._shelves:
             await asyncio.sleep(0.02)
     assert reads._bytes == 0
+    await reads.close()
+
+
+async def test_a_read_of_large_events_is_small(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What many resumes read at once is bounded in bytes, and not only in events."""
+    monkeypatch.setattr(reads_module, "READ_BYTES", 100_000)
+    start = broker.head
+    for number in range(600):
+        await broker.append([Draft("ab"[number % 2], bytes(10_000), 1, Retention(10_000))])
+    reads = Reads(broker)
+    assert len(await everything(reads, "a", start, broker.head)) == 300
+    broker.read_bytes.clear()
+    assert len(await everything(reads, "b", start, broker.head)) == 300
+    assert max(broker.read_bytes) <= 100_000
+    await reads.close()
+
+
+async def test_channels_that_wait_for_a_read_are_bounded(
+    broker: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More resumes than the log can serve are refused, and those after them are served."""
+    monkeypatch.setattr(reads_module, "WANTED", 2)
+    reads = Reads(broker)
+    topics: dict[str, Declared] = dict(CATALOG.declared)
+    with pytest.raises(Unavailable):
+        await reads.load(topics, EventId(0, 0), broker.head)
+    assert len(await everything(reads, "a", EventId(0, 0), broker.head)) == 500
     await reads.close()

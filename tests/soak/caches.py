@@ -48,6 +48,7 @@ CACHES = (
         "gateway.history", "EMPTY_CHANNELS", "gateway.history.History._floors",
         "channels whose history is empty, `memory://` only",
     ),
+    Cache("gateway.hub.recent_ids", "TAILS", "gateway.hub.recent_ids.RecentIds._tails", "channels asked for with `last=`"),
     Cache("gateway.limits.limits", "ANNOUNCED", "gateway.limits.limits.Limits._latest", "`client=` names"),
     Cache("gateway.limits.peers", "IDLE", "gateway.limits.peers.Peers._peers", "addresses without a connection"),
     Cache("gateway.seldom", "THINGS"),
