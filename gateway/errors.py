@@ -88,6 +88,16 @@ class Rejected(GatewayError):
         self.status = status
 
 
+class KeyReused(Rejected):
+    """A deduplication key that came with another content before; nothing of the batch was appended."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this idempotency key was used with another request before; a new request needs a new key",
+            code="idempotency_key_reused",
+        )
+
+
 class Unavailable(GatewayError):
     """Temporary trouble: answered 503 with ``Retry-After: retry_after`` (seconds)."""
 

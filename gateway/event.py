@@ -1,7 +1,7 @@
 """The values that travel through the gateway: ids, records, drafts, events. All frozen."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
@@ -104,6 +104,8 @@ class Record(msgspec.Struct, frozen=True):
     """The same for all records that came with it, such as the request's headers."""
     index: int = 0
     """Its place among those."""
+    fingerprint: str | None = None
+    """Of the whole request, where its sender chose the key: the key with another request is a conflict."""
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -116,6 +118,8 @@ class Draft(msgspec.Struct, frozen=True):
     type: str | None = None
     key: str | None = None
     """Deduplication key: the broker appends one draft per key and channel."""
+    fingerprint: str | None = None
+    """Of what was sent under the key, where another content is a conflict and not a repetition."""
 
 
 GONE = ""
@@ -136,6 +140,14 @@ class Fence(msgspec.Struct, frozen=True):
 
     name: str
     token: int
+
+
+class Appended(list[EventId]):
+    """The ids of a batch's drafts. ``duplicates`` is how many of them an earlier draft had already."""
+
+    def __init__(self, ids: Iterable[EventId] = (), duplicates: int = 0) -> None:
+        super().__init__(ids)
+        self.duplicates = duplicates
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from gateway.config.sources import EventFrom
 from gateway.console.feed import Feed
 from gateway.console.page import Page
 from gateway.console.trial import Trial
-from gateway.event import Cursor, Draft, EventId, Fence
+from gateway.event import Appended, Cursor, Draft, EventId, Fence
 from gateway.freshness import Freshness, Watched
 from gateway.http.acknowledge import MAX_BODY as MAX_ACK
 from gateway.http.acknowledge import Acknowledge
@@ -228,9 +228,7 @@ class Node:
         used = len(self.streams.open) + self.public.requests + DESCRIPTOR_RESERVE // 2
         return self.descriptors - used
 
-    async def _append(
-        self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None
-    ) -> list[EventId]:
+    async def _append(self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None) -> Appended:
         before = self.broker.head
         with self.metrics.broker_append.time():
             ids = await self.broker.append(drafts, cursor, fence)

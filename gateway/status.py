@@ -177,6 +177,7 @@ class Status:
             "stale": self.freshness.is_stale("source", state.name),
             "received": state.received,
             "rejected": state.rejected,
+            "duplicates": state.duplicates,
             "restarts": state.restarts,
         }
         supervisor = self.upstreams.supervisors.get(state.name)

@@ -7,11 +7,13 @@
 --          · batches (msgpack, which has no binary here: a payload is its length) · all payloads
 --          The caller puts KEYS_KEPT (deduplication keys of one generation) and CHANNEL_KEPT (milliseconds
 --          that a quiet channel's last id outlives its events) before the script.
--- Returns  head, start, and for each batch its ids, or FENCED.
+-- Returns  head, start, and for each batch how many of its drafts were duplicates and all ids, or FENCED,
+--          or REUSED where a key came with another fingerprint before.
 --
 -- Keys: h:<channel> stream of events, each with the id before it in its channel (prev);
 --       l:<channel> "<last id> <age>", which outlives the stream and so tells what a lost one held;
---       keys, keys:old two generations (of KEYS_KEPT) of deduplication keys; cursors; tokens (of leases).
+--       keys, keys:old two generations (of KEYS_KEPT) of deduplication keys, each with "<id>" or
+--       "<id> <fingerprint>"; cursors; tokens (of leases).
 local log, base = KEYS[1], ARGV[1]
 local now, publish = tonumber(ARGV[2]), ARGV[4]
 local AHEAD = 60000           -- milliseconds that a node's clock may be ahead of this server's
@@ -86,33 +88,57 @@ local function store(name, id, payload, draft, channel)
   channel.prev, channel.age = id, draft[7]
 end
 
+local function seen(name, key)
+  local field = name .. '\0' .. key
+  local found = redis.call('HGET', base .. 'keys', field) or redis.call('HGET', base .. 'keys:old', field)
+  if found then return string.match(found, '^(%S+) ?(.*)$') end
+end
+
+local function is_other(draft)
+  local key, fingerprint = draft[5], draft[8]
+  if not (key and fingerprint) then return false end
+  local _, first = seen(draft[1], key)
+  return first and first ~= '' and first ~= fingerprint
+end
+
 local function append(draft)
   local name, key = draft[1], draft[5]
   local payload = string.sub(ARGV[6], position, position + draft[2] - 1)
   position = position + draft[2]
-  local field
   if key then
-    field = name .. '\0' .. key
-    local seen = redis.call('HGET', base .. 'keys', field) or redis.call('HGET', base .. 'keys:old', field)
-    if seen then return seen end
+    local first = seen(name, key)
+    if first then return first, 1 end
   end
   if now > ms then ms, seq = now, 0 else seq = seq + 1 end
   local id = format(ms, seq)
   local is_kept = draft[6] > 0
   if is_kept then store(name, id, payload, draft, channel_of(name)) end
   if key then
-    redis.call('HSET', base .. 'keys', field, id)
+    redis.call('HSET', base .. 'keys', name .. '\0' .. key, draft[8] and id .. ' ' .. draft[8] or id)
     keys_added = true
   end
   rows[#rows + 1] = {id, name, draft[3], draft[4] or cjson.null, is_kept, draft[2]}
   payloads[#payloads + 1] = payload
-  return id
+  return id, 0
+end
+
+local function is_reused(drafts)
+  for _, draft in ipairs(drafts) do
+    if is_other(draft) then return true end
+  end
+  return false
 end
 
 for number, batch in ipairs(cmsgpack.unpack(ARGV[5])) do
   local drafts, source, place_in_source, lease, token = unpack(batch, 1, 5)
+  local refusal
   if lease and redis.call('HGET', base .. 'tokens', lease) ~= token then
-    answer[number + 2] = 'FENCED'
+    refusal = 'FENCED'
+  elseif is_reused(drafts) then
+    refusal = 'REUSED'
+  end
+  if refusal then
+    answer[number + 2] = refusal
     for _, draft in ipairs(drafts) do position = position + draft[2] end
   else
     if place_in_source == '' then
@@ -120,9 +146,13 @@ for number, batch in ipairs(cmsgpack.unpack(ARGV[5])) do
     elseif source then
       redis.call('HSET', base .. 'cursors', source, place_in_source)
     end
-    local ids = {}
-    for place, draft in ipairs(drafts) do ids[place] = append(draft) end
-    answer[number + 2] = table.concat(ids, ' ')
+    local ids, duplicates = {}, 0
+    for place, draft in ipairs(drafts) do
+      local id, duplicate = append(draft)
+      ids[place] = id
+      duplicates = duplicates + duplicate
+    end
+    answer[number + 2] = duplicates .. ' ' .. table.concat(ids, ' ')
   end
 end
 

@@ -8,7 +8,8 @@ order. Once it returned, the events are in the log as safely as this broker can 
 raised, or was cancelled, they may or may not be, and an append with the same keys settles which.
 
 **Deduplication.** A draft with a ``key`` that the same channel was given before, within the last
-`DEDUPLICATION_KEYS` keys, is not appended again: its place in the answer holds the first one's id.
+`DEDUPLICATION_KEYS` keys, is not appended again: its place in the answer holds the first one's id. If both
+have a ``fingerprint`` and these differ, the whole batch is refused.
 
 **History.** Each channel keeps what its drafts' `Retention` says, and knows the *floor*: the id of the
 last event that it does not hold any more. `read` compares with it, so a hole is always told and never
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from gateway.broker.board import Board
-from gateway.event import Cursor, Draft, Event, EventId, Fence
+from gateway.event import Appended, Cursor, Draft, Event, EventId, Fence
 
 DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""
@@ -123,11 +124,12 @@ class Broker(ABC):
     @abstractmethod
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
-    ) -> list[EventId]:
+    ) -> Appended:
         """Append a batch, and store how far its source has read, in one transaction.
 
-        Returns the id of each draft. Raises Fenced if the lease went to another node, Unavailable for
-        temporary trouble. Cancelling leaves open whether the batch is in the log.
+        Returns the id of each draft. Raises Fenced if the lease went to another node, KeyReused for a key
+        with another fingerprint, Unavailable for temporary trouble. Cancelling leaves open whether the batch
+        is in the log.
         """
 
     @abstractmethod

@@ -3,10 +3,20 @@
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from gateway.broker.base import DEDUPLICATION_KEYS, RECENT_IDS, Broker, Deliver, Lost, Page, Recent, Span
+from gateway.broker.base import (
+    DEDUPLICATION_KEYS,
+    RECENT_IDS,
+    Broker,
+    Deliver,
+    Lost,
+    Page,
+    Recent,
+    Span,
+)
 from gateway.broker.memory_board import MemoryBoard
 from gateway.clock import unix_ms
-from gateway.event import GONE, NOTICE, Cursor, Draft, Event, EventId, Fence, pack
+from gateway.errors import KeyReused
+from gateway.event import GONE, NOTICE, Appended, Cursor, Draft, Event, EventId, Fence, pack
 from gateway.history import History
 
 EVENT_OVERHEAD = 400
@@ -25,7 +35,7 @@ class MemoryBroker(Broker):
         self._clock = clock
         self._head = EventId(clock(), 0)
         self._history: History[Event] = History(max_bytes=history_bytes, start=self._head, clock=clock)
-        self._keys: OrderedDict[tuple[str, str], EventId] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, str], tuple[EventId, str | None]] = OrderedDict()
         self._cursors: dict[str, str] = {}
         self._deliver: Deliver | None = None
         self.board = MemoryBoard(clock)
@@ -53,13 +63,16 @@ class MemoryBroker(Broker):
 
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
-    ) -> list[EventId]:
-        ids: list[EventId] = []
+    ) -> Appended:
+        ids = Appended()
         events: list[Event] = []
+        if any(draft.fingerprint is not None and self._is_other(draft) for draft in drafts):
+            raise KeyReused
         for draft in drafts:
             seen = self._keys.get((draft.channel, draft.key)) if draft.key is not None else None
             if seen is not None:
-                ids.append(seen)
+                ids.append(seen[0])
+                ids.duplicates += 1
                 continue
             is_kept = draft.retention.events > 0
             # What nodes tell each other and nobody keeps has no place of its own here: a head that moves
@@ -76,7 +89,7 @@ class MemoryBroker(Broker):
             if event.kept:
                 self._history.append(event, len(draft.payload) + EVENT_OVERHEAD, draft.retention)
             if draft.key is not None:
-                self._remember((draft.channel, draft.key), event.id)
+                self._remember((draft.channel, draft.key), (event.id, draft.fingerprint))
             ids.append(event.id)
             events.append(event)
         if cursor is not None and cursor.position == GONE:
@@ -130,7 +143,12 @@ class MemoryBroker(Broker):
         self._head = EventId(now, 0) if now > last.ms else EventId(last.ms, last.seq + 1)
         return self._head
 
-    def _remember(self, key: tuple[str, str], id: EventId) -> None:
-        self._keys[key] = id
+    def _is_other(self, draft: Draft) -> bool:
+        """Tell whether a draft's key came with another fingerprint before."""
+        seen = None if draft.key is None else self._keys.get((draft.channel, draft.key))
+        return seen is not None and seen[1] not in (None, draft.fingerprint)
+
+    def _remember(self, key: tuple[str, str], first: tuple[EventId, str | None]) -> None:
+        self._keys[key] = first
         if len(self._keys) > DEDUPLICATION_KEYS:
             self._keys.popitem(last=False)

@@ -42,12 +42,12 @@ from gateway.backoff import Backoff
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page, Recent, Span
 from gateway.broker.redis_board import RedisBoard
 from gateway.broker.redis_pool import Pool, close
-from gateway.broker.redis_store import CONFIRMATIONS, FENCED, Store, events_of, parse
+from gateway.broker.redis_store import CONFIRMATIONS, FENCED, REUSED, Store, events_of, parse
 from gateway.causes import in_plain_words
 from gateway.config import model
 from gateway.config.redis_url import RedisUrl
-from gateway.errors import Fenced, StartupError, Unavailable
-from gateway.event import Cursor, Draft, EventId, Fence
+from gateway.errors import Fenced, KeyReused, StartupError, Unavailable
+from gateway.event import Appended, Cursor, Draft, EventId, Fence
 from gateway.redis_target import Target
 
 log = structlog.get_logger("gateway.broker")
@@ -74,7 +74,7 @@ class Cut(Exception):
 @dataclass(slots=True)
 class _Append:
     batch: Batch
-    answer: asyncio.Future[list[EventId]]
+    answer: asyncio.Future[Appended]
 
 
 class RedisBroker(Broker):
@@ -149,7 +149,7 @@ class RedisBroker(Broker):
 
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
-    ) -> list[EventId]:
+    ) -> Appended:
         if self._client is None or self._is_closed:
             raise Unavailable("Redis is not reached just now")
         if len(self._waiting) >= WAITING:
@@ -244,13 +244,15 @@ class RedisBroker(Broker):
         return requests
 
     def _settle(self, request: _Append, answer: bytes) -> None:
-        ids = [] if answer == FENCED else [parse(id) for id in answer.split()]
-        self._answered = max((self._answered, *ids))
-        if request.answer.done():
+        if answer in (FENCED, REUSED):
+            if not request.answer.done():
+                fenced = Fenced("the lease is another node's by now")
+                request.answer.set_exception(fenced if answer == FENCED else KeyReused())
             return
-        if answer == FENCED:
-            request.answer.set_exception(Fenced("the lease is another node's by now"))
-        else:
+        duplicates, *found = answer.split()
+        ids = Appended(map(parse, found), int(duplicates))
+        self._answered = max((self._answered, *ids))
+        if not request.answer.done():
             request.answer.set_result(ids)
 
     # Following.

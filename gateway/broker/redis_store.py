@@ -33,6 +33,7 @@ from gateway.event import Event, EventId, Fence, pack
 log = structlog.get_logger("gateway.broker")
 
 FENCED = b"FENCED"
+REUSED = b"REUSED"
 CONFIRMATIONS = ("subscribe", "ssubscribe")
 
 _ZERO = EventId(0, 0)
@@ -87,7 +88,10 @@ class Store:
     async def append(
         self, client: Redis, batches: Sequence[Batch], known: EventId, now: int
     ) -> tuple[EventId, list[bytes]]:
-        """Append batches, or none; returns the head, and of each batch its ids in one string, or `FENCED`.
+        """Append batches, or none.
+
+        Returns the head, and of each batch one string: how many were duplicates and all ids; or `FENCED`,
+        or `REUSED`.
 
         ``known`` is the last id that this node knows of: the log goes on after it in any case.
         """
@@ -281,6 +285,7 @@ def _encoded(batches: Sequence[Batch]) -> bytes:
                         draft.key,
                         draft.retention.events,
                         draft.retention.age_ms,
+                        draft.fingerprint,
                     )
                     for draft in batch.drafts
                 ],

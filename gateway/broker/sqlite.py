@@ -32,8 +32,8 @@ from gateway.broker.base import Batch, Broker, Deliver, Lost, Page, Recent, Span
 from gateway.broker.sqlite_board import SqliteBoard, boot_id, boot_time
 from gateway.broker.sqlite_nudges import Nudges
 from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store
-from gateway.errors import Fenced, StartupError, Unavailable
-from gateway.event import Cursor, Draft, Event, EventId, Fence, pack, unpack
+from gateway.errors import Fenced, GatewayError, KeyReused, StartupError, Unavailable
+from gateway.event import Appended, Cursor, Draft, Event, EventId, Fence, pack, unpack
 
 log = structlog.get_logger("gateway.broker")
 
@@ -62,10 +62,10 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class _Append:
     batch: Batch
-    answer: asyncio.Future[list[EventId]]
+    answer: asyncio.Future[Appended]
 
 
-_Answer = list[EventId] | Fenced
+_Answer = Appended | Fenced | KeyReused
 
 
 class SqliteBroker(Broker):
@@ -149,7 +149,7 @@ class SqliteBroker(Broker):
 
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
-    ) -> list[EventId]:
+    ) -> Appended:
         if self._is_closed:
             raise Unavailable("the gateway is shutting down")
         if self._waiting >= WAITING:
@@ -294,7 +294,7 @@ class SqliteBroker(Broker):
         for request, answer in zip(requests, answers, strict=True):
             if request.answer.done():
                 continue
-            if isinstance(answer, Fenced):
+            if isinstance(answer, GatewayError):
                 request.answer.set_exception(answer)
             else:
                 request.answer.set_result(answer)

@@ -11,12 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.broker import sqlite_board as board
-from gateway.broker.base import CHANNEL_KEPT_MS, DEDUPLICATION_KEYS, RECENT_IDS, Batch, Page, Recent, Span
-from gateway.errors import Fenced
-from gateway.event import GONE, MAX_PACKED, SEQ_BITS, Event, EventId, Fence, Retention, pack, unpack
+from gateway.broker.base import (
+    CHANNEL_KEPT_MS,
+    DEDUPLICATION_KEYS,
+    RECENT_IDS,
+    Batch,
+    Page,
+    Recent,
+    Span,
+)
+from gateway.errors import Fenced, KeyReused
+from gateway.event import GONE, MAX_PACKED, SEQ_BITS, Appended, Draft, Event, Fence, Retention, pack, unpack
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
-VERSION = 5
+VERSION = 6
 
 _BUSY_SECONDS = 5.0
 
@@ -55,7 +63,8 @@ CREATE TABLE keys (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     channel INTEGER NOT NULL,
     key TEXT NOT NULL,
-    id INTEGER NOT NULL
+    id INTEGER NOT NULL,
+    fingerprint TEXT
 );
 CREATE UNIQUE INDEX keys_by_key ON keys (channel, key);
 CREATE TABLE cursors (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
@@ -67,6 +76,14 @@ CREATE TABLE leases (
     until REAL NOT NULL
 ) WITHOUT ROWID;
 """
+
+
+_ADDED = {
+    3: board.SCHEMA,
+    4: "ALTER TABLE log ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0",
+    5: "ALTER TABLE keys ADD COLUMN fingerprint TEXT",
+}
+"""What the version after each one brought."""
 
 
 class ForeignFile(Exception):
@@ -123,23 +140,26 @@ class Store:
 
     def append(
         self, batches: Sequence[Batch], known: int
-    ) -> tuple[list[list[EventId] | Fenced], list[Event], int]:
+    ) -> tuple[list[Appended | Fenced | KeyReused], list[Event], int]:
         """Insert batches inside a transaction.
 
-        Returns of each its ids, or Fenced where nothing of it was written; the events that are new; and
-        the head before. ``known`` is the last id that this process knows of: none up to it is given.
+        Returns of each its ids, or why nothing of it was written; the events that are new; and the head
+        before. ``known`` is the last id that this process knows of: none up to it is given.
         """
         before = self._head_after(known)
         head, now = before, self._clock() << SEQ_BITS
-        answers: list[list[EventId] | Fenced] = []
+        answers: list[Appended | Fenced | KeyReused] = []
         events: list[Event] = []
         rows: list[tuple[int, int, bool, int, str | None, bytes]] = []
-        keys: dict[tuple[int, str], int] = {}
+        keys: dict[tuple[int, str], tuple[int, str | None]] = {}
         for batch in batches:
             if batch.fence is not None and not self._is_current(batch.fence):
                 answers.append(Fenced(f"the lease {batch.fence.name!r} is another node's by now"))
                 continue
-            ids: list[EventId] = []
+            if any(draft.fingerprint is not None and self._is_other(draft, keys) for draft in batch.drafts):
+                answers.append(KeyReused())
+                continue
+            ids = Appended()
             # What an append costs besides its row; so nothing is called here that need not be.
             for draft in batch.drafts:
                 name, retention, payload = draft.channel, draft.retention, draft.payload
@@ -152,9 +172,10 @@ class Store:
                 if draft.key is not None:
                     seen = self._seen((channel, draft.key), keys)
                     if seen is not None:
-                        ids.append(unpack(seen))
+                        ids.append(unpack(seen[0]))
+                        ids.duplicates += 1
                         continue
-                    keys[channel, draft.key] = head_after
+                    keys[channel, draft.key] = head_after, draft.fingerprint
                 head = head_after
                 is_kept = retention.events > 0
                 rows.append((head, channel, is_kept, draft.timestamp, draft.type, payload))
@@ -174,8 +195,8 @@ class Store:
             self.db.execute("UPDATE log SET head = ?", (head,))
         if keys:
             self.db.executemany(
-                "INSERT INTO keys (channel, key, id) VALUES (?, ?, ?)",
-                ((*key, id) for key, id in keys.items()),
+                "INSERT INTO keys (channel, key, id, fingerprint) VALUES (?, ?, ?, ?)",
+                ((*key, *first) for key, first in keys.items()),
             )
             self.db.execute(
                 "DELETE FROM keys WHERE number <= (SELECT max(number) FROM keys) - ?", (DEDUPLICATION_KEYS,)
@@ -199,12 +220,23 @@ class Store:
         row = self.db.execute("SELECT token FROM leases WHERE name = ?", (fence.name,)).fetchone()
         return row is not None and row[0] == fence.token
 
-    def _seen(self, key: tuple[int, str], new: Mapping[tuple[int, str], int]) -> int | None:
-        """Return the id that a deduplication key was first given."""
+    def _seen(
+        self, key: tuple[int, str], new: Mapping[tuple[int, str], tuple[int, str | None]]
+    ) -> tuple[int, str | None] | None:
+        """Return the id that a deduplication key was first given, and the fingerprint that it came with."""
         if key in new:
             return new[key]
-        row = self.db.execute("SELECT id FROM keys WHERE channel = ? AND key = ?", key).fetchone()
-        return None if row is None else int(row[0])
+        row: tuple[int, str | None] | None = self.db.execute(
+            "SELECT id, fingerprint FROM keys WHERE channel = ? AND key = ?", key
+        ).fetchone()
+        return row
+
+    def _is_other(self, draft: Draft, new: Mapping[tuple[int, str], tuple[int, str | None]]) -> bool:
+        """Tell whether a draft's key came with another fingerprint before."""
+        if draft.key is None:
+            return False
+        seen = self._seen((self._channel(draft.channel, draft.retention), draft.key), new)
+        return seen is not None and seen[1] not in (None, draft.fingerprint)
 
     def since(self, after: int, limit: int) -> tuple[list[Event], int]:
         """Return the first events of all channels after an id, for followers, and the log's head."""
@@ -361,9 +393,8 @@ class Store:
             )
             if (application, version) == (APPLICATION_ID, VERSION):
                 return
-            if application == APPLICATION_ID and version in (3, 4):
-                added = "ALTER TABLE log ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0"
-                self._create(f"{board.SCHEMA};{added}" if version == 3 else added)  # the board came with 4
+            if application == APPLICATION_ID and version in _ADDED:
+                self._create(";".join(_ADDED[each] for each in range(version, VERSION)))
                 return
             if application == APPLICATION_ID:
                 raise ForeignFile(f"is a log of version {version}; this gateway has version {VERSION}")

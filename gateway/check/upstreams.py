@@ -56,6 +56,9 @@ class Dry(Feed):
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
         raise NotImplementedError("nothing is posted to a source that is tried")
 
+    def repeated(self, events: int) -> None:
+        return
+
     def reject(self, reason: str, why: str = "", **about: str | None) -> None:
         return
 

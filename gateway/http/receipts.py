@@ -16,7 +16,7 @@ from aiohttp import web
 from gateway.errors import BadRequest, GatewayError, Rejected, Unavailable
 from gateway.event import Record
 from gateway.http.bodies import Bodies
-from gateway.sources.webhook import WebhookSource
+from gateway.sources.webhook import WebhookSource, events_in
 from gateway.webhooks.post import MAX_RECORDS, Outcome, Post, Reply, too_many
 from gateway.webhooks.rest_proxy import read_v3, receipt
 from gateway.webhooks.splitter import Splitter
@@ -42,7 +42,8 @@ class Receipts:
 
     async def whole(self, source: WebhookSource, post: Post) -> Reply:
         """Answer a request whose signature is known only at its end: all receipts at once."""
-        async with source.message(post) as message:
+
+        async def take(message: Post) -> tuple[Reply, int]:
             splitter = Splitter(self.bodies.largest)
             texts = splitter.feed(message.body)
             splitter.end()
@@ -50,7 +51,10 @@ class Receipts:
                 raise BadRequest("the body holds no record", code="empty_body")
             if len(texts) > MAX_RECORDS:
                 raise too_many()
-            return Reply(200, _MEDIA, await self._taken(source, message, texts, 0, is_whole=True))
+            receipts, events = await self._taken(source, message, texts, 0, is_whole=True)
+            return Reply(200, _MEDIA, receipts), events
+
+        return await source.once(post, take)
 
     async def stream(
         self, request: web.Request, source: WebhookSource, post: Post, whose: str | None
@@ -94,23 +98,25 @@ class Receipts:
             for first in range(0, len(texts), BATCH):
                 batch = texts[first : first + BATCH]
                 await self.bodies.pause(source.wait())
-                await answer.write(await self._taken(source, post, batch, count))
+                receipts, _ = await self._taken(source, post, batch, count)
+                await answer.write(receipts)
                 await asyncio.sleep(0)  # a log in memory answers at once, and others want their turn
                 count += len(batch)
         splitter.end()
 
     async def _taken(
         self, source: WebhookSource, post: Post, texts: Sequence[bytes], first: int, *, is_whole: bool = False
-    ) -> bytes:
-        """Append records and return their receipts, one per line."""
+    ) -> tuple[bytes, int]:
+        """Append records; returns their receipts, one per line, and how many events they are."""
         records = [_read(post, text, first + index) for index, text in enumerate(texts)]
         outcomes: Sequence[Outcome] = await source.take(records)
         if is_whole and (later := next((each for each in outcomes if isinstance(each, Unavailable)), None)):
             raise later
         source.count(outcomes)
-        return b"".join(
+        receipts = b"".join(
             _encode(receipt(post, record, outcome)) for record, outcome in zip(records, outcomes, strict=True)
         )
+        return receipts, events_in(outcomes)
 
 
 class _Answer:

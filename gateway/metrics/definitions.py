@@ -129,6 +129,12 @@ EVENTS = (
         by=("source", "reason"),
     ),
     _counter(
+        "events_duplicate_total",
+        "Events that were sent again, and not made again",
+        "The sender is answered as the first time. A line in the log (`duplicates_dropped`) says so.",
+        by=("source",),
+    ),
+    _counter(
         "events_published_total",
         "Events that this node appended to the log",
         "Summed over all nodes: what all of them together appended, each event once.",

@@ -66,6 +66,7 @@ class Metrics:
         self.connection_seconds = self._histogram("connection_seconds")
         self.events_received = self._counter("events_received_total")
         self.events_rejected = self._counter("events_rejected_total")
+        self.events_duplicate = self._counter("events_duplicate_total")
         self.events_published = self._counter("events_published_total")
         self.events_delivered = self._counter("events_delivered_total")
         self.bytes_sent = self._tally("bytes_sent_total")

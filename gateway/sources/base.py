@@ -30,6 +30,8 @@ class SourceState:
     last_event: int | None = None
     last_error: str | None = None
     received: int = 0
+    duplicates: int = 0
+    """Events that were sent again, and not made again."""
     restarts: int = 0
     lag: int | None = None
     """Records that wait upstream, where the source can tell."""
@@ -75,6 +77,9 @@ class Feed(Protocol):
 
     def reject(self, reason: str, why: str = "", **about: str | None) -> None:
         """Count something that was refused before it became a record; the log gets the rest."""
+
+    def repeated(self, events: int) -> None:
+        """Count events that were sent again, and are in the log already."""
 
     async def leading(self) -> Fence:
         """Wait until this node is the one that reads the source. Cancelling is safe."""

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import structlog
 
-from gateway.errors import GatewayError, Rejected, Unavailable
-from gateway.event import Cursor, Draft, EventId, Fence, Record
+from gateway.errors import GatewayError, KeyReused, Rejected, Unavailable
+from gateway.event import Appended, Cursor, Draft, Fence, Record
 from gateway.metrics import Metrics
 from gateway.refusals import Refusal, Refusals
 from gateway.sources.base import Gap, SourceState
@@ -21,7 +21,7 @@ INTERRUPTED = "source_interrupted"
 LOG_EVERY_MS = 60_000
 """How often (milliseconds) the log tells of rejections for one reason."""
 
-Append = Callable[[Sequence[Draft], Cursor | None, Fence | None], Awaitable[list[EventId]]]
+Append = Callable[[Sequence[Draft], Cursor | None, Fence | None], Awaitable[Appended]]
 
 
 def cursor_name(source: str, part: str) -> str:
@@ -48,6 +48,7 @@ class Publisher:
         self._metrics = metrics
         self._clock = clock
         self._told: dict[str, int] = {}
+        self._repeated_logged = -LOG_EVERY_MS
         self._received = metrics.events_received.labels(state.name)
 
     async def publish(
@@ -69,7 +70,8 @@ class Publisher:
             except Rejected as error:
                 refused.append((record, error))
         if drafts or position is not None:
-            await self._append(drafts, self._cursor(position, part), fence)
+            appended = await self._append(drafts, self._cursor(position, part), fence)
+            self.repeated(appended.duplicates)
         # Only now: what could not be appended comes again.
         self._receive(records)
         if gaps:
@@ -99,7 +101,12 @@ class Publisher:
                 drafts += of_record
                 each.append(len(of_record))
         try:
-            ids = await self._append(drafts, None, None) if drafts else []
+            ids = await self._append(drafts, None, None) if drafts else Appended()
+            self.repeated(ids.duplicates)
+        except KeyReused as error:
+            if atomic:
+                raise
+            return [error if isinstance(count, int) else count for count in each]
         except Unavailable as error:
             if atomic:
                 raise
@@ -113,6 +120,17 @@ class Publisher:
             else:
                 outcomes.append(found)
         return outcomes
+
+    def repeated(self, events: int) -> None:
+        """Count events that were sent again, and are in the log already; the log says so once a minute."""
+        if not events:
+            return
+        self._metrics.events_duplicate.labels(self.state.name).inc(events)
+        self.state.duplicates += events
+        now = self._clock()
+        if now - self._repeated_logged >= LOG_EVERY_MS:
+            self._repeated_logged = now
+            log.info("duplicates_dropped", source=self.state.name, total=self.state.duplicates)
 
     def _gap_drafts(self, gap: Gap, now: int) -> list[Draft]:
         """Return a gap's drafts, one for each channel that it concerns."""

@@ -164,10 +164,13 @@ class Router:
         type_, timestamp, key = record.type, record.timestamp, record.key
         if routes.event is not None:
             type_, timestamp, key = routes.event.read(record)
+        fingerprint = record.fingerprint if key == record.key else None
         if timestamp is not None and not 0 <= timestamp < MAX_TIMESTAMP:
             raise Rejected("the timestamp is not in unix milliseconds", code="bad_timestamp")
         key = None if key is None else _bounded(f"{source}/{key}")
-        return [self._draft(match, record.payload, type_, timestamp, key, now) for match in matches]
+        return [
+            self._draft(match, record.payload, type_, timestamp, key, fingerprint, now) for match in matches
+        ]
 
     def by_hand(self, match: Match, payload: bytes, type_: str | None, now: int) -> Draft:
         """Return the draft of an event that no source brings; an envelope's payload comes without it.
@@ -178,7 +181,7 @@ class Router:
             _check_text(payload)
         else:
             payload = checked_json(payload)
-        return self._checked(match, payload, type_, now, None)
+        return self._checked(match, payload, type_, now)
 
     def _draft(
         self,
@@ -187,6 +190,7 @@ class Router:
         type_: str | None,
         timestamp: int | None,
         key: str | None,
+        fingerprint: str | None,
         now: int,
     ) -> Draft:
         kind = match.declared.spec.payload
@@ -199,10 +203,17 @@ class Router:
             payload = bytes(envelope.payload)
             type_ = envelope.type if envelope.type is not None else type_
             timestamp = _milliseconds(envelope.timestamp) if envelope.timestamp is not None else timestamp
-        return self._checked(match, payload, type_, now if timestamp is None else timestamp, key)
+        timestamp = now if timestamp is None else timestamp
+        return self._checked(match, payload, type_, timestamp, key, fingerprint)
 
     def _checked(
-        self, match: Match, payload: bytes, type_: str | None, timestamp: int, key: str | None
+        self,
+        match: Match,
+        payload: bytes,
+        type_: str | None,
+        timestamp: int,
+        key: str | None = None,
+        fingerprint: str | None = None,
     ) -> Draft:
         if len(payload) > self._event_bytes:
             raise Rejected(
@@ -221,6 +232,7 @@ class Router:
             retention=match.declared.retention,
             type=type_,
             key=key,
+            fingerprint=fingerprint,
         )
 
     def _matches(self, routes: _Routes, record: Record) -> list[Match]:

@@ -101,6 +101,9 @@ class Supervisor:
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
         return await self._publisher.publish_each(records, atomic=atomic)
 
+    def repeated(self, events: int) -> None:
+        self._publisher.repeated(events)
+
     def reject(self, reason: str, why: str = "", **about: str | None) -> None:
         self._publisher.reject(reason, why, **about)
 

@@ -3,8 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -16,7 +15,7 @@ from gateway.rate import Rate
 from gateway.sources.base import Feed, Source
 from gateway.webhooks.client_certificate import Certificate
 from gateway.webhooks.detect import check, read
-from gateway.webhooks.post import Outcome, Post, Reply
+from gateway.webhooks.post import Outcome, Post, Reply, fingerprint_of
 from gateway.webhooks.signatures import NOTHING as NO_PROOF
 from gateway.webhooks.signatures import Headers, Proof, Replays, verifier
 
@@ -83,20 +82,24 @@ class WebhookSource(Source):
         """Return the seconds until the rate allows more: for a sender that is read as fast as it may send."""
         return 0.0 if self._rate is None else self._rate.wait()
 
-    @asynccontextmanager
-    async def message(self, post: Post) -> AsyncIterator[Post]:
-        """Check who sent a body, and yield the post with what the signature tells; errors forget it.
+    async def once(self, post: Post, take: Callable[[Post], Awaitable[tuple[Reply, int]]]) -> Reply:
+        """Check who sent a body, and let ``take`` append it; a message that was taken gets the same answer.
 
-        Raises Unauthorized, or Unavailable while the same message is being taken.
+        ``take`` is given the post with what its signature says, and returns the answer and how many events it
+        stands for. Raises Unauthorized, or Unavailable while the same message is being taken.
         """
         proof = self._verifier.check(post.headers, post.body, self._now())
-        self._replays.begin(proof)
-        taken = False
+        answered = self._replays.begin(proof)
+        if answered is not None and answered.reply is not None:
+            if self._feed is not None:
+                self._feed.repeated(answered.events)
+            return answered.reply
+        reply, events = None, 0
         try:
-            yield self.told(post, proof)
-            taken = True
+            reply, events = await take(self.told(post, proof))
         finally:
-            self._replays.end(proof, taken=taken)
+            self._replays.end(proof, reply, events)
+        return reply
 
     def told(self, post: Post, proof: Proof = NO_PROOF) -> Post:
         """Return a post with what the file and its signature tell of it.
@@ -104,10 +107,13 @@ class WebhookSource(Source):
         Raises Rejected for a path that its format does not speak.
         """
         check(post, self._format)
+        is_keyed = proof.id is None and post.id is not None
         return msgspec.structs.replace(
             post,
             default_topic=self._default_topic,
             id=proof.id or post.id,
+            is_keyed=is_keyed,
+            fingerprint=fingerprint_of(post.body) if is_keyed and post.body else None,
             type=proof.type,
             record_bytes=self._record_bytes,
             shared={f"headers.{name}": text for name, text in post.headers.items()},
@@ -119,21 +125,23 @@ class WebhookSource(Source):
         All of it or nothing, where the format cannot tell about each record. Raises BadRequest,
         Unauthorized, PayloadTooLarge or Rejected for what can never succeed, Unavailable for now.
         """
-        async with self.message(post) as message:
-            if len(message.body) > LARGE:
-                # The checks are Python's: in a thread the loop gets its turns meanwhile.
-                parsed = await asyncio.to_thread(read, message, self._format)
-            else:
-                parsed = read(message, self._format)
-            outcomes = await self.take(parsed.records, atomic=parsed.format.atomic)
-            # Nothing is in the log then, and whoever reads the status only must try again.
-            if later := next((each for each in outcomes if isinstance(each, Unavailable)), None):
-                raise later
-            first = outcomes[0] if outcomes else ()
-            if isinstance(first, GatewayError) and {_status(outcome) for outcome in outcomes} == {404}:
-                raise first
-            self.count(outcomes)
-            return parsed.format.reply(message, parsed, outcomes)
+        return await self.once(post, self._receive)
+
+    async def _receive(self, message: Post) -> tuple[Reply, int]:
+        if len(message.body) > LARGE:
+            # The checks are Python's: in a thread the loop gets its turns meanwhile.
+            parsed = await asyncio.to_thread(read, message, self._format)
+        else:
+            parsed = read(message, self._format)
+        outcomes = await self.take(parsed.records, atomic=parsed.format.atomic)
+        # Nothing is in the log then, and whoever reads the status only must try again.
+        if later := next((each for each in outcomes if isinstance(each, Unavailable)), None):
+            raise later
+        first = outcomes[0] if outcomes else ()
+        if isinstance(first, GatewayError) and {_status(outcome) for outcome in outcomes} == {404}:
+            raise first
+        self.count(outcomes)
+        return parsed.format.reply(message, parsed, outcomes), events_in(outcomes)
 
     async def take(
         self, records: Sequence[Record | GatewayError], *, atomic: bool = False
@@ -162,6 +170,11 @@ class WebhookSource(Source):
         """Count what can never succeed, by its error's code; temporary trouble is not counted."""
         if self._feed is not None and error.status < 500:
             self._feed.reject(error.code, error.message, **({} if client is None else {"client": client}))
+
+
+def events_in(outcomes: Sequence[Outcome]) -> int:
+    """Return how many events these are."""
+    return sum(len(outcome) for outcome in outcomes if not isinstance(outcome, GatewayError))
 
 
 def _status(outcome: Outcome) -> int:

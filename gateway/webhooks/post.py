@@ -1,5 +1,6 @@
 """A webhook's request as formats see it, and what they make of it. Pure."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -36,6 +37,10 @@ class Post(msgspec.Struct, frozen=True):
     cluster: str = ""
     id: str | None = None
     """What is the same on every try of this request: deduplicates records that have no key of their own."""
+    is_keyed: bool = False
+    """Whether ``id`` is an ``Idempotency-Key``: with another body it is a mistake of the sender."""
+    fingerprint: str | None = None
+    """Of the body, where ``is_keyed`` and all of it is here."""
     type: str | None = None
     """Of records that have none of their own."""
     record_bytes: int | None = None
@@ -59,8 +64,11 @@ class Post(msgspec.Struct, frozen=True):
 
         Raises BadRequest where nobody says a topic.
         """
+        fingerprint = None
         if key is None and self.id is not None:
             key = f"{self.id}/{index}"
+            if self.is_keyed:  # of a body that comes in parts, only the record is known
+                fingerprint = self.fingerprint or fingerprint_of(payload)
         record = Record(
             self.topic or topic or "",
             payload,
@@ -70,6 +78,7 @@ class Post(msgspec.Struct, frozen=True):
             values,
             self.shared,
             index,
+            fingerprint,
         )
         if record.topic:
             return _checked(record)
@@ -78,6 +87,11 @@ class Post(msgspec.Struct, frozen=True):
         if not found:
             raise BadRequest("no topic: add ?topic=… or set the source's topic", code="no_topic")
         return _checked(msgspec.structs.replace(record, topic=found))
+
+
+def fingerprint_of(content: bytes) -> str:
+    """Return what tells one content from another: 96 bits of a digest."""
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 def _checked(record: Record) -> Record:

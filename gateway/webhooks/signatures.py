@@ -22,9 +22,13 @@ from gateway.config.expression import pointed
 from gateway.config.verify import Hmac, Verify, standard_key
 from gateway.errors import Unauthorized, Unavailable
 from gateway.webhooks.client_certificate import Certificate, expires, names
+from gateway.webhooks.post import Reply
 
 REPLAYS = 100_000
-"""Messages that are remembered, so that none is taken twice."""
+"""Messages of one source that are remembered, so that none is taken twice."""
+
+ANSWER_BYTES = 512
+"""Longest answer that is remembered with its message; a message with a longer one is looked up in the log."""
 
 MAX_SIGNATURES = 16
 """Signatures in one header that are looked at."""
@@ -43,7 +47,10 @@ class Proof(NamedTuple):
     id: str | None = None
     """The message's own id, the same on every try."""
     once: str | None = None
-    """What no second message can have. Retries of a sender that signs the time differ in it."""
+    """What no second message can have. Retries of a sender that signs the time differ in it.
+
+    Where it is, ``id`` is as well: nodes that did not take the message find its events by that in the log.
+    """
     type: str | None = None
 
 
@@ -208,7 +215,8 @@ class Stripe(Verifier):
         known = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
         _check_signature(map(_from_hex, given[:MAX_SIGNATURES]), known)
         # The header may be reordered, the body and the time may not.
-        return Proof(pointed(body, "/id"), _once(timestamp, body), pointed(body, "/type"))
+        once = _once(timestamp, body)
+        return Proof(pointed(body, "/id") or once, once, pointed(body, "/type"))
 
 
 class Generic(Verifier):
@@ -273,33 +281,52 @@ def verifier(config: Verify) -> Verifier:
     return Open()
 
 
+class Answered(NamedTuple):
+    """What became of a message that was taken."""
+
+    reply: Reply | None
+    """None where it is too long to be held."""
+    events: int
+
+
 class Replays:
-    """Messages that were taken, so that a recorded one is not taken again. Forgets the oldest."""
+    """Messages that were taken, with their answers, so that a repeated one makes no second event.
+
+    The log deduplicates them as well, on every node. It may have forgotten a message while this node has not,
+    and its timestamp is still tolerated. Forgets the oldest of `REPLAYS`.
+    """
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, bool] = OrderedDict()  # whether it is in the log
+        self._seen: OrderedDict[bytes, Answered | None] = OrderedDict()  # None while it is being taken
 
-    def begin(self, proof: Proof) -> None:
-        """Take a message up. Raises Unauthorized if it was taken, Unavailable while it is being taken."""
+    def begin(self, proof: Proof) -> Answered | None:
+        """Return what became of a message, or take it up: then `end` must follow.
+
+        Raises Unavailable while it is being taken.
+        """
         if proof.once is None:
-            return
+            return None
         key = _digest(proof.once)
-        if self._seen.get(key):
-            raise _unsigned("this message was taken already: a replay", code="replayed")
         if key in self._seen:
-            raise Unavailable("this message is being taken just now", retry_after=1)
-        self._seen[key] = False
+            answered = self._seen[key]
+            if answered is None:
+                raise Unavailable("this message is being taken just now", retry_after=1)
+            if answered.reply is not None:
+                return answered
+        self._seen[key] = None
         if len(self._seen) > REPLAYS:
             self._seen.popitem(last=False)
+        return None
 
-    def end(self, proof: Proof, *, taken: bool) -> None:
-        """Say what became of it: one that is not in the log may be tried again as it is."""
+    def end(self, proof: Proof, reply: Reply | None, events: int = 0) -> None:
+        """Hold what was answered; None: it is not in the log, and may be tried again as it is."""
         if proof.once is None:
             return
-        if taken:
-            self._seen[_digest(proof.once)] = True
-        else:
+        if reply is None:
             self._seen.pop(_digest(proof.once), None)
+        else:
+            held = reply if len(reply.body) <= ANSWER_BYTES else None
+            self._seen[_digest(proof.once)] = Answered(held, events)
 
 
 def _check_time(text: str, now: float, tolerance: float) -> None:

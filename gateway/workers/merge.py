@@ -126,7 +126,9 @@ def _source(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a source as the worker that reads it sees it, else as the one that is worst off."""
     leaders = [each for each in told if each.get("leader")]
     shown = min(leaders or told, key=lambda each: _WORST.index(each["status"]))
-    sums: dict[str, Any] = {name: sum(each[name] for each in told) for name in ("received", "restarts")}
+    sums: dict[str, Any] = {
+        name: sum(each[name] for each in told) for name in ("received", "duplicates", "restarts")
+    }
     rejected: Counter[str] = Counter()
     for each in told:
         rejected.update(each["rejected"])

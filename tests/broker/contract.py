@@ -6,8 +6,10 @@ A broker comes with a ``clock`` that the tests set, in unix milliseconds, wherev
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from gateway.broker.base import RECENT_IDS, Broker, Span
-from gateway.errors import Fenced, Unavailable
+from gateway.errors import Fenced, KeyReused, Unavailable
 from gateway.event import GONE, Cursor, Draft, Event, EventId, Retention, pack
 from tests.support.deadline import safety_net
 
@@ -27,9 +29,14 @@ class Clock:
 
 
 def draft(
-    channel: str, payload: bytes = b"1", *, retention: Retention = KEEP, key: str | None = None
+    channel: str,
+    payload: bytes = b"1",
+    *,
+    retention: Retention = KEEP,
+    key: str | None = None,
+    fingerprint: str | None = None,
 ) -> Draft:
-    return Draft(channel=channel, payload=payload, timestamp=1, retention=retention, key=key)
+    return Draft(channel, payload, 1, retention, key=key, fingerprint=fingerprint)
 
 
 class Follower:
@@ -66,7 +73,7 @@ class Contract:
     async def test_ids_are_one_order_over_all_channels(self, broker: Broker) -> None:
         """Guarantee 1: ids grow across channels and batches, and followers see that order."""
         follower = Follower(broker)
-        ids = []
+        ids: list[EventId] = []
         for number in range(20):
             ids += await broker.append([draft(f"c{number % 3}"), draft("c0")])
         assert ids == sorted(set(ids))
@@ -102,10 +109,27 @@ class Contract:
             [draft("c", b"x", key="k"), draft("d", key="k"), draft("c", b"3", key="n")]
         )
         assert again[:2] == first[:2]
+        assert (first.duplicates, again.duplicates) == (0, 2)
         one, two = await broker.append([draft("e", key="z"), draft("e", key="z")])
         assert one == two
         events = await follower.until(5)
         assert [event.channel for event in events] == ["c", "d", "c", "c", "e"]
+
+    async def test_a_key_with_another_fingerprint_is_a_conflict(self, broker: Broker) -> None:
+        """An Idempotency-Key that comes with another request is a mistake that no sender overlooks."""
+        follower = Follower(broker)
+        first = await broker.append([draft("c", key="k", fingerprint="one"), draft("d", key="plain")])
+        assert await broker.append([draft("c", key="k", fingerprint="one")]) == first[:1]
+        with pytest.raises(KeyReused):
+            await broker.append([draft("c"), draft("c", key="k", fingerprint="two")])
+        assert await broker.append([draft("c", key="k")]) == first[:1], (
+            "the channel's own key compares nothing"
+        )
+        assert await broker.append([draft("d", key="plain", fingerprint="x")]) == first[1:]
+        (last,) = await broker.append([draft("c", key="another", fingerprint="two")])
+        assert [event.id for event in await follower.until(3)] == [*first, last], (
+            "nothing of the batch is there"
+        )
 
     async def test_cursors_are_stored_with_the_batch(self, broker: Broker) -> None:
         """A source that restarts reads on from here; an empty batch may carry one too."""

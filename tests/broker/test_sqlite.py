@@ -328,9 +328,11 @@ async def test_a_log_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     async with started(path) as broker:
         (id,) = await broker.append([draft("c")])
-    for version in (3, 4):
+    for version in (3, 4, 5):
         database = sqlite3.connect(path)
-        database.execute("ALTER TABLE log DROP COLUMN dropped")
+        database.execute("ALTER TABLE keys DROP COLUMN fingerprint")
+        if version < 5:
+            database.execute("ALTER TABLE log DROP COLUMN dropped")
         for table in ("notes", "seats") if version == 3 else ():
             database.execute(f"DROP TABLE {table}")
         database.execute(f"PRAGMA user_version = {version}")

@@ -13,7 +13,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from gateway.config.verify import Verify
 from gateway.errors import Unauthorized, Unavailable
-from gateway.webhooks.signatures import REPLAYS, Proof, Replays, verifier
+from gateway.webhooks.post import Reply
+from gateway.webhooks.signatures import ANSWER_BYTES, REPLAYS, Proof, Replays, verifier
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
@@ -167,23 +168,50 @@ def test_tokens_and_passwords() -> None:
 
 
 def test_a_message_is_taken_once() -> None:
-    """The same id at the same time is a replay; a retry that signs the time anew is not. Memory is bounded."""
+    """The same id at the same time gets the first answer; a retry that signs the time anew is the log's to know."""
     replays = Replays()
+    reply = Reply(200, "application/json", b"{}")
     first, retry = (STANDARD.check(signed(at=at), BODY, NOW) for at in (NOW, NOW + 5))
-    replays.begin(first)
+    assert replays.begin(first) is None
     with pytest.raises(Unavailable):
         replays.begin(first)  # at the same moment: whether the first one succeeds is open
-    replays.end(first, taken=False)
-    replays.begin(first)
-    replays.end(first, taken=True)
-    with pytest.raises(Unauthorized) as caught:
-        replays.begin(first)
-    assert caught.value.code == "replayed"
-    replays.begin(retry)
-    for number in range(REPLAYS):
-        replays.begin(Proof(once=str(number)))
-    replays.begin(first)
-    replays.end(retry, taken=False)  # forgotten by now
+    replays.end(first, None)
+    assert replays.begin(first) is None, "what is not in the log may be tried again"
+    replays.end(first, reply, 2)
+    assert replays.begin(first) == (reply, 2)
+    assert replays.begin(retry) is None
+
+
+def test_messages_are_remembered_within_bounds() -> None:
+    """Neither many messages nor long answers fill the memory; the oldest are forgotten."""
+    replays = Replays()
+    long = Reply(200, "application/json", bytes(ANSWER_BYTES + 1))
+    for number in range(REPLAYS + 10):
+        assert replays.begin(Proof(once=str(number))) is None
+        replays.end(Proof(once=str(number)), long, 1)
+    assert len(replays._seen) == REPLAYS
+    assert replays.begin(Proof(once="20")) is None, "the log knows what was answered"
+    assert replays.begin(Proof(once="0")) is None
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"id": "evt_1"}', b"no JSON"])
+def test_what_happens_once_has_an_id(body: bytes) -> None:
+    """Nodes that did not take a message find its events in the log, whatever the sender's scheme."""
+    at = str(NOW)
+    stripe = hmac.new(b"s3cret", at.encode() + b"." + body, "sha256").hexdigest()
+    generic = {
+        "secrets": ["s3cret"],
+        "header": "sig",
+        "content": "{timestamp}.{body}",
+        "timestamp_header": "t",
+    }
+    proofs = [
+        verifier(Verify.model_validate({"stripe": ["s3cret"]})).check(
+            {"stripe-signature": f"t={at},v1={stripe}"}, body, NOW
+        ),
+        verifier(Verify.model_validate({"hmac": generic})).check({"sig": stripe, "t": at}, body, NOW),
+    ]
+    assert all(proof.once is not None and proof.id for proof in proofs)
 
 
 @given(

@@ -87,6 +87,7 @@ def report(head: str, up: bool, source: dict[str, Any]) -> dict[str, Any]:
         "name": "app",
         "received": 1,
         "rejected": {"bad_json": 1},
+        "duplicates": 0,
         "restarts": 0,
         "stale": False,
         "last_event_ms": None,
