@@ -88,6 +88,16 @@ class Rejected(GatewayError):
         self.status = status
 
 
+def not_utf8(what: str, byte: int | None = None) -> Rejected:
+    """Return the refusal of something that must be text."""
+    where = "" if byte is None else f" (byte {byte})"
+    return Rejected(
+        f"{what} is not UTF-8{where}: the publisher must write text (Kafka: StringSerializer; Spring:"
+        " StringRedisTemplate; Redisson: StringCodec)",
+        code="not_utf8",
+    )
+
+
 class KeyReused(Rejected):
     """A deduplication key that came with another content before; nothing of the batch was appended."""
 

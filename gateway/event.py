@@ -71,6 +71,19 @@ def unpack(number: int) -> EventId:
     return tuple.__new__(EventId, (number >> SEQ_BITS, number & _PACKED_SEQ))
 
 
+def text_of(data: bytes) -> str:
+    """Return bytes as text, without loss: those that are no UTF-8 become lone surrogates (PEP 383).
+
+    So different bytes stay different, whatever they are compared, routed or deduplicated by.
+    """
+    return data.decode(errors="surrogateescape")
+
+
+def bytes_of(text: str) -> bytes:
+    """Return the bytes that `text_of` made a text of."""
+    return text.encode(errors="surrogateescape")
+
+
 def parse_time(text: str) -> int:
     """Return unix milliseconds of an ISO 8601 time; without a zone it is UTC. Raises ValueError."""
     time = datetime.fromisoformat(text)

@@ -52,6 +52,19 @@ class Expression:
             out.append(text)
         return "".join(out)
 
+    def identity(self, record: Record, *, own: bool = False) -> str | None:
+        """Return the text of `render`, but different where any place holds something else.
+
+        The text alone does not tell ``x-y`` and ``z`` in ``{a}-{b}`` from ``x`` and ``y-z``.
+        """
+        found = [_find(place, record, own) for place, is_place in self._pieces if is_place]
+        texts = [text for text in found if text is not None]
+        if len(texts) < len(found):
+            return None
+        if len(texts) == 1:
+            return self.render(record, own=own)
+        return "\0".join([self.text, *(f"{len(text)}:{text}" for text in texts)])
+
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 
@@ -70,17 +83,25 @@ def pointed(payload: bytes, pointer: str) -> str | None:
 
     Only what lies on the way is decoded, and a number is the text that was sent, so long ids stay exact.
     """
+    raw = payload
     try:
-        raw = payload
         for token in pointer.split("/")[1:]:
             name = token.replace("~1", "/").replace("~0", "~")
             if raw.lstrip()[:1] == b"[":
                 raw = bytes(_array.decode(raw)[int(name)]) if name.isdecimal() else b""
             else:
                 raw = bytes(_object.decode(raw)[name])
-        raw = raw.strip()
-        if raw[:1] == b'"':
-            return _string.decode(raw)
     except (msgspec.MsgspecError, RecursionError, KeyError, IndexError, UnicodeDecodeError):
         return None
+    return scalar(raw)
+
+
+def scalar(raw: bytes) -> str | None:
+    """Return a JSON string, or a number or boolean as it was written; None for anything else."""
+    raw = bytes(raw).strip()
+    if raw[:1] == b'"':
+        try:
+            return _string.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
     return raw.decode("ascii") if raw and raw[:1] in b"-0123456789tf" else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import hdrs, web
@@ -140,9 +141,7 @@ def _headers(request: web.Request) -> dict[str, str]:
 
 def _post(request: web.Request, path: Path) -> Post:
     """Return the request without its body. Raises BadRequest."""
-    topic = request.query.get("topic") or request.match_info.get("topic")
-    if topic is not None and len(topic) > MAX_TOPIC:
-        raise BadRequest(f"the topic is longer than {MAX_TOPIC} characters", code="bad_topic")
+    topic = _topic(request)
     key = request.headers.get("Idempotency-Key") or None
     if key is not None and len(key) > MAX_IDEMPOTENCY_KEY:
         raise BadRequest(
@@ -162,6 +161,26 @@ def _post(request: web.Request, path: Path) -> Post:
         cluster=request.match_info.get("cluster", ""),
         id=key,
     )
+
+
+def _topic(request: web.Request) -> str | None:
+    """Return the one topic that a request names, in its path or its query. Raises BadRequest."""
+    named = [topic for topic in request.query.getall("topic", ()) if topic]
+    if (in_path := request.match_info.get("topic")) is not None:
+        named.append(in_path)
+    if not named:
+        return None
+    if len(set(named)) > 1:
+        raise BadRequest("the request names several topics; post once for each", code="bad_topic")
+    if len(named[0]) > MAX_TOPIC:
+        raise BadRequest(f"the topic is longer than {MAX_TOPIC} characters", code="bad_topic")
+    raw = f"{request.rel_url.raw_path}?{request.rel_url.raw_query_string}"
+    try:
+        unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        # The URL's reader shows such bytes as others, so two topics would be one.
+        raise BadRequest("the URL is not UTF-8 (RFC 3986, percent-encoded)", code="bad_topic") from None
+    return named[0]
 
 
 def _response(reply: Reply) -> web.Response:

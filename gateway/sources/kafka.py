@@ -31,7 +31,7 @@ from gateway.backoff import jittered
 from gateway.config.sources import Kafka, parse_since
 from gateway.config.template import Template
 from gateway.errors import Fenced, SourceError, StartupError, Unavailable
-from gateway.event import NOTHING, Fence, Record
+from gateway.event import NOTHING, Fence, Record, text_of
 from gateway.sources.base import Feed, Gap, Source, read_under_lease
 
 log = structlog.get_logger("gateway.sources")
@@ -133,13 +133,13 @@ class KafkaSource(Source):
         values: Mapping[str, str] = NOTHING
         if self._places:
             values = {"partition": str(message.partition), "offset": str(message.offset)}
-            values |= {
-                f"headers.{name.lower()}": value.decode(errors="replace")
-                for name, value in message.headers
+            values |= {  # of a name that is given twice the first
+                f"headers.{name.lower()}": text_of(value)
+                for name, value in reversed(message.headers)
                 if value is not None
             }
             if message.key is not None:
-                values["key"] = message.key.decode(errors="replace")
+                values["key"] = text_of(message.key)
         return Record(
             message.topic,
             b"null" if message.value is None else message.value,

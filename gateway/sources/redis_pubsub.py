@@ -27,7 +27,7 @@ from gateway.backoff import jittered
 from gateway.clock import unix_ms
 from gateway.config.template import Template
 from gateway.errors import SourceError
-from gateway.event import Fence, Record
+from gateway.event import Fence, Record, text_of
 from gateway.sources.base import Feed, Gap, Source, read_under_lease
 from gateway.sources.pubsub_topics import Change, Topics, subscribe
 from gateway.sources.tail import Place, Tail
@@ -269,8 +269,7 @@ class RedisPubSubSource(Source):
             return None
         if not self._topics.counts(message["channel"], message["pattern"]):
             return None
-        # A topic that is not UTF-8 matches no route and is counted there.
-        return Record(topic=message["channel"].decode(errors="replace"), payload=message["data"])
+        return Record(topic=text_of(message["channel"]), payload=message["data"])
 
     def _cause(self, error: BaseException) -> Exception:
         if isinstance(error, TimeoutError):

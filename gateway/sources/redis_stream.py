@@ -20,8 +20,8 @@ from gateway.backoff import jittered
 from gateway.config.redis_url import RedisUrl
 from gateway.config.sources import RedisStream
 from gateway.config.template import Template
-from gateway.errors import SourceError
-from gateway.event import NOTHING, Record
+from gateway.errors import Rejected, SourceError, not_utf8
+from gateway.event import NOTHING, Record, text_of
 from gateway.redis_target import Target, Topology
 from gateway.sources.base import Feed, Source, read_under_lease
 from gateway.sources.stream_reader import Plan, StreamReader
@@ -93,34 +93,50 @@ class RedisStreamSource(Source):
             if _places(now) != _places(topology):
                 raise SourceError("other servers hold the streams by now")
 
-    def record(self, topic: str, id: bytes, flat: Sequence[bytes]) -> Record | None:
-        """Return what an entry is; None where it has no payload."""
-        fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    def record(self, topic: str, id: bytes, flat: Sequence[bytes]) -> Record:
+        """Return what an entry is; of a field that is given twice the first. Raises Rejected."""
+        # From the last to the first, so that the first is what stays.
+        fields = dict(zip(flat[-2::-2], flat[::-2], strict=True))
         payload = fields.get(self._payload or b"payload")
         if payload is None:
             if self._payload is not None:
-                return None
-            payload = msgspec.json.encode(
-                {
-                    name.decode(errors="replace"): text.decode(errors="replace")
-                    for name, text in fields.items()
-                }
-            )
+                raise Rejected("the entry has no such field", code="no_payload")
+            payload = msgspec.json.encode(_object(flat))
         type_, time = fields.get(b"type"), fields.get(b"timestamp", b"")
         values = NOTHING
         if self._places or self._needs_id:
-            values = {
-                place: fields[name].decode(errors="replace") for place, name in self._places if name in fields
-            }
+            values = {place: text_of(fields[name]) for place, name in self._places if name in fields}
             values["id"] = id.decode()
         is_time = time.isdigit() and len(time) <= 14
         return Record(
             topic,
             payload,
-            type=None if type_ is None else type_.decode(errors="replace"),
+            type=None if type_ is None else text_of(type_),
             timestamp=int(time) if is_time else int(id[: id.index(b"-")]),
             values=values,
         )
+
+
+def _object(flat: Sequence[bytes]) -> dict[str, str | list[str]]:
+    """Return all fields of an entry; one that is given several times with all its values. Raises Rejected."""
+    found: dict[str, str | list[str]] = {}
+    for name, value in zip(flat[::2], flat[1::2], strict=True):
+        key, text = _text(name, name, "name"), _text(value, name, "value")
+        before = found.get(key)
+        if before is None:
+            found[key] = text
+        elif isinstance(before, list):
+            before.append(text)
+        else:
+            found[key] = [before, text]
+    return found
+
+
+def _text(data: bytes, field: bytes, what: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise not_utf8(f"the {what} of the field {field[:100]!r}") from None
 
 
 def _places(topology: Topology) -> set[object]:

@@ -1,6 +1,7 @@
 """Records to drafts: which channels a topic feeds, and what of the record becomes the event. Pure."""
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from gateway.config.catalog import Catalog, Declared, Match
 from gateway.config.expression import Expression
 from gateway.config.sources import EventFrom
 from gateway.config.template import Template
-from gateway.errors import Rejected
+from gateway.errors import Rejected, not_utf8
 from gateway.event import GAP, MAX_TIMESTAMP, Draft, Record, parse_time, safe_type
 
 CACHE = 20_000
@@ -19,6 +20,8 @@ CACHE = 20_000
 
 MAX_KEY = 255
 """Characters of a deduplication key; a longer one is stored as its digest."""
+
+_LONE = re.compile("[\ud800-\udfff]")
 
 _json = msgspec.json.Decoder(msgspec.Raw)
 
@@ -66,10 +69,10 @@ class _Event:
             text = self.timestamp.render(record)
             timestamp = timestamp if text is None else parsed_time(text)
         if self.deduplicate is not None:
-            own = self.deduplicate.render(record, own=True)
+            own = self.deduplicate.identity(record, own=True)
             if own is None:
                 # What it shares with others does not tell them apart.
-                own = self.deduplicate.render(record)
+                own = self.deduplicate.identity(record)
                 own = None if own is None else f"{own}/{record.index}"
             key = key if own is None else own
         return type_, timestamp, key
@@ -221,6 +224,8 @@ class Router:
                 code="too_large",
                 status=413,
             )
+        if type_ is not None and not type_.isascii() and _LONE.search(type_):
+            raise not_utf8("the type")
         try:
             type_ = safe_type(type_)
         except ValueError as error:
@@ -347,4 +352,4 @@ def _check_text(payload: bytes) -> None:
     try:
         payload.decode()
     except UnicodeDecodeError as error:
-        raise Rejected(f"the payload is not UTF-8 (byte {error.start})", code="not_utf8") from None
+        raise not_utf8("the payload", error.start) from None

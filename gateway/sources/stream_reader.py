@@ -16,11 +16,11 @@ from redis.exceptions import ResponseError
 
 from gateway.backoff import jittered
 from gateway.config.template import Template
-from gateway.errors import Fenced
-from gateway.event import GONE, Fence, Record
+from gateway.errors import Fenced, Rejected
+from gateway.event import GONE, Fence, Record, text_of
 from gateway.sources.base import Feed, Gap
 from gateway.sources.stream_place import START, UNKNOWN, StreamInfo, StreamPlace, at_rest, parse_id, read_on
-from gateway.sources.stream_servers import AT_ONCE, Page, StreamServers, text
+from gateway.sources.stream_servers import AT_ONCE, Page, StreamServers, key_of, part_of
 
 log = structlog.get_logger("gateway.sources")
 
@@ -63,7 +63,7 @@ class StreamReader:
     def __init__(
         self,
         plan: Plan,
-        record: Callable[[str, bytes, Sequence[bytes]], Record | None],
+        record: Callable[[str, bytes, Sequence[bytes]], Record],
         feed: Feed,
         servers: StreamServers,
     ) -> None:
@@ -156,12 +156,12 @@ class StreamReader:
     ) -> None:
         if isinstance(info, ResponseError):
             if key not in self._refused:
-                log.warning("stream_refused", key=text(key), error=str(info))
+                log.warning("stream_refused", key=text_of(key), error=str(info))
             self._refused.add(key)
             return
         is_new = is_new or key in self._refused  # it became a stream before our eyes
         self._refused.discard(key)
-        part = text(key)
+        part = part_of(key)
         stored = await self._feed.position(part)
         place = StreamPlace.parse(stored) if stored is not None else None
         if place is None:
@@ -175,20 +175,20 @@ class StreamReader:
 
         A key that is not found at this moment may be written again right after; it is then a new stream.
         """
-        found = {text(key) for key in existing}
         for part in await self._feed.parts():
-            is_ours = any(pattern.match(part) is not None for pattern in self._plan.patterns)
-            if part in found or not is_ours:
+            key = key_of(part)
+            is_ours = any(pattern.match(text_of(key)) is not None for pattern in self._plan.patterns)
+            if key in existing or not is_ours:
                 continue
             stored = await self._feed.position(part)
             place = StreamPlace.parse(stored) if stored is not None else None
             if place is not None:
-                await self._end(part, place, fence)
+                await self._end(key, place, fence)
 
-    async def _end(self, topic: str, before: StreamPlace, fence: Fence) -> None:
+    async def _end(self, key: bytes, before: StreamPlace, fence: Fence) -> None:
         """Remove the position of a stream whose key is gone; what it held unread is a gap."""
-        gap = self._gap(topic, before, at_rest(before, None)[1])
-        await self._feed.publish([], GONE, fence, part=topic, gap=gap)
+        gap = self._gap(text_of(key), before, at_rest(before, None)[1])
+        await self._feed.publish([], GONE, fence, part=part_of(key), gap=gap)
 
     async def _look_after(self, fence: Fence) -> None:
         """See what became of the streams that gave nothing, and how much waits; some of them, in turns."""
@@ -199,15 +199,15 @@ class StreamReader:
             if found is not None and before.count != UNKNOWN:
                 self._waiting[key] = max(0, found.added - before.count)
             if found is None and key not in self._plan.exact:
-                await self._end(text(key), before, fence)
+                await self._end(key, before, fence)
                 del self._places[key]  # a scan finds it when it is there again
                 self._earlier.pop(key, None)
                 continue
             self._looks.append(key)  # once for each stream: one that is gone is added when it is found again
             place, missing = at_rest(before, found)
             if place != before:
-                gap = self._gap(text(key), before, missing)
-                await self._feed.publish([], str(place), fence, part=text(key), gap=gap)
+                gap = self._gap(text_of(key), before, missing)
+                await self._feed.publish([], str(place), fence, part=part_of(key), gap=gap)
                 self._places[key] = place
         self._waiting = {key: count for key, count in self._waiting.items() if key in self._places}
         self._feed.lags(sum(self._waiting.values()))
@@ -237,25 +237,26 @@ class StreamReader:
 
     async def _take(self, page: Page, fence: Fence) -> None:
         before = self._places[page.key]
-        topic = text(page.key)
+        topic, part = text_of(page.key), part_of(page.key)
         place, missing = read_on(before, [parse_id(id) for id, _ in page.entries], page.info)
         gap = self._gap(topic, before, missing)
         records: list[Record] = []
         size = 0
         for number, (id, flat) in enumerate(page.entries, 1):
-            record = self._record(topic, id, flat)
-            if record is None:
-                self._feed.reject("no_payload", "the entry has no such field", topic=topic)
+            try:
+                record = self._record(topic, id, flat)
+            except Rejected as error:
+                self._feed.reject(error.code, error.message, topic=topic)
             else:
                 records.append(record)
                 size += len(record.payload)
             if size >= APPEND_BYTES and number < len(page.entries):
                 left = len(page.entries) - number
                 so_far = StreamPlace(parse_id(id), UNKNOWN if place.count == UNKNOWN else place.count - left)
-                await self._feed.publish(records, str(so_far), fence, part=topic, gap=gap)
+                await self._feed.publish(records, str(so_far), fence, part=part, gap=gap)
                 self._places[page.key] = so_far
                 gap, records, size = None, [], 0
-        await self._feed.publish(records, str(place), fence, part=topic, gap=gap)
+        await self._feed.publish(records, str(place), fence, part=part, gap=gap)
         self._places[page.key] = place
 
     def _gap(self, topic: str, before: StreamPlace, missing: int) -> Gap | None:

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from gateway.config.template import Template
 from gateway.errors import SourceError
+from gateway.event import text_of
 from gateway.redis_target import Topology
 from gateway.sources.stream_place import StreamInfo, StreamPlace
 
@@ -60,7 +61,7 @@ class StreamServers:
                     cursor, keys = await server.scan(
                         cursor, match=pattern.redis_pattern, count=_SCAN_COUNT, _type="stream"
                     )
-                found.update(key for key in keys if pattern.match(text(key)) is not None)
+                found.update(key for key in keys if pattern.match(text_of(key)) is not None)
                 if not int(cursor):
                     break
         return sorted(found)
@@ -138,10 +139,24 @@ class StreamServers:
         return [(self._servers[owner], own) for owner, own in groups.items()]
 
 
-def text(key: Any) -> str:
-    """Return a key as a topic."""
-    found: str = key.decode(errors="backslashreplace")
-    return found
+_HEX = "hex:"
+
+
+def part_of(key: bytes) -> str:
+    """Return the name of a stream's position in the log: its key; in hex, where no log can store that."""
+    try:
+        part = key.decode()
+    except UnicodeDecodeError:
+        return f"{_HEX}{key.hex()}"
+    return f"{_HEX}{key.hex()}" if part.startswith(_HEX) else part
+
+
+def key_of(part: str) -> bytes:
+    """Return the key of a stream from the name of its position."""
+    try:
+        return bytes.fromhex(part.removeprefix(_HEX)) if part.startswith(_HEX) else part.encode()
+    except ValueError:
+        return part.encode()  # what another version wrote
 
 
 def _behind(keys: Sequence[bytes], places: Mapping[bytes, StreamPlace]) -> list[bytes | str]:

@@ -63,7 +63,7 @@ def read(post: Post) -> Parsed:
 
 def _binary(post: Post) -> Record:
     attributes = {
-        name[3:]: unquote(_text(text), errors="replace")
+        name[3:]: unquote(text, errors="surrogateescape")
         for name, text in post.headers.items()
         if name.startswith("ce-")
     }
@@ -71,13 +71,9 @@ def _binary(post: Post) -> Record:
     return _record(post, attributes, post.body or b"null", 0)
 
 
-def _text(header: str) -> str:
-    """Return a header's text: UTF-8, else Latin-1, as some clients send it unencoded."""
-    if header.isascii():
-        return header
-    if not _BYTES.search(header):
-        return header.encode(errors="replace").decode()
-    return _BYTES.sub(lambda match: chr(ord(match[0]) - 0xDC00), header)
+def _shown(text: str) -> str:
+    """Return a text that is shown: bytes that are no UTF-8 are Latin-1, as some clients send it unencoded."""
+    return _BYTES.sub(lambda match: chr(ord(match[0]) - 0xDC00), text)
 
 
 def _structured(post: Post) -> Iterator[Record]:
@@ -144,10 +140,10 @@ def _record(post: Post, attributes: Mapping[str, str], payload: bytes, index: in
         index,
         topic=topic,
         key=f"{attributes['source']} {attributes['id']}",  # a source holds no space
-        type=attributes["type"],
+        type=_shown(attributes["type"]),
         timestamp=_time(attributes.get("time")),
         values=values,
-        fallback=attributes["type"],
+        fallback=_shown(attributes["type"]),
     )
 
 

@@ -7,12 +7,12 @@ kafka.html, https://learn.microsoft.com/en-us/rest/api/eventhub/send-batch-event
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
+from gateway.config.expression import scalar
 from gateway.errors import Rejected
-from gateway.event import Record
+from gateway.event import Record, text_of
 from gateway.webhooks import post as limits
 from gateway.webhooks.plain import PLAIN
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, empty, too_many
@@ -42,8 +42,8 @@ class _Invocation(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     Body: msgspec.Raw
-    UserProperties: dict[str, Any] = {}
-    BrokerProperties: dict[str, Any] = {}
+    UserProperties: dict[str, msgspec.Raw] = {}
+    BrokerProperties: dict[str, msgspec.Raw] = {}
 
 
 _pipes = msgspec.json.Decoder(list[_KafkaRecord])
@@ -93,12 +93,14 @@ def read_kafka(post: Post) -> Parsed | None:
 def _kafka(post: Post, record: _KafkaRecord, cluster: str, index: int) -> Record:
     values = {"partition": str(record.partition), "offset": str(record.offset)}
     if record.key is not None:
-        values["key"] = _base64(record.key, "key").decode(errors="replace")
+        values["key"] = text_of(_base64(record.key, "key"))
     for header in record.headers:
         for name, numbers in header.items():
-            values[f"headers.{name.lower()}"] = bytes(number % 256 for number in numbers).decode(
-                errors="replace"
-            )
+            if not all(-128 <= number <= 255 for number in numbers):
+                raise Rejected("a header is not written as bytes", code="bad_records")
+            # Java's bytes are signed. Of a name that is given twice the first counts.
+            text = text_of(bytes(number % 256 for number in numbers))
+            values.setdefault(f"headers.{name.lower()}", text)
     cluster = record.eventSourceArn or record.bootstrapServers or cluster
     return post.record(
         b"null" if record.value is None else _base64(record.value, "value"),
@@ -135,14 +137,14 @@ def _message(post: Post, message: _Message, index: int) -> Record:
     body = bytes(message.Body)
     values = {
         f"headers.{name.lower()}": text
-        for name, text in message.UserProperties.items()
-        if isinstance(text, str)
+        for name, raw in reversed(message.UserProperties.items())
+        if (text := scalar(raw)) is not None
     }
-    key = message.BrokerProperties.get("PartitionKey")
-    if isinstance(key, str):
+    key = scalar(message.BrokerProperties.get("PartitionKey", b"null"))
+    if key is not None:
         values["key"] = key
     # A text is the message's content; anything else was meant as JSON.
-    payload = _string.decode(body).encode(errors="surrogatepass") if body[:1] == b'"' else body
+    payload = _string.decode(body).encode() if body[:1] == b'"' else body
     return post.record(payload, index, values=values)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import GatewayError, Rejected
-from gateway.event import MAX_TIMESTAMP, Record, pack, parse_time
+from gateway.event import MAX_TIMESTAMP, Record, bytes_of, pack, parse_time, text_of
 from gateway.webhooks import post as limits
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, too_many, unknown_type
 from gateway.webhooks.strict import skeleton
@@ -149,7 +149,7 @@ def _attempt(read: Any, post: Post, text: bytes, embedded: str, index: int) -> R
 def _v2(post: Post, text: bytes, embedded: str, index: int) -> Record:
     record = _record.decode(text)
     partition = post.partition if record.partition is None else record.partition
-    key = None if record.key == _NULL else _content(record.key, embedded, "key").decode(errors="replace")
+    key = None if record.key == _NULL else text_of(_content(record.key, embedded, "key"))
     return post.record(
         b"null" if record.value == _NULL else _content(record.value, embedded, "value"),
         index,
@@ -162,7 +162,7 @@ def _v3(post: Post, text: bytes, embedded: str, index: int) -> Record:
     record = _record_v3.decode(text)
     key = None
     if record.key is not None and record.key.data != _NULL:
-        key = _typed(record.key, "key").decode(errors="replace")
+        key = text_of(_typed(record.key, "key"))
     return post.record(
         b"null" if record.value is None or record.value.data == _NULL else _typed(record.value, "value"),
         index,
@@ -194,7 +194,7 @@ def _values(key: str | None, partition: int, headers: Sequence[_Header]) -> Mapp
     for header in headers:
         if header.value is not None:
             name = (header.name or header.key).lower()
-            values[f"headers.{name}"] = _base64(header.value, "header").decode(errors="replace")
+            values.setdefault(f"headers.{name}", text_of(_base64(header.value, "header")))
     return values
 
 
@@ -289,7 +289,7 @@ def receipt(post: Post, record: Record | GatewayError, outcome: Outcome) -> dict
         "timestamp": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
     if "key" in record.values:
-        told["key"] = {"size": len(record.values["key"].encode(errors="surrogatepass"))}
+        told["key"] = {"size": len(bytes_of(record.values["key"]))}
     return told | {"value": {"size": len(record.payload)}}
 
 

@@ -59,6 +59,9 @@ IMPOSSIBLE = [
     ("/hooks/hooks?topic=orders", b"[]", 400, "empty_body"),
     ("/hooks/hooks", b"1", 400, "no_topic"),
     ("/hooks/hooks?topic=" + "x" * 300, b"1", 400, "bad_topic"),
+    ("/hooks/hooks?topic=orders&topic=other", b"1", 400, "bad_topic"),
+    ("/hooks/hooks?topic=orders%FF", b"1", 400, "bad_topic"),
+    ("/hooks/hooks?topic=%ED%A0%80", b"1", 400, "bad_topic"),
     ("/hooks/hooks?topic=nowhere", b"1", 404, "no_route"),
     ("/hooks/hooks?topic=orders", b"{broken", 422, "not_json"),
     ("/hooks/hooks?topic=orders", b"\xff\xfe", 422, "not_utf8"),
@@ -253,7 +256,7 @@ async def test_a_disconnect_in_mid_body_loses_nothing_else(gateway: Gateway) -> 
 
 @pytest.mark.parametrize(
     "query",
-    ["topic=%ff%fe", "topic=%00", "topic=a%0d%0ab", "topic=%ED%A0%80", "topic=" + "%F0%9F%92%A9" * 40],
+    ["topic=%00", "topic=a%0d%0ab", "topic=" + "%F0%9F%92%A9" * 40],
 )
 async def test_strange_topics_are_a_404(gateway: Gateway, query: str) -> None:
     """Whatever the topic is, it is no route, in JSON."""

@@ -159,7 +159,7 @@ CASES = [
     Case("Event Hubs, a batch", post(
             b'[{"Body":"{\\"a\\":1}","UserProperties":{"Alert":"x","n":1},"BrokerProperties":{"PartitionKey":"k"}},{"Body":{"b":2}}]',
             "application/vnd.microsoft.servicebus.json", path="messages", topic="hub"),
-         [("hub", b'{"a":1}', {"values": {"headers.alert": "x", "key": "k"}}), ("hub", b'{"b":2}', {"index": 1, "values": {}})],
+         [("hub", b'{"a":1}', {"values": {"headers.alert": "x", "headers.n": "1", "key": "k"}}), ("hub", b'{"b":2}', {"index": 1, "values": {}})],
          201, "", b""),
 ]  # fmt: skip
 

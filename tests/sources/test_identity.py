@@ -1,0 +1,233 @@
+"""What a sender sent and what we compare, route, deduplicate or show by: equal, or visibly different."""
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config.catalog import Catalog
+from gateway.config.model import Channel
+from gateway.config.sources import EventFrom, Kafka, RedisStream
+from gateway.errors import Rejected
+from gateway.event import Record
+from gateway.sources.kafka import KafkaSource
+from gateway.sources.redis_stream import RedisStreamSource
+from gateway.sources.router import Router
+from gateway.sources.stream_servers import key_of, part_of
+from gateway.webhooks import cloudevents, clouds, rest_proxy
+from gateway.webhooks.post import Post
+
+JAVA = b"\xac\xed\x00\x05t\x00\x02id"
+"""How Java's own serialization, the default of Spring and Redisson, writes "id"."""
+
+CATALOG = Catalog(
+    {"all": Channel.model_validate({"from": [{"source": "s", "topic": "*"}], "access": "public"})}
+)
+
+KAFKA = KafkaSource(
+    "s",
+    Kafka.model_validate({"type": "kafka", "brokers": "localhost:9092"}),
+    [],
+    frozenset({"key", "headers.id"}),
+)
+STREAM = RedisStreamSource(
+    RedisStream.model_validate({"type": "redis-stream", "url": "redis://localhost"}),
+    [],
+    frozenset({"fields.id"}),
+)
+
+
+def key_in(record: Record, place: str) -> str | None:
+    """Return the deduplication key of a record by one place of it."""
+    router = Router(
+        CATALOG, event_bytes=10_000, events={"s": EventFrom.model_validate({"deduplicate": place})}
+    )
+    (draft,) = router.drafts("s", record, now=1)
+    return draft.key
+
+
+def kafka(key: bytes, headers: Sequence[tuple[str, bytes]]) -> Record:
+    message = SimpleNamespace(
+        topic="t", partition=0, offset=1, timestamp=1, key=key, value=b"1", headers=headers
+    )
+    return KAFKA.record(message)
+
+
+def base(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def only(parsed: Any) -> Record:
+    (record,) = parsed.records
+    assert isinstance(record, Record), record
+    return record
+
+
+def aws(key: bytes, header: bytes) -> Record:
+    body = {
+        "eventSource": "aws:kafka",
+        "records": {
+            "t-0": [
+                {
+                    "topic": "t",
+                    "partition": 0,
+                    "offset": 1,
+                    "key": base(key),
+                    "value": base(b"1"),
+                    "headers": [{"id": [byte - 256 if byte > 127 else byte for byte in header]}],
+                }
+            ]
+        },
+    }
+    parsed = clouds.read_kafka(Post(json.dumps(body).encode(), "application/json"))
+    assert parsed is not None
+    return only(parsed)
+
+
+def proxy_v3(key: bytes, header: bytes) -> Record:
+    body = {
+        "key": {"type": "BINARY", "data": base(key)},
+        "value": {"type": "JSON", "data": 1},
+        "headers": [{"name": "id", "value": base(header)}],
+    }
+    record = rest_proxy.read_v3(Post(b"", topic="t"), json.dumps(body).encode())
+    assert isinstance(record, Record), record
+    return record
+
+
+def proxy_v2(key: bytes) -> Record:
+    body = json.dumps({"records": [{"key": base(key), "value": base(b"1")}]}).encode()
+    post = Post(body, "application/vnd.kafka.binary.v2+json", path="topics", topic="t")
+    return only(rest_proxy.read(post))
+
+
+def cloud_event(id: bytes) -> Record:
+    """What a header's bytes become on their way through the HTTP server (PEP 383)."""
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": id.decode(errors="surrogateescape"),
+        "ce-source": "/a",
+        "ce-type": "t",
+    }
+    return only(cloudevents.read(Post(b"1", headers=headers)))
+
+
+def entry(**fields: bytes) -> Record:
+    flat = [part for name, value in fields.items() for part in (name.encode(), value)]
+    return STREAM.record("t", b"1-0", flat)
+
+
+KEYS: dict[str, Callable[[bytes], str | None]] = {
+    "Kafka, the key": lambda data: key_in(kafka(data, []), "{key}"),
+    "Kafka, a header": lambda data: key_in(kafka(b"", [("id", data)]), "{headers.id}"),
+    "Redis, a field": lambda data: key_in(entry(payload=b"1", id=data), "{fields.id}"),
+    "Redis, a topic": lambda data: key_in(STREAM.record(
+        data.decode(errors="surrogateescape"), b"1-0", [b"payload", b"1"]), "{topic}"),
+    "AWS, the key": lambda data: key_in(aws(data, b""), "{key}"),
+    "AWS, a header": lambda data: key_in(aws(b"", data), "{headers.id}"),
+    "REST Proxy v3, the key": lambda data: key_in(proxy_v3(data, b""), "{key}"),
+    "REST Proxy v3, a header": lambda data: key_in(proxy_v3(b"", data), "{headers.id}"),
+    "REST Proxy v2, the key": lambda data: key_in(proxy_v2(data), "{key}"),
+    "a literal around it": lambda data: key_in(kafka(data, []), "<{key}>"),
+    "two places": lambda data: key_in(kafka(data, [("id", data)]), "{key}{headers.id}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sender", KEYS)
+@given(st.binary(max_size=12), st.binary(max_size=12))
+def test_different_bytes_are_different_keys(sender: str, one: bytes, other: bytes) -> None:
+    """LongSerializer's keys: 200 records with 200 keys are 200 events, whether their bytes are text or not."""
+    key = KEYS[sender]
+    assert (key(one) == key(other)) == (one == other)
+    assert key(one) is not None
+    key(one).encode()  # type: ignore[union-attr]  # the log can store it
+
+
+@given(st.binary(min_size=1, max_size=12), st.binary(min_size=1, max_size=12))
+def test_different_ids_of_cloudevents_are_different_keys(one: bytes, other: bytes) -> None:
+    """A percent-encoded byte is that byte (HTTP binding §3.1.3.2); nothing else is equal to another."""
+    if b"%" in one + other:
+        return
+    keys = [key_in(cloud_event(id), "{ce.id}") for id in (one, other)]
+    own = [cloud_event(id).key for id in (one, other)]
+    assert (keys[0] == keys[1]) == (own[0] == own[1]) == (one == other)
+
+
+@given(*[st.text(max_size=4) for _ in range(4)])
+def test_two_places_are_not_run_together(a: str, b: str, c: str, d: str) -> None:
+    """`x-y` and `z` are another record than `x` and `y-z`, although both read x-y-z."""
+    keys = [
+        key_in(kafka(one.encode(), [("id", two.encode())]), "{key}-{headers.id}")
+        for one, two in ((a, b), (c, d))
+    ]
+    assert (keys[0] == keys[1]) == ((a, b) == (c, d))
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=6), st.binary(max_size=6)), min_size=1, max_size=4))
+def test_an_entry_without_a_payload_is_shown_whole_or_refused(fields: list[tuple[bytes, bytes]]) -> None:
+    """All fields of a Redis entry, also of one name; an entry that is no text is refused and not made up."""
+    flat = [part for pair in fields for part in pair]
+    if any(name == b"payload" for name, _ in fields):
+        return
+    try:
+        texts = [(name.decode(), value.decode()) for name, value in fields]
+    except UnicodeDecodeError:
+        with pytest.raises(Rejected) as caught:
+            STREAM.record("t", b"1-0", flat)
+        assert caught.value.code == "not_utf8"
+        return
+    shown = json.loads(STREAM.record("t", b"1-0", flat).payload)
+    pairs = [
+        (name, value)
+        for name, values in shown.items()
+        for value in (values if isinstance(values, list) else [values])
+    ]
+    assert sorted(pairs) == sorted(texts)
+
+
+def test_a_foreign_serializer_is_named_with_its_remedy() -> None:
+    """Spring's and Redisson's defaults write Java objects: the operator reads what to change, and where."""
+    for flat in ([JAVA, b"1"], [b"id", JAVA], [b"payload", JAVA]):
+        with pytest.raises(Rejected, match=r"StringRedisTemplate.*StringCodec") as caught:
+            key_in(STREAM.record("t", b"1-0", flat), "{id}")
+        assert caught.value.code == "not_utf8"
+        if flat[0] != b"payload":
+            assert "field b'" in caught.value.message
+
+
+@given(st.binary(max_size=8))
+def test_a_type_is_what_was_sent_or_refused(data: bytes) -> None:
+    """A type that is no text would be shown as another one."""
+    record = entry(payload=b"1", type=data)
+    router = Router(CATALOG, event_bytes=1000)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(Rejected) as caught:
+            router.drafts("s", record, now=1)
+        assert caught.value.code == "not_utf8"
+        return
+    try:
+        (draft,) = router.drafts("s", record, now=1)
+    except Rejected as error:
+        assert error.code == "bad_type"
+    else:
+        assert draft.type in (text or None, "message")
+
+
+@given(st.binary(max_size=8), st.sampled_from([b"", b"hex:", b"hex:ff"]))
+def test_a_stream_has_a_position_of_its_own(key: bytes, before: bytes) -> None:
+    """Two streams whose keys look alike must not share how far they were read."""
+    part = part_of(before + key)
+    part.encode()  # the log can store it
+    assert key_of(part) == before + key
+
+
+def test_of_several_headers_with_one_name_the_first_counts() -> None:
+    """As for webhooks over HTTP; the names are compared without regard to case."""
+    assert kafka(b"", [("Id", b"1"), ("id", b"2")]).values["headers.id"] == "1"
