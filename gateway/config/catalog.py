@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from gateway.config.expression import Expression
 from gateway.config.model import Channel, Conflate
-from gateway.config.template import MAX_NAME, Template
-from gateway.event import Retention
+from gateway.config.template import MAX_NAME, Template, why_no_name
+from gateway.event import NOTICE, Retention
 
 CACHE = 20_000
 """How many resolved instance names are remembered."""
@@ -134,6 +134,8 @@ class Catalog:
         return match
 
     def _first_template(self, name: str) -> Match | None:
+        if name.startswith(NOTICE) or why_no_name(name) is not None:
+            return None
         for declared in self._templates:
             fields = declared.template.match(name)
             if fields is not None:

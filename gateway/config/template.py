@@ -1,19 +1,30 @@
 """Names with fields: channel templates (``user.{id}``), topic patterns (``orders.*``, ``user:{id}``). Pure.
 
-A field captures one or more of the characters that a channel name may have, but for the one that follows
-it in the template: so ``t.{tenant}.{id}`` has one reading of every name, found in linear time, and ``{id}``
-at the end takes the rest.
+A field captures printable characters of any script, but for the one that follows it in the template: so
+``t.{tenant}.{id}`` has one reading of every name, found in linear time, and ``{id}`` at the end takes the
+rest. What looks alike must be alike: names are in NFC (Unicode UAX #15), without characters that nobody sees
+or that turn the direction of text. ``*`` is a wildcard in the claims of tokens, braces are fields.
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
 MAX_NAME = 255
 """Longest channel name or topic that is matched, in characters."""
 
-_FIELD_CHARS = r"[A-Za-z0-9_.~:@\-]"
+MAX_FIELD = 128
+"""Longest value of a field, in characters."""
+
+_LITERAL_CHARS = r"[A-Za-z0-9_.~:@\-]"
+_FIELD_CHARS = r"[ -)+-z|~\u00a1-\U0010ffff]"
 _PIECE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}|([{}])|([^{}]+)")
-_CHANNEL_LITERAL = re.compile(_FIELD_CHARS + "+")
+_CHANNEL_LITERAL = re.compile(_LITERAL_CHARS + "+")
+_UNSEEN = re.compile(
+    # Default_Ignorable_Code_Point (Unicode, DerivedCoreProperties) as far as Python calls it printable, the
+    # blank of Braille, and what stands for bytes that were no text.
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufffd\U000e0000-\U000e0fff]"
+)
 _REDIS_SPECIAL = re.compile(r"([\\\[\]*?])")
 
 
@@ -45,7 +56,7 @@ class Template:
                 fields.append(field)
                 stop = pieces[position + 1][2][:1] if position + 1 < len(pieces) else ""
                 chars = f"(?!{re.escape(stop)}){_FIELD_CHARS}" if stop and stop not in "*?" else _FIELD_CHARS
-                regex.append(f"(?P<{field}>(?:{chars}){{1,128}})")
+                regex.append(f"(?P<{field}>(?:{chars}){{1,{MAX_FIELD}}})")
                 source.append("*")
             elif glob:
                 for char in literal:
@@ -87,7 +98,9 @@ class Template:
         if len(name) > MAX_NAME:
             return None
         match = self._regex.fullmatch(name)
-        return match.groupdict() if match else None
+        if match is None or not (name.isascii() or all(why_not(text) is None for text in match.groups())):
+            return None
+        return match.groupdict()
 
     def render(self, fields: Mapping[str, str]) -> str:
         """Return the text with its fields filled in; each of them must be given."""
@@ -95,6 +108,27 @@ class Template:
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
+
+
+def why_not(text: str) -> str | None:
+    """Return why a text cannot be part of a channel's name, without quoting it; None where it can."""
+    for position, char in enumerate(text, 1):
+        if not char.isprintable() or char in "*{}" or _UNSEEN.match(char):
+            name = unicodedata.name(char, "")
+            shown = f"U+{ord(char):04X}" + (f" ({name})" if name else "")
+            return f"the character {shown} at position {position} is not allowed in a channel's name"
+    if not unicodedata.is_normalized("NFC", text):
+        return "a channel's name must be in Unicode's normal form C (NFC)"
+    return None
+
+
+def why_no_name(name: str) -> str | None:
+    """Return why a text can be no channel's name, without quoting it; None where it can."""
+    if len(name) > MAX_NAME:
+        return f"a channel's name has at most {MAX_NAME} characters"
+    if name[:1] == " " or name[-1:] == " ":
+        return "a channel's name cannot begin or end with a blank"
+    return why_not(name)
 
 
 def fill(text: str, fields: Mapping[str, str]) -> str:

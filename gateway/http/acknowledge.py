@@ -44,7 +44,7 @@ class Acknowledge:
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Take an answer: 204, or 202 where it is told to the node that has the stream."""
-        ask = Ask.of_request(request)
+        ask = self.cors.ask(request)
         try:
             result = await self._take(ask, request)
             response = web.Response(status=202 if result == "elsewhere" else 204)

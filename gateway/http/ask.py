@@ -1,5 +1,8 @@
 """A request for a stream, free of the path that it came on: aiohttp's handlers or the front protocol."""
 
+from collections.abc import Callable
+from urllib.parse import unquote
+
 import msgspec
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
@@ -7,6 +10,9 @@ from multidict import MultiDict, MultiDictProxy, MultiMapping, istr
 
 from gateway.http.protocol import Protocol
 from gateway.limits.limits import UNKNOWN, Caller
+
+Resolve = Callable[[str], object]
+"""Finds the channel of a name; None where there is none."""
 
 _FORWARDED = istr("X-Forwarded-For")
 _NO_QUERY: MultiMapping[str] = MultiDictProxy(MultiDict())
@@ -33,12 +39,12 @@ class Ask(msgspec.Struct, frozen=True):
         return forwarded(self.headers)
 
     @classmethod
-    def of_request(cls, request: web.Request) -> "Ask":
+    def of_request(cls, request: web.Request, resolve: Resolve) -> "Ask":
         """Return what aiohttp routed to a handler."""
-        own = request.match_info.get("channel")
+        own = _unquoted(request.rel_url.raw_path[8:]) if "channel" in request.match_info else None
         return cls(
             request.method,
-            _names(own, request.query),
+            _names(own, request.query, resolve),
             request.query,
             request.headers,
             request.version >= (1, 1),
@@ -47,19 +53,19 @@ class Ask(msgspec.Struct, frozen=True):
         )
 
     @classmethod
-    def of_message(cls, message: RawRequestMessage, caller: Caller) -> "Ask | None":
+    def of_message(cls, message: RawRequestMessage, caller: Caller, resolve: Resolve) -> "Ask | None":
         """Return what aiohttp's parser read, or None where its router should have a look."""
         path = message.url.raw_path
         if path == "/events":
             own = None
-        elif path.startswith("/events/") and "%" not in path and "/" not in path[8:] and len(path) > 8:
-            own = path[8:]
+        elif path.startswith("/events/") and "/" not in path[8:] and len(path) > 8:
+            own = _unquoted(path[8:])
         else:
             return None
         query = message.url.query if "?" in message.path else _NO_QUERY
         return cls(
             message.method,
-            _names(own, query),
+            _names(own, query, resolve),
             query,
             message.headers,
             message.version >= (1, 1),
@@ -79,10 +85,21 @@ def forwarded(headers: MultiMapping[str]) -> str | None:
     return ",".join(headers.getall(_FORWARDED)) if _FORWARDED in headers else None
 
 
-def _names(own: str | None, query: MultiMapping[str]) -> tuple[str, ...]:
+def _unquoted(segment: str) -> str:
+    """Return what a segment of a path spells (RFC 3986); what is no UTF-8 as U+FFFD, which no name has."""
+    return unquote(segment) if "%" in segment else segment
+
+
+def _names(own: str | None, query: MultiMapping[str], resolve: Resolve) -> tuple[str, ...]:
     if not query and own:
         return (own,)
     names = [own] if own else []
     for value in query.getall("channel", ()):
-        names.extend(name.strip() for name in value.split(","))
+        if "," not in value:
+            names.append(value)
+            continue
+        parts = [name for part in value.split(",") if (name := part.strip())]
+        # A comma separates channels, unless there is no such channel and the whole is one.
+        is_one = resolve(value) is not None and any(resolve(part) is None for part in parts)
+        names.extend([value] if is_one else parts)
     return tuple(dict.fromkeys(name for name in names if name))

@@ -60,6 +60,10 @@ class CorsPolicy:
             max_age=round(config.cors.max_age),
         )
 
+    def ask(self, request: web.Request) -> Ask:
+        """Return a request as the policy sees it."""
+        return Ask.of_request(request, self._catalog.resolve)
+
     def page(self, ask: Ask) -> str | None:
         """Return the origin of the page that asks, for a stream to keep; None where none does."""
         origin = ask.headers.get(hdrs.ORIGIN)
@@ -186,7 +190,7 @@ class _Adapter(AbstractRouterAdapter):
 
     async def _preflight(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let the library answer. Raises Forbidden, after it was noted: the browser sends no request then."""
-        ask = Ask.of_request(request)
+        ask = self._policy.ask(request)
         try:
             if _path(request) in self._of_any:
                 self._policy.check_any(ask)
@@ -236,7 +240,7 @@ class _Adapter(AbstractRouterAdapter):
             raise KeyError(requested_method)
         if path in self._of_any:
             return _RequestOrigins(policy.options, policy.refusing_any)
-        names = Ask.of_request(preflight_request).channels
+        names = policy.ask(preflight_request).channels
         return _RequestOrigins(policy.options, lambda origin: policy.refusing(origin, names))
 
     def get_non_preflight_request_config(self, request: web.Request) -> Mapping[str, ResourceOptions]:

@@ -142,7 +142,9 @@ class Front(asyncio.Protocol):
         message = self._listener.heads.parse(head)
         if message is None:
             return None
-        return Ask.of_message(message, self.caller)
+        return (
+            Ask.of_message(message, self.caller, self._subscribe.catalog.resolve) if self._subscribe else None
+        )
 
     def _answer(self, subscribe: Subscribe, ask: Ask) -> None:
         self._head = b""

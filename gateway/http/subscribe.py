@@ -14,6 +14,7 @@ from gateway.auth.forward import Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.rules import authorize, is_public
 from gateway.config.catalog import Catalog, Match
+from gateway.config.template import why_no_name
 from gateway.errors import BadRequest, GatewayError, NotFound, Overload, Unavailable
 from gateway.http import query
 from gateway.http.ask import Ask
@@ -95,7 +96,7 @@ class Subscribe:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Open the stream of a request that aiohttp routed here."""
-        ask = Ask.of_request(request)
+        ask = Ask.of_request(request, self.catalog.resolve)
         try:
             wanted = self.want(ask)
             if ask.method == hdrs.METH_HEAD:
@@ -265,6 +266,9 @@ class Subscribe:
             if match is None:
                 # Not its name: what leads nowhere may be anything, a token in the wrong place too.
                 which = f" (number {len(found) + 1} of {len(names)})" if len(names) > 1 else ""
-                raise NotFound(f"there is no such channel{which}", code="unknown_channel")
+                why = why_no_name(name)
+                raise NotFound(
+                    f"there is no such channel{which}" + (f": {why}" if why else ""), code="unknown_channel"
+                )
             found.append(match)
         return tuple(found)

@@ -23,7 +23,7 @@ class TicketOffice:
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Give a ticket for ``?channel=a&channel=b``."""
-        ask = Ask.of_request(request)
+        ask = Ask.of_request(request, self.subscribe.catalog.resolve)
         try:
             wanted = self.subscribe.want(ask)
             ticket = await self.authenticator.ticket(self.subscribe.question(ask), wanted.matches)

@@ -11,7 +11,7 @@ import msgspec
 from gateway.config.catalog import Catalog, Declared, Match
 from gateway.config.expression import Expression
 from gateway.config.sources import EventFrom
-from gateway.config.template import Template
+from gateway.config.template import MAX_FIELD, Template, why_not
 from gateway.errors import Rejected, not_utf8
 from gateway.event import GAP, MAX_TIMESTAMP, Draft, Record, parse_time, safe_type
 
@@ -159,8 +159,10 @@ class Router:
         routes = self._sources.get(source)
         matches = [] if routes is None else self._matches(routes, record)
         if routes is None or not matches:
+            why = None if routes is None else why_not(record.topic)
             raise Rejected(
-                f"no channel takes the topic {record.topic[:200]!r} of the source {source!r}",
+                f"no channel takes the topic {record.topic[:200]!r} of the source {source!r}"
+                + (f": {why}" if why else ""),
                 code="no_route",
                 status=404,
             )
@@ -258,10 +260,7 @@ class Router:
             if match is not None:
                 found.setdefault(match.name, match)
         if not found:
-            raise Rejected(
-                "the record does not hold what the channel's name needs (fields of the route)",
-                code="no_field",
-            )
+            raise Rejected(self._why_unnamed(way, record), code="no_field")
         return list(found.values())
 
     def _way(self, topic: str, routes: _Routes) -> _Way:
@@ -278,6 +277,18 @@ class Router:
             if match is not None:
                 matches.setdefault(match.name, match)
         return _Way(list(matches.values()), named)
+
+    def _why_unnamed(self, way: _Way, record: Record) -> str:
+        """Return why a record names no channel."""
+        missing = "the record does not hold what the channel's name needs (fields of the route)"
+        for route, _ in way.named:
+            for field, expression in route.fields.items():
+                text = expression.render(record)
+                if text and len(text) > MAX_FIELD:
+                    return f"{missing}: {{{field}}} is longer than {MAX_FIELD} characters"
+                if text and (why := why_not(text)) is not None:
+                    return f"{missing}: in {{{field}}} {why}"
+        return missing
 
     def _named(self, route: _Route, captured: Mapping[str, str], record: Record) -> Match | None:
         fields = dict(captured)

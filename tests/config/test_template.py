@@ -39,7 +39,7 @@ def test_a_fixed_name_wins_and_a_template_cannot_write_into_it() -> None:
     assert found.declared.name == "user.all"
     assert channels.instance(channels.declared["user.{id}"], {"id": "all"}) is None
     assert channels.resolve("user.") is None
-    assert channels.resolve("user.a/b") is None
+    assert channels.resolve("user.a*b") is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,9 @@ def test_a_fixed_name_wins_and_a_template_cannot_write_into_it() -> None:
         ("orders.*", "order", None),
         ("user:{id}", "user:42", {"id": "42"}),
         ("user:{id}", "user:", None),
-        ("user:{id}", "user:a b", None),
+        ("user:{id}", "user:a b", {"id": "a b"}),
+        ("user:{id}", "user:a\u200bb", None),
+        ("user:{id}", "user:a*", None),
         ("a?c", "abc", {}),
         ("a?c", "ac", None),
         ("[x]*", "[x]y", {}),

@@ -148,8 +148,16 @@ def mapped(topic: str, payload: bytes, **more: object) -> Draft:
 def test_a_record_names_its_own_channel() -> None:
     """One topic for all users, the user in the record's key: no topic per user is needed."""
     assert mapped("users", b"{}", values={"key": "42"}).channel == "user.42"
-    for values in ({}, {"key": ""}, {"key": "a b"}, {"key": "x" * 200}):
-        with pytest.raises(Rejected, match="channel's name") as caught:
+    for values, why in (
+        ({}, ""),
+        ({"key": ""}, ""),
+        ({"key": "a\nb"}, r"in {id} the character U\+000A at position 2 is not allowed"),
+        ({"key": "*"}, r"in {id} the character U\+002A \(ASTERISK\) at position 1"),
+        ({"key": "e\u0301"}, "NFC"),
+        ({"key": "x" * 200}, "{id} is longer than 128 characters"),
+        ({"key": "a "}, ""),
+    ):
+        with pytest.raises(Rejected, match=f"channel's name.*{why}") as caught:
             mapped("users", b"{}", values=values)
         assert caught.value.code == "no_field"
 
