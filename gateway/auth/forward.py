@@ -28,6 +28,7 @@ from gateway.config.auth import Forward
 from gateway.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
 from gateway.metrics import Metrics
 from gateway.seldom import Seldom
+from gateway.urls import shown
 
 log = structlog.get_logger("gateway.auth")
 
@@ -97,6 +98,7 @@ class ForwardAuth:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
+        self._shown = shown(config.url)
         self._revocations = revocations
         self._ignored = frozenset(ignored)
         self._session = session
@@ -172,7 +174,7 @@ class ForwardAuth:
         if 400 <= status < 500 and status not in PASSING:
             # A client can make most of them happen, so none may count as an outage that lets it in.
             if status not in (401, 403) and self._seldom.tell(status) is not None:
-                log.warning("forward_auth_refused", url=self._config.url, status=status)
+                log.warning("forward_auth_refused", url=self._shown, status=status)
             return self._refused(now + min(cache, REFUSED_SECONDS), status)
         if status >= 500:
             raise FetchError(f"answered {status}")
@@ -232,7 +234,7 @@ class ForwardAuth:
         why = str(error)
         self._metrics.forward_requests.labels("outage").inc()
         if self._seldom.tell(why) is not None:
-            log.error("forward_auth_down", url=self._config.url, error=why, answer=self._config.on_outage)
+            log.error("forward_auth_down", url=self._shown, error=why, answer=self._config.on_outage)
         if self._config.on_outage == "open" and not isinstance(error, Undecided):
             return Grant(opened=frozenset(question.channels))
         if self._config.on_outage == "refuse":

@@ -29,7 +29,8 @@ from gateway.doctor.finding import Finding, Level, bad, ok, skip, warn
 from gateway.doctor.heard import Heard
 from gateway.doctor.patience import Patience
 from gateway.doctor.resume import resume_verdict
-from gateway.doctor.target import Target, shown
+from gateway.doctor.target import Target
+from gateway.urls import shown
 
 Tell = Callable[[Finding], None]
 

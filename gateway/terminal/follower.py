@@ -21,10 +21,10 @@ from gateway import __version__
 from gateway.backoff import Backoff
 from gateway.causes import in_plain_words
 from gateway.doctor.network import reason
+from gateway.printable import safe
 from gateway.sse import CONTENT_TYPE
 from gateway.terminal.door import Door
 from gateway.terminal.lines import CLOSE, HEARTBEAT, OPEN, told
-from gateway.terminal.paint import safe
 from gateway.terminal.parser import Message, Parser, TooLong
 
 CONNECT_SECONDS = 10.0
