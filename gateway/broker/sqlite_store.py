@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gateway.broker import sqlite_board as board
 from gateway.broker.base import CHANNEL_KEPT_MS, DEDUPLICATION_KEYS, Batch, Page
+from gateway.broker.sqlite_files import make_file
 from gateway.errors import Fenced
 from gateway.event import GONE, SEQ_BITS, Event, EventId, Fence, Retention, unpack
 
@@ -81,6 +82,7 @@ class Store:
         self._channels: dict[str, tuple[int, Retention]] = {}
         self._dropped = 0
         self._written: set[str] = set()
+        make_file(path)
         # Autocommit, so that transactions are where `transaction` says; threads are the caller's business.
         self.db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
