@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from gateway.auth.credentials import bearer, find
+from gateway.auth.credentials import TICKET, bearer, find, without
 from gateway.auth.forward import Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.jwks import Jwks
@@ -134,7 +134,7 @@ class Authenticator:
         if token is None:
             raise Unauthorized("a ticket is given for a token: Authorization: Bearer …", code="missing_token")
         since = self.revocations.number
-        grant = await self._asked(_Plan(None, token, _narrowed(question, matches)))
+        grant = await self._asked(_Plan(None, token, self._narrowed(question, matches, is_used_here=True)))
         authorize(matches, grant)
         ticket = await tickets.give(grant, [match.name for match in matches], question.whose)
         if self.revocations.hit(since, grant, {}):
@@ -163,7 +163,24 @@ class Authenticator:
         if wanted.token and credential is None:
             authorize(matches, NOBODY)  # says which channel
         token = credential.text if wanted.token and credential is not None else None
-        return _Plan(None, token, _narrowed(question, matches) if wanted.forward else None)
+        if not wanted.forward:
+            return _Plan(None, token, None)
+        is_used_here = wanted.token or credential is None or credential.place != "query"
+        return _Plan(None, token, self._narrowed(question, matches, is_used_here=is_used_here))
+
+    def _narrowed(self, question: Question, matches: Iterable[Match], *, is_used_here: bool) -> Question:
+        """Return what the endpoint is asked: its own channels, and no credential that is not for it.
+
+        A token in the query is for it where it is the request's credential, and not ``is_used_here``.
+        """
+        auth = self._means.auth
+        hidden = {TICKET} if auth.tickets is not None else set()
+        if auth.query is not None and is_used_here:
+            hidden.add(auth.query)
+        names = tuple(match.name for match in matches if match.declared.spec.access == "forward")
+        return question._replace(
+            channels=names, uri=without(question.uri, hidden) if hidden else question.uri
+        )
 
     async def _asked(self, plan: "_Plan") -> Grant:
         grant, means = NOBODY, self._means
@@ -208,8 +225,3 @@ class _Plan(NamedTuple):
     ticket: str | None
     token: str | None
     forward: Question | None
-
-
-def _narrowed(question: Question, matches: Iterable[Match]) -> Question:
-    names = tuple(match.name for match in matches if match.declared.spec.access == "forward")
-    return question._replace(channels=names)

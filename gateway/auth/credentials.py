@@ -4,8 +4,9 @@
 by itself, and a token in a URL is the last resort (RFC 9700 §4.3.2): in this order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Literal, NamedTuple
+from urllib.parse import unquote_plus
 
 from gateway.config.auth import Auth
 
@@ -18,6 +19,7 @@ class Credential(NamedTuple):
 
     kind: Literal["token", "ticket"]
     text: str
+    place: Literal["header", "cookie", "query"] = "header"
 
 
 def find(headers: Mapping[str, str], query: Mapping[str, str], auth: Auth) -> Credential | None:
@@ -26,12 +28,19 @@ def find(headers: Mapping[str, str], query: Mapping[str, str], auth: Auth) -> Cr
     if text is not None:
         return Credential("token", text)
     if query and auth.tickets is not None and (text := query.get(TICKET)):
-        return Credential("ticket", text)
+        return Credential("ticket", text, "query")
     if auth.cookie is not None and (text := _cookie(headers.get("Cookie"), auth.cookie)):
-        return Credential("token", text)
+        return Credential("token", text, "cookie")
     if query and auth.query is not None and (text := query.get(auth.query)):
-        return Credential("token", text)
+        return Credential("token", text, "query")
     return None
+
+
+def without(uri: str, names: Container[str]) -> str:
+    """Return path and query as they were sent, without the query values of these names."""
+    path, mark, query = uri.partition("?")
+    kept = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names]
+    return path + mark + "&".join(kept) if mark and any(kept) else path
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

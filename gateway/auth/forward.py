@@ -12,13 +12,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import unquote_plus
 
 import aiohttp
 import msgspec
 import structlog
 from yarl import URL
 
+from gateway.auth.credentials import without
 from gateway.auth.fetch import FetchError, read, told
 from gateway.auth.grant import Grant
 from gateway.auth.revocations import Revocations
@@ -209,13 +209,10 @@ class ForwardAuth:
 
     def _uri(self, uri: str) -> str:
         """Return path and query as they were sent, without what differs with each reconnect."""
-        path, mark, query = uri.partition("?")
-        if not path.startswith("/"):  # a proxy's form (RFC 9112 §3.2.2)
-            path = "/" + path.partition("://")[2].partition("/")[2]
-        kept = [
-            part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in self._ignored
-        ]
-        whole = path + mark + "&".join(kept) if mark and any(kept) else path
+        whole = without(uri, self._ignored)
+        if not whole.startswith("/"):  # a proxy's form (RFC 9112 §3.2.2)
+            path, mark, query = whole.partition("?")
+            whole = "/" + path.partition("://")[2].partition("/")[2] + mark + query
         if len(whole) > MAX_URI:
             raise BadRequest(f"the URL is longer than {MAX_URI} characters", code="bad_query")
         return whole.encode("ascii", "backslashreplace").decode()
