@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from gateway.auth.credentials import TICKET, bearer, find, without
+from gateway.auth.credentials import TICKET, bearer, check_page, find, without
 from gateway.auth.forward import Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.jwks import Jwks
@@ -155,17 +155,25 @@ class Authenticator:
             self._means.forward.forget()
 
     def _plan(self, question: Question, matches: Sequence[Match]) -> "_Plan":
-        """Return what must be looked at. Raises Unauthorized where a token is missing."""
+        """Return what must be looked at.
+
+        Raises Unauthorized where a token is missing, Forbidden where a page of another origin lets a browser
+        send what it sends by itself.
+        """
         wanted = needs(matches)
         credential = find(question.headers, question.query, self._means.auth)
         if credential is not None and credential.kind == "ticket":
             return _Plan(credential.text, None, None)
         if wanted.token and credential is None:
             authorize(matches, NOBODY)  # says which channel
+        place = None if credential is None else credential.place
+        # Whatever the endpoint looks at, a proxy in front may have added it for the user's session.
+        if place == "cookie" or (wanted.forward and place != "header"):
+            check_page(question.headers)
         token = credential.text if wanted.token and credential is not None else None
         if not wanted.forward:
             return _Plan(None, token, None)
-        is_used_here = wanted.token or credential is None or credential.place != "query"
+        is_used_here = wanted.token or place != "query"
         return _Plan(None, token, self._narrowed(question, matches, is_used_here=is_used_here))
 
     def _narrowed(self, question: Question, matches: Iterable[Match], *, is_used_here: bool) -> Question:

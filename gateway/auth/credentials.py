@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 from urllib.parse import unquote_plus
 
 from gateway.config.auth import Auth
+from gateway.config.origins import OTHER_ORIGINS
+from gateway.errors import Forbidden
 
 TICKET = "ticket"
 """The query value that holds a ticket."""
@@ -41,6 +43,19 @@ def without(uri: str, names: Container[str]) -> str:
     path, mark, query = uri.partition("?")
     kept = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names]
     return path + mark + "&".join(kept) if mark and any(kept) else path
+
+
+def check_page(headers: Mapping[str, str]) -> None:
+    """Refuse what a page of another origin makes a browser send without a preflight. Raises Forbidden.
+
+    An image, a script, a frame, a form or a link carries the user's cookies, names no ``Origin``, and lets
+    the page read nothing: it could only use up the user's streams, or replace one. An EventSource and fetch
+    send the mode ``cors`` (Fetch Metadata, W3C); clients that are no browsers send neither header.
+    """
+    if headers.get("Sec-Fetch-Site") in OTHER_ORIGINS and headers.get("Sec-Fetch-Mode") != "cors":
+        raise Forbidden(
+            "a page of another origin may open this by EventSource or fetch alone", code="page_refused"
+        )
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

@@ -84,7 +84,7 @@ STREAMS = (
             *("no_channel", "too_many_channels", "bad_query", "unknown_channel", "origin_refused"),
             *("cors_refused", "missing_token", "invalid_token", "channel_forbidden", "auth_refused"),
             *("auth_unavailable", "unavailable", "overloaded", "connect_rate", "draining"),
-            *("user_limit", "address_limit", "address_rate"),
+            *("user_limit", "address_limit", "address_rate", "page_refused"),
         ),
     ),
     _counter(
