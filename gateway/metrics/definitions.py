@@ -285,9 +285,10 @@ TLS = (
     _counter(
         "tls_handshake_failures_total",
         "TLS handshakes that failed, by reason",
-        "Scanners make some; a jump in `protocol` may be clients that do not trust the certificate.",
+        "Scanners make some; a jump in `protocol` may be clients that do not trust the certificate. "
+        "`no_room`: one address has so many unfinished ones that others took their places.",
         by=("reason",),
-        values=("client_certificate", "plain_http", "protocol"),
+        values=("client_certificate", "plain_http", "protocol", "no_room"),
     ),
 )
 
