@@ -4,6 +4,7 @@ A pipe whose reader stalls blocks whoever writes to it, so lines go through a bo
 thread. When the queue is full the line is dropped and counted: events matter more than their log.
 """
 
+import io
 import json
 import logging
 import queue
@@ -12,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import msgspec
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
+
+from gateway.printable import safe, safe_lines
 
 QUEUE_LINES = 10_000
 """Lines that wait for a slow reader before more are dropped."""
@@ -112,11 +115,18 @@ class _Handler(logging.Handler):
 
 
 def _printable(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Escape control characters: what a client sends must not move an operator's cursor."""
+    """Escape what a terminal obeys: what a client sends must not move an operator's cursor."""
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = value.encode("unicode_escape").decode()
+        if isinstance(value, str):
+            event[key] = safe(value)
     return event
+
+
+def _traceback(file: TextIO, exc_info: ExcInfo) -> None:
+    """Write a traceback for people: what an exception says may be a client's words too."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    file.write(safe_lines(text.getvalue()))
 
 
 def _level(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
@@ -149,7 +159,8 @@ def _numbered(worker: int) -> Processor:
 
 def _json(event: EventDict, **options: Any) -> str:
     try:
-        return msgspec.json.encode(event, enc_hook=repr).decode()
+        # JSON itself escapes nothing above U+001F; what reads the log may show it on a terminal.
+        return safe(msgspec.json.encode(event, enc_hook=repr).decode())
     except UnicodeEncodeError:  # surrogates: bytes of a header that are no UTF-8
         return json.dumps(event, default=repr)
 
@@ -176,9 +187,7 @@ def configure(
         transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         exceptions: list[Processor] = [structlog.processors.ExceptionRenderer(transformer)]
     else:
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=file.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        renderer = structlog.dev.ConsoleRenderer(colors=file.isatty(), exception_formatter=_traceback)
         exceptions = [_printable]
     numbered: list[Processor] = [] if worker is None else [_numbered(worker)]
     processors: list[Processor] = [

@@ -35,6 +35,13 @@ _OPEN = (
     b'data: {"connection":"%b","channels":%b,"resume":"%b","heartbeat":%d%b}\n%b\n'
 )
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def can_be_sent(last_id: str) -> bool:
+    """Tell whether a header may hold an id (RFC 9110 §5.5): the framing lets it have control characters."""
+    return _CONTROL.search(last_id) is None
+
 
 def block(
     data: bytes,

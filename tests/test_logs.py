@@ -125,7 +125,36 @@ def test_a_clients_words_cannot_move_the_cursor() -> None:
     structlog.get_logger("gateway").info("refused", origin="https://a\x1b]0;x\x07")
     writer.close()
     assert "\x1b" not in file.getvalue()
-    assert "\\x1b" in file.getvalue()
+    assert "\\u001b" in file.getvalue()
+
+
+STEERING = "".join(
+    map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, 0x2028, 0x2029])
+) + "".join(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF, 0xE0041]))
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+def test_nothing_in_a_line_steers_what_shows_it(format: str) -> None:
+    """C1 commands terminals as ESC does, bidi turns a line around, U+0085 and U+2028 end one for some readers."""
+    file = io.StringIO()
+    writer = configure(level="info", format=format, file=file)
+    log = structlog.get_logger("gateway")
+    log.info(
+        f"event{STEERING}", origin=f"https://a{STEERING}", channels=(STEERING,), about={STEERING: STEERING}
+    )
+    try:
+        raise ValueError(STEERING)
+    except ValueError:
+        log.exception("failed", stack=STEERING)
+        logging.getLogger("asyncio").exception("of %s", STEERING)
+    writer.close()
+    text = file.getvalue()
+    assert [hex(ord(char)) for char in STEERING if char in text and char not in "\n\t"] == []
+    assert text.count("ValueError") >= 2
+    if format == "json":
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert lines[0]["origin"] == f"https://a{STEERING}"
+        assert len(lines) == 3
 
 
 def test_lines_leave_in_writes_that_a_pipe_takes_whole() -> None:

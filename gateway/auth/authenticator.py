@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from gateway.auth.credentials import bearer, find
+from gateway.auth.credentials import TICKET, bearer, check_page, find, without
 from gateway.auth.forward import Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.jwks import Jwks
@@ -134,7 +134,7 @@ class Authenticator:
         if token is None:
             raise Unauthorized("a ticket is given for a token: Authorization: Bearer …", code="missing_token")
         since = self.revocations.number
-        grant = await self._asked(_Plan(None, token, _narrowed(question, matches)))
+        grant = await self._asked(_Plan(None, token, self._narrowed(question, matches, is_used_here=True)))
         authorize(matches, grant)
         ticket = await tickets.give(grant, [match.name for match in matches], question.whose)
         if self.revocations.hit(since, grant, {}):
@@ -155,15 +155,40 @@ class Authenticator:
             self._means.forward.forget()
 
     def _plan(self, question: Question, matches: Sequence[Match]) -> "_Plan":
-        """Return what must be looked at. Raises Unauthorized where a token is missing."""
+        """Return what must be looked at.
+
+        Raises Unauthorized where a token is missing, Forbidden where a page of another origin lets a browser
+        send what it sends by itself.
+        """
         wanted = needs(matches)
         credential = find(question.headers, question.query, self._means.auth)
         if credential is not None and credential.kind == "ticket":
             return _Plan(credential.text, None, None)
         if wanted.token and credential is None:
             authorize(matches, NOBODY)  # says which channel
+        place = None if credential is None else credential.place
+        # Whatever the endpoint looks at, a proxy in front may have added it for the user's session.
+        if place == "cookie" or (wanted.forward and place != "header"):
+            check_page(question.headers)
         token = credential.text if wanted.token and credential is not None else None
-        return _Plan(None, token, _narrowed(question, matches) if wanted.forward else None)
+        if not wanted.forward:
+            return _Plan(None, token, None)
+        is_used_here = wanted.token or place != "query"
+        return _Plan(None, token, self._narrowed(question, matches, is_used_here=is_used_here))
+
+    def _narrowed(self, question: Question, matches: Iterable[Match], *, is_used_here: bool) -> Question:
+        """Return what the endpoint is asked: its own channels, and no credential that is not for it.
+
+        A token in the query is for it where it is the request's credential, and not ``is_used_here``.
+        """
+        auth = self._means.auth
+        hidden = {TICKET} if auth.tickets is not None else set()
+        if auth.query is not None and is_used_here:
+            hidden.add(auth.query)
+        names = tuple(match.name for match in matches if match.declared.spec.access == "forward")
+        return question._replace(
+            channels=names, uri=without(question.uri, hidden) if hidden else question.uri
+        )
 
     async def _asked(self, plan: "_Plan") -> Grant:
         grant, means = NOBODY, self._means
@@ -208,8 +233,3 @@ class _Plan(NamedTuple):
     ticket: str | None
     token: str | None
     forward: Question | None
-
-
-def _narrowed(question: Question, matches: Iterable[Match]) -> Question:
-    names = tuple(match.name for match in matches if match.declared.spec.access == "forward")
-    return question._replace(channels=names)

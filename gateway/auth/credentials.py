@@ -4,10 +4,13 @@
 by itself, and a token in a URL is the last resort (RFC 9700 §4.3.2): in this order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Literal, NamedTuple
+from urllib.parse import unquote_plus
 
 from gateway.config.auth import Auth
+from gateway.config.origins import OTHER_ORIGINS
+from gateway.errors import Forbidden
 
 TICKET = "ticket"
 """The query value that holds a ticket."""
@@ -18,6 +21,7 @@ class Credential(NamedTuple):
 
     kind: Literal["token", "ticket"]
     text: str
+    place: Literal["header", "cookie", "query"] = "header"
 
 
 def find(headers: Mapping[str, str], query: Mapping[str, str], auth: Auth) -> Credential | None:
@@ -26,12 +30,32 @@ def find(headers: Mapping[str, str], query: Mapping[str, str], auth: Auth) -> Cr
     if text is not None:
         return Credential("token", text)
     if query and auth.tickets is not None and (text := query.get(TICKET)):
-        return Credential("ticket", text)
+        return Credential("ticket", text, "query")
     if auth.cookie is not None and (text := _cookie(headers.get("Cookie"), auth.cookie)):
-        return Credential("token", text)
+        return Credential("token", text, "cookie")
     if query and auth.query is not None and (text := query.get(auth.query)):
-        return Credential("token", text)
+        return Credential("token", text, "query")
     return None
+
+
+def without(uri: str, names: Container[str]) -> str:
+    """Return path and query as they were sent, without the query values of these names."""
+    path, mark, query = uri.partition("?")
+    kept = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names]
+    return path + mark + "&".join(kept) if mark and any(kept) else path
+
+
+def check_page(headers: Mapping[str, str]) -> None:
+    """Refuse what a page of another origin makes a browser send without a preflight. Raises Forbidden.
+
+    An image, a script, a frame, a form or a link carries the user's cookies, names no ``Origin``, and lets
+    the page read nothing: it could only use up the user's streams, or replace one. An EventSource and fetch
+    send the mode ``cors`` (Fetch Metadata, W3C); clients that are no browsers send neither header.
+    """
+    if headers.get("Sec-Fetch-Site") in OTHER_ORIGINS and headers.get("Sec-Fetch-Mode") != "cors":
+        raise Forbidden(
+            "a page of another origin may open this by EventSource or fetch alone", code="page_refused"
+        )
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

@@ -42,6 +42,13 @@ async def read(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def told(error: aiohttp.ClientError) -> str:
-    """Return an error in one line: what is wrong with its certificate, its name or the connection."""
+    """Return an error in one line: what is wrong with its certificate, its name or the connection.
+
+    The library's own words may hold the whole URL, with what its query keeps secret.
+    """
+    if isinstance(error, aiohttp.InvalidURL):
+        return "is not a URL that can be requested"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"answered with no HTTP that is understood: {error.message.partition(chr(10))[0]}"
     text = str(error)
     return refused_certificate(text) or text or type(error).__name__

@@ -12,13 +12,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import unquote_plus
 
 import aiohttp
 import msgspec
 import structlog
 from yarl import URL
 
+from gateway.auth.credentials import without
 from gateway.auth.fetch import FetchError, read, told
 from gateway.auth.grant import Grant
 from gateway.auth.revocations import Revocations
@@ -28,6 +28,7 @@ from gateway.config.auth import Forward
 from gateway.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
 from gateway.metrics import Metrics
 from gateway.seldom import Seldom
+from gateway.urls import shown
 
 log = structlog.get_logger("gateway.auth")
 
@@ -97,6 +98,7 @@ class ForwardAuth:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
+        self._shown = shown(config.url)
         self._revocations = revocations
         self._ignored = frozenset(ignored)
         self._session = session
@@ -172,7 +174,7 @@ class ForwardAuth:
         if 400 <= status < 500 and status not in PASSING:
             # A client can make most of them happen, so none may count as an outage that lets it in.
             if status not in (401, 403) and self._seldom.tell(status) is not None:
-                log.warning("forward_auth_refused", url=self._config.url, status=status)
+                log.warning("forward_auth_refused", url=self._shown, status=status)
             return self._refused(now + min(cache, REFUSED_SECONDS), status)
         if status >= 500:
             raise FetchError(f"answered {status}")
@@ -207,13 +209,10 @@ class ForwardAuth:
 
     def _uri(self, uri: str) -> str:
         """Return path and query as they were sent, without what differs with each reconnect."""
-        path, mark, query = uri.partition("?")
-        if not path.startswith("/"):  # a proxy's form (RFC 9112 §3.2.2)
-            path = "/" + path.partition("://")[2].partition("/")[2]
-        kept = [
-            part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in self._ignored
-        ]
-        whole = path + mark + "&".join(kept) if mark and any(kept) else path
+        whole = without(uri, self._ignored)
+        if not whole.startswith("/"):  # a proxy's form (RFC 9112 §3.2.2)
+            path, mark, query = whole.partition("?")
+            whole = "/" + path.partition("://")[2].partition("/")[2] + mark + query
         if len(whole) > MAX_URI:
             raise BadRequest(f"the URL is longer than {MAX_URI} characters", code="bad_query")
         return whole.encode("ascii", "backslashreplace").decode()
@@ -232,7 +231,7 @@ class ForwardAuth:
         why = str(error)
         self._metrics.forward_requests.labels("outage").inc()
         if self._seldom.tell(why) is not None:
-            log.error("forward_auth_down", url=self._config.url, error=why, answer=self._config.on_outage)
+            log.error("forward_auth_down", url=self._shown, error=why, answer=self._config.on_outage)
         if self._config.on_outage == "open" and not isinstance(error, Undecided):
             return Grant(opened=frozenset(question.channels))
         if self._config.on_outage == "refuse":

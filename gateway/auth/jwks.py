@@ -18,6 +18,7 @@ from gateway.backoff import Backoff, jittered
 from gateway.config.auth import Jwt
 from gateway.errors import Unavailable
 from gateway.metrics import Metrics
+from gateway.urls import shown
 
 log = structlog.get_logger("gateway.auth")
 
@@ -43,6 +44,7 @@ class Jwks:
         assert config.jwks_url is not None
         self.config = config
         self._url = config.jwks_url
+        self._shown = shown(config.jwks_url)
         self._algorithms = config.algorithms
         self._session = session
         self._metrics = metrics
@@ -109,12 +111,12 @@ class Jwks:
             self._failed(str(error))
             return False
         except Exception as error:  # whatever a library makes of a strange answer must not end the asking
-            log.exception("jwks_failed", url=self._url)
+            log.exception("jwks_failed", url=self._shown)
             self._failed(type(error).__name__)
             return False
         self._metrics.jwks_fetches.labels("ok").inc()
         if self._told:
-            log.info("jwks_up", url=self._url)
+            log.info("jwks_up", url=self._shown)
         self._told = ""
         self.fetched = time.time()
         text = json.dumps(document, sort_keys=True)
@@ -126,5 +128,5 @@ class Jwks:
     def _failed(self, why: str) -> None:
         self._metrics.jwks_fetches.labels("failed").inc()
         if why != self._told:  # one line when it breaks, and one whenever the cause changes
-            log.error("jwks_down", url=self._url, error=why, has_keys=self._keys is not None, retrying=True)
+            log.error("jwks_down", url=self._shown, error=why, has_keys=self._keys is not None, retrying=True)
         self._told = why

@@ -30,6 +30,7 @@ import structlog
 
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page, Recent, Span
 from gateway.broker.sqlite_board import SqliteBoard, boot_id, boot_time
+from gateway.broker.sqlite_files import FOLDER_MODE, is_open_to_all
 from gateway.broker.sqlite_nudges import Nudges
 from gateway.broker.sqlite_store import LIVE_MS, ForeignFile, Store
 from gateway.errors import Fenced, GatewayError, KeyReused, StartupError, Unavailable
@@ -113,13 +114,19 @@ class SqliteBroker(Broker):
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
             head = await self._loop.run_in_executor(self._readers, lambda: self._store().head())
         except (sqlite3.Error, ForeignFile, OSError) as error:
             why = str(error)
             if not os.access(self._path.parent, os.W_OK):
                 why += f" (the folder {self._path.parent} is read-only, or not this user's)"
             raise StartupError(f"the log {self._path} (broker.url) cannot be used: {why}") from None
+        if is_open_to_all(self._path):
+            log.warning(
+                "log_readable_by_all",
+                file=str(self._path),
+                note="every user of this machine can read the events of all channels; chmod 600",
+            )
         self._head = unpack(head)
         self._followed = time.monotonic()
         self._is_up = True

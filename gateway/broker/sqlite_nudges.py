@@ -11,13 +11,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from gateway.broker.sqlite_files import make_folder
+
 
 class Nudges:
     """Wakes the other processes, and is woken by them. All but `send` runs on the event loop."""
 
     def __init__(self, path: Path, loop: asyncio.AbstractEventLoop, on_nudge: Callable[[], None]) -> None:
         self._folder = Path(f"{path}-nodes")
-        self._folder.mkdir(exist_ok=True)
+        make_folder(self._folder, path)
         self._name = secrets.token_hex(8)
         self._loop = loop
         self._on_nudge = on_nudge

@@ -20,6 +20,7 @@ from gateway.broker.base import (
     Recent,
     Span,
 )
+from gateway.broker.sqlite_files import make_file
 from gateway.errors import Fenced, KeyReused
 from gateway.event import GONE, MAX_PACKED, SEQ_BITS, Appended, Draft, Event, Fence, Retention, pack, unpack
 
@@ -98,6 +99,7 @@ class Store:
         self._channels: dict[str, tuple[int, Retention]] = {}
         self._dropped = 0
         self._written: set[str] = set()
+        make_file(path)
         # Autocommit, so that transactions are where `transaction` says; threads are the caller's business.
         self.db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:

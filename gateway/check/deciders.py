@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from gateway.auth.fetch import FetchError, fetch_json
+from gateway.auth.fetch import FetchError, fetch_json, told
 from gateway.auth.jwks import FETCH_SECONDS
 from gateway.auth.keys import read_jwks, read_pem
 from gateway.check.words import plain
@@ -15,6 +15,7 @@ from gateway.config.auth import Forward, Jwt
 from gateway.config.model import Config
 from gateway.doctor.finding import Finding, bad, ok, warn
 from gateway.errors import StartupError
+from gateway.urls import shown
 
 _REFUSED = (401, 403)
 
@@ -42,11 +43,15 @@ async def _keys(what: str, jwt: Jwt, url: str) -> Finding:
             document = await fetch_json(session, url, seconds=FETCH_SECONDS)
         keys = read_jwks(document, jwt.algorithms)
     except (FetchError, ValueError) as error:
-        return bad(what, f"{url} {_verb(plain(error))}", "until its keys are had, no token opens a stream")
+        return bad(
+            what, f"{shown(url)} {_verb(plain(error))}", "until its keys are had, no token opens a stream"
+        )
     algorithms = ", ".join(jwt.algorithms)
     if not keys:
         return bad(
-            what, f"{url} holds no key for {algorithms}", "set algorithms to those of the issuer's keys"
+            what,
+            f"{shown(url)} holds no key for {algorithms}",
+            "set algorithms to those of the issuer's keys",
         )
     return ok(what, f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} for {algorithms}")
 
@@ -77,7 +82,7 @@ async def _endpoint(forward: Forward, channel: str) -> Finding:
             "that is an outage: see auth.forward.on_outage",
         )
     except aiohttp.ClientError as error:
-        return bad(what, plain(error), "that is an outage: see auth.forward.on_outage")
+        return bad(what, plain(FetchError(told(error))), "that is an outage: see auth.forward.on_outage")
     if status in _REFUSED:
         return ok(what, f"refuses a stranger: {status}")
     if 200 <= status < 300:

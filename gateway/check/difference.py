@@ -4,6 +4,7 @@ import argparse
 
 from gateway.config.diff import Change, differences
 from gateway.config.load import load
+from gateway.printable import safe
 
 NEEDS_RESTART = 3
 """The exit status for a change that a reload refuses."""
@@ -25,8 +26,8 @@ def run(options: argparse.Namespace) -> int:
     """Print a line for each difference, and return the exit status. Raises StartupError."""
     changes = differences(load(options.old), load(options.new))
     for change in changes:
-        print(change)
-    print(_summary(options.new, changes))
+        print(safe(str(change)))
+    print(safe(_summary(options.new, changes)))
     return NEEDS_RESTART if any(change.needs_restart for change in changes) else 0
 
 

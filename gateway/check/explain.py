@@ -7,6 +7,7 @@ from gateway.config.faults import printable
 from gateway.config.model import Channel, ClaimsAccess, Config, History
 from gateway.config.sources import Kafka, Webhook, why_off
 from gateway.config.template import Template
+from gateway.urls import shown
 
 _WIDTH = 14
 
@@ -79,7 +80,7 @@ def _readers(channel: Channel, config: Config) -> str:
     if access == "public":
         return "everybody"
     if access == "forward":
-        url = config.auth.forward.url if config.auth and config.auth.forward else ""
+        url = shown(config.auth.forward.url) if config.auth and config.auth.forward else ""
         return f"whom {url} lets in"
     token = ", or ".join(_issuer(jwt) for jwt in (config.auth.jwt if config.auth else None) or ())
     comma = "," if ", or" in token else ""

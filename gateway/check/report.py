@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from gateway.config.faults import Located, dotted, printable
 from gateway.config.load import Reading
 from gateway.doctor.finding import Finding, Level
+from gateway.printable import safe_lines
 
 _LONGEST = 2000
 """Characters of one text: some of it is a stranger's."""
@@ -80,7 +81,7 @@ class Text(Form):
             self._say(f"{bad} of {len(findings)} cannot be used", self._err)
 
     def _say(self, text: str, file: TextIO) -> None:
-        print(text, file=file, flush=True)
+        print(safe_lines(text), file=file, flush=True)
 
 
 class Json(Form):
@@ -120,7 +121,8 @@ class Json(Form):
 
     def finish(self, is_good: bool) -> None:
         self._told["good"] = is_good
-        print(json.dumps(self._told, indent=2, ensure_ascii=False), file=self._out, flush=True)
+        text = json.dumps(self._told, indent=2, ensure_ascii=False)
+        print(safe_lines(text), file=self._out, flush=True)
 
 
 class Github(Form):
@@ -142,7 +144,7 @@ class Github(Form):
                 )
 
     def explained(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(safe_lines(text), file=self._out, flush=True)
 
     def reached(self, findings: Sequence[Finding]) -> None:
         levels = {Level.BAD: "error", Level.WARN: "warning"}
@@ -224,7 +226,7 @@ def _clean(text: str) -> str:
 
 def _data(text: str) -> str:
     """Escape a message as the runner's own toolkit does (actions/toolkit, command.ts)."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return safe_lines(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

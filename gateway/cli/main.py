@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
 from gateway.errors import StartupError
+from gateway.printable import safe_lines
 
 if TYPE_CHECKING:
     from gateway.config.model import Config
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.command(options)
     except StartupError as error:
-        print(error.message, file=sys.stderr)
+        print(safe_lines(error.message), file=sys.stderr)
         return 1
     except BrokenPipeError:  # sse-gateway schema | head
         sys.stderr.close()

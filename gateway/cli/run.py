@@ -10,6 +10,7 @@ from gateway.config.sources import Webhook
 from gateway.config.warnings import tell
 from gateway.daemon import Daemon
 from gateway.metrics import Metrics
+from gateway.printable import safe_lines
 from gateway.reload import ConfigFile
 from gateway.workers.parent import Parent
 
@@ -79,5 +80,7 @@ def _hints(config: Config, port: int, admin: int) -> str:
                 topic = route.topic.replace("*", "created").replace("?", "x")
                 post = f"curl -sd '{{\"hello\":\"world\"}}' '{base}/hooks/{route.source}?topic={topic}'"
                 show = f"curl -sN --max-time 1 '{base}/events/{channel}?last=1'"
-                return "\n".join([*lines, "", "  See an event arrive:", "", f"  {post}; {show}", ""])
-    return "\n".join([*lines, ""])
+                return safe_lines(
+                    "\n".join([*lines, "", "  See an event arrive:", "", f"  {post}; {show}", ""])
+                )
+    return safe_lines("\n".join([*lines, ""]))

@@ -15,6 +15,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LABEL = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _PRINTABLE = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
+OTHER_ORIGINS = ("cross-site", "same-site")
+"""``Sec-Fetch-Site`` of a request that a page of another origin makes (Fetch Metadata, W3C)."""
+
 
 def normalise(rule: str) -> str:
     """Return a rule in the form that browsers send.

@@ -2,6 +2,7 @@
 
 from gateway.doctor.finding import Finding, bad, ok, skip
 from gateway.doctor.heard import Heard
+from gateway.sse import can_be_sent
 
 
 def resume_verdict(first: Heard, again: Heard | None) -> Finding:
@@ -11,6 +12,12 @@ def resume_verdict(first: Heard, again: Heard | None) -> Finding:
         return skip(check, "the stream had no stream.open to go on after")
     if not first.last_id:
         return skip(check, "this channel gives no ids (history: none), so there is nothing to go on after")
+    if not can_be_sent(first.last_id):
+        return bad(
+            check,
+            "the last id holds control characters: clients and proxies refuse to send it as Last-Event-ID",
+            "see where the ids come from: those of a gateway are two numbers with a dash between",
+        )
     if again is None:
         return bad(
             check, "the second request was not answered as the first one was", "see the log of the proxy"

@@ -3,23 +3,13 @@
 from dataclasses import dataclass, field
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit, urlunsplit
 
-HIDDEN = "…"
+from gateway.urls import HIDDEN, shown
 
 _OURS = frozenset({"channel", "format", "types", "last", "since", "heartbeat"})
 """Parameters of the gateway that hold no secret: their values are words of ordinary messages too."""
 
 _SHORTEST_SECRET = 4
 """Characters; replacing shorter values would tear words apart, and they protect nothing."""
-
-
-def shown(url: str) -> str:
-    """Return a URL without the values of its query, without user and password."""
-    parts = urlsplit(url)
-    query = "&".join(
-        f"{name}={HIDDEN}" if separator else HIDDEN
-        for name, separator, _ in (piece.partition("=") for piece in parts.query.split("&") if piece)
-    )
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,9 @@ from gateway.doctor.finding import Finding, Level, bad, ok, skip, warn
 from gateway.doctor.heard import Heard
 from gateway.doctor.patience import Patience
 from gateway.doctor.resume import resume_verdict
-from gateway.doctor.target import Target, shown
+from gateway.doctor.target import Target
+from gateway.sse import can_be_sent
+from gateway.urls import shown
 
 Tell = Callable[[Finding], None]
 
@@ -218,7 +220,7 @@ class Walk:
 
     async def _again(self, client: Client, heard: Heard) -> Heard | None:
         """Reconnect as a browser does."""
-        if heard.opened is None or not heard.last_id:
+        if heard.opened is None or not heard.last_id or not can_be_sent(heard.last_id):
             return None
         try:
             stream = await client.stream(last_id=heard.last_id)

@@ -54,6 +54,10 @@ class Certificates:
         """When the certificate in use ends (unix seconds)."""
         return self._loaded.ends
 
+    def crowded(self) -> None:
+        """Count a handshake that found no place, or lost it to another address's."""
+        self._handshakes.crowded()
+
     @staticmethod
     def load(tls: Tls) -> Loaded:
         """Return what other files hold, for `reconfigure`. Raises StartupError. Blocks on the disk."""

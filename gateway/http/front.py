@@ -21,6 +21,7 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from gateway.auth.tokens import MAX_TOKEN, too_long
 from gateway.errors import GatewayError
 from gateway.http.ask import Ask
+from gateway.http.protocol import SPOKEN
 from gateway.http.subscribe import Subscribe, Wanted
 from gateway.hub.replay import Start
 from gateway.limits.limits import UNKNOWN
@@ -63,6 +64,8 @@ class Heads:
             return None
         message = messages[0][0]
         headers = message.headers
+        if message.version not in SPOKEN:
+            return None
         for name in _MORE:
             if name in headers:
                 return None

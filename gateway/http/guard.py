@@ -15,6 +15,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.config.model import Server
+from gateway.config.origins import OTHER_ORIGINS
 from gateway.config.units import is_ip
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.refusals import Refusal, Refusals
@@ -30,7 +31,6 @@ PAGE = "/"
 
 _SINGLE_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
-_ELSEWHERE = ("cross-site", "same-site")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -108,7 +108,7 @@ class Guard:
             request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
             and request.headers.get("Sec-Fetch-Mode") == "navigate"
         )
-        is_elsewhere = request.headers.get("Sec-Fetch-Site") in _ELSEWHERE
+        is_elsewhere = request.headers.get("Sec-Fetch-Site") in OTHER_ORIGINS
         if is_foreign or (is_elsewhere and not is_link):
             raise Forbidden("pages of other origins may not ask here", code="page_refused")
 

@@ -32,6 +32,10 @@ class Handshakes:
 
         self.observed: type[ssl.SSLObject] = Observed
 
+    def crowded(self) -> None:
+        """Count one that found no place, or lost it."""
+        self._failures.labels("no_room").inc()
+
     def failed(self, error: ssl.SSLError) -> None:
         """Count a failure, and tell a refused certificate once a minute: its sender needs an answer."""
         if isinstance(error, ssl.SSLCertVerificationError):

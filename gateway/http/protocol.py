@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 from aiohttp.web_request import BaseRequest
 
 from gateway.http.responses import PLAIN, http_error, internal_error, json_error
@@ -22,6 +24,14 @@ MAX_URL = 8190
 
 MAX_HEADER = 8192
 """Bytes of the longest header, its name included. Not `MAX_URL`: aiohttp's error tells only the limit."""
+
+
+SPOKEN = (HttpVersion11, HttpVersion10)
+"""aiohttp answers any other in the version of the request, which nobody here speaks."""
+
+
+class UnknownVersion(HttpProcessingError):
+    """A request is not of HTTP/1.1 or HTTP/1.0."""
 
 
 class Protocol(web.RequestHandler):
@@ -56,12 +66,24 @@ class Protocol(web.RequestHandler):
         if self._on_data is not None:
             self._on_data()
         super().data_received(data)
-        error = getattr(self._messages[-1][0], "exc", None) if self._messages else None
-        if error is not None:
-            self._is_broken = True
-            # It holds aiohttp's frame, which holds it and the bytes: megabytes each, for as long as the
-            # garbage collector does not come by.
-            error.__traceback__ = None
+        self._look()
+
+    def _look(self) -> None:
+        """Refuse requests of another version, and read nothing behind what is refused or is no HTTP."""
+        messages = self._messages
+        for place, (message, _) in enumerate(messages):
+            error = getattr(message, "exc", None)
+            if error is None and getattr(message, "version", HttpVersion11) not in SPOKEN:
+                error = UnknownVersion()
+                while len(messages) > place:
+                    messages.pop()
+                messages.append((_ErrInfo(505, error, ""), EMPTY_PAYLOAD))
+            if error is not None:
+                self._is_broken = True
+                # It holds aiohttp's frame, which holds it and the bytes: megabytes each, for as long as the
+                # garbage collector does not come by.
+                error.__traceback__ = None
+                return
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let the connection go: it is gone, or a stream has it now."""
@@ -98,7 +120,9 @@ class Protocol(web.RequestHandler):
         if request.version < HttpVersion11 and hdrs.TRANSFER_ENCODING in request.headers:
             # RFC 9112 §6.1: a proxy of that version may have taken the body for the next request.
             resp.force_close()
-        return await super().finish_response(request, resp, start_time)
+        finished = await super().finish_response(request, resp, start_time)
+        self._look()  # it reads on behind an upgrade that was declined
+        return finished
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log a fault of ours; what a client sent wrongly, or did not end, is not one."""
@@ -108,6 +132,9 @@ class Protocol(web.RequestHandler):
 
 
 def _bad_http(error: HttpProcessingError) -> web.Response:
+    # RFC 9110 §15.6.6. The parser knows versions that are not spoken here, and has these words for others.
+    if isinstance(error, UnknownVersion) or "Invalid HTTP version" in error.message:
+        return json_error("http_version", "this port speaks HTTP/1.1 and HTTP/1.0", 505)
     # RFC 9110 §15.5.15, RFC 6585 §5.
     if isinstance(error, LineTooLong) and MAX_URL in error.args:
         return json_error("bad_http", f"the URL is longer than {MAX_URL} bytes", 414)

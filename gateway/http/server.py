@@ -2,10 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 from aiohttp import web
 
@@ -13,6 +12,7 @@ from gateway.config.units import Address
 from gateway.http.binding import bind, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
+from gateway.http.greeting import Greeting
 from gateway.http.protocol import Protocol
 from gateway.http.responses import Handler
 from gateway.http.subscribe import Subscribe
@@ -84,11 +84,10 @@ class Listener:
         self._credit = 0
         self._subscribe = subscribe
         self._limits = limits
-        # In their TLS handshake. One that fails is told to nobody: the loop drops the last reference.
-        self._greeted: WeakSet[Front] = WeakSet()
         self._fronts: dict[Front, float] = {}
         self._handlers: dict[web.RequestHandler, float] = {}
         self._server: asyncio.Server | None = None
+        self._greeting: Greeting | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         app.middlewares.insert(0, self._seen)
 
@@ -101,25 +100,28 @@ class Listener:
         bound = bind(self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds)
         if isinstance(self._address, str):
             self._server = await loop.create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
+        elif self._tls is None:
+            self._server = await loop.create_server(self._accept, sock=bound, backlog=BACKLOG)
         else:
-            self._server = await loop.create_server(
-                self._accept,
-                sock=bound,
-                backlog=BACKLOG,
-                ssl=self._tls.context if self._tls else None,
-                ssl_handshake_timeout=self._request_seconds if self._tls else None,
+            self._greeting = Greeting(
+                bound,
+                self._tls.context,
+                make=lambda: Front(self, self._subscribe),
+                seconds=lambda: self._request_seconds,
+                room=self._room,
+                crowded=self._tls.crowded,
+                limits=self._limits,
             )
-        if self._tls is not None:
-            self._tls.context.admits = self._admits
+            self._greeting.start(BACKLOG)
             self._tls.start()
         self._sweep()
 
     def reconfigure(self, request_seconds: float, write_seconds: float | None = None) -> None:
-        """Take other deadlines, for connections that come from now on; that of a TLS handshake stays."""
+        """Take other deadlines, for connections that come from now on."""
         self._request_seconds = request_seconds
         self._runner._shutdown_timeout = request_seconds
-        if write_seconds is not None and self._server is not None:
-            for listening in self._server.sockets:
+        if write_seconds is not None:
+            for listening in self._sockets:
                 limit_unacknowledged(listening, write_seconds)
 
     @property
@@ -127,25 +129,33 @@ class Listener:
         """How many connections are no streams: in a handshake or a request, or idle before or between two."""
         server = self._runner.server
         handled = 0 if server is None else len(server.connections)
-        return len(self._greeted) + len(self._fronts) + handled
+        greeted = 0 if self._greeting is None else len(self._greeting)
+        return greeted + len(self._fronts) + handled
 
     @property
     def port(self) -> int:
         """The port that is listened on, also where the configuration says 0."""
-        assert self._server is not None
-        port: int = self._server.sockets[0].getsockname()[1]
+        port: int = self._sockets[0].getsockname()[1]
         return port
+
+    @property
+    def _sockets(self) -> Sequence[Any]:
+        server = self._server or self._greeting
+        return () if server is None else server.sockets
 
     def stop_accepting(self) -> None:
         """Close the listening socket; connections go on. Harmless when repeated."""
-        if self._server is not None:
-            self._server.close()
+        for server in (self._server, self._greeting):
+            if server is not None:
+                server.close()
 
     async def stop(self) -> None:
         """End all connections that are no streams. Harmless when repeated."""
         self.stop_accepting()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._greeting is not None:
+            await self._greeting.stop()
         if self._tls is not None:
             await self._tls.stop()
         opening = [front.opening for front in self._fronts if front.opening is not None]
@@ -158,12 +168,12 @@ class Listener:
     def meets(self, front: Front) -> None:
         """A connection is there; with TLS, after its handshake, which has a deadline of its own.
 
-        One too many of its address is ended.
+        One too many of its address is ended; with TLS that was before the handshake.
         """
-        self._greeted.discard(front)
         if self._on_traffic is not None:
             self._on_traffic()
-        if self._limits is not None:
+        is_counted = self._greeting is not None and self._greeting.is_over(front)
+        if self._limits is not None and not is_counted:
             caller = self._limits.caller(front.transport)
             if not self._limits.peers.connects(caller.peer):
                 front.force_close()
@@ -200,12 +210,7 @@ class Listener:
             self._limits.peers.disconnects(caller.peer)
 
     def _accept(self) -> asyncio.Protocol:
-        if self._tls is None:
-            return Front(self, self._subscribe) if self._admits() else _Refuse()
-        # Its context refuses: a protocol hears of its connection after the handshake only.
-        front = Front(self, self._subscribe)
-        self._greeted.add(front)
-        return front
+        return Front(self, self._subscribe) if self._admits() else _Refuse()
 
     def _admits(self) -> bool:
         # Asked for many at a time, and never for more than half of what is left.
@@ -222,6 +227,8 @@ class Listener:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        if self._greeting is not None:
+            self._greeting.sweep()
         for front in self._late(self._fronts, now):
             self._uncount(front.caller)
             front.force_close()

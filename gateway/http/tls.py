@@ -2,7 +2,6 @@
 
 import os
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,9 @@ class Rotating(ssl.SSLContext):
     """
 
     current: ssl.SSLContext
-    admits: Callable[[], bool]
-    """Tells whether there is room for one more connection."""
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        """Return the TLS side of a new connection. Raises OSError, which ends it, where there is no room."""
-        if not self.admits():
-            raise ConnectionAbortedError("no room for another connection")
+        """Return the TLS side of a new connection."""
         return self.current.wrap_bio(*arguments, **options)
 
 

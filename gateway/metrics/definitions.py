@@ -84,7 +84,7 @@ STREAMS = (
             *("no_channel", "too_many_channels", "bad_query", "unknown_channel", "origin_refused"),
             *("cors_refused", "missing_token", "invalid_token", "channel_forbidden", "auth_refused"),
             *("auth_unavailable", "unavailable", "overloaded", "connect_rate", "draining"),
-            *("user_limit", "address_limit", "address_rate"),
+            *("user_limit", "address_limit", "address_rate", "page_refused"),
         ),
     ),
     _counter(
@@ -291,9 +291,10 @@ TLS = (
     _counter(
         "tls_handshake_failures_total",
         "TLS handshakes that failed, by reason",
-        "Scanners make some; a jump in `protocol` may be clients that do not trust the certificate.",
+        "Scanners make some; a jump in `protocol` may be clients that do not trust the certificate. "
+        "`no_room`: one address has so many unfinished ones that others took their places.",
         by=("reason",),
-        values=("client_certificate", "plain_http", "protocol"),
+        values=("client_certificate", "plain_http", "protocol", "no_room"),
     ),
 )
 

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from gateway.config.expression import Expression
+from gateway.config.origins import OTHER_ORIGINS
 from gateway.config.sources import Webhook
-from gateway.errors import GatewayError, TooManyRequests, Unavailable
+from gateway.errors import Forbidden, GatewayError, TooManyRequests, Unavailable
 from gateway.event import Record
 from gateway.rate import Rate
 from gateway.sources.base import Feed, Source
@@ -65,10 +66,13 @@ class WebhookSource(Source):
     def admit(self, headers: Headers, token: str | None, certificate: Certificate | None = None) -> None:
         """Check what needs no body; ``certificate`` is the client's.
 
-        Raises Unauthorized, TooManyRequests or Unavailable.
+        Raises Unauthorized, Forbidden, TooManyRequests or Unavailable.
         """
         if self._feed is None:
             raise Unavailable("the gateway is not taking webhooks just now", retry_after=2)
+        if self._verifier.is_ambient and headers.get("sec-fetch-site") in OTHER_ORIGINS:
+            # A form or a fetch without a preflight carries certificates and passwords that the browser holds.
+            raise Forbidden("pages of other origins may not post here", code="page_refused")
         self._verifier.meet(certificate, self._now())
         self._verifier.before_body(headers, token)
         if self._rate is not None:

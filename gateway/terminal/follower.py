@@ -21,10 +21,10 @@ from gateway import __version__
 from gateway.backoff import Backoff
 from gateway.causes import in_plain_words
 from gateway.doctor.network import reason
-from gateway.sse import CONTENT_TYPE
+from gateway.printable import safe
+from gateway.sse import CONTENT_TYPE, can_be_sent
 from gateway.terminal.door import Door
 from gateway.terminal.lines import CLOSE, HEARTBEAT, OPEN, told
-from gateway.terminal.paint import safe
 from gateway.terminal.parser import Message, Parser, TooLong
 
 CONNECT_SECONDS = 10.0
@@ -193,6 +193,11 @@ class Follower:
         }
         if self._door.token is not None:
             headers[hdrs.AUTHORIZATION] = f"Bearer {self._door.token}"
+        if not can_be_sent(self._last_id):
+            raise Refused(
+                "the last id holds control characters, which cannot be sent back as Last-Event-ID",
+                "is --url the gateway's?",
+            )
         if self._last_id:
             headers["Last-Event-ID"] = self._last_id
         return headers

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.terminal.paint import Paint, safe, safe_lines
+from gateway.printable import safe, safe_lines
+from gateway.terminal.paint import Paint
 from gateway.terminal.parser import Message
 
 Style = Literal["envelope", "data", "json"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from gateway.config.model import Config
 from gateway.errors import NotFound, Rejected, StartupError
+from gateway.printable import safe, safe_lines
 from gateway.terminal.door import add_url, count, duration, open_door
 from gateway.terminal.feeds import Wish, parcel
-from gateway.terminal.paint import safe, safe_lines
 from gateway.terminal.senders import NotSent, send
 
 MAX_PAYLOAD = 64 * 1024 * 1024

@@ -28,12 +28,12 @@ from gateway.causes import in_plain_words
 from gateway.config.redis_url import RedisUrl
 from gateway.config.sources import Kafka, RedisPubSub, RedisStream, Webhook
 from gateway.doctor.network import reason
+from gateway.printable import safe
 from gateway.redis_target import Target
 from gateway.sources.kafka import connection_options
 from gateway.terminal.door import Door
 from gateway.terminal.feeds import Parcel
 from gateway.terminal.follower import error_words
-from gateway.terminal.paint import safe
 from gateway.terminal.signing import headers, method
 
 SECONDS = 10.0

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 from gateway.config.model import Config
 from gateway.errors import StartupError
+from gateway.printable import safe
 from gateway.terminal.door import Door, add_token, add_url, count, duration, open_door, token_of
 from gateway.terminal.follower import Away, Follower, Refused
 from gateway.terminal.lines import (
@@ -25,7 +26,7 @@ from gateway.terminal.lines import (
     own_line,
     told,
 )
-from gateway.terminal.paint import Colour, Paint, is_coloured, safe
+from gateway.terminal.paint import Colour, Paint, is_coloured
 from gateway.terminal.parser import Message
 
 IDLE = 60.0

@@ -20,9 +20,10 @@ from gateway.config.auth import Jwt
 from gateway.config.catalog import Catalog
 from gateway.config.model import Config
 from gateway.errors import GatewayError, StartupError
+from gateway.printable import safe
 from gateway.terminal.claims import opened, wanted
 from gateway.terminal.door import duration
-from gateway.terminal.paint import safe
+from gateway.urls import shown
 
 HOUR = 3600.0
 SET_HERE = frozenset({"exp", "iat"})
@@ -136,8 +137,8 @@ def _only_the_issuer(issuer: Jwt) -> str:
     whose = f"the issuer {issuer.issuer} has" if issuer.issuer else "the issuer has"
     if issuer.jwks_url is not None:
         return (
-            f"only {whose} the private key: the gateway has public ones, from {issuer.jwks_url}; ask it for a"
-            " token, or say --key with the private key (and --kid) where it is one of yours"
+            f"only {whose} the private key: the gateway has public ones, from {shown(issuer.jwks_url)}"
+            "; ask it for a token, or say --key with the private key (and --kid) where it is one of yours"
         )
     return f"only {whose} the private key to {issuer.public_key_file}: say --key with it"
 
@@ -166,12 +167,12 @@ def _explained(
     grant: Grant | None,
 ) -> str:
     ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(claims["exp"]))
-    shown = {name: value for name, value in claims.items() if name not in SET_HERE}
+    told = {name: value for name, value in claims.items() if name not in SET_HERE}
     lines = [
-        f"signed with {algorithm}, good until {ends}: {safe(json.dumps(shown, ensure_ascii=False))}",
+        f"signed with {algorithm}, good until {ends}: {safe(json.dumps(told, ensure_ascii=False))}",
     ]
     if grant is None:
-        lines.append(f"not verified: the keys of {issuer.jwks_url} are the gateway's to fetch")
+        lines.append(f"not verified: the keys of {shown(issuer.jwks_url or '')} are the gateway's to fetch")
         grant = Grant(subject=claims.get("sub"), claims=claims, expires=claims["exp"])
     rows = opened(Catalog(config.channels), grant, options.channels)
     shut = [(name, why) for name, is_open, why in rows if not is_open]

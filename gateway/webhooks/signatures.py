@@ -61,6 +61,8 @@ class Verifier(ABC):
     """One way to prove who sent a post. Raises Unauthorized; its words hold no secret."""
 
     needs_body = True
+    is_ambient = False
+    """Whether a browser proves it by itself, for whatever page makes it post."""
 
     def before_body(self, headers: Headers, token: str | None) -> None:
         """Check what needs no body, so that a stranger's is never read. ``token`` is ``?access_token=``."""
@@ -110,6 +112,7 @@ class Basic(Verifier):
     """``Authorization: Basic``: one of several users with their passwords."""
 
     needs_body = False
+    is_ambient = True
 
     def __init__(self, users: Sequence[SecretStr]) -> None:
         self._users = [_digest(user.get_secret_value()) for user in users]
@@ -140,6 +143,7 @@ class Certificates(Verifier):
     """A client certificate that has one of several names."""
 
     needs_body = False
+    is_ambient = True
 
     def __init__(self, known: Sequence[str]) -> None:
         self._known = frozenset(known)
@@ -254,9 +258,10 @@ class Generic(Verifier):
 
 
 class Open(Verifier):
-    """``none: true``."""
+    """``none: true``: where the browser stands in the network is all that it asks for."""
 
     needs_body = False
+    is_ambient = True
 
     def check(self, headers: Headers, body: bytes, now: float) -> Proof:
         return NOTHING

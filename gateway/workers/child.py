@@ -24,6 +24,7 @@ from gateway.daemon import Daemon, Prepared
 from gateway.errors import StartupError
 from gateway.metrics import Metrics
 from gateway.node import Shared
+from gateway.printable import safe_lines
 
 log = structlog.get_logger("gateway.workers")
 
@@ -151,5 +152,5 @@ def main() -> int:
             worker=orders.number,
         )
     except StartupError as error:
-        print(error.message, file=sys.stderr)
+        print(safe_lines(error.message), file=sys.stderr)
         return 1

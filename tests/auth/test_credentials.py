@@ -6,7 +6,7 @@ from typing import Any
 import jwt
 import pytest
 
-from gateway.auth.credentials import Credential, find
+from gateway.auth.credentials import find
 from gateway.config.auth import Auth
 from tests.support.gateway import gateway_running
 
@@ -42,7 +42,8 @@ def test_one_place_wins(
 ) -> None:
     """What code sent on purpose wins over what came along by itself."""
     auth = Auth.model_validate(AUTH)
-    assert find(headers, query, auth) == (None if found is None else Credential._make(found))
+    credential = find(headers, query, auth)
+    assert (credential and credential[:2]) == found
 
 
 def test_only_what_is_named_is_looked_at() -> None:

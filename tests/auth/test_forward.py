@@ -77,6 +77,34 @@ async def test_the_endpoint_sees_what_it_needs() -> None:
         assert asked.headers["X-Forwarded-For"] == "127.0.0.1"
 
 
+async def test_credentials_that_are_not_for_the_endpoint_are_kept_from_it() -> None:
+    """Whoever reads the endpoint's log could use them; and each ticket would be another question."""
+    secret = "s" * 32
+    token = jwt.encode({"exp": time.time() + 60, "channels": ["private"]}, secret)
+    auth = {"jwt": {"algorithms": ["HS256"], "secret": secret}, "tickets": {}, "query": "access"}
+    async with deciding() as (gateway, endpoint):
+        await gateway.reconfigure({"auth": auth})
+        bearer = {"Authorization": f"Bearer {token}"}
+        for path, headers, told in (
+            # A header wins.
+            ("/events/room.1?ticket=t1&x=y&%74icket=t2&access=t3", bearer, "/events/room.1?x=y"),
+            # The gateway itself uses it, for the other channel.
+            (f"/events?channel=room.2,private&access={token}", {}, "/events?channel=room.2,private"),
+            # It is the request's credential, and the endpoint's to look at.
+            ("/events/room.3?access=t4", {}, "/events/room.3?access=t4"),
+        ):
+            await gateway.subscribe(path, headers)
+            assert endpoint.asked[-1].headers["X-Original-URI"] == told
+        answer = await gateway.session.post(
+            f"{gateway.url}/tickets?channel=room.4&access=t5&ticket=t6", headers=bearer
+        )
+        assert answer.status == 201
+        assert endpoint.asked[-1].headers["X-Original-URI"] == "/tickets?channel=room.4"
+        asked = len(endpoint.asked)
+        await gateway.subscribe("/events/room.1?ticket=t7&x=y", bearer)
+        assert len(endpoint.asked) == asked, "another ticket is no other question"
+
+
 ANSWERS: list[tuple[int, Any, int | str]] = [
     (200, None, 200),
     (204, None, 200),

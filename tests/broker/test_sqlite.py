@@ -1,7 +1,9 @@
 """sqlite:// under the contract, and what is its own: durability, several processes, trouble with the file."""
 
 import asyncio
+import os
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -9,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.broker.base import CHANNEL_KEPT_MS
 from gateway.broker.sqlite import SqliteBroker
@@ -43,6 +46,60 @@ async def other(tmp_path: Path, broker: SqliteBroker, clock: Clock) -> AsyncIter
 
 class TestSqliteBroker(SharedContract):
     """Every sentence of the contract."""
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+async def test_nobody_else_may_read_the_log(tmp_path: Path, clock: Clock) -> None:
+    """Under the usual umask every user of the machine could read the events of all channels."""
+    path = tmp_path / "var" / "log.db"
+    with umask(0o022):
+        broker = SqliteBroker(path, clock=clock)
+        await broker.start()
+        await broker.append([draft("c")])
+        found = modes(path.parent)
+        await broker.close()
+    assert found == {"log.db": 0o600, "log.db-wal": 0o600, "log.db-shm": 0o600, "log.db-nodes": 0o700}
+    assert modes(tmp_path) == {"var": 0o700}
+
+
+async def test_a_file_that_is_shared_on_purpose_stays_so(tmp_path: Path, clock: Clock) -> None:
+    """Gateways of several users on one file: its permissions are the operator's, and the folder follows them."""
+    path = tmp_path / "log.db"
+    path.touch()
+    path.chmod(0o660)
+    with umask(0o022), capture_logs() as logs:
+        broker = SqliteBroker(path, clock=clock)
+        await broker.start()
+        await broker.append([draft("c")])
+        found = modes(tmp_path)
+        await broker.close()
+    assert found == {"log.db": 0o660, "log.db-wal": 0o660, "log.db-shm": 0o660, "log.db-nodes": 0o770}
+    assert not logs
+
+
+async def test_a_file_that_all_can_read_is_reported(tmp_path: Path, clock: Clock) -> None:
+    """A log of an older version keeps the permissions that it was made with."""
+    path = tmp_path / "log.db"
+    path.touch()
+    path.chmod(0o644)
+    with capture_logs() as logs:
+        broker = SqliteBroker(path, clock=clock)
+        await broker.start()
+        await broker.close()
+    assert [line["event"] for line in logs] == ["log_readable_by_all"]
+    assert modes(tmp_path)["log.db"] == 0o644
 
 
 async def test_everything_is_there_after_a_restart(tmp_path: Path, clock: Clock) -> None:

@@ -241,6 +241,31 @@ async def test_keys_of_an_issuer() -> None:
     assert "nothing listens at 127.0.0.1:" in told.found
 
 
+async def test_no_query_of_a_url_is_shown() -> None:
+    """A key in the query of an issuer's or endpoint's URL must not end up in the output of a build."""
+
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"this is no HTTP\r\n\r\n")
+        writer.close()
+
+    async def refusing(request: web.Request) -> web.Response:
+        return web.Response(status=503)
+
+    server = await asyncio.start_server(broken, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, answering(refusing) as away:
+        for url in (f"http://127.0.0.1:{port}", away, f"http://127.0.0.1:{free_port()}"):
+            url += "/may?key=s3cret"
+            found = await reached(
+                f"auth: {{jwt: {{algorithms: [RS256], jwks_url: '{url}', audience: a}}, forward: {{url: '{url}'}}}}"
+            )
+            for what in ("auth.jwt.jwks_url", "auth.forward.url"):
+                assert found[what].level is Level.BAD
+                assert "s3cret" not in f"{found[what].found} {found[what].mend}", url
+            assert "/may?key=…" in found["auth.jwt.jwks_url"].found
+
+
 async def test_a_public_key_file(tmp_path: Path) -> None:
     """A private key, or one of another kind, would be found out by the first reader."""
     file = tmp_path / "key.pem"

@@ -11,7 +11,7 @@ auth:
   jwt:
     - {algorithms: [RS256, ES256], jwks_url: https://a.example.com/keys, issuer: a, audience: sse}
     - {algorithms: [HS256], secret: 0123456789c4n4ry0123456789abcdef, issuer: b}
-  forward: {url: "https://app.example.com/may"}
+  forward: {url: "https://app.example.com/may?key=s3cret"}
 sources:
   app: {type: redis-pubsub, url: "redis://:c4n4ry@redis"}
   log: {type: redis-stream, url: "redis://:c4n4ry@redis"}
@@ -59,7 +59,7 @@ user.{id} (one for each {id})
   stale         after 90s without an event, and then the node is unready
 
 team
-  who reads     whom https://app.example.com/may lets in
+  who reads     whom https://app.example.com/may?key=… lets in
   from pages of https://app.example.com, with cookies
   fed by        POST /hooks/hooks, topic team
   payload       JSON as it is; clients get it in an envelope with id, type and time

@@ -7,7 +7,8 @@ import pytest
 
 from gateway.doctor.finding import bad
 from gateway.doctor.report import Report
-from gateway.doctor.target import Target, shown
+from gateway.doctor.target import Target
+from gateway.urls import shown
 
 URL = "https://h.example/events?channel=orders&ticket=s3cr%2Bt&access_token=abcd+ef&format=data"
 

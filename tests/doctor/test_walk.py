@@ -5,12 +5,14 @@ import itertools
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from gateway.doctor.finding import Level
 from tests.doctor.authority import Authority
 from tests.doctor.examined import BRIEF, CONFIG, examine
 from tests.doctor.relay import relay
 from tests.support.gateway import eventually, gateway_running, merged
+from tests.support.issuer import serving
 from tests.support.nginx import nginx_running
 from tests.support.tls import make_certificate
 
@@ -307,3 +309,18 @@ async def test_a_name_that_does_not_resolve() -> None:
     """The commonest slip of all."""
     seen = await examine(f"https://no-such-host.invalid{PATH}")
     assert seen.bad == {"name"}
+
+
+@pytest.mark.idle_clock
+@pytest.mark.parametrize("id", ["1\x01", "1\x7f-0", "\x1b[2J"])
+async def test_an_id_with_control_characters_is_a_finding(id: str) -> None:
+    """Another server's ids, or a broken proxy's: the command ended in a traceback."""
+    first = f'id: {id}\nevent: stream.open\ndata: {{"resume":"none"}}\n\n'
+
+    async def serve(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text=first, content_type="text/event-stream")
+
+    async with serving(serve) as url:
+        seen = await examine(f"{url}{PATH}", patience=BRISK)
+    assert seen["resume"].level is Level.BAD
+    assert "control characters" in seen["resume"].found

@@ -41,7 +41,6 @@ class Held:
         self.late = 0.0
         tls = {"certificate": str(self.files.certificate), "key": str(self.files.key), **more}
         self.of = Certificates(Tls.model_validate(tls), self.metrics, self._now)
-        self.of.context.admits = lambda: True
 
     def put(self, pair: Pair) -> None:
         """Write over both files."""
@@ -105,7 +104,6 @@ async def test_a_swap_of_symlinks_is_seen(authority: Authority, tmp_path: Path) 
         (tmp_path / file).symlink_to(f"..data/{file}")
     tls = {"certificate": str(tmp_path / "tls.crt"), "key": str(tmp_path / "tls.key")}
     certificates = Certificates(Tls.model_validate(tls), Metrics())
-    certificates.context.admits = lambda: True
     (tmp_path / "..new").symlink_to("two")
     (tmp_path / "..new").rename(data)
     await certificates.look()

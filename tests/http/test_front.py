@@ -131,7 +131,8 @@ async def test_requests_that_are_not_plainly_for_a_stream_are_aiohttps(gateway: 
         (b"GET /eventsource HTTP/1.1\r\nHost: x\r\n\r\n", "404"),
         (b"GET /events/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", "200"),
         (b"GET /events/orders HTTP/1.1\r\nHost: x\r\nX: " + b"y" * MAX_HEAD + b"\r\n\r\n", "431"),
-        (b"GET /events/orders HTTP/7.1\r\nHost: x\r\n\r\n", "400"),
+        (b"GET /events/orders HTTP/7.1\r\nHost: x\r\n\r\n", "505"),
+        (b"GET /events/orders HTTP/2.0\r\nHost: x\r\n\r\n", "505"),
         (b"GET /events\0 HTTP/1.1\r\n\r\n", "400"),
         (b"\x16\x03\x01\x02\x00", "400"),
     ):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import io
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -27,7 +28,13 @@ BAD = {
     "no HTTP": (b"nonsense c4n4ry\r\n\r\n", 400, "bad_http"),
     "TLS": (b"\x16\x03\x01\x02\x00c4n4ry\r\n\r\n", 400, "bad_http"),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "bad_http"),
-    "version": (b"GET /c4n4ry HTTP/9.9\r\nHost: localhost\r\n\r\n", 400, "bad_http"),
+    "version": (b"GET /c4n4ry HTTP/9.9\r\nHost: localhost\r\n\r\n", 505, "http_version"),
+    "HTTP/2.0": (b"GET /c4n4ry HTTP/2.0\r\nHost: localhost\r\n\r\n", 505, "http_version"),
+    "HTTP/2.0 of a stream": (b"GET /events/orders HTTP/2.0\r\nHost: localhost\r\n\r\n", 505, "http_version"),
+    "HTTP/2.0 with a body": (b"POST /hooks/hooks HTTP/2.0\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}", 505, "http_version"),
+    "HTTP/0.9": (b"GET /status HTTP/0.9\r\nHost: localhost\r\n\r\n", 505, "http_version"),
+    "HTTP/0.9 of a stream": (b"GET /events/orders HTTP/0.9\r\nHost: localhost\r\n\r\n", 505, "http_version"),
+    "no version": (b"GET /c4n4ry\r\n\r\n", 505, "http_version"),
     "method": (b"C4N4RY /" + HOST + b"\r\n", 400, "bad_http"),
     "NUL": (b"GET /events\0c4n4ry" + HOST + b"\r\n", 400, "bad_http"),
     "URL": (b"GET http://[c4n4ry/" + HOST + b"\r\n", 400, "bad_http"),
@@ -112,6 +119,17 @@ async def test_a_second_request_that_is_no_http(log: Log, gateway: Gateway) -> N
     assert b'"error":"bad_http"' in answer
     assert b"c4n4ry" not in answer
     writer.close()
+
+
+@pytest.mark.parametrize("which", ["public", "admin"])
+async def test_no_answer_is_in_a_version_that_is_not_spoken(gateway: Gateway, which: str) -> None:
+    """An answer of "HTTP/2.0" over a connection of HTTP/1.1 is read by no client and no proxy."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(gateway, which))
+    writer.write(b"GET /nothing" + HOST + b"\r\nGET /nothing HTTP/2.0\r\nHost: localhost\r\n\r\n")
+    async with safety_net():
+        answer = await reader.read()
+    writer.close()
+    assert re.findall(rb"HTTP/([0-9.]+) ([0-9]{3}) ", answer) == [(b"1.1", b"404"), (b"1.0", b"505")]
 
 
 async def test_a_body_that_breaks_the_rules_later() -> None:

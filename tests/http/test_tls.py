@@ -153,9 +153,11 @@ HOOKS: dict[str, Any] = {
 """A webhook for who has a certificate with one of two names."""
 
 
-async def posted(gateway: Gateway, client: ssl.SSLContext, path: str = "/hooks/signed") -> tuple[int, str]:
+async def posted(
+    gateway: Gateway, client: ssl.SSLContext, path: str = "/hooks/signed", **more: str
+) -> tuple[int, str]:
     """Post and return status and code, over a connection of its own."""
-    url, headers = f"https://127.0.0.1:{gateway.port}{path}", {"Connection": "close"}
+    url, headers = f"https://127.0.0.1:{gateway.port}{path}", {"Connection": "close", **more}
     async with gateway.session.post(url, data=b"1", ssl=client, headers=headers) as answer:
         return answer.status, (await answer.json()).get("error", "")
 
@@ -185,6 +187,15 @@ async def test_a_webhook_wants_a_certificate_with_one_of_its_names(
             assert (
                 await gateway.metric(f'events_rejected_total{{reason="{expected[1]}",source="signed"}}') == 1
             )
+
+
+async def test_no_page_posts_by_a_certificate_that_its_browser_holds(authority: Authority) -> None:
+    """A form of any site would publish in the name of whoever looks at it."""
+    sender = authority.issue(dns=["sender.example.com"])
+    async with behind(authority.server(), HOOKS, client_ca=str(authority.file)) as gateway:
+        client = authority.client(sender)
+        found = await posted(gateway, client, **{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"})
+        assert found == (403, "page_refused")
 
 
 async def test_who_has_no_certificate_streams_and_posts_elsewhere(authority: Authority) -> None:

@@ -93,7 +93,8 @@ def config(redis: int, closed: int, **over: Any) -> dict[str, Any]:
     routes = [{"source": name, "topic": "orders"} for name in sources]
     whole["broker"]["timeout"] = "30s"
     whole["auth"] |= {
-        "cookie": "sid", "query": "jwt", "tickets": {}, "forward": {"url": "http://CLOSED/check", "cache": "1s"},
+        "cookie": "sid", "query": "jwt", "tickets": {},
+        "forward": {"url": f"http://CLOSED/check?key={canary('forward')}", "cache": "1s"},
     }  # fmt: skip
     whole["channels"] = {
         "orders": {"from": routes, "access": "public"},

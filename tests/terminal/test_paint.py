@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.printable import safe, safe_lines
 from gateway.terminal.lines import event_line
-from gateway.terminal.paint import Paint, is_coloured, safe, safe_lines
+from gateway.terminal.paint import Paint, is_coloured
 from gateway.terminal.parser import Message
 
 

@@ -190,6 +190,20 @@ async def test_a_silent_stream_is_opened_anew() -> None:
         await tail.said("open again, nothing was missed")
 
 
+async def test_an_id_that_no_header_may_hold_ends_in_one_line() -> None:
+    """Another server's ids: the reconnect ended in a traceback."""
+
+    async def serve(request: web.BaseRequest) -> web.StreamResponse:
+        text = 'retry: 1\nid: 1\x01\nevent: stream.open\ndata: {"resume":"none"}\n\n'
+        return web.Response(text=text, content_type="text/event-stream")
+
+    async with serving(serve) as url:
+        status, _, err = await called("tail", "orders", "--url", url)
+    assert status == 1
+    assert "the last id holds control characters" in err
+    assert "Traceback" not in err
+
+
 async def test_hostile_payloads_on_a_terminal(gateway: Gateway) -> None:
     """Colours are ours, and no byte of a payload is obeyed, in any form of output."""
     await gateway.post("orders", HOSTILE)
