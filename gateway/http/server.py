@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from weakref import WeakSet
 from aiohttp import web
 
 from gateway.config.units import Address
-from gateway.http.binding import bind, limit_unacknowledged
+from gateway.http.binding import bind, cannot_listen, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.protocol import Protocol
@@ -88,31 +89,57 @@ class Listener:
         self._greeted: WeakSet[Front] = WeakSet()
         self._fronts: dict[Front, float] = {}
         self._handlers: dict[web.RequestHandler, float] = {}
+        self._bound: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         app.middlewares.insert(0, self._seen)
 
-    async def start(self) -> None:
-        """Bind and listen. Raises StartupError with one line that names the key of the configuration."""
+    async def bind(self) -> None:
+        """Take the address; connections are still refused. Harmless when repeated.
+
+        Raises StartupError with one line that names the key of the configuration.
+        """
+        if self._bound is not None:
+            return
+        self._bound = bind(
+            self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds
+        )
         await self._runner.setup()
+
+    async def start(self) -> None:
+        """Accept connections on the address, and take it first if `bind` has not.
+
+        After `bind` the port is open when this first yields to the loop: a signal comes before or after it.
+        Raises StartupError like `bind`.
+        """
+        await self.bind()
+        assert self._bound is not None
+        try:
+            self._bound.listen(BACKLOG)  # here, because uvloop tells nobody when it fails
+        except OSError as error:  # two may be bound to one address until one of them listens
+            raise cannot_listen(self._address, self._key, error) from None
         loop = asyncio.get_running_loop()
         self._time = loop.time
         self.heads = Heads()
-        bound = bind(self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds)
+        # Not started yet: a server that is cancelled while it starts would listen, and nobody could close it.
         if isinstance(self._address, str):
-            self._server = await loop.create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
+            self._server = await loop.create_unix_server(
+                self._accept, sock=self._bound, backlog=BACKLOG, start_serving=False
+            )
         else:
             self._server = await loop.create_server(
                 self._accept,
-                sock=bound,
+                sock=self._bound,
                 backlog=BACKLOG,
                 ssl=self._tls.context if self._tls else None,
                 ssl_handshake_timeout=self._request_seconds if self._tls else None,
+                start_serving=False,
             )
         if self._tls is not None:
             self._tls.context.admits = self._admits
             self._tls.start()
         self._sweep()
+        await self._server.start_serving()
 
     def reconfigure(self, request_seconds: float, write_seconds: float | None = None) -> None:
         """Take other deadlines, for connections that come from now on; that of a TLS handshake stays."""
@@ -140,6 +167,8 @@ class Listener:
         """Close the listening socket; connections go on. Harmless when repeated."""
         if self._server is not None:
             self._server.close()
+        elif self._bound is not None:
+            self._bound.close()
 
     async def stop(self) -> None:
         """End all connections that are no streams. Harmless when repeated."""
