@@ -9,6 +9,7 @@ from gateway.http.protocol import Protocol
 from gateway.limits.limits import UNKNOWN, Caller
 
 _FORWARDED = istr("X-Forwarded-For")
+_OF_PROXIES = (_FORWARDED, istr("Forwarded"), istr("Via"), istr("X-Real-IP"))
 _NO_QUERY: MultiMapping[str] = MultiDictProxy(MultiDict())
 
 
@@ -31,6 +32,11 @@ class Ask(msgspec.Struct, frozen=True):
     def forwarded(self) -> str | None:
         """The chain of addresses that proxies wrote."""
         return forwarded(self.headers)
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether a proxy sent the request."""
+        return is_proxied(self.headers)
 
     @classmethod
     def of_request(cls, request: web.Request) -> "Ask":
@@ -77,6 +83,11 @@ def caller_of(request: web.Request) -> Caller:
 def forwarded(headers: MultiMapping[str]) -> str | None:
     """Return the chain of addresses that proxies wrote, all headers together (RFC 9110 §5.3)."""
     return ",".join(headers.getall(_FORWARDED)) if _FORWARDED in headers else None
+
+
+def is_proxied(headers: MultiMapping[str]) -> bool:
+    """Tell whether headers come from a proxy: from any of those that one may write about the client."""
+    return any(name in headers for name in _OF_PROXIES)
 
 
 def _names(own: str | None, query: MultiMapping[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from gateway.http.binding import bind, cannot_listen, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.protocol import Protocol
-from gateway.http.responses import Handler
+from gateway.http.responses import EarlyResponse, Handler, close_after
 from gateway.http.subscribe import Subscribe
 from gateway.limits.limits import UNKNOWN, Caller, Limits
 
@@ -44,6 +44,8 @@ class Listener:
     A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
     Once it has, aiohttp's keep-alive deadline and the handlers' own take over. ``headers`` are those of
     answers that no handler of the application gives. ``on_traffic`` is called when somebody connects or asks.
+    Once ``is_ending`` says so, each response is the last one of its connection: pools of proxies empty
+    themselves before the connections are closed.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Listener:
         limits: Limits | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
         on_traffic: Callable[[], None] | None = None,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
         # A request under way has its own deadline, the same.
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=request_seconds)
@@ -92,7 +95,9 @@ class Listener:
         self._bound: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._is_ending = is_ending
         app.middlewares.insert(0, self._seen)
+        app.on_response_prepare.append(self._announce_end)
 
     async def bind(self) -> None:
         """Take the address; connections are still refused. Harmless when repeated.
@@ -247,6 +252,12 @@ class Listener:
     async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._handlers.pop(request.protocol, None)
         return await handler(request)
+
+    async def _announce_end(self, request: web.Request, response: web.StreamResponse) -> None:
+        # aiohttp closes the connection where the rest of a body does not come within `LINGER`.
+        is_unread = not request.content.is_eof() and not isinstance(response, EarlyResponse)
+        if is_unread or self._is_ending():
+            close_after(response)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

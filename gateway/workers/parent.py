@@ -75,6 +75,14 @@ class Parent:
         self._refusals = Refusals()
         self._guard = Guard.of(config.server, self._refusals)
         self._feed = Feed(self.report, write_seconds=config.timeouts.write)
+        timeouts = config.timeouts
+        self.systemd = Systemd(os.environ)
+        self.shutdown = Shutdown(
+            pre_drain=timeouts.pre_drain,
+            drain=timeouts.drain,
+            request=timeouts.request,
+            systemd=self.systemd,
+        )
         more: list[More] = [Page(), self._feed]
         if config.server.development:
             more.append(Relay(self._sockets, idle_seconds=2 * config.timeouts.heartbeat))
@@ -84,6 +92,7 @@ class Parent:
             key="server.admin",
             request_seconds=config.timeouts.request,
             headers=HEADERS,
+            is_ending=self.shutdown.asked.is_set,
         )
         self._count = workers
         self._catalog = Catalog(config.channels)
@@ -91,14 +100,6 @@ class Parent:
         self._restarts = dict.fromkeys(range(workers), 0)
         self._totals = Totals()
         self._started = time.monotonic()
-        timeouts = config.timeouts
-        self.systemd = Systemd(os.environ)
-        self.shutdown = Shutdown(
-            pre_drain=timeouts.pre_drain,
-            drain=timeouts.drain,
-            request=timeouts.request,
-            systemd=self.systemd,
-        )
         self._status = 0
         # What is told while no worker answers: nothing would look as if nobody had asked.
         for name in ("ready", "workers", "active_connections"):
