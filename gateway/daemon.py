@@ -69,15 +69,34 @@ class Daemon(Node):
             loop.add_signal_handler(number, self.signalled, number)
         if self.reloads is not None:
             self.reloads.listen()
-        await self.start()
-        if self.reloads is not None:
-            self.reloads.start()
-        self.systemd.ready(f"serving on {self.config.server.public_url(self.public.port)}")
-        self.systemd.watch(lambda: not self.loop_lag.is_stuck)
+        if await self._start_unless_asked_to_end():
+            if self.reloads is not None:
+                self.reloads.start()
+            self.systemd.ready(f"serving on {self.config.server.public_url(self.public.port)}")
+            self.systemd.watch(lambda: not self.loop_lag.is_stuck)
+        else:
+            self.drain(at_once=True)  # no balancer ever sent anybody here
         if await self.shutdown.carry_out(self.stop, lambda: len(self.streams.open)):
             return 0
         await self.streams.abort("killed")
         return 1
+
+    async def _start_unless_asked_to_end(self) -> bool:
+        """Start; give up when the end is asked for meanwhile, and return False: then no port was opened.
+
+        Raises StartupError.
+        """
+        starting = asyncio.create_task(self.start(), name="start")
+        asked = asyncio.create_task(self.shutdown.asked.wait(), name="asked to end")
+        try:
+            await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+            starting.cancel()  # harmless once it is over
+            await asyncio.wait((starting,))
+        if not starting.cancelled():
+            starting.result()
+        return not self.status.is_starting
 
     async def go_over(self, config: Config) -> int:
         """Serve by another configuration, and return how many streams end by it.
@@ -162,31 +181,40 @@ class Daemon(Node):
         return ended
 
     async def start(self) -> None:
-        """Start everything, the public port last. Raises StartupError; then call `stop` all the same."""
+        """Start everything, the public port last. Raises StartupError; then call `stop` all the same.
+
+        Cancelling is safe. If the end is asked for meanwhile, the public port stays closed.
+        """
         self.descriptors = _raise_descriptor_limit(self.config.limits.connections)
         if self.config.server.development:
             log.warning(
                 "development_mode", note="who may ask the admin port reads all channels and sends events"
             )
-        # 1. The log, and this node behind it.
+        # 1. Both addresses: where another process has one, nothing was read, and no lease taken.
+        await self.public.bind()
+        await self.admin.bind()
+        # 2. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()
         self.sweep.start()
         self.loop_lag.start()
         self.limits.users.start()
-        # 2. The admin port, so that a start that hangs can be looked at.
+        # 3. The admin port, so that a start that hangs can be looked at.
         await self.admin.start()
         await self.canary.start()
         if self.acks.is_on:
             self.nonces.share()
             await self.nonces.settled()
-        # 3. Upstreams, and whoever vouches for clients.
+        # 4. Upstreams, and whoever vouches for clients.
         await self.upstreams.start(FIRST_TRY_SECONDS)
         await self.authenticator.start()
         self._looking = asyncio.create_task(self.freshness.run(), name="freshness")
-        # 4. Clients.
+        # 5. Clients.
+        if self.shutdown.asked.is_set():
+            return
         self.upstreams.exposed()
         await self.public.start()
+        self.shutdown.serve()
         log.info(
             "listening",
             version=__version__,

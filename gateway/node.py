@@ -204,6 +204,7 @@ class Node:
             room=self._room,
             subscribe=self.subscribe,
             limits=self.limits,
+            is_ending=self.shutdown.asked.is_set,
         )
         trial = Trial(self.catalog, self.streams, self.router, self._append, timeouts.request)
         more: list[More] = [trial] if config.server.development else []
@@ -216,6 +217,7 @@ class Node:
             request_seconds=timeouts.request,
             headers=ADMIN_HEADERS,
             on_traffic=self.hub.give_way,  # probes are answered in time, also during a broadcast
+            is_ending=self.shutdown.asked.is_set,
         )
 
     def _cut(self, after: EventId, until: EventId) -> None:

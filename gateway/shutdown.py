@@ -1,9 +1,9 @@
 """How a node ends: who asked for it, how far it has come, and when it is overdue.
 
-The phases, in their order: `pre_drain` (unready, and everything is served as ever, until balancers have
-seen it), `streams` (no new connections; each stream is told to come back, evenly over
-``timeouts.drain``), `requests` (those under way are answered, leases are given back), `sources` (and the
-log). `Daemon.stop` does what they say; here it is told.
+The phases, in their order: `starting` (the public port is still closed), `serving`, `pre_drain` (unready, and
+everything is served as ever, until balancers have seen it), `streams` (no new connections; each stream is
+told to come back, evenly over ``timeouts.drain`` at the most), `requests` (those under way are answered,
+leases are given back), `sources` (and the log). `Daemon.stop` does what they say; here it is told.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ PROGRESS_SECONDS = 5.0
 
 Count = Callable[[], int]
 
-Phase = Literal["serving", "pre_drain", "streams", "requests", "sources"]
+Phase = Literal["starting", "serving", "pre_drain", "streams", "requests", "sources"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
@@ -35,7 +35,7 @@ class Shutdown:
     """`ask` for it, `carry_out` what was asked for, and `enter` each phase. Durations are in seconds."""
 
     def __init__(self, *, pre_drain: float, drain: float, request: float, systemd: Systemd) -> None:
-        self.phase: Phase = "serving"
+        self.phase: Phase = "starting"
         self.asked = asyncio.Event()
         """Somebody wants this node to end."""
         self.hurried = asyncio.Event()
@@ -50,6 +50,10 @@ class Shutdown:
         self.seconds = pre_drain + drain + request + GRACE_SECONDS
         """How long all of it may take."""
         self._pre_drain = pre_drain
+
+    def serve(self) -> None:
+        """Say that the start is over: the public port accepts connections."""
+        self.phase = "serving"
 
     def ask(self, *, at_once: bool = False) -> None:
         """Begin to end, ``at_once`` without ``timeouts.pre_drain``; harmless when repeated."""

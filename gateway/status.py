@@ -86,9 +86,14 @@ class Status:
         """Whether this node is about to end."""
         return self.shutdown.asked.is_set() or self.streams.is_draining
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether the public port does not accept connections yet."""
+        return self.shutdown.phase == "starting"
+
     def not_ready(self) -> list[str]:
         """Return why new clients should not come here; nothing if they may."""
-        reasons = ["draining"] if self.is_draining else []
+        reasons = ["draining"] if self.is_draining else ["starting"] if self.is_starting else []
         if not self.broker.is_up:
             reasons.append("broker")
         elif self.canary.fault is not None:  # else it is for want of a broker

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -40,9 +42,11 @@ LOADS_CONFIG = frozenset({"tail", "publish", "token"})
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 well, 1 configuration or start failed, 2 usage."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        status: int = options.command(options)
+        with _ended_by_signals() if list(given[:1]) == ["run"] else nullcontext():
+            options = parser().parse_args(given)
+            status: int = options.command(options)
     except StartupError as error:
         print(safe_lines(error.message), file=sys.stderr)
         return 1
@@ -50,6 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return status
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end `run` with status 0 while its modules and its file are still being read.
+
+    Once it runs, it has handlers of its own. As process 1 of a container it would not even be ended: the
+    kernel drops signals that such a process has no handler for.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: sys.exit(0)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -201,7 +201,9 @@ class Timeouts(Section):
     pre_drain: DurationOrZero = preset(
         "5s", "after SIGTERM, how long a node serves on while /readyz answers 503, for balancers to see it"
     )
-    drain: Duration = preset("20s", "a shutdown spreads the closes of its streams over this")
+    drain: Duration = preset(
+        "20s", "a shutdown spreads the closes of its streams over this at most; few streams take less"
+    )
 
 
 class Limits(Section):

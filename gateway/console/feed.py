@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from gateway.http.ask import is_proxied
 from gateway.http.subscribe import HEADERS
 from gateway.sse import block, control_block
 
@@ -60,6 +61,8 @@ class Feed:
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers=HEADERS)
+        if is_proxied(request.headers):
+            response.force_close()  # it ends by a drain, and the connection with it
         await response.prepare(request)
         if self._is_closed or self._viewers >= MAX_VIEWERS:
             # 200, as for streams: any other status would end an EventSource for good.

@@ -15,8 +15,9 @@ from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog, Match
 from gateway.errors import BadRequest, NotFound, Rejected, RequestTimeout
 from gateway.event import Cursor, Draft, EventId, Fence
+from gateway.http.ask import is_proxied
 from gateway.http.responses import json_response
-from gateway.http.subscribe import HEADERS
+from gateway.http.subscribe import HEADERS, HEADERS_TO_PROXIES
 from gateway.hub.replay import NOW
 from gateway.hub.subscription import Subscription
 from gateway.sources.router import Router
@@ -60,7 +61,8 @@ class Trial:
         with self.streams.reserve(subscription, may_ask=False) as place:
             opening = await self.streams.opening(subscription, NOW)
             first = place.first((match.name,), opening)
-            response, stream = await take_over(request, HEADERS, first, lambda: place.take(opening))
+            headers = HEADERS_TO_PROXIES if is_proxied(request.headers) else HEADERS
+            response, stream = await take_over(request, headers, first, lambda: place.take(opening))
             if stream is not None:
                 self.streams.begin(stream, opening, len(subscription.frame(first)))
         return response

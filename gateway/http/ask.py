@@ -15,6 +15,7 @@ Resolve = Callable[[str], object]
 """Finds the channel of a name; None where there is none."""
 
 _FORWARDED = istr("X-Forwarded-For")
+_OF_PROXIES = (_FORWARDED, istr("Forwarded"), istr("Via"), istr("X-Real-IP"))
 _NO_QUERY: MultiMapping[str] = MultiDictProxy(MultiDict())
 
 
@@ -37,6 +38,11 @@ class Ask(msgspec.Struct, frozen=True):
     def forwarded(self) -> str | None:
         """The chain of addresses that proxies wrote."""
         return forwarded(self.headers)
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether a proxy sent the request."""
+        return is_proxied(self.headers)
 
     @classmethod
     def of_request(cls, request: web.Request, resolve: Resolve) -> "Ask":
@@ -88,6 +94,11 @@ def forwarded(headers: MultiMapping[str]) -> str | None:
 def _unquoted(segment: str) -> str:
     """Return what a segment of a path spells (RFC 3986); what is no UTF-8 as U+FFFD, which no name has."""
     return unquote(segment) if "%" in segment else segment
+
+
+def is_proxied(headers: MultiMapping[str]) -> bool:
+    """Tell whether headers come from a proxy: from any of those that one may write about the client."""
+    return any(name in headers for name in _OF_PROXIES)
 
 
 def _names(own: str | None, query: MultiMapping[str], resolve: Resolve) -> tuple[str, ...]:

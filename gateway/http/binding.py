@@ -37,7 +37,7 @@ def bind(
         family, _, _, _, where = found[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise _cannot(address, key, error) from None
+        raise cannot_listen(address, key, error) from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -51,7 +51,7 @@ def bind(
         bound.setblocking(False)
     except OSError as error:
         bound.close()
-        raise _cannot(address, key, error) from None
+        raise cannot_listen(address, key, error) from None
     return bound
 
 
@@ -76,7 +76,7 @@ def _bind_path(path: str, key: str) -> socket.socket:
         bound.setblocking(False)
     except OSError as error:
         bound.close()
-        raise _cannot(path, key, error) from None
+        raise cannot_listen(path, key, error) from None
     return bound
 
 
@@ -94,7 +94,8 @@ def limit_unacknowledged(bound: Socket, seconds: float) -> None:
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(seconds * 1000), 2**31 - 1))
 
 
-def _cannot(address: Address | str, key: str, error: OSError) -> StartupError:
+def cannot_listen(address: Address | str, key: str, error: OSError) -> StartupError:
+    """Return the one line for an address that cannot be bound, or listened on."""
     reason = {
         errno.EADDRINUSE: "the address is in use by another process",
         errno.EACCES: "not allowed to use that port",

@@ -15,7 +15,9 @@ from aiohttp import web
 
 from gateway.errors import BadRequest, GatewayError, Rejected, Unavailable
 from gateway.event import Record
+from gateway.http.ask import is_proxied
 from gateway.http.bodies import Bodies
+from gateway.http.responses import EarlyResponse
 from gateway.sources.webhook import WebhookSource, events_in
 from gateway.webhooks.post import MAX_RECORDS, Outcome, Post, Reply, too_many
 from gateway.webhooks.rest_proxy import read_v3, receipt
@@ -132,7 +134,9 @@ class _Answer:
         try:
             async with asyncio.timeout(self._write_seconds):
                 if self.response is None:
-                    self.response = web.StreamResponse(headers={"Content-Type": _MEDIA})
+                    # For a proxy it is the last one of its connection: it may end after a drain has begun.
+                    kind = web.StreamResponse if is_proxied(self._request.headers) else EarlyResponse
+                    self.response = kind(headers={"Content-Type": _MEDIA})
                     await self.response.prepare(self._request)
                 await self.response.write(data)
         except TimeoutError:

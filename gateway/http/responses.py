@@ -38,8 +38,8 @@ _ERRORS = {
 """What aiohttp and aiohttp-cors raise, in our words."""
 
 
-_ABANDONED = (408, 413)
-"""Statuses after which the rest of a request's body is not waited for (RFC 9110 §15.5.9, §15.5.14)."""
+class EarlyResponse(web.StreamResponse):
+    """A response that may begin before its request's body ends; the connection goes on after both."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -152,11 +152,18 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return internal_error()
 
 
+def close_after(response: web.StreamResponse) -> None:
+    """Let a response whose headers are being prepared be the last one of its connection, and say so.
+
+    A proxy that was not told would send its next request into a connection that is being closed
+    (RFC 9112 §9.6).
+    """
+    response.headers[hdrs.CONNECTION] = "close"
+    response.force_close()
+
+
 async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
     response.headers.update(PLAIN)
-    if response.status in _ABANDONED and not request.content.is_eof():
-        response.headers[hdrs.CONNECTION] = "close"
-        response.force_close()
     if request.path.startswith(("/events", "/tickets", "/streams/")):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -9,12 +10,12 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from gateway.config.units import Address
-from gateway.http.binding import bind, limit_unacknowledged
+from gateway.http.binding import bind, cannot_listen, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.greeting import Greeting
 from gateway.http.protocol import Protocol
-from gateway.http.responses import Handler
+from gateway.http.responses import EarlyResponse, Handler, close_after
 from gateway.http.subscribe import Subscribe
 from gateway.limits.limits import UNKNOWN, Caller, Limits
 
@@ -43,6 +44,8 @@ class Listener:
     A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
     Once it has, aiohttp's keep-alive deadline and the handlers' own take over. ``headers`` are those of
     answers that no handler of the application gives. ``on_traffic`` is called when somebody connects or asks.
+    Once ``is_ending`` says so, each response is the last one of its connection: pools of proxies empty
+    themselves before the connections are closed.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Listener:
         limits: Limits | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
         on_traffic: Callable[[], None] | None = None,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
         # A request under way has its own deadline, the same.
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=request_seconds)
@@ -86,25 +90,53 @@ class Listener:
         self._limits = limits
         self._fronts: dict[Front, float] = {}
         self._handlers: dict[web.RequestHandler, float] = {}
+        self._bound: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._greeting: Greeting | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._is_ending = is_ending
         app.middlewares.insert(0, self._seen)
+        app.on_response_prepare.append(self._announce_end)
+
+    async def bind(self) -> None:
+        """Take the address; connections are still refused. Harmless when repeated.
+
+        Raises StartupError with one line that names the key of the configuration.
+        """
+        if self._bound is not None:
+            return
+        self._bound = bind(
+            self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds
+        )
+        await self._runner.setup()
 
     async def start(self) -> None:
-        """Bind and listen. Raises StartupError with one line that names the key of the configuration."""
-        await self._runner.setup()
+        """Accept connections on the address, and take it first if `bind` has not.
+
+        After `bind` the port is open when this first yields to the loop: a signal comes before or after it.
+        Raises StartupError like `bind`.
+        """
+        await self.bind()
+        assert self._bound is not None
+        try:
+            self._bound.listen(BACKLOG)  # here, because uvloop tells nobody when it fails
+        except OSError as error:  # two may be bound to one address until one of them listens
+            raise cannot_listen(self._address, self._key, error) from None
         loop = asyncio.get_running_loop()
         self._time = loop.time
         self.heads = Heads()
-        bound = bind(self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds)
+        # Not started yet: a server that is cancelled while it starts would listen, and nobody could close it.
         if isinstance(self._address, str):
-            self._server = await loop.create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
+            self._server = await loop.create_unix_server(
+                self._accept, sock=self._bound, backlog=BACKLOG, start_serving=False
+            )
         elif self._tls is None:
-            self._server = await loop.create_server(self._accept, sock=bound, backlog=BACKLOG)
+            self._server = await loop.create_server(
+                self._accept, sock=self._bound, backlog=BACKLOG, start_serving=False
+            )
         else:
             self._greeting = Greeting(
-                bound,
+                self._bound,
                 self._tls.context,
                 make=lambda: Front(self, self._subscribe),
                 seconds=lambda: self._request_seconds,
@@ -115,6 +147,8 @@ class Listener:
             self._greeting.start(BACKLOG)
             self._tls.start()
         self._sweep()
+        if self._server is not None:
+            await self._server.start_serving()
 
     def reconfigure(self, request_seconds: float, write_seconds: float | None = None) -> None:
         """Take other deadlines, for connections that come from now on."""
@@ -140,14 +174,15 @@ class Listener:
 
     @property
     def _sockets(self) -> Sequence[Any]:
-        server = self._server or self._greeting
+        server = self._greeting if self._server is None else self._server
         return () if server is None else server.sockets
 
     def stop_accepting(self) -> None:
         """Close the listening socket; connections go on. Harmless when repeated."""
-        for server in (self._server, self._greeting):
+        for server in (self._server, self._greeting, self._bound):
             if server is not None:
                 server.close()
+                return
 
     async def stop(self) -> None:
         """End all connections that are no streams. Harmless when repeated."""
@@ -223,6 +258,12 @@ class Listener:
     async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._handlers.pop(request.protocol, None)
         return await handler(request)
+
+    async def _announce_end(self, request: web.Request, response: web.StreamResponse) -> None:
+        # aiohttp closes the connection where the rest of a body does not come within `LINGER`.
+        is_unread = not request.content.is_eof() and not isinstance(response, EarlyResponse)
+        if is_unread or self._is_ending():
+            close_after(response)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

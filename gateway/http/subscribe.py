@@ -54,13 +54,13 @@ _HEADERS_TO_PROXIES_CHUNKED: Mapping[str, str] = {**HEADERS_TO_PROXIES, **_CHUNK
 
 def stream_headers(ask: Ask) -> Mapping[str, str]:
     """Return the headers of a stream, but for those of CORS and of its framing."""
-    return HEADERS if ask.forwarded is None else HEADERS_TO_PROXIES
+    return HEADERS_TO_PROXIES if ask.is_proxied else HEADERS
 
 
 def _framed_headers(ask: Ask) -> Mapping[str, str]:
     if not ask.chunked:
         return stream_headers(ask)
-    return _HEADERS_CHUNKED if ask.forwarded is None else _HEADERS_TO_PROXIES_CHUNKED
+    return _HEADERS_TO_PROXIES_CHUNKED if ask.is_proxied else _HEADERS_CHUNKED
 
 
 MAX_LOGGED = 200

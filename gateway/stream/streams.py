@@ -38,6 +38,13 @@ SLOTS = 32
 """Parts that the streams are dealt into for `heartbeat.Sweep`."""
 
 
+DRAIN_RATE = 50.0
+"""Streams that a drain ends per second where its time leaves the choice.
+
+Nobody notices so few that come back: a core takes about 10,000 a second. A node with a handful of streams is
+gone in a moment; one with many spreads them over the time that it has.
+"""
+
 _DRAIN_TICK = 0.05
 _DRAIN_SPREAD = 0.8  # of the drain time; the rest is for the last bytes to get out
 
@@ -260,13 +267,17 @@ class Streams:
         return max(0, *behind, 0) / 1000
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new streams and end all, evenly over most of ``seconds``; cut what is left after it."""
+        """Refuse new streams and end all, evenly: at `DRAIN_RATE`, but within most of ``seconds``.
+
+        What is left after ``seconds`` is cut.
+        """
         self.is_draining = True
         loop = asyncio.get_running_loop()
         started = loop.time()
         streams = list(self.open)
         random.shuffle(streams)  # not the oldest first: they came together and would return together
-        total, spread = len(streams), seconds * _DRAIN_SPREAD
+        total = len(streams)
+        spread = min(seconds * _DRAIN_SPREAD, total / DRAIN_RATE)
         while streams:
             elapsed = loop.time() - started
             due = total if elapsed >= spread else max(1, round(total * elapsed / spread))

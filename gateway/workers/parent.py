@@ -75,6 +75,14 @@ class Parent:
         self._refusals = Refusals()
         self._guard = Guard.of(config.server, self._refusals)
         self._feed = Feed(self.report, write_seconds=config.timeouts.write)
+        timeouts = config.timeouts
+        self.systemd = Systemd(os.environ)
+        self.shutdown = Shutdown(
+            pre_drain=timeouts.pre_drain,
+            drain=timeouts.drain,
+            request=timeouts.request,
+            systemd=self.systemd,
+        )
         more: list[More] = [Page(), self._feed]
         if config.server.development:
             more.append(Relay(self._sockets, idle_seconds=2 * config.timeouts.heartbeat))
@@ -84,6 +92,7 @@ class Parent:
             key="server.admin",
             request_seconds=config.timeouts.request,
             headers=HEADERS,
+            is_ending=self.shutdown.asked.is_set,
         )
         self._count = workers
         self._catalog = Catalog(config.channels)
@@ -91,14 +100,6 @@ class Parent:
         self._restarts = dict.fromkeys(range(workers), 0)
         self._totals = Totals()
         self._started = time.monotonic()
-        timeouts = config.timeouts
-        self.systemd = Systemd(os.environ)
-        self.shutdown = Shutdown(
-            pre_drain=timeouts.pre_drain,
-            drain=timeouts.drain,
-            request=timeouts.request,
-            systemd=self.systemd,
-        )
         self._status = 0
         # What is told while no worker answers: nothing would look as if nobody had asked.
         for name in ("ready", "workers", "active_connections"):
@@ -217,6 +218,8 @@ class Parent:
         await worker.start()
         if worker.config is not self.config:
             worker.kill()  # a reload came while there was nothing to kill yet; it is started again
+        if self.shutdown.asked.is_set() and not worker.is_ending:
+            worker.end(at_once=True)  # a signal came while there was nobody to hear of it
         return await worker.listening()
 
     async def _keep(self, number: int, folder: Path) -> None:
@@ -282,7 +285,7 @@ class Parent:
             worker.kill()
         statuses = await asyncio.gather(*ends)
         # One that a signal to the whole group met before it could listen to signals did as it was told.
-        well = (0, -signal.SIGTERM)
+        well = (0, -signal.SIGTERM, -signal.SIGINT)
         self._status = max(self._status, *(0 if status in well else 1 for status in statuses))
 
     def signalled(self, number: signal.Signals) -> None:
@@ -321,15 +324,16 @@ class Parent:
         """Return whether any worker takes new clients."""
         workers = list(self._workers.values())
         told = await asyncio.gather(*(worker.probe("/readyz") for worker in workers))
-        answers = dict(zip((worker.number for worker in workers), told, strict=True))
         by_worker = {
-            str(number): answer or {"not_ready": ["not running"]} for number, answer in answers.items()
+            str(worker.number): answer or {"not_ready": ["starting" if worker.is_starting else "not running"]}
+            for worker, answer in zip(workers, told, strict=True)
         }
         # Others take the clients of one that is not: only when none can, a balancer should look elsewhere.
         ready = not self.shutdown.asked.is_set() and any(answer and answer["ready"] for answer in told)
         reasons = ["draining"] if self.shutdown.asked.is_set() else []
         if not ready and not reasons:
             reasons = sorted({reason for answer in by_worker.values() for reason in answer["not_ready"]})
+            reasons = reasons or ["starting"]  # the first worker is not there yet
         return ready, {"not_ready": reasons, "workers": by_worker}
 
     def knows(self, channel: str) -> bool:

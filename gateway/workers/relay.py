@@ -8,6 +8,7 @@ from aiohttp import hdrs, web
 
 from gateway.console.trial import PATH
 from gateway.errors import Unavailable
+from gateway.http.ask import is_proxied
 from gateway.http.subscribe import HEADERS
 
 SECONDS = 2.0
@@ -55,6 +56,8 @@ class Relay:
 
     async def _stream(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(headers=HEADERS)
+        if is_proxied(request.headers):
+            response.force_close()  # it ends by a drain, and the connection with it
         await response.prepare(request)
         try:
             async for data in answer.content.iter_any():

@@ -22,7 +22,11 @@ ASK_SECONDS = 2.0
 """How long a worker may take to answer its parent."""
 
 # Not -m, which would run what lies in the working folder, in a process that holds secrets.
-_RUN = "import sys; sys.path.append(sys.argv[1]); from gateway.workers.child import main; sys.exit(main())"
+# A terminal sends SIGINT to the whole group, also while modules are imported; the parent decides.
+_RUN = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path.append(sys.argv[1]);"
+    " from gateway.workers.child import main; sys.exit(main())"
+)
 
 AT_ONCE_SECONDS = 0.03
 """How long a probe waits for a worker that answered lately."""
@@ -68,6 +72,11 @@ class Worker:
     def pid(self) -> int | None:
         """The id of the process, where one could be started."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it may yet listen: its process is there, or about to be, and has not said so."""
+        return not self.is_listening and (self._process is None or self._process.returncode is None)
 
     async def start(self) -> None:
         """Start the process; it listens later."""

@@ -26,19 +26,19 @@ ONE_OR_TWO = [1, pytest.param(2, marks=pytest.mark.extended)]
 """Workers. Two of them in `make test` too: test_the_phases_follow_each_other."""
 
 
-def config(folder: Path, pre_drain: str, workers: int) -> dict[str, Any]:
+def config(folder: Path, pre_drain: str, workers: int, drain: str = "1s") -> dict[str, Any]:
     return {
         "server": {"workers": workers} if workers > 1 else {},
         "broker": {"url": f"sqlite:///{folder}/log.db"},
-        "timeouts": {"pre_drain": pre_drain, "drain": "1s"},
+        "timeouts": {"pre_drain": pre_drain, "drain": drain},
         "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
         "channels": {"orders": {"from": [{"source": "hooks", "topic": "orders"}], "access": "public"}},
     }
 
 
 @asynccontextmanager
-async def node_running(folder: Path, pre_drain: str, workers: int) -> AsyncIterator[Node]:
-    node = Node(folder, config(folder, pre_drain, workers))
+async def node_running(folder: Path, pre_drain: str, workers: int, drain: str = "1s") -> AsyncIterator[Node]:
+    node = Node(folder, config(folder, pre_drain, workers, drain))
     try:
         await node.start()
         yield node
@@ -106,11 +106,13 @@ async def test_the_phases_follow_each_other(tmp_path: Path, workers: int) -> Non
 
 @pytest.mark.parametrize("workers", ONE_OR_TWO)
 async def test_whoever_sits_at_the_terminal_does_not_wait(tmp_path: Path, workers: int) -> None:
-    """Ctrl-C is no deployment: no balancer is there to be told."""
-    async with node_running(tmp_path, LONG, workers) as node:
-        stream = await Stream.open(node.port, "/events/orders")
+    """Ctrl-C is no deployment: no balancer is there to be told, and a few streams are no herd."""
+    async with node_running(tmp_path, LONG, workers, drain="1h") as node:
+        streams = [await Stream.open(node.port, "/events/orders") for _ in range(5)]
         node.signal(signal.SIGINT)
-        await stream.until("stream.close")
+        for stream in streams:
+            await stream.until("stream.close")
+            await stream.rest()
         assert await node.ended() == 0
         assert phases(node) == ["streams", "requests", "sources"]
 
@@ -144,6 +146,7 @@ async def test_half_a_post_is_told_to_come_again(tmp_path: Path, broker: str) ->
             answer = await reader.read(65536)
             assert b" 503 " in answer.split(b"\r\n")[0]
             assert b"\r\nRetry-After: " in answer
+            assert b"\r\nConnection: close\r\n" in answer
             await stopping
 
 
@@ -154,7 +157,9 @@ async def test_a_post_that_comes_in_time_is_taken(tmp_path: Path) -> None:
         await eventually(lambda: gateway.daemon.shutdown.phase == "requests")
         writer.write(b"34")
         async with safety_net():
-            assert b" 200 " in (await reader.read(65536)).split(b"\r\n")[0]
+            answer = await reader.read(65536)
+            assert b" 200 " in answer.split(b"\r\n")[0]
+            assert b"\r\nConnection: close\r\n" in answer, "or a proxy sends its next post into the end"
             await stopping
 
 

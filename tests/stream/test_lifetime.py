@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from gateway.sse import HEARTBEAT
+from gateway.stream.streams import DRAIN_RATE
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running
@@ -120,6 +121,21 @@ async def test_a_drain_ends_every_stream_at_a_boundary_and_refuses_new_ones() ->
         assert len(retries) > 20, "retry is jittered, or all would come back together"
         await drain
         kept[1].transport.abort()
+
+
+async def test_a_drain_lasts_no_longer_than_its_streams_need() -> None:
+    """Ctrl-C with a few pages open took most of `timeouts.drain`; and all at once would be a herd."""
+    async with gateway_running() as gateway:
+        streams = [await gateway.subscribe("/events/orders") for _ in range(50)]
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        drain = asyncio.create_task(gateway.daemon.streams.drain(3600))
+        ends = []
+        for stream in streams:
+            await stream.rest()
+            ends.append(loop.time() - began)
+        await drain
+        assert 0.8 * len(streams) / DRAIN_RATE < max(ends) < 2 * len(streams) / DRAIN_RATE
 
 
 async def test_stopping_twice_is_harmless() -> None:
