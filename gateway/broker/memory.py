@@ -1,5 +1,6 @@
 """``memory://``: the log of one process, gone with it."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,7 +26,7 @@ class MemoryBroker(Broker):
         self._clock = clock
         self._head = EventId(clock(), 0)
         self._history: History[Event] = History(max_bytes=history_bytes, start=self._head, clock=clock)
-        self._keys: OrderedDict[tuple[str, str], EventId] = OrderedDict()
+        self._keys: OrderedDict[bytes, EventId] = OrderedDict()
         self._cursors: dict[str, str] = {}
         self._deliver: Deliver | None = None
         self.board = MemoryBoard(clock)
@@ -57,7 +58,8 @@ class MemoryBroker(Broker):
         ids: list[EventId] = []
         events: list[Event] = []
         for draft in drafts:
-            seen = self._keys.get((draft.channel, draft.key)) if draft.key is not None else None
+            key = None if draft.key is None else _digest(draft.channel, draft.key)
+            seen = None if key is None else self._keys.get(key)
             if seen is not None:
                 ids.append(seen)
                 continue
@@ -75,8 +77,8 @@ class MemoryBroker(Broker):
             )
             if event.kept:
                 self._history.append(event, len(draft.payload) + EVENT_OVERHEAD, draft.retention)
-            if draft.key is not None:
-                self._remember((draft.channel, draft.key), event.id)
+            if key is not None:
+                self._remember(key, event.id)
             ids.append(event.id)
             events.append(event)
         if cursor is not None and cursor.position == GONE:
@@ -126,7 +128,13 @@ class MemoryBroker(Broker):
         self._head = EventId(now, 0) if now > last.ms else EventId(last.ms, last.seq + 1)
         return self._head
 
-    def _remember(self, key: tuple[str, str], id: EventId) -> None:
+    def _remember(self, key: bytes, id: EventId) -> None:
         self._keys[key] = id
         if len(self._keys) > DEDUPLICATION_KEYS:
             self._keys.popitem(last=False)
+
+
+def _digest(channel: str, key: str) -> bytes:
+    """Return what stands for a key of a channel, however long it is; no channel's name holds a zero."""
+    text = f"{channel}\0{key}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).digest()
