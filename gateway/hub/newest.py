@@ -17,6 +17,9 @@ MAX_KEYS = 100_000
 KEY_BYTES = 400
 """Bytes that a key takes with its place and its event's id: measured, rounded up (310)."""
 
+CHANNEL_BYTES = 700
+"""Bytes that a channel with keys takes besides, likewise; its name may have 255 characters."""
+
 
 class Newest:
     """The id of the newest event, by channel and key, in about ``max_bytes`` of memory."""
@@ -31,7 +34,7 @@ class Newest:
 
     def limit(self, max_bytes: int) -> None:
         """Take at most so many bytes from the next event on."""
-        self._max_keys = min(MAX_KEYS, max_bytes // KEY_BYTES)
+        self._max_bytes = max_bytes
 
     def note(self, entry: Entry) -> None:
         """Take note of an event of a channel that conflates; in the order of the log."""
@@ -46,8 +49,12 @@ class Newest:
         self._count += key not in keys
         keys[key] = entry.id
         keys.move_to_end(key)
-        while self._count > self._max_keys:
+        while self._count > MAX_KEYS or self._bytes > self._max_bytes:
             self._drop()
+
+    @property
+    def _bytes(self) -> int:
+        return self._count * KEY_BYTES + len(self._channels) * CHANNEL_BYTES
 
     def supersedes(self, entry: Entry) -> bool:
         """Tell whether a newer event of the same key is in the log."""

@@ -10,7 +10,7 @@ from gateway.event import Draft, Event, EventId, Retention
 from gateway.hub import newest as module
 from gateway.hub.entry import LONGEST_KEY, Entry
 from gateway.hub.hub import NEWEST_SHARE, Hub
-from gateway.hub.newest import KEY_BYTES, Newest
+from gateway.hub.newest import CHANNEL_BYTES, KEY_BYTES, Newest
 from gateway.hub.subscription import Subscription
 from gateway.metrics import Metrics
 from tests.support.memory import traced
@@ -38,7 +38,7 @@ def long(number: int) -> str:
 
 def test_a_key_takes_as_many_bytes_as_it_is_counted_with() -> None:
     """The bound is one of memory only if a key takes no more, whatever a sender puts there."""
-    newest = Newest(10_000 * KEY_BYTES)
+    newest = Newest(10_000 * KEY_BYTES + CHANNEL_BYTES)
     with traced() as grown:
         for number in range(300):
             newest.note(entry(number, long(number)))
@@ -47,6 +47,17 @@ def test_a_key_takes_as_many_bytes_as_it_is_counted_with() -> None:
             newest.note(entry(number, f"{number:0>32}{number}"))
         assert len(newest) == 10_000
         assert grown() <= 10_000 * KEY_BYTES
+
+
+def test_channels_with_a_single_key_are_counted_whole() -> None:
+    """Each user's channel may have one key, and be two thirds of what that takes."""
+    newest = Newest(1 << 20)
+    with traced() as grown:
+        for number in range(3000):
+            newest.note(entry(number, long(number), f"user.{number}".ljust(120, "x")))
+        assert len(newest) == (1 << 20) // (KEY_BYTES + CHANNEL_BYTES)
+        CATALOG.reconfigure({"prices": CONFLATE, "stocks": CONFLATE, "user.{id}": CONFLATE})
+        assert grown() <= 1 << 20
 
 
 @pytest.mark.parametrize("key", ["a", "a" * 31, "a" * 32, "😀" * 1000])
@@ -109,7 +120,7 @@ async def test_the_memory_goes_with_the_last_stream() -> None:
             del payload
         for number in range(500, 4000):
             await broker.append([Draft("user.7", b'{"id":%d}' % number, 0, Retention(0))])
-        assert len(hub.newest) == limit // NEWEST_SHARE // KEY_BYTES
+        assert len(hub.newest) == (limit // NEWEST_SHARE - CHANNEL_BYTES) // KEY_BYTES
         assert limit // 2 < grown() <= limit + limit // NEWEST_SHARE
         hub.unwatch(subscription)
         assert len(hub.newest) == 0
