@@ -150,6 +150,7 @@ class Users:
                 await asyncio.sleep(AGAIN_SECONDS)
             except Exception:  # whatever it was, whoever asks next must get an answer
                 log.exception("seats_failed")
+                _answer(self._asking, None)
                 await asyncio.sleep(AGAIN_SECONDS)
             if self._asking or self._leaving:
                 self._wake.set()
