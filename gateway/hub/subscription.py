@@ -69,9 +69,14 @@ class Subscription:
         chunked: bool = True,
     ) -> "Subscription":
         """Return the one object for this subscription; a=…&b=… and b=…&a=… are the same."""
-        if len(matches) > 1:
-            matches = tuple(sorted(matches, key=lambda match: match.name))
-        names = tuple([match.name for match in matches])
+        if len(matches) == 1:
+            key: object = (matches[0].name, id(matches[0].declared.form), format, types, chunked)
+            found = _live.get(key)
+            if found is None:
+                found = _live[key] = cls((matches[0].name,), matches, format, types, chunked=chunked)
+            return found
+        matches = tuple(sorted(matches, key=lambda match: match.name))
+        names = tuple([match.name for match in matches])  # the key holds what the subscription does
         key = (names, _forms(matches), format, types, chunked)
         found = _live.get(key)
         if found is None:
