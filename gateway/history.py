@@ -110,13 +110,17 @@ class History(Generic[T]):
         """How many channels hold at least one item or a floor of their own."""
         return len(self._logs) + len(self._floors)
 
-    def append(self, item: T, size: int, retention: Retention) -> None:
-        """Add the newest item of all (ids must grow), and drop what the limits no longer allow."""
+    def append(self, item: T, size: int, retention: Retention, opened: EventId | None = None) -> None:
+        """Add the newest item of all (ids must grow), and drop what the limits no longer allow.
+
+        ``opened`` is as of `floor`.
+        """
         self.expire()
         channel = item.channel
         log = self._logs.get(channel)
         if log is None:
-            log = self._logs[channel] = _Log(self._floors.pop(channel, self._forgotten))
+            log = self._logs[channel] = _Log(self.floor(channel, opened))
+            self._floors.pop(channel, None)
         log.items.append(item)
         log.age_ms = retention.age_ms
         self._order[item.id] = (channel, size)
@@ -149,19 +153,28 @@ class History(Generic[T]):
             elif log.age_ms is not None:
                 self._time(channel, log)
 
-    def floor(self, channel: str) -> EventId:
-        """Return the id after which the channel is whole."""
-        log = self._logs.get(channel)
-        return log.floor if log is not None else self._floors.get(channel, self._forgotten)
+    def floor(self, channel: str, opened: EventId | None = None) -> EventId:
+        """Return the id after which the channel is whole.
 
-    def last(self, channel: str, until: EventId) -> EventId:
+        ``opened`` is from when on the caller appends all of the channel, where that was later than the start:
+        a channel without an item costs nothing here.
+        """
+        log = self._logs.get(channel)
+        if log is not None:
+            return log.floor
+        known = self._floors.get(channel)
+        if known is not None:
+            return known
+        return self._forgotten if opened is None else max(opened, self._forgotten)
+
+    def last(self, channel: str, until: EventId, opened: EventId | None = None) -> EventId:
         """Return the id of the last item up to ``until``; the floor, where that is not held."""
         log = self._logs.get(channel)
         if log is not None:
             position = bisect_right(log.items, until, lo=log.start, key=_id_of)
             if position > log.start:
                 return log.items[position - 1].id
-        return self.floor(channel)
+        return self.floor(channel, opened)
 
     def after(self, channel: str, after: EventId, until: EventId, limit: int) -> list[T]:
         """Return the first ``limit`` items with ``after < id <= until``."""
@@ -178,10 +191,6 @@ class History(Generic[T]):
         high = len(items) if before is None else bisect_left(items, before, lo=low, key=_id_of)
         return items[max(low, high - count) : high]
 
-    def open(self, channel: str, floor: EventId) -> None:
-        """Begin to hold a channel that is whole from ``floor`` on."""
-        self._logs[channel] = _Log(floor)
-
     def forget(self, channel: str) -> None:
         """Let go of a channel and its floor."""
         self._floors.pop(channel, None)
@@ -189,6 +198,7 @@ class History(Generic[T]):
         if log is not None:
             for item in log.items[log.start :]:
                 self.bytes -= self._order.pop(item.id)[1]
+            log.items = []  # the expiry heap may hold the log for a while
 
     def _drop_oldest(self, log: _Log[T]) -> None:
         self.bytes -= self._order.pop(log.pop().id)[1]

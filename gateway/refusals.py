@@ -5,10 +5,15 @@ from collections.abc import Callable, Hashable
 
 import msgspec
 
+from gateway.bounded import short
 from gateway.clock import unix_ms
 
 KEPT = 50
 """Refusals that are remembered; the one that happened last the longest ago is forgotten first."""
+
+
+SHOWN = 500
+"""Characters of each of its texts that are kept."""
 
 
 class Refusal(msgspec.Struct):
@@ -35,7 +40,11 @@ class Refusals:
 
     def note(self, whose: Hashable, refusal: Refusal) -> None:
         """Take a refusal in; ``whose`` tells its cause from others: a page, an address, a source."""
-        key = (refusal.kind, refusal.code, whose)
+        key = (refusal.kind, refusal.code, short(whose) if isinstance(whose, str) else whose)
+        for name in ("reason", "source", "origin", "client"):
+            text = getattr(refusal, name)
+            if text is not None and len(text) > SHOWN:
+                setattr(refusal, name, text[:SHOWN])
         known = self._known.pop(key, None)
         refusal.times = 1 if known is None else known.times + 1
         refusal.at_ms = self._clock()

@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+from gateway.bounded import short
 from gateway.rate import Rate
 
 SECONDS = 60.0
@@ -25,7 +26,14 @@ class Seldom:
         self._rate = Rate(LINES_PER_SECOND, clock)
 
     def tell(self, thing: Hashable) -> int | None:
-        """Return how often a thing happened since it was told last, this time included; None: say nothing."""
+        """Return how often a thing happened since it was told last, this time included; None: say nothing.
+
+        It is a text, a number, or a tuple of them.
+        """
+        if isinstance(thing, str):
+            thing = short(thing)
+        elif isinstance(thing, tuple):
+            thing = tuple([short(each) if isinstance(each, str) else each for each in thing])
         now = self._clock()
         at, count = self._told.get(thing, (now - SECONDS, 0))
         if now - at < SECONDS or not self._rate.try_take():

@@ -91,9 +91,11 @@ def test_reading_by_pages_gives_everything_once() -> None:
 def test_forgetting_a_channel_gives_its_bytes_back() -> None:
     """A ring whose last watcher left costs nothing."""
     history: History[Thing] = History(max_bytes=10**6, start=START, clock=Clock())
-    history.open("a", EventId(1500, 0))
-    assert history.floor("a") == EventId(1500, 0)
-    history.append(Thing(EventId(2000, 0), "a", 10), 10, Retention(5))
+    opened = EventId(1500, 0)
+    assert history.floor("a", opened) == opened
+    assert history.channels == 0, "a channel without an item costs nothing"
+    history.append(Thing(EventId(2000, 0), "a", 10), 10, Retention(5), opened)
+    assert history.floor("a") == opened
     history.forget("a")
     assert (history.bytes, len(history), history.channels) == (0, 0, 0)
 
@@ -123,6 +125,17 @@ def test_what_was_dropped_is_not_kept_alive() -> None:
     assert alive() is None
 
 
+def test_what_was_forgotten_is_not_kept_alive() -> None:
+    """A ring's events must go with its last watcher, also those whose time is not over yet."""
+    history: History[Thing] = History(max_bytes=10**6, start=START, clock=Clock())
+    first = Thing(EventId(2000, 0), "a", 1)
+    alive = weakref.ref(first)
+    history.append(first, 1, Retention(100, age_ms=10**6))
+    del first
+    history.forget("a")
+    assert alive() is None
+
+
 def test_expiry_is_one_entry_per_channel_whatever_comes_and_goes() -> None:
     """Channels that are watched, left and watched again must not pile up work for ever."""
     clock = Clock()
@@ -130,7 +143,6 @@ def test_expiry_is_one_entry_per_channel_whatever_comes_and_goes() -> None:
     keep = Retention(100, age_ms=10**6)
     for number in range(5000):
         clock.now += 1
-        history.open("a", EventId(clock.now, 0))
-        history.append(Thing(EventId(clock.now, number), "a", 1), 1, keep)
+        history.append(Thing(EventId(clock.now, number), "a", 1), 1, keep, EventId(clock.now, 0))
         history.forget("a")
     assert len(history._expiry) < 1100

@@ -29,12 +29,12 @@ LAYERS = [
     {"event"},
     {"causes", "errors", "freshness", "files", "logs", "metrics", "backoff", "seldom", "shutdown"}
     | {"refusals", "counts"},
-    {"clock", "rate", "systemd", "loop_lag", "printable", "urls"},
+    {"bounded", "clock", "rate", "systemd", "loop_lag", "printable", "urls"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
 PURE = [
-    *("event", "history", "sse", "webhooks", "config", "sources/router.py", "check/explain.py"),
+    *("bounded", "event", "history", "sse", "webhooks", "config", "sources/router.py", "check/explain.py"),
     *("printable.py", "urls.py"),
     *(
         f"doctor/{noun}.py"

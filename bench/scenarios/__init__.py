@@ -28,6 +28,7 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
         idle.SCENARIO,
+        idle.OWN_SCENARIO,
         fanout.SCENARIO,
         throughput.SCENARIO,
         channels.SCENARIO,

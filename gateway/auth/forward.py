@@ -9,7 +9,6 @@ deadline.
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from gateway.auth.grant import Grant
 from gateway.auth.revocations import Revocations
 from gateway.auth.rules import lists
 from gateway.auth.turns import Turns
+from gateway.bounded import Bounded
 from gateway.config.auth import Forward
 from gateway.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
 from gateway.metrics import Metrics
@@ -34,6 +34,9 @@ log = structlog.get_logger("gateway.auth")
 
 REMEMBERED = 20_000
 """Answers that are remembered."""
+
+REMEMBERED_BYTES = 32 * 1024 * 1024
+"""Bytes of what they open: a question may name many channels."""
 
 REFUSED_SECONDS = 2.0
 """How long a refusal holds at the most: somebody may be logging in just now."""
@@ -105,7 +108,7 @@ class ForwardAuth:
         self._metrics = metrics
         self._now = now
         self._turns = Turns(config.connections, config.timeout, WAITING)
-        self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._answers: Bounded[bytes, _Answer] = Bounded(REMEMBERED, REMEMBERED_BYTES)
         self._asking: dict[bytes, asyncio.Task[_Answer]] = {}
         self._seldom = Seldom()
 
@@ -136,9 +139,7 @@ class ForwardAuth:
             return
         if since != self._revocations.number:
             return
-        self._answers[key] = task.result()
-        if len(self._answers) > REMEMBERED:
-            self._answers.popitem(last=False)
+        self._answers.put(key, task.result())
 
     def forget(self) -> None:
         """Ask again about everybody: an answer need not say about whom it is."""

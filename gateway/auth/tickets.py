@@ -8,7 +8,6 @@ which generation of its subject's tickets it is, and there is another one afterw
 import hashlib
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import msgspec
 from gateway.auth.grant import Grant
 from gateway.auth.revocations import Revocations
 from gateway.auth.tokens import invalid
+from gateway.bounded import Bounded
 from gateway.broker.board import Board, Seat
 from gateway.errors import TooManyRequests
 
@@ -28,6 +28,9 @@ OF_ONE = 100
 
 REMEMBERED = 20_000
 """Tickets that are remembered here, so that a reconnect asks nobody."""
+
+REMEMBERED_BYTES = 32 * 1024 * 1024
+"""Bytes of what they open: one may name many channels."""
 
 
 class Ticket(NamedTuple):
@@ -58,7 +61,7 @@ class Tickets:
         self._lifetime = lifetime
         self._revocations = revocations
         self._now = now
-        self._known: OrderedDict[str, _Stored] = OrderedDict()
+        self._known: Bounded[str, _Stored] = Bounded(REMEMBERED, REMEMBERED_BYTES)
 
     async def give(self, grant: Grant, channels: Iterable[str], whose: str | None) -> Ticket:
         """Return a ticket for channels that a grant opens; ``whose`` is the address that asks.
@@ -96,7 +99,7 @@ class Tickets:
         if current is not None and current != stored.generation:
             raise invalid("the ticket was ended")
         if since == self._revocations.number:
-            self._remember(place, stored)
+            self._known.put(place, stored)
         return self._checked(stored)
 
     async def end(self, subject: str) -> None:
@@ -117,11 +120,6 @@ class Tickets:
         if self._now() >= stored.expires:
             raise invalid("the ticket has expired")
         return stored.grant
-
-    def _remember(self, place: str, stored: _Stored) -> None:
-        self._known[place] = stored
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
 
 
 def _hashed(kind: str, text: str) -> str:

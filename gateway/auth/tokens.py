@@ -17,6 +17,7 @@ import jwt
 from jwt.utils import base64url_decode
 
 from gateway.auth.grant import Claims, Grant
+from gateway.bounded import Bounded
 from gateway.config.auth import Jwt
 from gateway.errors import Unauthorized, bearer_error
 
@@ -26,8 +27,14 @@ MAX_TOKEN = 8 * 1024
 REMEMBERED = 20_000
 """Verified tokens that are remembered."""
 
+REMEMBERED_BYTES = 64 * 1024 * 1024
+"""Bytes of what they grant: an issuer may put much into a claim that a rule asks for."""
+
 ALIKE = 1000
 """Different claims that are remembered, for tokens to share."""
+
+MAX_ALIKE = 1000
+"""Characters of the longest claims that are shared: longer ones are hardly those of many users."""
 
 FAILED = 1000
 """Tokens that proved nothing and are remembered, so that a client that insists costs a hash."""
@@ -78,7 +85,7 @@ class Tokens:
         self._by_name = {issuer.config.issuer: issuer for issuer in issuers}
         self._kept = frozenset(kept)
         self._now = now
-        self._verified: OrderedDict[bytes, Grant] = OrderedDict()
+        self._verified: Bounded[bytes, Grant] = Bounded(REMEMBERED, REMEMBERED_BYTES)
         self._claims: dict[str, Claims] = {}
         self._failed: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
 
@@ -176,9 +183,12 @@ class Tokens:
     def _shared(self, claims: Claims) -> Claims:
         """Return one object for equal claims: those of most users are the same."""
         try:
-            known = self._claims.setdefault(repr(claims), claims)
+            text = repr(claims)
         except RecursionError:
             return claims
+        if len(text) > MAX_ALIKE:
+            return claims
+        known = self._claims.setdefault(text, claims)
         if len(self._claims) > ALIKE:
             self._claims.clear()
         return known
@@ -189,9 +199,7 @@ class Tokens:
 
     def _remember(self, place: bytes, grant: Grant) -> Grant:
         self._failed.pop(place, None)
-        self._verified[place] = grant
-        if len(self._verified) > REMEMBERED:
-            self._verified.popitem(last=False)
+        self._verified.put(place, grant)
         return grant
 
     def _remember_failure(self, place: bytes, message: str) -> None:

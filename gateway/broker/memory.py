@@ -1,5 +1,6 @@
 """``memory://``: the log of one process, gone with it."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -35,7 +36,7 @@ class MemoryBroker(Broker):
         self._clock = clock
         self._head = EventId(clock(), 0)
         self._history: History[Event] = History(max_bytes=history_bytes, start=self._head, clock=clock)
-        self._keys: OrderedDict[tuple[str, str], tuple[EventId, str | None]] = OrderedDict()
+        self._keys: OrderedDict[bytes, tuple[EventId, str | None]] = OrderedDict()
         self._cursors: dict[str, str] = {}
         self._deliver: Deliver | None = None
         self.board = MemoryBoard(clock)
@@ -69,7 +70,8 @@ class MemoryBroker(Broker):
         if any(draft.fingerprint is not None and self._is_other(draft) for draft in drafts):
             raise KeyReused
         for draft in drafts:
-            seen = self._keys.get((draft.channel, draft.key)) if draft.key is not None else None
+            key = None if draft.key is None else _digest(draft.channel, draft.key)
+            seen = None if key is None else self._keys.get(key)
             if seen is not None:
                 ids.append(seen[0])
                 ids.duplicates += 1
@@ -88,8 +90,8 @@ class MemoryBroker(Broker):
             )
             if event.kept:
                 self._history.append(event, len(draft.payload) + EVENT_OVERHEAD, draft.retention)
-            if draft.key is not None:
-                self._remember((draft.channel, draft.key), (event.id, draft.fingerprint))
+            if key is not None:
+                self._remember(key, (event.id, draft.fingerprint))
             ids.append(event.id)
             events.append(event)
         if cursor is not None and cursor.position == GONE:
@@ -145,10 +147,16 @@ class MemoryBroker(Broker):
 
     def _is_other(self, draft: Draft) -> bool:
         """Tell whether a draft's key came with another fingerprint before."""
-        seen = None if draft.key is None else self._keys.get((draft.channel, draft.key))
+        seen = None if draft.key is None else self._keys.get(_digest(draft.channel, draft.key))
         return seen is not None and seen[1] not in (None, draft.fingerprint)
 
-    def _remember(self, key: tuple[str, str], first: tuple[EventId, str | None]) -> None:
+    def _remember(self, key: bytes, first: tuple[EventId, str | None]) -> None:
         self._keys[key] = first
         if len(self._keys) > DEDUPLICATION_KEYS:
             self._keys.popitem(last=False)
+
+
+def _digest(channel: str, key: str) -> bytes:
+    """Return what stands for a key of a channel, however long it is; no channel's name holds a zero."""
+    text = f"{channel}\0{key}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).digest()

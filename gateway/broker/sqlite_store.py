@@ -192,7 +192,7 @@ class Store:
                 )
             answers.append(ids)
         if rows:
-            self._written.update({event.channel for event in events})
+            self._note_written({event.channel for event in events})
             self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
             self.db.execute("UPDATE log SET head = ?", (head,))
         if keys:
@@ -340,9 +340,14 @@ class Store:
             deleted, is_done = self._trim(name, now, max(room, 0))
             room -= deleted
             if not is_done:
-                self._written.add(name)
+                self._note_written({name})
         self._drop([key for key, _ in rows], now)
         return int(rows[-1][0]) if len(rows) == channels else 0, room <= 0
+
+    def _note_written(self, names: set[str]) -> None:
+        """Let the sweep come by some channels soon; where too many wait for that, it comes in turns."""
+        if len(self._written) < CHANNELS:
+            self._written |= names
 
     def _trim(self, name: str, now: int, room: int) -> tuple[int, bool]:
         """Delete what followers had time to see of a channel; returns how much, and whether that was all."""

@@ -16,6 +16,7 @@ from gateway.config.template import Template
 from gateway.doctor.finding import Finding, bad, ok, skip, warn
 from gateway.event import Fence, Record
 from gateway.sources.base import Feed, Gap, Source
+from gateway.sources.checks import Checks
 from gateway.sources.router import Router
 from gateway.sources.upstreams import source_of
 from gateway.webhooks.post import Outcome
@@ -111,7 +112,7 @@ async def _source(
 ) -> Finding:
     config = config.model_copy(update={"timeout": min(config.timeout, PATIENCE_SECONDS)})
     try:
-        source = source_of(name, config, topics, places, 0)
+        source = source_of(name, config, topics, places, 0, Checks())
         missing = await _run(source, config, topics)
     except TimeoutError:
         return _bad(what, TimeoutError(f"no answer within {3 * config.timeout:g} s"), config)

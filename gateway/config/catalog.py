@@ -39,11 +39,15 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A channel by its full name, and the values of its template's fields."""
+    """A channel by its full name."""
 
     name: str
     declared: Declared
-    fields: Mapping[str, str]
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """The values of its template's fields; found anew, as every stream holds its channels' matches."""
+        return (self.declared.template.match(self.name) or {}) if self.is_instance else {}
 
     @property
     def is_instance(self) -> bool:
@@ -86,7 +90,7 @@ class Catalog:
             declared[name] = Declared(name, spec, form, Template(name), retention_of(spec), _key(spec))
         self.declared = declared
         self._fixed = {
-            name: Match(name, declared, {})
+            name: Match(name, declared)
             for name, declared in self.declared.items()
             if declared.template.is_exact
         }
@@ -129,15 +133,16 @@ class Catalog:
         render to one name, and a reader who may see tenant ``x`` must not get events of ``x.y``.
         """
         match = self.resolve(declared.template.render(fields))
-        if match is None or match.declared is not declared or match.fields != fields:
+        if match is None or match.declared is not declared:
             return None
-        return match
+        # What a single field takes up is what is left of the name.
+        is_it = len(declared.template.fields) < 2 or match.fields == fields
+        return match if is_it else None
 
     def _first_template(self, name: str) -> Match | None:
         if name.startswith(NOTICE) or why_no_name(name) is not None:
             return None
         for declared in self._templates:
-            fields = declared.template.match(name)
-            if fields is not None:
-                return Match(name, declared, fields)
+            if declared.template.match(name) is not None:
+                return Match(name, declared)
         return None

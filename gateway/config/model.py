@@ -218,7 +218,7 @@ class Limits(Section):
         1000, description="connections and streams of one client address (IPv6: /64), per node"
     )
     connect_rate_per_address: Rate | None = preset(
-        "200/s", "streams opened by one client address, per node; null: any number"
+        "200/s", "streams opened by one client address, per node, and preflights; null: any number"
     )
     channels_per_stream: Positive = Field(50, description="channels in one request")
     event_bytes: Size = preset("256KiB", "largest payload of one event")

@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+MAX_ORIGIN = 500
+"""Characters of the longest origin that is allowed: a scheme, a host name of 253 and a port are far less."""
+
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.ASCII)
 _HOST = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z0-9_-]+|\[[0-9a-f:.]+\]", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -79,6 +82,8 @@ class Origins:
         """Tell whether a page of ``origin`` (the header's value) may read."""
         if origin in self._exact:
             return True
+        if len(origin) > MAX_ORIGIN:
+            return False
         if self._any:
             return _PRINTABLE.fullmatch(origin) is not None
         for scheme, suffix in self._wild:

@@ -35,7 +35,7 @@ def public_app(
 ) -> web.Application:
     """Return the application of the public port."""
     app = web.Application(middlewares=[errors_as_json])
-    preflights = Preflights(app, policy, subscribe.note_refusal)
+    preflights = Preflights(app, policy, subscribe.note_refusal, subscribe.hurry_preflight)
     # After the library's hook, which asserts that nobody touched the CORS headers before it.
     app.on_response_prepare.append(plain_headers)
     for path in ("/events/{channel}", "/events"):

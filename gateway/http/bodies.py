@@ -60,7 +60,9 @@ class Bodies:
             try:
                 with self._counted():
                     await self._read(request, body, hold)
-                yield bytes(body)
+                whole = bytes(body)
+                body.clear()  # or each would be held twice
+                yield whole
             finally:
                 body.clear()  # aiohttp keeps an error, and with it this frame, until the next full collection
 

@@ -5,7 +5,6 @@ is the way out: for each request the adapter below returns a mapping whose ``get
 policy of the channels that the request names, so preflights and response headers stay the library's.
 """
 
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -16,9 +15,10 @@ from aiohttp_cors.abc import AbstractRouterAdapter
 
 from gateway.config.catalog import Catalog, Match
 from gateway.config.model import Config
-from gateway.config.origins import Origins
-from gateway.errors import Forbidden, GatewayError
+from gateway.config.origins import MAX_ORIGIN, Origins
+from gateway.errors import Forbidden, GatewayError, TooManyRequests
 from gateway.http.ask import Ask
+from gateway.http.responses import error_response
 
 ANSWERS = 1000
 """How many answers of the policy are remembered: the clients of a herd come from a few pages."""
@@ -26,7 +26,7 @@ ANSWERS = 1000
 SHORT_NAME = 40
 """Characters of a header's name, or a method, that is told."""
 
-FEW, SHORT = 10, 500
+FEW, SHORT = 10, MAX_ORIGIN
 """Channels, and characters of their names and the origin, of a question whose answer is remembered."""
 
 _READ = (hdrs.METH_GET, hdrs.METH_HEAD)
@@ -35,6 +35,7 @@ _ASKED = (hdrs.ACCESS_CONTROL_REQUEST_METHOD, hdrs.ACCESS_CONTROL_REQUEST_HEADER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Note = Callable[[Ask, GatewayError], None]
+Hurry = Callable[[Ask], None]
 
 
 class CorsPolicy:
@@ -54,6 +55,7 @@ class CorsPolicy:
         }
         self._answers = lru_cache(ANSWERS)(self._refusing)
         self._answers_any = lru_cache(ANSWERS)(self._refusing_any)
+        self._pages = lru_cache(ANSWERS)(_same)
         self.options = ResourceOptions(  # type: ignore[no-untyped-call]  # aiohttp-cors types only some of it
             allow_credentials=config.cors.credentials,
             allow_headers=tuple(config.cors.allow_headers),
@@ -65,9 +67,10 @@ class CorsPolicy:
         return Ask.of_request(request, self._catalog.resolve)
 
     def page(self, ask: Ask) -> str | None:
-        """Return the origin of the page that asks, for a stream to keep; None where none does."""
+        """Return the origin of a page that may read, for a stream to keep; None where none asks."""
         origin = ask.headers.get(hdrs.ORIGIN)
-        return None if origin is None else sys.intern(origin)  # one text for all streams of a page
+        # One text for all streams of a page. No longer one is allowed.
+        return origin if origin is None or len(origin) > MAX_ORIGIN else self._pages(origin)
 
     def headers(self, ask: Ask) -> dict[str, str]:
         """Return what lets a page read the answer, and keeps caches from giving it to another one."""
@@ -133,6 +136,10 @@ class CorsPolicy:
         return self._by_channel.get(match.declared.name, self._default)
 
 
+def _same(origin: str) -> str:
+    return origin
+
+
 def _refuse(origin: str, rule: str | None) -> None:
     if rule is not None:
         raise Forbidden(
@@ -167,9 +174,10 @@ class _RequestOrigins(Mapping[str, ResourceOptions]):
 
 
 class _Adapter(AbstractRouterAdapter):
-    def __init__(self, policy: CorsPolicy, note: Note) -> None:
+    def __init__(self, policy: CorsPolicy, note: Note, hurry: Hurry) -> None:
         self._policy = policy
         self._note = note
+        self._hurry = hurry
         self._methods: dict[str, tuple[str, ...]] = {}
         self._of_any: set[str] = set()
 
@@ -181,16 +189,23 @@ class _Adapter(AbstractRouterAdapter):
 
     def add_preflight_handler(self, routing_entity: Any, handler: Handler, webview: bool = False) -> None:
         async def options(request: web.Request) -> web.StreamResponse:
+            ask = self._policy.ask(request)
+            try:
+                self._hurry(ask)
+            except TooManyRequests as error:
+                self._note(ask, error)
+                response = error_response(error)
+                response.force_close()  # or one connection would go on at the pace that is too fast
+                return response
             if self.is_preflight_request(request):
-                return await self._preflight(request, handler)
+                return await self._preflight(request, ask, handler)
             methods = self._methods.get(_path(request), _READ)
             return web.Response(status=204, headers={hdrs.ALLOW: ", ".join((*methods, "OPTIONS"))})
 
         routing_entity.add_route(hdrs.METH_OPTIONS, options)
 
-    async def _preflight(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _preflight(self, request: web.Request, ask: Ask, handler: Handler) -> web.StreamResponse:
         """Let the library answer. Raises Forbidden, after it was noted: the browser sends no request then."""
-        ask = self._policy.ask(request)
         try:
             if _path(request) in self._of_any:
                 self._policy.check_any(ask)
@@ -256,9 +271,9 @@ def _path(request: web.Request) -> str:
 class Preflights:
     """The preflights of an application, answered by the library."""
 
-    def __init__(self, app: web.Application, policy: CorsPolicy, note: Note) -> None:
-        """``note`` is told of each that is refused."""
-        self._adapter = _Adapter(policy, note)
+    def __init__(self, app: web.Application, policy: CorsPolicy, note: Note, hurry: Hurry) -> None:
+        """``note`` gets each that is refused; ``hurry`` raises TooManyRequests where there are too many."""
+        self._adapter = _Adapter(policy, note, hurry)
         self._library = CorsConfig(app, router_adapter=self._adapter)
 
     def add(self, resource: web.AbstractResource, *methods: str, of_any: bool = False) -> None:

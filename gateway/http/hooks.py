@@ -53,6 +53,9 @@ class Hooks:
                         return _response(await self.receipts.whole(source, post))
                     return _response(await source.receive(post))
             except GatewayError as error:
+                # Frames of it, and of what it came from, hold the body; some of them hold it again, so that
+                # all would stay until the next full collection.
+                error.__traceback__ = error.__context__ = None
                 return self._refusal(request, source, path, error)
 
         return handle

@@ -19,7 +19,7 @@ from gateway.http.ask import is_proxied
 from gateway.http.bodies import Bodies
 from gateway.http.responses import EarlyResponse
 from gateway.sources.webhook import WebhookSource, events_in
-from gateway.webhooks.post import MAX_RECORDS, Outcome, Post, Reply, too_many
+from gateway.webhooks.post import MAX_RECORDS, Outcome, Post, Reply
 from gateway.webhooks.rest_proxy import read_v3, receipt
 from gateway.webhooks.splitter import Splitter
 from gateway.webhooks.strict import skeleton
@@ -46,17 +46,20 @@ class Receipts:
         """Answer a request whose signature is known only at its end: all receipts at once."""
 
         async def take(message: Post) -> tuple[Reply, int]:
-            splitter = Splitter(self.bodies.largest)
-            texts = splitter.feed(message.body)
-            splitter.end()
-            if not texts:
-                raise BadRequest("the body holds no record", code="empty_body")
-            if len(texts) > MAX_RECORDS:
-                raise too_many()
-            receipts, events = await self._taken(source, message, texts, 0, is_whole=True)
+            records = await source.checked(len(message.body), lambda: self._read_whole(message))
+            receipts, events = await self._taken(source, message, records, is_whole=True)
             return Reply(200, _MEDIA, receipts), events
 
         return await source.once(post, take)
+
+    def _read_whole(self, post: Post) -> Sequence[Record | GatewayError]:
+        """Return the records of a whole body. Raises BadRequest, Rejected or PayloadTooLarge."""
+        splitter = Splitter(self.bodies.largest, MAX_RECORDS)
+        texts = splitter.feed(post.body)
+        splitter.end()
+        if not texts:
+            raise BadRequest("the body holds no record", code="empty_body")
+        return [_read(post, text, index) for index, text in enumerate(texts)]
 
     async def stream(
         self, request: web.Request, source: WebhookSource, post: Post, whose: str | None
@@ -100,17 +103,22 @@ class Receipts:
             for first in range(0, len(texts), BATCH):
                 batch = texts[first : first + BATCH]
                 await self.bodies.pause(source.wait())
-                receipts, _ = await self._taken(source, post, batch, count)
+                records = [_read(post, text, count + index) for index, text in enumerate(batch)]
+                receipts, _ = await self._taken(source, post, records)
                 await answer.write(receipts)
                 await asyncio.sleep(0)  # a log in memory answers at once, and others want their turn
                 count += len(batch)
         splitter.end()
 
     async def _taken(
-        self, source: WebhookSource, post: Post, texts: Sequence[bytes], first: int, *, is_whole: bool = False
+        self,
+        source: WebhookSource,
+        post: Post,
+        records: Sequence[Record | GatewayError],
+        *,
+        is_whole: bool = False,
     ) -> tuple[bytes, int]:
         """Append records; returns their receipts, one per line, and how many events they are."""
-        records = [_read(post, text, first + index) for index, text in enumerate(texts)]
         outcomes: Sequence[Outcome] = await source.take(records)
         if is_whole and (later := next((each for each in outcomes if isinstance(each, Unavailable)), None)):
             raise later

@@ -15,7 +15,7 @@ from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.rules import authorize, is_public
 from gateway.config.catalog import Catalog, Match
 from gateway.config.template import why_no_name
-from gateway.errors import BadRequest, GatewayError, NotFound, Overload, Unavailable
+from gateway.errors import BadRequest, GatewayError, NotFound, Overload, TooManyRequests, Unavailable
 from gateway.http import query
 from gateway.http.ask import Ask
 from gateway.http.cors import CorsPolicy
@@ -136,6 +136,16 @@ class Subscribe:
         if peer is not None and peer.rate is not None and not peer.rate.try_take():
             raise AddressTooFast()
         return caller
+
+    def hurry_preflight(self, ask: Ask) -> None:
+        """Count a preflight. Raises TooManyRequests where its address sends too many.
+
+        It is 429: a browser that gets it sends no request, and its page may try again.
+        """
+        if not self.limits.peers.preflight(self.caller(ask).peer):
+            raise TooManyRequests(
+                "preflights come too fast: limits.connect_rate_per_address bounds them too", retry_after=1
+            )
 
     def caller(self, ask: Ask) -> Caller:
         """Return whose request it is."""

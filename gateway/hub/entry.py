@@ -1,5 +1,6 @@
 """One event on its way through a node: encoded once per format, shared by every stream."""
 
+import hashlib
 from typing import Any, Literal
 
 import msgspec
@@ -10,6 +11,12 @@ from gateway.sse import Format, event_block, gap_block
 
 # A mapping in each entry would take more than many an event does.
 _SLOTS: dict[Format, str] = {"envelope": "as_envelope", "data": "as_data", "message": "as_message"}
+
+
+LONGEST_KEY = 32
+"""Bytes of a key that is kept as it is; a longer one is known by its digest."""
+
+_DIGEST = b"\xff"  # in no UTF-8, so that no key is spelled like the digest of another one
 
 
 class Entry:
@@ -23,7 +30,7 @@ class Entry:
         self.as_envelope: bytes | None = None
         self.as_data: bytes | None = None
         self.as_message: bytes | None = None
-        self._key: str | Literal[False] | None = False
+        self._key: bytes | Literal[False] | None = False
 
     @property
     def id(self) -> EventId:
@@ -39,21 +46,21 @@ class Entry:
         return self.event.type == GAP
 
     @property
-    def key(self) -> str | None:
-        """What a newer event must share to supersede this one; None where none can."""
+    def key(self) -> bytes | None:
+        """What a newer event must share to supersede this one; None where none can. Never long."""
         if self._key is False:
             self._key = self._find_key()
         return self._key
 
-    def _find_key(self) -> str | None:
+    def _find_key(self) -> bytes | None:
         if self.is_gap or self.declared.spec.policy != "conflate":
             return None
         type = self.event.type or ""
         if self.declared.key is None:
-            return type
+            return _short(type)
         # The type is part of it, because a stream may have asked for some types only.
         text = self.declared.key.render(Record(self.channel, self.event.payload))
-        return None if text is None else f"{type}\n{text}"
+        return None if text is None else _short(f"{type}\n{text}")
 
     def block(self, format: Format | None) -> bytes:
         """Return the event in ``format``, or in its channel's own."""
@@ -85,3 +92,11 @@ class Entry:
             )
             for position, channel in enumerate(channels)
         )
+
+
+def _short(key: str) -> bytes:
+    """Return a key, or its digest: a payload decides how long it is, and a ring holds it with the event."""
+    text = key.encode("utf-8", "surrogatepass")
+    if len(text) <= LONGEST_KEY:
+        return text
+    return _DIGEST + hashlib.blake2b(text, digest_size=16).digest()

@@ -8,7 +8,7 @@ Publishing therefore never waits for a subscriber, and costs nothing for channel
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -41,6 +41,9 @@ RING_EVENTS = 100_000
 ENTRY_OVERHEAD = 700
 """Bytes that an entry of a ring costs beside its payload and its encoded blocks: measured, rounded up."""
 
+NEWEST_SHARE = 4
+"""Into which part of the rings' bytes the keys of channels that conflate must fit, besides."""
+
 Work = Callable[[Any, int], tuple[int, bool]]
 """One turn of some work: (its object, how many writes it may do) to (writes done, more to do)."""
 
@@ -48,12 +51,39 @@ Work = Callable[[Any, int], tuple[int, bool]]
 class Channel:
     """A channel that at least one stream watches."""
 
-    __slots__ = ("audiences", "declared", "watchers")
+    __slots__ = ("_audiences", "declared", "opened", "watchers")
 
-    def __init__(self, declared: Declared) -> None:
+    def __init__(self, declared: Declared, opened: EventId) -> None:
         self.declared = declared
-        self.audiences: dict[Audience, None] = {}
+        self.opened = opened
+        """The head when it was first watched: its ring, made by its first event, is whole from there on."""
         self.watchers = 0
+        # Most channels of templates have one, and a mapping would take more than all else here.
+        self._audiences: Audience | dict[Audience, None] | None = None
+
+    @property
+    def audiences(self) -> Collection[Audience]:
+        """The audiences that listen to it."""
+        found = self._audiences
+        if isinstance(found, Audience):
+            return (found,)
+        return found or ()
+
+    def add(self, audience: Audience) -> None:
+        """Let one more audience listen."""
+        if self._audiences is None:
+            self._audiences = audience
+        elif isinstance(self._audiences, Audience):
+            self._audiences = {self._audiences: None, audience: None}
+        else:
+            self._audiences[audience] = None
+
+    def discard(self, audience: Audience) -> None:
+        """Take an audience out; harmless where it is not in."""
+        if self._audiences is audience:
+            self._audiences = None
+        elif isinstance(self._audiences, dict):
+            self._audiences.pop(audience, None)
 
 
 class Hub:
@@ -88,7 +118,7 @@ class Hub:
         self._delivered: dict[str, Counter] = {}
         self.heard: dict[str, int] = {}
         """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
-        self.newest = Newest()
+        self.newest = Newest(ring_bytes // NEWEST_SHARE)
         self.on_behind: Callable[[Any], None] = lambda member: None
         self.on_notice: Callable[[Event], None] = lambda event: None
         self.on_cut: Callable[[EventId, EventId], None] = lambda after, until: None
@@ -102,6 +132,7 @@ class Hub:
         """
         self._kept = Retention(RING_EVENTS, round(ring_seconds * 1000))
         self._ring.limit(ring_bytes)
+        self.newest.limit(ring_bytes // NEWEST_SHARE)
         declared = self._catalog.declared
         for name in declared:
             if name not in self._delivered:
@@ -113,13 +144,13 @@ class Hub:
                 channel.declared = new
                 continue
             # What is in the ring is in the old form; whoever comes next reads the log.
-            self._ring.forget(name)
-            self._ring.open(name, self.head)
+            self._forget(name)
+            channel.opened = self.head
             if new is not None:
                 channel.declared = new
             for audience in list(channel.audiences):
                 for other in audience.subscription.declared:
-                    self._channels[other].audiences.pop(audience, None)
+                    self._channels[other].discard(audience)
 
     def start(self) -> None:
         """Follow the log from where it is. The broker must have been started."""
@@ -157,9 +188,9 @@ class Hub:
                 self.leave(member)
             audience.clear()
             behind += members
-        for name in self._channels:
+        for name, channel in self._channels.items():
             self._ring.forget(name)
-            self._ring.open(name, until)
+            channel.opened = until
         before, self.head, self.cut = self.head, until, until
         self.on_cut(before, until)
         for member in behind:
@@ -176,7 +207,8 @@ class Hub:
         # Two formats at most are made of an entry; one envelope is somewhat larger than its payload.
         if channel.declared.spec.policy == "conflate":
             self.newest.note(entry)
-        self._ring.append(entry, 2 * len(entry.event.payload) + ENTRY_OVERHEAD, self._kept)
+        size = 2 * len(entry.event.payload) + ENTRY_OVERHEAD
+        self._ring.append(entry, size, self._kept, channel.opened)
         flooded = []
         for audience in channel.audiences:
             if not audience.add(entry, self.head):
@@ -202,8 +234,7 @@ class Hub:
         for name, declared in subscription.declared.items():
             channel = self._channels.get(name)
             if channel is None:
-                channel = self._channels[name] = Channel(declared)
-                self._ring.open(name, self.head)
+                channel = self._channels[name] = Channel(declared, self.head)
             channel.watchers += 1
 
     def unwatch(self, subscription: Subscription) -> None:
@@ -213,7 +244,11 @@ class Hub:
             channel.watchers -= 1
             if not channel.watchers:
                 del self._channels[name]
-                self._ring.forget(name)
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._ring.forget(name)
+        self.newest.forget(name)
 
     def join(self, member: Member, subscription: Subscription) -> None:
         """Let a stream that has everything up to `head` take part in what comes."""
@@ -221,7 +256,7 @@ class Hub:
         if audience is None:
             audience = self._audiences[subscription] = Audience(subscription, self.head)
             for name in subscription.declared:
-                self._channels[name].audiences[audience] = None
+                self._channels[name].add(audience)
         audience.join(member, self.head)
 
     def leave(self, member: Member) -> None:
@@ -233,14 +268,16 @@ class Hub:
         if not audience.members:
             del self._audiences[audience.subscription]
             for name in audience.subscription.declared:
-                self._channels[name].audiences.pop(audience, None)  # a reload may have taken it out
+                self._channels[name].discard(audience)  # a reload may have taken it out
 
     def covers(self, subscription: Subscription, after: EventId) -> bool:
         """Tell whether the rings hold everything after an id."""
         self._ring.expire()
-        return all(
-            name in self._channels and after >= self._ring.floor(name) for name in subscription.declared
-        )
+        for name in subscription.declared:
+            channel = self._channels.get(name)
+            if channel is None or after < self._ring.floor(name, channel.opened):
+                return False
+        return True
 
     def recent(self, subscription: Subscription, after: EventId, limit: int) -> list[Entry]:
         """Return the first ``limit`` events after an id; ask `covers` first."""
@@ -250,7 +287,8 @@ class Hub:
 
     def last(self, name: str, until: EventId) -> EventId:
         """Return the id of a watched channel's last event up to ``until``, or from when on it is known."""
-        return self._ring.last(name, until)
+        channel = self._channels.get(name)
+        return self._ring.last(name, until, None if channel is None else channel.opened)
 
     def schedule(self, work: Work, item: Any) -> None:
         """Give ``item`` a turn in the pump; work that has more to do comes back at the end of the queue."""

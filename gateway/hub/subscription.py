@@ -30,6 +30,7 @@ class Subscription:
 
     def __init__(
         self,
+        names: tuple[str, ...],
         matches: tuple[Match, ...],
         format: Format | None,
         types: frozenset[str] | None,
@@ -40,14 +41,13 @@ class Subscription:
         self.format = format
         self.types = types
         self.chunked = chunked
-        self.channels: tuple[str, ...] = tuple(match.name for match in matches)
+        self.channels = names
         """Full names of the channels."""
         self.names = tuple(dict.fromkeys(match.declared.name for match in matches))
         """Names of the channels as they are declared, each once."""
-        names = {match.name: match.declared for match in matches}
-        self.declared: Mapping[str, Declared] = names | {
-            match.declared.name: match.declared for match in matches if match.is_instance
-        }
+        declared = {match.name: match.declared for match in matches}
+        declared.update({match.declared.name: match.declared for match in matches if match.is_instance})
+        self.declared: Mapping[str, Declared] = declared
         """What to follow in the log: the channels, and the templates that gaps are told under."""
         kept = {name: declared for name, declared in self.declared.items() if declared.retention.events}
         self.stored: Mapping[str, Declared] = kept if len(kept) < len(self.declared) else self.declared
@@ -69,20 +69,18 @@ class Subscription:
         chunked: bool = True,
     ) -> "Subscription":
         """Return the one object for this subscription; a=…&b=… and b=…&a=… are the same."""
-        # The identity of the form is in the key: another configuration may give a channel another one.
         if len(matches) == 1:
             key: object = (matches[0].name, id(matches[0].declared.form), format, types, chunked)
-        else:
-            matches = tuple(sorted(matches, key=lambda match: match.name))
-            key = (
-                tuple([(match.name, id(match.declared.form)) for match in matches]),
-                format,
-                types,
-                chunked,
-            )
+            found = _live.get(key)
+            if found is None:
+                found = _live[key] = cls((matches[0].name,), matches, format, types, chunked=chunked)
+            return found
+        matches = tuple(sorted(matches, key=lambda match: match.name))
+        names = tuple([match.name for match in matches])  # the key holds what the subscription does
+        key = (names, _forms(matches), format, types, chunked)
         found = _live.get(key)
         if found is None:
-            found = _live[key] = cls(matches, format, types, chunked=chunked)
+            found = _live[key] = cls(names, matches, format, types, chunked=chunked)
         return found
 
     def wants(self, entry: Entry) -> bool:
@@ -103,6 +101,21 @@ class Subscription:
             match.name for match in self.matches if entry.channel in (match.name, match.declared.name)
         )
         return entry.gap_blocks(concerned)
+
+
+def _forms(matches: tuple[Match, ...]) -> tuple[int, ...]:
+    """Return which form each channel has: another configuration may give it another one.
+
+    Runs of one form, each with its length, because most channels of a stream are of one template.
+    """
+    runs: list[int] = []
+    for match in matches:
+        form = id(match.declared.form)
+        if runs and runs[-2] == form:
+            runs[-1] += 1
+        else:
+            runs += [form, 1]
+    return tuple(runs)
 
 
 # Holds nobody alive: a subscription is gone with its last stream.

@@ -16,6 +16,8 @@ SLACK = 64
 IDLE = 10_000
 """Addresses without a connection that are remembered, for what they used of their rate."""
 
+MOST = 100_000
+"""Addresses without a connection that are remembered at the most, also where all used theirs just now."""
 
 _PROXY = "; if the address is a proxy's, name it in server.trusted_proxies"
 
@@ -38,13 +40,15 @@ class AddressTooFast(Overload):
 class Peer:
     """One address."""
 
-    __slots__ = ("answers", "connections", "hold", "rate", "streams", "unit")
+    __slots__ = ("answers", "connections", "hold", "preflights", "rate", "streams", "unit")
 
     def __init__(self, unit: str, rate: Rate | None) -> None:
         self.unit = unit
         self.rate = rate
         self.answers: Rate | None = None
         """How fast it answers heartbeats; None: it did not yet."""
+        self.preflights: Rate | None = None
+        """How fast its browsers send preflights; None: they did not yet."""
         self.connections = 0
         """Those that are no streams."""
         self.streams = 0
@@ -68,7 +72,7 @@ class Peers:
             self._rate = rate
             for peer in self._peers.values():
                 peer.rate = None if rate is None else Rate(rate)
-                peer.answers = None
+                peer.answers = peer.preflights = None
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -95,6 +99,18 @@ class Peers:
         if peer.answers is None:
             peer.answers = Rate(self._rate)
         return peer.answers.try_take()
+
+    def preflight(self, peer: Peer | None) -> bool:
+        """Count a preflight, or return False where its address sends too many.
+
+        They may be as many as streams that it opens, and count apart: a page that needs one for each stream
+        opens as many as another.
+        """
+        if peer is None or self._rate is None:
+            return True
+        if peer.preflights is None:
+            peer.preflights = Rate(self._rate)
+        return peer.preflights.try_take()
 
     def connects(self, peer: Peer | None) -> bool:
         """Count a connection, or return False where its address has far too many. Pair with `disconnects`."""
@@ -127,9 +143,16 @@ class Peers:
         """Let go of addresses that have nothing, and whose bucket is full again."""
         for name in [name for name, peer in self._peers.items() if _is_idle(peer)]:
             del self._peers[name]
-        self._many = max(IDLE, 2 * len(self._peers))
+        unconnected = [name for name, peer in self._peers.items() if not _is_connected(peer)]
+        for name in unconnected[: max(0, len(unconnected) - MOST // 2)]:  # the oldest
+            del self._peers[name]
+        self._many = max(IDLE, min(2 * len(self._peers), len(self._peers) + MOST // 2))
+
+
+def _is_connected(peer: Peer) -> bool:
+    return peer.connections > 0 or peer.streams > 0
 
 
 def _is_idle(peer: Peer) -> bool:
-    has_all = all(rate is None or rate.is_full for rate in (peer.rate, peer.answers))
-    return not peer.connections and not peer.streams and has_all
+    has_all = all(rate is None or rate.is_full for rate in (peer.rate, peer.answers, peer.preflights))
+    return has_all and not _is_connected(peer)

@@ -32,6 +32,9 @@ AGAIN_SECONDS = 0.2
 CONFIRM_SECONDS = 5.0
 """How long a stream waits for its seat before this node's own count decides."""
 
+LEAVING = 20_000
+"""Seats that wait to be given back; the oldest are left to their time."""
+
 BATCH = 500
 """Seats in one exchange with the board."""
 
@@ -113,8 +116,13 @@ class Users:
         if isinstance(members, str) or not members:
             del self._members[user]
         if self._task is not None:
-            self._leaving[user, member] = None
+            self._note_leaving([(user, member)])
             self._wake.set()
+
+    def _note_leaving(self, places: Sequence[tuple[str, str]]) -> None:
+        self._leaving.update(dict.fromkeys(places))
+        while len(self._leaving) > LEAVING:  # the board cannot be reached; these seats end by themselves
+            del self._leaving[next(iter(self._leaving))]
 
     def _full(self) -> UserFull:
         return UserFull(f"limits.connections_per_user ({self.limit}) is reached")
@@ -138,9 +146,11 @@ class Users:
                     await self._renew()
             except Unavailable as error:
                 self._tell(error)
+                _answer(self._asking, None)  # nobody's question may wait for a board that is away
                 await asyncio.sleep(AGAIN_SECONDS)
             except Exception:  # whatever it was, whoever asks next must get an answer
                 log.exception("seats_failed")
+                _answer(self._asking, None)
                 await asyncio.sleep(AGAIN_SECONDS)
             if self._asking or self._leaving:
                 self._wake.set()
@@ -171,7 +181,7 @@ class Users:
             try:
                 await self._board.leave(gone)
             except BaseException:
-                self._leaving.update(dict.fromkeys(leaving))
+                self._note_leaving(leaving)
                 raise
             del leaving[:BATCH]
 

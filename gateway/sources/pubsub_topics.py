@@ -18,6 +18,9 @@ from gateway.config.template import Template
 REMEMBERED = 20_000
 """How many topics are remembered with the subscription that counts for them."""
 
+LONGEST = 1024
+"""Bytes of the longest topic that is remembered: routes know none of more than 255 characters."""
+
 _AT_ONCE = 1000
 _GLOB = re.compile(rb"\\(.)|([*?])|(.)", re.DOTALL)
 _NOBODY = b""
@@ -39,7 +42,8 @@ class Topics:
 
         ``pattern`` is what it came through; None where that was the topic's own name.
         """
-        return self._owner(topic) == pattern
+        owner = self._owner(topic) if len(topic) <= LONGEST else self._find_owner(topic)
+        return owner == pattern
 
     def _find_owner(self, topic: bytes) -> bytes | None:
         if topic in self.exact:

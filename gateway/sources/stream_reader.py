@@ -133,6 +133,7 @@ class StreamReader:
             for key in await self._servers.scan(pattern):
                 # A stream that appears under a watched pattern is new as a whole.
                 new[key] = new.get(key, False) or is_watched
+        self._refused &= new.keys()
         await self._begin(new, fence)
         for mark in unwatched:
             await self._feed.publish([], "watched", fence, part=mark)

@@ -12,6 +12,7 @@ from gateway.config.template import Template
 from gateway.metrics import Metrics
 from gateway.refusals import Refusals
 from gateway.sources.base import Source, SourceState
+from gateway.sources.checks import Checks
 from gateway.sources.election import Leases
 from gateway.sources.kafka import KafkaSource
 from gateway.sources.publisher import Append, Publisher
@@ -59,6 +60,7 @@ class Upstreams:
         self._successions: dict[str, asyncio.Task[None]] = {}
         self._is_ending = False
         self._made: dict[str, _Reading] = {}
+        self._checks = Checks()
         self._router = router
         self._log = log
         self._metrics = metrics
@@ -106,7 +108,7 @@ class Upstreams:
         """Raise StartupError where one of them could not be made."""
         for name, config in sources.items():
             if not why_off(config):
-                source_of(name, config, (), frozenset(), self.event_bytes)
+                source_of(name, config, (), frozenset(), self.event_bytes, self._checks)
 
     def reconfigure(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
         """Make, end and change what differs; the router must know the new routes already.
@@ -207,7 +209,7 @@ class Upstreams:
             self.off[name] = state
             return
         topics, places = self._router.topics(name), self._router.places(name)
-        source = source_of(name, config, topics, places, self.event_bytes)
+        source = source_of(name, config, topics, places, self.event_bytes, self._checks)
         if isinstance(source, WebhookSource):
             self.webhooks[name] = source
         publisher = Publisher(
@@ -219,11 +221,16 @@ class Upstreams:
 
 
 def source_of(
-    name: str, config: SourceConfig, topics: Sequence[Template], places: frozenset[str], event_bytes: int
+    name: str,
+    config: SourceConfig,
+    topics: Sequence[Template],
+    places: frozenset[str],
+    event_bytes: int,
+    checks: Checks,
 ) -> Source:
     """Return the source of a configuration. Raises StartupError where it cannot be."""
     if isinstance(config, Webhook):
-        return WebhookSource(config, event_bytes=event_bytes)
+        return WebhookSource(config, checks, event_bytes=event_bytes)
     if isinstance(config, Kafka):
         return KafkaSource(name, config, topics, places)
     if isinstance(config, RedisStream):

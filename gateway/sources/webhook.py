@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -14,14 +15,14 @@ from gateway.errors import Forbidden, GatewayError, TooManyRequests, Unavailable
 from gateway.event import Record
 from gateway.rate import Rate
 from gateway.sources.base import Feed, Source
+from gateway.sources.checks import Checks
 from gateway.webhooks.client_certificate import Certificate
 from gateway.webhooks.detect import check, read
 from gateway.webhooks.post import Outcome, Post, Reply, fingerprint_of
 from gateway.webhooks.signatures import NOTHING as NO_PROOF
 from gateway.webhooks.signatures import Headers, Proof, Replays, verifier
 
-LARGE = 256 * 1024
-"""Bytes of a body that is read in a thread."""
+T = TypeVar("T")
 
 
 class WebhookSource(Source):
@@ -29,7 +30,10 @@ class WebhookSource(Source):
 
     reads_once = False  # a balancer spreads the posts
 
-    def __init__(self, config: Webhook, *, event_bytes: int, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, config: Webhook, checks: Checks, *, event_bytes: int, now: Callable[[], float] = time.time
+    ) -> None:
+        self._checks = checks
         self._replays = Replays()
         self._now = now
         self._feed: Feed | None = None
@@ -132,11 +136,7 @@ class WebhookSource(Source):
         return await self.once(post, self._receive)
 
     async def _receive(self, message: Post) -> tuple[Reply, int]:
-        if len(message.body) > LARGE:
-            # The checks are Python's: in a thread the loop gets its turns meanwhile.
-            parsed = await asyncio.to_thread(read, message, self._format)
-        else:
-            parsed = read(message, self._format)
+        parsed = await self.checked(len(message.body), lambda: read(message, self._format))
         outcomes = await self.take(parsed.records, atomic=parsed.format.atomic)
         # Nothing is in the log then, and whoever reads the status only must try again.
         if later := next((each for each in outcomes if isinstance(each, Unavailable)), None):
@@ -146,6 +146,13 @@ class WebhookSource(Source):
             raise first
         self.count(outcomes)
         return parsed.format.reply(message, parsed, outcomes), events_in(outcomes)
+
+    async def checked(self, size: int, check: Callable[[], T]) -> T:
+        """Return what a check of a body of ``size`` bytes returns, once it has its turn.
+
+        Raises what it raises, or Unavailable. Cancelling is safe.
+        """
+        return await self._checks.run(size, check)
 
     async def take(
         self, records: Sequence[Record | GatewayError], *, atomic: bool = False

@@ -89,7 +89,8 @@ class Ending:
                 told = [(client, connection) for client, connection, _ in news]
                 id = await self._notices.send(REPLACED, {"replaced": told})
             except Unavailable:
-                pass  # an older stream elsewhere lives until its socket is found dead
+                # An older stream elsewhere lives until its socket is found dead. All that wait go on so.
+                news, self._untold = news + self._untold, []
             finally:
                 for place, (_, _, answer) in enumerate(news):
                     if not answer.done():

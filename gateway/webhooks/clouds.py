@@ -16,7 +16,7 @@ from gateway.event import Record, text_of
 from gateway.webhooks import post as limits
 from gateway.webhooks.plain import PLAIN
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, empty, too_many
-from gateway.webhooks.strict import skeleton
+from gateway.webhooks.strict import has_more, is_json, skeleton
 
 EVENT_HUBS_BATCH = "application/vnd.microsoft.servicebus.json"
 _SOURCES = (b'"aws:kafka"', b'"SelfManagedKafka"')
@@ -40,6 +40,10 @@ class _Invocation(msgspec.Struct):
     bootstrapServers: str = ""
 
 
+class _Outline(msgspec.Struct):
+    records: msgspec.Raw
+
+
 class _Message(msgspec.Struct):
     Body: msgspec.Raw
     UserProperties: dict[str, msgspec.Raw] = {}
@@ -48,6 +52,7 @@ class _Message(msgspec.Struct):
 
 _pipes = msgspec.json.Decoder(list[_KafkaRecord])
 _invocation = msgspec.json.Decoder(_Invocation)
+_outline = msgspec.json.Decoder(_Outline)
 _messages = msgspec.json.Decoder(list[_Message])
 _string = msgspec.json.Decoder(str)
 
@@ -75,16 +80,16 @@ def read_kafka(post: Post) -> Parsed | None:
     """
     try:
         if post.body.lstrip()[:1] == b"[":
+            _count(post.body, depth=1)
             cluster, found = "", _pipes.decode(post.body)
         else:
+            _count(bytes(_outline.decode(post.body).records), depth=2)
             whole = _invocation.decode(post.body)
             cluster = whole.eventSourceArn or whole.bootstrapServers
             found = [record for part in whole.records.values() for record in part]
     except (msgspec.MsgspecError, RecursionError):
         return None
     skeleton(post.body)
-    if len(found) > limits.MAX_RECORDS:
-        raise too_many()
     if not found:
         raise empty()
     return Parsed(PLAIN, [_kafka(post, record, cluster, index) for index, record in enumerate(found)])
@@ -121,9 +126,9 @@ def read_event_hubs(post: Post) -> Parsed:
         if not post.body:
             raise empty()
         return Parsed(EVENT_HUBS, [post.record(post.body)])
-    shape = skeleton(post.body)
-    if isinstance(shape, list) and len(shape) > limits.MAX_RECORDS:
-        raise too_many()
+    if post.body.lstrip()[:1] == b"[":
+        _count(post.body, depth=1)
+    skeleton(post.body)
     try:
         found = _messages.decode(post.body)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -131,6 +136,12 @@ def read_event_hubs(post: Post) -> Parsed:
     if not found:
         raise empty()
     return Parsed(EVENT_HUBS, [_message(post, message, index) for index, message in enumerate(found)])
+
+
+def _count(body: bytes, *, depth: int) -> None:
+    """Refuse a body with too many records before they are built. Raises PayloadTooLarge."""
+    if is_json(body) and has_more(body, limits.MAX_RECORDS, depth):
+        raise too_many()
 
 
 def _message(post: Post, message: _Message, index: int) -> Record:

@@ -12,7 +12,7 @@ import msgspec
 from gateway.errors import PayloadTooLarge, Rejected
 from gateway.webhooks import post as limits
 from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, empty, too_many
-from gateway.webhooks.strict import has_more, skeleton
+from gateway.webhooks.strict import has_more, is_json, skeleton
 
 NDJSON = frozenset(
     {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
@@ -23,7 +23,6 @@ TOMBSTONE = "mqb.kafka.tombstone"
 
 _WHITE = b" \t\r\n"
 _TRAILING_COMMA = re.compile(rb",\s*\]\s*\Z")
-_value = msgspec.json.Decoder(msgspec.Raw)
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -54,12 +53,12 @@ def detect(post: Post) -> Parsed:
         found = _as_json(body)
         if found is not None:
             return _elements(post, found)
-    elif _is_json(body):
+    elif is_json(body):
         _look(post, body)
         return _parsed(post, [body])
     if body.count(b"\n") <= limits.MAX_RECORDS:  # a text of more lines is one record
         split = _split(body)
-        if len(split) > 1 and all(_is_json(line) for line in split):
+        if len(split) > 1 and all(is_json(line) for line in split):
             for line in split:
                 _look(post, line)
             return _parsed(post, split)
@@ -75,7 +74,7 @@ def lines(post: Post) -> Parsed:
     """Return one record per line that is not empty."""
     found = _split(_not_empty(post.body))
     for line in found:
-        if _is_json(line):  # else its channel says what is wrong with it, if it minds
+        if is_json(line):  # else its channel says what is wrong with it, if it minds
             _look(post, line)
     return _parsed(post, found)
 
@@ -102,10 +101,10 @@ def _elements(post: Post, body: bytes) -> Parsed:
 
 def _as_json(body: bytes) -> bytes | None:
     """Return a body that is JSON, without a comma after its last element; None if it is none."""
-    if _is_json(body):
+    if is_json(body):
         return body
     shorter = body[:-1000] + _TRAILING_COMMA.sub(b"]", body[-1000:])
-    return shorter if len(shorter) != len(body) and _is_json(shorter) else None
+    return shorter if len(shorter) != len(body) and is_json(shorter) else None
 
 
 def _look(post: Post, payload: bytes) -> None:
@@ -140,11 +139,3 @@ def _split(body: bytes) -> list[bytes]:
             found.append(line)
         start = end + 1
     return found
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        _value.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
-        return False
-    return True

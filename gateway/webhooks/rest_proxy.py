@@ -15,13 +15,15 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import GatewayError, Rejected
+from gateway.errors import GatewayError, PayloadTooLarge, Rejected
 from gateway.event import MAX_TIMESTAMP, Record, bytes_of, pack, parse_time, text_of
-from gateway.webhooks import post as limits
-from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, too_many, unknown_type
-from gateway.webhooks.strict import skeleton
+from gateway.webhooks.post import Format, Outcome, Parsed, Post, Reply, unknown_type
+from gateway.webhooks.strict import elements, member
 
 CLUSTER = "sse-gateway"
+
+WRITTEN = 4
+"""How many times `Post.record_bytes` a record may be as it is written: with escapes, its key and headers."""
 
 _MEDIA = re.compile(r"application/vnd\.kafka(?:\.(json|binary|text))?(?:\.(v1|v2))?\+json")
 _VENDOR = "application/vnd.kafka"
@@ -61,8 +63,6 @@ class _Entry(_RecordV3):
     id: str = ""
 
 
-_records = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_list = msgspec.json.Decoder(list[msgspec.Raw])
 _record = msgspec.json.Decoder(_Record)
 _record_v3 = msgspec.json.Decoder(_RecordV3)
 _entry = msgspec.json.Decoder(_Entry)
@@ -88,30 +88,29 @@ def read(post: Post) -> Parsed:
         raise unknown_type("embedded formats are json, binary and text, without schemas")
     # Without an embedded format it is base64: what v1's clients post.
     embedded = (media[1] or "binary") if media else "json"
-    items = _items(post.body, "records")
-    records = [_attempt(_v2, post, bytes(item), embedded, index) for index, item in enumerate(items)]
+    items = _items(post, "records")
+    records = [_attempt(_v2, post, item, embedded, index) for index, item in enumerate(items)]
     return Parsed(V1 if media and media[2] == "v1" else V2, records)
 
 
 def read_batch(post: Post) -> Parsed:
     """Return the records of a v3 ``records:batch`` request. Raises Rejected or PayloadTooLarge."""
-    entries = _items(post.body, "entries")
-    records = [read_v3(post, bytes(item), index) for index, item in enumerate(entries)]
+    entries = _items(post, "entries")
+    records = [read_v3(post, item, index) for index, item in enumerate(entries)]
     return Parsed(Batch([_id_of(item) for item in entries]), records)
 
 
-def _items(body: bytes, key: str) -> list[msgspec.Raw]:
+def _items(post: Post, key: str) -> list[bytes]:
     """Return the records of a body, as they were written. Raises Rejected or PayloadTooLarge."""
-    shape = skeleton(body)
-    found = shape.get(key) if isinstance(shape, dict) else None
-    if not isinstance(found, list) or not found:
+    found = member(post.body, key)
+    if found[:1] != b"[" or not found[1:-1].strip():
         raise Rejected(f'the body must be {{"{key}": [{{"value": …}}, …]}}', code="bad_records")
-    if len(found) > limits.MAX_RECORDS:
-        raise too_many()
-    try:
-        return _list.decode(_records.decode(body)[key])
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise Rejected(f"the body is not JSON: {error}", code="bad_json") from None
+    return elements(found, _most(post))
+
+
+def _most(post: Post) -> int | None:
+    """Return how many bytes a record may have as it is written; one with more can never become an event."""
+    return None if post.record_bytes is None else WRITTEN * post.record_bytes
 
 
 def read_v3(post: Post, text: bytes, index: int = 0) -> Record | GatewayError:
@@ -137,6 +136,11 @@ def safe(message: str) -> str:
 
 
 def _attempt(read: Any, post: Post, text: bytes, embedded: str, index: int) -> Record | GatewayError:
+    most = _most(post)
+    if most is not None and len(text) > most:
+        return PayloadTooLarge(
+            f"record {index} has {len(text)} bytes, and limits.event_bytes allows far less"
+        )
     try:
         record: Record = read(post, text, embedded, index)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -215,7 +219,7 @@ def _time(text: str) -> int:
     return found
 
 
-def _id_of(entry: msgspec.Raw) -> str:
+def _id_of(entry: bytes) -> str:
     try:
         return _entry.decode(entry).id
     except (msgspec.MsgspecError, RecursionError):

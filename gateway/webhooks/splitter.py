@@ -3,6 +3,7 @@
 import re
 
 from gateway.errors import GatewayError, PayloadTooLarge, Rejected
+from gateway.webhooks.post import too_many
 
 _OUTSIDE = re.compile(rb'["{}\[\]]')
 _INSIDE = re.compile(rb'["\\]')
@@ -11,10 +12,14 @@ _BACKSLASH, _QUOTE, _OPEN = b'\\"{'
 
 
 class Splitter:
-    """Given parts of a stream, returns the objects that are whole by then; ``largest`` is bytes of one."""
+    """Given parts of a stream, returns the objects that are whole by then; ``largest`` is bytes of one.
 
-    def __init__(self, largest: int) -> None:
+    ``most`` is how many one part may complete.
+    """
+
+    def __init__(self, largest: int, most: int | None = None) -> None:
         self._largest = largest
+        self._most = most
         self._buffer = bytearray()
         self._position = 0
         self._depth = 0
@@ -80,6 +85,8 @@ class Splitter:
             else:
                 self._depth -= 1
                 if self._depth == 0:
+                    if self._most is not None and len(found) >= self._most:
+                        raise too_many()
                     found.append(self._object(bytes(data[start:position])))
                     start = position
         del match

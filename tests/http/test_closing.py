@@ -132,6 +132,7 @@ ENDS = {
     "console/feed.py _get: request.transport.abort": "the viewer does not read: its answer is cut",
     "console/feed.py _get: response.force_close": "figures by way of a proxy",
     "http/acknowledge.py post: response.force_close": "an answer to a heartbeat",
+    "http/cors.py options: response.force_close": "beyond a rate: `test_a_flood_of_preflights_is_limited`",
     "http/front.py _fail: self.transport.abort": "a fault: no answer at all",
     "http/front.py _refuse: self.transport.close": "a stream that is refused",
     "http/front.py _refuse: self.transport.write": "a stream that is refused",

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.config.origins import MAX_ORIGIN
 from tests.support.deadline import safety_net
-from tests.support.gateway import gateway_running
+from tests.support.gateway import Gateway, gateway_running
 
 CORS: dict[str, Any] = {
     "cors": {
@@ -188,3 +189,56 @@ async def test_two_origins_are_no_origin() -> None:
             assert answer.split()[1] in ("400", "403"), answer
             assert "Access-Control-Allow-Origin" not in answer
             writer.transport.abort()
+
+
+async def preflight(gateway: Gateway, address: str, path: str = "/events/orders", **headers: str) -> Any:
+    """Send a preflight from behind a proxy, and return the answer."""
+    sent = {"Origin": APP, "Access-Control-Request-Method": "GET", "X-Forwarded-For": address, **headers}
+    async with gateway.session.options(gateway.url + path, headers=sent) as answer:
+        await answer.read()
+        return answer
+
+
+@pytest.mark.parametrize(
+    "path", ["/events/orders", "/events?channel=orders", "/tickets", f"/streams/{'0' * 24}/ack"]
+)
+async def test_a_flood_of_preflights_is_limited(path: str) -> None:
+    """One address must not take the processor by questions that need no token; no other address notices."""
+    async with gateway_running({**CORS, "limits": {"connect_rate_per_address": "3/h"}}) as gateway:
+        method = "GET" if path.startswith("/events") else "POST"
+        asked = {"Access-Control-Request-Method": method}
+        answers = [await preflight(gateway, "192.0.2.1", path, **asked) for _ in range(5)]
+        # The second on what came meanwhile, as with streams.
+        assert [answer.status for answer in answers] == [200, 200, 429, 429, 429]
+        assert answers[-1].headers["Retry-After"] == "1"
+        assert answers[-1].headers["Connection"] == "close"
+        assert (await preflight(gateway, "192.0.2.2", path, **asked)).status == 200
+        assert await gateway.metric('refused_total{reason="rate_limited"}') == 3
+
+
+async def test_plain_options_count_like_preflights() -> None:
+    """What is no preflight costs as much."""
+    async with gateway_running({**CORS, "limits": {"connect_rate_per_address": "3/h"}}) as gateway:
+        behind = {"X-Forwarded-For": "192.0.2.1"}
+        found = []
+        for _ in range(3):
+            async with gateway.session.options(f"{gateway.url}/events/orders", headers=behind) as answer:
+                found.append(answer.status)
+        assert found == [204, 204, 429]
+
+
+async def test_a_page_that_needs_preflights_opens_as_many_streams_as_another() -> None:
+    """They count apart: with a token in a header each stream may need one."""
+    async with gateway_running({**CORS, "limits": {"connect_rate_per_address": "20/h"}}) as gateway:
+        for _ in range(2):
+            assert (await preflight(gateway, "192.0.2.1")).status == 200
+            stream = await gateway.open("/events/orders", {"Origin": APP, "X-Forwarded-For": "192.0.2.1"})
+            assert (await stream.next()).type == "stream.open"
+
+
+async def test_no_origin_is_longer_than_origins_are() -> None:
+    """A stream keeps its page's origin, and caches keep it; with a star it may say what it likes."""
+    async with gateway_running({"cors": {"origins": ["*"]}}) as gateway:
+        longest = "https://" + "a" * (MAX_ORIGIN - 8)
+        assert (await gateway.open("/events/orders", {"Origin": longest})).status == 200
+        assert (await gateway.open("/events/orders", {"Origin": longest + "a"})).status == 403

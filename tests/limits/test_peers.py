@@ -89,6 +89,20 @@ def test_addresses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.of("192.0.2.1") is held
 
 
+def test_addresses_that_all_used_their_rate_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has many addresses may use each of them once in the time in which a rate recovers."""
+    monkeypatch.setattr(peers, "IDLE", 100)
+    monkeypatch.setattr(peers, "MOST", 1000)
+    known = Peers(10, 1 / 3600, lambda address: False)
+    held = known.of("192.0.2.1")
+    known.enter(held)
+    for number in range(5 * peers.MOST):
+        peer = known.of(f"2001:db8:{number >> 8:x}:{number & 255:x}::1")
+        assert peer is not None and peer.rate is not None and peer.rate.try_take()
+    assert peers.MOST // 2 <= len(known) <= peers.MOST + 1
+    assert known.of("192.0.2.1") is held
+
+
 def test_far_too_many_connections_are_not_even_taken() -> None:
     """Over the limit an address is told why; over that it is cut."""
     known = Peers(2, None, lambda address: False)

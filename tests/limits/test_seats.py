@@ -140,3 +140,35 @@ async def test_a_stop_answers_all_who_wait() -> None:
     results = await asyncio.gather(*waiting, late, return_exceptions=True)
     await stopping
     assert all(each is None or isinstance(each, Draining) for each in results), results
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), OSError(23, "too many open files")])
+async def test_seats_to_give_back_hold_up_no_question(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """They come first, and while the board is away they would come first for ever."""
+    monkeypatch.setattr(users, "CONFIRM_SECONDS", 3600.0)
+    board = Board()
+    async with counting(board) as counted, safety_net():
+        await enter(counted, "gone")
+        board.error = error
+        counted.leave("user", "gone")
+        for member in ("one", "two"):
+            await enter(counted, member)
+        assert counted._asking == []
+        board.error = None
+
+
+async def test_seats_to_give_back_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients come and go for as long as the board is away; what is not given back ends by itself."""
+    monkeypatch.setattr(users, "LEAVING", 10)
+    board = Board()
+    async with counting(board) as counted, safety_net():
+        board.error = Unavailable("away")
+        for number in range(100):
+            counted.enter(f"user{number}", "a")
+            counted.leave(f"user{number}", "a")
+            if number % 20 == 0:
+                await asyncio.sleep(0)  # some are being given back just now
+            assert len(counted._leaving) <= 10
+        await eventually(lambda: len(counted._leaving) == 10)

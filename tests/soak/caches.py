@@ -1,5 +1,10 @@
-"""The gateway's caches that are bounded by a number of entries: where the bound is, and what it bounds."""
+"""The gateway's containers: the caches, each with its bound, and all others, each with why it needs none.
 
+`tests.test_caches` floods every cache, and finds every container of the source that is in neither list: who adds
+one adds a row here. The soak looks whether they stay within their bounds.
+"""
+
+from collections.abc import Mapping
 from importlib import import_module
 from typing import NamedTuple
 
@@ -9,8 +14,13 @@ class Cache(NamedTuple):
 
     module: str
     bound: str
+    """The constant: how many entries."""
     container: str = ""
     """The attribute that holds the entries, as `containers.sizes` names it; empty where none is in this process."""
+    each: int = 0
+    """Bytes that an entry takes at the most, with its key, and with keys and values as long as can be."""
+    bytes: str = ""
+    """The constant that bounds all entries together, where their own length does not: ``each`` is 0 then."""
     holds: str = ""
     """What an entry is, for the report."""
 
@@ -20,40 +30,222 @@ class Cache(NamedTuple):
 
 
 CACHES = (
-    Cache("gateway.auth.tickets", "REMEMBERED", "gateway.auth.tickets.Tickets._known", "tickets"),
-    Cache("gateway.auth.tokens", "ALIKE", "gateway.auth.tokens.Tokens._claims", "sets of claims"),
-    Cache("gateway.auth.tokens", "FAILED", "gateway.auth.tokens.Tokens._failed", "refused tokens"),
-    Cache("gateway.auth.tokens", "REMEMBERED", "gateway.auth.tokens.Tokens._verified", "verified tokens"),
+    Cache("gateway.auth.forward", "REMEMBERED", "gateway.auth.forward.ForwardAuth._answers",
+          bytes="REMEMBERED_BYTES", holds="answers of the endpoint"),
+    Cache("gateway.auth.revocations", "REMEMBERED", "gateway.auth.revocations.Revocations._recent", 34_000,
+          holds="revocations, which an operator sends"),
+    Cache("gateway.auth.tickets", "REMEMBERED", "gateway.auth.tickets.Tickets._known",
+          bytes="REMEMBERED_BYTES", holds="tickets"),
+    Cache("gateway.auth.tokens", "ALIKE", "gateway.auth.tokens.Tokens._claims", 22_000, holds="sets of claims"),
+    Cache("gateway.auth.tokens", "FAILED", "gateway.auth.tokens.Tokens._failed", 700, holds="refused tokens"),
+    Cache("gateway.auth.tokens", "REMEMBERED", "gateway.auth.tokens.Tokens._verified",
+          bytes="REMEMBERED_BYTES", holds="verified tokens"),
     Cache("gateway.broker.base", "DEDUPLICATION_KEYS"),
-    Cache(
-        "gateway.broker.memory", "DEDUPLICATION_KEYS", "gateway.broker.memory.MemoryBroker._keys",
-        "idempotency keys, `memory://` only",
-    ),
-    Cache(
-        "gateway.broker.memory_board", "NAMES", "gateway.broker.memory_board.MemoryBoard._seats",
-        "users with streams or tickets, `memory://` only",
-    ),
-    Cache(
-        "gateway.broker.memory_board", "NOTES", "gateway.broker.memory_board.MemoryBoard._notes",
-        "tickets of the log, `memory://` only",
-    ),
+    Cache("gateway.broker.memory", "DEDUPLICATION_KEYS", "gateway.broker.memory.MemoryBroker._keys", 550,
+          holds="idempotency keys, `memory://` only"),
+    Cache("gateway.broker.memory_board", "NAMES", "gateway.broker.memory_board.MemoryBoard._seats", 900,
+          holds="users with streams or tickets, `memory://` only"),
+    Cache("gateway.broker.memory_board", "NOTES", "gateway.broker.memory_board.MemoryBoard._notes",
+          bytes="NOTES_BYTES", holds="tickets of the log, `memory://` only"),
     Cache("gateway.broker.redis_store", "DEDUPLICATION_KEYS"),
-    Cache(
-        "gateway.broker.sqlite_store", "CHANNELS", "gateway.broker.sqlite_store.Store._channels",
-        "rows of channels, `sqlite://` only",
-    ),
+    Cache("gateway.broker.sqlite_store", "CHANNELS", "gateway.broker.sqlite_store.Store._channels", 1800,
+          holds="rows of channels, `sqlite://` only"),
+    Cache("gateway.broker.sqlite_store", "CHANNELS", "gateway.broker.sqlite_store.Store._written", 2300,
+          holds="channels that were written to lately, `sqlite://` only"),
     Cache("gateway.broker.sqlite_store", "DEDUPLICATION_KEYS"),
-    Cache("gateway.config.catalog", "CACHE", "gateway.config.catalog.Catalog._cache", "names of channels"),
-    Cache(
-        "gateway.history", "EMPTY_CHANNELS", "gateway.history.History._floors",
-        "channels whose history is empty, `memory://` only",
-    ),
-    Cache("gateway.hub.recent_ids", "TAILS", "gateway.hub.recent_ids.RecentIds._tails", "channels asked for with `last=`"),
-    Cache("gateway.limits.limits", "ANNOUNCED", "gateway.limits.limits.Limits._latest", "`client=` names"),
-    Cache("gateway.limits.peers", "IDLE", "gateway.limits.peers.Peers._peers", "addresses without a connection"),
-    Cache("gateway.seldom", "THINGS"),
-    Cache("gateway.sources.router", "CACHE", "gateway.sources.router._Routes.cache", "topics, for each source"),
-    Cache("gateway.sources.tail", "MARKERS", "gateway.sources.tail.Tail._markers", "markers of pub/sub"),
-    Cache("gateway.webhooks.signatures", "REPLAYS", "gateway.webhooks.signatures.Replays._seen", "signed messages"),
+    Cache("gateway.config.catalog", "CACHE", "gateway.config.catalog.Catalog._cache", 1700, holds="names of channels"),
+    Cache("gateway.history", "EMPTY_CHANNELS", "gateway.history.History._floors", 1700,
+          holds="channels whose history is empty, `memory://` only"),
+    Cache("gateway.hub.newest", "MAX_KEYS", "gateway.hub.newest.Newest._channels", 2100,
+          holds="keys of channels that conflate"),
+    Cache("gateway.hub.recent_ids", "TAILS", "gateway.hub.recent_ids.RecentIds._tails", 1800,
+          holds="channels asked for with `last=`, without their ids (`TAIL_IDS`)"),
+    Cache("gateway.http.cors", "ANSWERS", "gateway.http.cors.CorsPolicy._answers", 5000,
+          holds="origins with the channels that they ask for"),
+    Cache("gateway.http.cors", "ANSWERS", "gateway.http.cors.CorsPolicy._answers_any", 3000, holds="origins"),
+    Cache("gateway.http.cors", "ANSWERS", "gateway.http.cors.CorsPolicy._pages", 1500, holds="origins of streams"),
+    Cache("gateway.http.responses", "HEADS", "gateway.http.responses._lines", 6000, holds="heads of answers"),
+    Cache("gateway.limits.addresses", "REMEMBERED", "gateway.limits.addresses.Proxies.trusts", 500,
+          holds="addresses that are proxies', or are not"),
+    Cache("gateway.limits.addresses", "REMEMBERED", "gateway.limits.addresses.unit", 700,
+          holds="addresses and their networks"),
+    Cache("gateway.limits.limits", "ANNOUNCED", "gateway.limits.limits.Limits._latest", 700, holds="`client=` names"),
+    Cache("gateway.limits.peers", "IDLE", "gateway.limits.peers.Peers._peers", 1200,
+          holds="addresses without a connection"),
+    Cache("gateway.limits.users", "LEAVING", "gateway.limits.users.Users._leaving", 700,
+          holds="streams that left, while the log is away"),
+    Cache("gateway.refusals", "KEPT", "gateway.refusals.Refusals._known", 13_000, holds="refusals for people"),
+    Cache("gateway.seldom", "THINGS", "gateway.seldom.Seldom._told", 2000, holds="log lines that are held back"),
+    Cache("gateway.sources.pubsub_topics", "REMEMBERED", "gateway.sources.pubsub_topics.Topics._owner", 1600,
+          holds="topics of pub/sub, for each source"),
+    Cache("gateway.sources.router", "CACHE", "gateway.sources.router._Routes.cache", 4000,
+          holds="topics, for each source"),
+    Cache("gateway.sources.tail", "MARKERS", "gateway.sources.tail.Tail._markers", 500, holds="markers of pub/sub"),
+    Cache("gateway.stream.elsewhere", "TOLD", "gateway.stream.elsewhere.Elsewhere._told", 500,
+          holds="answers that other nodes know of"),
+    Cache("gateway.stream.elsewhere", "UNTOLD", "gateway.stream.elsewhere.Elsewhere._untold", 500,
+          holds="answers for other nodes"),
+    Cache("gateway.stream.nonces", "KNOWN", "gateway.stream.nonces.Nonces._known", 500,
+          holds="keys of nonces, which nodes make"),
+    Cache("gateway.webhooks.signatures", "REPLAYS", "gateway.webhooks.signatures.Replays._seen", 1300,
+          holds="signed messages"),
 )  # fmt: skip
-"""Those that are no `functools.lru_cache`."""
+"""Those that hold what clients, senders, upstreams or other nodes choose, for longer than they are there."""
+
+OTHERS: Mapping[str, tuple[str, ...]] = {
+    "what the file declares, by its names": (
+        "gateway.auth.authenticator.Authenticator._tasks",
+        "gateway.auth.tokens.Tokens._by_name",
+        "gateway.config.catalog.Catalog._fixed",
+        "gateway.config.catalog.Catalog._templates",
+        "gateway.config.catalog.Catalog.declared",
+        "gateway.http.cors.CorsPolicy._by_channel",
+        "gateway.hub.hub.Hub._delivered",
+        "gateway.hub.hub.Hub._watched",
+        "gateway.hub.hub.Hub.heard",
+        "gateway.node.Node.published",
+        "gateway.redis_target.Target._sentinel",
+        "gateway.reload.ConfigFile._files",
+        "gateway.sources.pubsub_topics.Topics.patterns",
+        "gateway.sources.redis_stream.RedisStreamSource._places",
+        "gateway.sources.router._Routes.exact",
+        "gateway.sources.router._Routes.patterns",
+        "gateway.sources.upstreams.Upstreams._made",
+        "gateway.sources.upstreams.Upstreams._successions",
+        "gateway.sources.upstreams.Upstreams.off",
+        "gateway.sources.upstreams.Upstreams.supervisors",
+        "gateway.sources.upstreams.Upstreams.webhooks",
+        "gateway.stream.acks.Acks._rules",
+        "gateway.stream.streams.Streams.listeners",
+        "gateway.webhooks.signatures.Basic._users",
+        "gateway.webhooks.signatures.Generic._keys",
+        "gateway.webhooks.signatures.GitHub._keys",
+        "gateway.webhooks.signatures.Standard._keys",
+        "gateway.webhooks.signatures.Stripe._keys",
+        "gateway.webhooks.signatures.Tokens._tokens",
+    ),
+    "words of the code: routes, headers, kinds, reasons (`test_labels_are_words_of_the_code`)": (
+        "gateway.http.acknowledge.Acknowledge.results",
+        "gateway.http.cors._Adapter._methods",
+        "gateway.http.cors._Adapter._of_any",
+        "gateway.http.protocol.Protocol._headers",
+        "gateway.http.server.Listener._options",
+        "gateway.hub.notices.Notices._handlers",
+        "gateway.metrics.family.Family.samples",
+        "gateway.metrics.metrics._Bound.readers",
+        "gateway.sources.base.SourceState.rejected",
+        "gateway.sources.publisher.Publisher._told",
+        "gateway.stream.streams.Streams._ended",
+        "gateway.workers.merge.Totals._retired",
+        "gateway.workers.worker.Worker._probing",
+        "gateway.workers.worker.Worker._said",
+        "gateway.workers.worker.Worker.families",
+    ),
+    "one for each worker": (
+        "gateway.workers.parent.Parent._restarts",
+        "gateway.workers.parent.Parent._workers",
+    ),
+    "one for each stream, of which there are `limits.connections`": (
+        "gateway.hub.audience.Audience._new",
+        "gateway.hub.audience.Audience.members",
+        "gateway.hub.hub.Hub._audiences",
+        "gateway.hub.hub.Hub._work",
+        "gateway.hub.subscription._live",
+        "gateway.limits.limits.Limits.clients",
+        "gateway.limits.users.Users._members",
+        "gateway.stream.acks.Acks._asked",
+        "gateway.stream.acks.Acks._slots",
+        "gateway.stream.streams.Streams.open",
+        "gateway.stream.streams.Streams.slots",
+        "gateway.stream.streams.Streams.stalled",
+    ),
+    "one for each channel of a stream, of which it has `limits.channels_per_stream`": (
+        "gateway.hub.hub.Channel._audiences",
+        "gateway.hub.hub.Hub._channels",
+        "gateway.hub.replay.Opening.told",
+        "gateway.hub.replay.Reader.told",
+        "gateway.stream.connection.Connection.told",
+    ),
+    "one for each connection or request that is under way": (
+        "gateway.auth.turns.Turns._of_one",
+        "gateway.http.bodies.Bodies._held_by",
+        "gateway.http.bodies.Bodies._idle",
+        "gateway.http.server.Listener._fronts",
+        "gateway.http.greeting.Greeting._addresses",
+        "gateway.http.greeting.Greeting._queue",
+        "gateway.http.greeting.Greeting._shaking",
+        "gateway.http.greeting._Address.shaking",
+        "gateway.http.greeting._Address.waiting",
+        "gateway.http.server.Listener._handlers",
+        "gateway.limits.users.Users._asking",
+        "gateway.stream.ending.Ending._untold",
+    ),
+    "one for each question under way, `gateway.auth.forward.WAITING`": (
+        "gateway.auth.forward.ForwardAuth._asking",
+    ),
+    "one for each append that somebody waits for": (
+        "gateway.broker.redis.RedisBroker._waiting",
+        "gateway.broker.sqlite.SqliteBroker._gathered",
+        "gateway.broker.sqlite.SqliteBroker._queue",
+    ),
+    "tasks, connections and files of ours": (
+        "gateway.broker.redis.RedisBroker._tasks",
+        "gateway.broker.redis_pool.Pool._released",
+        "gateway.broker.sqlite.SqliteBroker._stores",
+        "gateway.hub.notices.Notices._reading",
+        "gateway.hub.replay.Replay._tasks",
+        "gateway.reload.Reload._tasks",
+        "gateway.sources.supervisor.Supervisor._tasks",
+        "gateway.workers.child.Obedience._reloading",
+    ),
+    "lines of the log, `gateway.logs.QUEUE_LINES`": ("gateway.logs.Writer._queue",),
+    "events, within `limits.history_bytes`": (
+        "gateway.history.History._expiry",
+        "gateway.history.History._logs",
+        "gateway.history.History._order",
+        "gateway.history._Log.items",
+    ),
+    "events on their way to an audience, within `gateway.hub.audience.MAX_PENDING`": (
+        "gateway.hub.audience.Audience._frames",
+        "gateway.hub.audience.Audience._pending",
+        "gateway.hub.audience.Frame.counts",
+    ),
+    "events that were read for replay, within `gateway.hub.reads.HELD_BYTES`; questions under way": (
+        "gateway.hub.reads.Reads._flying",
+        "gateway.hub.reads.Reads._shelves",
+        "gateway.hub.reads.Reads._tasks",
+        "gateway.hub.reads.Reads._wants",
+        "gateway.hub.reads._Shelf.entries",
+    ),
+    "channels that requests for `last=` wait for, `gateway.hub.recent_ids.WAITING`": (
+        "gateway.hub.recent_ids.RecentIds._turns",
+        "gateway.hub.recent_ids.RecentIds._wants",
+    ),
+    "records for a takeover, within `gateway.sources.tail.KEPT_BYTES`": (
+        "gateway.sources.tail.Tail._records",
+    ),
+    "one for each partition of Kafka that is read; Kafka bounds their names": (
+        "gateway.sources.kafka._Reading._committed",
+        "gateway.sources.kafka._Reading.places",
+    ),
+    "one for each stream of Redis that is read, `gateway.sources.stream_reader.STREAMS`; patterns match short names": (
+        "gateway.broker.memory.MemoryBroker._cursors",
+        "gateway.sources.stream_reader.StreamReader._earlier",
+        "gateway.sources.stream_reader.StreamReader._looks",
+        "gateway.sources.stream_reader.StreamReader._places",
+        "gateway.sources.stream_reader.StreamReader._refused",
+        "gateway.sources.stream_reader.StreamReader._waiting",
+    ),
+    "part of one message, and gone with it": (
+        "gateway.auth.forward._Said.channels",
+        "gateway.sources.router._Way.matches",
+        "gateway.sources.router._Way.named",
+        "gateway.webhooks.clouds._Invocation.records",
+        "gateway.webhooks.clouds._KafkaRecord.headers",
+        "gateway.webhooks.clouds._Message.BrokerProperties",
+        "gateway.webhooks.clouds._Message.UserProperties",
+        "gateway.webhooks.rest_proxy._Record.headers",
+        "gateway.webhooks.rest_proxy._RecordV3.headers",
+    ),
+}
+"""All other containers, by why nobody outside can make them grow without a bound."""

@@ -38,7 +38,7 @@ def weigh(package: str, least: int) -> dict[str, int]:
     found: Counter[str] = Counter()
     for owner, name, value in _attributes(package):
         if isinstance(value, CONTAINERS) and len(value) >= least:
-            found[f"{owner}.{name}"] += _bytes(value)
+            found[f"{owner}.{name}"] += deep_bytes(value)
     return dict(found)
 
 
@@ -84,12 +84,12 @@ def _values(container: Any) -> list[Any]:
     return list(container.values()) if isinstance(container, Mapping) else list(container)
 
 
-def _bytes(root: Any) -> int:
+def deep_bytes(root: Any, levels: int = 6) -> int:
     """Return the bytes of a container with its keys and values, some levels down; shared objects count once."""
     seen: set[int] = set()
     total = 0
     level = [root]
-    for _ in range(6):
+    for _ in range(levels):
         below: list[Any] = []
         for each in level:
             if id(each) in seen or isinstance(each, type):

@@ -2,13 +2,21 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 
+from gateway.broker.memory import MemoryBroker
+from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
+from gateway.errors import Unavailable
+from gateway.event import Appended, Cursor, Draft, Fence
+from gateway.hub.notices import Notices
+from gateway.stream.ending import MOST, Ending
+from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
 
@@ -159,3 +167,34 @@ async def test_no_client_and_no_source_reaches_the_notices(gateway: Gateway) -> 
         ) as answer:
             assert answer.status == 404
         assert isinstance(open_to_all.daemon.catalog, Catalog)
+
+
+class Away(MemoryBroker):
+    """A log that cannot be reached, and says so after a while."""
+
+    def __init__(self) -> None:
+        super().__init__(history_bytes=1 << 20)
+        self.asked = 0
+        self.gate = asyncio.Event()
+
+    async def append(
+        self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
+    ) -> Appended:
+        self.asked += 1
+        await self.gate.wait()
+        raise Unavailable("away")
+
+
+async def test_clients_that_open_while_the_log_is_away_wait_for_it_once() -> None:
+    """In batches one after the other, the last of many would wait for minutes, and more would come meanwhile."""
+    async with gateway_running(CONFIG) as gateway:
+        daemon, log = gateway.daemon, Away()
+        ending = Ending(Notices(log, unix_ms), daemon.streams, daemon.limits, daemon.authenticator)
+        opening = [asyncio.create_task(ending._announce("client", str(number))) for number in range(5 * MOST)]
+        async with safety_net():
+            while not log.asked:
+                await asyncio.sleep(0)
+            log.gate.set()
+            assert await asyncio.gather(*opening) == [None] * len(opening)
+        assert log.asked == 1
+        await ending.close()

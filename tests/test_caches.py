@@ -1,0 +1,761 @@
+"""Every cache is bounded in entries and bytes, whatever is put into it; and none is forgotten here."""
+
+import ast
+import asyncio
+import gc
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import _lru_cache_wrapper
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import aiohttp
+import jwt
+import pytest
+from aiohttp import hdrs
+from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
+
+from gateway.auth.forward import ForwardAuth, Question, _Answer
+from gateway.auth.grant import Grant
+from gateway.auth.revocations import Revocation, Revocations
+from gateway.auth.tickets import Tickets
+from gateway.auth.tokens import MAX_TOKEN, Issuer, Tokens
+from gateway.bounded import LONGEST_KEY, Bounded
+from gateway.broker.base import Batch
+from gateway.broker.board import Seat
+from gateway.broker.memory import MemoryBroker
+from gateway.broker.memory_board import MemoryBoard
+from gateway.broker.sqlite_store import Store
+from gateway.clock import unix_ms
+from gateway.config.auth import Forward, Jwt
+from gateway.config.catalog import Catalog
+from gateway.config.load import loads
+from gateway.config.template import MAX_NAME, Template
+from gateway.errors import NotFound, Unauthorized
+from gateway.event import Draft, Event, EventId, Record, Retention
+from gateway.history import History
+from gateway.http import responses
+from gateway.http.ask import Ask
+from gateway.http.cors import CorsPolicy
+from gateway.hub.entry import Entry
+from gateway.hub.newest import Newest
+from gateway.hub.notices import Notices
+from gateway.hub.recent_ids import RecentIds
+from gateway.limits.addresses import Proxies, unit
+from gateway.limits.limits import UNKNOWN
+from gateway.limits.limits import Limits as AllLimits
+from gateway.limits.peers import Peers
+from gateway.limits.users import Users
+from gateway.metrics import Metrics
+from gateway.refusals import Refusal, Refusals
+from gateway.seldom import Seldom
+from gateway.sources.pubsub_topics import Topics
+from gateway.sources.router import Router
+from gateway.sources.tail import Tail
+from gateway.stream.acks import Acks
+from gateway.stream.elsewhere import Elsewhere
+from gateway.stream.nonces import Nonces
+from gateway.webhooks.post import Reply
+from gateway.webhooks.signatures import ANSWER_BYTES, Proof, Replays
+from tests.soak import declared
+from tests.soak.caches import CACHES, OTHERS, Cache
+from tests.soak.containers import deep_bytes
+
+FEW = 400
+"""Entries that a cache is bounded by here; more where the bound was taken when the module was imported."""
+
+MANY = 250
+"""Entries beyond the bound."""
+
+HEAVY = 400
+"""Entries where it is bytes that bound them."""
+
+SECRET = "s" * 32
+LONG = "é" * 4000
+"""A text that some client sends where a short one is expected."""
+
+WIDE = "\U00020000"
+
+USER = "user.{a}.{b}"
+CONFIG = {
+    "server": {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0"},
+    "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
+    "cors": {"origins": ["*"]},
+    "channels": {
+        USER: {
+            "from": [{"source": "hooks", "topic": "user:{a}:{b}"}],
+            "access": "public",
+            "slow_client": {"conflate": "{/id}"},
+        },
+        "all": {"from": [{"source": "hooks", "topic": "user:*"}], "access": "public"},
+    },
+}
+
+
+def channel(number: int) -> str:
+    """Return the longest name of a channel, of letters that take most bytes."""
+    return f"user.{WIDE * 120}.{number}-".ljust(MAX_NAME, WIDE)[: 5 + 120 + 1 + 128]
+
+
+def long(number: int) -> str:
+    """Return a text that is far too long, and no other one's."""
+    return f"{LONG}{number}"
+
+
+def configured() -> Any:
+    """Return a configuration with a template."""
+    return loads(json.dumps(CONFIG), environ={})
+
+
+def catalog() -> Catalog:
+    """Return its catalog."""
+    return Catalog(configured().channels)
+
+
+def ask(number: int, names: Iterable[str] = ()) -> Ask:
+    """Return a request of some page, for channels of any name."""
+    headers = CIMultiDictProxy(CIMultiDict({hdrs.ORIGIN: f"https://{number:0>6}".ljust(500, "o")}))
+    return Ask("GET", tuple(names), MultiDictProxy(MultiDict()), headers, True, UNKNOWN, "/events")
+
+
+@dataclass
+class Flooded:
+    """What a flood filled: the container, how to count it, and what must live as long."""
+
+    container: Any
+    count: Callable[[], int] | None = None
+    alive: list[Any] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        if self.count is not None:
+            return self.count()
+        if isinstance(self.container, _lru_cache_wrapper):
+            return self.container.cache_info().currsize
+        return len(self.container)
+
+
+def tokens() -> Tokens:
+    config = Jwt.model_validate({"algorithms": ["HS256"], "secret": SECRET})
+    return Tokens([Issuer(config, SECRET.encode())], ["tenants"])
+
+
+def signed(number: int, size: int) -> str:
+    claims = {
+        "exp": time.time() + 600,
+        "sub": f"{number}" + "s" * 500,
+        "tenants": [[]] * (size // 3) + [number],
+    }
+    return jwt.encode(claims, SECRET, "HS256")
+
+
+def flood_claims(entries: int) -> Flooded:
+    made = tokens()
+    for number in range(entries):
+        made.at_once(signed(number, 600))
+    for number in range(20):
+        made.at_once(signed(number, 4000))
+    return Flooded(made._claims)
+
+
+def flood_verified(entries: int) -> Flooded:
+    made = tokens()
+    for number in range(entries):
+        made.at_once(signed(number, 1500))
+    return Flooded(made._verified)
+
+
+def flood_failed(entries: int) -> Flooded:
+    made = tokens()
+    for number in range(entries):
+        with pytest.raises(Unauthorized):
+            made.at_once(f"{number}".ljust(MAX_TOKEN, "."))
+        with pytest.raises(Unauthorized):
+            made.at_once(f"{number}".ljust(MAX_TOKEN + 1, "."))
+    return Flooded(made._failed)
+
+
+def flood_tickets(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        board = MemoryBoard(unix_ms)
+        made = Tickets(board, 600, Revocations())
+        for number in range(entries):
+            opened = [channel(100 * number + each) for each in range(50)]
+            given = await made.give(Grant(subject=long(number)), opened, None)
+            await made.look(given.text)
+        return Flooded(made._known)
+
+    return asyncio.run(flood())
+
+
+def flood_answers(entries: int) -> Flooded:
+    config = Forward.model_validate({"url": "http://127.0.0.1:1/", "cache": "10m"})
+    made = ForwardAuth(config, aiohttp.ClientSession, Metrics(), Revocations())
+
+    async def answer(opened: Iterable[str], number: int) -> _Answer:
+        return _Answer(time.time() + 600, Grant(long(number), opened=frozenset(opened)), 200)
+
+    async def flood() -> None:
+        for number in range(entries):
+            names = tuple(channel(100 * number + each) for each in range(50))
+            question = Question(names, {}, {}, "/events", None, None)
+            task = asyncio.create_task(answer(names, number))
+            await task
+            made._asked(made._key(question), task, 0)
+
+    asyncio.run(flood())
+    return Flooded(made._answers)
+
+
+def flood_revocations(entries: int) -> Flooded:
+    made = Revocations()
+    for number in range(entries):
+        made.add(Revocation(f"{number}".ljust(8000, "é"), f"{number}".ljust(8000, "é")))  # as long as a URL
+    return Flooded(made._recent)
+
+
+def flood_keys(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        broker = MemoryBroker(history_bytes=1 << 20)
+        for number in range(entries):
+            await broker.append(
+                [Draft(channel(number), b"", 0, Retention(0), key=f"{number}".ljust(255, "é"))]
+            )
+        return Flooded(broker._keys)
+
+    return asyncio.run(flood())
+
+
+def flood_notes(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        board = MemoryBoard(unix_ms)
+        for number in range(entries):
+            await board.put(f"ticket:{number:0>64}", b"x" * 10_000, 600)
+        return Flooded(board._notes)
+
+    return asyncio.run(flood())
+
+
+def flood_seats(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        board = MemoryBoard(unix_ms)
+        for number in range(entries):
+            await board.seats([Seat(f"tickets:{number:0>64}", f"ticket:{number:0>64}", 100)], 600)
+        return Flooded(board._seats)
+
+    return asyncio.run(flood())
+
+
+def stored(entries: int, folder: Path) -> Store:
+    store = Store(folder / "log.db", unix_ms)
+    for number in range(entries):
+        with store.transaction():
+            store.append([Batch([Draft(channel(number), b"", 0, Retention(1))], None, None)], 0)
+    return store
+
+
+def flood_rows(entries: int, folder: Path) -> Flooded:
+    store = stored(entries, folder)
+    return Flooded(store._channels, alive=[store])
+
+
+def flood_written(entries: int, folder: Path) -> Flooded:
+    store = stored(entries, folder)
+    return Flooded(store._written, alive=[store])
+
+
+def flood_catalog(entries: int) -> Flooded:
+    made = catalog()
+    for number in range(entries):
+        assert made.resolve(channel(number)) is not None
+        assert made.resolve(long(number)) is None
+        assert made.resolve(f"nowhere.{number}") is None
+    return Flooded(made._cache)
+
+
+def flood_floors(entries: int) -> Flooded:
+    now = [1000]
+    history: History[Event] = History(max_bytes=1 << 20, start=EventId(1, 0), clock=lambda: now[0])
+    for number in range(entries):
+        event = Event(EventId(now[0], number), channel(number), b"", 0)
+        history.append(event, 1, Retention(1, age_ms=1))
+    now[0] += 10
+    history.expire()
+    return Flooded(history._floors, alive=[history])
+
+
+def flood_newest(entries: int) -> Flooded:
+    made, known = Newest(1 << 30), catalog()
+    for number in range(entries):
+        match = known.resolve(channel(number))
+        assert match is not None
+        payload = json.dumps({"id": long(number)}).encode()
+        made.note(Entry(Event(EventId(1, number), match.name, payload, 0), match.declared))
+    return Flooded(made._channels, lambda: len(made))
+
+
+def policy() -> CorsPolicy:
+    return CorsPolicy(configured(), catalog())
+
+
+def flood_tails(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        broker = MemoryBroker(history_bytes=1 << 20)
+        await broker.append([Draft(channel(0), b"1", 1, Retention(10))])
+        made = RecentIds(broker)
+        for number in range(0, entries, 50):
+            await made.after({channel(each): 10 for each in range(number, number + 50)}, 5)
+        await made.close()
+        return Flooded(made._tails)
+
+    return asyncio.run(flood())
+
+
+def flood_cors(entries: int) -> Flooded:
+    made = policy()
+    for number in range(entries):
+        made.refusing(
+            f"https://{number:0>6}".ljust(200, "é"),
+            tuple(f"{number}-{each}".ljust(30, "😀") for each in range(10)),
+        )
+        made.refusing("https://a", (long(number),))
+        made.refusing(long(number), ("all",))
+    return Flooded(made._answers, alive=[made])
+
+
+def flood_cors_of_any(entries: int) -> Flooded:
+    made = policy()
+    for number in range(entries):
+        made.refusing_any(f"https://{number:0>6}".ljust(500, "😀"))
+        made.refusing_any(long(number))
+    return Flooded(made._answers_any, alive=[made])
+
+
+def flood_pages(entries: int) -> Flooded:
+    made = policy()
+    for number in range(entries):
+        assert made.page(ask(number)) is not None
+    return Flooded(made._pages, alive=[made])
+
+
+def flood_heads(entries: int) -> Flooded:
+    responses._lines.cache_clear()
+    made = policy()
+    for number in range(entries):
+        headers = {**responses.error_answer(NotFound("no")).headers, **made.headers(ask(number, ["all"]))}
+        assert hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in headers
+        responses.head(404, headers, {hdrs.CONTENT_LENGTH: str(number)})
+    return Flooded(responses._lines)
+
+
+def address(number: int) -> str:
+    """Return a client's address as long as they are; each is in another network."""
+    return f"2001:db80:{number >> 16:0>4x}:{number & 65535:0>4x}:aaaa:bbbb:cccc:dddd"
+
+
+def flood_trusts(entries: int) -> Flooded:
+    made = Proxies(configured().server.trusted_proxies)
+    for number in range(entries):
+        assert made.client("127.0.0.1", f"{long(number)}, {address(number)}") is not None
+    return Flooded(made.trusts, alive=[made])
+
+
+def flood_units(entries: int) -> Flooded:
+    unit.cache_clear()
+    made = Proxies(configured().server.trusted_proxies)
+    for number in range(entries):
+        found = made.client("127.0.0.1", f"{long(number)}, {address(number)}")
+        assert found is not None
+        unit(found)
+    return Flooded(unit)
+
+
+def flood_announced(entries: int) -> Flooded:
+    config = configured()
+    made = AllLimits(config.server, config.limits, MemoryBoard(unix_ms), Metrics())
+    for number in range(entries):
+        made.announced(f"client:{number:0>32}", "c" * 24, (unix_ms(), number, 0))
+    return Flooded(made._latest)
+
+
+def flood_peers(entries: int) -> Flooded:
+    made = Peers(10, 1000.0, lambda address: False)
+    for number in range(entries):
+        made.of(address(number))
+    return Flooded(made._peers)
+
+
+class SharedBoard(MemoryBoard):
+    """One that nodes share, as those of the other logs are."""
+
+    is_shared = True
+
+
+def flood_leaving(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        made = Users(SharedBoard(unix_ms), 10)
+        made.start()
+        for number in range(entries):
+            user, member = f"user:{number:0>32}", f"client:{number:0>32}"
+            made.enter(user, member)
+            made.leave(user, member)
+        found = Flooded(dict(made._leaving))
+        await made.stop()
+        return found
+
+    return asyncio.run(flood())
+
+
+def flood_refusals(entries: int) -> Flooded:
+    made = Refusals()
+    for number in range(entries):
+        text = long(number)
+        made.note(text, Refusal("stream", "bad", text, source=text, origin=text, client=text))
+    return Flooded(made._known)
+
+
+def flood_seldom(entries: int) -> Flooded:
+    made = Seldom()
+    for number in range(entries):
+        made.tell(("code", long(number)))
+        made.tell(("code", f"{number}".ljust(LONGEST_KEY, "😀")))
+        made.tell(long(number))
+    return Flooded(made._told)
+
+
+def flood_topics(entries: int) -> Flooded:
+    made = Topics([Template("*", glob=True)])
+    for number in range(entries):
+        made.counts(b"%d" % number + b"x" * 1000, b"*")
+        made.counts(b"%d" % number + b"x" * 100_000, b"*")
+    return Flooded(made._owner, alive=[made])
+
+
+def flood_routes(entries: int) -> Flooded:
+    made = Router(catalog(), event_bytes=1000)
+    for number in range(entries):
+        topic = f"user:{number}{'a' * 100}:".ljust(MAX_NAME, "b")[: 5 + len(str(number)) + 100 + 1 + 128]
+        assert len(made.drafts("hooks", Record(topic, b"1"), 0)) == 2
+        for lost in (long(number), f"user:{long(number)}", f"nowhere:{number}"):
+            try:
+                made.drafts("hooks", Record(lost, b"1"), 0)
+            except Exception as error:
+                assert getattr(error, "code", "") == "no_route"
+    return Flooded(made._sources["hooks"].cache, alive=[made])
+
+
+def flood_markers(entries: int) -> Flooded:
+    made = Tail("plan")
+    for number in range(entries):
+        made.mark(f"{number:0>12}")
+    return Flooded(made._markers)
+
+
+def elsewhere() -> Elsewhere:
+    broker = MemoryBroker(history_bytes=1 << 20)
+    config = configured()
+    acks = Acks(Nonces(broker.board), Metrics(), config.ack, config.channels)
+    return Elsewhere(Notices(broker, unix_ms), acks, is_shared=True)
+
+
+def flood_untold(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        made = elsewhere()
+        for number in range(entries):
+            try:
+                made.tell(f"{number:0>24}", 1)
+            except Exception as error:
+                assert getattr(error, "status", 0) == 503
+        found = Flooded(dict(made._untold))
+        await made.close()
+        return found
+
+    return asyncio.run(flood())
+
+
+def flood_told(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        made = elsewhere()
+        for first in range(0, entries, 100):
+            for number in range(first, min(first + 100, entries)):
+                made.tell(f"{number:0>24}", 1)
+            while made._untold:
+                await asyncio.sleep(0)
+                for each in list(made._untold):
+                    made._remember(each, 1)
+        await made.close()
+        return Flooded(made._told)
+
+    return asyncio.run(flood())
+
+
+def flood_nonces(entries: int) -> Flooded:
+    async def flood() -> Flooded:
+        board = MemoryBoard(unix_ms)
+        made = Nonces(board)
+        for number in range(entries):
+            await board.put("ack-key", number.to_bytes(32, "big"), 60)
+            await made._look()
+        return Flooded(made._known)
+
+    return asyncio.run(flood())
+
+
+def flood_replays(entries: int) -> Flooded:
+    made = Replays()
+    for number in range(entries):
+        proof = Proof(once=long(number))
+        made.begin(proof)
+        made.end(proof, Reply(200, "application/json", bytes(ANSWER_BYTES)), 1)
+    return Flooded(made._seen)
+
+
+FLOODS: dict[str, Callable[..., Flooded]] = {
+    "gateway.auth.forward.ForwardAuth._answers": flood_answers,
+    "gateway.auth.revocations.Revocations._recent": flood_revocations,
+    "gateway.auth.tickets.Tickets._known": flood_tickets,
+    "gateway.auth.tokens.Tokens._claims": flood_claims,
+    "gateway.auth.tokens.Tokens._failed": flood_failed,
+    "gateway.auth.tokens.Tokens._verified": flood_verified,
+    "gateway.broker.memory.MemoryBroker._keys": flood_keys,
+    "gateway.broker.memory_board.MemoryBoard._notes": flood_notes,
+    "gateway.broker.memory_board.MemoryBoard._seats": flood_seats,
+    "gateway.broker.sqlite_store.Store._channels": flood_rows,
+    "gateway.broker.sqlite_store.Store._written": flood_written,
+    "gateway.config.catalog.Catalog._cache": flood_catalog,
+    "gateway.history.History._floors": flood_floors,
+    "gateway.http.cors.CorsPolicy._answers": flood_cors,
+    "gateway.http.cors.CorsPolicy._answers_any": flood_cors_of_any,
+    "gateway.http.cors.CorsPolicy._pages": flood_pages,
+    "gateway.http.responses._lines": flood_heads,
+    "gateway.hub.newest.Newest._channels": flood_newest,
+    "gateway.hub.recent_ids.RecentIds._tails": flood_tails,
+    "gateway.limits.addresses.Proxies.trusts": flood_trusts,
+    "gateway.limits.addresses.unit": flood_units,
+    "gateway.limits.limits.Limits._latest": flood_announced,
+    "gateway.limits.peers.Peers._peers": flood_peers,
+    "gateway.limits.users.Users._leaving": flood_leaving,
+    "gateway.refusals.Refusals._known": flood_refusals,
+    "gateway.seldom.Seldom._told": flood_seldom,
+    "gateway.sources.pubsub_topics.Topics._owner": flood_topics,
+    "gateway.sources.router._Routes.cache": flood_routes,
+    "gateway.sources.tail.Tail._markers": flood_markers,
+    "gateway.stream.elsewhere.Elsewhere._told": flood_told,
+    "gateway.stream.elsewhere.Elsewhere._untold": flood_untold,
+    "gateway.stream.nonces.Nonces._known": flood_nonces,
+    "gateway.webhooks.signatures.Replays._seen": flood_replays,
+}
+"""What puts entries into each cache, by its own interface: as many as it is told, with all as long as can be."""
+
+TOGETHER = 2 << 20
+"""What a bound in bytes is set to here."""
+
+
+LINK = 100
+"""Bytes of an entry of `lru_cache` beside its key and value."""
+
+
+def taken_by(container: Any) -> int:
+    """Return about how many bytes a container takes, with what it holds."""
+    if not isinstance(container, _lru_cache_wrapper):
+        return deep_bytes(container, levels=50)
+    held = [
+        each
+        for each in gc.get_referents(container)
+        if not callable(each) and not isinstance(each, ModuleType)
+    ]
+    assert len(held) >= container.cache_info().currsize, "keys and values are among them"
+    return deep_bytes(held, levels=50) + LINK * container.cache_info().currsize
+
+
+@pytest.mark.parametrize(
+    "cache", [cache for cache in CACHES if cache.container], ids=lambda cache: cache.container
+)
+def test_a_flood_stays_within_the_bounds(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever sends names that nobody sent before must not decide how much memory the gateway takes."""
+    module, limit = import_module(cache.module), cache.limit()
+    flood = FLOODS[cache.container]
+    owner = cache.container.rpartition(".")[0]
+    is_made_at_import = owner == cache.module
+    bound = limit if is_made_at_import else min(limit, FEW)
+    monkeypatch.setattr(module, cache.bound, bound)
+    if cache.bytes:
+        assert getattr(module, cache.bytes) <= 64 << 20
+        monkeypatch.setattr(module, cache.bytes, TOGETHER)
+    more = (
+        HEAVY if cache.bytes else bound + MANY,
+        *([tmp_path] if flood in (flood_rows, flood_written) else []),
+    )
+    found = flood(*more)
+    assert 0 < len(found) <= bound
+    taken = taken_by(found.container)
+    if cache.bytes:
+        assert TOGETHER / 2 < taken <= TOGETHER * 1.1, f"{taken:,} bytes"
+        assert len(found) < bound, "the bytes must be what bounds it here"
+    else:
+        assert taken <= bound * cache.each, f"{taken / bound:,.0f} bytes an entry"
+
+
+def test_seats_of_all_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One subject may have a hundred tickets, and there may be many subjects."""
+    module = import_module("gateway.broker.memory_board")
+    monkeypatch.setattr(module, "SEATS", 500)
+
+    async def flood() -> MemoryBoard:
+        board = MemoryBoard(unix_ms)
+        for number in range(5000):
+            await board.seats([Seat(f"tickets:{number // 50}", f"ticket:{number:0>64}", 100)], 600)
+            if number % 7 == 0:
+                await board.leave([Seat(f"tickets:{number // 50}", f"ticket:{number:0>64}", None)])
+        return board
+
+    board = asyncio.run(flood())
+    held = sum(map(len, board._seats.values()))
+    assert held == board._taken
+    assert 400 < held <= 500
+
+
+def test_each_cache_has_a_flood() -> None:
+    """A row without a flood proves nothing."""
+    assert set(FLOODS) == {cache.container for cache in CACHES if cache.container}
+
+
+def test_every_container_of_the_source_is_listed() -> None:
+    """A cache that nobody thought of is the one that grows: list it in tests/soak/caches.py, with its bound."""
+    found = declared.containers()
+    caches = {cache.container for cache in CACHES if cache.container}
+    others = [name for names in OTHERS.values() for name in names]
+    assert len(others) == len(set(others)), "once each"
+    assert not caches & set(others)
+    listed = caches | set(others)
+    assert {name: where for name, where in found.items() if name not in listed} == {}
+    assert listed - found.keys() == set(), "these are gone, or have another name"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "class A:\n def __init__(self):\n  self.x = {}\n  self.y: list[int] = []\n  self.z = 1",
+            {"A.x", "A.y"},
+        ),
+        ("class A:\n def later(self):\n  self.x = self.y = OrderedDict()", {"A.x", "A.y"}),
+        ("class A:\n def f(self):\n  self.x = lru_cache(LIMIT)(self.g)\n  self.y = cache(h)", {"A.x", "A.y"}),
+        (
+            "class A(Struct):\n x: dict[str, int] = {}\n y: int = 0\n z: set[str] | None = None",
+            {"A.x", "A.z"},
+        ),
+        ("@lru_cache(5)\ndef f(): ...\n@functools.cache\ndef g(): ...\n@property\ndef h(): ...", {"f", "g"}),
+        ("x = {}\ny: WeakValueDictionary[str, A] = WeakValueDictionary()\nz = {'a': 1}", {"x", "y"}),
+        ("x = {'a': 1}\ndef f(key): x[key] = 1", {"x"}),
+        ("x = ['a']\ndef f(key): x.append(key)", {"x"}),
+        (
+            "class A:\n def f(self):\n  self.x = [{} for _ in range(3)]\n  self.y = Bounded(1, 2)",
+            {"A.x", "A.y"},
+        ),
+        ("class A:\n def f(self):\n  self.x = given or {}\n  self.y = dict.fromkeys(b)", {"A.x", "A.y"}),
+        (
+            "class A:\n def f(self):\n  self.x = queue.SimpleQueue()\n  self.y = deque(maxlen=3)",
+            {"A.x", "A.y"},
+        ),
+        ("X = list[int] | None\nclass A:\n def f(self):\n  local = {}\n  self.x = tuple([1])", set()),
+    ],
+)
+def test_the_search_finds_containers(source: str, expected: set[str]) -> None:
+    """A search that finds nothing would let everything pass."""
+    assert {name for name, _ in declared._of_module(ast.parse(source))} == expected
+
+
+def calls(attribute: str) -> list[tuple[Path, ast.Call]]:
+    """Return all calls of a method or function of that name in the gateway."""
+    return [
+        (file, node)
+        for file in declared.files()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == attribute
+    ]
+
+
+def test_no_text_is_interned() -> None:
+    """Python 3.12.0 to 3.12.5 keeps what is interned for ever."""
+    assert calls("intern") == []
+
+
+LABELS = {
+    "error.code": "codes of errors, which are words: `test_codes_of_errors_are_words_of_the_code`",
+    "reason": "of gaps and rejections: the same codes, and words of `gateway.hub.replay`",
+    "result": "what became of an answer: words of `gateway.http.acknowledge`",
+    "outcome.result": "what became of a reload: words of `gateway.reload`",
+    "name": "channels as they are declared",
+    "state.name": "sources as they are declared",
+    "self.state.name": "sources as they are declared",
+    "value": "words of `gateway.metrics.definitions`",
+    "AddressFull.code": "a word",
+    "INTERRUPTED": "a word",
+}
+"""What metrics are labelled with besides words that stand there, and why it is a closed set."""
+
+
+def test_labels_are_words_of_the_code() -> None:
+    """A label that a client can choose is a series for each of its words, for ever."""
+    found = {
+        ast.unparse(each): f"{file}:{node.lineno}"
+        for file, node in calls("labels")
+        for each in node.args
+        if not isinstance(each, ast.Constant) and not isinstance(each, ast.IfExp)
+    }
+    assert {label: where for label, where in found.items() if label not in LABELS} == {}
+    assert LABELS.keys() - found.keys() == set()
+
+
+def test_codes_of_errors_are_words_of_the_code() -> None:
+    """They are labels, and keys of what is told seldom."""
+    for file in declared.files():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "code":
+                words = ast.unparse(node.value)
+                is_word = isinstance(node.value, ast.Constant) or words in ("code", "error.code", "each.code")
+                assert is_word, f"{file}:{node.lineno}: {words}"
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith(".code"):
+                assert ast.unparse(node.value) == "code", f"{file}:{node.lineno}"
+            elif isinstance(node, ast.ClassDef):
+                for each in node.body:
+                    if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "code":
+                        assert isinstance(each.value, ast.Constant), f"{file}:{each.lineno}"
+
+
+def test_reasons_of_ends_are_words_of_the_code() -> None:
+    """`disconnects_total` has a child for each, which is kept for ever."""
+    words, found = {"reason", "stream.expiry", "why"}, 0
+    for name in ("end", "abort"):
+        for file, node in calls(name):
+            of_stream = ast.unparse(node.func).rpartition(".")[0] in ("stream", "self", "streams.pop()")
+            if file.parts[-2] not in ("stream", "hub") or not of_stream:
+                continue
+            found += 1
+            text = ast.unparse(node.args[0])
+            assert isinstance(node.args[0], ast.Constant) or text in words, f"{file}:{node.lineno}: {text}"
+    assert found > 5
+
+
+def test_a_bounded_mapping_weighs_what_it_holds() -> None:
+    """Entries are replaced, removed and pushed out; the count of bytes must not drift."""
+    made: Bounded[int, str] = Bounded(10, 64_000)
+    for number in range(100):
+        made.put(number % 13, "x" * (number * 37 % 3000))
+        if number % 5 == 0:
+            made.drop(number % 7)
+    assert len(made) <= 10 and 0 < made.bytes <= 64_000
+    made.put(1, "x" * 64_000)
+    assert 1 not in made, "one must not push out many, and what it replaced is not right any more"
+    for key in list(made):
+        made.drop(key)
+    assert made.bytes == 0
+    made.put(1, "x")
+    made.clear()
+    assert made.bytes == 0
