@@ -62,10 +62,10 @@ def start(ask: Ask) -> Start:
     # The header first: it is what the browser itself keeps; a query value may be from the first page view.
     given = ask.headers.get(_LAST_EVENT_ID)
     if not ask.query:
-        return Start(after=EventId.parse(given.strip()), resumes=True) if given else NOW
+        return _resumed(given) if given else NOW
     given = given or next((ask.query[name] for name in RESUME_NAMES if ask.query.get(name)), None)
     if given:
-        return Start(after=EventId.parse(given.strip()), resumes=True)
+        return _resumed(given)
     last, since = ask.query.get("last"), ask.query.get("since")
     if last is not None and since is not None:
         raise BadRequest("last= and since= exclude each other", code="bad_query")
@@ -74,6 +74,11 @@ def start(ask: Ask) -> Start:
             raise BadRequest(f"last= must be a number from 0 to {MAX_LAST}", code="bad_query")
         return Start(last=int(last))
     return Start(after=_since(since)) if since is not None else NOW
+
+
+def _resumed(given: str) -> Start:
+    """Return where a client goes on that gave an id; a proxy may have doubled it (``5-0, 5-0``)."""
+    return Start(after=EventId.parse(given.partition(",")[0].strip()), resumes=True)
 
 
 def _since(text: str) -> EventId:

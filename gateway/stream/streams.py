@@ -31,6 +31,9 @@ log = structlog.get_logger("gateway.streams")
 AGE_JITTER = 0.2
 """Share by which the maximum age of a stream varies, so that those of one herd do not end together."""
 
+NEVER_MS = 86_400_000
+"""``retry:`` for a client that should not come back: a day. It stops those that ignore ``stream.close``."""
+
 ID_BYTES = 12
 """Random bytes in the id of a connection: 96 bits cannot be guessed."""
 
@@ -115,9 +118,11 @@ class Streams:
         return round(1000 * (jittered(retry, 0.5) if jitter else retry))
 
     def close_block(self, reason: str) -> bytes:
-        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``."""
-        told = {"reason": reason, "reconnect": reason != "replaced"}
-        return control_block("stream.close", told, retry=self.retry_ms(jitter=True))
+        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``, or `NEVER_MS`."""
+        reconnects = reason != "replaced"
+        told = {"reason": reason, "reconnect": reconnects}
+        retry = self.retry_ms(jitter=True) if reconnects else NEVER_MS
+        return control_block("stream.close", told, retry=retry)
 
     def reserve(
         self,
