@@ -15,6 +15,7 @@ from gateway.hub.replay import NOW, Start
 from gateway.hub.subscription import Subscription
 from gateway.limits.limits import MAX_CLIENT
 from gateway.sse import Format
+from gateway.stream.short_heartbeats import USUAL, HeartbeatOptions
 
 _LAST_EVENT_ID = istr("Last-Event-ID")  # quicker to look up than text
 
@@ -52,9 +53,33 @@ def client(ask: Ask) -> str | None:
     return named
 
 
-def heartbeat_events(ask: Ask) -> bool:
-    """Tell whether the client wants heartbeats as events. Raises BadRequest."""
-    return bool(ask.query) and _choice(ask, "heartbeat", ("comment", "event")) == "event"
+def heartbeat(ask: Ask) -> HeartbeatOptions:
+    """Return how the client wants its heartbeats. Raises BadRequest.
+
+    At most one form and one interval, as a list (``event,5s``) or in two parameters.
+    """
+    if not ask.query or "heartbeat" not in ask.query:
+        return USUAL
+    form: str | None = None
+    interval: float | None = None
+    for word in ",".join(ask.query.getall("heartbeat")).split(","):
+        word = word.strip()
+        if form is None and word in ("comment", "event"):
+            form = word
+        elif interval is None and word not in ("comment", "event"):
+            try:
+                interval = parse_duration(word)
+            except ValueError:
+                raise _bad_heartbeat() from None
+        else:
+            raise _bad_heartbeat()
+    return HeartbeatOptions(form == "event", interval)
+
+
+def _bad_heartbeat() -> BadRequest:
+    return BadRequest(
+        "heartbeat= must be comment or event, a duration (5s), or one of each (event,5s)", code="bad_query"
+    )
 
 
 def start(ask: Ask) -> Start:

@@ -155,12 +155,12 @@ class Subscribe:
         if wanted.question is not None:
             authorize(wanted.matches, grant)
         subscription = query.subscription(ask, wanted.matches)
-        start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
+        start, heartbeat = query.start(ask), query.heartbeat(ask)
         if start.last is not None and wanted.caller.address is not None:
             start = replace(start, address=unit(wanted.caller.address))
         hold = self.limits.hold(wanted.caller, grant, query.client(ask))
         try:
-            place = self.streams.reserve(subscription, hold, heartbeat_events=heartbeat_events)
+            place = self.streams.reserve(subscription, hold, heartbeat=heartbeat)
         except BaseException:
             hold.release()
             raise

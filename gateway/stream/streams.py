@@ -25,6 +25,7 @@ from gateway.sse import control_block, open_block
 from gateway.stream.acks import Acks
 from gateway.stream.asked import Asked, Rule
 from gateway.stream.connection import Connection
+from gateway.stream.short_heartbeats import USUAL, HeartbeatOptions, ShortHeartbeats
 
 log = structlog.get_logger("gateway.streams")
 
@@ -90,6 +91,7 @@ class Streams:
         """Streams whose transport has something to get rid of: paused, or closing."""
         self.listeners: Counter[str] = Counter()
         """How many streams are open on each channel, by declared name."""
+        self.short_heartbeats = ShortHeartbeats(timeouts)
         self.slots: list[dict[Connection, None]] = [{} for _ in range(SLOTS)]
         self.is_draining = False
         self._hub = hub
@@ -106,7 +108,8 @@ class Streams:
         """Take other settings. Streams that are open keep their maximum age, and stay if too many."""
         self.timeouts = timeouts
         self.heartbeat_ms = round(1000 * timeouts.heartbeat)
-        """As clients are told: how long a stream is silent at the most."""
+        """How long a stream is silent at the most, if its client did not ask for less."""
+        self.short_heartbeats.reconfigure(timeouts)
         self.limit = limit
         if rate != self._per_second:
             self._per_second = rate
@@ -129,7 +132,7 @@ class Streams:
         subscription: Subscription,
         hold: Hold = FREE,
         *,
-        heartbeat_events: bool = False,
+        heartbeat: HeartbeatOptions = USUAL,
         may_ask: bool = True,
     ) -> "Place":
         """Take a place for a stream that is about to open. Raises Overload.
@@ -144,7 +147,7 @@ class Streams:
         if self._rate is not None and not self._rate.try_take():
             raise TooManyAtOnce("limits.connect_rate is reached")
         rule = self.acks.rule(subscription) if may_ask else None
-        return Place(self, subscription, hold, heartbeat_events, rule)
+        return Place(self, subscription, hold, heartbeat, rule)
 
     def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
         """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
@@ -170,6 +173,8 @@ class Streams:
         self.open[stream] = self.slots[stream.slot][stream] = None
         if stream.asked is not None:
             self.acks.begins(stream.asked)
+        if stream.heartbeat is not None:
+            self.short_heartbeats.begins(stream, stream.heartbeat)
         for name in stream.subscription.names:
             self.listeners[name] += 1
         self.metrics.connections.value += 1
@@ -231,6 +236,8 @@ class Streams:
         del self.open[stream], self.slots[stream.slot][stream]
         if stream.asked is not None:
             self.acks.ends(stream.asked)
+        if stream.heartbeat is not None:
+            self.short_heartbeats.ends(stream, stream.heartbeat)
         for name in stream.subscription.names:
             self.listeners[name] -= 1
         self.stalled.pop(stream, None)
@@ -313,7 +320,7 @@ class Place:
     """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
 
     __slots__ = (
-        "_heartbeat_events",
+        "_heartbeat",
         "_released",
         "_rule",
         "_streams",
@@ -329,12 +336,12 @@ class Place:
         streams: Streams,
         subscription: Subscription,
         hold: Hold,
-        heartbeat_events: bool,
+        heartbeat: HeartbeatOptions,
         rule: Rule | None,
     ) -> None:
         self._streams = streams
         self._rule = rule
-        self._heartbeat_events = heartbeat_events
+        self._heartbeat = heartbeat
         self.subscription = subscription
         self.hold = hold
         self.since = 0
@@ -363,13 +370,16 @@ class Place:
     def first(self, channels: Sequence[str], opening: Opening) -> bytes:
         """Return the first blocks: ``stream.open`` with the channels as they were asked for, and gaps."""
         streams = self._streams
+        asked, heartbeat = self._heartbeat.interval, streams.heartbeat_ms
+        if asked is not None:
+            heartbeat = round(1000 * streams.short_heartbeats.interval(asked))
         block = open_block(
             self.connection,
             channels,
             opening.resume,
             id=opening.id,
             retry=streams.retry_ms(jitter=False),
-            heartbeat=streams.heartbeat_ms,
+            heartbeat=heartbeat,
             more=b"" if self._rule is None else self._rule.told,
         )
         return block + opening.gaps
@@ -384,7 +394,8 @@ class Place:
             opening.cursor,
             opening.head,
             self.hold,
-            heartbeat_events=self._heartbeat_events,
+            heartbeat_events=self._heartbeat.as_events,
+            heartbeat=self._streams.short_heartbeats.of(self._heartbeat.interval),
         )
         if self._rule is not None:
             stream.asked = Asked(stream, self._rule)
