@@ -84,13 +84,11 @@ def _bad_heartbeat() -> BadRequest:
 
 def start(ask: Ask) -> Start:
     """Return where the stream begins. Raises BadRequest."""
-    # The header first: it is what the browser itself keeps; a query value may be from the first page view.
-    given = ask.headers.get(_LAST_EVENT_ID)
-    if not ask.query:
-        return _resumed(given) if given else NOW
-    given = given or next((ask.query[name] for name in RESUME_NAMES if ask.query.get(name)), None)
+    given = _last_event_id(ask)
     if given:
-        return _resumed(given)
+        return Start(after=EventId.parse(given), resumes=True)
+    if not ask.query:
+        return NOW
     last, since = ask.query.get("last"), ask.query.get("since")
     if last is not None and since is not None:
         raise BadRequest("last= and since= exclude each other", code="bad_query")
@@ -101,9 +99,18 @@ def start(ask: Ask) -> Start:
     return Start(after=_since(since)) if since is not None else NOW
 
 
-def _resumed(given: str) -> Start:
-    """Return where a client goes on that gave an id; a proxy may have doubled it (``5-0, 5-0``)."""
-    return Start(after=EventId.parse(given.partition(",")[0].strip()), resumes=True)
+def resume_point(ask: Ask) -> EventId | None:
+    """Return the id that a client resumes from; None where it gave none, or one that is no id."""
+    given = _last_event_id(ask)
+    return EventId.parse(given) if given else None
+
+
+def _last_event_id(ask: Ask) -> str | None:
+    # The header first: it is what the browser itself keeps; a query value may be from the first page view.
+    given = ask.headers.get(_LAST_EVENT_ID)
+    if not given and ask.query:
+        given = next((ask.query[name] for name in RESUME_NAMES if ask.query.get(name)), None)
+    return given.partition(",")[0].strip() if given else None  # a proxy may have doubled it: 5-0, 5-0
 
 
 def _since(text: str) -> EventId:

@@ -207,7 +207,9 @@ class Subscribe:
         self.note_refusal(ask, error)
         cors = self.cors.headers(ask)
         if isinstance(error, (Overload, Unavailable)):
-            return Answer(200, {**HEADERS, **cors}, self.streams.close_block(error.code))
+            # Some clients forget their id with a stream that has none.
+            block = self.streams.close_block(error.code, query.resume_point(ask))
+            return Answer(200, {**HEADERS, **cors}, block)
         answer = error_answer(error)
         return Answer(answer.status, {**answer.headers, **cors}, answer.body)
 

@@ -15,6 +15,7 @@ from gateway.auth.revocations import Withdrawal
 from gateway.backoff import jittered
 from gateway.config.model import Timeouts
 from gateway.errors import Draining, Overload
+from gateway.event import EventId
 from gateway.hub.hub import Hub
 from gateway.hub.replay import Opening, Replay, Start
 from gateway.hub.subscription import Subscription
@@ -120,12 +121,15 @@ class Streams:
         retry = self.timeouts.retry
         return round(1000 * (jittered(retry, 0.5) if jitter else retry))
 
-    def close_block(self, reason: str) -> bytes:
-        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``, or `NEVER_MS`."""
+    def close_block(self, reason: str, id: EventId | None = None) -> bytes:
+        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``, or `NEVER_MS`.
+
+        ``id`` is for a stream that carried none: the one that its client came with.
+        """
         reconnects = reason != "replaced"
         told = {"reason": reason, "reconnect": reconnects}
         retry = self.retry_ms(jitter=True) if reconnects else NEVER_MS
-        return control_block("stream.close", told, retry=retry)
+        return control_block("stream.close", told, retry=retry, id=id)
 
     def reserve(
         self,
