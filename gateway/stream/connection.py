@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from gateway.event import EventId
 from gateway.hub.audience import Audience
+from gateway.hub.entry import Entry
 from gateway.hub.subscription import Subscription
 from gateway.limits.hold import Hold
 from gateway.sse import HEARTBEAT, LAST_CHUNK, chunk, control_block
@@ -68,6 +69,7 @@ class Connection(asyncio.Protocol):
         "paused",
         "progress",
         "received",
+        "resumed",
         "seat",
         "since",
         "slot",
@@ -108,6 +110,7 @@ class Connection(asyncio.Protocol):
         self.events = 0
         self.bytes = 0
         self.swept = -1  # bytes written at the last visit of the sweep; -1: it, or the opening, wrote
+        self.resumed = False  # whether it began after an id that its client named
         self.seat = 0
         self.since = (0, 0)
         self.received = 0
@@ -149,6 +152,11 @@ class Connection(asyncio.Protocol):
         """Write a heartbeat, in the form that the client asked for."""
         if self.closing is None:
             self._write(_HEARTBEATS[self.events_as_heartbeat, self.subscription.chunked])
+
+    def begins_with(self, entry: Entry) -> None:
+        """Note that its first event is large; it may be more than its client can take."""
+        if self.resumed:
+            self._owner.reconnects.begins_with(self, entry)
 
     def end(self, reason: str) -> None:
         """Tell the client why, end the body, and close once that is flushed. Harmless when repeated."""

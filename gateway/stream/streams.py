@@ -26,6 +26,7 @@ from gateway.sse import control_block, open_block
 from gateway.stream.acks import Acks
 from gateway.stream.asked import Asked, Rule
 from gateway.stream.connection import Connection
+from gateway.stream.reconnects import Reconnects
 from gateway.stream.short_heartbeats import USUAL, HeartbeatOptions, ShortHeartbeats
 
 log = structlog.get_logger("gateway.streams")
@@ -92,6 +93,7 @@ class Streams:
         """Streams whose transport has something to get rid of: paused, or closing."""
         self.listeners: Counter[str] = Counter()
         """How many streams are open on each channel, by declared name."""
+        self.reconnects = Reconnects(metrics)
         self.short_heartbeats = ShortHeartbeats(timeouts)
         self.slots: list[dict[Connection, None]] = [{} for _ in range(SLOTS)]
         self.is_draining = False
@@ -240,12 +242,15 @@ class Streams:
         del self.open[stream], self.slots[stream.slot][stream]
         if stream.asked is not None:
             self.acks.ends(stream.asked)
+        heartbeat = self.timeouts.heartbeat
         if stream.heartbeat is not None:
             self.short_heartbeats.ends(stream, stream.heartbeat)
+            heartbeat = self.short_heartbeats.interval(stream.heartbeat.asked)
         for name in stream.subscription.names:
             self.listeners[name] -= 1
         self.stalled.pop(stream, None)
         seconds = asyncio.get_running_loop().time() - stream.opened
+        self.reconnects.ended(stream, seconds, heartbeat)
         reason = stream.closing or "client_closed"
         self._ended(reason).inc()
         self.metrics.connection_seconds.observe(seconds)
@@ -401,6 +406,7 @@ class Place:
             heartbeat_events=self._heartbeat.as_events,
             heartbeat=self._streams.short_heartbeats.of(self._heartbeat.interval),
         )
+        stream.resumed = opening.resume != "none"
         if self._rule is not None:
             stream.asked = Asked(stream, self._rule)
         return stream
