@@ -30,6 +30,7 @@ test: $(VENV)/.developed
 test-all: test test-extended
 
 test-extended: $(VENV)/.developed debian
+	$(STEP) "build clients" $(BIN)/python -m tests.clients.build
 	$(STEP) test-extended $(PYTEST) -m extended
 
 check: $(VENV)/.developed

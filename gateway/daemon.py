@@ -250,6 +250,7 @@ class Daemon(Node):
             self._looking.cancel()
         self.sweep.stop()
         self.acks.stop()
+        self.streams.short_heartbeats.stop()
         await self.canary.stop()
         await self.elsewhere.close()
         await self.nonces.close()

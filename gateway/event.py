@@ -20,7 +20,7 @@ NOTICE = "!"
 """What the names of channels begin with that nodes talk to each other on; no client's channel can."""
 
 _RESERVED = frozenset({"open", "error"})
-_INJECTION = re.compile(r"[\r\n\x00]")
+_INJECTION = re.compile(r"[\r\n\x00\x85\u2028\u2029]")
 MAX_TYPE_LENGTH = 200
 """Longest event type, in characters."""
 
@@ -180,14 +180,15 @@ def safe_type(type_: str | None) -> str | None:
     """Return the type that clients may see: reserved names become ``message``.
 
     Raises ValueError for one that cannot be written on a stream: CR, LF and NUL would inject
-    fields (WHATWG HTML §9.2.6), a lone surrogate has no UTF-8 form.
+    fields (WHATWG HTML §9.2.6), and so would U+0085, U+2028 and U+2029 in readers that take them for line
+    ends; a lone surrogate has no UTF-8 form.
     """
     if type_ is None or type_ == "":
         return None
     if len(type_) > MAX_TYPE_LENGTH:
         raise ValueError(f"event type is longer than {MAX_TYPE_LENGTH} characters")
     if _INJECTION.search(type_):
-        raise ValueError("event type contains CR, LF or NUL")
+        raise ValueError("event type contains NUL or a line end (CR, LF, U+0085, U+2028 or U+2029)")
     try:
         type_.encode()
     except UnicodeEncodeError:

@@ -9,6 +9,8 @@ Rules that real clients taught (each has a test):
 - Data is split on CR, LF and CRLF and on nothing else: ``bytes.splitlines`` would be right by
   accident, ``str.splitlines`` would also split on U+2028.
 - The heartbeat is a comment line without a blank line after it, for the same reason.
+- An envelope is one line for every reader, including those that split at U+2028, U+2029 and U+0085
+  (Python's ``str.splitlines``) and those that parse each ``data:`` line on its own.
 """
 
 import re
@@ -27,6 +29,9 @@ HEARTBEAT = b":\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_BLANKS = bytes.maketrans(b"\r\n", b"  ")
+# In UTF-8, whose other characters never contain these bytes.
+_SEPARATORS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\u2028\u2029\x85")
 _json = msgspec.json.Encoder()
 
 # Filled in by hand: a storm of connects makes thousands of it in a second.
@@ -72,8 +77,9 @@ def block(
 def event_block(event: Event, format: Format, kind: PayloadKind) -> bytes:
     """Return the block of an event of the log in the format that the client asked for.
 
-    ``message`` is the envelope without an ``event`` field, for whoever cannot listen to each type by name.
-    A JSON payload is embedded byte for byte: re-encoding would change big integers and NaN.
+    ``message`` is the envelope without an ``event`` field, for clients that cannot listen by type.
+    ``data`` is the payload itself, on as many ``data`` lines as it has. In an envelope a JSON payload keeps
+    its bytes, except for line ends (`one_line`): re-encoding would change big integers and NaN.
     """
     data = event.payload if format == "data" else envelope(event, kind)
     type = None if format == "message" else event.type
@@ -83,13 +89,30 @@ def event_block(event: Event, format: Format, kind: PayloadKind) -> bytes:
 def envelope(event: Event, kind: PayloadKind) -> bytes:
     """Return ``{channel, id, type, timestamp, payload}`` as JSON bytes; ``id`` is null where none is."""
     payload = _json.encode(event.payload.decode()) if kind == "text" else event.payload
-    return b'{"channel":%b,"id":%b,"type":%b,"timestamp":%d,"payload":%b}' % (
-        _json.encode(event.channel),
-        b'"%d-%d"' % event.id if event.kept else b"null",
-        _json.encode(event.type),
-        event.timestamp,
-        payload,
+    return one_line(
+        b'{"channel":%b,"id":%b,"type":%b,"timestamp":%d,"payload":%b}'
+        % (
+            _json.encode(event.channel),
+            b'"%d-%d"' % event.id if event.kept else b"null",
+            _json.encode(event.type),
+            event.timestamp,
+            payload,
+        )
     )
+
+
+def one_line(json: bytes) -> bytes:
+    """Return a JSON text of equal value in which no reader finds the end of a line.
+
+    CR and LF can only stand between the tokens of JSON, the three other characters only inside strings
+    (RFC 8259 §2, §7). ``json`` must be valid UTF-8.
+    """
+    if b"\n" in json or b"\r" in json:
+        json = json.translate(_BLANKS)
+    if not json.isascii() and (b"\xe2\x80" in json or b"\xc2\x85" in json):
+        for mark, escape in _SEPARATORS:
+            json = json.replace(mark, escape)
+    return json
 
 
 def control_block(

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the programs that the extended tests need beyond Python, as root on Debian: browsers, ip (network
-# namespaces), a C compiler for the load client, senders of webhooks (Node's clients, syslog-ng), the proxies and
+# namespaces), a C compiler for the load client, Go, Rust and Java with Maven for their clients (Go 1.21, which fetches
+# the Go that it is told to, Rust 1.95, Java 11), senders of webhooks (Node's clients, syslog-ng), the proxies and
 # systemd that deploy/ has files for, Prometheus with promtool, and jq for the commands of the runbook.
 # Elsewhere it names what is missing and fails.
 set -eu
@@ -31,6 +32,10 @@ package curl curl
 package caddy caddy
 package systemd-analyze systemd
 package cc gcc libc6-dev
+package go golang-go
+package cargo cargo
+package javac default-jdk-headless
+package mvn maven
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

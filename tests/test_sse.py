@@ -1,15 +1,47 @@
 """Framing: what goes in comes out of a parser that follows the specification, and nothing else does."""
 
+import json
+from functools import partial
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.event import Event, EventId, safe_type
-from gateway.sse import HEARTBEAT, block, chunk, control_block, envelope, event_block, gap_block
+from gateway.sources.router import checked_json
+from gateway.sse import HEARTBEAT, Format, block, chunk, control_block, envelope, event_block, gap_block
 from tests.support.eventsource import Parser
 
 payloads = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
+separators = "\u2028\u2029\x85"
+blanks = st.text(alphabet=" \t\r\n", max_size=3)
+tempting = st.text(alphabet=st.sampled_from(separators + '\\"/\u2027\xa0\u0085e'))
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | payloads | tempting,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(payloads | tempting, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@st.composite
+def json_texts(draw: st.DrawFn) -> bytes:
+    """A JSON text with any white space between its tokens, and any character that strings may hold."""
+
+    def text(value: object) -> str:
+        if isinstance(value, dict):
+            pairs = [f"{text(key)}{draw(blanks)}:{text(inner)}" for key, inner in value.items()]
+            return around("{" + draw(blanks) + ",".join(pairs) + "}")
+        if isinstance(value, list):
+            return around("[" + draw(blanks) + ",".join(map(text, value)) + "]")
+        return around(json.dumps(value, ensure_ascii=draw(st.booleans())))
+
+    def around(token: str) -> str:
+        return draw(blanks) + token + draw(blanks)
+
+    return text(draw(values)).encode()
+
+
 nasty = st.text(alphabet=st.sampled_from("\r\n\0: \tdaeit:\u2028\u0085x"))
 
 
@@ -90,6 +122,44 @@ def test_json_payloads_are_embedded_byte_for_byte(number: str) -> None:
     """Re-encoding would round big integers and drop zeros."""
     event = Event(EventId(1, 0), "c", number.encode(), 1)
     assert envelope(event, "json").endswith(b'"payload":' + number.encode() + b"}")
+
+
+@given(json_texts(), tempting, st.sampled_from(["envelope", "message"]))
+def test_an_envelope_is_one_line_for_every_reader(text: bytes, channel: str, format: Format) -> None:
+    """A pretty-printed payload breaks clients that parse each line; U+2028 makes Python's readers lose half."""
+    event = Event(EventId(1, 0), channel, checked_json(text), 1)
+    written = event_block(event, format, "json")
+    lines = written.decode().splitlines()
+    assert len(lines) == 3, "the data, the id, and the blank line"
+    assert lines[0].startswith("data: ")
+    told = json.loads(lines[0][6:])
+    assert told["channel"] == channel
+    # Numbers are compared as they are written: -0 is 0 otherwise.
+    exact = partial(json.loads, parse_int=str, parse_float=str)
+    assert exact(lines[0][6:])["payload"] == exact(text)
+
+
+@given(tempting)
+def test_a_text_in_an_envelope_is_one_line(text: str) -> None:
+    """Half of a text arrives where a reader takes U+2028 for the end of the line."""
+    written = event_block(Event(EventId(1, 0), "c", text.encode(), 1), "envelope", "text").decode()
+    data, _, _ = written.splitlines()
+    assert json.loads(data[6:])["payload"] == text
+
+
+def test_data_alone_keeps_its_characters() -> None:
+    """A client that asked for the payload itself, to verify it, gets another text."""
+    payload = '{\n "a": "\u2028\u2029\x85"\n}'
+    written = event_block(Event(EventId(1, 0), "c", payload.encode(), 1), "data", "json")
+    (message,) = parsed(written).messages
+    assert message.data == payload
+
+
+@pytest.mark.parametrize("mark", ["\r", "\n", "\0", *separators])
+def test_a_type_with_a_line_end_is_refused(mark: str) -> None:
+    """A type ends its line in some reader, and what follows is a field that nobody wrote."""
+    with pytest.raises(ValueError, match="line end"):
+        safe_type(f"a{mark}id: 9-9")
 
 
 @given(payloads)

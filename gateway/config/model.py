@@ -194,6 +194,9 @@ class Cors(Section):
 
 class Timeouts(Section):
     heartbeat: Duration = preset("15s", "a comment line after this long without an event")
+    heartbeat_minimum: Duration = preset(
+        "4s", "the shortest that clients may ask for (heartbeat=5s); if not below heartbeat, they cannot"
+    )
     write: Duration = preset("20s", "a client that takes nothing for this long is disconnected")
     request: Duration = preset("10s", "headers and body of a request")
     connection: Duration = preset("1h", "maximum age of a stream, jittered by 20 %")

@@ -15,6 +15,7 @@ from gateway.hub.replay import NOW, Start
 from gateway.hub.subscription import Subscription
 from gateway.limits.limits import MAX_CLIENT
 from gateway.sse import Format
+from gateway.stream.short_heartbeats import USUAL, HeartbeatOptions
 
 _LAST_EVENT_ID = istr("Last-Event-ID")  # quicker to look up than text
 
@@ -52,20 +53,42 @@ def client(ask: Ask) -> str | None:
     return named
 
 
-def heartbeat_events(ask: Ask) -> bool:
-    """Tell whether the client wants heartbeats as events. Raises BadRequest."""
-    return bool(ask.query) and _choice(ask, "heartbeat", ("comment", "event")) == "event"
+def heartbeat(ask: Ask) -> HeartbeatOptions:
+    """Return how the client wants its heartbeats. Raises BadRequest.
+
+    At most one form and one interval, as a list (``event,5s``) or in two parameters.
+    """
+    if not ask.query or "heartbeat" not in ask.query:
+        return USUAL
+    form: str | None = None
+    interval: float | None = None
+    for word in ",".join(ask.query.getall("heartbeat")).split(","):
+        word = word.strip()
+        if form is None and word in ("comment", "event"):
+            form = word
+        elif interval is None and word not in ("comment", "event"):
+            try:
+                interval = parse_duration(word)
+            except ValueError:
+                raise _bad_heartbeat() from None
+        else:
+            raise _bad_heartbeat()
+    return HeartbeatOptions(form == "event", interval)
+
+
+def _bad_heartbeat() -> BadRequest:
+    return BadRequest(
+        "heartbeat= must be comment or event, a duration (5s), or one of each (event,5s)", code="bad_query"
+    )
 
 
 def start(ask: Ask) -> Start:
     """Return where the stream begins. Raises BadRequest."""
-    # The header first: it is what the browser itself keeps; a query value may be from the first page view.
-    given = ask.headers.get(_LAST_EVENT_ID)
-    if not ask.query:
-        return Start(after=EventId.parse(given.strip()), resumes=True) if given else NOW
-    given = given or next((ask.query[name] for name in RESUME_NAMES if ask.query.get(name)), None)
+    given = _last_event_id(ask)
     if given:
-        return Start(after=EventId.parse(given.strip()), resumes=True)
+        return Start(after=EventId.parse(given), resumes=True)
+    if not ask.query:
+        return NOW
     last, since = ask.query.get("last"), ask.query.get("since")
     if last is not None and since is not None:
         raise BadRequest("last= and since= exclude each other", code="bad_query")
@@ -74,6 +97,20 @@ def start(ask: Ask) -> Start:
             raise BadRequest(f"last= must be a number from 0 to {MAX_LAST}", code="bad_query")
         return Start(last=int(last))
     return Start(after=_since(since)) if since is not None else NOW
+
+
+def resume_point(ask: Ask) -> EventId | None:
+    """Return the id that a client resumes from; None where it gave none, or one that is no id."""
+    given = _last_event_id(ask)
+    return EventId.parse(given) if given else None
+
+
+def _last_event_id(ask: Ask) -> str | None:
+    # The header first: it is what the browser itself keeps; a query value may be from the first page view.
+    given = ask.headers.get(_LAST_EVENT_ID)
+    if not given and ask.query:
+        given = next((ask.query[name] for name in RESUME_NAMES if ask.query.get(name)), None)
+    return given.partition(",")[0].strip() if given else None  # a proxy may have doubled it: 5-0, 5-0
 
 
 def _since(text: str) -> EventId:

@@ -166,12 +166,12 @@ class Subscribe:
         if wanted.question is not None:
             authorize(wanted.matches, grant)
         subscription = query.subscription(ask, wanted.matches)
-        start, heartbeat_events = query.start(ask), query.heartbeat_events(ask)
+        start, heartbeat = query.start(ask), query.heartbeat(ask)
         if start.last is not None and wanted.caller.address is not None:
             start = replace(start, address=unit(wanted.caller.address))
         hold = self.limits.hold(wanted.caller, grant, query.client(ask))
         try:
-            place = self.streams.reserve(subscription, hold, heartbeat_events=heartbeat_events)
+            place = self.streams.reserve(subscription, hold, heartbeat=heartbeat)
         except BaseException:
             hold.release()
             raise
@@ -218,7 +218,9 @@ class Subscribe:
         self.note_refusal(ask, error)
         cors = self.cors.headers(ask)
         if isinstance(error, (Overload, Unavailable)):
-            return Answer(200, {**HEADERS, **cors}, self.streams.close_block(error.code))
+            # Some clients forget their id with a stream that has none.
+            block = self.streams.close_block(error.code, query.resume_point(ask))
+            return Answer(200, {**HEADERS, **cors}, block)
         answer = error_answer(error)
         return Answer(answer.status, {**answer.headers, **cors}, answer.body)
 

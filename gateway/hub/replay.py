@@ -38,6 +38,9 @@ log = structlog.get_logger("gateway.hub")
 PAGE = 128
 """Events per page."""
 
+LARGE = 60 * 1024
+"""Bytes of a payload that, in its envelope, some clients' buffers (64 KiB) do not hold."""
+
 RETRY = 1.0
 """Seconds until a stream whose read failed tries again, jittered."""
 
@@ -61,6 +64,9 @@ class Reader(Member, Protocol):
 
     def send(self, blocks: bytes, events: int) -> None:
         """Write whole blocks now."""
+
+    def begins_with(self, entry: Entry) -> None:
+        """Note that the first event that it is sent is one of at least `LARGE` bytes."""
 
     def end(self, reason: str) -> None:
         """Close at this event boundary."""
@@ -314,7 +320,10 @@ class Replay:
         # The cursor first: writing may pause the stream, and the page counts as written then.
         stream.cursor = until
         if page:
-            stream.send(stream.subscription.encode(page), len(page))
+            blocks = stream.subscription.encode(page)
+            if len(blocks) >= LARGE and stream.events == 0 and len(page[0].event.payload) >= LARGE:
+                stream.begins_with(page[0])
+            stream.send(blocks, len(page))
             self._metrics.replayed.inc(len(page))
 
     def _gaps(

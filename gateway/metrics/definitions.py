@@ -88,6 +88,17 @@ STREAMS = (
         ),
     ),
     _counter(
+        "impatient_disconnects_total",
+        "Quiet streams that their clients ended before a heartbeat, again and again at the same age",
+        "Their read timeout is shorter than the heartbeat. `client_impatient` in the log names the address "
+        "and the age; [clients.md](clients.md) has the settings.",
+    ),
+    _counter(
+        "oversized_disconnects_total",
+        "Resumed streams that their clients ended at the same large event, again and again",
+        "Their buffer is smaller than the event. `client_stuck` in the log names its id and size.",
+    ),
+    _counter(
         "acks_missed_total",
         "Heartbeats that clients should have answered, and did not in time",
         "Only where `ack` is on. After `ack.retry_limit` in a row a stream ends: "

@@ -61,6 +61,8 @@ class Metrics:
         self.connections = self._tally("connections_total")
         self.disconnects = self._counter("disconnects_total")
         self.refused = self._counter("refused_total")
+        self.impatient_disconnects = self._tally("impatient_disconnects_total")
+        self.oversized_disconnects = self._tally("oversized_disconnects_total")
         self.acks_missed = self._tally("acks_missed_total")
         self.acks = self._counter("acks_total")
         self.connection_seconds = self._histogram("connection_seconds")

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, cast
 
 from gateway.event import EventId
 from gateway.hub.audience import Audience
+from gateway.hub.entry import Entry
 from gateway.hub.subscription import Subscription
 from gateway.limits.hold import Hold
-from gateway.sse import LAST_CHUNK
+from gateway.sse import HEARTBEAT, LAST_CHUNK, chunk, control_block
 from gateway.stream.asked import Asked
+from gateway.stream.short_heartbeats import ShortHeartbeat
 
 if TYPE_CHECKING:
     from gateway.stream.streams import Streams
@@ -31,6 +33,15 @@ HIGH_WATER_TLS = 32 * 1024
 
 MAX_INPUT = 64 * 1024
 """Bytes that a client may send on its stream, where nothing is expected, before it is cut."""
+
+_EVENT = control_block("stream.heartbeat", {})
+# By (the client asked for events, the stream is chunked).
+_HEARTBEATS = {
+    (False, False): HEARTBEAT,
+    (False, True): chunk(HEARTBEAT),
+    (True, False): _EVENT,
+    (True, True): chunk(_EVENT),
+}
 
 
 class Connection(asyncio.Protocol):
@@ -48,6 +59,7 @@ class Connection(asyncio.Protocol):
         "events_as_heartbeat",
         "expires",
         "expiry",
+        "heartbeat",
         "hold",
         "id",
         "is_behind",
@@ -57,6 +69,7 @@ class Connection(asyncio.Protocol):
         "paused",
         "progress",
         "received",
+        "resumed",
         "seat",
         "since",
         "slot",
@@ -78,6 +91,7 @@ class Connection(asyncio.Protocol):
         hold: Hold,
         *,
         heartbeat_events: bool,
+        heartbeat: ShortHeartbeat | None = None,
     ) -> None:
         self._owner = owner
         self.id = id
@@ -86,6 +100,7 @@ class Connection(asyncio.Protocol):
         self.began = began
         self.hold = hold
         self.events_as_heartbeat = heartbeat_events
+        self.heartbeat = heartbeat  # None: it has the gateway's own interval
         self.asked: Asked | None = None
         self.audience: Audience | None = None
         self.told: dict[str, EventId] = {}
@@ -95,6 +110,7 @@ class Connection(asyncio.Protocol):
         self.events = 0
         self.bytes = 0
         self.swept = -1  # bytes written at the last visit of the sweep; -1: it, or the opening, wrote
+        self.resumed = False  # whether it began after an id that its client named
         self.seat = 0
         self.since = (0, 0)
         self.received = 0
@@ -132,10 +148,15 @@ class Connection(asyncio.Protocol):
         self.events += events
         self._write(self.subscription.frame(blocks))
 
-    def send_raw(self, frame: bytes) -> None:
-        """Write bytes that are framed already."""
+    def beat(self) -> None:
+        """Write a heartbeat, in the form that the client asked for."""
         if self.closing is None:
-            self._write(frame)
+            self._write(_HEARTBEATS[self.events_as_heartbeat, self.subscription.chunked])
+
+    def begins_with(self, entry: Entry) -> None:
+        """Note that its first event is large; it may be more than its client can take."""
+        if self.resumed:
+            self._owner.reconnects.begins_with(self, entry)
 
     def end(self, reason: str) -> None:
         """Tell the client why, end the body, and close once that is flushed. Harmless when repeated."""

@@ -3,13 +3,13 @@
 Streams are dealt into slots and each tick visits one of them (with 15,000 streams, fewer than 500),
 so the work is spread evenly and no stream has a timer. A stream is visited twice per heartbeat interval
 and gets one if nothing was written to it since the last visit: an idle stream is never silent for
-longer than the interval.
+longer than the interval. Streams with a shorter interval of their own get their heartbeats from
+`gateway.stream.short_heartbeats`, and all else from here.
 """
 
 import asyncio
 
 from gateway.backoff import jittered
-from gateway.sse import HEARTBEAT, chunk, control_block
 from gateway.stream.connection import Connection
 from gateway.stream.streams import SLOTS, Streams
 
@@ -18,15 +18,6 @@ VISITS = 2
 
 BEATEN = -1
 """As `Connection.swept`: the last visit wrote, so the next one need not."""
-
-_EVENT = control_block("stream.heartbeat", {})
-# By (the client asked for events, the stream is chunked).
-_FRAMES = {
-    (False, False): HEARTBEAT,
-    (False, True): chunk(HEARTBEAT),
-    (True, False): _EVENT,
-    (True, True): chunk(_EVENT),
-}
 
 
 class Sweep:
@@ -65,8 +56,8 @@ class Sweep:
         self._streams.expire(stream, now, within=self._round)
         if stream.closing is not None:
             return
-        if stream.written == stream.swept and stream.can_take:
-            stream.send_raw(_FRAMES[stream.events_as_heartbeat, stream.subscription.chunked])
+        if stream.written == stream.swept and stream.can_take and stream.heartbeat is None:
+            stream.beat()
             stream.swept = BEATEN
         else:
             stream.swept = stream.written

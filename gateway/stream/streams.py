@@ -15,6 +15,7 @@ from gateway.auth.revocations import Withdrawal
 from gateway.backoff import jittered
 from gateway.config.model import Timeouts
 from gateway.errors import Draining, Overload
+from gateway.event import EventId
 from gateway.hub.hub import Hub
 from gateway.hub.replay import Opening, Replay, Start
 from gateway.hub.subscription import Subscription
@@ -25,11 +26,16 @@ from gateway.sse import control_block, open_block
 from gateway.stream.acks import Acks
 from gateway.stream.asked import Asked, Rule
 from gateway.stream.connection import Connection
+from gateway.stream.reconnects import Reconnects
+from gateway.stream.short_heartbeats import USUAL, HeartbeatOptions, ShortHeartbeats
 
 log = structlog.get_logger("gateway.streams")
 
 AGE_JITTER = 0.2
 """Share by which the maximum age of a stream varies, so that those of one herd do not end together."""
+
+NEVER_MS = 86_400_000
+"""``retry:`` for a client that should not come back: a day. It stops those that ignore ``stream.close``."""
 
 ID_BYTES = 12
 """Random bytes in the id of a connection: 96 bits cannot be guessed."""
@@ -94,6 +100,8 @@ class Streams:
         """Streams whose transport has something to get rid of: paused, or closing."""
         self.listeners: Counter[str] = Counter()
         """How many streams are open on each channel, by declared name."""
+        self.reconnects = Reconnects(metrics)
+        self.short_heartbeats = ShortHeartbeats(timeouts)
         self.slots: list[dict[Connection, None]] = [{} for _ in range(SLOTS)]
         self.is_draining = False
         self._hub = hub
@@ -110,7 +118,8 @@ class Streams:
         """Take other settings. Streams that are open keep their maximum age, and stay if too many."""
         self.timeouts = timeouts
         self.heartbeat_ms = round(1000 * timeouts.heartbeat)
-        """As clients are told: how long a stream is silent at the most."""
+        """How long a stream is silent at the most, if its client did not ask for less."""
+        self.short_heartbeats.reconfigure(timeouts)
         self.limit = limit
         if rate != self._per_second:
             self._per_second = rate
@@ -121,17 +130,22 @@ class Streams:
         retry = self.timeouts.retry
         return round(1000 * (jittered(retry, 0.5) if jitter else retry))
 
-    def close_block(self, reason: str) -> bytes:
-        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``."""
-        told = {"reason": reason, "reconnect": reason != "replaced"}
-        return control_block("stream.close", told, retry=self.retry_ms(jitter=True))
+    def close_block(self, reason: str, id: EventId | None = None) -> bytes:
+        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``, or `NEVER_MS`.
+
+        ``id`` is for a stream that carried none: the one that its client came with.
+        """
+        reconnects = reason != "replaced"
+        told = {"reason": reason, "reconnect": reconnects}
+        retry = self.retry_ms(jitter=True) if reconnects else NEVER_MS
+        return control_block("stream.close", told, retry=retry, id=id)
 
     def reserve(
         self,
         subscription: Subscription,
         hold: Hold = FREE,
         *,
-        heartbeat_events: bool = False,
+        heartbeat: HeartbeatOptions = USUAL,
         may_ask: bool = True,
     ) -> "Place":
         """Take a place for a stream that is about to open. Raises Overload.
@@ -146,7 +160,7 @@ class Streams:
         if self._rate is not None and not self._rate.try_take():
             raise TooManyAtOnce("limits.connect_rate is reached")
         rule = self.acks.rule(subscription) if may_ask else None
-        return Place(self, subscription, hold, heartbeat_events, rule)
+        return Place(self, subscription, hold, heartbeat, rule)
 
     def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
         """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
@@ -172,6 +186,8 @@ class Streams:
         self.open[stream] = self.slots[stream.slot][stream] = None
         if stream.asked is not None:
             self.acks.begins(stream.asked)
+        if stream.heartbeat is not None:
+            self.short_heartbeats.begins(stream, stream.heartbeat)
         for name in stream.subscription.names:
             self.listeners[name] += 1
         self.metrics.connections.value += 1
@@ -233,10 +249,15 @@ class Streams:
         del self.open[stream], self.slots[stream.slot][stream]
         if stream.asked is not None:
             self.acks.ends(stream.asked)
+        heartbeat = self.timeouts.heartbeat
+        if stream.heartbeat is not None:
+            self.short_heartbeats.ends(stream, stream.heartbeat)
+            heartbeat = self.short_heartbeats.interval(stream.heartbeat.asked)
         for name in stream.subscription.names:
             self.listeners[name] -= 1
         self.stalled.pop(stream, None)
         seconds = asyncio.get_running_loop().time() - stream.opened
+        self.reconnects.ended(stream, seconds, heartbeat)
         reason = stream.closing or "client_closed"
         self._ended(reason).inc()
         self.metrics.connection_seconds.observe(seconds)
@@ -319,7 +340,7 @@ class Place:
     """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
 
     __slots__ = (
-        "_heartbeat_events",
+        "_heartbeat",
         "_released",
         "_rule",
         "_streams",
@@ -335,12 +356,12 @@ class Place:
         streams: Streams,
         subscription: Subscription,
         hold: Hold,
-        heartbeat_events: bool,
+        heartbeat: HeartbeatOptions,
         rule: Rule | None,
     ) -> None:
         self._streams = streams
         self._rule = rule
-        self._heartbeat_events = heartbeat_events
+        self._heartbeat = heartbeat
         self.subscription = subscription
         self.hold = hold
         self.since = 0
@@ -369,13 +390,16 @@ class Place:
     def first(self, channels: Sequence[str], opening: Opening) -> bytes:
         """Return the first blocks: ``stream.open`` with the channels as they were asked for, and gaps."""
         streams = self._streams
+        asked, heartbeat = self._heartbeat.interval, streams.heartbeat_ms
+        if asked is not None:
+            heartbeat = round(1000 * streams.short_heartbeats.interval(asked))
         block = open_block(
             self.connection,
             channels,
             opening.resume,
             id=opening.id,
             retry=streams.retry_ms(jitter=False),
-            heartbeat=streams.heartbeat_ms,
+            heartbeat=heartbeat,
             more=b"" if self._rule is None else self._rule.told,
         )
         return block + opening.gaps
@@ -390,8 +414,10 @@ class Place:
             opening.cursor,
             opening.head,
             self.hold,
-            heartbeat_events=self._heartbeat_events,
+            heartbeat_events=self._heartbeat.as_events,
+            heartbeat=self._streams.short_heartbeats.of(self._heartbeat.interval),
         )
+        stream.resumed = opening.resume != "none"
         if self._rule is not None:
             stream.asked = Asked(stream, self._rule)
         return stream

@@ -10,13 +10,13 @@ class About:
 
     package: str
     """Under which its version is pinned."""
-    home: Literal["npm", "PyPI", "Debian", "here"]
+    home: Literal["npm", "PyPI", "Debian", "Go", "crates", "Maven", "here"]
     resumes: str
     """Where the id goes when it comes back; a test looks."""
     watchdog: str
     """How it notices a connection that is dead without an end."""
     advice: str
-    runs_in: Literal["node", "python"] = "node"
+    runs_in: Literal["node", "python", "go", "rust", "java"] = "node"
 
 
 _LOOP = "call it in [a loop](#loops)"
@@ -80,6 +80,38 @@ CLIENTS: dict[str, About] = {
         "aiohttp-sse-client2", "PyPI", "header", "`timeout` of aiohttp", "use httpx-sse", "python"
     ),
     "curl": About("curl", "Debian", "header", "`--speed-time`", _LOOP, "python"),
+    "launchdarkly/eventsource (Go)": About(
+        "github.com/launchdarkly/eventsource",
+        "Go",
+        "header",
+        "`StreamOptionReadTimeout`, off",
+        "set it to three heartbeats, and close in the error handler after a 4xx",
+        "go",
+    ),
+    "tmaxmax/go-sse (Go)": About(
+        "github.com/tmaxmax/go-sse",
+        "Go",
+        "header",
+        "none",
+        "`connection.Buffer(nil, 1<<20)`: its own ends at 64 KiB",
+        "go",
+    ),
+    "eventsource-client (Rust)": About(
+        "eventsource-client",
+        "crates",
+        "header",
+        "`read_timeout` of its transport, off",
+        "set it to three heartbeats, and `retry_initial(true)`",
+        "rust",
+    ),
+    "okhttp-eventsource (Java)": About(
+        "okhttp-eventsource",
+        "Maven",
+        "header",
+        "`readTimeout`, 5 s",
+        "set it to three heartbeats, and close it after a 4xx",
+        "java",
+    ),
 }
 
 EVENTS = [name for name, about in CLIENTS.items() if about.home != "here"]

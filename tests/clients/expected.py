@@ -34,7 +34,7 @@ SCENARIOS = (
     *DELIVERY,
     *CUTS,
     *ENDS,
-    *("drain", "age", "overload", "gap", "token expired", "token renewed"),
+    *("drain", "kill", "age", "overload", "gap", "token expired", "token renewed"),
     *("heartbeats", "heartbeats as events", "dead"),
 )
 
@@ -114,6 +114,8 @@ LOSSES: Mapping[str, tuple[Loss, ...]] = {
     ),
     "@microsoft/fetch-event-source, told to retry": (_TORN_ID, _FETCH_DATA, _NO_WATCHDOG),
     "sseclient-py": (_TORN_END,),
+    "tmaxmax/go-sse (Go)": (_NO_WATCHDOG,),
+    "eventsource-client (Rust)": (_HEADERS_ONCE,),
     "curl": (
         Loss(
             "`--speed-time` looks at five seconds at a time, for which a comment has too few bytes: "
@@ -125,7 +127,7 @@ LOSSES: Mapping[str, tuple[Loss, ...]] = {
         Loss(
             "it raises when a connection is cut or cannot be made, and half a character ends it too",
             {
-                **dict.fromkeys((*CUTS, "drain", "gap", "overload", "dead"), STOPS),
+                **dict.fromkeys((*CUTS, "drain", "kill", "gap", "overload", "dead"), STOPS),
                 "ended within a character": STOPS,
             },
         ),

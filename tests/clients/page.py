@@ -19,14 +19,18 @@ _HEAD = """# Clients
 
 What real clients make of the gateway's streams: unmodified packages, used as their own pages say, against a running
 gateway and through connections that are cut. `make clients-table` runs them and writes this page; a test fails when a
-client does better or worse than it says here.
+client of the first two tables does better or worse than it says here. [Seventeen more libraries](#more-libraries) were run
+once; [the settings](#settings) that each library needs are below.
 
 - **Any client loses nothing** of what the gateway sends as long as it keeps the last id of a whole event and comes
   back with it. Where the table below says otherwise it is the client's own doing.
 - In a page, take [ours](guides/frontend.md), or the browser's own `EventSource`. In Node, ours or `eventsource`. In Python,
   httpx-sse in the loop below.
 - A connection can die without an end (a laptop that slept, a firewall that forgot): only clients that wait for bytes
-  notice. The gateway sends some every `timeouts.heartbeat` (15 s); let a client give up after 2.5 to 3 of that.
+  notice. The gateway sends some every `timeouts.heartbeat` (15 s); let a client give up after 2.5 to 3 of that, or ask for more
+  of them: with `?heartbeat=4s`, or anything from `timeouts.heartbeat_minimum` (4 s) up. A client whose read timeout is shorter
+  than the heartbeat reconnects for ever; the gateway finds it, logs `client_impatient` once, and counts it in
+  `impatient_disconnects_total`.
 - `format=envelope` (the default) is safe from every parser: one line of JSON. With `format=data` some alter text that
   has line ends or blanks at its beginning.
 
@@ -54,6 +58,62 @@ _SCENARIOS = """
 
 | scenario | what must come of it |
 |---|---|
+"""
+
+_MORE = """
+## More libraries
+
+Run once or twice each, on loopback, in November 2026. *Payload*: 99 events in both formats, two of 200 KB. *End*: comes back after
+a stream that the gateway ended, with everything once and in order; *kill*: the same over `kill -9` and 3 s without a
+gateway. *401*, *503*: what it does about them. *Cut*: a connection cut or ended in the middle of an event.
+
+| library | payload | end | kill | gives up on silence by | `retry:` | 401, 503 | cut |
+|---|---|---|---|---|---|---|---|
+| r3labs/sse 2.10.0 (Go) | to 64 KiB | **stops** | ✓ | none | own backoff | asks on | **torn, twice, half an id** |
+| donovanhide/eventsource 2021-08 (Go) | ✓ | ✓ | ✓ | none | ✓ | stops; after a good stream it asks on, doubling | ✓ |
+| okhttp-sse 4.12.0, 5.1.0 (a loop around it) | ✓ | ✓ | ✓ | `readTimeout`, **10 s** | caller's | caller's | ✓ |
+| Spring WebClient 6.2.8 (`retry`, `repeat`) | drops empty lines | ✓ | ✓ | `responseTimeout` | caller's | caller's | ended: torn, twice |
+| Ktor 3.1.3 with CIO (loop) | joins lines with CRLF | ✓ | ✓ | `socketTimeoutMillis` | with attempts > 0 | caller's | ✓ |
+| Jersey 3.1.9 (JAX-RS) | strips blanks | ✓ | **stops** | `readTimeout`, then **stops** | ✓ | stops; obeys `Retry-After` | ended: torn, twice |
+| JDK HttpClient 17 (loop) | ✓ | ✓ | ✓ | none | caller's | caller's | ✓ |
+| reqwest-eventsource 0.6.0 (Rust) | ✓ | ✓ | ✓ | `read_timeout` of reqwest | ✓ | stops | ✓ |
+| eventsource-stream 0.2.3 (Rust, loop) | ✓ | ✓ | ✓ | `read_timeout` of reqwest | caller's | caller's | ✓ |
+| sseer 0.3.1 (Rust) | ✓ | ✓ | **stops** | `read_timeout` | doubles it | stops | ✓ |
+| eventsource 4.1.1 (npm) | ✓ | ✓ | ✓ | none | ✓ | stops | ✓ |
+| undici 7.30.2 EventSource | ✓ | ✓ | ✓ | `bodyTimeout`, 300 s | ✓ | stops | ✓ |
+| eventsource-parser 3.1.1/stream (loop) | ✓ | ✓ | ✓ | none | caller's | caller's | ✓ |
+| requests-sse 0.5.3 | strips blanks and the last LF | ✓ | ✓ | `timeout`, off | doubles it | stops | ended within a character: stops |
+| sseclient 0.0.27 | splits at U+2028 in `format=data` | ✓, and an empty event each | **raises** | `timeout`, raises | ✓ | stops | ended: torn, twice |
+| aiosseclient 0.1.8 (in a loop: ✓) | splits at U+2028 in `format=data` | **over** | **over** | none | caller's | over, without an error | stops |
+| aiohttp-sse-client 0.2.1 | strips blanks and LFs | ✓ | **raises** | `sock_read`, raises | ✓ | stops | **raises** |
+
+All of them keep ids as they are, and send back the id of `stream.open` where no event came yet. They get `stream.gap` as an
+event, and go on; `overloaded` makes them ask every 1 to 6 s until there is room.
+
+## Settings
+
+| library | set | because |
+|---|---|---|
+| any | a read timeout of 2.5 to 3 heartbeats (45 s); where it must be shorter, `?heartbeat=` of at most four fifths of it | silence is the only sign of a connection that died |
+| okhttp-sse | `OkHttpClient.Builder().readTimeout(45, SECONDS)`, and a loop of your own that sends `Last-Event-ID` | 10 s; it never comes back by itself |
+| okhttp-eventsource | `ConnectStrategy.http(uri).readTimeout(45, SECONDS)`; close it after a 401, 403 or 404 | 5 s; it asks for ever |
+| clients that cannot be changed | `timeouts.heartbeat: 4s` in the gateway | OkHttp's both and httpx stay then |
+| launchdarkly/eventsource | `StreamOptionReadTimeout(45*time.Second)`, `StreamOptionCanRetryFirstConnection(-1)`, an error handler that closes on `SubscriptionError` 401, 403, 404 | no timeout by default; it asks every second after a 401 |
+| tmaxmax/go-sse | `connection.Buffer(nil, 1<<20)`; a loop around `Connect` where a proxy answers 5xx | 64 KiB for an event; any status but 200 is final |
+| r3labs/sse | `SubscribeRaw` in a `for` loop on one client, `ClientMaxBufferSize(1<<20)`, a `ResponseValidator` that gives up on 4xx; better another library | a planned end is the end for it, and its backoff ends for good |
+| donovanhide/eventsource | another library | last released in 2021; no read timeout |
+| WebClient | `codecs(c -> c.defaultCodecs().maxInMemorySize(1 << 20))`, `responseTimeout(45 s)`, `followRedirect(true)`, `repeatWhen` as well as `retryWhen`; envelopes | 256 KiB for an event; a planned end completes the Flux |
+| Ktor | `install(SSE) { maxReconnectionAttempts = Int.MAX_VALUE }`, `HttpTimeout { socketTimeoutMillis = 45_000 }`, and a loop; envelopes | no attempts by default |
+| Jersey | `ClientBuilder.readTimeout(45, SECONDS)`; a new `SseEventSource` in `onComplete`, with the id as `?lastEventId=` | one connection that fails is the end |
+| eventsource-client (Rust) | `.read_timeout(45 s)` of `HyperTransport`, `.reconnect(… retry_initial(true))`; drop it after a 401 | none by default |
+| reqwest-eventsource, eventsource-stream, sseer | `reqwest::Client::builder().read_timeout(45 s)`; open sseer anew when it ends | none by default |
+| undici EventSource | `dispatcher: new Agent({ bodyTimeout: 45_000 })` | 300 s; and it does not keep the process alive |
+| requests-sse | `timeout=45` and a high `max_connect_retry`; envelopes | it raises after 5 tries |
+| sseclient, aiosseclient, aiohttp-sse-client | httpx-sse in the loop below | as the table says |
+
+An event that is larger than a client's buffer ends its stream, again and again, and nothing that follows arrives: Go's scanners take
+64 KiB, WebClient 256 KiB, and `limits.event_bytes` is 256 KiB without the envelope. The gateway finds that too, and logs
+`client_stuck` with the id and size: [runbook](runbook.md#ssegatewayeventtoolarge).
 """
 
 _LOOPS = """
@@ -84,6 +144,7 @@ it has a timeout of five minutes for a whole stream unless it is given `timeout=
 
 _ABOUT = {
     "drain": "the gateway ends all streams with `stream.close` `draining`, is away, and comes back",
+    "kill": "the gateway is killed and comes back; its log is in SQLite",
     "age": "streams end for their age (`timeouts.connection`) again and again, while events come",
     "overload": "answers are 200 and `stream.close` `overloaded` until there is room",
     "gap": "the resume point is no longer in history",
@@ -102,9 +163,17 @@ _MEANS = {
 }
 
 
+PINNED = {
+    "Go": ("go/go.mod", r"(?m)^\t{} v(\S+)$"),
+    "crates": ("rust/Cargo.toml", r'(?m)^{} = {{ version = "=([^"]+)"'),
+    "Maven": ("java/pom.xml", r"<artifactId>{}</artifactId>\s*<version>([^<]+)"),
+}
+"""Where the versions of other homes stand."""
+
+
 def render() -> str:
     """Return the page."""
-    return "".join((_HEAD, *_clients(), _LOSSES, *_losses(), _SCENARIOS, *_scenarios(), _loops()))
+    return "".join((_HEAD, *_clients(), _LOSSES, *_losses(), _SCENARIOS, *_scenarios(), _MORE, _loops()))
 
 
 def version(about: About) -> str:
@@ -113,6 +182,11 @@ def version(about: About) -> str:
         return str(
             json.loads((ROOT / "tests/clients/package.json").read_text())["dependencies"][about.package]
         )
+    if about.home in PINNED:
+        file, pattern = PINNED[about.home]
+        text = (ROOT / "tests/clients" / file).read_text()
+        (found,) = re.findall(pattern.format(re.escape(about.package)), text)
+        return str(found)
     if about.home == "PyPI":
         setup = configparser.ConfigParser()
         setup.read(ROOT / "setup.cfg")

@@ -1,18 +1,29 @@
-"""Streams that the gateway ends, or cannot continue: drain, maximum age, gaps, overload."""
+"""Streams that the gateway ends, or cannot continue: drain, a kill, maximum age, gaps, overload."""
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession
 
 from tests.clients.catalog import CLIENTS
 from tests.clients.expected import check
 from tests.clients.tap import Tap
 from tests.clients.trial import HOOKS, all_of, outcome, publish_orders, settled, trying
 from tests.clients.zoo import Client
-from tests.support.gateway import gateway_running, merged
+from tests.support.gateway import BASE, gateway_running, merged
+from tests.support.node import Node
 
 pytestmark = pytest.mark.extended
+
+
+@dataclass(frozen=True)
+class At:
+    """A gateway of another process."""
+
+    url: str
+    session: ClientSession
 
 
 def taps_to(port: int) -> dict[str, Tap]:
@@ -44,6 +55,29 @@ async def test_a_restart_loses_nothing(tmp_path: Path) -> None:
                 await settled(clients.values(), 4)
                 check("drain", {name: outcome(client, range(1, 5)) for name, client in clients.items()})
             assert all(b'"reason":"draining"' in tap.lines[0].answered for tap in taps.values())
+
+
+async def test_a_kill_loses_nothing(tmp_path: Path) -> None:
+    """The gateway's process dies without a word, and another one takes up its log: streams are cut as they are."""
+    config = merged(merged(BASE, HOOKS), {"broker": {"url": f"sqlite:///{tmp_path}/log.db"}})
+    node = Node(tmp_path, config)
+    try:
+        await node.start()
+        taps = taps_to(node.port)
+        async with ClientSession() as session, trying(taps) as clients:
+            there = At(f"http://127.0.0.1:{node.port}", session)
+            await publish_orders(there, [1, 2])
+            await settled(clients.values(), 2)
+            await node.kill()
+            await all_of(clients.values(), asked_in_vain)
+            await node.start()
+            await publish_orders(there, [3, 4])
+            await settled(clients.values(), 4)
+            await publish_orders(there, [5])
+            await settled(clients.values(), 5)
+            check("kill", {name: outcome(client, range(1, 6)) for name, client in clients.items()})
+    finally:
+        await node.kill()
 
 
 async def test_the_maximum_age_is_not_seen() -> None:

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from aiohttp import ClientSession
 
 from gateway.event import GAP
 from tests.clients.tap import Tap, tapped
 from tests.clients.zoo import Client, zoo_running
-from tests.support.gateway import Gateway, eventually
+from tests.support.gateway import eventually
 
 WHOLE = "whole"
 """Everything that was published arrived once, in order, and nothing else."""
@@ -80,7 +82,17 @@ def is_back(client: Client) -> bool:
     return client.is_over or (tap.was_cut and b"stream.open" in tap.lines[-1].answered)
 
 
-async def publish(gateway: Gateway, *payloads: object, kind: str = "application/json") -> None:
+class Published(Protocol):
+    """A gateway that takes posts, in this process or in one of its own."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def session(self) -> ClientSession: ...
+
+
+async def publish(gateway: Published, *payloads: object, kind: str = "application/json") -> None:
     """Publish events of the type ``order`` with these payloads, in one request."""
     event = {"specversion": "1.0", "source": "/zoo", "type": "order", "datacontenttype": kind}
     events = [{**event, "id": f"{next(_numbers)}", "data": payload} for payload in payloads]
@@ -96,7 +108,7 @@ def order(number: int) -> dict[str, object]:
     return {"n": number, "text": "😀é"}
 
 
-async def publish_orders(gateway: Gateway, orders: Iterable[int]) -> None:
+async def publish_orders(gateway: Published, orders: Iterable[int]) -> None:
     """Publish such events one after the other."""
     for number in orders:
         await publish(gateway, order(number))

@@ -1,6 +1,7 @@
 """Real clients in processes of their own, started by jobs; what they report comes back as lines of JSON.
 
-One process of Node runs all clients of npm, one of Python those of PyPI and curl: each client any number of times.
+One process of Node runs all clients of npm, one of Python those of PyPI and curl, and one for each other language its
+own: each client any number of times.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.clients import build
 from tests.clients.catalog import CLIENTS
 from tests.clients.tap import Tap
 from tests.support.deadline import safety_net
@@ -91,7 +93,7 @@ class Zoo:
         node = need("node", "nodejs")
         need("curl", "curl")
         await asyncio.to_thread(need_npm, HERE)  # other workers' tests go on meanwhile
-        commands = {
+        commands = await asyncio.to_thread(build.commands) | {
             "node": [node, str(HERE / "node" / "zoo.js")],
             "python": [sys.executable, "-m", "tests.clients.python.zoo"],
         }

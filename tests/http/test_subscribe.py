@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -123,3 +124,59 @@ async def test_strange_names_are_unknown_channels(gateway: Gateway, name: str) -
     stream = await gateway.open(f"/events/{name}")
     assert stream.status in (400, 404)
     assert "x" not in stream.headers
+
+
+def in_header(id: str) -> tuple[str, dict[str, str]]:
+    return "/events/orders", {"Last-Event-ID": f"{id}, {id}"}
+
+
+def in_two_headers(id: str) -> tuple[str, dict[str, str]]:
+    return "/events/orders", {"Last-Event-ID": id, "last-event-id": id}
+
+
+def in_query(id: str) -> tuple[str, dict[str, str]]:
+    return f"/events/orders?lastEventId={id},{id}", {}
+
+
+@pytest.mark.parametrize("doubled", [in_header, in_two_headers, in_query])
+async def test_an_id_that_a_proxy_doubled_is_one(
+    gateway: Gateway, doubled: Callable[[str], tuple[str, dict[str, str]]]
+) -> None:
+    """A client behind such a proxy is sent a gap after each reconnect, and has to load everything anew."""
+    (id,) = await gateway.post("orders", "1")
+    await gateway.post("orders", "2")
+    path, headers = doubled(id)
+    stream = await gateway.open(path, headers)
+    assert (await stream.next()).json["resume"] == "complete"
+    assert (await stream.next()).json["payload"] == 2
+
+
+async def test_a_channel_without_history_has_ids_of_the_gateway_alone() -> None:
+    """Docs that say otherwise than what a client finds in the stream of such a channel."""
+    async with gateway_running({"channels": {"orders": {"history": "none"}}}) as gateway:
+        stream = await gateway.open("/events/orders")
+        opened = await stream.next()
+        assert opened.id
+        await gateway.post("orders", "1")
+        event = await stream.next()
+        assert event.json["id"] is None
+        assert event.id == opened.id, "an event of its own has no id"
+        assert stream.body.count(b"\nid: ") == 1
+        again = await gateway.open("/events/orders", {"Last-Event-ID": opened.id})
+        assert (await again.next()).json["resume"] == "gap"
+        gap = await again.next()
+        assert gap.type == "stream.gap"
+        assert again.body.count(b"\nid: ") >= 1
+
+
+async def test_an_envelope_on_the_wire_is_one_line(gateway: Gateway) -> None:
+    """A loop that parses each `data:` line breaks on a payload that was published over several lines."""
+    live = await gateway.subscribe("/events/orders")
+    messages = await gateway.subscribe("/events/orders?format=message")
+    text = '{\r\n  "a": ["\u2028\u2029\x85",\n 1.10]\r\n}'
+    await gateway.post("orders", text)
+    for stream in (live, messages, await gateway.subscribe("/events/orders?last=1")):
+        assert (await stream.next()).json["payload"] == json.loads(text)
+        lines = stream.body.decode().splitlines()
+        assert sum(line.startswith("data: {") for line in lines) == 2, "stream.open, and the event"
+        assert all(re.match(r"(data|event|id|retry): |:|$", line) for line in lines), lines

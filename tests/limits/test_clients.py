@@ -8,6 +8,7 @@ from typing import Any
 import jwt
 import pytest
 
+from gateway.auth.revocations import Revocation
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
@@ -41,6 +42,19 @@ async def test_a_reconnect_is_never_refused_because_of_its_own_ghost() -> None:
         await gateway.subscribe("/events/private?client=tab-1", bearer("1"))
         assert (await closing(again))["reason"] == "replaced"
         assert await gateway.metric('disconnects_total{reason="replaced"}') == 2
+
+
+async def test_a_client_that_was_replaced_is_kept_away_for_a_day() -> None:
+    """Two clients with one name that know no `stream.close` replace each other every few seconds, for ever."""
+    async with gateway_running(CONFIG) as gateway:
+        older = await gateway.subscribe("/events/private?client=tab-1", bearer("1"))
+        newer = await gateway.subscribe("/events/private?client=tab-1", bearer("1"))
+        assert (await closing(older))["reconnect"] is False
+        assert older.parser.retry == 86_400_000
+        gateway.daemon.streams.revoke(Revocation(None, None))
+        assert (await closing(newer))["reconnect"] is True
+        assert newer.parser.retry is not None
+        assert newer.parser.retry < 10_000
 
 
 async def test_without_a_name_a_ghost_counts() -> None:

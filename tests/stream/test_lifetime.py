@@ -97,6 +97,21 @@ async def test_a_full_node_answers_200_and_says_come_back(version: str) -> None:
         await gateway.subscribe("/events/orders")
 
 
+@pytest.mark.parametrize("where", ["header", "query"])
+async def test_a_client_that_is_sent_away_keeps_its_id(where: str) -> None:
+    """eventsource-client (Rust) takes a stream without an id for one that resets it: then it resumes nowhere."""
+    async with gateway_running({"limits": {"connections": 1}}) as gateway:
+        await gateway.subscribe("/events/orders")
+        headers = {"Last-Event-ID": "1795804091782-3"} if where == "header" else {}
+        query = "?lastEventId=1795804091782-3" if where == "query" else ""
+        refused = await gateway.open(f"/events/orders{query}", headers)
+        assert (await refused.next()).id == "1795804091782-3"
+        for others in ({}, {"Last-Event-ID": "what?"}):
+            refused = await gateway.open("/events/orders", others)
+            assert (await refused.next()).type == "stream.close"
+            assert b"\nid:" not in refused.body
+
+
 async def test_a_drain_ends_every_stream_at_a_boundary_and_refuses_new_ones() -> None:
     """Guarantee 8: closed at an event boundary, with a reason; closes are spread over the drain time."""
     async with gateway_running() as gateway:

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ import pytest
 NPM_ATTEMPTS = 2
 NPM_SECONDS = 150
 """Seconds for one attempt of npm; both together fit under the timeout of a test."""
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sse-gateway-tests"
+"""What was built for tests, by the state of its sources; it may be deleted whenever no test runs."""
 
 _tier_has_programs = True
 
@@ -41,9 +46,7 @@ def need_npm(folder: Path) -> None:
     modules = folder / "node_modules"
     done = modules / ".installed"
     # The lock is not in the folder: npm may empty that.
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"need-npm-{os.getuid()}-{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it, however this process ends
+    with _alone(f"npm-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"):
         if done.exists() and done.read_bytes() == wanted:
             return
         done.unlink(missing_ok=True)  # an npm that is killed must leave nothing that looks complete
@@ -66,11 +69,45 @@ def need_npm(folder: Path) -> None:
         pytest.fail(f"npm cannot install {folder}: {said}")
 
 
+def need_built(name: str, sources: Path, build: Callable[[Path, Path], None]) -> Path:
+    """Return the folder that ``build(copy of the sources, folder)`` filled, once for each state of the sources.
+
+    It stays for later runs. ``build`` raises CalledProcessError where it fails; so does this test then.
+    """
+    state = hashlib.sha256()
+    for file in sorted(file for file in sources.rglob("*") if file.is_file()):
+        state.update(f"{file.relative_to(sources)}\0".encode() + file.read_bytes() + b"\0")
+    built = CACHE / f"{name}-{state.hexdigest()[:16]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with _alone(f"built-{name}"):
+        if not built.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{name}-") as work:
+                copy, result = Path(work) / "sources", Path(work) / "result"
+                shutil.copytree(sources, copy)
+                result.mkdir()
+                try:
+                    build(copy, result)
+                except subprocess.CalledProcessError as error:
+                    pytest.fail(f"{name} cannot be built from {sources}: {error}\n{error.stdout[-2000:]}")
+                result.rename(
+                    built
+                )  # as one change: a build that is killed leaves nothing that looks complete
+    return built
+
+
 def need_root() -> None:
     """Make sure that this runs as root."""
     _check_tier("root")
     if os.geteuid() != 0:
         pytest.fail("this needs root, for a network namespace or a file system of its own")
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """Let no other process of this user do the same meanwhile."""
+    with (Path(tempfile.gettempdir()) / f"need-{os.getuid()}-{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it, however this process ends
+        yield
 
 
 def _check_tier(what: str) -> None:
