@@ -183,7 +183,7 @@ class Daemon(Node):
         # 3. Upstreams, and whoever vouches for clients.
         await self.upstreams.start(FIRST_TRY_SECONDS)
         await self.authenticator.start()
-        self._looking = asyncio.create_task(self.freshness.run(), name="freshness")
+        self._looking = self.background.start("freshness", self.freshness.run)
         # 4. Clients.
         self.upstreams.exposed()
         await self.public.start()

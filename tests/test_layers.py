@@ -27,9 +27,11 @@ LAYERS = [
     {"reload"},
     {"sse", "config", "history"},
     {"event"},
-    {"causes", "errors", "freshness", "files", "logs", "metrics", "backoff", "seldom", "shutdown"}
+    {"causes", "errors", "freshness", "files", "logs", "metrics", "seldom", "shutdown"}
     | {"refusals", "counts"},
-    {"clock", "rate", "systemd", "loop_lag"},
+    {"systemd", "loop_lag"},
+    {"background"},
+    {"clock", "rate", "backoff"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -14,6 +14,7 @@ from itertools import islice
 
 import structlog
 
+from gateway.background import UNCOUNTED, Background
 from gateway.broker.board import Board, Seat
 from gateway.errors import Draining, Overload, Unavailable
 from gateway.seldom import Seldom
@@ -45,8 +46,9 @@ class UserFull(Overload):
 class Users:
     """Counts. ``limit`` None counts nobody."""
 
-    def __init__(self, board: Board, limit: int | None) -> None:
+    def __init__(self, board: Board, limit: int | None, background: Background = UNCOUNTED) -> None:
         self.limit = limit
+        self._background = background
         self._board = board
         # Streams of each member, as one client may have two; of most users a single one is all there is.
         self._members: dict[str, dict[str, int] | str] = {}
@@ -64,7 +66,7 @@ class Users:
     def start(self) -> None:
         """Begin to ask the board where there is a limit. Needs a running loop. Harmless when repeated."""
         if self._task is None and self.limit is not None and self.must_ask:
-            self._task = asyncio.create_task(self._run(), name="seats")
+            self._task = self._background.start("seats", self._run)
 
     async def stop(self) -> None:
         """Give all seats back and end; harmless when repeated."""
@@ -139,8 +141,8 @@ class Users:
             except Unavailable as error:
                 self._tell(error)
                 await asyncio.sleep(AGAIN_SECONDS)
-            except Exception:  # whatever it was, whoever asks next must get an answer
-                log.exception("seats_failed")
+            except Exception as error:  # whatever it was, whoever asks next must get an answer
+                self._background.failed("seats", error)
                 await asyncio.sleep(AGAIN_SECONDS)
             if self._asking or self._leaving:
                 self._wake.set()

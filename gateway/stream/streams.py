@@ -300,7 +300,11 @@ def _end_some(meant: list[tuple[Connection, str]], budget: int) -> tuple[int, bo
     """End some streams, for the hub's pump; returns how many, and whether there are more."""
     some = [meant.pop() for _ in range(min(budget, len(meant)))]
     for stream, why in some:
-        stream.end(why)
+        try:
+            stream.end(why)
+        except Exception:  # none may stay open because of another one
+            log.exception("stream_not_ended", connection=stream.id)
+            stream.abort(why)
     return len(some), bool(meant)
 
 
