@@ -116,6 +116,9 @@ class Background:
                     raise
                 error: BaseException = cancelled  # a library's own: nobody cancelled this task
             except Exception as caught:
+                if task.cancelling():  # it failed while it ended: the cancellation must not be lost by that
+                    self.failed(name, caught)
+                    raise asyncio.CancelledError from caught
                 error = caught
             delay = run.fails(error)
             self.failed(name, error)

@@ -212,6 +212,8 @@ class SqliteBroker(Broker):
     # Reading: a small pool of threads, each with a connection of its own.
 
     async def _ask(self, question: Callable[[Store], T]) -> T:
+        if self._is_closed:
+            raise Unavailable("the gateway is shutting down")
         try:
             return await self._loop.run_in_executor(self._readers, self._answer, question)
         except (sqlite3.Error, ForeignFile, OSError) as error:

@@ -33,6 +33,9 @@ AGAIN_SECONDS = 0.2
 CONFIRM_SECONDS = 5.0
 """How long a stream waits for its seat before this node's own count decides."""
 
+STOP_SECONDS = 1.0
+"""How long a stop waits for the exchange that is under way."""
+
 BATCH = 500
 """Seats in one exchange with the board."""
 
@@ -55,6 +58,7 @@ class Users:
         self._asking: list[tuple[Seat, asyncio.Future[bool]]] = []
         self._leaving: dict[tuple[str, str], None] = {}
         self._wake = asyncio.Event()
+        self._is_ending = False
         self._seldom = Seldom()
         self._task: asyncio.Task[None] | None = None
 
@@ -72,9 +76,13 @@ class Users:
         """Give all seats back and end; harmless when repeated."""
         if self._task is None:
             return
+        # Not cancelled in the middle of an exchange: the board could take seats after they were given back.
+        self._is_ending = True
+        self._wake.set()
+        await asyncio.wait([self._task], timeout=STOP_SECONDS)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._task = None
+        self._task, self._is_ending = None, False
         _answer(self._asking, Draining("the gateway is shutting down"))
         with suppress(Unavailable):  # they expire by themselves
             await self._give_back()
@@ -124,13 +132,15 @@ class Users:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         renew = loop.time() + RENEW_SECONDS
-        while True:
+        while not self._is_ending:
             try:
                 async with asyncio.timeout_at(renew):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             self._wake.clear()
+            if self._is_ending:
+                return
             # Each once, so that none waits for the others to have nothing to do.
             try:
                 await self._give_back()  # first: who asks may have left just now
@@ -151,7 +161,8 @@ class Users:
         asking, self._asking = self._asking, []
         try:
             while asking:
-                batch = asking[:BATCH]
+                # Who left meanwhile would have a seat that nobody gives back.
+                batch = [each for each in asking[:BATCH] if self._is_here(each[0].name, each[0].member)]
                 try:
                     had: Sequence[bool] = await self._board.seats([seat for seat, _ in batch], SEAT_SECONDS)
                 except Unavailable as error:
