@@ -107,7 +107,7 @@ class Background:
         task = asyncio.current_task()
         assert task is not None
         while True:
-            run.began = time.monotonic()
+            run.begin()
             try:
                 await job()
                 return
@@ -138,13 +138,16 @@ class Background:
 
         return guarded
 
-    def thread(self, name: TaskName, work: Callable[[], None]) -> threading.Thread:
+    def thread(self, name: TaskName, work: Callable[[], None], *, is_vital: bool = False) -> threading.Thread:
         """Return a daemon thread that runs ``work`` until it returns, and again after every exception."""
 
+        run = _Run()
+        if is_vital:
+            self._vital[name] = run
+
         def keep() -> None:
-            run = _Run()
             while True:
-                run.began = time.monotonic()
+                run.begin()
                 try:
                     work()
                     return
@@ -167,7 +170,12 @@ class _Run:
         self.began = 0.0
         self.error = ""
         self._failures = 0
+        self._is_pausing = False
         self._backoff = Backoff(base=0.1, cap=PAUSE_SECONDS)
+
+    def begin(self) -> None:
+        """Note that it is started."""
+        self.began, self._is_pausing = time.monotonic(), False
 
     def fails(self, error: BaseException) -> float:
         """Note a failure, and return after how many seconds to start again."""
@@ -175,13 +183,15 @@ class _Run:
             self._failures = 0
             self._backoff.reset()
         self._failures += 1
+        self._is_pausing = True
         self.error = f"{type(error).__name__}: {error}"[:300]
         return self._backoff.next()
 
     @property
     def is_failing(self) -> bool:
         """Whether it failed several times in a row, and has not run for long enough since."""
-        return self._failures >= REPEATED and time.monotonic() - self.began < PAUSE_SECONDS + HEALTHY_SECONDS
+        is_healthy = not self._is_pausing and time.monotonic() - self.began >= HEALTHY_SECONDS
+        return self._failures >= REPEATED and not is_healthy
 
 
 UNCOUNTED = Background()

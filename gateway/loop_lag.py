@@ -82,7 +82,11 @@ class LoopLag:
             self._late_since = now
         if self._pumped is None:
             self._pumped = now
-            self._pump(self._was_pumped)
+            try:
+                self._pump(self._was_pumped)
+            except BaseException:
+                self._pumped = None  # nobody was asked, so nobody is late
+                raise
 
     def _was_pumped(self) -> None:
         self._pumped = None

@@ -134,7 +134,7 @@ class SqliteBroker(Broker):
         except OSError as error:
             note = f"other processes on the file see an event up to {POLL_SECONDS:g} s late"
             log.warning("log_without_nudges", error=str(error), note=note)
-        self._writer = self._background.thread("sqlite_writer", self._write)
+        self._writer = self._background.thread("sqlite_writer", self._write, is_vital=True)
         self._writer.start()
         self._follower = self._background.start("sqlite_follower", self._follow, is_vital=True)
 
