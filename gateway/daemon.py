@@ -208,7 +208,7 @@ class Daemon(Node):
         # 4. Upstreams, and whoever vouches for clients.
         await self.upstreams.start(FIRST_TRY_SECONDS)
         await self.authenticator.start()
-        self._looking = asyncio.create_task(self.freshness.run(), name="freshness")
+        self._looking = self.background.start("freshness", self.freshness.run)
         # 5. Clients.
         if self.shutdown.asked.is_set():
             return

@@ -10,7 +10,6 @@ import logging
 import queue
 import select
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TextIO
@@ -19,6 +18,7 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
+from gateway.background import UNCOUNTED, Background
 from gateway.printable import safe, safe_lines
 
 QUEUE_LINES = 10_000
@@ -34,12 +34,14 @@ FLUSH_SECONDS = 2.0
 class Writer:
     """Writes lines from a thread of its own. ``dropped`` is called once per line that is lost."""
 
-    def __init__(self, file: IO[str], dropped: Callable[[], None]) -> None:
+    def __init__(
+        self, file: IO[str], dropped: Callable[[], None], background: Background = UNCOUNTED
+    ) -> None:
         self._file = file
         self._dropped = dropped
         # Its put() takes a tenth of the time of a Queue's, which has a limit of its own.
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+        self._thread = background.thread("log_writer", self._run)
         self._thread.start()
 
     def write(self, line: str) -> None:
@@ -68,11 +70,13 @@ class Writer:
                 for batch in _batches(lines):
                     self._file.write(batch)
                     self._file.flush()
-            except ValueError:
-                return  # closed: nobody reads any more
-            except OSError:
-                for _ in lines:  # a full disk, say; it may have room again later
+            except Exception as error:
+                if self._file.closed:
+                    return  # nobody reads any more
+                for _ in lines:
                     self._dropped()
+                if not last and not isinstance(error, OSError):  # a full disk may have room again later
+                    raise
             if last:
                 return
 
@@ -173,13 +177,14 @@ def configure(
     dropped: Callable[[], None] = lambda: None,
     worker: int | None = None,
     for_good: bool = False,
+    background: Background = UNCOUNTED,
 ) -> Writer:
     """Set up structlog and the standard library's logging, and return the writer to close at the end.
 
     ``worker`` is told in every line. ``for_good`` makes
     loggers remember this from their first line on, which halves what a line costs.
     """
-    writer = Writer(file, dropped)
+    writer = Writer(file, dropped, background)
     renderer: Processor
     if format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_json)

@@ -8,6 +8,8 @@ does not.
 import asyncio
 from collections.abc import Callable
 
+from gateway.background import UNCOUNTED, Background
+
 TICK = 0.1
 """Seconds between two looks; a stall that is longer is always seen."""
 
@@ -24,8 +26,11 @@ WINDOW_SECONDS = 15.0
 class LoopLag:
     """`start` and `stop` it with the loop. ``pump`` calls what it is given behind all writes that wait."""
 
-    def __init__(self, pump: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, pump: Callable[[Callable[[], None]], None], background: Background = UNCOUNTED
+    ) -> None:
         self._pump = pump
+        self._guarded = background.guarded("loop_lag", self._tick)
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._pumped: float | None = None  # since when the pump has been asked
@@ -37,7 +42,7 @@ class LoopLag:
         """Begin to measure. Needs a running loop."""
         loop = asyncio.get_running_loop()
         self._due = loop.time() + TICK
-        self._timer = loop.call_later(TICK, self._tick)
+        self._timer = loop.call_later(TICK, self._guarded)
 
     def stop(self) -> None:
         """End; harmless when repeated."""
@@ -66,6 +71,7 @@ class LoopLag:
     def _tick(self) -> None:
         now = asyncio.get_running_loop().time()
         lag = max(0.0, now - self._due)
+        self.start()  # first: nothing below may end the measuring
         if now - self._window >= WINDOW_SECONDS:
             self._window, self._before, self._worst = now, self._worst, 0.0
         self._worst = max(self._worst, lag)
@@ -76,8 +82,11 @@ class LoopLag:
             self._late_since = now
         if self._pumped is None:
             self._pumped = now
-            self._pump(self._was_pumped)
-        self.start()
+            try:
+                self._pump(self._was_pumped)
+            except BaseException:
+                self._pumped = None  # nobody was asked, so nobody is late
+                raise
 
     def _was_pumped(self) -> None:
         self._pumped = None

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from gateway.auth.authenticator import Authenticator
+from gateway.background import Background
 from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker
 from gateway.broker.redis import RedisBroker
@@ -85,6 +86,7 @@ class Node:
     ) -> None:
         self.config = config
         self.metrics = metrics or Metrics()
+        self.background = background = Background(self.metrics.background_failed)
         self._looking: asyncio.Task[None] | None = None
         self.on_listening: Callable[[], None] | None = None
         self.descriptors = 0
@@ -94,7 +96,7 @@ class Node:
         self.refusals = Refusals()
 
         # Of several workers it is the parent whom the service manager knows.
-        self.systemd = Systemd(os.environ if shared is None else {})
+        self.systemd = Systemd(os.environ if shared is None else {}, background)
         self.shutdown = Shutdown(
             pre_drain=timeouts.pre_drain,
             drain=timeouts.drain,
@@ -104,7 +106,7 @@ class Node:
 
         # The log and what hangs on it.
         self.catalog = Catalog(config.channels)
-        self.broker = _broker(config)
+        self.broker = _broker(config, background)
         self.hub = Hub(
             self.broker,
             self.catalog,
@@ -112,14 +114,15 @@ class Node:
             ring_seconds=timeouts.write,
             ring_bytes=limits.history_bytes,
             clock=unix_ms,
+            background=background,
         )
         self.replay = Replay(self.hub, self.broker, self.metrics)
         self.authenticator = Authenticator(
-            config.auth, config.channels.values(), self.broker.board, self.metrics, OWN_NAMES
+            config.auth, config.channels.values(), self.broker.board, self.metrics, OWN_NAMES, background
         )
-        self.limits = Limits(config.server, limits, self.broker.board, self.metrics)
-        self.nonces = Nonces(self.broker.board)
-        self.acks = Acks(self.nonces, self.metrics, config.ack, config.channels)
+        self.limits = Limits(config.server, limits, self.broker.board, self.metrics, background)
+        self.nonces = Nonces(self.broker.board, background)
+        self.acks = Acks(self.nonces, self.metrics, config.ack, config.channels, background)
         self.streams = Streams(
             self.hub,
             self.replay,
@@ -128,14 +131,17 @@ class Node:
             self.acks,
             limit=limits.connections,
             rate=limits.connect_rate,
+            background=background,
         )
-        self.sweep = Sweep(self.streams)
-        self.notices = Notices(self.broker, unix_ms)
+        self.sweep = Sweep(self.streams, background)
+        self.notices = Notices(self.broker, unix_ms, background)
         self.hub.on_notice, self.hub.on_cut = self.notices.receive, self._cut
-        self.canary = Canary(self.notices, self.hub.behind, self.metrics.canary_failures)
-        self.loop_lag = LoopLag(self.hub.behind)
-        self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator)
-        self.elsewhere = Elsewhere(self.notices, self.acks, is_shared=self.broker.board.is_shared)
+        self.canary = Canary(self.notices, self.hub.behind, self.metrics.canary_failures, background)
+        self.loop_lag = LoopLag(self.hub.behind, background)
+        self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator, background)
+        self.elsewhere = Elsewhere(
+            self.notices, self.acks, is_shared=self.broker.board.is_shared, background=background
+        )
         self.acks.is_reached = lambda: self.broker.is_up and self.canary.fault is None
         self.nonces.on_change = self.acks.forgive
 
@@ -145,7 +151,7 @@ class Node:
         self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=events_of(config))
         leases = Leases(self.broker.lease, self.broker.release)
         log = Log(self._append, leases, self.broker.cursor, self.broker.parts)
-        self.upstreams = Upstreams(self.router, log, self.metrics, unix_ms, self.refusals)
+        self.upstreams = Upstreams(self.router, log, self.metrics, unix_ms, self.refusals, background)
         self.upstreams.make(config.sources, limits.event_bytes)
         self.freshness = Freshness(self.watched(config), unix_ms)
 
@@ -163,6 +169,7 @@ class Node:
             self.loop_lag,
             self.refusals,
             config.server.development,
+            background,
         )
         self.status.bind_gauges()
         self.cors = CorsPolicy(config, self.catalog)
@@ -190,7 +197,9 @@ class Node:
         office = TicketOffice(self.subscribe, self.authenticator)
         hooks = Hooks(self.upstreams.webhooks, self.bodies, self.receipts, self.limits.proxies)
         tls = config.server.tls
-        self.certificates = certificates = None if tls is None else Certificates(tls, self.metrics)
+        self.certificates = certificates = (
+            None if tls is None else Certificates(tls, self.metrics, background=background)
+        )
         if certificates is not None:
             self.metrics.bind("tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires)
         self.public = Listener(
@@ -205,10 +214,11 @@ class Node:
             subscribe=self.subscribe,
             limits=self.limits,
             is_ending=self.shutdown.asked.is_set,
+            background=background,
         )
         trial = Trial(self.catalog, self.streams, self.router, self._append, timeouts.request)
         more: list[More] = [trial] if config.server.development else []
-        self.feed = Feed(self.status.report, write_seconds=timeouts.write)
+        self.feed = Feed(self.status.report, write_seconds=timeouts.write, background=background)
         self.guard = Guard.of(config.server, self.refusals) if shared is None else None
         self.admin = Listener(
             Admin(self.status, self.guard, more if shared else [Page(), self.feed, *more]).app(),
@@ -218,6 +228,7 @@ class Node:
             headers=ADMIN_HEADERS,
             on_traffic=self.hub.give_way,  # probes are answered in time, also during a broadcast
             is_ending=self.shutdown.asked.is_set,
+            background=background,
         )
 
     def _cut(self, after: EventId, until: EventId) -> None:
@@ -267,12 +278,19 @@ def events_of(config: Config) -> dict[str, EventFrom]:
     return {name: source.event for name, source in config.sources.items()}
 
 
-def _broker(config: Config) -> Broker:
+def _broker(config: Config, background: Background) -> Broker:
     url = config.broker.url.get_secret_value()
     sqlite = re.fullmatch(SQLITE_URL, url)
     if sqlite is not None:
-        return SqliteBroker(Path(sqlite[1]), clock=unix_ms)
+        return SqliteBroker(Path(sqlite[1]), clock=unix_ms, background=background)
     if url == "memory://":
-        return MemoryBroker(history_bytes=config.limits.history_bytes)
+        return MemoryBroker(history_bytes=config.limits.history_bytes, background=background)
     broker = config.broker
-    return RedisBroker(url, prefix=broker.prefix, limits=broker.pool, timeout=broker.timeout, clock=unix_ms)
+    return RedisBroker(
+        url,
+        prefix=broker.prefix,
+        limits=broker.pool,
+        timeout=broker.timeout,
+        clock=unix_ms,
+        background=background,
+    )

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 import structlog
 
+from gateway.background import Background
 from gateway.clock import unix_ms
 from gateway.config.diff import differences
 from gateway.config.faults import ConfigError, Fault, Located, dotted
@@ -66,6 +67,7 @@ class Server(Protocol):
     shutdown: Shutdown
     systemd: Systemd
     metrics: Metrics
+    background: Background
 
     def signalled(self, number: signal.Signals) -> None:
         """Begin to end."""
@@ -139,7 +141,7 @@ class Reload:
     def start(self) -> None:
         """Reload from now on, and watch the files."""
         self._serving.set()
-        self._own(asyncio.create_task(self._watch(), name="watch configuration"))
+        self._own(self._server.background.start("config_watch", self._watch))
 
     async def stop(self) -> None:
         """End; harmless when repeated. SIGHUP is still heard: it must not cut a drain short."""
@@ -239,8 +241,8 @@ class Reload:
                     told = now
                     await self.reload("the file changed")
                 before = now
-            except Exception:
-                log.exception("config_watch_failed")
+            except Exception as error:
+                self._server.background.failed("config_watch", error)
 
     def _own(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

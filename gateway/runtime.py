@@ -7,6 +7,7 @@ from typing import Any
 
 import uvloop
 
+from gateway.background import UNCOUNTED, Background
 from gateway.config.model import Log
 from gateway.logs import configure
 
@@ -20,9 +21,17 @@ def run(
     dropped: Callable[[], None],
     *,
     worker: int | None = None,
+    background: Background = UNCOUNTED,
 ) -> int:
     """Run a coroutine to its end and return what it returns. ``worker`` is told in every line of the log."""
-    writer = configure(level=log.level, format=log.format, dropped=dropped, worker=worker, for_good=True)
+    writer = configure(
+        level=log.level,
+        format=log.format,
+        dropped=dropped,
+        worker=worker,
+        for_good=True,
+        background=background,
+    )
     gc.collect()
     gc.freeze()  # what was imported stays, so it need not be looked at again
     gc.set_threshold(GC_THRESHOLD)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway import __version__
+from gateway.background import Background
 from gateway.broker.base import Broker
 from gateway.broker.redis import RedisBroker
 from gateway.clock import unix_ms
@@ -43,6 +44,7 @@ class Status:
     loop_lag: LoopLag
     refusals: Refusals
     development: bool
+    background: Background
     reloads: Reload | None = None
     """None where the configuration is not of a file, or a parent reloads it."""
     started: float = field(default_factory=time.monotonic)
@@ -70,7 +72,7 @@ class Status:
         """
         parts: dict[str, Any] = {
             "draining": self.is_draining,
-            "broker": "up" if self.broker.is_up else "down",
+            "broker": "up" if self.broker.is_up else ": ".join(filter(None, ("down", self.broker.trouble))),
             "sources": {
                 state.name: state.status
                 if state.last_error is None
@@ -103,6 +105,7 @@ class Status:
             for state in self.states()
             if state.critical and state.status in ("starting", "down")
         ]
+        reasons += [f"background task {fault}" for fault in self.background.faults()]
         return reasons + self.freshness.failing()
 
     def knows(self, channel: str) -> bool:

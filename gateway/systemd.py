@@ -9,12 +9,16 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
+
+from gateway.background import UNCOUNTED, Background
 
 
 class Systemd:
     """The service manager of one process; ``environ`` says how to reach it, or that there is none."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], background: Background = UNCOUNTED) -> None:
+        self._background = background
         path = environ.get("NOTIFY_SOCKET", "")
         # An abstract name is written with an @ and begins with a zero byte, see unix(7).
         self._address = "\0" + path[1:] if path.startswith("@") else path
@@ -38,7 +42,7 @@ class Systemd:
     def watch(self, is_healthy: Callable[[], bool]) -> None:
         """Give a sign of life twice in the time of ``WatchdogSec``, while healthy. Needs a running loop."""
         if self._patience and self._watchdog is None:
-            self._watchdog = asyncio.create_task(self._beat(is_healthy), name="watchdog")
+            self._watchdog = self._background.start("watchdog", partial(self._beat, is_healthy))
 
     def close(self) -> None:
         """Give no more signs of life; harmless when repeated."""

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import _lru_cache_wrapper
+from functools import _lru_cache_wrapper, partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 
 from gateway.auth.forward import ForwardAuth, Question, _Answer
-from gateway.auth.grant import Grant
+from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.revocations import Revocation, Revocations
 from gateway.auth.tickets import Tickets
 from gateway.auth.tokens import MAX_TOKEN, Issuer, Tokens
@@ -45,10 +45,12 @@ from gateway.hub.entry import Entry
 from gateway.hub.newest import Newest
 from gateway.hub.notices import Notices
 from gateway.hub.recent_ids import RecentIds
+from gateway.hub.subscription import Subscription
 from gateway.limits.addresses import Proxies, unit
+from gateway.limits.hold import Hold
 from gateway.limits.limits import UNKNOWN
 from gateway.limits.limits import Limits as AllLimits
-from gateway.limits.peers import Peers
+from gateway.limits.peers import Peer, Peers
 from gateway.limits.users import Users
 from gateway.metrics import Metrics
 from gateway.refusals import Refusal, Refusals
@@ -59,6 +61,7 @@ from gateway.sources.tail import Tail
 from gateway.stream.acks import Acks
 from gateway.stream.elsewhere import Elsewhere
 from gateway.stream.nonces import Nonces
+from gateway.stream.reconnects import Reconnects
 from gateway.webhooks.post import Reply
 from gateway.webhooks.signatures import ANSWER_BYTES, Proof, Replays
 from tests.soak import declared
@@ -504,6 +507,30 @@ def flood_nonces(entries: int) -> Flooded:
     return asyncio.run(flood())
 
 
+def flood_ended(entries: int, *, is_stuck: bool) -> Flooded:
+    made = Reconnects(Metrics())
+    subscription = Subscription.of(())
+    for number in range(entries):
+        peer = Peer(f"2001:db8:{number:x}::/64".ljust(43, " "), None)
+        stream = EndedStream("client_closed", 0, Hold(peer, NOBODY, None, "", None, None), subscription)
+        if is_stuck:
+            event = Event(EventId(10**14 - 1, number), "c", b"1", 1)
+            made.begins_with(stream, Entry(event, catalog().declared["all"]))
+        made.ended(stream, 2.0, 15.0)
+    assert not made._large
+    return Flooded(made._stuck if is_stuck else made._quiet)
+
+
+@dataclass(eq=False)
+class EndedStream:
+    """What is looked at of a stream that has ended."""
+
+    closing: str | None
+    events: int
+    hold: Hold
+    subscription: Subscription
+
+
 def flood_replays(entries: int) -> Flooded:
     made = Replays()
     for number in range(entries):
@@ -546,6 +573,8 @@ FLOODS: dict[str, Callable[..., Flooded]] = {
     "gateway.stream.elsewhere.Elsewhere._told": flood_told,
     "gateway.stream.elsewhere.Elsewhere._untold": flood_untold,
     "gateway.stream.nonces.Nonces._known": flood_nonces,
+    "gateway.stream.reconnects.Reconnects._quiet": partial(flood_ended, is_stuck=False),
+    "gateway.stream.reconnects.Reconnects._stuck": partial(flood_ended, is_stuck=True),
     "gateway.webhooks.signatures.Replays._seen": flood_replays,
 }
 """What puts entries into each cache, by its own interface: as many as it is told, with all as long as can be."""

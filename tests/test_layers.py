@@ -27,9 +27,11 @@ LAYERS = [
     {"reload"},
     {"sse", "config", "history"},
     {"event"},
-    {"causes", "errors", "freshness", "files", "logs", "metrics", "backoff", "seldom", "shutdown"}
+    {"causes", "errors", "freshness", "files", "logs", "metrics", "seldom", "shutdown"}
     | {"refusals", "counts"},
-    {"bounded", "clock", "rate", "systemd", "loop_lag", "printable", "urls"},
+    {"systemd", "loop_lag"},
+    {"background"},
+    {"bounded", "clock", "rate", "backoff", "printable", "urls"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -20,6 +20,7 @@ from gateway.auth.revocations import Revocations, Withdrawal
 from gateway.auth.rules import authorize, needs
 from gateway.auth.tickets import Ticket
 from gateway.auth.tokens import invalid
+from gateway.background import UNCOUNTED, Background
 from gateway.broker.board import Board
 from gateway.config.auth import Auth
 from gateway.config.catalog import Match
@@ -45,7 +46,9 @@ class Authenticator:
         board: Board,
         metrics: Metrics,
         ignored: Iterable[str],
+        background: Background = UNCOUNTED,
     ) -> None:
+        self._background = background
         self._session: aiohttp.ClientSession | None = None
         self.revocations = Revocations()
         self._tasks: dict[Jwks, asyncio.Task[None]] = {}
@@ -208,7 +211,7 @@ class Authenticator:
         rings = [ring for ring in means.rings if ring not in self._tasks]
         if not rings:
             return
-        self._tasks |= {ring: asyncio.create_task(ring.run(), name="keep keys") for ring in rings}
+        self._tasks |= {ring: self._background.start("key_refresh", ring.run) for ring in rings}
         tried = [asyncio.ensure_future(ring.tried.wait()) for ring in rings]
         try:
             await asyncio.wait(tried, timeout=FIRST_KEYS_SECONDS)

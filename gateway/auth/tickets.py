@@ -5,10 +5,12 @@ Ending a subject's streams (``DELETE /streams``) ends the tickets that were give
 which generation of its subject's tickets it is, and there is another one afterwards. No clocks are compared.
 """
 
+import asyncio
 import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +20,7 @@ from gateway.auth.revocations import Revocations
 from gateway.auth.tokens import invalid
 from gateway.bounded import Bounded
 from gateway.broker.board import Board, Seat
-from gateway.errors import TooManyRequests
+from gateway.errors import TooManyRequests, Unavailable
 
 TICKET_BYTES = 24
 """Random bytes of a ticket: 192 bits."""
@@ -62,6 +64,7 @@ class Tickets:
         self._revocations = revocations
         self._now = now
         self._known: Bounded[str, _Stored] = Bounded(REMEMBERED, REMEMBERED_BYTES)
+        self._returning: set[asyncio.Task[None]] = set()
 
     async def give(self, grant: Grant, channels: Iterable[str], whose: str | None) -> Ticket:
         """Return a ticket for channels that a grant opens; ``whose`` is the address that asks.
@@ -73,14 +76,31 @@ class Tickets:
         if grant.expires is not None:
             expires = min(expires, grant.expires + grant.leeway)
         place, holder = _hashed("ticket", text), whose if grant.subject is None else grant.subject
-        if holder is not None:
-            seat = Seat(_hashed("tickets", holder), place, OF_ONE)
-            if not all(await self._board.seats([seat], max(expires - now, 0.001))):
-                raise TooManyRequests(f"{OF_ONE} tickets are good already", retry_after=5)
+        seconds = max(expires - now, 0.001)
         opened = msgspec.structs.replace(grant, claims=None, opened=frozenset(channels))
         stored = _Stored(opened, expires, await self._generation(grant.subject))
-        await self._board.put(place, msgspec.json.encode(stored), max(expires - now, 0.001))
+        if holder is None:
+            await self._board.put(place, msgspec.json.encode(stored), seconds)
+            return Ticket(text, expires)
+        seat = Seat(_hashed("tickets", holder), place, OF_ONE)
+        taking = asyncio.ensure_future(self._board.seats([seat], seconds))
+        try:
+            # Shielded: if this is cancelled, the board may still take the seat; it is given back after that.
+            if not all(await asyncio.shield(taking)):
+                raise TooManyRequests(f"{OF_ONE} tickets are good already", retry_after=5)
+            await self._board.put(place, msgspec.json.encode(stored), seconds)
+        except BaseException:
+            returning = asyncio.create_task(self._give_back(taking, seat), name="give back a ticket's seat")
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+            raise
         return Ticket(text, expires)
+
+    async def _give_back(self, taking: "asyncio.Future[list[bool]]", seat: Seat) -> None:
+        """Free the seat of a ticket that nobody got; where the log is away it expires with the ticket."""
+        await asyncio.wait([taking])
+        with suppress(Unavailable):
+            await self._board.leave([seat])
 
     def at_once(self, text: str) -> Grant | None:
         """Return what a ticket opens, or None where `look` must ask the board. Raises Unauthorized."""

@@ -99,6 +99,9 @@ class Broker(ABC):
     board: Board
     """What nodes share beside the log."""
 
+    trouble: str = ""
+    """The last cause for which the log could not be reached."""
+
     @property
     @abstractmethod
     def head(self) -> EventId:

@@ -4,6 +4,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
+from gateway.background import UNCOUNTED, Background
 from gateway.broker.base import (
     DEDUPLICATION_KEYS,
     RECENT_IDS,
@@ -14,6 +15,7 @@ from gateway.broker.base import (
     Recent,
     Span,
 )
+from gateway.broker.delivery import Delivery
 from gateway.broker.memory_board import MemoryBoard
 from gateway.clock import unix_ms
 from gateway.errors import KeyReused
@@ -32,13 +34,19 @@ class MemoryBroker(Broker):
 
     type = "memory"
 
-    def __init__(self, *, history_bytes: int, clock: Callable[[], int] = unix_ms) -> None:
+    def __init__(
+        self,
+        *,
+        history_bytes: int,
+        clock: Callable[[], int] = unix_ms,
+        background: Background = UNCOUNTED,
+    ) -> None:
         self._clock = clock
         self._head = EventId(clock(), 0)
         self._history: History[Event] = History(max_bytes=history_bytes, start=self._head, clock=clock)
         self._keys: OrderedDict[bytes, tuple[EventId, str | None]] = OrderedDict()
         self._cursors: dict[str, str] = {}
-        self._deliver: Deliver | None = None
+        self._delivery = Delivery(background)
         self.board = MemoryBoard(clock)
 
     @property
@@ -57,10 +65,10 @@ class MemoryBroker(Broker):
         pass
 
     async def close(self) -> None:
-        self._deliver = None
+        self._delivery.stop()
 
     def follow(self, deliver: Deliver, lost: Lost) -> None:
-        self._deliver = deliver
+        self._delivery.follow(deliver, lost)
 
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
@@ -98,8 +106,8 @@ class MemoryBroker(Broker):
             self._cursors.pop(cursor.source, None)
         elif cursor is not None:
             self._cursors[cursor.source] = cursor.position
-        if events and self._deliver is not None:
-            self._deliver(events)
+        if events:
+            self._delivery.deliver(events)
         return ids
 
     async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:

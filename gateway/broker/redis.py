@@ -38,8 +38,10 @@ from redis.exceptions import (
     RedisError,
 )
 
+from gateway.background import UNCOUNTED, Background
 from gateway.backoff import Backoff
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page, Recent, Span
+from gateway.broker.delivery import Delivery
 from gateway.broker.redis_board import RedisBoard
 from gateway.broker.redis_pool import Pool, close
 from gateway.broker.redis_store import CONFIRMATIONS, FENCED, REUSED, Store, events_of, parse
@@ -86,7 +88,14 @@ class RedisBroker(Broker):
     type = "redis"
 
     def __init__(
-        self, url: str, *, prefix: str, limits: model.Pool, timeout: float, clock: Callable[[], int]
+        self,
+        url: str,
+        *,
+        prefix: str,
+        limits: model.Pool,
+        timeout: float,
+        clock: Callable[[], int],
+        background: Background = UNCOUNTED,
     ) -> None:
         self._target = Target(RedisUrl.parse(url))
         self._store = Store(prefix, secrets.token_hex(8), is_sharded=self._target.kind == "cluster")
@@ -95,8 +104,8 @@ class RedisBroker(Broker):
         self._timeout = timeout
         self._clock = clock
         self._head = self._answered = _ZERO
-        self._deliver: Deliver = lambda events: None
-        self._lost: Lost = lambda until: None
+        self._background = background
+        self._delivery = Delivery(background)
         self._pool: Pool | None = None
         self._client: Redis | None = None
         self._waiting: deque[_Append] = deque()
@@ -126,8 +135,8 @@ class RedisBroker(Broker):
 
     async def start(self) -> None:
         self._tasks = [
-            asyncio.create_task(self._run(), name="redis follower"),
-            asyncio.create_task(self._write(), name="redis writer"),
+            self._background.start("redis_follower", self._run, is_vital=True),
+            self._background.start("redis_writer", self._write, is_vital=True),
         ]
         try:
             await asyncio.wait_for(self._settled.wait(), START_SECONDS)
@@ -141,11 +150,12 @@ class RedisBroker(Broker):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._delivery.stop()
         _refuse(self._waiting, "the gateway is shutting down")
         self._waiting.clear()
 
     def follow(self, deliver: Deliver, lost: Lost) -> None:
-        self._deliver, self._lost = deliver, lost
+        self._delivery.follow(deliver, lost)
 
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
@@ -212,7 +222,8 @@ class RedisBroker(Broker):
 
     async def _write(self) -> None:
         while True:
-            await self._wake.wait()
+            if not self._waiting:
+                await self._wake.wait()
             self._wake.clear()
             while self._waiting:
                 requests = self._take()
@@ -220,18 +231,16 @@ class RedisBroker(Broker):
                     async with self._call() as client:
                         batches = [request.batch for request in requests]
                         _, answers = await self._store.append(client, batches, self._known, self._clock())
+                    for request, answer in zip(requests, answers, strict=True):
+                        self._settle(request, answer)
                 except Unavailable as error:
                     _refuse(requests, error.message)
-                    continue
                 except asyncio.CancelledError:
                     _refuse(requests, "the gateway is shutting down")
                     raise
-                except Exception:  # one append that cannot be written must not end all writing
-                    log.exception("append_failed")
+                except Exception as error:  # one append that cannot be written must not end all writing
+                    self._background.failed("redis_writer", error)
                     _refuse(requests, "the append failed; the log says why")
-                    continue
-                for request, answer in zip(requests, answers, strict=True):
-                    self._settle(request, answer)
 
     def _take(self) -> list[_Append]:
         requests: list[_Append] = []
@@ -277,8 +286,9 @@ class RedisBroker(Broker):
             except (RedisError, OSError, ValueError, Cut) as error:
                 text = in_plain_words(str(error)) or type(error).__name__
             except Exception as error:
-                log.exception("broker_failed")
+                self._background.failed("redis_follower", error)
                 text = type(error).__name__
+            self.trouble = text
             if text != told:
                 log.error("broker_down", error=text, retrying=True)
                 told = text
@@ -328,7 +338,7 @@ class RedisBroker(Broker):
             if self._head != _ZERO:
                 log.warning("follower_catches_up", after=str(self._head), until=str(head))
             self._head = head
-            self._lost(head)
+            self._delivery.skip(head)
 
     async def _follow(self, client: Redis, pubsub: PubSub, server: Mapping[str, Any]) -> None:
         work = [
@@ -362,14 +372,14 @@ class RedisBroker(Broker):
         if before > self._head:
             log.warning("hole_in_live_messages", after=str(self._head), until=str(before))
             self._head = before
-            self._lost(before)
+            self._delivery.skip(before)
         events = [event for event in events if event.id > self._head]
         if events:
             self._head = events[-1].id
             self._stored = next(
                 ((each.channel, each.id) for each in reversed(events) if each.kept), self._stored
             )
-            self._deliver(events)
+            self._delivery.deliver(events)
 
     async def _watch(self, client: Redis, server: Mapping[str, Any]) -> None:
         """Prove again and again that messages arrive and that the log is where it was. Raises Cut."""

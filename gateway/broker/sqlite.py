@@ -9,7 +9,9 @@ file. A lost nudge costs at most `POLL_SECONDS`, after which a follower looks by
 This process delivers what it just wrote without reading it, if nobody else wrote in between.
 
 Trouble with the file (full, read-only, locked, broken) fails the appends of that moment with Unavailable.
-The connection is opened anew for the next ones, so the log is back as soon as the cause is gone.
+The connection is opened anew for the next ones, so the log is back as soon as the cause is gone. Where the
+file was removed or replaced, which SQLite itself does not notice, the one that is at its path now is used, or
+made with its folder; what the former one held is lost, and reported as a gap.
 """
 
 import asyncio
@@ -28,7 +30,9 @@ from typing import TypeVar
 
 import structlog
 
+from gateway.background import UNCOUNTED, Background
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page, Recent, Span
+from gateway.broker.delivery import Delivery
 from gateway.broker.sqlite_board import SqliteBoard, boot_id, boot_time
 from gateway.broker.sqlite_files import FOLDER_MODE, is_open_to_all
 from gateway.broker.sqlite_nudges import Nudges
@@ -74,13 +78,13 @@ class SqliteBroker(Broker):
 
     type = "sqlite"
 
-    def __init__(self, path: Path, *, clock: Callable[[], int]) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], int], background: Background = UNCOUNTED) -> None:
         self._path = path
         self._clock = clock
+        self._background = background
+        self._delivery = Delivery(background)
         self._head = EventId(0, 0)
         self._is_up = False
-        self._deliver: Deliver = lambda events: None
-        self._lost: Lost = lambda until: None
         self._followed = 0.0
         self._owner = secrets.token_hex(8)
         self._waiting = 0
@@ -97,7 +101,10 @@ class SqliteBroker(Broker):
         self._generation = 0
         self._is_closed = False
         self._stores: set[Store] = set()
+        self._identity: tuple[int, int] | None = None  # of the file that is in use
+        self._is_replaced = False  # by another file, since the follower looked
         self._nudges: Nudges | None = None
+        self._named: Store | None = None  # where the file has the name of this process's nudges
         self._follower: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._is_reading = False
@@ -114,7 +121,6 @@ class SqliteBroker(Broker):
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            self._path.parent.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
             head = await self._loop.run_in_executor(self._readers, lambda: self._store().head())
         except (sqlite3.Error, ForeignFile, OSError) as error:
             why = str(error)
@@ -130,19 +136,25 @@ class SqliteBroker(Broker):
         self._head = unpack(head)
         self._followed = time.monotonic()
         self._is_up = True
-        self._nudges = Nudges(self._path, self._loop, self._news.set)
-        self._writer = threading.Thread(target=self._write, name="sqlite writer", daemon=True)
+        try:
+            self._nudges = Nudges(self._loop, self._news.set)
+        except OSError as error:
+            note = f"other processes on the file see an event up to {POLL_SECONDS:g} s late"
+            log.warning("log_without_nudges", error=str(error), note=note)
+        self._writer = self._background.thread("sqlite_writer", self._write, is_vital=True)
         self._writer.start()
-        self._follower = asyncio.create_task(self._follow(), name="sqlite follower")
+        self._follower = self._background.start("sqlite_follower", self._follow, is_vital=True)
 
     async def close(self) -> None:
         self._is_closed = True
         self._pass_on()
         if self._writer is not None and self._writer.is_alive():
             await self._loop.run_in_executor(None, self._stop_writer)
+            self._refuse_waiting()
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
+        self._delivery.stop()
         if self._nudges is not None:
             self._nudges.close()
         self._is_up = False
@@ -152,7 +164,7 @@ class SqliteBroker(Broker):
             self._stores.pop().close()
 
     def follow(self, deliver: Deliver, lost: Lost) -> None:
-        self._deliver, self._lost = deliver, lost
+        self._delivery.follow(deliver, lost)
 
     async def append(
         self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
@@ -207,11 +219,14 @@ class SqliteBroker(Broker):
     # Reading: a small pool of threads, each with a connection of its own.
 
     async def _ask(self, question: Callable[[Store], T]) -> T:
+        if self._is_closed:
+            raise Unavailable("the gateway is shutting down")
         try:
             return await self._loop.run_in_executor(self._readers, self._answer, question)
         except (sqlite3.Error, ForeignFile, OSError) as error:
             self._is_up = False
-            raise Unavailable(f"the log cannot be read: {error}") from None
+            self.trouble = f"the log cannot be read: {error}"
+            raise Unavailable(self.trouble) from None
 
     async def _change(self, change: Callable[[Store], T]) -> T:
         def within(store: Store) -> T:
@@ -229,13 +244,19 @@ class SqliteBroker(Broker):
 
     def _store(self) -> Store:
         store: Store | None = getattr(self._local, "store", None)
-        if store is not None and self._local.generation != self._generation:
-            self._drop_store()  # there was trouble since: it may be another file by now
+        if store is not None and (self._local.generation != self._generation or not store.is_current):
+            self._drop_store()  # there was trouble since, or it is another file by now
             store = None
         if store is None:
             self._local.generation = self._generation
+            self._path.parent.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
             store = self._local.store = Store(self._path, self._clock)
             self._stores.add(store)
+            if self._identity not in (None, store.identity):
+                self._is_replaced = True
+                note = "what the former file held is lost, and reported as a gap"
+                log.error("log_replaced", file=str(self._path), note=note)
+            self._identity = store.identity
         return store
 
     def _drop_store(self) -> None:
@@ -268,33 +289,38 @@ class SqliteBroker(Broker):
     async def _read_on(self) -> None:
         while True:
             after = pack(self._head)
-            events, head = await self._ask(lambda store, after=after: store.since(after, _PAGE))  # type: ignore[misc]
+            events, start, head = await self._ask(lambda store, after=after: store.since(after, _PAGE))  # type: ignore[misc]
             late = time.monotonic() - self._followed > _LATE_SECONDS
             self._followed = time.monotonic()
             if late and head > after:
                 self._skip(unpack(head))
                 return
+            if self._is_replaced or start > after:
+                # Whatever lies between was in a file that is gone, or not in the one that was put back.
+                self._is_replaced = False
+                self._skip(unpack(max(start, after)))
+                continue
             self._hand_on(events)
             if len(events) < _PAGE:
                 return
 
     def _skip(self, head: EventId) -> None:
-        """Go on from the log's end: this node stood still for so long that events may have been deleted."""
+        """Go on from an id up to which events may be deleted, or are lost with a file."""
         log.warning("follower_fell_behind", after=str(self._head), until=str(head))
         self._head = head
-        self._lost(head)
+        self._delivery.skip(head)
 
     def _hand_on(self, events: Sequence[Event]) -> None:
         if events:
             self._head = events[-1].id
-            self._deliver(events)
+            self._delivery.deliver(events)
 
     def _committed(
         self, requests: Sequence[_Append], answers: Sequence[_Answer], events: list[Event], before: int
     ) -> None:
         """Runs on the loop after a commit: deliver, then answer."""
         self._is_up = True
-        if events and before == pack(self._head) and not self._is_reading:
+        if events and before == pack(self._head) and not (self._is_reading or self._is_replaced):
             self._hand_on(events)
         elif events:
             self._news.set()  # others wrote in between, or are being read just now
@@ -310,9 +336,18 @@ class SqliteBroker(Broker):
         if self._is_up:
             log.error("log_unwritable", error=str(error))
         self._is_up = False
+        self.trouble = f"the log cannot be written: {error}"
         for request in requests:
             if not request.answer.done():
-                request.answer.set_exception(Unavailable(f"the log cannot be written: {error}"))
+                request.answer.set_exception(Unavailable(self.trouble))
+
+    def _refuse_waiting(self) -> None:
+        """Answer the appends that the writer has left."""
+        with suppress(queue.Empty):
+            while True:
+                for request in self._queue.get_nowait() or ():
+                    if not request.answer.done():
+                        request.answer.set_exception(Unavailable("the gateway is shutting down"))
 
     # Writing: everything below runs in the writer thread.
 
@@ -327,6 +362,7 @@ class SqliteBroker(Broker):
             if has_more or time.monotonic() - swept >= SWEEP_SECONDS:
                 position, has_more = self._sweep(position)
                 swept = time.monotonic()
+        self._leave()
         self._drop_store()
 
     def _take(self) -> list[_Append] | None:
@@ -348,12 +384,15 @@ class SqliteBroker(Broker):
         return requests
 
     def _commit(self, requests: list[_Append]) -> None:
+        others: Sequence[str] = ()
         try:
             store = self._store()
             with store.transaction():
                 answers, events, before = store.append(
                     [request.batch for request in requests], pack(self._head)
                 )
+                others = self._join(store)
+            self._named = store
         except Exception as error:
             self._generation += 1
             self._drop_store()
@@ -361,16 +400,33 @@ class SqliteBroker(Broker):
             return
         self._call(self._committed, requests, answers, events, before)
         if events and self._nudges is not None:
-            self._nudges.send()
+            self._nudges.send(others)
 
     def _sweep(self, position: int) -> tuple[int, bool]:
         try:
             store = self._store()
             with store.transaction():
-                return store.sweep(self._clock(), position, SWEEP_CHANNELS)
-        except Exception:
+                self._join(store)
+                swept = store.sweep(self._clock(), position, SWEEP_CHANNELS)
+            self._named = store
+            return swept
+        except Exception as error:
+            self._background.failed("sqlite_sweep", error)
             self._drop_store()
             return 0, False
+
+    def _join(self, store: Store) -> Sequence[str]:
+        """Let the file have this process's name for nudges, and return those of the others."""
+        if self._nudges is None:
+            return ()
+        self._nudges.join(store.db, is_new=store is not self._named)
+        return self._nudges.others(store.db)
+
+    def _leave(self) -> None:
+        store: Store | None = getattr(self._local, "store", None)
+        if store is not None and self._nudges is not None:
+            with suppress(sqlite3.Error), store.transaction():
+                self._nudges.leave(store.db)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits for the answer

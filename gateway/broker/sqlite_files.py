@@ -19,17 +19,6 @@ def make_file(path: Path) -> None:
         os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE))
 
 
-def make_folder(folder: Path, file: Path) -> None:
-    """Make a folder for those who may write the file: processes of other users may share it."""
-    mode = FOLDER_MODE
-    written = file.stat().st_mode
-    for writes, all_of_it in ((stat.S_IWGRP, stat.S_IRWXG), (stat.S_IWOTH, stat.S_IRWXO)):
-        mode |= all_of_it if written & writes else 0
-    with suppress(FileExistsError):
-        folder.mkdir(FOLDER_MODE)
-        folder.chmod(mode)
-
-
 def is_open_to_all(file: Path) -> bool:
     """Tell whether every user of the machine may read the file."""
     return bool(file.stat().st_mode & stat.S_IROTH)

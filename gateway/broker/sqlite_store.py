@@ -96,6 +96,7 @@ class Store:
 
     def __init__(self, path: Path, clock: Callable[[], int]) -> None:
         self._clock = clock
+        self._path = path
         self._channels: dict[str, tuple[int, Retention]] = {}
         self._dropped = 0
         self._written: set[str] = set()
@@ -106,9 +107,19 @@ class Store:
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")  # a commit is on disk before it returns
             self._prepare()
+            self.identity = _identity(path)
+            self._files = _identities(path)
         except BaseException:
             self.db.close()
             raise
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its files are those at its path: SQLite writes into deleted ones without an error."""
+        try:
+            return _identities(self._path) == self._files
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the connection; harmless when repeated."""
@@ -240,15 +251,16 @@ class Store:
         seen = self._seen((self._channel(draft.channel, draft.retention), draft.key), new)
         return seen is not None and seen[1] not in (None, draft.fingerprint)
 
-    def since(self, after: int, limit: int) -> tuple[list[Event], int]:
-        """Return the first events of all channels after an id, for followers, and the log's head."""
+    def since(self, after: int, limit: int) -> tuple[list[Event], int, int]:
+        """Return for followers the first events after an id, of all channels, and the log's start and end."""
         with self._snapshot():
             rows = self.db.execute(
                 "SELECT e.id, c.name, e.payload, e.timestamp, e.type, e.kept FROM events e"
                 " JOIN channels c ON c.key = e.channel WHERE e.id > ? ORDER BY e.id LIMIT ?",
                 (after, limit),
             ).fetchall()
-            return [_event(row) for row in rows], self.head()
+            start, head = self.db.execute("SELECT start, head FROM log").fetchone()
+            return [_event(row) for row in rows], int(start), int(head)
 
     def read(self, after: Mapping[str, int], until: int, limit: int, now: int) -> dict[str, Page]:
         """Return what `gateway.broker.base.Broker.read` promises."""
@@ -457,6 +469,17 @@ class Store:
             (key, expired),
         ).fetchone()[0]
         return key, max(floor, last or 0), expired
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from all others. Raises OSError."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _identities(path: Path) -> list[tuple[int, int]]:
+    """Return the same of a file and of the two beside it, which are there while anybody has it open."""
+    return [_identity(path), *(_identity(path.with_name(f"{path.name}{each}")) for each in ("-wal", "-shm"))]
 
 
 def _event(row: tuple[int, str, bytes, int, str | None, int]) -> Event:

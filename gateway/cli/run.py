@@ -5,6 +5,7 @@ import os
 from functools import partial
 
 from gateway import runtime
+from gateway.background import Background
 from gateway.config.model import MAX_WORKERS, Config
 from gateway.config.sources import Webhook
 from gateway.config.warnings import tell
@@ -33,7 +34,10 @@ def run(options: argparse.Namespace) -> int:
     workers = _cores() if config.server.workers == "auto" else config.server.workers
     main = _serve_one if workers == 1 else partial(_serve_many, workers)
     return runtime.run(
-        partial(main, file, config, metrics, options.hints), config.log, metrics.log_dropped.inc
+        partial(main, file, config, metrics, options.hints),
+        config.log,
+        metrics.log_dropped.inc,
+        background=Background(metrics.background_failed),
     )
 
 

@@ -10,14 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
-import structlog
 from aiohttp import web
 
+from gateway.background import UNCOUNTED, Background
 from gateway.http.ask import is_proxied
 from gateway.http.subscribe import HEADERS
 from gateway.sse import block, control_block
-
-log = structlog.get_logger("gateway.console")
 
 SECONDS = 1.0
 """From one report to the next."""
@@ -40,8 +38,15 @@ _json = msgspec.json.Encoder()
 class Feed:
     """The viewers, and the task that tells them."""
 
-    def __init__(self, report: Callable[[], Awaitable[Mapping[str, Any]]], *, write_seconds: float) -> None:
+    def __init__(
+        self,
+        report: Callable[[], Awaitable[Mapping[str, Any]]],
+        *,
+        write_seconds: float,
+        background: Background = UNCOUNTED,
+    ) -> None:
         """Tell what ``report`` returns; a viewer that takes nothing for ``write_seconds`` is cut."""
+        self._background = background
         self._report = report
         self._write_seconds = write_seconds
         self._viewers = 0
@@ -70,7 +75,7 @@ class Feed:
             return response
         self._viewers += 1
         if self._telling is None:
-            self._telling = asyncio.create_task(self._run(), name="console")
+            self._telling = self._background.start("console", self._run)
         try:
             await self._show(response)
         except ConnectionError:
@@ -100,8 +105,8 @@ class Feed:
             try:
                 report = await self._report()
                 self._tell(block(_json.encode(report), event="status"))
-            except Exception:
-                log.exception("status_failed")
+            except Exception as error:
+                self._background.failed("console", error)
             await asyncio.sleep(min(max(SECONDS, SHARE * (loop.time() - began)), SLOWEST))
 
     def _tell(self, newest: bytes) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import structlog
 
+from gateway.background import UNCOUNTED, Background
 from gateway.config.tls import Tls
 from gateway.errors import StartupError
 from gateway.files import Looks, look
@@ -36,8 +37,15 @@ Age = Literal["good", "soon", "expired", "early"]
 class Certificates:
     """The files of ``server.tls``, and the context of whoever connects now."""
 
-    def __init__(self, tls: Tls, metrics: Metrics, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        tls: Tls,
+        metrics: Metrics,
+        now: Callable[[], float] = time.time,
+        background: Background = UNCOUNTED,
+    ) -> None:
         """Load the files. Raises StartupError, with one line, where one cannot be used."""
+        self._background = background
         self._tls = tls
         self._reloads = metrics.tls_reloads
         self._now = now
@@ -73,7 +81,7 @@ class Certificates:
     def start(self) -> None:
         """Begin to watch. Needs a running loop."""
         self._tell_age()
-        self._task = asyncio.create_task(self._watch(), name="certificates")
+        self._task = self._background.start("certificates", self._watch)
 
     async def stop(self) -> None:
         """End the watch; harmless when repeated."""
@@ -104,8 +112,8 @@ class Certificates:
             await asyncio.sleep(POLL_SECONDS)
             try:
                 await self.look()
-            except Exception:
-                log.exception("certificate_watch_failed")
+            except Exception as error:
+                self._background.failed("certificates", error)
 
     def _looks(self) -> Looks:
         files = (self._tls.certificate, self._tls.key, self._tls.client_ca)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from gateway.background import UNCOUNTED, Background
 from gateway.config.units import Address
 from gateway.http.binding import bind, cannot_listen, limit_unacknowledged
 from gateway.http.certificates import Certificates
@@ -64,7 +65,10 @@ class Listener:
         headers: Mapping[str, str] = MappingProxyType({}),
         on_traffic: Callable[[], None] | None = None,
         is_ending: Callable[[], bool] = lambda: False,
+        background: Background = UNCOUNTED,
     ) -> None:
+        self._background = background
+        self._guarded = background.guarded("connection_sweep", self._sweep)
         # A request under way has its own deadline, the same.
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=request_seconds)
         self._options: dict[str, Any] = {
@@ -268,14 +272,20 @@ class Listener:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self._sweeper = loop.call_later(min(_SWEEP, self._request_seconds / 4), self._guarded)
         if self._greeting is not None:
             self._greeting.sweep()
         for front in self._late(self._fronts, now):
             self._uncount(front.caller)
-            front.force_close()
+            self._cut(front)
         for handler in self._late(self._handlers, now):
-            handler.force_close()
-        self._sweeper = loop.call_later(min(_SWEEP, self._request_seconds / 4), self._sweep)
+            self._cut(handler)
+
+    def _cut(self, protocol: Front | web.RequestHandler) -> None:
+        try:
+            protocol.force_close()
+        except Exception as error:  # the others are late too
+            self._background.failed("connection_sweep", error)
 
     @staticmethod
     def _late(waiting: dict[P, float], now: float) -> list[P]:

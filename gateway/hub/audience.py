@@ -59,6 +59,9 @@ class Member(Protocol):
     events: int
     bytes: int
 
+    def end(self, reason: str) -> None:
+        """Close at this event boundary."""
+
 
 class Frame:
     """Bytes for everybody who was a member when they were sealed. ``until`` is the id they lead up to."""

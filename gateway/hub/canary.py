@@ -12,10 +12,12 @@ it and pass over it.
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import structlog
 
+from gateway.background import UNCOUNTED, Background
 from gateway.backoff import jittered
 from gateway.errors import GatewayError
 from gateway.event import EventId
@@ -39,8 +41,15 @@ FIRST_SECONDS = 1.0
 class Canary:
     """`start` it behind the hub. ``pump`` calls what it is given behind all writes that wait."""
 
-    def __init__(self, notices: Notices, pump: Callable[[Callable[[], None]], None], failures: Tally) -> None:
+    def __init__(
+        self,
+        notices: Notices,
+        pump: Callable[[Callable[[], None]], None],
+        failures: Tally,
+        background: Background = UNCOUNTED,
+    ) -> None:
         self._notices = notices
+        self._background = background
         self._pump = pump
         self._failures = failures
         self._node = secrets.token_hex(4)
@@ -56,7 +65,7 @@ class Canary:
     async def start(self) -> None:
         """Send the first one, and give it `FIRST_SECONDS`; go on for ever."""
         first = asyncio.Event()
-        self._task = asyncio.create_task(self._run(first), name="canary")
+        self._task = self._background.start("canary", partial(self._run, first))
         try:
             async with asyncio.timeout(FIRST_SECONDS):
                 await first.wait()

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from prometheus_client import Counter
 
+from gateway.background import UNCOUNTED, Background
 from gateway.broker.base import Broker
 from gateway.config.catalog import Catalog, Declared
 from gateway.event import GAP, NOTICE, Event, EventId, Retention
@@ -98,6 +99,7 @@ class Hub:
         ring_seconds: float,
         ring_bytes: int,
         clock: Callable[[], int],
+        background: Background = UNCOUNTED,
     ) -> None:
         """Make an empty hub; `start` puts it behind its broker.
 
@@ -109,6 +111,7 @@ class Hub:
         self._catalog = catalog
         self._metrics = metrics
         self._clock = clock
+        self._background = background
         self._ring: History[Entry] = History(max_bytes=ring_bytes, start=EventId(0, 0), clock=clock)
         self._channels: dict[str, Channel] = {}
         self._audiences: dict[Subscription, Audience] = {}
@@ -164,17 +167,31 @@ class Hub:
 
     def receive(self, events: Sequence[Event]) -> None:
         """Take events of the log, in order."""
-        if self._watched:
-            self._hear(events)
+        taken = 0
+        try:
+            if self._watched:
+                self._hear(events)
+            for event in events:
+                channel = self._channels.get(event.channel)
+                flooded = self._file(Entry(event, channel.declared), channel) if channel is not None else ()
+                if channel is None and event.channel.startswith(NOTICE):
+                    self.on_notice(event)
+                # Only now, so that no stream can join between two audiences of one event.
+                self.head = event.id
+                taken += 1
+                for audience in flooded:
+                    self._shed(audience)
+        except Exception as error:
+            self._background.failed("hub", error)
+            self._give_up(events[taken:], events[-1].id)
+
+    def _give_up(self, events: Sequence[Event], until: EventId) -> None:
+        """Let the streams read the rest of a batch from the log; some may have got its first event."""
+        self.lost(until)
         for event in events:
-            channel = self._channels.get(event.channel)
-            flooded = self._file(Entry(event, channel.declared), channel) if channel is not None else ()
-            if channel is None and event.channel.startswith(NOTICE):
+            # `lost` reads those that have a history; the others are nowhere but here.
+            if event.channel.startswith(NOTICE) and not event.kept:
                 self.on_notice(event)
-            # Only now, so that no stream can join between two audiences of one event.
-            self.head = event.id
-            for audience in flooded:
-                self._shed(audience)
 
     def lost(self, until: EventId) -> None:
         """Go on after an id up to which the log could not be followed: the streams read what they need.
@@ -192,9 +209,11 @@ class Hub:
             self._ring.forget(name)
             channel.opened = until
         before, self.head, self.cut = self.head, until, until
-        self.on_cut(before, until)
-        for member in behind:
-            self.on_behind(member)
+        try:
+            self.on_cut(before, until)
+        finally:  # whatever becomes of the notices
+            for member in behind:
+                self._put_behind(member)
 
     def _hear(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -227,7 +246,15 @@ class Hub:
             self.leave(member)
         audience.clear()
         for member in members:
+            self._put_behind(member)
+
+    def _put_behind(self, member: Member) -> None:
+        """Let a stream that is in no audience catch up; if that fails, its client comes back and resumes."""
+        try:
             self.on_behind(member)
+        except Exception as error:
+            self._background.failed("hub", error)
+            member.end("internal_error")
 
     def watch(self, subscription: Subscription) -> None:
         """Begin to keep what a new stream will need; pair with `unwatch`."""
@@ -309,26 +336,28 @@ class Hub:
         self.schedule(_called, call)
 
     def _pump(self) -> None:
-        budget = SLICE if monotonic() >= self._way_until else SMALL_SLICE
-        while self._work and budget > 0:
-            work, item = self._work.popleft()
-            try:
-                used, more = work(item, budget)
-            except Exception:  # one broken stream must not stop the pump for all
-                log.exception("pump_failed")
-                used, more = 1, False
-            budget -= max(used, 1)
-            if more:
-                self._work.append((work, item))
-        self._pumping = bool(self._work)
-        if self._pumping:
-            asyncio.get_running_loop().call_soon(self._pump)
+        try:
+            budget = SLICE if monotonic() >= self._way_until else SMALL_SLICE
+            while self._work and budget > 0:
+                work, item = self._work.popleft()
+                try:
+                    used, more = work(item, budget)
+                except Exception as error:  # one broken stream must not stop the pump for all
+                    self._background.failed("pump", error)
+                    used, more = 1, False
+                budget -= max(used, 1)
+                if more:
+                    self._work.append((work, item))
+        finally:
+            self._pumping = bool(self._work)
+            if self._pumping:
+                asyncio.get_running_loop().call_soon(self._pump)
 
     def _fan_out(self, audience: Audience, budget: int) -> tuple[int, bool]:
         try:
             written, frame = audience.step(budget, self.head)
-        except Exception:  # some write failed in the middle: who got the frame is known by the cursors
-            log.exception("fan_out_failed")
+        except Exception as error:  # some write failed in the middle: the cursors say who got the frame
+            self._background.failed("pump", error)
             audience.queued = False
             self._shed(audience)
             return 1, False

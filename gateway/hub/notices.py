@@ -6,11 +6,13 @@ node that was cut off reads them when it is back; and if even that is gone, it a
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 import structlog
 
+from gateway.background import UNCOUNTED, Background
 from gateway.backoff import Backoff
 from gateway.broker.base import Broker
 from gateway.errors import Unavailable
@@ -31,8 +33,9 @@ Handler = Callable[[Mapping[str, Any], EventId], None]
 class Notices:
     """Sends and receives. Register handlers before the hub starts."""
 
-    def __init__(self, broker: Broker, clock: Callable[[], int]) -> None:
+    def __init__(self, broker: Broker, clock: Callable[[], int], background: Background = UNCOUNTED) -> None:
         self._broker = broker
+        self._background = background
         self._clock = clock
         self._handlers: dict[str, tuple[Handler, Retention]] = {}
         self._reading: set[asyncio.Task[None]] = set()
@@ -56,12 +59,12 @@ class Notices:
         if handler is not None:  # else a newer node's
             try:
                 handler(msgspec.json.decode(event.payload), event.id)
-            except Exception:  # what one node says must not stop what another follows
-                log.exception("notice_failed", kind=event.channel)
+            except Exception as error:  # what one node says must not stop what another follows
+                self._background.failed("hub", error)
 
     def cut(self, after: EventId, until: EventId) -> None:
         """Read what was missed between two ids."""
-        task = asyncio.create_task(self._catch_up(after, until), name="missed notices")
+        task = self._background.start("missed_notices", partial(self._catch_up, after, until))
         self._reading.add(task)
         task.add_done_callback(self._reading.discard)
 
@@ -80,8 +83,8 @@ class Notices:
             except Unavailable:
                 await asyncio.sleep(backoff.next())
                 continue
-            except Exception:  # what cannot be read must not be taken for nothing
-                log.exception("notices_unreadable")
+            except Exception as error:  # what cannot be read must not be taken for nothing
+                self._background.failed("missed_notices", error)
                 self.on_lost()
                 return
             for page in pages.values():

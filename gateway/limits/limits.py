@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from gateway.auth.grant import NOBODY, Grant
+from gateway.background import UNCOUNTED, Background
 from gateway.broker.board import Board
 from gateway.config import model
 from gateway.limits.addresses import Proxies, unit
@@ -39,13 +40,20 @@ UNKNOWN = Caller(None, None)
 class Limits:
     """What ``limits`` and ``server.trusted_proxies`` say of clients."""
 
-    def __init__(self, server: model.Server, limits: model.Limits, board: Board, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        server: model.Server,
+        limits: model.Limits,
+        board: Board,
+        metrics: Metrics,
+        background: Background = UNCOUNTED,
+    ) -> None:
         self._metrics = metrics
         self.proxies = Proxies(server.trusted_proxies)
         self.peers = Peers(
             limits.connections_per_address, limits.connect_rate_per_address, self.proxies.trusts
         )
-        self.users = Users(board, limits.connections_per_user)
+        self.users = Users(board, limits.connections_per_user, background)
         self.clients: dict[str, Hold] = {}
         """The stream of each client that said who it is."""
         self._latest: OrderedDict[str, Order] = OrderedDict()

@@ -14,6 +14,7 @@ from itertools import islice
 
 import structlog
 
+from gateway.background import UNCOUNTED, Background
 from gateway.broker.board import Board, Seat
 from gateway.errors import Draining, Overload, Unavailable
 from gateway.seldom import Seldom
@@ -34,6 +35,8 @@ CONFIRM_SECONDS = 5.0
 
 LEAVING = 20_000
 """Seats that wait to be given back; the oldest are left to their time."""
+STOP_SECONDS = 1.0
+"""How long a stop waits for the exchange that is under way."""
 
 BATCH = 500
 """Seats in one exchange with the board."""
@@ -48,14 +51,16 @@ class UserFull(Overload):
 class Users:
     """Counts. ``limit`` None counts nobody."""
 
-    def __init__(self, board: Board, limit: int | None) -> None:
+    def __init__(self, board: Board, limit: int | None, background: Background = UNCOUNTED) -> None:
         self.limit = limit
+        self._background = background
         self._board = board
         # Streams of each member, as one client may have two; of most users a single one is all there is.
         self._members: dict[str, dict[str, int] | str] = {}
         self._asking: list[tuple[Seat, asyncio.Future[bool]]] = []
         self._leaving: dict[tuple[str, str], None] = {}
         self._wake = asyncio.Event()
+        self._is_ending = False
         self._seldom = Seldom()
         self._task: asyncio.Task[None] | None = None
 
@@ -67,15 +72,19 @@ class Users:
     def start(self) -> None:
         """Begin to ask the board where there is a limit. Needs a running loop. Harmless when repeated."""
         if self._task is None and self.limit is not None and self.must_ask:
-            self._task = asyncio.create_task(self._run(), name="seats")
+            self._task = self._background.start("seats", self._run)
 
     async def stop(self) -> None:
         """Give all seats back and end; harmless when repeated."""
         if self._task is None:
             return
+        # Not cancelled in the middle of an exchange: the board could take seats after they were given back.
+        self._is_ending = True
+        self._wake.set()
+        await asyncio.wait([self._task], timeout=STOP_SECONDS)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._task = None
+        self._task, self._is_ending = None, False
         _answer(self._asking, Draining("the gateway is shutting down"))
         with suppress(Unavailable):  # they expire by themselves
             await self._give_back()
@@ -130,13 +139,15 @@ class Users:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         renew = loop.time() + RENEW_SECONDS
-        while True:
+        while not self._is_ending:
             try:
                 async with asyncio.timeout_at(renew):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             self._wake.clear()
+            if self._is_ending:
+                return
             # Each once, so that none waits for the others to have nothing to do.
             try:
                 await self._give_back()  # first: who asks may have left just now
@@ -148,8 +159,8 @@ class Users:
                 self._tell(error)
                 _answer(self._asking, None)  # nobody's question may wait for a board that is away
                 await asyncio.sleep(AGAIN_SECONDS)
-            except Exception:  # whatever it was, whoever asks next must get an answer
-                log.exception("seats_failed")
+            except Exception as error:  # whatever it was, whoever asks next must get an answer
+                self._background.failed("seats", error)
                 _answer(self._asking, None)
                 await asyncio.sleep(AGAIN_SECONDS)
             if self._asking or self._leaving:
@@ -159,7 +170,8 @@ class Users:
         asking, self._asking = self._asking, []
         try:
             while asking:
-                batch = asking[:BATCH]
+                # Who left meanwhile would have a seat that nobody gives back.
+                batch = [each for each in asking[:BATCH] if self._is_here(each[0].name, each[0].member)]
                 try:
                     had: Sequence[bool] = await self._board.seats([seat for seat, _ in batch], SEAT_SECONDS)
                 except Unavailable as error:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from gateway.background import TASKS
 from gateway.metrics.family import Merge
 
 PREFIX = "sse_gateway_"
@@ -247,6 +248,14 @@ HEALTH = (
         merge="max",
     ),
     _counter("canary_failures_total", "Canary events that did not come back through broker and hub in time"),
+    _counter(
+        "background_failures_total",
+        "Unexpected exceptions in background tasks, by task",
+        "Each is a fault of the gateway: `background_task_failed` in the log has the traceback. The task was "
+        "started again.",
+        by=("task",),
+        values=TASKS,
+    ),
     _gauge(
         "config_last_reload_successful",
         "1 if the last reload of the configuration was taken up, or there was none",

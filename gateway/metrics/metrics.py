@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.background import TaskName
 from gateway.metrics import process
 from gateway.metrics.definitions import BY_NAME, PREFIX, Definition
 from gateway.metrics.family import Family
@@ -79,12 +80,17 @@ class Metrics:
         self.broker_append = self._histogram("broker_append_seconds")
         self.config_reloads = self._counter("config_reloads_total")
         self.canary_failures = self._tally("canary_failures_total")
+        self.background_failures = self._counter("background_failures_total")
         self.jwks_fetches = self._counter("jwks_fetches_total")
         self.forward_requests = self._counter("forward_auth_total")
         self.tls_reloads = self._counter("tls_reloads_total")
         self.tls_handshake_failures = self._counter("tls_handshake_failures_total")
         self.worker_restarts = self._counter("worker_restarts_total")
         self.log_dropped = self._counter("log_lines_dropped_total")
+
+    def background_failed(self, name: TaskName) -> None:
+        """Count an exception in a background task. Safe to call from any thread."""
+        self.background_failures.labels(name).inc()
 
     def bind(self, name: str, read: Callable[[], float]) -> None:
         """Let ``read`` answer for a gauge without labels, in place of whoever did before.

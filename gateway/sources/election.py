@@ -43,6 +43,7 @@ class Election:
         self._name = name
         self._leases = leases
         self._outdated: Fence | None = None
+        self._asking: asyncio.Future[Fence | None] | None = None
         self._stands = False
         self._turn = asyncio.Event()
         self._won = asyncio.Event()
@@ -97,8 +98,13 @@ class Election:
                 if self._outdated is not None:
                     await self._leases.release(self._outdated)
                     self._outdated = None
-                fence = await self._leases.lease(self._name, LEASE_SECONDS)
+                self._asking = asyncio.ensure_future(self._leases.lease(self._name, LEASE_SECONDS))
+                fence = await asyncio.shield(self._asking)
+                self._asking = None
         except (Unavailable, TimeoutError):
+            if self._asking is not None:
+                self._asking.cancel()
+                self._asking = None
             return
         if self._outdated is not None:
             return  # it was renewed while this was asked for
@@ -110,7 +116,19 @@ class Election:
         else:
             self._won.clear()
 
+    async def _settle(self) -> None:
+        """Wait for the question in which `run` was cancelled, so that a lease that it got is released."""
+        asking, self._asking = self._asking, None
+        if asking is None:
+            return
+        if not asking.done():
+            await asyncio.wait([asking], timeout=LEASE_SECONDS)
+            asking.cancel()
+        if asking.done() and not asking.cancelled() and asking.exception() is None:
+            self._outdated = asking.result() or self._outdated
+
     async def _give_back(self) -> None:
+        await self._settle()
         # Until it is known to be back it is outdated: the next lease must not have the same token.
         self._outdated, self.fence = self.fence or self._outdated, None
         self._won.clear()

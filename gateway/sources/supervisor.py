@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from gateway.background import UNCOUNTED, Background
 from gateway.backoff import Backoff
 from gateway.causes import in_plain_words
 from gateway.config.template import Template
-from gateway.errors import SourceError
+from gateway.errors import GatewayError, SourceError
 from gateway.event import Fence, Record
 from gateway.sources.base import Gap, Source, SourceState, SourceStatus
 from gateway.sources.election import Election, Leases
@@ -36,8 +37,10 @@ class Supervisor:
         position: Callable[[str], Awaitable[str | None]],
         parts: Callable[[str], Awaitable[list[str]]],
         clock: Callable[[], int],
+        background: Background = UNCOUNTED,
     ) -> None:
         self._source = source
+        self._background = background
         self._publisher = publisher
         self._position = position
         self._parts = parts
@@ -52,9 +55,9 @@ class Supervisor:
     def start(self) -> None:
         """Begin. Needs a running loop."""
         self._change("starting")
-        self._tasks = [asyncio.create_task(self._run(), name=f"source {self.state.name}")]
+        self._tasks = [self._background.start("source", self._run)]
         if self.reads_once:
-            self._tasks.append(asyncio.create_task(self._election.run(), name=f"lease {self.state.name}"))
+            self._tasks.append(self._background.start("election", self._election.run))
 
     async def stop(self) -> None:
         """End the source, then give its lease to another node; harmless when repeated."""
@@ -149,6 +152,8 @@ class Supervisor:
                 error = SourceError("its client gave up")
             except Exception as caught:
                 error = caught
+                if not isinstance(caught, (GatewayError, OSError)):  # those are troubles of the upstream
+                    self._background.failed("source", caught)
             self._down(error)
             await asyncio.sleep(self._backoff.next())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from gateway.background import UNCOUNTED, Background
 from gateway.config.sources import Kafka, RedisStream, Webhook, why_off
 from gateway.config.sources import Source as SourceConfig
 from gateway.config.template import Template
@@ -48,8 +49,15 @@ class Upstreams:
     """`start` and `stop` are their whole life; `reconfigure` brings what another configuration changes."""
 
     def __init__(
-        self, router: Router, log: Log, metrics: Metrics, clock: Callable[[], int], refusals: Refusals
+        self,
+        router: Router,
+        log: Log,
+        metrics: Metrics,
+        clock: Callable[[], int],
+        refusals: Refusals,
+        background: Background = UNCOUNTED,
     ) -> None:
+        self._background = background
         self.supervisors: dict[str, Supervisor] = {}
         """Those that run."""
         self.webhooks: dict[str, WebhookSource] = {}
@@ -216,7 +224,13 @@ class Upstreams:
             state, self._router, self._log.append, self._metrics, self._clock, self._refusals
         )
         self.supervisors[name] = Supervisor(
-            source, publisher, self._log.leases, self._log.position, self._log.parts, self._clock
+            source,
+            publisher,
+            self._log.leases,
+            self._log.position,
+            self._log.parts,
+            self._clock,
+            self._background,
         )
 
 

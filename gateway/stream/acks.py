@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from itertools import count
 
+from gateway.background import UNCOUNTED, Background
 from gateway.config.ack import AckSetting
 from gateway.config.model import Channel
 from gateway.hub.subscription import Subscription
@@ -41,9 +42,16 @@ class Acks:
     """The streams of this node that are asked."""
 
     def __init__(
-        self, nonces: Nonces, metrics: Metrics, default: AckSetting, channels: Mapping[str, Channel]
+        self,
+        nonces: Nonces,
+        metrics: Metrics,
+        default: AckSetting,
+        channels: Mapping[str, Channel],
+        background: Background = UNCOUNTED,
     ) -> None:
         self._nonces = nonces
+        self._background = background
+        self._guarded = background.guarded("ack_sweep", self._sweep)
         self._metrics = metrics
         self._asked: dict[str, Asked] = {}
         self._slots: list[dict[Asked, None]] = [{} for _ in range(SLOTS)]
@@ -130,21 +138,26 @@ class Acks:
 
     def _schedule(self) -> None:
         self._due += self._tick
-        self._timer = asyncio.get_running_loop().call_at(self._due, self._sweep)
+        self._timer = asyncio.get_running_loop().call_at(self._due, self._guarded)
 
     def _sweep(self) -> None:
         if not self._asked:
             self._timer = None
             return
         now = asyncio.get_running_loop().time()
-        if now - self._due > STOOD_STILL or not self.is_reached():
-            self.forgive()
+        late = now - self._due
         self._due = max(self._due, now - self._tick)  # what was late is not made up for
         self._schedule()
+        if late > STOOD_STILL or not self.is_reached():
+            self.forgive()
         slot = self._slots[self._next]
         self._next = (self._next + 1) % SLOTS
         for asked in list(slot):
-            self._visit(asked, now)
+            try:
+                self._visit(asked, now)
+            except Exception as error:  # the others are asked all the same; this one may answer later
+                self._background.failed("ack_sweep", error)
+                asked.forgive()
 
     def _visit(self, asked: Asked, now: float) -> None:
         stream = asked.stream

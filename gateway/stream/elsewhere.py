@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.background import UNCOUNTED, Background
 from gateway.backoff import Backoff
 from gateway.errors import Unavailable
 from gateway.event import EventId
@@ -34,8 +35,11 @@ TOLD = 20_000
 class Elsewhere:
     """Tells other nodes, and hears what they tell. Without a shared log there are none."""
 
-    def __init__(self, notices: Notices, acks: Acks, *, is_shared: bool) -> None:
+    def __init__(
+        self, notices: Notices, acks: Acks, *, is_shared: bool, background: Background = UNCOUNTED
+    ) -> None:
         self._notices = notices
+        self._background = background
         self._acks = acks
         self._is_shared = is_shared
         self._untold: dict[str, int] = {}
@@ -56,7 +60,7 @@ class Elsewhere:
             raise Unavailable("other nodes cannot be told just now", retry_after=2)
         self._untold[connection] = number
         if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell(), name="tell of answers")
+            self._telling = self._background.start("ack_relay", self._tell)
         return True
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ import structlog
 
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.revocations import Revocation
+from gateway.background import UNCOUNTED, Background
 from gateway.errors import Unavailable
 from gateway.event import EventId
 from gateway.hub.notices import Notices
@@ -27,9 +28,15 @@ class Ending:
     """Connects the notices of nodes with what they end."""
 
     def __init__(
-        self, notices: Notices, streams: Streams, limits: Limits, authenticator: Authenticator
+        self,
+        notices: Notices,
+        streams: Streams,
+        limits: Limits,
+        authenticator: Authenticator,
+        background: Background = UNCOUNTED,
     ) -> None:
         self._notices = notices
+        self._background = background
         self._streams = streams
         self._limits = limits
         self._authenticator = authenticator
@@ -77,13 +84,17 @@ class Ending:
         told: asyncio.Future[Order | None] = asyncio.get_running_loop().create_future()
         self._untold.append((client, connection, told))
         if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell(), name="tell of clients")
+            self._telling = self._background.start("client_announcements", self._tell)
         return await told
 
     async def _tell(self) -> None:
         """Send what waits; while a notice is on its way, others gather for the next one."""
         while self._untold:
-            news, self._untold = self._untold[:MOST], self._untold[MOST:]
+            # One that left meanwhile replaces nobody: its client may still have the older stream.
+            waiting = [each for each in self._untold if not each[2].done()]
+            news, self._untold = waiting[:MOST], waiting[MOST:]
+            if not news:
+                return
             id: EventId | None = None
             try:
                 told = [(client, connection) for client, connection, _ in news]

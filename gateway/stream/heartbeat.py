@@ -8,7 +8,9 @@ longer than the interval. Streams with a shorter interval of their own get their
 """
 
 import asyncio
+from collections.abc import Callable
 
+from gateway.background import UNCOUNTED, Background
 from gateway.backoff import jittered
 from gateway.stream.connection import Connection
 from gateway.stream.streams import SLOTS, Streams
@@ -23,8 +25,10 @@ BEATEN = -1
 class Sweep:
     """Owns the timer. Start it once; it ends with `stop`."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, background: Background = UNCOUNTED) -> None:
         self._streams = streams
+        self._background = background
+        self._tick = background.guarded("heartbeats", self._sweep)
         self._next = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -35,7 +39,7 @@ class Sweep:
 
     def start(self) -> None:
         """Begin to sweep. Needs a running loop."""
-        self._timer = asyncio.get_running_loop().call_later(jittered(self._round / SLOTS, 0.1), self._sweep)
+        self._timer = asyncio.get_running_loop().call_later(jittered(self._round / SLOTS, 0.1), self._tick)
 
     def stop(self) -> None:
         """End; harmless when repeated."""
@@ -46,11 +50,20 @@ class Sweep:
     def _sweep(self) -> None:
         self.start()
         now = asyncio.get_running_loop().time()
-        self._cut_stalled(now)
+        for stream in list(self._streams.stalled):
+            self._alone(self._cut_if_stalled, stream, now)
         slot = self._streams.slots[self._next]
         self._next = (self._next + 1) % SLOTS
         for stream in list(slot):
-            self._visit(stream, now)
+            self._alone(self._visit, stream, now)
+
+    def _alone(self, work: Callable[[Connection, float], None], stream: Connection, now: float) -> None:
+        """Look after one stream; where that fails, end it rather than leave the others alone."""
+        try:
+            work(stream, now)
+        except Exception as error:
+            self._background.failed("heartbeats", error)
+            stream.abort("internal_error")
 
     def _visit(self, stream: Connection, now: float) -> None:
         self._streams.expire(stream, now, within=self._round)
@@ -62,11 +75,9 @@ class Sweep:
         else:
             stream.swept = stream.written
 
-    def _cut_stalled(self, now: float) -> None:
-        timeout = self._streams.timeouts.write
-        for stream in list(self._streams.stalled):
-            left = stream.unread()
-            if left < stream.left:
-                stream.progress, stream.left = now, left
-            elif now - stream.progress >= timeout:
-                stream.abort("write_timeout")
+    def _cut_if_stalled(self, stream: Connection, now: float) -> None:
+        left = stream.unread()
+        if left < stream.left:
+            stream.progress, stream.left = now, left
+        elif now - stream.progress >= self._streams.timeouts.write:
+            stream.abort("write_timeout")

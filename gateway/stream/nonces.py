@@ -17,13 +17,10 @@ import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
-import structlog
-
+from gateway.background import UNCOUNTED, Background
 from gateway.backoff import jittered
 from gateway.broker.board import Board
 from gateway.errors import Unavailable
-
-log = structlog.get_logger("gateway.streams")
 
 KEY_BYTES = 32
 
@@ -65,8 +62,9 @@ class _Key(NamedTuple):
 class Nonces:
     """Makes and reads them. `share` the key where other nodes have a say."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, background: Background = UNCOUNTED) -> None:
         self._board = board
+        self._background = background
         self._key = _Key.of(secrets.token_bytes(KEY_BYTES))
         self._known: dict[str, bytes] = dict([self._key])
         self._task: asyncio.Task[None] | None = None
@@ -99,7 +97,7 @@ class Nonces:
         Harmless when repeated.
         """
         if self._task is None and self._board.is_shared:
-            self._task = asyncio.create_task(self._run(), name="ack key")
+            self._task = self._background.start("ack_key", self._run)
 
     async def settled(self) -> None:
         """Wait until the board was looked at once, for `FIRST_SECONDS` at the most."""
@@ -124,8 +122,8 @@ class Nonces:
                 self._looked.set()
             except Unavailable:
                 pass  # the log says so itself, and closing is suspended meanwhile
-            except Exception:  # sharing goes on: without it other nodes refuse true answers
-                log.exception("ack_key_failed")
+            except Exception as error:  # sharing goes on: without it other nodes refuse true answers
+                self._background.failed("ack_key", error)
             await asyncio.sleep(AGAIN_SECONDS)
             try:
                 async with asyncio.timeout(jittered(LOOK_SECONDS - AGAIN_SECONDS, 0.2)):

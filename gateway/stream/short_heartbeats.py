@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from gateway.background import UNCOUNTED, Background
 from gateway.config.model import Timeouts
 
 SLOTS = 16
@@ -70,7 +71,9 @@ class Beating(Protocol):
 class ShortHeartbeats:
     """The streams of this node that have a shorter interval. Needs a running loop once there is one."""
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, background: Background = UNCOUNTED) -> None:
+        self._background = background
+        self._tick = background.guarded("short_heartbeats", self._sweep)
         self._slots: list[dict[Beating, ShortHeartbeat]] = [{} for _ in range(SLOTS)]
         self._count = 0
         self._deal = count()
@@ -123,7 +126,7 @@ class ShortHeartbeats:
 
     def _schedule(self) -> None:
         self._due += self._round / SLOTS
-        self._timer = asyncio.get_running_loop().call_at(self._due, self._sweep)
+        self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
 
     def _sweep(self) -> None:
         if not self._count:
@@ -136,7 +139,10 @@ class ShortHeartbeats:
         self._next = (self._next + 1) % SLOTS
         for stream, heartbeat in list(slot.items()):
             if stream.closing is None:
-                self._visit(stream, heartbeat, now)
+                try:
+                    self._visit(stream, heartbeat, now)
+                except Exception as error:  # the others want theirs
+                    self._background.failed("short_heartbeats", error)
 
     def _visit(self, stream: Beating, heartbeat: ShortHeartbeat, now: float) -> None:
         if stream.written != heartbeat.written:

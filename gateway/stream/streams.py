@@ -12,6 +12,7 @@ from itertools import count
 import structlog
 
 from gateway.auth.revocations import Withdrawal
+from gateway.background import UNCOUNTED, Background
 from gateway.backoff import jittered
 from gateway.config.model import Timeouts
 from gateway.errors import Draining, Overload
@@ -91,6 +92,7 @@ class Streams:
         *,
         limit: int,
         rate: float | None = None,
+        background: Background = UNCOUNTED,
     ) -> None:
         """Make the home of at most ``limit`` streams, of which ``rate`` may open per second."""
         self.metrics = metrics
@@ -101,7 +103,7 @@ class Streams:
         self.listeners: Counter[str] = Counter()
         """How many streams are open on each channel, by declared name."""
         self.reconnects = Reconnects(metrics)
-        self.short_heartbeats = ShortHeartbeats(timeouts)
+        self.short_heartbeats = ShortHeartbeats(timeouts, background)
         self.slots: list[dict[Connection, None]] = [{} for _ in range(SLOTS)]
         self.is_draining = False
         self._hub = hub
@@ -332,7 +334,11 @@ def _end_some(meant: list[tuple[Connection, str]], budget: int) -> tuple[int, bo
     """End some streams, for the hub's pump; returns how many, and whether there are more."""
     some = [meant.pop() for _ in range(min(budget, len(meant)))]
     for stream, why in some:
-        stream.end(why)
+        try:
+            stream.end(why)
+        except Exception:  # none may stay open because of another one
+            log.exception("stream_not_ended", connection=stream.id)
+            stream.abort(why)
     return len(some), bool(meant)
 
 

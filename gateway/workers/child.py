@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from gateway import runtime
+from gateway.background import Background
 from gateway.config.model import Config
 from gateway.daemon import Daemon, Prepared
 from gateway.errors import StartupError
@@ -64,12 +65,15 @@ class Obedience:
         self._prepared: Prepared | None = None
         self._turn = asyncio.Lock()
         self._reloading: set[asyncio.Task[None]] = set()
+        self._pipe: asyncio.StreamReader | None = None
 
     async def run(self) -> None:
         """Listen for ever, or until the parent is gone."""
-        loop = asyncio.get_running_loop()
-        pipe = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
+        if self._pipe is None:
+            loop, pipe = asyncio.get_running_loop(), asyncio.StreamReader()
+            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
+            self._pipe = pipe
+        pipe = self._pipe
         with suppress(asyncio.IncompleteReadError):
             while True:
                 order = await pipe.readexactly(1)
@@ -124,7 +128,7 @@ async def _serve(orders: Orders, metrics: Metrics) -> int:
         os.write(1, LISTENING)
 
     daemon.on_listening = listening
-    obeying = asyncio.create_task(Obedience(daemon).run(), name="orders")
+    obeying = daemon.background.start("parent_orders", Obedience(daemon).run)
     try:
         return await daemon.run()
     finally:
@@ -150,6 +154,7 @@ def main() -> int:
             orders.config.log,
             metrics.log_dropped.inc,
             worker=orders.number,
+            background=Background(metrics.background_failed),
         )
     except StartupError as error:
         print(safe_lines(error.message), file=sys.stderr)

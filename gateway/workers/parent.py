@@ -12,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from gateway import __version__
+from gateway.background import Background
 from gateway.backoff import Backoff
 from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
@@ -69,14 +71,15 @@ class Parent:
         """Prepare ``workers`` of them. ``file`` is where ``config`` comes from, for reloads."""
         self.config = config
         self.metrics = metrics
+        self.background = background = Background(metrics.background_failed)
         self.port = 0
         self.on_listening: Callable[[], None] | None = None
         self.reloads = None if file is None else Reload(file, self)
         self._refusals = Refusals()
         self._guard = Guard.of(config.server, self._refusals)
-        self._feed = Feed(self.report, write_seconds=config.timeouts.write)
+        self._feed = Feed(self.report, write_seconds=config.timeouts.write, background=background)
         timeouts = config.timeouts
-        self.systemd = Systemd(os.environ)
+        self.systemd = Systemd(os.environ, background)
         self.shutdown = Shutdown(
             pre_drain=timeouts.pre_drain,
             drain=timeouts.drain,
@@ -93,6 +96,7 @@ class Parent:
             request_seconds=config.timeouts.request,
             headers=HEADERS,
             is_ending=self.shutdown.asked.is_set,
+            background=background,
         )
         self._count = workers
         self._catalog = Catalog(config.channels)
@@ -118,8 +122,8 @@ class Parent:
             reserve_port(self.config.server.listen, "server.listen") as self.port,
         ):
             looking = [
-                asyncio.create_task(self._look(), name="look"),
-                asyncio.create_task(self._keep_fresh(), name="keep probes fresh"),
+                self.background.start("worker_look", self._look),
+                self.background.start("worker_probes", self._keep_fresh),
             ]
             try:
                 await self.admin.start()
@@ -159,7 +163,7 @@ class Parent:
         self.systemd.watch(self._is_answered)
         tasks = [
             *(
-                asyncio.create_task(self._keep(number, folder), name=f"worker {number}")
+                self.background.start("worker_keeper", partial(self._keep, number, folder))
                 for number in self._workers
             ),
         ]

@@ -268,6 +268,36 @@ class Contract:
         for number, ids in enumerate(answers):
             assert [by_id[id] for id in ids] == [f"{number}/{part}" for part in range(3)]
 
+    async def test_a_follower_that_raises_misses_nothing_in_silence(self, broker: Broker) -> None:
+        """Each event is delivered once or reported as lost, its append is a success, and later ones are delivered."""
+        delivered: list[EventId] = []
+        lost: list[EventId] = []
+        failures = iter([ValueError("a fault of the node"), None])
+        reports = iter([RuntimeError("and another one"), None])
+
+        def take(events: Sequence[Event]) -> None:
+            if (error := next(failures, None)) is not None:
+                raise error
+            delivered.extend(event.id for event in events)
+
+        def lose(until: EventId) -> None:
+            if (error := next(reports, None)) is not None:
+                raise error
+            lost.append(until)
+
+        broker.follow(take, lose)
+        first = await broker.append([draft("c"), draft("c")])
+        async with safety_net():
+            while not lost:
+                await asyncio.sleep(0.005)
+        second = await broker.append([draft("c")])
+        async with safety_net():
+            while second[0] not in delivered and second[0] > max(lost):
+                await asyncio.sleep(0.005)
+        assert all((id in delivered) != (id <= max(lost)) for id in first + second)
+        assert len(delivered) == len(set(delivered))
+        assert broker.head >= second[0]
+
     async def test_a_lease_is_kept_and_given_back(self, broker: Broker) -> None:
         """Who holds a lease keeps it by asking again; who gave it back gets a newer one or the same."""
         fence = await broker.lease("s", 30)

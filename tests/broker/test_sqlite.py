@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,109 @@ async def test_a_read_only_disk_ends_the_start(tmp_path: Path) -> None:
             await SqliteBroker(folder / "log.db", clock=unix_ms).start()
 
 
+async def removed(folder: Path) -> None:
+    """Remove a folder that a log may just be writing to."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("what", ["folder", "files"])
+async def test_a_log_whose_files_are_removed_goes_on_with_new_ones(tmp_path: Path, what: str) -> None:
+    """SQLite writes on into a deleted file: every 2xx would be for an event that no restart finds again."""
+    folder = tmp_path / "data"
+    async with started(folder / "log.db") as one, started(folder / "log.db") as other:
+        followers = [Follower(one), Follower(other)]
+        (old,) = await one.append([draft("c")])
+        for follower in followers:
+            await follower.until(1)
+        if what == "folder":
+            await removed(folder)
+        for file in folder.glob("*") if what == "files" else ():
+            file.unlink()
+        ids = [await broker.append([draft("c")]) for broker in (one, other, one)]
+        for follower, broker in zip(followers, (one, other), strict=True):
+            assert [event.id for event in (await follower.until(4))[1:]] == [id for (id,) in ids]
+            assert follower.lost, "what the removed file held, and others may have written to it, is lost"
+            assert old < follower.lost[0] < ids[0][0]
+            assert (await read(broker, "c", old))[1] is not None
+    async with started(folder / "log.db") as later:
+        assert (await read(later, "c"))[0] == [id for (id,) in ids]
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm"])
+async def test_no_append_is_answered_that_a_removed_file_takes_along(tmp_path: Path, end: str) -> None:
+    """Guarantee 4: where something cleans up beside the log, an event that was acknowledged is in the log."""
+    path = tmp_path / "log.db"
+    answered: list[EventId] = []
+    async with started(path) as broker:
+        await broker.append([draft("c")])
+        Path(f"{path}{end}").unlink()
+        for _ in range(20):
+            with suppress(Unavailable):
+                answered += await broker.append([draft("c")])
+        assert answered or "log cannot be" in broker.trouble
+    async with started(path) as later:
+        assert set(answered) <= set((await read(later, "c", limit=100))[0])
+
+
+async def test_a_folder_that_cannot_be_made_again_is_unavailable_until_it_can(tmp_path: Path) -> None:
+    """503, a reason that says what is wrong, and no hanging; it goes on once the cause is gone."""
+    folder = tmp_path / "data"
+    async with started(folder / "log.db") as broker:
+        follower = Follower(broker)
+        await broker.append([draft("c")])
+        await removed(folder)
+        folder.write_text("a file in its place")
+        with pytest.raises(Unavailable, match=r"cannot be written: .*data"):
+            while True:
+                await broker.append([draft("c")])
+        assert not broker.is_up
+        assert "data" in broker.trouble
+        folder.unlink()
+        await goes_on(broker, follower)
+
+
+@pytest.mark.parametrize("kind", ["file", "file above"])
+async def test_a_path_that_cannot_be_is_one_clear_line(tmp_path: Path, kind: str) -> None:
+    """A traceback does not say which key of the configuration is wrong."""
+    (tmp_path / "taken").write_text("")
+    path = tmp_path / "taken" / ("log.db" if kind == "file" else "more/log.db")
+    with pytest.raises(StartupError, match=r"log.db \(broker.url\) cannot be used: "):
+        await SqliteBroker(path, clock=unix_ms).start()
+
+
+async def test_without_sockets_other_processes_follow_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptors left, or a system without abstract sockets, must not end a start or a delivery."""
+
+    def refused(self: object, address: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.socket.bind", refused)
+        one, other = (SqliteBroker(tmp_path / "log.db", clock=unix_ms) for _ in range(2))
+        await one.start()
+        await other.start()
+    try:
+        follower = Follower(other)
+        await one.append([draft("c")])
+        await follower.until(1)
+    finally:
+        await one.close()
+        await other.close()
+
+
+async def test_processes_wake_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events must not wait for the next look into the file."""
+    monkeypatch.setattr("gateway.broker.sqlite.POLL_SECONDS", 3600.0)
+    async with started(tmp_path / "log.db") as one, started(tmp_path / "log.db") as other:
+        follower = Follower(other)
+        await other.append([draft("c")])  # with it, its name is in the file
+        await one.append([draft("c")])
+        await follower.until(2)
+
+
 async def test_a_log_that_went_back_goes_on_after_what_is_known(tmp_path: Path, clock: Clock) -> None:
     """A file restored from a backup, a clock set back: ids do not repeat, and what is older is a gap."""
     path = tmp_path / "log.db"
@@ -340,9 +444,9 @@ async def test_old_events_are_deleted_without_an_append(tmp_path: Path, clock: C
 
     await eventually(is_empty)
     assert (await read(broker, "c", EventId(1, 0)))[1] is not None
-    database.close()
     await broker.close()
-    assert list(Path(f"{tmp_path}/log.db-nodes").iterdir()) == []
+    assert database.execute("SELECT * FROM seats").fetchall() == [], "nor does a process leave its name"
+    database.close()
 
 
 def names(path: Path) -> set[str]:

@@ -31,6 +31,10 @@ class Quiet:
     def __init__(self, cursor: EventId) -> None:
         self.cursor = cursor
 
+    def end(self, reason: str) -> None:
+        """Never called: nothing fails here."""
+        raise AssertionError(reason)
+
 
 class Waiting:
     """A hub, and streams that wait on it."""

@@ -24,7 +24,7 @@ class Counting(MemoryBroker):
         super().__init__(history_bytes=10**8, clock=lambda: self.now)
         self.reads: list[Sequence[Span]] = []
         self.ids = 0
-        self.trouble: Exception | None = None
+        self.error: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -32,8 +32,8 @@ class Counting(MemoryBroker):
         self.reads.append(spans)
         await asyncio.sleep(0.001)
         await self.gate.wait()
-        if self.trouble is not None:
-            raise self.trouble
+        if self.error is not None:
+            raise self.error
         answers = await super().recent(spans)
         self.ids += sum(len(answer.ids) for answer in answers)
         return answers
@@ -211,12 +211,12 @@ async def test_trouble_reaches_those_who_wait_and_nobody_later(trouble: Exceptio
     """A read that fails, for whatever reason, is over with those who waited for it."""
     broker = Counting()
     found = RecentIds(broker)
-    broker.trouble = trouble
+    broker.error = trouble
     failed = await asyncio.gather(
         *(found.after({"a": 10, "b": 10}, number) for number in range(1, 6)), return_exceptions=True
     )
     assert all(isinstance(error, Unavailable) for error in failed)
-    broker.trouble = None
+    broker.error = None
     assert await found.after({"a": 10}, 5) is None
     await found.close()
 

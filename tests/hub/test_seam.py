@@ -155,10 +155,10 @@ class World:
     async def cut(self, missed: int, size: int) -> None:
         """Cut the node off from its log for some events, which it must read then."""
         self.cut_at = len(self.log)
-        deliver, self.broker._deliver = self.broker._deliver, None
+        self.broker.follow(lambda events: None, lambda until: None)
         for number in range(missed):
             await self.publish(("a", "b")[number % 2], size)
-        self.broker._deliver = deliver
+        self.broker.follow(self.hub.receive, self.hub.lost)
         self.hub.lost(self.broker.head)
 
     async def open(self, channels: tuple[str, ...], back: int | None) -> None:

@@ -1,6 +1,7 @@
 """The gateway on sqlite://: restarts, kills, and several gateways on one file."""
 
 import asyncio
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import aiohttp
 import pytest
 
 from gateway.event import EventId
+from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, eventually, gateway_running, merged
 from tests.support.node import Node
@@ -116,3 +118,60 @@ async def test_what_redis_published_while_the_gateway_was_away_is_a_gap(
         assert (gap.type, gap.json["reason"]) == ("stream.gap", "source_interrupted")
         redis.publish("orders.x", "3")
         assert (await stream.next()).json["payload"] == 3
+
+
+@pytest.mark.parametrize("what", ["the folder of nudges", "the data folder"])
+async def test_a_folder_that_is_removed_hangs_no_post(tmp_path: Path, what: str) -> None:
+    """Every post would hang until a restart, and both probes would say that all is well."""
+    folder = tmp_path / "data"
+    nudges = folder / "log.db-nodes"
+    nudges.mkdir(parents=True)  # of an older build
+    async with gateway_running({"broker": {"url": f"sqlite:///{folder}/log.db"}}) as gateway:
+        stream = await gateway.subscribe("/events/orders")
+        before = await gateway.post("orders", "1")
+        assert (await stream.next()).json["payload"] == 1
+        gone = nudges if what == "the folder of nudges" else folder
+        while gone.exists():
+            shutil.rmtree(gone, ignore_errors=True)
+        async with safety_net():
+            for number in range(2, 6):
+                await gateway.post("orders", str(number))
+        found = [await stream.next()]
+        while found[-1].type != "message" or found[-1].json["payload"] != 5:
+            found.append(await stream.next())
+        assert [each.json["payload"] for each in found if each.type == "message"] == [2, 3, 4, 5]
+        assert ("stream.gap" in [each.type for each in found]) == (gone == folder)
+        resumed = await gateway.open("/events/orders", {"Last-Event-ID": before[0]})
+        assert (await resumed.next()).json["resume"] == ("gap" if gone == folder else "complete")
+        await eventually(lambda: gateway.daemon.broker.is_up and gateway.daemon.canary.fault is None)
+        assert (await gateway.admin("/readyz"))[0] == 200
+
+
+async def test_a_folder_that_cannot_be_made_again_is_said_to_probes_and_senders(tmp_path: Path) -> None:
+    """503 with a reason, at once, and 200 again when the cause is gone."""
+    folder = tmp_path / "data"
+    async with gateway_running({"broker": {"url": f"sqlite:///{folder}/log.db"}}) as gateway:
+        await gateway.post("orders", "1")
+        while folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.write_text("in its place")
+        url = f"{gateway.url}/hooks/hooks?topic=orders"
+
+        async def is_refused() -> bool:
+            async with gateway.session.post(url, data="2") as answer:
+                assert answer.status == 200 or "Retry-After" in answer.headers
+                return answer.status == 503
+
+        async def is_unready() -> bool:
+            status, body = await gateway.admin("/readyz")
+            return status == 503 and "broker" in body["not_ready"] and str(folder) in body["broker"]
+
+        await eventually(is_refused)
+        await eventually(is_unready)
+        folder.unlink()
+
+        async def is_taken() -> bool:
+            return not await is_refused()
+
+        await eventually(is_taken)
+        await eventually(lambda: gateway.daemon.canary.fault is None)

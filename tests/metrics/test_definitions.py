@@ -62,7 +62,7 @@ def test_names_and_types_follow_the_rules() -> None:
 def test_no_label_can_be_a_client() -> None:
     """A label of strangers' making grows without bound, and tells who they are."""
     labels = {label for each in DEFINITIONS for label in each.labels}
-    assert labels == {"channel", "reason", "result", "source", "version"}
+    assert labels == {"channel", "reason", "result", "source", "task", "version"}
 
 
 def test_what_ends_and_refuses_streams_is_in_the_table() -> None:

@@ -87,6 +87,10 @@ CACHES = (
           holds="answers for other nodes"),
     Cache("gateway.stream.nonces", "KNOWN", "gateway.stream.nonces.Nonces._known", 500,
           holds="keys of nonces, which nodes make"),
+    Cache("gateway.stream.reconnects", "REMEMBERED", "gateway.stream.reconnects.Reconnects._quiet", 600,
+          holds="addresses whose quiet streams end early"),
+    Cache("gateway.stream.reconnects", "REMEMBERED", "gateway.stream.reconnects.Reconnects._stuck", 700,
+          holds="addresses and large events that their streams end at"),
     Cache("gateway.webhooks.signatures", "REPLAYS", "gateway.webhooks.signatures.Replays._seen", 1300,
           holds="signed messages"),
 )  # fmt: skip
@@ -139,6 +143,9 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         "gateway.workers.merge.Totals._retired",
         "gateway.workers.worker.Worker._probing",
         "gateway.workers.worker.Worker._said",
+        "gateway.background.Background._logged",
+        "gateway.background.Background._times",
+        "gateway.background.Background._vital",
         "gateway.workers.worker.Worker.families",
     ),
     "one for each worker": (
@@ -157,6 +164,8 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         "gateway.stream.acks.Acks._slots",
         "gateway.stream.streams.Streams.open",
         "gateway.stream.streams.Streams.slots",
+        "gateway.stream.reconnects.Reconnects._large",
+        "gateway.stream.short_heartbeats.ShortHeartbeats._slots",
         "gateway.stream.streams.Streams.stalled",
     ),
     "one for each channel of a stream, of which it has `limits.channels_per_stream`": (
@@ -167,6 +176,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         "gateway.stream.connection.Connection.told",
     ),
     "one for each connection or request that is under way": (
+        "gateway.auth.tickets.Tickets._returning",
         "gateway.auth.turns.Turns._of_one",
         "gateway.http.bodies.Bodies._held_by",
         "gateway.http.bodies.Bodies._idle",

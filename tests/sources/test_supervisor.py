@@ -17,6 +17,7 @@ from gateway.sources.election import Election, Leases
 from gateway.sources.publisher import Publisher
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
+from tests.support.cancelling import cancelled_at
 from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
 
@@ -230,3 +231,32 @@ async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_w
         assert (await election.won()).token > first.token
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[SqliteBroker]) -> None:
+    """A node that stops while it asks must not keep the others waiting until the lease expires."""
+    one, other = brokers
+    leases = Leases(one.lease, one.release)
+
+    async def campaign() -> None:
+        election = Election("s", leases)
+        election.stand()
+        running = asyncio.create_task(election.run())
+        try:
+            await asyncio.wait([running], timeout=0.05)
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+    async def is_free(number: int) -> None:
+        fence = await other.lease("s", 30)
+        assert fence is not None, number
+        await other.release(fence)
+
+    await campaign()
+    await is_free(-1)
+    for number in range(12):
+        election = Election("s", leases)
+        election.stand()
+        assert await cancelled_at(number, election.run()) or number
+        await is_free(number)
