@@ -1,12 +1,16 @@
 """A request for a stream, free of the path that it came on: aiohttp's handlers or the front protocol."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 from aiohttp import web
-from aiohttp.http_parser import RawRequestMessage
 from multidict import MultiDict, MultiDictProxy, MultiMapping, istr
 
 from gateway.http.protocol import Protocol
 from gateway.limits.limits import UNKNOWN, Caller
+
+if TYPE_CHECKING:
+    from aiohttp.http_parser import RawRequestMessage
 
 _FORWARDED = istr("X-Forwarded-For")
 _NO_QUERY: MultiMapping[str] = MultiDictProxy(MultiDict())
@@ -47,7 +51,7 @@ class Ask(msgspec.Struct, frozen=True):
         )
 
     @classmethod
-    def of_message(cls, message: RawRequestMessage, caller: Caller) -> "Ask | None":
+    def of_message(cls, message: "RawRequestMessage", caller: Caller) -> "Ask | None":
         """Return what aiohttp's parser read, or None where its router should have a look."""
         path = message.url.raw_path
         if path == "/events":
