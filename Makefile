@@ -1,7 +1,8 @@
 # make run       start the gateway on config/gateway.yaml; needs Python 3.11+ and nothing else
 # make demo      a page that follows a shop over a gateway of its own: examples/orders
 # make test      run the tests that need Python alone
-# make test-all  run every test; as root on Debian it installs the browsers, proxies and servers that they need
+# make test-all  run every test, those of the oldest and newest libraries too; as root on Debian it installs the browsers,
+#                proxies and servers that they need
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ PYTEST = $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 STEP = @sh tests/timed.sh
 
 .PHONY: run demo install test test-all test-extended check format docs types clients-table bench soak image release \
-  test-floors debian bench-debian clean
+  test-versions test-floors test-newest debian bench-debian clean
 
 run: $(VENV)/.installed
 	$(BIN)/sse-gateway run --config $(CONFIG) --hints
@@ -27,7 +28,7 @@ install: $(VENV)/.installed
 test: $(VENV)/.developed
 	$(STEP) test $(PYTEST) -m "not extended"
 
-test-all: test test-extended
+test-all: test test-extended test-versions
 
 test-extended: $(VENV)/.developed debian
 	$(STEP) "build clients" $(BIN)/python -m tests.clients.build
@@ -71,12 +72,24 @@ image:
 release:
 	PYTHON=$(PYTHON) sh release/build.sh
 
-# The oldest versions that setup.cfg allows, in an environment of their own.
-test-floors: debian
-	$(PYTHON) -m venv build/floors
-	build/floors/bin/python -m pip install --quiet uv
-	build/floors/bin/uv pip install --quiet --python build/floors/bin/python --resolution lowest-direct -e '.[test,dev]'
-	build/floors/bin/python -m pytest
+# The oldest and the newest versions that setup.cfg allows of the gateway's own libraries, each in an environment of its
+# own, made anew: what touches them most is tested with both.
+VERSIONS = tests/auth tests/broker tests/config/test_load.py tests/http tests/hub tests/limits tests/metrics \
+  tests/sources tests/stream tests/webhooks tests/test_logs.py tests/test_versions.py
+TEST_VERSIONS = -m pytest -n $(TESTERS) --dist worksteal -m "not extended" --ignore tests/http/test_client.py $(VERSIONS)
+
+test-versions: test-floors test-newest
+
+test-floors: $(VENV)/.developed
+	rm -rf build/floors && $(PYTHON) -m venv build/floors
+	$(BIN)/python -m tests.versions > build/floors/floors.txt
+	build/floors/bin/python -m pip install --quiet --disable-pip-version-check -e '.[versions]' -r build/floors/floors.txt
+	$(STEP) "test floors" build/floors/bin/python $(TEST_VERSIONS)
+
+test-newest: $(VENV)/.developed
+	rm -rf build/newest && $(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[versions]'
+	$(STEP) "test newest" build/newest/bin/python $(TEST_VERSIONS)
 
 debian:
 	$(STEP) "install programs" sh tests/install-debian.sh

@@ -43,7 +43,7 @@ from gateway.backoff import Backoff
 from gateway.broker.base import Batch, Broker, Deliver, Lost, Page, Recent, Span
 from gateway.broker.delivery import Delivery
 from gateway.broker.redis_board import RedisBoard
-from gateway.broker.redis_pool import Pool, close
+from gateway.broker.redis_pool import Pool, close, pool
 from gateway.broker.redis_store import CONFIRMATIONS, FENCED, REUSED, Store, events_of, parse
 from gateway.causes import in_plain_words
 from gateway.config import model
@@ -310,10 +310,10 @@ class RedisBroker(Broker):
             "client_name": "sse-gateway",
             "timeout": self._limits.wait,
         }
-        self._pool = Pool(max_connections=self._limits.max_connections, **options)
+        self._pool = pool(max_connections=self._limits.max_connections, **options)
         client = Redis(connection_pool=self._pool)
         # The follower and its watch have connections of their own: a busy pool is no reason to be cut off.
-        follower = Redis(connection_pool=Pool(max_connections=2, **options))
+        follower = Redis(connection_pool=pool(max_connections=2, **options))
         pubsub = follower.pubsub()
         try:
             async with asyncio.timeout(self._timeout + self._limits.connect):

@@ -1,15 +1,18 @@
 """A request for a stream, free of the path that it came on: aiohttp's handlers or the front protocol."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
-from aiohttp.http_parser import RawRequestMessage
 from multidict import MultiDict, MultiDictProxy, MultiMapping, istr
 
 from gateway.http.protocol import Protocol
 from gateway.limits.limits import UNKNOWN, Caller
+
+if TYPE_CHECKING:
+    from aiohttp.http_parser import RawRequestMessage
 
 Resolve = Callable[[str], object]
 """Finds the channel of a name; None where there is none."""
@@ -59,7 +62,7 @@ class Ask(msgspec.Struct, frozen=True):
         )
 
     @classmethod
-    def of_message(cls, message: RawRequestMessage, caller: Caller, resolve: Resolve) -> "Ask | None":
+    def of_message(cls, message: "RawRequestMessage", caller: Caller, resolve: Resolve) -> "Ask | None":
         """Return what aiohttp's parser read, or None where its router should have a look."""
         path = message.url.raw_path
         if path == "/events":

@@ -11,11 +11,15 @@ import structlog
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import _ErrInfo
 from aiohttp.web_request import BaseRequest
 
 from gateway.http.responses import PLAIN, http_error, internal_error, json_error
 from gateway.limits.limits import Caller
+
+try:
+    from aiohttp.web_protocol import _ErrInfo
+except ImportError:  # a newer aiohttp; nothing depends on it but the answer to a version that is not spoken
+    _ErrInfo = None  # type: ignore[assignment,misc]
 
 log = structlog.get_logger("gateway.http")
 
@@ -40,7 +44,7 @@ class Protocol(web.RequestHandler):
     ``on_lost`` is told who left; ``on_data`` is called for all that comes.
     """
 
-    __slots__ = ("_headers", "_is_broken", "_on_data", "_on_lost", "caller")
+    __slots__ = ("_headers", "_is_broken", "_on_data", "_on_lost", "caller", "can_retire")
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Protocol(web.RequestHandler):
         caller: Caller,
         on_lost: Callable[[Caller], None],
         on_data: Callable[[], None] | None,
+        can_retire: bool,
         **options: Any,
     ) -> None:
         super().__init__(manager, max_line_size=MAX_URL, max_field_size=MAX_HEADER, **options)
@@ -58,6 +63,8 @@ class Protocol(web.RequestHandler):
         self._on_lost: Callable[[Caller], None] | None = on_lost
         self._on_data = on_data
         self._is_broken = False
+        self.can_retire = can_retire
+        """Whether it may be ended while its connection goes on (`gateway.stream.takeover`)."""
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in, up to what is no HTTP: nothing is read behind it."""
@@ -70,7 +77,10 @@ class Protocol(web.RequestHandler):
 
     def _look(self) -> None:
         """Refuse requests of another version, and read nothing behind what is refused or is no HTTP."""
-        messages = self._messages
+        # Where aiohttp has neither, `Listener` refuses other versions, and memory is freed later.
+        messages = getattr(self, "_messages", None)
+        if messages is None or _ErrInfo is None:
+            return
         for place, (message, _) in enumerate(messages):
             error = getattr(message, "exc", None)
             if error is None and getattr(message, "version", HttpVersion11) not in SPOKEN:
@@ -87,10 +97,14 @@ class Protocol(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let the connection go: it is gone, or a stream has it now."""
+        self.let_go()
+        super().connection_lost(exc)
+
+    def let_go(self) -> None:
+        """Count it as a connection no more. Harmless when repeated."""
         if self._on_lost is not None:
             self._on_lost(self.caller)
             self._on_lost = None
-        super().connection_lost(exc)
 
     def handle_error(
         self,

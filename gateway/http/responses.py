@@ -2,13 +2,22 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
 import msgspec
 import structlog
 from aiohttp import hdrs, web
-from aiohttp.helpers import rfc822_formatted_time
+
+try:
+    from aiohttp.helpers import rfc822_formatted_time
+except ImportError:  # a newer aiohttp; it remembers the text of a second
+
+    def rfc822_formatted_time() -> str:
+        """Return the time of the ``Date`` header (RFC 9110 §5.6.7)."""
+        return formatdate(usegmt=True)
+
 
 from gateway.errors import Forbidden, GatewayError, TooManyRequests, Unauthorized, Unavailable
 

@@ -15,10 +15,11 @@ from gateway.http.binding import bind, cannot_listen, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.greeting import Greeting
-from gateway.http.protocol import Protocol
+from gateway.http.protocol import SPOKEN, Protocol
 from gateway.http.responses import EarlyResponse, Handler, close_after
 from gateway.http.subscribe import Subscribe
 from gateway.limits.limits import UNKNOWN, Caller, Limits
+from gateway.stream.takeover import can_retire
 
 BACKLOG = 4096
 """Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
@@ -113,6 +114,8 @@ class Listener:
             self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds
         )
         await self._runner.setup()
+        assert self._runner.server is not None
+        self._options["can_retire"] = await can_retire(self._runner.server)
 
     async def start(self) -> None:
         """Accept connections on the address, and take it first if `bind` has not.
@@ -129,6 +132,8 @@ class Listener:
         loop = asyncio.get_running_loop()
         self._time = loop.time
         self.heads = Heads()
+        if self._subscribe is not None and not self.heads.can_parse():
+            self._subscribe = None
         # Not started yet: a server that is cancelled while it starts would listen, and nobody could close it.
         if isinstance(self._address, str):
             self._server = await loop.create_unix_server(
@@ -261,6 +266,10 @@ class Listener:
     @web.middleware
     async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._handlers.pop(request.protocol, None)
+        if request.version not in SPOKEN:
+            # `Protocol` answers before this, but where aiohttp changed. Its answer would be in that version.
+            request.protocol.force_close()
+            raise ConnectionAbortedError("a version that is not spoken here")
         return await handler(request)
 
     async def _announce_end(self, request: web.Request, response: web.StreamResponse) -> None:

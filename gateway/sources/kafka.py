@@ -99,8 +99,11 @@ class KafkaSource(Source):
 
     async def metadata(self, consumer: Any) -> Any:
         """Return the topics and partitions that there are; the consumer itself tells of its own only."""
+        fetch = getattr(getattr(consumer, "_client", None), "fetch_all_metadata", None)
+        if fetch is None:
+            raise SourceError("this version of aiokafka does not tell of all topics; install aiokafka 0.14")
         async with asyncio.timeout(self.timeout):
-            return await consumer._client.fetch_all_metadata()
+            return await fetch()
 
     async def _stop(self, consumer: Any) -> None:
         task = asyncio.current_task()

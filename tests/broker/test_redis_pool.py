@@ -1,0 +1,70 @@
+"""The pool of connections to Redis, with redis-py's own lists and without them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.broker import redis_pool
+from gateway.broker.redis import RedisBroker
+from gateway.broker.redis_pool import PlainPool, Pool, pool
+from gateway.clock import unix_ms
+from gateway.config import model
+from gateway.event import Retention
+from gateway.seldom import Seldom
+from tests.broker.contract import ZERO, draft, read
+from tests.support.gateway import eventually
+from tests.support.redis import RedisServer, redis_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redis-py whose pools have no such lists."""
+    monkeypatch.setattr(redis_pool, "_seldom", Seldom())
+    monkeypatch.setattr(Pool, "size", property(lambda self: len(self._connections_of_another_name)))
+
+
+@asynccontextmanager
+async def running(server: RedisServer) -> AsyncIterator[RedisBroker]:
+    limits = model.Pool.model_validate({"max_connections": 3, "idle": "1ms", "wait": "1m"})
+    url = f"redis://127.0.0.1:{server.port}/0"
+    broker = RedisBroker(url, prefix="pool", limits=limits, timeout=60.0, clock=unix_ms)
+    await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+def test_this_redis_py_has_what_is_needed() -> None:
+    """With one that has not, idle connections stay open, and the log says so at each start."""
+    with capture_logs() as logs:
+        assert type(pool(max_connections=1)) is Pool
+    assert not logs
+
+
+@pytest.mark.usefixtures("changed")
+async def test_without_redis_pys_own_lists_the_log_goes_on(server: RedisServer) -> None:
+    """A release that mends a hole may rename what is private: events go on, and one line says what is lost."""
+    with capture_logs() as logs:
+        async with running(server) as broker:
+            assert isinstance(broker._pool, PlainPool)
+            ids = [
+                id
+                for some in await asyncio.gather(
+                    *(broker.append([draft("c", retention=Retention(100))]) for _ in range(10))
+                )
+                for id in some
+            ]
+            assert (await read(broker, "c", ZERO))[0] == sorted(ids)
+            await eventually(lambda: broker.connections()[0] == 0)
+            assert 1 <= broker.connections()[1] <= 3
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["redis_py_changed"]

@@ -1,0 +1,126 @@
+"""A newer aiohttp without the private parts that are used of it: all is served, and one line says what is lost."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import jwt
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.http import front, protocol
+from gateway.seldom import Seldom
+from gateway.stream import takeover
+from gateway.stream.connection import Connection
+from tests.support.deadline import safety_net
+from tests.support.gateway import Gateway, eventually, gateway_running
+
+SECRET = "s" * 32
+CONFIG: dict[str, Any] = {
+    "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET}},
+    "limits": {"connections_per_address": 5},
+    "server": {"trusted_proxies": ["192.0.2.9"]},
+    "timeouts": {"request": "2s", "heartbeat": "1s"},
+    "channels": {"private": {"from": [{"source": "hooks", "topic": "private"}], "access": "token"}},
+}
+
+pytestmark = pytest.mark.idle_clock
+
+
+def no_parser(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(front, "HttpRequestParser", None)
+
+
+def another_parser(patch: pytest.MonkeyPatch) -> None:
+    """One whose messages hold something else."""
+    patch.setattr(front, "HttpRequestParser", lambda *_, **__: object())
+
+
+def no_handover(patch: pytest.MonkeyPatch) -> None:
+    def refuse(handler: Any) -> None:
+        raise AttributeError("'RequestHandler' object has no attribute 'transport'")
+
+    patch.setattr(takeover, "_retire", refuse)
+
+
+def closing_handover(patch: pytest.MonkeyPatch) -> None:
+    """One that ends the connection with its protocol."""
+    patch.setattr(takeover, "_retire", lambda handler: handler.connection_lost(None))
+
+
+def no_errors(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(protocol, "_ErrInfo", None)
+
+
+def no_descriptor(patch: pytest.MonkeyPatch) -> None:
+    """A loop that shows no socket: `Connection.fd` is -1 then."""
+    patch.setattr(Connection, "fd", property(lambda self: -1))
+
+
+def everything(patch: pytest.MonkeyPatch) -> None:
+    for each in (no_parser, no_handover, no_errors, no_descriptor):
+        each(patch)
+
+
+PARTS = {
+    no_parser: 1, another_parser: 1, no_handover: 1, closing_handover: 1, no_errors: 0, no_descriptor: 0, everything: 2,
+}  # fmt: skip
+"""What is missing, and how many lines say so: one for each part whose loss costs something."""
+
+
+@asynccontextmanager
+async def without(part: Any, patch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+    """Run a gateway without a part; the log must have told so once."""
+    patch.setattr(takeover, "_seldom", Seldom())
+    patch.setattr(takeover, "STAY_SECONDS", 0.02)
+    part(patch)
+    with capture_logs() as logs:
+        async with gateway_running(CONFIG) as gateway:
+            told = [line for line in logs if line["event"] == "aiohttp_changed"]
+            assert len(told) == PARTS[part], told
+            yield gateway
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+async def test_streams_are_served_without(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open, receive, resume, be refused, be counted, leave, and be ended: what a stream is for."""
+    token = jwt.encode({"exp": time.time() + 600, "channels": ["private"]}, SECRET)
+    async with without(part, monkeypatch) as gateway:
+        (first,) = await gateway.post("orders", "1")
+        stream = await gateway.subscribe("/events/orders")
+        (second,) = await gateway.post("orders", "2")
+        assert (await stream.next()).id == second
+        again = await gateway.subscribe("/events/orders", {"Last-Event-ID": first})
+        assert (await again.next()).id == second
+        assert (await gateway.open("/events/private")).status == 401
+        await gateway.subscribe("/events/private", {"Authorization": f"Bearer {token}"})
+        for _ in range(2):
+            await gateway.subscribe("/events/orders?channel=news")
+        assert (await (await gateway.open("/events/orders")).next()).json["reason"] == "address_limit"
+        ids = [(await gateway.post("news", str(number)))[0] for number in range(20)]
+        received = [(await gateway.streams[-2].next()).id for _ in ids]
+        assert received == ids
+        for each in gateway.streams:
+            each.close()
+        await eventually(lambda: not gateway.daemon.streams.open)
+        peer = gateway.daemon.limits.peers.of("127.0.0.1")
+        assert peer is not None
+        await eventually(lambda: peer.streams == 0)
+        await eventually(lambda: gateway.daemon.public.requests <= 1)  # the connection of posts
+        last = await gateway.subscribe("/events/orders")
+        await gateway.daemon.stop()
+        assert (await last.next()).json["reason"] == "draining"
+
+
+@pytest.mark.parametrize("part", [no_errors, everything], ids=lambda part: part.__name__)
+async def test_no_other_version_is_answered_in_it(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the answer that says why, the connection ends."""
+    async with without(part, monkeypatch) as gateway:
+        for port in (gateway.port, gateway.daemon.admin.port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /events/orders HTTP/2.0\r\nHost: localhost\r\n\r\n")
+            async with safety_net():
+                assert b"HTTP/2.0" not in await reader.read()
+            writer.close()
