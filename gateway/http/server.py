@@ -4,6 +4,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -25,6 +26,10 @@ BACKLOG = 4096
 KEEPALIVE = 75.0
 """Seconds that a connection may idle between two requests."""
 
+SETTLE_SECONDS = 1.0
+"""How long a connection that was accepted just before the port closed may take to send its request."""
+
+_SETTLE_TICK = 0.02
 _SWEEP = 1.0
 _AT_ONCE = 64
 
@@ -95,6 +100,8 @@ class Listener:
         self._bound: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        # Those that `stop_accepting` took out of the kernel's queue.
+        self._last: set[asyncio.Task[object]] = set()
         self._is_ending = is_ending
         app.middlewares.insert(0, self._seen)
         app.on_response_prepare.append(self._announce_end)
@@ -169,11 +176,54 @@ class Listener:
         return port
 
     def stop_accepting(self) -> None:
-        """Close the listening socket; connections go on. Harmless when repeated."""
+        """Close the listening socket; connections go on, those in its queue too. Harmless when repeated."""
         if self._server is not None:
+            if self._server.is_serving():
+                self._accept_queued()
             self._server.close()
         elif self._bound is not None:
             self._bound.close()
+
+    def _accept_queued(self) -> None:
+        # Their clients are connected, and have perhaps sent a request: the kernel would reset them.
+        assert self._bound is not None
+        loop = asyncio.get_running_loop()
+        with suppress(OSError):
+            while True:
+                queued, _ = self._bound.accept()
+                queued.setblocking(False)
+                task: asyncio.Task[object] = loop.create_task(
+                    loop.connect_accepted_socket(
+                        self._accept,
+                        queued,
+                        ssl=self._tls.context if self._tls else None,
+                        ssl_handshake_timeout=self._request_seconds if self._tls else None,
+                    )
+                )
+                self._last.add(task)
+                task.add_done_callback(self._accepted)
+
+    def _accepted(self, task: asyncio.Task[object]) -> None:
+        self._last.discard(task)
+        if not task.cancelled():
+            task.exception()  # a handshake that failed is told to nobody
+
+    async def settle(self) -> None:
+        """Wait for the requests of connections that came just before `stop_accepting`.
+
+        A proxy that has connected sends its request, and may not send it to another gateway once it has.
+        """
+        began = asyncio.get_running_loop().time()
+        for _ in range(round(SETTLE_SECONDS / _SETTLE_TICK)):
+            await asyncio.sleep(_SETTLE_TICK)
+            is_fresh = self._has_asked_nothing_since(began - SETTLE_SECONDS)
+            if not (self._last or self._greeted or is_fresh):
+                return
+
+    def _has_asked_nothing_since(self, moment: float) -> bool:
+        """Tell whether a connection that came after a moment has not sent its request yet."""
+        first = moment + self._request_seconds
+        return any(first < deadline < math.inf for deadline in self._fronts.values())
 
     async def stop(self) -> None:
         """End all connections that are no streams. Harmless when repeated."""
@@ -182,6 +232,8 @@ class Listener:
             self._sweeper.cancel()
         if self._tls is not None:
             await self._tls.stop()
+        for task in self._last:
+            task.cancel()
         opening = [front.opening for front in self._fronts if front.opening is not None]
         if opening:  # each is told that the node drains, once the log has answered
             await asyncio.wait(opening, timeout=self._request_seconds)
