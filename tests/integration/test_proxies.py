@@ -5,10 +5,11 @@ import contextlib
 import json
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -38,14 +39,17 @@ CLIENT = "127.0.0.77"
 BODY_BYTES = 10_000_000
 
 
-def config(folder: Path, heartbeat: str) -> dict[str, Any]:
+def config(folder: Path, heartbeat: str, timeouts: Mapping[str, str]) -> dict[str, Any]:
     return {
         "server": {"trusted_proxies": ["127.0.0.1/32"]},
         "broker": {"url": f"sqlite:///{folder}/log.db"},
         "cors": {"origins": [APP], "credentials": True},
-        "timeouts": {"heartbeat": heartbeat, "drain": "1s", "retry": "100ms"},
+        "timeouts": {"heartbeat": heartbeat, "drain": "1s", "retry": "100ms", **timeouts},
         "limits": {"event_bytes": "16MiB"},
-        "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
+        "sources": {
+            "hooks": {"type": "webhook", "verify": {"none": True}},
+            "guarded": {"type": "webhook", "verify": {"bearer": ["not-the-senders-token"]}},
+        },
         "channels": {
             "orders": {"from": [{"source": "hooks", "topic": "orders"}], "access": "public"},
             "large": {"from": [{"source": "hooks", "topic": "large"}], "access": "public"},
@@ -63,11 +67,13 @@ class Deployed:
     authority: Authority
     proxy: Proxy
 
-    async def post(self, body: bytes | str, topic: str = "orders", key: str = "") -> int:
+    async def post(
+        self, body: bytes | str, topic: str = "orders", key: str = "", source: str = "hooks"
+    ) -> int:
         """Post through the proxy and return the status."""
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
         answer = await self.client.post(
-            f"{self.url}/hooks/hooks?topic={topic}", content=body, headers=headers
+            f"{self.url}/hooks/{source}?topic={topic}", content=body, headers=headers
         )
         return answer.status_code
 
@@ -86,13 +92,19 @@ class Deployed:
 
 @asynccontextmanager
 async def deployed(
-    name: str, folder: Path, *, heartbeat: str = "1s", idle: int = 60, running: int = 1
+    name: str,
+    folder: Path,
+    *,
+    heartbeat: str = "1s",
+    idle: int = 60,
+    running: int = 1,
+    timeouts: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Deployed]:
     """Run a proxy before two gateways, of which so many are running."""
     authority = Authority(folder)
     pair = authority.issue(common="127.0.0.1", addresses=["127.0.0.1"], ends=60)
     ports = free_port(), free_port()
-    nodes = [Node(folder, config(folder, heartbeat), host=host, ports=ports) for host in GATEWAYS]
+    nodes = [Node(folder, config(folder, heartbeat, timeouts), host=host, ports=ports) for host in GATEWAYS]
     try:
         await asyncio.gather(*(node.start() for node in nodes[:running]))
         with proxy_running(name, folder, nodes, pair, idle=idle) as proxy:

@@ -4,16 +4,20 @@ Of the file only what a user changes is changed, and what cannot be the same on 
 ports, certificates, the folders of a package, and how long "idle" is. Each edit must find what it changes.
 """
 
+import csv
 import getpass
 import grp
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 from bench.process import Process, free_port, running, wait_for_port
 from tests.support.authority import Pair
@@ -24,6 +28,9 @@ from tests.support.node import Node
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GATEWAYS = ("127.0.0.11", "127.0.0.12")
 """Where the tests' gateways are, for 10.0.0.11 and 10.0.0.12."""
+
+CHECK_SECONDS = 60
+"""How long a gateway of a test may take to answer a health check: a slow machine must not look like a dead gateway."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Recipe:
     reload: Callable[[Process, Path], None] | None = None
     """Makes it read its file again, as an operator would; None for one that is replaced by another process."""
     environ: Callable[[Path], Mapping[str, str]] = lambda folder: {}
+    faults: Callable[[Place], Sequence[str]] = lambda place: ()
+    """Returns what it counted, or wrote into its log, against the gateways since it was started."""
 
     def text(self, place: Place) -> str:
         """Return the file as it is run. Raises AssertionError where an edit has nothing to change."""
@@ -105,9 +114,14 @@ def _nginx_command(file: Path) -> Sequence[str]:
     ]
 
 
+def _nginx_faults(place: Place) -> Sequence[str]:
+    # With max_fails=1 each line about an upstream is a gateway that was taken out.
+    return [line for line in (place.folder / "error.log").read_text().splitlines() if "upstream" in line]
+
+
 def _haproxy_edits(place: Place) -> Mapping[str, str]:
     return {
-        "user haproxy": f"user {getpass.getuser()}",
+        "user haproxy": f"stats socket {place.folder}/stats.sock\n    user {getpass.getuser()}",
         "group haproxy": f"group {grp.getgrgid(os.getgid()).gr_name}",
         "maxconn 60000": "maxconn 2000",  # a test's machine has no more
         "bind :443 ": f"bind 127.0.0.1:{place.port} ",
@@ -116,8 +130,26 @@ def _haproxy_edits(place: Place) -> Mapping[str, str]:
         "port 9090\n": f"port {place.admin}\n",
         "/etc/haproxy/events.pem": str(place.pem),
         "timeout client 60s": f"timeout client {place.idle}s",
+        "timeout queue 5s\n": f"timeout queue 5s\n    timeout check {CHECK_SECONDS}s\n",
         "timeout server 60s": f"timeout server {place.idle}s",
     }
+
+
+def _haproxy_faults(place: Place) -> Sequence[str]:
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(place.folder / "stats.sock"))
+        asking.sendall(b"show stat\n")
+        text = b"".join(iter(lambda: asking.recv(65536), b"")).decode()
+    rows = [
+        row for row in csv.DictReader(text.removeprefix("# ").splitlines()) if row["svname"] in ("one", "two")
+    ]
+    bad = ("econ", "eresp", "wretr", "wredis", "chkfail", "chkdown", "hrsp_5xx")
+    return [
+        f"{row['pxname']}/{row['svname']}: {name} {row[name]}"
+        for row in rows
+        for name in bad
+        if row[name] not in ("", "0")
+    ] + [f"{row['svname']} is {row['status']}" for row in rows if not row["status"].startswith("UP")]
 
 
 def _caddy_edits(place: Place) -> Mapping[str, str]:
@@ -128,6 +160,7 @@ def _caddy_edits(place: Place) -> Mapping[str, str]:
         "/etc/caddy/tls.key": str(place.pair.key),
         ":8080": f":{place.gateway}",
         "health_port 9090": f"health_port {place.admin}",
+        "health_timeout 1s": f"health_timeout {CHECK_SECONDS}s",
         "read_timeout 60s": f"read_timeout {place.idle}s",
     }
 
@@ -139,14 +172,28 @@ def _caddy_reload(process: Process, file: Path) -> None:
     )
 
 
+def _caddy_faults(place: Place) -> Sequence[str]:
+    transport = httpx.HTTPTransport(uds=str(place.folder / "admin.sock"))
+    with httpx.Client(transport=transport, timeout=SAFETY_SECONDS) as asking:
+        # On a Unix socket it wants no host (RFC 9112 §3.2).
+        upstreams = asking.get("http://caddy/reverse_proxy/upstreams", headers={"Host": ""}).json()
+    said = (place.folder / "caddy.log").read_text().splitlines()
+    return [f"{each['address']}: {each['fails']} fails" for each in upstreams if each["fails"]] + [
+        line for line in said if '"level":"error"' in line or "unhealthy" in line or "\tERROR\t" in line
+    ]
+
+
 def _envoy_edits(place: Place) -> Mapping[str, str]:
+    admin = f"admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {place.plain}}}}}}}"
     return {
+        "static_resources:": f"{admin}\nstatic_resources:",
         "address: 0.0.0.0, port_value: 443": f"address: 127.0.0.1, port_value: {place.port}",
         "/etc/envoy/tls.crt": str(place.pair.certificate),
         "/etc/envoy/tls.key": str(place.pair.key),
         "port_value: 8080": f"port_value: {place.gateway}",
         "port_value: 9090": f"port_value: {place.admin}",
         "stream_idle_timeout: 60s": f"stream_idle_timeout: {place.idle}s",
+        "- timeout: 1s\n": f"- timeout: {CHECK_SECONDS}s\n",
     }
 
 
@@ -155,15 +202,35 @@ def _envoy_command(file: Path) -> Sequence[str]:
     return [program, "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
 
 
+def _envoy_faults(place: Place) -> Sequence[str]:
+    asked = httpx.get(
+        f"http://127.0.0.1:{place.plain}/stats?filter=^cluster.gateways", timeout=SAFETY_SECONDS
+    )
+    found = dict(
+        line.split(": ") for line in asked.text.splitlines() if not line.endswith("No recorded values")
+    )
+    bad = (
+        *("upstream_rq_5xx", "upstream_rq_retry", "upstream_cx_connect_fail", "health_check.failure"),
+        *("upstream_cx_destroy_remote_with_active_rq", "upstream_rq_pending_failure_eject"),
+    )
+    counts = {name: int(found.get(f"cluster.gateways.{name}", 0)) for name in bad}
+    return [f"{name}: {count}" for name, count in counts.items() if count]
+
+
 RECIPES = {
     "nginx": Recipe(
-        "nginx/nginx.conf", _nginx_edits, _nginx_command, lambda process, file: process.signal(signal.SIGHUP)
+        "nginx/nginx.conf",
+        _nginx_edits,
+        _nginx_command,
+        lambda process, file: process.signal(signal.SIGHUP),
+        faults=_nginx_faults,
     ),
     "haproxy": Recipe(
         "haproxy/haproxy.cfg",
         _haproxy_edits,
         lambda file: [need("haproxy", "haproxy"), "-W", "-db", "-f", str(file)],
         lambda process, file: process.signal(signal.SIGUSR2),
+        faults=_haproxy_faults,
     ),
     "caddy": Recipe(
         "caddy/Caddyfile",
@@ -171,8 +238,9 @@ RECIPES = {
         lambda file: [need("caddy", "caddy"), "run", "--config", str(file), "--adapter", "caddyfile"],
         _caddy_reload,
         lambda folder: {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)},
+        _caddy_faults,
     ),
-    "envoy": Recipe("envoy/envoy.yaml", _envoy_edits, _envoy_command),
+    "envoy": Recipe("envoy/envoy.yaml", _envoy_edits, _envoy_command, faults=_envoy_faults),
 }
 
 
@@ -184,6 +252,11 @@ class Proxy:
     file: Path
     port: int
     process: Process
+    place: Place
+
+    def faults(self) -> Sequence[str]:
+        """Return what it counted, or wrote into its log, against the gateways since it was started."""
+        return self.recipe.faults(self.place)
 
     @property
     def pids(self) -> set[int]:
@@ -215,4 +288,4 @@ def proxy_running(
             wait_for_port(place.port, alive=process.is_running)
         except (RuntimeError, TimeoutError) as error:
             raise AssertionError(f"{name} does not run: {said.read_text()[-2000:]}") from error
-        yield Proxy(recipe, file, place.port, process)
+        yield Proxy(recipe, file, place.port, process, place)
