@@ -236,7 +236,7 @@ class Daemon(Node):
         self.public.stop_accepting()
         # 2. Every stream ends at an event boundary, spread over the drain time. Sources still deliver.
         async with self.shutdown.progress(lambda: len(self.streams.open)):
-            await self.streams.drain(self.config.timeouts.drain)
+            await asyncio.gather(self.streams.drain(self.config.timeouts.drain), self.public.settle())
         # 3. Requests that are under way are answered, then nothing comes in any more. What is read once has
         # no reader left here: another node may have its lease at once.
         self.shutdown.enter("requests", requests=self.public.requests)

@@ -118,6 +118,11 @@ class Greeting:
         self._listening.listen(backlog)
         self._loop.add_reader(self._listening.fileno(), self._accept)
 
+    def accept_queued(self) -> None:
+        """Accept all connections that wait in the kernel's queue: it would reset them at `close`."""
+        while self._listening.fileno() >= 0 and self._accept():
+            pass
+
     def close(self) -> None:
         """Accept no more; handshakes go on. Harmless when repeated."""
         if self._later is not None:
@@ -152,19 +157,21 @@ class Greeting:
 
     # Accepting.
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accept some; returns whether there may be more."""
         for _ in range(ACCEPTS):
             try:
                 connection, name = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
                 self._pause(error)
-                return
+                return False
             connection.setblocking(False)
             self._take(connection, name[0])
+        return True
 
     def _pause(self, error: OSError) -> None:
         """Leave connections in the kernel's queue for a while: the socket would be ready again at once."""

@@ -4,6 +4,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -27,6 +28,10 @@ BACKLOG = 4096
 KEEPALIVE = 75.0
 """Seconds that a connection may idle between two requests."""
 
+SETTLE_SECONDS = 1.0
+"""How long a connection that was accepted just before the port closed may take to send its request."""
+
+_SETTLE_TICK = 0.02
 _SWEEP = 1.0
 _AT_ONCE = 64
 
@@ -99,6 +104,8 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._greeting: Greeting | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        # Those that `stop_accepting` took out of the kernel's queue.
+        self._last: set[asyncio.Task[object]] = set()
         self._is_ending = is_ending
         app.middlewares.insert(0, self._seen)
         app.on_response_prepare.append(self._announce_end)
@@ -187,11 +194,52 @@ class Listener:
         return () if server is None else server.sockets
 
     def stop_accepting(self) -> None:
-        """Close the listening socket; connections go on. Harmless when repeated."""
-        for server in (self._server, self._greeting, self._bound):
-            if server is not None:
-                server.close()
+        """Close the listening socket; connections go on, those in its queue too. Harmless when repeated."""
+        if self._greeting is not None:
+            self._greeting.accept_queued()
+            self._greeting.close()
+        elif self._server is not None:
+            if self._server.is_serving():
+                self._accept_queued()
+            self._server.close()
+        elif self._bound is not None:
+            self._bound.close()
+
+    def _accept_queued(self) -> None:
+        # Their clients are connected, and have perhaps sent a request: the kernel would reset them.
+        assert self._bound is not None
+        loop = asyncio.get_running_loop()
+        with suppress(OSError):
+            while True:
+                queued, _ = self._bound.accept()
+                queued.setblocking(False)
+                task: asyncio.Task[object] = loop.create_task(
+                    loop.connect_accepted_socket(self._accept, queued)
+                )
+                self._last.add(task)
+                task.add_done_callback(self._accepted)
+
+    def _accepted(self, task: asyncio.Task[object]) -> None:
+        self._last.discard(task)
+        if not task.cancelled():
+            task.exception()  # a connection that was lost meanwhile is told to nobody
+
+    async def settle(self) -> None:
+        """Wait for the requests of connections that came just before `stop_accepting`.
+
+        A proxy that has connected sends its request, and may not send it to another gateway once it has.
+        """
+        began = asyncio.get_running_loop().time()
+        for _ in range(round(SETTLE_SECONDS / _SETTLE_TICK)):
+            await asyncio.sleep(_SETTLE_TICK)
+            is_fresh = self._has_asked_nothing_since(began - SETTLE_SECONDS)
+            if not (self._last or self._greeting or is_fresh):  # handshakes too
                 return
+
+    def _has_asked_nothing_since(self, moment: float) -> bool:
+        """Tell whether a connection that came after a moment has not sent its request yet."""
+        first = moment + self._request_seconds
+        return any(first < deadline < math.inf for deadline in self._fronts.values())
 
     async def stop(self) -> None:
         """End all connections that are no streams. Harmless when repeated."""
@@ -202,6 +250,8 @@ class Listener:
             await self._greeting.stop()
         if self._tls is not None:
             await self._tls.stop()
+        for task in self._last:
+            task.cancel()
         opening = [front.opening for front in self._fronts if front.opening is not None]
         if opening:  # each is told that the node drains, once the log has answered
             await asyncio.wait(opening, timeout=self._request_seconds)

@@ -163,6 +163,47 @@ async def test_a_post_that_comes_in_time_is_taken(tmp_path: Path) -> None:
             await stopping
 
 
+POST = b"POST /hooks/hooks?topic=orders HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1"
+
+
+async def is_taken(connections: list[socket.socket]) -> None:
+    """Read the answer to a post from each connection: it was taken, and is the last one."""
+    for connection in connections:
+        reader, writer = await asyncio.open_connection(sock=connection)
+        async with safety_net():
+            answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.both_loops
+async def test_a_post_on_a_connection_in_the_queue_is_taken() -> None:
+    """A proxy that was connected when the port closed got a reset for its post, and may not send it twice."""
+    async with gateway_running() as gateway:
+        # While this does not wait, the kernel connects them, and the gateway hears of none.
+        connections = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(5)]
+        for connection in connections:
+            connection.sendall(POST)
+        stopping = asyncio.create_task(gateway.daemon.stop())
+        await is_taken(connections)
+        await stopping
+
+
+@pytest.mark.idle_clock
+async def test_a_post_just_behind_its_connection_is_taken() -> None:
+    """The same, where the post is still on its way when the connection is accepted."""
+    async with gateway_running() as gateway:
+        connections = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(5)]
+        stopping = asyncio.create_task(gateway.daemon.stop())
+        await eventually(lambda: len(gateway.daemon.public._fronts) == 5)
+        assert gateway.daemon.shutdown.phase == "streams"
+        for connection in connections:
+            connection.sendall(POST)
+        await is_taken(connections)
+        await stopping
+
+
 async def never() -> None:
     await asyncio.Event().wait()
 

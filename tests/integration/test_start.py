@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def config(peer: str, address: str, folder: Path) -> dict[str, Any]:
         text = json.dumps(SOURCES[peer]).replace("{address}", address)
         over["sources"] = {"upstream": json.loads(text)}
         over["channels"] = {"fed": {"from": [{"source": "upstream", "topic": "fed"}], "access": "public"}}
-    return dict(merged(BASE, over))
+    return deepcopy(dict(merged(BASE, over)))  # tests change it
 
 
 def test_every_type_of_source_is_here() -> None:
