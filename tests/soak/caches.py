@@ -54,6 +54,14 @@ CACHES = (
     Cache("gateway.seldom", "THINGS"),
     Cache("gateway.sources.router", "CACHE", "gateway.sources.router._Routes.cache", "topics, for each source"),
     Cache("gateway.sources.tail", "MARKERS", "gateway.sources.tail.Tail._markers", "markers of pub/sub"),
+    Cache(
+        "gateway.stream.reconnects", "REMEMBERED", "gateway.stream.reconnects.Reconnects._quiet",
+        "addresses whose quiet streams ended",
+    ),
+    Cache(
+        "gateway.stream.reconnects", "REMEMBERED", "gateway.stream.reconnects.Reconnects._stuck",
+        "addresses and large events at which streams ended",
+    ),
     Cache("gateway.webhooks.signatures", "REPLAYS", "gateway.webhooks.signatures.Replays._seen", "signed messages"),
 )  # fmt: skip
 """Those that are no `functools.lru_cache`."""
