@@ -70,6 +70,7 @@ KNOWN: Mapping[str, str] = {
     "auth/forward.py ForwardAuth.look": "one question, awaited by its requests",
     "auth/tickets.py Tickets.give": "one seat, awaited or given back",
     "daemon.py Daemon._start_unless_asked_to_end": "awaited at once",
+    "http/server.py Listener._accept_queued": "one connection, in the last moment before the port closes",
     "http/front.py Front._answer": "one request; what it raises is its answer",
     "http/greeting.py Greeting._pause": "accepts again after a pause; the socket's reader stays",
     "http/greeting.py Greeting._shake": "one handshake; the next ones have tasks of their own",

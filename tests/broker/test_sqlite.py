@@ -71,12 +71,12 @@ async def test_nobody_else_may_read_the_log(tmp_path: Path, clock: Clock) -> Non
         await broker.append([draft("c")])
         found = modes(path.parent)
         await broker.close()
-    assert found == {"log.db": 0o600, "log.db-wal": 0o600, "log.db-shm": 0o600, "log.db-nodes": 0o700}
+    assert found == {"log.db": 0o600, "log.db-wal": 0o600, "log.db-shm": 0o600}
     assert modes(tmp_path) == {"var": 0o700}
 
 
 async def test_a_file_that_is_shared_on_purpose_stays_so(tmp_path: Path, clock: Clock) -> None:
-    """Gateways of several users on one file: its permissions are the operator's, and the folder follows them."""
+    """Gateways of several users on one file: its permissions are the operator's."""
     path = tmp_path / "log.db"
     path.touch()
     path.chmod(0o660)
@@ -86,7 +86,7 @@ async def test_a_file_that_is_shared_on_purpose_stays_so(tmp_path: Path, clock: 
         await broker.append([draft("c")])
         found = modes(tmp_path)
         await broker.close()
-    assert found == {"log.db": 0o660, "log.db-wal": 0o660, "log.db-shm": 0o660, "log.db-nodes": 0o770}
+    assert found == {"log.db": 0o660, "log.db-wal": 0o660, "log.db-shm": 0o660}
     assert not logs
 
 

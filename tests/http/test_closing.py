@@ -145,8 +145,8 @@ ENDS = {
     "http/receipts.py write: self._request.transport.abort": "the sender does not read: its answer is cut",
     "http/responses.py close_after: response.force_close": "an unknown path with a body that never comes",
     "http/server.py _announce_end: close_after": "an unknown path with a body that never comes",
-    "http/server.py _sweep: front.force_close": "no request came: no answer",
-    "http/server.py _sweep: handler.force_close": "no request came: no answer",
+    "http/server.py _cut: protocol.force_close": "no request came: no answer",
+    "http/server.py _seen: request.protocol.force_close": "another version, where aiohttp changed: no answer",
     "http/server.py connection_made: transport.abort": "no room: no answer",
     "http/server.py meets: front.force_close": "too many of one address: no answer",
     "http/server.py stop: front.force_close": "no request came: no answer",
@@ -157,6 +157,7 @@ ENDS = {
     "stream/connection.py _write: self.transport.write": "within a stream",
     "stream/connection.py abort: self.transport.abort": "a stream, which is cut",
     "stream/connection.py end: self.transport.close": "a stream",
+    "stream/takeover.py take_over: response.force_close": "as in `HEADERS_TO_PROXIES`, where aiohttp changed",
     "workers/relay.py _stream: response.force_close": "as in `Trial`, by way of a parent",
 }
 """Each place that ends a connection, or writes to one past aiohttp; and the request above that comes there, or why none."""

@@ -187,6 +187,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         "gateway.http.greeting._Address.shaking",
         "gateway.http.greeting._Address.waiting",
         "gateway.http.server.Listener._handlers",
+        "gateway.http.server.Listener._last",
         "gateway.limits.users.Users._asking",
         "gateway.stream.ending.Ending._untold",
     ),
@@ -200,6 +201,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
     ),
     "tasks, connections and files of ours": (
         "gateway.broker.redis.RedisBroker._tasks",
+        "gateway.broker.redis_pool.PlainPool._taken",
         "gateway.broker.redis_pool.Pool._released",
         "gateway.broker.sqlite.SqliteBroker._stores",
         "gateway.hub.notices.Notices._reading",
