@@ -34,6 +34,7 @@ from gateway.http.bodies import Bodies
 from gateway.http.certificates import Certificates
 from gateway.http.cors import CorsPolicy
 from gateway.http.guard import Guard
+from gateway.http.hook_refusals import HookRefusals
 from gateway.http.hooks import Hooks
 from gateway.http.query import OWN_NAMES
 from gateway.http.receipts import Receipts
@@ -195,7 +196,9 @@ class Node:
             self.metrics.acks,
         )
         office = TicketOffice(self.subscribe, self.authenticator)
-        hooks = Hooks(self.upstreams.webhooks, self.bodies, self.receipts, self.limits.proxies)
+        webhooks, proxies = self.upstreams.webhooks, self.limits.proxies
+        self.hook_refusals = HookRefusals(webhooks, proxies, self.metrics, self.refusals)
+        hooks = Hooks(webhooks, self.bodies, self.receipts, proxies, self.hook_refusals)
         tls = config.server.tls
         self.certificates = certificates = (
             None if tls is None else Certificates(tls, self.metrics, background=background)
@@ -213,6 +216,7 @@ class Node:
             room=self._room,
             subscribe=self.subscribe,
             limits=self.limits,
+            on_refused=self.hook_refusals.note_unread,
             is_ending=self.shutdown.asked.is_set,
             background=background,
         )

@@ -20,7 +20,7 @@ class Refusal(msgspec.Struct):
     """Refusals of one kind and one cause, as one."""
 
     kind: str
-    """Of what: ``stream``, ``source`` or ``admin``."""
+    """Of what: ``stream``, ``source``, ``hook`` or ``admin``."""
     code: str
     reason: str
     source: str | None = None

@@ -721,6 +721,7 @@ LABELS = {
     "result": "what became of an answer: words of `gateway.http.acknowledge`",
     "outcome.result": "what became of a reload: words of `gateway.reload`",
     "name": "channels as they are declared",
+    "label": "sources as they are declared, or nothing: `gateway.http.hook_refusals`",
     "state.name": "sources as they are declared",
     "self.state.name": "sources as they are declared",
     "value": "words of `gateway.metrics.definitions`",

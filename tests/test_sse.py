@@ -18,7 +18,12 @@ separators = "\u2028\u2029\x85"
 blanks = st.text(alphabet=" \t\r\n", max_size=3)
 tempting = st.text(alphabet=st.sampled_from(separators + '\\"/\u2027\xa0\u0085e'))
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | payloads | tempting,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | payloads
+    | tempting,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(payloads | tempting, inner, max_size=3),
     max_leaves=10,
 )

@@ -34,7 +34,7 @@ def public_app(
     acknowledge: Acknowledge,
 ) -> web.Application:
     """Return the application of the public port."""
-    app = web.Application(middlewares=[errors_as_json])
+    app = web.Application(middlewares=[hooks.refusals.trace, errors_as_json])
     preflights = Preflights(app, policy, subscribe.note_refusal, subscribe.hurry_preflight)
     # After the library's hook, which asserts that nobody touched the CORS headers before it.
     app.on_response_prepare.append(plain_headers)

@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 from gateway.errors import BadRequest, ExpectationFailed, GatewayError, NotFound
 from gateway.http.ask import caller_of, forwarded
 from gateway.http.bodies import Bodies
+from gateway.http.hook_refusals import METHODS, HookRefusals
 from gateway.http.receipts import Receipts
 from gateway.http.responses import asked_headers, error_response
 from gateway.limits.addresses import Proxies, unit
@@ -21,8 +22,6 @@ from gateway.webhooks.post import MAX_TOPIC, Path, Post, Reply
 MAX_IDEMPOTENCY_KEY = 255
 """Longest ``Idempotency-Key``, in characters."""
 
-_METHODS = "POST, HEAD, OPTIONS"
-
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
@@ -32,6 +31,7 @@ class Hooks:
     bodies: Bodies
     receipts: Receipts
     proxies: Proxies
+    refusals: HookRefusals
 
     def post(self, path: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Return the handler of one of a source's paths.
@@ -40,7 +40,6 @@ class Hooks:
         """
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            source: WebhookSource | None = None
             try:
                 source = self._source(request)
                 post = _post(request, path)
@@ -56,25 +55,31 @@ class Hooks:
                 # Frames of it, and of what it came from, hold the body; some of them hold it again, so that
                 # all would stay until the next full collection.
                 error.__traceback__ = error.__context__ = None
-                return self._refusal(request, source, path, error)
+                return self._refusal(request, path, error)
 
         return handle
 
     async def head(self, request: web.Request) -> web.Response:
         """Answer a sender's health check."""
-        self._source(request)
-        return web.Response(headers={hdrs.ALLOW: _METHODS})
+        try:
+            self._source(request)
+        except NotFound as error:
+            return self._refusal(request, "plain", error)
+        return web.Response(headers={hdrs.ALLOW: METHODS})
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what may be done here; CloudEvents senders ask before they post (webhooks 1.0, §4)."""
-        self._source(request)
+        try:
+            self._source(request)
+        except NotFound as error:
+            return self._refusal(request, "plain", error)
         origin = request.headers.get("WebHook-Request-Origin")
         if origin is None:
-            return web.Response(status=204, headers={hdrs.ALLOW: _METHODS})
+            return web.Response(status=204, headers={hdrs.ALLOW: METHODS})
         # Every post is verified, so whoever may post may do so at any rate: over it is 429.
         return web.Response(
             headers={
-                hdrs.ALLOW: _METHODS,
+                hdrs.ALLOW: METHODS,
                 "WebHook-Allowed-Origin": origin,
                 "WebHook-Allowed-Rate": request.headers.get("WebHook-Request-Rate", "*"),
             }
@@ -88,7 +93,6 @@ class Hooks:
         """
 
         async def handle(request: web.Request) -> web.Response | None:
-            source: WebhookSource | None = None
             try:
                 source = self._source(request)
                 if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
@@ -97,7 +101,7 @@ class Hooks:
                 if path != "records" or source.needs_body:
                     self.bodies.check_length(request)
             except GatewayError as error:
-                return self._refusal(request, source, path, error)
+                return self._refusal(request, path, error)
             if request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             return None
@@ -119,17 +123,12 @@ class Hooks:
         client = self._client(request)
         return None if client is None or self.proxies.trusts(client) else unit(client)
 
-    def _refusal(
-        self, request: web.Request, source: WebhookSource | None, path: Path, error: GatewayError
-    ) -> web.Response:
-        if source is not None:
-            source.refused(error, self._client(request))
+    def _refusal(self, request: web.Request, path: Path, error: GatewayError) -> web.Response:
         reply = rest_proxy.error_body(path, request.content_type, error)
-        if reply is None:
-            return error_response(error)
-        response = _response(reply)
-        response.headers.update(asked_headers(error))
-        return response
+        response = error_response(error) if reply is None else _response(reply)
+        if reply is not None:
+            response.headers.update(asked_headers(error))
+        return self.refusals.refusal(request, error, response)
 
 
 def _certificate(request: web.Request) -> Certificate | None:

@@ -13,7 +13,8 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_request import BaseRequest
 
-from gateway.http.responses import PLAIN, http_error, internal_error, json_error
+from gateway.errors import Rejected
+from gateway.http.responses import PLAIN, error_response, http_error, internal_error
 from gateway.limits.limits import Caller
 
 try:
@@ -30,6 +31,11 @@ MAX_HEADER = 8192
 """Bytes of the longest header, its name included. Not `MAX_URL`: aiohttp's error tells only the limit."""
 
 
+FIRST = 64
+"""Bytes of a request that are kept until it is answered, to tell what was meant where it is refused."""
+
+OnRefused = Callable[[bytes, Rejected, Caller], None]
+
 SPOKEN = (HttpVersion11, HttpVersion10)
 """aiohttp answers any other in the version of the request, which nobody here speaks."""
 
@@ -41,10 +47,20 @@ class UnknownVersion(HttpProcessingError):
 class Protocol(web.RequestHandler):
     """One connection. ``headers`` are those of every answer on its port.
 
-    ``on_lost`` is told who left; ``on_data`` is called for all that comes.
+    ``on_lost`` is called with its caller when it is gone, ``on_data`` for all that comes, ``on_refused`` with
+    the first bytes of what no handler saw, and why it is refused.
     """
 
-    __slots__ = ("_headers", "_is_broken", "_on_data", "_on_lost", "caller", "can_retire")
+    __slots__ = (
+        "_first",
+        "_headers",
+        "_is_broken",
+        "_on_data",
+        "_on_lost",
+        "_on_refused",
+        "caller",
+        "can_retire",
+    )
 
     def __init__(
         self,
@@ -54,6 +70,7 @@ class Protocol(web.RequestHandler):
         caller: Caller,
         on_lost: Callable[[Caller], None],
         on_data: Callable[[], None] | None,
+        on_refused: OnRefused | None,
         can_retire: bool,
         **options: Any,
     ) -> None:
@@ -62,6 +79,8 @@ class Protocol(web.RequestHandler):
         self.caller = caller
         self._on_lost: Callable[[Caller], None] | None = on_lost
         self._on_data = on_data
+        self._on_refused = on_refused
+        self._first = b""
         self._is_broken = False
         self.can_retire = can_retire
         """Whether it may be ended while its connection goes on (`gateway.stream.takeover`)."""
@@ -72,6 +91,8 @@ class Protocol(web.RequestHandler):
             return
         if self._on_data is not None:
             self._on_data()
+        if self._on_refused is not None and not self._first:
+            self._first = data[:FIRST]
         super().data_received(data)
         self._look()
 
@@ -117,10 +138,14 @@ class Protocol(web.RequestHandler):
         if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
             raise ConnectionError("the client left, or would take this for the rest of an answer")
         if isinstance(exc, HttpProcessingError):
-            response = _bad_http(exc)
+            error = _bad_http(exc)
+            response = error_response(error)
         else:
             log.error("request_failed", exc_info=exc)
+            error = Rejected("the gateway failed; its log says why", code="internal", status=500)
             response = internal_error()
+        if self._on_refused is not None:
+            self._on_refused(self._first, error, self.caller)
         response.headers.update({**self._headers, hdrs.CONNECTION: "close"})
         response.force_close()
         return response
@@ -134,6 +159,7 @@ class Protocol(web.RequestHandler):
         if request.version < HttpVersion11 and hdrs.TRANSFER_ENCODING in request.headers:
             # RFC 9112 §6.1: a proxy of that version may have taken the body for the next request.
             resp.force_close()
+        self._first = b""
         finished = await super().finish_response(request, resp, start_time)
         self._look()  # it reads on behind an upgrade that was declined
         return finished
@@ -145,13 +171,13 @@ class Protocol(web.RequestHandler):
             log.error("connection_failed", exc_info=error)
 
 
-def _bad_http(error: HttpProcessingError) -> web.Response:
+def _bad_http(error: HttpProcessingError) -> Rejected:
     # RFC 9110 §15.6.6. The parser knows versions that are not spoken here, and has these words for others.
     if isinstance(error, UnknownVersion) or "Invalid HTTP version" in error.message:
-        return json_error("http_version", "this port speaks HTTP/1.1 and HTTP/1.0", 505)
+        return Rejected("this port speaks HTTP/1.1 and HTTP/1.0", code="http_version", status=505)
     # RFC 9110 §15.5.15, RFC 6585 §5.
     if isinstance(error, LineTooLong) and MAX_URL in error.args:
-        return json_error("bad_http", f"the URL is longer than {MAX_URL} bytes", 414)
+        return Rejected(f"the URL is longer than {MAX_URL} bytes", code="bad_http", status=414)
     if isinstance(error, LineTooLong):
-        return json_error("bad_http", f"a header is longer than {MAX_HEADER} bytes", 431)
-    return json_error("bad_http", "this is not HTTP/1.1 or HTTP/1.0 as this port speaks it", 400)
+        return Rejected(f"a header is longer than {MAX_HEADER} bytes", code="bad_http", status=431)
+    return Rejected("this is not HTTP/1.1 or HTTP/1.0 as this port speaks it", code="bad_http", status=400)

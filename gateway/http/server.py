@@ -16,7 +16,7 @@ from gateway.http.binding import bind, cannot_listen, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.greeting import Greeting
-from gateway.http.protocol import SPOKEN, Protocol
+from gateway.http.protocol import SPOKEN, OnRefused, Protocol
 from gateway.http.responses import EarlyResponse, Handler, close_after
 from gateway.http.subscribe import Subscribe
 from gateway.limits.limits import UNKNOWN, Caller, Limits
@@ -70,6 +70,7 @@ class Listener:
         limits: Limits | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
         on_traffic: Callable[[], None] | None = None,
+        on_refused: OnRefused | None = None,
         is_ending: Callable[[], bool] = lambda: False,
         background: Background = UNCOUNTED,
     ) -> None:
@@ -86,6 +87,7 @@ class Listener:
             "lingering_time": LINGER,
             "on_lost": self._uncount,
             "on_data": on_traffic,
+            "on_refused": on_refused,
         }
         self._on_traffic = on_traffic
         self._address = address

@@ -137,7 +137,20 @@ EVENTS = (
     _counter(
         "events_rejected_total",
         "Records and posts that can never become events, by reason",
-        "A line in the log (`rejected`) has the cause. A series is there from its first rejection on.",
+        "A line in the log (`rejected`, `webhook_refused`) has the cause. A series is there from its first"
+        " rejection on. Without a source: posts to one that the file does not declare.",
+        by=("source", "reason"),
+    ),
+    _counter(
+        "webhook_throttled_total",
+        "Posts that were answered 429",
+        "The source's `rate`: senders try again.",
+        by=("source",),
+    ),
+    _counter(
+        "webhook_unavailable_total",
+        "Posts that were answered 5xx, by reason",
+        "Senders try again. A line in the log (`webhook_refused`) has the cause.",
         by=("source", "reason"),
     ),
     _counter(

@@ -69,6 +69,8 @@ class Metrics:
         self.connection_seconds = self._histogram("connection_seconds")
         self.events_received = self._counter("events_received_total")
         self.events_rejected = self._counter("events_rejected_total")
+        self.webhook_throttled = self._counter("webhook_throttled_total")
+        self.webhook_unavailable = self._counter("webhook_unavailable_total")
         self.events_duplicate = self._counter("events_duplicate_total")
         self.events_published = self._counter("events_published_total")
         self.events_delivered = self._counter("events_delivered_total")

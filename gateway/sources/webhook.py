@@ -177,10 +177,12 @@ class WebhookSource(Source):
             if isinstance(outcome, GatewayError):
                 self.refused(outcome)
 
-    def refused(self, error: GatewayError, client: str | None = None) -> None:
-        """Count what can never succeed, by its error's code; temporary trouble is not counted."""
-        if self._feed is not None and error.status < 500:
-            self._feed.reject(error.code, error.message, **({} if client is None else {"client": client}))
+    def refused(self, error: GatewayError, client: str | None = None) -> bool:
+        """Count what can never succeed, by its error's code; False for what was not counted."""
+        if self._feed is None or error.status >= 500:
+            return False
+        self._feed.reject(error.code, error.message, **({} if client is None else {"client": client}))
+        return True
 
 
 def events_in(outcomes: Sequence[Outcome]) -> int:

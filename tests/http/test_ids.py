@@ -97,8 +97,10 @@ def test_bytes_that_are_no_text_are_nobodys_name(data: bytes) -> None:
     try:
         data.decode()
     except UnicodeDecodeError:
-        for path in (f"/events/user.{quote(data, safe='')}", f"/events?channel=user.{quote(data, safe='')}"):
-            assert all(CATALOG.resolve(name) is None for name in asked(path))
+        assert all(CATALOG.resolve(name) is None for name in asked(f"/events/user.{quote(data, safe='')}"))
+        if b"," not in data:
+            names = asked(f"/events?channel=user.{quote(data, safe='')}")
+            assert all(CATALOG.resolve(name) is None for name in names)
 
 
 def test_a_comma_separates_channels_unless_it_is_in_a_name() -> None:

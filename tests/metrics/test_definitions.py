@@ -185,6 +185,7 @@ async def test_no_series_is_a_clients(tmp_path: Path) -> None:
         new = set(re.findall(r"(?m)^[^# ]+(?= )", text)) - set(re.findall(r"(?m)^[^# ]+(?= )", before[1]))
         assert new <= {
             'sse_gateway_events_rejected_total{reason="no_route",source="hooks"}',
+            'sse_gateway_events_rejected_total{reason="unknown_source",source=""}',
             'sse_gateway_source_last_event_timestamp_seconds{source="hooks"}',
         }
 
