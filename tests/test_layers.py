@@ -28,7 +28,7 @@ LAYERS = [
     {"sse", "config", "history"},
     {"event"},
     {"causes", "errors", "freshness", "files", "logs", "metrics", "seldom", "shutdown"}
-    | {"refusals", "counts"},
+    | {"refusals", "counts", "pem"},
     {"systemd", "loop_lag"},
     {"background"},
     {"bounded", "clock", "rate", "backoff", "printable", "urls"},
@@ -48,6 +48,9 @@ PURE = [
 
 LAZY = {
     ("check/command.py", "gateway.check.connect"),
+    ("check/local.py", "gateway.auth.keys"),
+    ("check/local.py", "gateway.broker.sqlite_store"),
+    ("check/local.py", "gateway.redis_target"),
     ("cli/main.py", "gateway.config.load"),
 }
 """Imports inside a function: a command must not wait for what it does not use."""

@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from gateway.config.faults import SECRET_KEYS, Fault, Path, nearest
+from gateway.config.paths import absolute
 
 MAX_FILE_BYTES = 1024 * 1024
 """Largest file that a ``file:`` reference may name."""
@@ -26,6 +27,11 @@ def resolve(data: Any, environ: Mapping[str, str], folder: FilePath, faults: lis
     return _Resolver(environ, folder, faults).value(data, ())
 
 
+def variables(text: str, environ: Mapping[str, str]) -> str:
+    """Return a text with what its variables stand for; what is wrong with one stands for nothing."""
+    return _Resolver(environ, FilePath(), []).expanded(text, ())
+
+
 class _Resolver:
     def __init__(self, environ: Mapping[str, str], folder: FilePath, faults: list[Fault]) -> None:
         self._environ = environ
@@ -39,8 +45,13 @@ class _Resolver:
             return [self.value(item, (*path, index)) for index, item in enumerate(data)]
         if not isinstance(data, str):
             return data
-        text = _REFERENCE.sub(lambda match: self._variable(match, path), data) if "${" in data else data
+        text = self.expanded(data, path)
         return self._file(text[5:], path) if data.startswith("file:") else text
+
+    def expanded(self, text: str, path: Path) -> str:
+        if "${" not in text:
+            return text
+        return _REFERENCE.sub(lambda match: self._variable(match, path), text)
 
     def _variable(self, match: re.Match[str], path: Path) -> str:
         escaped, body = match[1], match[2]
@@ -74,7 +85,7 @@ class _Resolver:
         return value or ""
 
     def _file(self, name: str, path: Path) -> str:
-        file = self._folder / name
+        file = FilePath(absolute(name, self._folder))
         try:
             with file.open("rb") as opened:
                 content = opened.read(MAX_FILE_BYTES + 1)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from gateway.config.paths import File
 from gateway.config.section import Section
 from gateway.config.units import fault
 
@@ -32,16 +33,15 @@ def _knows(context: ssl.SSLContext, text: str) -> bool:
 class Tls(Section):
     """Certificate of the public port."""
 
-    certificate: str = Field(description="PEM file with the certificate and its chain")
-    key: str = Field(description="PEM file with the private key, without a password")
+    certificate: File = Field(description="PEM file with the certificate and its chain")
+    key: File = Field(description="PEM file with the private key, without a password")
     minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS that is spoken")
     ciphers: Annotated[str, BeforeValidator(_ciphers)] = Field(
         "ECDHE+AESGCM:ECDHE+CHACHA20",
         description="for TLS 1.2, as OpenSSL writes them; those of 1.3 are all good",
     )
-    client_ca: str | None = Field(
+    client_ca: File | None = Field(
         None,
-        min_length=1,
         description="PEM file of the authority of senders' certificates: clients are asked for one, and may"
         " have none; verify.client_certificate says where one is needed",
     )

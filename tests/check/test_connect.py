@@ -325,7 +325,7 @@ async def test_a_key_of_another_certificate(authority: Authority) -> None:
     told = (await reached(f"server: {{tls: {{certificate: '{one.certificate}', key: '{other.key}'}}}}"))[
         "server.tls"
     ]
-    assert (told.level, "are not a PEM certificate and its key" in told.found) == (Level.BAD, True)
+    assert (told.level, f"{other.key} is not the key of {one.certificate}" in told.found) == (Level.BAD, True)
 
 
 async def test_a_log_in_a_file(tmp_path: Path) -> None:
