@@ -74,7 +74,7 @@ SET_HERE = {"host", "connection", "content-length", "transfer-encoding", "upgrad
 
 def _passed_on(value: Any) -> Any:
     if isinstance(_header_name(value), str) and value.lower() in SET_HERE:
-        raise fault(f"{value} is set by the gateway itself, and not passed on")
+        raise fault(f"{value!r} is set by the gateway itself, and not passed on")
     return value
 
 

@@ -16,6 +16,10 @@ MAX_FILE_BYTES = 1024 * 1024
 """Largest file that a ``file:`` reference may name."""
 
 _REFERENCE = re.compile(r"(\$?)\$\{([^}]*)\}?")
+_UNBRACED = re.compile(
+    r"(?:^|(?<=[/:@=,]))\$([A-Z_][A-Z0-9_]+)(?=$|[/:@?&,])|^\$([A-Za-z_][A-Za-z0-9_]*)$"
+    r"|^\$\(([A-Za-z_][A-Za-z0-9_]*)\)$|^%([A-Za-z_][A-Za-z0-9_]*)%$"
+)
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
@@ -25,6 +29,14 @@ def resolve(data: Any, environ: Mapping[str, str], folder: FilePath, faults: lis
     Relative ``file:`` paths start at ``folder``. Trailing line ends of a file are dropped.
     """
     return _Resolver(environ, folder, faults).value(data, ())
+
+
+def _unbraced(text: str, path: Path) -> str | None:
+    """Return the name of a variable that is written as shells, make and Windows do, where names are rare."""
+    if path[:1] == ("channels",) or "event" in path or path[-1:] == ("topic",):
+        return None  # Redis and MQTT have topics such as $SYS
+    found = _UNBRACED.search(text)
+    return None if found is None else next(name for name in found.groups() if name)
 
 
 def variables(text: str, environ: Mapping[str, str]) -> str:
@@ -45,6 +57,11 @@ class _Resolver:
             return [self.value(item, (*path, index)) for index, item in enumerate(data)]
         if not isinstance(data, str):
             return data
+        if (name := _unbraced(data, path)) is not None:
+            self._faults.append(
+                Fault(path, f"a variable needs braces: ${{{name}}}; without them this is the text itself")
+            )
+            return ""
         text = self.expanded(data, path)
         return self._file(text[5:], path) if data.startswith("file:") else text
 

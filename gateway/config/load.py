@@ -1,6 +1,7 @@
 """A file to a `Config`, or to every mistake in it."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
@@ -14,9 +15,12 @@ from gateway.config.environment import resolve
 from gateway.config.faults import ConfigError, Fault, Located
 from gateway.config.model import Config
 from gateway.config.paths import FOLDER, folder_of
-from gateway.config.refusals import refusals
+from gateway.config.refusals import refusals, words
 from gateway.config.warnings import told
 from gateway.errors import StartupError
+
+SHORTEST_PART = 4
+"""Characters of a value below which it is taken for a word of ours where it is part of something quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def reads(
         return Reading(file, None, error.faults)
     if document.data is None:
         return Reading(file, None, document.locate(document.faults))
-    faults = document.faults
+    faults = [*words(document), *document.faults]
     data = resolve(document.data, environ, folder, faults)
     config: Config | None = None
     try:
@@ -138,13 +142,35 @@ def _located(faults: Sequence[Fault], document: Document, data: Any) -> Sequence
 
 
 def _by_reference(fault: Fault, written: Any, resolved: Any) -> Fault:
-    """Return a fault that quotes ``${NAME}`` as it is written, and not what it stands for: maybe a secret."""
+    """Return a fault that quotes ``${NAME}`` as it is written, and not what it stands for: maybe a secret.
+
+    Only where a message quotes the whole value: the words of its own sentences are nobody's secret.
+    """
     for part in fault.path:
         try:
             written, resolved = written[part], resolved[part]
         except (KeyError, IndexError, TypeError):
             return fault
-    if not isinstance(written, str) or not resolved or written == resolved:
+    if not isinstance(written, str) or not isinstance(resolved, str) or written == resolved:
         return fault
     message = fault.message.replace(repr(resolved), repr(written))
-    return replace(fault, message=message.replace(resolved, written) if len(resolved) > 3 else message)
+    return replace(fault, message=_masked(message, resolved, written))
+
+
+_QUOTED = re.compile(r"(?<!\w)'(?:[^'\\]|\\.)+'(?!\w)")
+_OWN = ("did you mean ", "must be ", ", ", " or ")
+"""What stands before quoted words that are the model's and not the file's."""
+
+
+def _masked(message: str, resolved: str, written: str) -> str:
+    """Return a message that quotes a reference in place of a part of its value, or of advice made of it."""
+    if len(resolved) < SHORTEST_PART:
+        return message
+
+    def masked(found: re.Match[str]) -> str:
+        if message[: found.start()].endswith(_OWN):
+            return found[0]
+        is_part = len(found[0]) - 2 >= SHORTEST_PART and found[0][1:-1] in resolved
+        return f"'{written}'" if is_part else found[0].replace(resolved, written)
+
+    return _QUOTED.sub(masked, message)

@@ -11,6 +11,7 @@ from gateway.config import patterns
 from gateway.config.paths import File, resolved_url
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.units import (
+    MAX_PORT,
     Duration,
     Expressed,
     Rate,
@@ -190,6 +191,9 @@ class Kafka(SourceBase):
     @field_validator("brokers")
     @classmethod
     def _addresses(cls, value: str) -> str:
+        ports = [each.rpartition(":")[2].strip() for each in value.split(",")]
+        if any(re.fullmatch(r"[0-9]{5,9}", port, re.ASCII) and int(port) > MAX_PORT for port in ports):
+            raise fault(f"has a port beyond {MAX_PORT}; write host:port, such as k1:9092")
         if value and not all(re.fullmatch(r"[^:,\s]+:[0-9]{1,5}", each.strip()) for each in value.split(",")):
             raise fault("must be host:port, several with commas: k1:9092,k2:9092")
         return value

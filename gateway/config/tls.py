@@ -16,7 +16,8 @@ def _ciphers(value: Any) -> Any:
     for part in str(value).split(":"):
         name = part.lstrip("!-+")
         if not name.startswith("@") and not _knows(context, name):
-            raise fault(f"OpenSSL knows no cipher {name[:80]!r}; openssl ciphers -s -tls1_2 -v lists them")
+            shown = repr(name) if len(name) <= 80 else f"of {len(name)} characters"
+            raise fault(f"OpenSSL knows no cipher {shown}; openssl ciphers -s -tls1_2 -v lists them")
     if not _knows(context, str(value)):
         raise fault("leaves no cipher at all")
     return value

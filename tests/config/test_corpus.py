@@ -32,6 +32,7 @@ ENVIRON = {
     "KAFKA_PASSWORD": "k" * 20,
     "PORT": "8080",
     "EMPTY": "",
+    "SHORT": "short",
 }
 HIDDEN = ("w" * 20, "s" * 32, "k" * 20, "too-short", "pa/ss", "me:secret", "0123456789abcdef")
 """What stands for secrets in the files and in the environment."""
