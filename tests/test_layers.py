@@ -51,7 +51,7 @@ LAZY = {
     ("check/local.py", "gateway.auth.keys"),
     ("check/local.py", "gateway.broker.sqlite_store"),
     ("check/local.py", "gateway.redis_target"),
-    ("cli/main.py", "gateway.config.load"),
+    ("cli/main.py", "gateway.config.parts"),
 }
 """Imports inside a function: a command must not wait for what it does not use."""
 

@@ -126,8 +126,8 @@ def reads(
     if not faults and config is not None and local is not None:
         faults.extend(local(config, data, log=not is_reload))
     if faults or config is None:
-        return Reading(file, None, _located(faults, document, data))
-    return Reading(file, config, (), _located(told(config, data), document, data))
+        return Reading(file, None, located(faults, document, data))
+    return Reading(file, config, (), located(told(config, data), document, data))
 
 
 def good(reading: Reading) -> Config:
@@ -137,7 +137,8 @@ def good(reading: Reading) -> Config:
     return reading.config
 
 
-def _located(faults: Sequence[Fault], document: Document, data: Any) -> Sequence[Located]:
+def located(faults: Sequence[Fault], document: Document, data: Any) -> Sequence[Located]:
+    """Return faults at their places; ``data`` is the document's with its references resolved."""
     return document.locate(_by_reference(fault, document.data, data) for fault in faults)
 
 
