@@ -46,6 +46,8 @@ class Target:
         self._url = url
         options: dict[str, Any] = dict(parse_url(url.server))
         self._sentinel = {name[9:]: options.pop(name) for name in _SENTINEL_OPTIONS if name in options}
+        options |= user_of(options)
+        self._sentinel |= user_of(self._sentinel)
         for name in _OURS:
             options.pop(name, None)
         if url.kind != "single":
@@ -122,6 +124,15 @@ class Target:
             startup_nodes=[ClusterNode(host, port) for host, port in self._url.nodes],
             **{**_client_options(self._options), **_quick(seconds)},
         )
+
+
+def user_of(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the user that a password without one is for, whichever protocol says it.
+
+    By RESP3's HELLO that is redis-py's own choice. By RESP2 it would send the password alone, which a server
+    without a password refuses, though it takes any password of the user ``default``.
+    """
+    return {"username": "default"} if options.get("password") and not options.get("username") else {}
 
 
 def check_options(url: RedisUrl) -> None:
