@@ -105,7 +105,7 @@ class ConfigFile:
         self._files, self._read = [self.path, *others], (*self._read, *look(others))
         reading = reads(text, file=self.name, folder=self._folder, local=self._local, is_reload=not is_first)
         config = good(reading)
-        self.warnings = [each.fault for each in reading.warnings]
+        self.warnings = tuple(each.fault for each in reading.warnings)
         return config
 
     def located(self, faults: Sequence[Fault]) -> ConfigError:

@@ -46,7 +46,7 @@ File = Annotated[
     str,
     Field(min_length=1),
     AfterValidator(_resolved),
-    WithJsonSchema({"title": "file", "type": "string", "minLength": 1, "examples": ["tls/gateway.crt"]}),
+    WithJsonSchema({"title": "file", "type": "string", "minLength": 1, "examples": ["tls/file.pem"]}),
 ]
 """The path of a file. `resolved_url` does the same for paths within URLs."""
 

@@ -171,7 +171,11 @@ def test_check_of_a_good_file_exits_0(
 ) -> None:
     """The default configuration, found without a flag, or by the environment."""
     done = command("check")
-    assert (done.returncode, done.stdout) == (0, "config/gateway.yaml: good; 1 channel from 4 sources\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "config/gateway.yaml: good; 1 channel from 4 sources\n"
+        f"config/gateway.yaml: the log is {ROOT / 'var/gateway.db'}\n",
+    )
     monkeypatch.chdir(ROOT)
     for name, value in (
         ("SSE_GATEWAY_CONFIG", "config/sidecar.yaml"), ("WEBHOOK_TOKEN", "t"), ("ADMIN_TOKEN", "t" * 16),
