@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
 from gateway.broker.sqlite_store import APPLICATION_ID, VERSION, Store
 from gateway.check.local import faults
 from gateway.cli.main import main
-from gateway.config.load import loads
 from gateway.config.paths import REDIS_FILES
 from gateway.config.schema import json_schema
 from gateway.reload import ConfigFile
@@ -382,7 +381,16 @@ def test_run_does_not_log_what_is_accepted(tmp_path: Path) -> None:
     assert asyncio.run(codes(["drain-over-grace"])) == []
 
 
-def test_an_accepted_warning_is_no_mistake_of_a_strict_check() -> None:
-    """And one that is accepted without need is a warning itself."""
-    text = json.dumps({**MINIMUM, "check": {"allow": ["drain-over-grace"]}})
-    assert loads(text, environ={}).check.allow == ["drain-over-grace"]
+def test_an_accepted_warning_is_no_mistake_of_a_strict_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is accepted without need is a warning itself: the next one of its kind would not be seen."""
+    file = tmp_path / "g.yaml"
+    for drain, allow, said in (
+        ("1m", [], "[drain-over-grace]"),
+        ("1m", ["drain-over-grace"], ""),
+        ("1s", ["drain-over-grace"], "[unused-allow]"),
+    ):
+        file.write_text(json.dumps({**MINIMUM, "timeouts": {"drain": drain}, "check": {"allow": allow}}))
+        assert main(["check", "--strict", "--config", str(file)]) == (1 if said else 0)
+        assert said in capsys.readouterr().err
