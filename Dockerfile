@@ -14,12 +14,13 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gate
 COPY --from=build /opt/sse-gateway /opt/sse-gateway
 # A sample to try, with an open webhook: it listens on the container's loopback alone. Mount your own file here.
 COPY config /etc/sse-gateway
-# Only a log of sqlite:/// is written, in the working folder: a read-only root file system works.
+# Only a log of sqlite:/// is written, in this folder: a read-only root file system works.
 WORKDIR /var/lib/sse-gateway
 VOLUME /var/lib/sse-gateway
 ENV PATH=/opt/sse-gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    SSE_GATEWAY_CONFIG=/etc/sse-gateway/gateway.yaml
+    SSE_GATEWAY_CONFIG=/etc/sse-gateway/gateway.yaml \
+    SSE_GATEWAY_LOG=sqlite:////var/lib/sse-gateway/var/gateway.db
 USER 10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM

@@ -22,7 +22,8 @@ Generated from the model by `python docs/reference.py`. `config/gateway.yaml` sh
 Values: durations and sizes carry a unit: `250ms`, `15s`, `5m`, `12h`, `1d`; `512B`, `256KiB`, `16MiB`, `1GB`.
 `${NAME}` and `${NAME:-default}` stand for environment variables and `file:/run/secrets/name` for a file's
 content, in values only, after parsing; `$${` writes a literal `${`. An unset or empty variable without a
-default is a mistake. Unknown keys, duplicate keys, aliases, and words that YAML 1.1 and 1.2 read differently
+default is a mistake, and so is `$NAME` without braces. Relative paths of files start at the folder of the
+configuration. Unknown keys, duplicate keys, aliases, and words that YAML 1.1 and 1.2 read differently
 (`no`, `12:30`) are mistakes too.
 
 | key | value | default | |

@@ -1,10 +1,13 @@
-"""Why a server's certificate was refused, in plain words; clients of upstreams pass on OpenSSL's."""
+"""Why a connection was refused, in plain words: clients of upstreams pass on those of OpenSSL and Redis."""
 
 import re
 
 _REFUSED = re.compile(
     r"(?:\[SSL: CERTIFICATE_VERIFY_FAILED\] )?certificate verify failed: (.+?)\.?(?: \(_ssl\.c:[0-9]+\))"
 )
+_UNAUTHENTICATED = re.compile(r"HELLO must be called with the client already authenticated.*", re.DOTALL)
+"""What Redis says to RESP3 where it says ``Authentication required.`` to RESP2."""
+
 _MISMATCH = re.compile(r"(?:Hostname|IP address) mismatch, certificate is not valid for (.+)")
 _OF_OTHERS = "the server's certificate is of an authority that is not trusted here"
 _SELF_SIGNED = "the server's certificate is self-signed, and not trusted here"
@@ -22,8 +25,8 @@ _WORDS = {
 
 
 def in_plain_words(error: str) -> str:
-    """Return an error's text with what it says of a refused certificate in words of ours."""
-    return _REFUSED.sub(_plain, error)
+    """Return an error's text; what it says of a certificate or a missing password is in plain words."""
+    return _UNAUTHENTICATED.sub("Authentication required.", _REFUSED.sub(_plain, error))
 
 
 def refused_certificate(error: str) -> str | None:

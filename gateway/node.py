@@ -18,7 +18,8 @@ from gateway.broker.redis import RedisBroker
 from gateway.broker.sqlite import SqliteBroker
 from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
-from gateway.config.model import SQLITE_URL, Config
+from gateway.config.model import Config
+from gateway.config.paths import SQLITE_URL
 from gateway.config.sources import EventFrom
 from gateway.console.feed import Feed
 from gateway.console.page import Page

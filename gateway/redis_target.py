@@ -5,6 +5,7 @@ the only difference is how that server is found. A source may read keys of all n
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -45,6 +46,8 @@ class Target:
         self._url = url
         options: dict[str, Any] = dict(parse_url(url.server))
         self._sentinel = {name[9:]: options.pop(name) for name in _SENTINEL_OPTIONS if name in options}
+        options |= user_of(options)
+        self._sentinel |= user_of(self._sentinel)
         for name in _OURS:
             options.pop(name, None)
         if url.kind != "single":
@@ -121,6 +124,30 @@ class Target:
             startup_nodes=[ClusterNode(host, port) for host, port in self._url.nodes],
             **{**_client_options(self._options), **_quick(seconds)},
         )
+
+
+def user_of(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the user that a password without one is for, whichever protocol says it.
+
+    By RESP3's HELLO that is redis-py's own choice. By RESP2 it would send the password alone, which a server
+    without a password refuses, though it takes any password of the user ``default``.
+    """
+    return {"username": "default"} if options.get("password") and not options.get("username") else {}
+
+
+def check_options(url: RedisUrl) -> None:
+    """Raise ValueError for options of a URL that redis-py does not have, or would not take."""
+    options = dict(Target(url)._options)
+    made = options.pop("connection_class", Connection)
+    try:
+        made(**options)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        raise ValueError(
+            f"has the option {unknown[1]!r}, which Redis URLs do not have"
+            if unknown
+            else "has options that do not go together"
+        ) from None
 
 
 async def _refused(client: Redis) -> str:

@@ -20,8 +20,9 @@ from gateway.background import Background
 from gateway.clock import unix_ms
 from gateway.config.diff import differences
 from gateway.config.faults import ConfigError, Fault, Located, dotted
-from gateway.config.load import loads, text_of
+from gateway.config.load import Local, good, reads, text_of
 from gateway.config.model import Config
+from gateway.config.paths import folder_of
 from gateway.config.references import files_of, located
 from gateway.config.warnings import tell
 from gateway.errors import GatewayError, StartupError
@@ -79,8 +80,13 @@ class Server(Protocol):
 class ConfigFile:
     """The file, and what it looked like when it was read last."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, local: Local | None = None) -> None:
+        """``local`` looks at the files that a good configuration names, see `gateway.config.load`."""
         self.path = Path(path)
+        self._folder = folder_of(path)
+        self._local = local
+        self.warnings: Sequence[Fault] = ()
+        """What was told of it when it was read last, and is not accepted."""
         self.name = str(path)
         """How messages name it."""
         self._files: Sequence[Path] = [self.path]
@@ -95,9 +101,12 @@ class ConfigFile:
         if not is_first and self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
             raise StartupError(f"{self.name} is no file that can be read again; it takes a restart")
         self._text = text = text_of(self.path)
-        others = files_of(text, self.path.parent)
+        others = files_of(text, self._folder)
         self._files, self._read = [self.path, *others], (*self._read, *look(others))
-        return loads(text, file=self.name, folder=self.path.parent)
+        reading = reads(text, file=self.name, folder=self._folder, local=self._local, is_reload=not is_first)
+        config = good(reading)
+        self.warnings = tuple(each.fault for each in reading.warnings)
+        return config
 
     def located(self, faults: Sequence[Fault]) -> ConfigError:
         """Return the error that reports what else is wrong with what was read last."""
@@ -219,7 +228,7 @@ class Reload:
         elif outcome.result == "unchanged":
             log.info("config_unchanged", **about)
         else:
-            tell(self._server.config)
+            tell(self._file.warnings)
             log.info("config_reloaded", **about, changes=outcome.changes, streams_ended=outcome.ended)
 
     def _signalled(self) -> None:

@@ -63,7 +63,10 @@ def test_the_install_steps_give_a_gateway_that_runs_read_only(tmp_path: Path) ->
     )
     empty = tmp_path / "empty"
     empty.mkdir()
+    log = re.search(r"SSE_GATEWAY_LOG=(sqlite:///)/var/lib/sse-gateway(/\S+)", DOCKERFILE)
+    assert log is not None
     environ = {
+        "SSE_GATEWAY_LOG": f"{log[1]}{empty}{log[2]}",  # the image's volume is this folder here
         "PATH": f"{home}/bin:{os.environ['PATH']}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "SSE_GATEWAY_CONFIG": str(config),

@@ -28,7 +28,7 @@ LAYERS = [
     {"sse", "config", "history"},
     {"event"},
     {"causes", "errors", "freshness", "files", "logs", "metrics", "seldom", "shutdown"}
-    | {"refusals", "counts"},
+    | {"refusals", "counts", "pem"},
     {"systemd", "loop_lag"},
     {"background"},
     {"bounded", "clock", "rate", "backoff", "printable", "urls"},
@@ -48,7 +48,10 @@ PURE = [
 
 LAZY = {
     ("check/command.py", "gateway.check.connect"),
-    ("cli/main.py", "gateway.config.load"),
+    ("check/local.py", "gateway.auth.keys"),
+    ("check/local.py", "gateway.broker.sqlite_store"),
+    ("check/local.py", "gateway.redis_target"),
+    ("cli/main.py", "gateway.config.parts"),
 }
 """Imports inside a function: a command must not wait for what it does not use."""
 

@@ -1,12 +1,50 @@
 """What somebody may: the outcome of a token, a ticket, or the user's own endpoint."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 Claims = Mapping[str, Any]
+
+
+SHORT = 60
+"""Characters of the longest claim that an error shows."""
+
+_PLAIN = re.compile(r"[ !#-&(-\[\]-~]+")
+
+
+def kind_of_claim(value: Any) -> str:
+    """Return what a claim is, for an error, and nothing of its value: ``is missing``, ``is a number``."""
+    if value is None:
+        return "is missing"
+    for kind, word in _KINDS:
+        if isinstance(value, kind):
+            return f"is {word}"
+    return "is an object"
+
+
+def claim_in_words(value: Any) -> str:
+    """Return a claim for an error, with its value where that is short and plain: ``is 'https://id.example'``."""
+    if isinstance(value, str) and len(value) <= SHORT and _PLAIN.fullmatch(value):
+        return f"is {value!r}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and len(str(value)) <= SHORT:
+        return f"is the number {value}"
+    if isinstance(value, list) and 0 < len(value) <= 3 and all(isinstance(each, str) for each in value):
+        text = ", ".join(value)
+        if len(text) <= SHORT and _PLAIN.fullmatch(text):
+            return f"is [{text}]"
+    return kind_of_claim(value)
+
+
+_KINDS: Sequence[tuple[type | tuple[type, ...], str]] = (
+    (str, "text"),
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    (list, "a list"),
+)
 
 
 class Grant(msgspec.Struct, frozen=True):

@@ -18,6 +18,9 @@ from gateway.errors import StartupError
 RSA_BITS = 2048
 """Shortest RSA key (RFC 7518 §3.3)."""
 
+PREFIX = "auth.jwt.public_key_file: "
+"""How errors about a key file begin."""
+
 _CURVES = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
 
 
@@ -47,16 +50,27 @@ def fits(key: Any, algorithm: str) -> bool:
 
 def read_pem(file: str, algorithms: Iterable[str]) -> Any:
     """Return the key in a PEM file. Raises StartupError where tokens cannot be checked with it."""
+    content = b""
     try:
-        key = load_pem_public_key(Path(file).read_bytes())
+        content = Path(file).read_bytes()
+        key = load_pem_public_key(content)
     except OSError as error:
-        raise StartupError(f"cannot read auth.jwt.public_key_file {file}: {error.strerror}") from None
+        raise StartupError(f"{PREFIX}cannot read {file}: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise StartupError(f"auth.jwt.public_key_file {file} holds no PEM public key") from None
+        raise StartupError(f"{PREFIX}{file} holds no PEM public key{_instead(content, file)}") from None
     for algorithm in algorithms:
         if not fits(key, algorithm):
-            raise StartupError(f"auth.jwt.public_key_file {file} holds no key for {algorithm}")
+            raise StartupError(f"{PREFIX}{file} holds no key for {algorithm}")
     return key
+
+
+def _instead(content: bytes, file: str) -> str:
+    """Return what a file holds in place of a public key, and how to make one of it."""
+    if b"PRIVATE KEY-----" in content:
+        return f", but a private one, which is the issuer's alone: openssl pkey -in {file} -pubout"
+    if b"-----BEGIN CERTIFICATE-----" in content:
+        return f", but a certificate: openssl x509 -in {file} -noout -pubkey"
+    return ""
 
 
 def read_jwks(document: Any, algorithms: Iterable[str]) -> list[Key]:

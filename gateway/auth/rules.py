@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from gateway.auth.grant import Claims, Grant
+from gateway.auth.grant import Claims, Grant, kind_of_claim
 from gateway.config.catalog import Match
 from gateway.config.model import ClaimsAccess
 from gateway.config.template import fill
@@ -52,7 +52,8 @@ def authorize(matches: Iterable[Match], grant: Grant) -> None:
         if isinstance(access, ClaimsAccess):
             _check_claims(match, access.claims, grant.claims)
         elif not lists(grant.claims.get(CHANNELS), match.name):
-            raise _forbidden(f"the token's channels claim does not list {match.name!r}")
+            claim = grant.claims.get(CHANNELS)
+            raise _forbidden(f"the token's {CHANNELS} claim {_why(claim)} list {match.name!r}")
 
 
 def lists(claim: Any, name: str) -> bool:
@@ -70,7 +71,16 @@ def _check_claims(match: Match, rules: Mapping[str, str], claims: Claims) -> Non
         value = claims.get(claim)
         values = value if isinstance(value, list) else [value]
         if wanted not in [str(each) for each in values if isinstance(each, (str, int))]:
-            raise _forbidden(f"the token's {claim} claim does not allow {match.name!r}")
+            raise _forbidden(f"the token's {claim} claim {_why(value)} allow {match.name!r}")
+
+
+def _why(claim: Any) -> str:
+    """Return what is wrong with a claim. Its value may be nobody else's business: who asks has the token."""
+    if isinstance(claim, str) or (isinstance(claim, int) and not isinstance(claim, bool)):
+        return "does not"
+    if isinstance(claim, list) and claim:
+        return "does not"
+    return f"{'is an empty list' if claim == [] else kind_of_claim(claim)}, and must"
 
 
 def _glob(pattern: str, name: str) -> bool:

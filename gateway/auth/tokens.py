@@ -9,14 +9,14 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jwt
 from jwt.utils import base64url_decode
 
-from gateway.auth.grant import Claims, Grant
+from gateway.auth.grant import Claims, Grant, claim_in_words
 from gateway.bounded import Bounded
 from gateway.config.auth import Jwt
 from gateway.errors import Unauthorized, bearer_error
@@ -43,16 +43,8 @@ FAILED_SECONDS = 10.0
 """How long those are remembered: the issuer's keys may be others by then."""
 
 _MESSAGES: Sequence[tuple[type[Exception], str]] = (
-    (jwt.ExpiredSignatureError, "the token has expired"),
-    (jwt.ImmatureSignatureError, "the token is not valid yet"),
-    (jwt.InvalidAudienceError, "the token is meant for another audience"),
-    (jwt.InvalidIssuerError, "the token is from another issuer"),
     (jwt.InvalidAlgorithmError, "the token is signed with an algorithm that is not allowed here"),
     (jwt.InvalidSignatureError, "the token's signature is not its issuer's"),
-    (
-        jwt.MissingRequiredClaimError,
-        "the token lacks a claim that it must have: exp, aud or iss",
-    ),
 )
 
 
@@ -132,6 +124,7 @@ class Tokens:
         try:
             header = _header(token)
             issuer: Issuer | None = self._issuers[0]
+            name: Any = None
             if len(self._issuers) > 1:
                 claims = jwt.decode(token, options={"verify_signature": False})
                 name = claims.get("iss")
@@ -139,9 +132,10 @@ class Tokens:
         except _UNREADABLE as error:
             raise invalid(_told(error)) from None
         if issuer is None:
-            raise invalid("the token is from another issuer")
+            raise invalid(f"the token is from another issuer: its iss claim {claim_in_words(name)}")
         if header.get("alg") not in issuer.config.algorithms:
-            raise invalid("the token is signed with an algorithm that is not allowed here")
+            said = claim_in_words(header.get("alg"))
+            raise invalid(f"the token is signed with an algorithm that is not allowed here: its alg {said}")
         if "crit" in header:  # RFC 7515 §4.1.11: what is critical and not understood must be refused
             raise invalid("the token's header has critical parameters that are not understood")
         return issuer, header
@@ -165,20 +159,32 @@ class Tokens:
                 options={"require": ["exp"], "verify_aud": config.audience is not None},
             )
             expires = float(int(claims["exp"]))
-        except _UNREADABLE as error:
+        except _UNPROVEN as error:
             raise invalid(_told(error)) from None
+        except _UNREADABLE as error:
+            raise invalid(self._claim_fault(token, key, algorithm, config) or _told(error)) from None
         # Compared here too: PyJWT 2.10.0 took any part of the issuer's name for it (CVE-2024-53861).
         if config.issuer is not None and claims.get("iss") != config.issuer:
-            raise invalid("the token is from another issuer")
+            raise invalid(
+                f"the token is from another issuer: its iss claim {claim_in_words(claims.get('iss'))}"
+            )
         if expires > self._now() + config.max_lifetime:
-            raise invalid("the token expires too far in the future (auth.jwt.max_lifetime)")
+            raise invalid("the token's exp claim is too far in the future (auth.jwt.max_lifetime)")
         return Grant(
-            subject=_text(claims.get("sub")),
-            issuer=_text(claims.get("iss")),
+            subject=_text("sub", claims.get("sub")),
+            issuer=_text("iss", claims.get("iss")),
             claims=self._shared({claim: value for claim, value in claims.items() if claim in self._kept}),
             expires=expires,
             leeway=config.leeway,
         )
+
+    def _claim_fault(self, token: str, key: Any, algorithm: str, config: Jwt) -> str | None:
+        """Return which claim is wrong, and how; None where no claim is, or the signature is not good."""
+        try:
+            claims = jwt.decode(token, key=key, algorithms=[algorithm], options=_SIGNATURE_ALONE)
+            return next(claim_faults(claims, config, self._now()), None)
+        except _UNREADABLE:
+            return None
 
     def _shared(self, claims: Claims) -> Claims:
         """Return one object for equal claims: those of most users are the same."""
@@ -218,6 +224,8 @@ def too_long() -> Unauthorized:
     return invalid(f"the token is longer than {MAX_TOKEN} characters")
 
 
+_UNPROVEN = (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError, jwt.InvalidKeyError)
+
 # What PyJWT and its JSON make of hostile input; numbers may be infinite, nesting bottomless.
 _UNREADABLE = (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError, AttributeError, KeyError)
 
@@ -228,6 +236,49 @@ def _told(error: Exception) -> str:
         if isinstance(error, kind):
             return message
     return "the token is not a signed JWT as it should be"
+
+
+_SIGNATURE_ALONE: Any = {
+    "require": [],
+    **{f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "iss", "aud", "sub", "jti")},
+}
+
+
+def claim_faults(claims: Claims, config: Jwt, now: float) -> Iterator[str]:
+    """Yield what is wrong with the claims of a token whose signature is good: RFC 7519 §4.1, and the file."""
+    if claims.get("exp") is None:
+        yield "the token's exp claim is missing: it must say when the token ends, in unix seconds"
+    for name in ("iat", "nbf", "exp"):
+        if claims.get(name) is None and (name not in claims or name == "exp"):
+            continue
+        try:
+            seconds = int(claims[name])
+        except (TypeError, ValueError, OverflowError):
+            yield f"the token's {name} claim {claim_in_words(claims[name])}, and must be unix seconds"
+            continue
+        if name == "exp" and seconds <= now - config.leeway:
+            yield "the token has expired: its exp claim is over"
+        elif name != "exp" and seconds > now + config.leeway:
+            yield f"the token is not valid yet: its {name} claim is ahead of this clock"
+    yield from _name_faults("iss", claims, config.issuer, "from another issuer", is_list=False)
+    yield from _name_faults("aud", claims, config.audience, "meant for another audience", is_list=True)
+    for name in ("sub", "jti"):
+        if name in claims and not isinstance(claims[name], str):
+            yield f"the token's {name} claim {claim_in_words(claims[name])}, and must be text"
+
+
+def _name_faults(name: str, claims: Claims, wanted: str | None, what: str, *, is_list: bool) -> Iterator[str]:
+    """Yield what is wrong with a claim of one name, or of several (``is_list``), of which one is wanted."""
+    if wanted is None:
+        return
+    value = claims.get(name)
+    names = value if is_list and isinstance(value, list) else [value]
+    if value is None or value in ("", []):
+        yield f"the token's {name} claim is missing"
+    elif not all(isinstance(each, str) for each in names):
+        yield f"the token's {name} claim {claim_in_words(value)}, and must be text"
+    elif wanted not in names:
+        yield f"the token is {what}: its {name} claim {claim_in_words(value)}"
 
 
 def _header(token: str) -> Mapping[str, Any]:
@@ -242,14 +293,14 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def _text(claim: Any) -> str | None:
+def _text(name: str, claim: Any) -> str | None:
     """Return a claim that names somebody. JSON may spell half a character, which has no bytes to store."""
     if not isinstance(claim, str):
         return None
     try:
         claim.encode()
     except UnicodeEncodeError:
-        raise invalid("the token names somebody in a way that is no Unicode") from None
+        raise invalid(f"the token's {name} claim is not valid Unicode") from None
     return claim
 
 

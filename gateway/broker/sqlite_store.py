@@ -91,6 +91,27 @@ class ForeignFile(Exception):
     """The file is not a log of this version."""
 
 
+def foreign(database: sqlite3.Connection) -> str:
+    """Return why a database is no log that this version takes; empty for one that it does, and for a new one.
+
+    Raises sqlite3.Error.
+    """
+    application, version = _marks(database)
+    if application == APPLICATION_ID:
+        known = version == VERSION or version in _ADDED
+        return "" if known else f"is a log of version {version}; this gateway has version {VERSION}"
+    tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    return "is a database of another program" if tables else ""
+
+
+def _marks(database: sqlite3.Connection) -> tuple[int, int]:
+    """Return whose a database is, and of which version."""
+    application, version = (
+        database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+    )
+    return application, version
+
+
 class Store:
     """One connection. Raises sqlite3.Error where the file is unusable, ForeignFile where it is not ours."""
 
@@ -407,18 +428,14 @@ class Store:
 
     def _prepare(self) -> None:
         with self.transaction():
-            application, version = (
-                self.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-            )
+            application, version = _marks(self.db)
             if (application, version) == (APPLICATION_ID, VERSION):
                 return
             if application == APPLICATION_ID and version in _ADDED:
                 self._create(";".join(_ADDED[each] for each in range(version, VERSION)))
                 return
-            if application == APPLICATION_ID:
-                raise ForeignFile(f"is a log of version {version}; this gateway has version {VERSION}")
-            if self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise ForeignFile("is a database of another program")
+            if why := foreign(self.db):
+                raise ForeignFile(why)
             self._create(_SCHEMA + board.SCHEMA)
             start = self._clock() << SEQ_BITS
             self.db.execute("INSERT INTO log (start, head) VALUES (?, ?)", (start, start))

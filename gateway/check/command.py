@@ -3,12 +3,13 @@
 import argparse
 import asyncio
 import sys
-from pathlib import Path
 
 from gateway.check.explain import explain
+from gateway.check.local import faults
 from gateway.check.report import FORMATS, Report
 from gateway.config.document import MAX_BYTES
 from gateway.config.load import Reading, decoded, read, reads
+from gateway.config.paths import folder_of
 from gateway.errors import StartupError
 
 _INTERRUPTED = 130
@@ -63,6 +64,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(file: str) -> Reading:
     if file != _STDIN:
-        return read(file)
+        return read(file, local=faults)
     content = sys.stdin.buffer.read(MAX_BYTES + 1)
-    return reads(decoded(content, "<stdin>"), file="<stdin>", folder=Path())
+    return reads(decoded(content, "<stdin>"), file="<stdin>", folder=folder_of(_STDIN), local=faults)

@@ -4,6 +4,7 @@ import argparse
 
 from gateway.config.diff import Change, differences
 from gateway.config.load import load
+from gateway.config.paths import folder_of
 from gateway.printable import safe
 
 NEEDS_RESTART = 3
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a line for each difference, and return the exit status. Raises StartupError."""
-    changes = differences(load(options.old), load(options.new))
+    # The new one is to take the old one's place, so both name the same file by the same relative path.
+    changes = differences(load(options.old), load(options.new, paths=folder_of(options.old)))
     for change in changes:
         print(safe(str(change)))
     print(safe(_summary(options.new, changes)))

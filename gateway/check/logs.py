@@ -20,7 +20,8 @@ from gateway.broker.redis_pool import close
 from gateway.broker.redis_store import Store
 from gateway.broker.sqlite_store import APPLICATION_ID, VERSION
 from gateway.check.words import plain, redis_mend
-from gateway.config.model import SQLITE_URL, Broker, Config
+from gateway.config.model import Broker, Config
+from gateway.config.paths import SQLITE_URL
 from gateway.config.redis_url import RedisUrl
 from gateway.doctor.finding import Finding, bad, ok, warn
 from gateway.redis_target import Target

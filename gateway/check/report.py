@@ -5,12 +5,15 @@ its own into a runner's log.
 """
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 from gateway.config.faults import Located, dotted, printable
 from gateway.config.load import Reading
+from gateway.config.model import Config
+from gateway.config.paths import SQLITE_URL
 from gateway.doctor.finding import Finding, Level
 from gateway.printable import safe_lines
 
@@ -65,6 +68,8 @@ class Text(Form):
         channels, sources = len(config.channels), len(config.sources)
         held = f"{_count(channels, 'channel')} from {_count(sources, 'source')}"
         self._say(f"{reading.file}: good; {held}{warned}", self._out)
+        if (log := log_file(config)) is not None:
+            self._say(f"{reading.file}: the log is {log}", self._out)
 
     def explained(self, text: str) -> None:
         self._say(f"\n{text}", self._out)
@@ -104,6 +109,7 @@ class Json(Form):
         if reading.config is not None:
             self._told["channels"] = list(reading.config.channels)
             self._told["sources"] = list(reading.config.sources)
+            self._told["log"] = log_file(reading.config)
 
     def explained(self, text: str) -> None:
         self._told["explained"] = text
@@ -203,6 +209,12 @@ class Report:
         """Return the exit status."""
         self._form.finish(self._is_good)
         return 0 if self._is_good else 1
+
+
+def log_file(config: Config) -> str | None:
+    """Return the absolute path of the log, where it is a file."""
+    sqlite = re.fullmatch(SQLITE_URL, config.broker.url.get_secret_value(), re.DOTALL)
+    return sqlite[1] if sqlite is not None else None
 
 
 def _entry(each: Located) -> dict[str, Any]:

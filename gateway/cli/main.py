@@ -15,7 +15,7 @@ from gateway.errors import StartupError
 from gateway.printable import safe_lines
 
 if TYPE_CHECKING:
-    from gateway.config.model import Config
+    from gateway.config.parts import Part
 
 DEFAULT_CONFIG = "config/gateway.yaml"
 
@@ -33,7 +33,7 @@ COMMANDS = {
 
 A module is imported when its command is used: all of them together take most of a second to import. It has
 ``add_arguments(parser)``, ``run(options)`` and ``EPILOG``. For a command of `LOADS_CONFIG`, ``run`` takes a
-second argument: a function that loads the configuration.
+second argument: a function that loads the parts of the configuration that it names.
 """
 
 TAKES_CONFIG = frozenset({"run", "check", "tail", "publish", "token"})
@@ -132,9 +132,9 @@ def command_parsers() -> dict[str, CommandParser]:
 
 
 def _with_config(
-    run: Callable[[argparse.Namespace, "Callable[[], Config]"], int], options: argparse.Namespace
+    run: Callable[[argparse.Namespace, "Callable[..., Part]"], int], options: argparse.Namespace
 ) -> int:
-    """Run a command that may need the configuration, or have all it needs on its command line."""
-    from gateway.config.load import load  # noqa: PLC0415 -- a command's import
+    """Run a command that may need parts of the configuration, or have all it needs on its command line."""
+    from gateway.config.parts import load_part  # noqa: PLC0415 -- a command's import
 
-    return run(options, cache(partial(load, options.config)))
+    return run(options, cache(partial(load_part, options.config)))

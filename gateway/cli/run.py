@@ -6,6 +6,7 @@ from functools import partial
 
 from gateway import runtime
 from gateway.background import Background
+from gateway.check.local import faults
 from gateway.config.model import MAX_WORKERS, Config
 from gateway.config.sources import Webhook
 from gateway.config.warnings import tell
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve, and return the exit status. Raises StartupError where it cannot start."""
-    file = ConfigFile(options.config)
+    file = ConfigFile(options.config, faults)
     config = file.load()
     metrics = Metrics()
     workers = _cores() if config.server.workers == "auto" else config.server.workers
@@ -47,7 +48,7 @@ def _cores() -> int:
 
 
 async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
-    tell(config)
+    tell(file.warnings)
     daemon = Daemon(config, metrics, file=file)
     if hints:
         daemon.on_listening = lambda: print(_hints(config, daemon.public.port, daemon.admin.port), flush=True)
@@ -55,7 +56,7 @@ async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: 
 
 
 async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
-    tell(config)
+    tell(file.warnings)
     parent = Parent(config, workers, metrics, file)
     if hints:
         parent.on_listening = lambda: print(_hints(config, parent.port, parent.admin.port), flush=True)

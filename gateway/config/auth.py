@@ -9,6 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from gateway.config import patterns
+from gateway.config.paths import File
 from gateway.config.section import Section, preset
 from gateway.config.units import (
     Duration,
@@ -73,7 +74,7 @@ SET_HERE = {"host", "connection", "content-length", "transfer-encoding", "upgrad
 
 def _passed_on(value: Any) -> Any:
     if isinstance(_header_name(value), str) and value.lower() in SET_HERE:
-        raise fault(f"{value} is set by the gateway itself, and not passed on")
+        raise fault(f"{value!r} is set by the gateway itself, and not passed on")
     return value
 
 
@@ -171,7 +172,7 @@ class Jwt(Section):
 
     algorithms: list[Algorithm] = Field(min_length=1, description="those that tokens may be signed with")
     secret: Secret | None = Field(None, description="for HS algorithms, at least as long as the hash")
-    public_key_file: str | None = Field(None, description="PEM file, for RS, ES and EdDSA")
+    public_key_file: File | None = Field(None, description="PEM file, for RS, ES and EdDSA")
     jwks_url: Url | None = Field(None, description="where the issuer publishes its keys (RFC 7517)")
     allow_http: Switch = Field(False, description=ALLOW_HTTP)
     audience: str | None = Field(None, min_length=1, description="what aud must be; without it any is taken")

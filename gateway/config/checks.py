@@ -51,7 +51,7 @@ def _workers(workers: Any, url: Any) -> Iterator[Fault]:
         yield Fault(
             ("server", "workers"),
             "workers share their events through the log, and memory:// is one process's own;"
-            " set broker.url: sqlite:///var/gateway.db, or a redis:// URL",
+            " set broker.url: sqlite:////var/lib/sse-gateway/log.db, or a redis:// URL",
         )
 
 

@@ -111,7 +111,7 @@ def _restarts(old: Config, new: Config) -> Iterator[Change]:
 
 def _settings(old: Config, new: Config) -> Iterator[Change]:
     """Yield the differences of the sections that are settings and nothing more."""
-    for section in ("server", "cors", "timeouts", "limits"):
+    for section in ("server", "check", "cors", "timeouts", "limits"):
         for key, values in _fields(getattr(old, section), getattr(new, section)):
             path = (section, *key)
             if any(path[: len(known)] == known for known in NEEDS_RESTART):

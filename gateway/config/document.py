@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from gateway.config.faults import SECRET_KEYS, ConfigError, Fault, Located, Path
-from gateway.config.syntax import trouble
+from gateway.config.syntax import trouble, typographic
 
 MAX_BYTES = 16 * 2**20
 """Largest configuration file."""
@@ -53,6 +53,8 @@ class Document:
     faults: list[Fault] = field(default_factory=list)
     secret_lines: set[int] = field(default_factory=set)
     """Lines that hold a secret itself and not a reference to it; messages do not show them."""
+    words: dict[Path, str] = field(default_factory=dict)
+    """Where a word stands that only YAML 1.1 takes for a boolean: yes, no, on, off."""
     ends: dict[Path, int] = field(default_factory=dict)
     """The line after each value."""
 
@@ -162,6 +164,8 @@ def _mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str
             document.faults.append(Fault(place, message, on_key=True, at=_at(key_node.start_mark)))
             continue
         document.keys[place] = _at(key_node.start_mark)
+        if key_node.style is None and (why := typographic(key)) is not None:
+            document.faults.append(Fault(place, why, on_key=True))
         data[key] = _convert(value_node, place, document)
     return data
 
@@ -181,6 +185,8 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
     text = node.value
     if node.style is not None:  # quoted, or a block scalar: text whatever it looks like
         return text
+    if (why := typographic(text)) is not None:
+        document.faults.append(Fault(path, why))
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in _BOOL:
@@ -194,6 +200,8 @@ def _scalar(node: yaml.ScalarNode, path: Path, document: Document) -> Any:
         # YAML 1.1 readers (and people) see a boolean, a base-60 number or a date here.
         quoted = f'"{text}"'
         right = f"write {quoted} for text, or true or false" if kind == "bool" else f"write {quoted} for text"
+        if kind == "bool":
+            document.words[path] = text.lower()
         seen = {"bool": "a boolean", "timestamp": "a date"}.get(kind, "a number of its own kind")
         number = _number(node) if kind in ("int", "float") else None
         if number is not None:

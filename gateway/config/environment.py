@@ -10,11 +10,16 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from gateway.config.faults import SECRET_KEYS, Fault, Path, nearest
+from gateway.config.paths import absolute
 
 MAX_FILE_BYTES = 1024 * 1024
 """Largest file that a ``file:`` reference may name."""
 
 _REFERENCE = re.compile(r"(\$?)\$\{([^}]*)\}?")
+_UNBRACED = re.compile(
+    r"(?:^|(?<=[/:@=,]))\$([A-Z_][A-Z0-9_]+)(?=$|[/:@?&,])|^\$([A-Za-z_][A-Za-z0-9_]*)$"
+    r"|^\$\(([A-Za-z_][A-Za-z0-9_]*)\)$|^%([A-Za-z_][A-Za-z0-9_]*)%$"
+)
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
@@ -24,6 +29,19 @@ def resolve(data: Any, environ: Mapping[str, str], folder: FilePath, faults: lis
     Relative ``file:`` paths start at ``folder``. Trailing line ends of a file are dropped.
     """
     return _Resolver(environ, folder, faults).value(data, ())
+
+
+def _unbraced(text: str, path: Path) -> str | None:
+    """Return the name of a variable that is written as shells, make and Windows do, where names are rare."""
+    if path[:1] == ("channels",) or "event" in path or path[-1:] == ("topic",):
+        return None  # Redis and MQTT have topics such as $SYS
+    found = _UNBRACED.search(text)
+    return None if found is None else next(name for name in found.groups() if name)
+
+
+def variables(text: str, environ: Mapping[str, str]) -> str:
+    """Return a text with what its variables stand for; what is wrong with one stands for nothing."""
+    return _Resolver(environ, FilePath(), []).expanded(text, ())
 
 
 class _Resolver:
@@ -39,8 +57,18 @@ class _Resolver:
             return [self.value(item, (*path, index)) for index, item in enumerate(data)]
         if not isinstance(data, str):
             return data
-        text = _REFERENCE.sub(lambda match: self._variable(match, path), data) if "${" in data else data
+        if (name := _unbraced(data, path)) is not None:
+            self._faults.append(
+                Fault(path, f"a variable needs braces: ${{{name}}}; without them this is the text itself")
+            )
+            return ""
+        text = self.expanded(data, path)
         return self._file(text[5:], path) if data.startswith("file:") else text
+
+    def expanded(self, text: str, path: Path) -> str:
+        if "${" not in text:
+            return text
+        return _REFERENCE.sub(lambda match: self._variable(match, path), text)
 
     def _variable(self, match: re.Match[str], path: Path) -> str:
         escaped, body = match[1], match[2]
@@ -74,7 +102,7 @@ class _Resolver:
         return value or ""
 
     def _file(self, name: str, path: Path) -> str:
-        file = self._folder / name
+        file = FilePath(absolute(name, self._folder))
         try:
             with file.open("rb") as opened:
                 content = opened.read(MAX_FILE_BYTES + 1)

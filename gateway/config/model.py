@@ -12,6 +12,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from gateway.config import patterns
 from gateway.config.ack import AckSetting
 from gateway.config.auth import Auth
+from gateway.config.codes import CODES
+from gateway.config.faults import nearest
+from gateway.config.paths import SQLITE_URL, resolved_url
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.sources import Source
 from gateway.config.tls import Tls
@@ -33,6 +36,7 @@ from gateway.config.units import (
     Token,
     Topic,
     fault,
+    kind_of,
 )
 
 MAX_WORKERS = 64
@@ -115,14 +119,30 @@ class Server(Section):
         return f"http://{self.admin.reachable(port)}"
 
 
+def _code(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise fault(f"must be the code of a warning, such as drain-over-grace, and is {kind_of(value)}")
+    if value not in CODES:
+        raise fault(f"no warning has the code {value!r}; {nearest(value, CODES)}")
+    return value
+
+
+Code = Annotated[str, BeforeValidator(_code), WithJsonSchema({"title": "code", "enum": list(CODES)})]
+
+
+class Check(Section):
+    """What `sse-gateway check` and the log need not repeat."""
+
+    allow: list[Code] = Field(
+        [], description="codes of warnings that are meant, such as drain-over-grace: docs/check.md lists all"
+    )
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lines below it are not written"
     )
     format: Literal["json", "console"] = Field("json", description="console is for people")
-
-
-SQLITE_URL = r"sqlite:///(.+)"
 
 
 def _broker_url(value: Any) -> Any:
@@ -132,7 +152,7 @@ def _broker_url(value: Any) -> Any:
     if re.match(r"(rediss?(\+\w+)?|unix)://", text):
         return redis_url(value)
     raise fault(
-        "must be memory://, sqlite:///file (relative; sqlite:////file is absolute), redis://, rediss://,"
+        "must be memory://, sqlite:///file (relative to this file; sqlite:////file is absolute), redis://, rediss://,"
         " redis+sentinel:// or redis+cluster://"
     )
 
@@ -141,7 +161,11 @@ _BROKER_SCHEMA = WithJsonSchema(
     {
         "title": "URL",
         **patterns.text(patterns.BROKER),
-        "examples": ["sqlite:///var/gateway.db", "${REDIS_URL}", "redis+sentinel://s1:26379,s2:26379/main"],
+        "examples": [
+            "sqlite:////var/lib/sse-gateway/log.db",
+            "${REDIS_URL}",
+            "redis+sentinel://s1:26379,s2:26379/main",
+        ],
     }
 )
 
@@ -168,10 +192,13 @@ Prefix = Annotated[str, BeforeValidator(_prefix), WithJsonSchema({"title": "text
 class Broker(Section):
     """The ordered event log."""
 
-    url: Annotated[Secret, BeforeValidator(_broker_url), _BROKER_SCHEMA] = preset(
-        "memory://",
-        "memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host; redis://,"
-        " rediss://, redis+sentinel://host,host/master or redis+cluster://host,host: for any number of hosts",
+    url: Annotated[Secret, BeforeValidator(resolved_url), BeforeValidator(_broker_url), _BROKER_SCHEMA] = (
+        preset(
+            "memory://",
+            "memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host,"
+            " relative to this file, sqlite:////file absolute; redis://, rediss://,"
+            " redis+sentinel://host,host/master or redis+cluster://host,host: for any number of hosts",
+        )
     )
     prefix: Prefix = Field("sse", description="Redis: every key begins with {prefix}")
     timeout: Duration = preset("2s", "Redis: a call without an answer, a follower without a sign of life")
@@ -337,6 +364,7 @@ class Config(Section):
 
     server: Server = section(Server)
     log: Log = section(Log)
+    check: Check = section(Check)
     broker: Broker = section(Broker)
     cors: Cors = section(Cors)
     timeouts: Timeouts = section(Timeouts)

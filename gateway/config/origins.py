@@ -34,13 +34,14 @@ def normalise(rule: str) -> str:
     scheme, separator, rest = rule.partition("://")
     scheme = scheme.lower()
     if not separator:
-        raise ValueError(f"an origin needs a scheme: https://{rule}")
+        raise ValueError(f"an origin needs a scheme; write 'https://{rule}'")
     if not _SCHEME.fullmatch(scheme):
         raise ValueError(f"{scheme!r} is not a scheme")
     if rest.endswith("/") and "/" not in rest[:-1]:
-        raise ValueError(f"an origin has no trailing slash: {rule[:-1]}")
+        raise ValueError(f"an origin has no trailing slash; write {rule[:-1]!r}")
     if any(char in rest for char in "/?#"):
-        raise ValueError(f"an origin has no path: {scheme}://{re.split('[/?#]', rest)[0]}")
+        origin = f"{scheme}://{re.split('[/?#]', rest)[0]}"
+        raise ValueError(f"an origin has no path; write {origin!r}")
     if "@" in rest:
         raise ValueError("an origin has no user or password")
     wildcard, rest = ("*.", rest[2:]) if rest.startswith("*.") else ("", rest)
@@ -59,7 +60,7 @@ def normalise(rule: str) -> str:
     if not _HOST.fullmatch(host):
         raise ValueError(f"{host!r} is not a host name")
     if wildcard and "." not in host:
-        raise ValueError(f"*.{host} would allow everybody's site; name at least https://*.example.{host}")
+        raise ValueError(f"'*.{host}' would allow everybody's site; name at least 'https://*.example.{host}'")
     suffix = "" if port is None or port == _DEFAULT_PORTS.get(scheme) else f":{port}"
     return f"{scheme}://{wildcard}{host}{suffix}"
 

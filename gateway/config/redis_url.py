@@ -13,6 +13,11 @@ _ADVICE = (
     "is not a Redis URL; write redis://host:6379, or rediss:// for TLS,"
     " and a password's special characters as %2F, %3A, %40, %23"
 )
+_FAR = "has a port beyond 65535; write redis://host:6379, or leave the port out where it is 6379"
+_DATABASE = (
+    "has a database that is not a number: redis://host:6379/0; deployments that share a Redis have each a"
+    " broker.prefix of their own"
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class RedisUrl:
         master, _, database = (path or "").partition("/")
         if not master:
             raise ValueError("names no master: redis+sentinel://host:26379,host:26379/name-of-the-master")
-        if database and not database.isdigit():
-            raise ValueError("has a database that is not a number")
+        if not re.fullmatch(r"[0-9]{0,9}", database):
+            raise ValueError(_DATABASE)
         return cls("sentinel", f"{scheme}://{user}host:1/{database}?{query or ''}", nodes, master)
 
 
@@ -75,12 +80,27 @@ def _single(text: str) -> RedisUrl:
     except ValueError:  # its words would quote a password that was taken for a port
         is_good = False
     if not is_good:
-        raise ValueError(_ADVICE)
+        raise ValueError(_FAR if _has_far_port(text) else _ADVICE)
+    if parts.scheme == "unix":
+        if parts.hostname or parts.path == "/":
+            raise ValueError("names no socket: unix:///run/redis.sock, with three slashes")
+    elif not re.fullmatch(r"/?([0-9]{1,9}/?)?", parts.path):
+        raise ValueError(_DATABASE)
+    if not re.fullmatch(r"[0-9]{0,9}", _option(text, "db")):
+        raise ValueError(_DATABASE)
     return RedisUrl("single", text)
+
+
+def _has_far_port(text: str) -> bool:
+    """Tell whether all that is wrong is a port that there is not. The number is not quoted: see `_single`."""
+    host = re.fullmatch(r"[a-z+]+://(?:[^@/]*@)?[^@/:\[\]]+:([0-9]{5,})(?:[/?].*)?", text)
+    return host is not None and int(host[1][:6]) > 65535
 
 
 def _node(text: str, port: int) -> tuple[str, int]:
     parts = _NODE.fullmatch(text.strip())
-    if parts is None or not 0 < int(parts[2] or port) < 65536:
+    if parts is not None and int(parts[2] or port) > 65535:
+        raise ValueError(_FAR)
+    if parts is None or not int(parts[2] or port):
         raise ValueError("is not a list of host:port")
     return parts[1].strip("[]"), int(parts[2] or port)

@@ -1,12 +1,15 @@
 """The files that a configuration is made of, and places in them."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import Any
 
 from gateway.config.document import parse
+from gateway.config.environment import variables
 from gateway.config.faults import ConfigError, Fault
+from gateway.config.paths import absolute
 
 
 def located(text: str, file: str, faults: Sequence[Fault]) -> ConfigError:
@@ -14,7 +17,7 @@ def located(text: str, file: str, faults: Sequence[Fault]) -> ConfigError:
     return ConfigError(file, parse(text, file).locate(faults))
 
 
-def files_of(content: str, folder: FilePath) -> list[FilePath]:
+def files_of(content: str, folder: FilePath, environ: Mapping[str, str] = os.environ) -> list[FilePath]:
     """Return the files that a configuration refers to: a change of one is a change of the whole.
 
     What is no YAML refers to none.
@@ -22,10 +25,9 @@ def files_of(content: str, folder: FilePath) -> list[FilePath]:
     found: list[FilePath] = []
     with suppress(ConfigError):
         for key, text in _texts(parse(content, "").data, ""):
-            if text.startswith("file:"):
-                found.append(folder / text[5:])
-            elif key == "public_key_file":
-                found.append(FilePath(text))
+            name = text[5:] if text.startswith("file:") else text if key == "public_key_file" else ""
+            if name:
+                found.append(FilePath(absolute(variables(name, environ), folder)))
     return found
 
 

@@ -1,15 +1,15 @@
 """What the model refuses, told at the place in the file, in YAML's words and with the mend."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config.document import Document
-from gateway.config.faults import Fault, Path, nearest
+from gateway.config.faults import SECRET_KEYS, Fault, Path, nearest
 from gateway.config.model import Config
-from gateway.config.schema import described, json_schema, keys_at
+from gateway.config.schema import described, json_schema, keys_at, kinds_at
 from gateway.config.sources import TYPES
 from gateway.config.units import kind_of
 
@@ -26,6 +26,52 @@ def refusals(error: ValidationError, document: Document, data: Any) -> Iterator[
         if detail["type"] in _MISPLACED:
             document.hide(fault.path)
         yield fault
+
+
+def words(document: Document) -> Iterator[Fault]:
+    """Yield a mistake for each yes, no, on and off, with what the setting takes in its place."""
+    for path, word in document.words.items():
+        yield Fault(path, _right_word(word, path, document))
+
+
+def _right_word(word: str, path: Path, document: Document) -> str:
+    nodes = kinds_at(json_schema(), path, document.data)
+    types = {str(node.get("type")) for node in nodes}
+    listed = [each for node in nodes for each in node.get("enum", [node.get("const")]) if each is not None]
+    title = next((node["title"] for node in nodes if node.get("title") in ("duration", "size", "rate")), "")
+    is_on = word in ("yes", "on", "y")
+    shown = "the word" if any(part in SECRET_KEYS for part in path) else word
+    meant = f"{shown} is {'true' if is_on else 'false'} in YAML 1.1 alone"
+    if True in listed:
+        return (
+            f"{meant}; write true" if is_on else f"{meant}, and this setting can be true only; leave it out"
+        )
+    if "boolean" in types:
+        return f"{meant}; write {'true' if is_on else 'false'}"
+    if not is_on and "none" in listed:
+        return f"{meant}; none switches this off"
+    if not is_on and "null" in types:
+        is_told = "null:" in described(json_schema(), path, document.data)
+        return f"{meant}; {'null switches this off' if is_told else 'leave it out, and there is none'}"
+    if title:
+        zero = any(str(node.get("pattern", "")).startswith("^(?:0s|") for node in nodes)
+        off = "0s switches it off" if zero else "leave it out for the default, or choose a large one"
+        example = next((str(each) for node in nodes for each in node.get("examples", ())), "15s")
+        return f"must be a {title}, such as {example}, and is {shown}; {off}"
+    if "integer" in types:
+        return f"must be a whole number, and is {shown}"
+    if "array" in types:
+        return f"must be a list, such as [a, b], and is {shown}; leave it out, and it is the default"
+    if listed and listed != [None]:
+        return f"must be {_either([str(each) for each in listed])}, and is {shown}"
+    if any("properties" in node or "additionalProperties" in node for node in nodes):
+        return f"must be a mapping of keys to values, and is {shown}; leave it out, and it is the default"
+    quoted = "quote it" if shown != word else f'write "{word}"'
+    return f"{meant}; {quoted} if text is meant"
+
+
+def _either(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _fault(detail: ErrorDetails, document: Document, data: Any) -> Fault:

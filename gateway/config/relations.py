@@ -25,6 +25,11 @@ def relations(root: Section) -> Iterator[Fault]:
         yield from _jwt(jwt, path)
     yield from _url("url", _mapping(auth.get("forward")), ("auth", "forward"))
     for name, source in _mapping(root.get("sources")).items():
+        tls = _mapping(_mapping(source).get("tls"))
+        if tls.get("key") is not None and tls.get("certificate") is None:
+            yield Fault(
+                ("sources", name, "tls", "key"), "does nothing without certificate, whose key it is", True
+            )
         if isinstance(verify := _mapping(source).get("verify"), dict):
             yield from _verify(verify, ("sources", name, "verify"))
 

@@ -43,6 +43,11 @@ def keys_at(schema: dict[str, Any], path: Path, data: Any) -> list[str]:
     return sorted({key for node in _nodes(schema, path, data) for key in node.get("properties", {})})
 
 
+def kinds_at(schema: dict[str, Any], path: Path, data: Any) -> list[dict[str, Any]]:
+    """Return what the value at ``path`` may be, one schema for each kind."""
+    return _nodes(schema, path, data)
+
+
 def described(schema: dict[str, Any], path: Path, data: Any) -> str:
     """Return what the schema says that the key at ``path`` is for; empty where it says nothing."""
     for node in _nodes(schema, path[:-1], data):

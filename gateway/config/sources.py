@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator
 
 from gateway.config import patterns
+from gateway.config.paths import File, resolved_url
 from gateway.config.section import Section, preset, redis_url, section
 from gateway.config.units import (
+    MAX_PORT,
     Duration,
     Expressed,
     Rate,
@@ -88,7 +90,7 @@ class RedisPubSub(SourceBase):
     """Redis PUBLISH. The topic of a record is the Redis channel."""
 
     type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
-    url: Annotated[Secret, BeforeValidator(_source_url), _ONE_SCHEMA] = Field(
+    url: Annotated[Secret, BeforeValidator(resolved_url), BeforeValidator(_source_url), _ONE_SCHEMA] = Field(
         description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
     )
     timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
@@ -105,7 +107,7 @@ class RedisStream(SourceBase):
     """Entries of Redis streams (XADD). The topic of a record is the stream's key."""
 
     type: Literal["redis-stream"] = Field(description="reads the streams that the topics of all routes name")
-    url: Annotated[Secret, BeforeValidator(_stream_url), _URL_SCHEMA] = Field(
+    url: Annotated[Secret, BeforeValidator(resolved_url), BeforeValidator(_stream_url), _URL_SCHEMA] = Field(
         description="as broker.url, for a Redis 7 or Valkey; empty turns the source off: ${REDIS_URL:-}"
     )
     start: Annotated[str, PlainValidator(_start), _START_SCHEMA] = preset(
@@ -145,9 +147,9 @@ def parse_since(text: str) -> float | datetime:
 class KafkaTls(Section):
     """TLS to the Kafka brokers."""
 
-    ca_file: str | None = Field(None, description="PEM file of the authority; else the system's")
-    certificate: str | None = Field(None, description="PEM file, where the brokers ask for one")
-    key: str | None = Field(None, description="PEM file of its private key")
+    ca_file: File | None = Field(None, description="PEM file of the authority; else the system's")
+    certificate: File | None = Field(None, description="PEM file, where the brokers ask for one")
+    key: File | None = Field(None, description="PEM file of its private key")
     check_hostname: Switch = Field(True, description="whether the certificate must be the host's")
 
 
@@ -189,6 +191,9 @@ class Kafka(SourceBase):
     @field_validator("brokers")
     @classmethod
     def _addresses(cls, value: str) -> str:
+        ports = [each.rpartition(":")[2].strip() for each in value.split(",")]
+        if any(re.fullmatch(r"[0-9]{5,9}", port, re.ASCII) and int(port) > MAX_PORT for port in ports):
+            raise fault(f"has a port beyond {MAX_PORT}; write host:port, such as k1:9092")
         if value and not all(re.fullmatch(r"[^:,\s]+:[0-9]{1,5}", each.strip()) for each in value.split(",")):
             raise fault("must be host:port, several with commas: k1:9092,k2:9092")
         return value

@@ -5,6 +5,7 @@ secret.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,39 @@ _HAS_KEY = re.compile(r"""\s*(?:-\s+)*(?:"[^"]*"|'[^']*'|[^\s#'"][^#]*?):(?:\s|$
 _CLOSERS = {"mapping": ("{", "}"), "sequence": ("[", "]")}
 _BLOCK_END = re.compile(r"expected <block end>, but found '(.*)'")
 _STRANGE = re.compile(r"found character '(.+)' that cannot start any token")
+
+
+_QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a\u2033\u2032"
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+_BLANKS = re.compile("[\u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]")
+_DASH_ITEM = re.compile(rf"[{_DASHES}]\s")
+
+
+def typographic(text: str) -> str | None:
+    """Return what is wrong with unquoted text that a word processor or a web page has changed.
+
+    It quotes one character, and nothing of what may be a secret.
+    """
+    if text[:1] and text[0] in _QUOTES:
+        return (
+            f"begins with the typographic quote {text[0]} ({_named(text[0])}), which quotes nothing in YAML;"
+            " write \" or '"
+        )
+    if _DASH_ITEM.match(text):
+        return (
+            f"begins with the dash {text[0]} ({_named(text[0])}); an item of a list begins with a hyphen: -"
+        )
+    blank = _BLANKS.search(text)
+    if blank is not None:
+        return (
+            f"holds {_named(blank[0])}, which looks like a blank and is none; write a blank, or quote the"
+            " text if the character is meant"
+        )
+    return None
+
+
+def _named(char: str) -> str:
+    return f"U+{ord(char):04X}, {unicodedata.name(char, 'no name').lower()}"
 
 
 class Trouble(NamedTuple):

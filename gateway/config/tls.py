@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from gateway.config.paths import File
 from gateway.config.section import Section
 from gateway.config.units import fault
 
@@ -15,7 +16,8 @@ def _ciphers(value: Any) -> Any:
     for part in str(value).split(":"):
         name = part.lstrip("!-+")
         if not name.startswith("@") and not _knows(context, name):
-            raise fault(f"OpenSSL knows no cipher {name[:80]!r}; openssl ciphers -s -tls1_2 -v lists them")
+            shown = repr(name) if len(name) <= 80 else f"of {len(name)} characters"
+            raise fault(f"OpenSSL knows no cipher {shown}; openssl ciphers -s -tls1_2 -v lists them")
     if not _knows(context, str(value)):
         raise fault("leaves no cipher at all")
     return value
@@ -32,16 +34,15 @@ def _knows(context: ssl.SSLContext, text: str) -> bool:
 class Tls(Section):
     """Certificate of the public port."""
 
-    certificate: str = Field(description="PEM file with the certificate and its chain")
-    key: str = Field(description="PEM file with the private key, without a password")
+    certificate: File = Field(description="PEM file with the certificate and its chain")
+    key: File = Field(description="PEM file with the private key, without a password")
     minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS that is spoken")
     ciphers: Annotated[str, BeforeValidator(_ciphers)] = Field(
         "ECDHE+AESGCM:ECDHE+CHACHA20",
         description="for TLS 1.2, as OpenSSL writes them; those of 1.3 are all good",
     )
-    client_ca: str | None = Field(
+    client_ca: File | None = Field(
         None,
-        min_length=1,
         description="PEM file of the authority of senders' certificates: clients are asked for one, and may"
         " have none; verify.client_certificate says where one is needed",
     )

@@ -18,6 +18,7 @@ _RATE = re.compile(r"([0-9]{1,9})\s*/\s*([smhd])", re.ASCII)
 _QUANTITY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]+)", re.ASCII)
 
 
+MAX_PORT = 65535
 MAX_DURATION = 3650 * 86400.0
 """Seconds of the longest duration."""
 
@@ -91,7 +92,7 @@ def _network(value: Any) -> IPv4Network | IPv6Network:
 
 def _meant_network(text: str) -> str:
     try:
-        return f"the network, {ip_network(text, strict=False)}, or the address, {text.partition('/')[0]}"
+        return f"the network, '{ip_network(text, strict=False)}', or the address, '{text.partition('/')[0]}'"
     except ValueError:
         return "an address or a network: 10.0.0.0/8"
 
@@ -136,7 +137,9 @@ def parse_address(value: Any) -> Address:
             raise fault(f"{host!r} is not an IPv6 address; write [::]:8080, or a name without brackets")
     elif ":" in host:
         raise fault("an IPv6 address stands in brackets: '[::]:8080'")
-    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if separator and host and port.isascii() and port.isdigit() and int(port[:6]) > MAX_PORT:
+        raise fault(f"{value!r} has a port beyond {MAX_PORT}; write a number from 1 to {MAX_PORT}")
+    if not separator or not host or not port.isascii() or not port.isdigit():
         raise fault(f"{value!r} is not an address; write host:port, such as 0.0.0.0:8080")
     return Address(host, int(port))
 

@@ -4,13 +4,16 @@ A warning is a `Fault` with a code, which does not change: documents, filters of
 Each of them is about something that works, and is rarely meant.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path as FilePath
+from typing import Any
 
 import structlog
 
 from gateway.config.ack import Ack, AckSetting
 from gateway.config.faults import Fault, Path, dotted
 from gateway.config.model import Channel, ClaimsAccess, Config, History
+from gateway.config.paths import looks_absolute
 from gateway.config.sources import Kafka, RedisStream, Source, Webhook, why_off
 from gateway.config.template import Template
 from gateway.config.trust import unchecked_hosts, unsafe_urls
@@ -36,8 +39,41 @@ SHORT_SILENCE = 10.0
 """Seconds of silence that are no outage."""
 
 
+def told(config: Config, data: Any) -> list[Fault]:
+    """Return the warnings that ``check.allow`` does not accept, and what it accepts without need.
+
+    ``data`` is what the file says, with its references resolved and its paths as they are written.
+    """
+    found = [*warnings(config), *_written(data)]
+    codes = {each.code for each in found}
+    allowed = config.check.allow
+    return [each for each in found if each.code not in allowed] + [
+        Fault(
+            ("check", "allow", index),
+            f"accepts {code}, and nothing here is warned about so; remove it",
+            code="unused-allow",
+        )
+        for index, code in enumerate(allowed)
+        if code not in codes or code in allowed[:index]
+    ]
+
+
+def _written(data: Any) -> Iterator[Fault]:
+    """Warn of what only the file's own spelling shows."""
+    broker = data.get("broker") if isinstance(data, dict) else None
+    url = broker.get("url") if isinstance(broker, dict) else None
+    first = looks_absolute(url) if isinstance(url, str) else None
+    if first is not None and FilePath(first).is_dir():
+        yield Fault(
+            ("broker", "url"),
+            f"looks absolute and is relative to this file, which has nothing to do with {first}; four slashes"
+            f" begin an absolute path (sqlite:///{first}/…), and sqlite:///./… says that relative is meant",
+            code="log-looks-absolute",
+        )
+
+
 def warnings(config: Config) -> Iterator[Fault]:
-    """Yield everything that is allowed, works, and is rarely meant."""
+    """Yield everything that is allowed, works, and is rarely meant, whether it is accepted or not."""
     yield from _server(config)
     yield from _timeouts(config)
     yield from _ack(config)
@@ -61,9 +97,8 @@ def warnings(config: Config) -> Iterator[Fault]:
         )
 
 
-def tell(config: Config) -> None:
+def tell(found: Sequence[Fault]) -> None:
     """Write each warning to the log, once for a start or a reload."""
-    found = list(warnings(config))
     for each in found[:MOST_TOLD]:
         log.warning("config_warning", code=each.code, key=dotted(each.path), note=each.message)
     if len(found) > MOST_TOLD:

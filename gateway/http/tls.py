@@ -1,6 +1,5 @@
 """TLS of the public port: what the files make, and one context that goes over to newer ones."""
 
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from cryptography import x509
 
 from gateway.config.tls import Tls
 from gateway.errors import StartupError
+from gateway.pem import load_authority, load_identity
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -40,42 +40,21 @@ class Rotating(ssl.SSLContext):
 
 def load(tls: Tls) -> Loaded:
     """Return what the files hold now. Raises StartupError where one cannot be used. Blocks on the disk."""
-    for key in ("certificate", "key", "client_ca"):
-        file = getattr(tls, key)
-        if file is not None and not os.access(file, os.R_OK):
-            why = "permission denied" if Path(file).exists() else "no such file"
-            raise StartupError(f"cannot read {file} (server.tls.{key}): {why}")
     # Not create_default_context: what that one asks of certificates differs between Python's versions.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.minimum_version]
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_ciphers(tls.ciphers)
     context.set_alpn_protocols(["http/1.1"])
+    for part, message in load_identity(context, tls.certificate, tls.key):
+        raise StartupError(f"server.tls.{part}: {message}")
     try:
-        context.load_cert_chain(tls.certificate, tls.key, password=_refuse_password)
         leaf = x509.load_pem_x509_certificates(Path(tls.certificate).read_bytes())[0]
-    except (ssl.SSLError, OSError, ValueError) as error:
-        raise StartupError(
-            f"server.tls: {tls.certificate} and {tls.key} are not a PEM certificate and its key"
-            f" ({getattr(error, 'reason', None) or error})"
-        ) from None
+    except (OSError, ValueError) as error:
+        raise StartupError(f"server.tls.certificate: {tls.certificate}: {error}") from None
     if tls.client_ca is not None:
-        _ask_clients(context, tls.client_ca)
+        for _, message in load_authority(context, tls.client_ca):
+            raise StartupError(f"server.tls.client_ca: {message}")
+        # Browsers on the same port have none. One that is given must be good, or the handshake ends.
+        context.verify_mode = ssl.CERT_OPTIONAL
     return Loaded(context, leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp())
-
-
-def _ask_clients(context: ssl.SSLContext, file: str) -> None:
-    try:
-        context.load_verify_locations(cafile=file)
-    except (ssl.SSLError, OSError) as error:
-        raise StartupError(
-            f"server.tls.client_ca: {file} holds no PEM certificate"
-            f" ({getattr(error, 'reason', None) or error})"
-        ) from None
-    # Browsers on the same port have none. A certificate that is given must be good, or the handshake ends.
-    context.verify_mode = ssl.CERT_OPTIONAL
-
-
-def _refuse_password() -> str:
-    # OpenSSL would ask the terminal, and wait.
-    raise ValueError("the key is encrypted; the gateway needs one without a password")

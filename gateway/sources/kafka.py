@@ -32,6 +32,7 @@ from gateway.config.sources import Kafka, parse_since
 from gateway.config.template import Template
 from gateway.errors import Fenced, SourceError, StartupError, Unavailable
 from gateway.event import NOTHING, Fence, Record, text_of
+from gateway.pem import Trouble, load_authority, load_identity
 from gateway.sources.base import Feed, Gap, Source, read_under_lease
 
 log = structlog.get_logger("gateway.sources")
@@ -374,13 +375,17 @@ def connection_options(name: str, config: Kafka) -> dict[str, Any]:
 def _tls(name: str, config: Kafka) -> ssl.SSLContext:
     tls = config.tls
     assert tls is not None
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-        context.check_hostname = tls.check_hostname
-        if tls.certificate:
-            context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise StartupError(f"sources.{name}.tls: {error}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = tls.check_hostname
+    found: list[Trouble] = []
+    if tls.ca_file is None:
+        context.load_default_certs()
+    else:
+        found += load_authority(context, tls.ca_file)
+    if tls.certificate is not None:
+        found += load_identity(context, tls.certificate, tls.key)
+    for part, message in found:
+        raise StartupError(f"sources.{name}.tls.{'ca_file' if part == 'authority' else part}: {message}")
     return context
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
@@ -28,6 +29,7 @@ from gateway.clock import unix_ms
 from gateway.config.template import Template
 from gateway.errors import SourceError
 from gateway.event import Fence, Record, text_of
+from gateway.redis_target import user_of
 from gateway.sources.base import Feed, Gap, Source, read_under_lease
 from gateway.sources.pubsub_topics import Change, Topics, subscribe
 from gateway.sources.tail import Place, Tail
@@ -76,6 +78,7 @@ class RedisPubSubSource(Source):
             socket_timeout=None,
             socket_connect_timeout=self._timeout,
             retry=Retry(NoBackoff(), 0),
+            **user_of(parse_url(self._url)),
         )
         pubsub = client.pubsub()
         tail = Tail(self._topics.plan)

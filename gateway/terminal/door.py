@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.config.model import Config
+from gateway.config.parts import DOOR, Part
 from gateway.config.units import parse_duration
 from gateway.doctor import network
 from gateway.errors import StartupError
@@ -62,9 +63,9 @@ def add_token(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_door(options: argparse.Namespace, config: Callable[[], Config], *, token: str | None = None) -> Door:
+def open_door(options: argparse.Namespace, config: Callable[..., Part], *, token: str | None = None) -> Door:
     """Return where the options lead. ``config`` is asked only without --url. Raises StartupError."""
-    url = options.url or local_url(config())
+    url = options.url or local_url(config(*DOOR).config)
     parts = urlsplit(url)
     if parts.scheme == "http" and token is not None and parts.hostname not in _LOCAL:
         warn(f"{url} is not https: the token can be read on the way")

@@ -58,8 +58,13 @@ class Wish:
     number: int = 1
 
 
-def parcel(config: Config, wish: Wish) -> Parcel:
+NONE_LACKING: Mapping[str, str] = {}
+
+
+def parcel(config: Config, wish: Wish, lacking: Mapping[str, str] = NONE_LACKING) -> Parcel:
     """Return the best way to send: a webhook before all others, for its answer tells the id.
+
+    ``lacking`` says of sources why they cannot be used from here.
 
     Raises NotFound where there is no such channel, Rejected with all reasons where nothing can feed it.
     """
@@ -76,6 +81,9 @@ def parcel(config: Config, wish: Wish) -> Parcel:
     reasons = []
     for route in _ordered(config, match):
         if wish.source is not None and route.source != wish.source:
+            continue
+        if route.source in lacking:
+            reasons.append(f"{route.source}: {lacking[route.source]}")
             continue
         try:
             return _try(config, router, match, route, wish, payload)

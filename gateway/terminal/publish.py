@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.config.model import Config
+from gateway.config.parts import WAYS, Part
 from gateway.errors import NotFound, Rejected, StartupError
 from gateway.printable import safe, safe_lines
 from gateway.terminal.door import add_url, count, duration, open_door
@@ -54,14 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_url(parser)
 
 
-def run(options: argparse.Namespace, config: Callable[[], Config]) -> int:
+def run(options: argparse.Namespace, config: Callable[..., Part]) -> int:
     """Send, and return the exit status. Raises StartupError where it cannot begin."""
-    loaded = config()
+    loaded = config(*WAYS)
     wish = Wish(
         options.channel, _payload(options.payload), options.type, options.key, options.source, options.topic
     )
     try:
-        asyncio.run(_send_all(options, loaded, wish))
+        asyncio.run(_send_all(options, loaded, wish, config))
     except KeyboardInterrupt:
         return INTERRUPTED
     except (NotFound, Rejected) as error:
@@ -72,12 +72,12 @@ def run(options: argparse.Namespace, config: Callable[[], Config]) -> int:
     return 0
 
 
-async def _send_all(options: argparse.Namespace, config: Config, wish: Wish) -> None:
+async def _send_all(options: argparse.Namespace, part: Part, wish: Wish, config: Callable[..., Part]) -> None:
     for number in range(1, options.count + 1):
         if number > 1:
             await asyncio.sleep(options.interval)
-        made = parcel(config, replace(wish, number=number))
-        sent = await send(made, lambda: open_door(options, lambda: config))
+        made = parcel(part.config, replace(wish, number=number), part.lacking)
+        sent = await send(made, lambda: open_door(options, config))
         others = [name for name in made.reaches if name != wish.channel]
         also = f"; also reaches {', '.join(others)}" if others else ""
         print(f"{safe(sent.how)}{also}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from gateway.config.model import Config
+from gateway.config.parts import HEARTBEATS, Part
 from gateway.errors import StartupError
 from gateway.printable import safe
 from gateway.terminal.door import Door, add_token, add_url, count, duration, open_door, token_of
@@ -87,10 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(options: argparse.Namespace, config: Callable[[], Config]) -> int:
+def run(options: argparse.Namespace, config: Callable[..., Part]) -> int:
     """Follow, and return the exit status. Raises StartupError where it cannot begin."""
     door = open_door(options, config, token=token_of(options))
-    idle = options.idle or (IDLE if options.url else max(BEATS * config().timeouts.heartbeat, SHORTEST_IDLE))
+    idle = options.idle or (IDLE if options.url else _silence(config(HEARTBEATS).config))
     view = _View(options)
     try:
         return asyncio.run(_follow(options, door, idle, view))
@@ -105,6 +106,10 @@ def run(options: argparse.Namespace, config: Callable[[], Config]) -> int:
     except Refused as error:
         view.refused(error)
         return REFUSED
+
+
+def _silence(config: Config) -> float:
+    return max(BEATS * config.timeouts.heartbeat, SHORTEST_IDLE)
 
 
 class _Enough(Exception):

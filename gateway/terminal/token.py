@@ -19,6 +19,7 @@ from gateway.auth.tokens import Issuer, Tokens
 from gateway.config.auth import Jwt
 from gateway.config.catalog import Catalog
 from gateway.config.model import Config
+from gateway.config.parts import TOKENS, Part
 from gateway.errors import GatewayError, StartupError
 from gateway.printable import safe
 from gateway.terminal.claims import opened, wanted
@@ -61,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kid", metavar="ID", help="the key's id, for issuers that publish several")
 
 
-def run(options: argparse.Namespace, config: Callable[[], Config]) -> int:
+def run(options: argparse.Namespace, config: Callable[..., Part]) -> int:
     """Print a token and return the exit status. Raises StartupError where there can be none."""
-    loaded = config()
+    loaded = config(*TOKENS).config
     try:
         issuer = _issuer(loaded, options.issuer)
         claims = _claims(options, issuer, Catalog(loaded.channels))

@@ -139,7 +139,7 @@ async def test_a_key_that_cannot_be_used_ends_the_start(tmp_path: Path, content:
     if content is not None:
         file.write_bytes(content)
     text = GOOD + f"auth: {{jwt: {{algorithms: [ES256], public_key_file: {file}}}}}"
-    with pytest.raises(StartupError, match=r"auth.jwt.public_key_file .*pub.pem"):
+    with pytest.raises(StartupError, match=r"auth.jwt.public_key_file: .*pub.pem"):
         Daemon(loads(text, environ={}))
 
 

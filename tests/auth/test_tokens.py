@@ -17,9 +17,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.api_jwt import PyJWT
 
 from gateway.auth import tokens
+from gateway.auth.grant import Grant
+from gateway.auth.rules import authorize
 from gateway.auth.tokens import Issuer, Tokens
 from gateway.config.auth import Jwt
-from gateway.errors import Unauthorized
+from gateway.config.catalog import Catalog
+from gateway.config.model import Channel
+from gateway.errors import Forbidden, Unauthorized
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.issuer import serving
 
@@ -233,3 +237,86 @@ async def test_an_issuer_is_compared_as_a_whole(tmp_path: Path, monkeypatch: pyt
                 stream = await gateway.open("/events/private", headers)
                 assert stream.status == status, issuer
                 stream.close()
+
+
+SAID: list[tuple[dict[str, Any], str]] = [
+    ({"sub": 42}, "the token's sub claim is the number 42, and must be text"),
+    ({"sub": ["a"]}, "the token's sub claim is [a], and must be text"),
+    ({"sub": {}}, "the token's sub claim is an object, and must be text"),
+    ({"sub": None}, "the token's sub claim is missing, and must be text"),
+    ({"sub": True}, "the token's sub claim is true or false, and must be text"),
+    ({"jti": 7}, "the token's jti claim is the number 7, and must be text"),
+    ({"aud": None}, "the token's aud claim is missing"),
+    ({"aud": []}, "the token's aud claim is missing"),
+    ({"aud": 5}, "the token's aud claim is the number 5, and must be text"),
+    ({"aud": "other"}, "the token is meant for another audience: its aud claim is 'other'"),
+    ({"aud": ["a", "b"]}, "the token is meant for another audience: its aud claim is [a, b]"),
+    ({"aud": "x" * 100}, "the token is meant for another audience: its aud claim is text"),
+    ({"aud": 'a"\r\nb'}, "the token is meant for another audience: its aud claim is text"),
+    ({"iss": None}, "the token's iss claim is missing"),
+    ({"iss": 5}, "the token's iss claim is the number 5, and must be text"),
+    (
+        {"iss": "https://evil.example"},
+        "the token is from another issuer: its iss claim is 'https://evil.example'",
+    ),
+    ({"exp": None}, "the token's exp claim is missing: it must say when the token ends, in unix seconds"),
+    ({"exp": "soon"}, "the token's exp claim is 'soon', and must be unix seconds"),
+    ({"exp": [1]}, "the token's exp claim is a list, and must be unix seconds"),
+    ({"exp": 1000}, "the token has expired: its exp claim is over"),
+    ({"exp": 2**40}, "the token's exp claim is too far in the future (auth.jwt.max_lifetime)"),
+    ({"nbf": 2**40}, "the token is not valid yet: its nbf claim is ahead of this clock"),
+    ({"nbf": int("9" * 400)}, "the token is not valid yet: its nbf claim is ahead of this clock"),
+    ({"nbf": "x"}, "the token's nbf claim is 'x', and must be unix seconds"),
+    ({"iat": 2**40}, "the token is not valid yet: its iat claim is ahead of this clock"),
+    ({"iat": []}, "the token's iat claim is a list, and must be unix seconds"),
+]
+
+
+@pytest.mark.parametrize(("over", "said"), SAID, ids=lambda each: json.dumps(each)[:40])
+def test_a_refusal_names_the_claim_and_what_it_was(over: dict[str, Any], said: str) -> None:
+    """`sub: 42` was "not a signed JWT", and a missing `aud` named three claims."""
+    config = Jwt.model_validate(
+        {"algorithms": ["RS256"], "public_key_file": "k", "audience": "sse", "issuer": "https://id.example"}
+    )
+    body = {"exp": time.time() + 60, "sub": "42", "aud": "sse", "iss": "https://id.example", **over}
+    if over in ({"aud": None}, {"iss": None}, {"exp": None}):
+        body = {name: value for name, value in body.items() if value is not None}
+    with pytest.raises(Unauthorized) as caught:
+        Tokens([Issuer(config, KEY.public_key())], ()).at_once(rs(RS, json.dumps(body).encode()))
+    assert caught.value.message == said
+    assert caught.value.challenge is not None
+    assert caught.value.challenge.isprintable()
+
+
+def test_a_bad_signature_tells_nothing_of_the_claims() -> None:
+    """Who cannot sign learns nothing from trying claims."""
+    config = Jwt.model_validate({"algorithms": ["RS256"], "public_key_file": "k", "audience": "sse"})
+    for over in ({"sub": 42}, {"aud": "other"}, {"exp": 1000}):
+        text = f"{part(RS)}.{part({**claims(), **over})}"
+        forged = f"{text}.{part(jwt.get_algorithm_by_name('RS256').sign(text.encode(), OTHER))}"
+        with pytest.raises(Unauthorized) as caught:
+            Tokens([Issuer(config, KEY.public_key())], ()).at_once(forged)
+        assert caught.value.message == "the token's signature is not its issuer's"
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        (None, "the token's sub claim is missing, and must allow 'user.42'"),
+        (["x"], "the token's sub claim does not allow 'user.42'"),
+        ([], "the token's sub claim is an empty list, and must allow 'user.42'"),
+        ("c4n4ry", "the token's sub claim does not allow 'user.42'"),
+        ({"a": "c4n4ry"}, "the token's sub claim is an object, and must allow 'user.42'"),
+        (True, "the token's sub claim is true or false, and must allow 'user.42'"),
+    ],
+)
+def test_a_rule_says_what_the_claim_was_and_not_its_value(claim: Any, said: str) -> None:
+    """What a claim of one's own holds ends up in the logs of others."""
+    channels = {"user.{id}": Channel.model_validate({
+        "from": [{"source": "s", "topic": "u:{id}"}], "access": {"claims": {"sub": "{id}"}},
+    })}  # fmt: skip
+    match = Catalog(channels).resolve("user.42")
+    assert match is not None
+    with pytest.raises(Forbidden) as caught:
+        authorize([match], Grant(claims={} if claim is None else {"sub": claim}))
+    assert caught.value.message == said

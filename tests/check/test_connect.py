@@ -15,6 +15,7 @@ from gateway.config.load import loads
 from gateway.doctor.finding import Finding, Level
 from tests.support.authority import Authority
 from tests.support.deadline import safety_net
+from tests.support.gateway import gateway_running
 from tests.support.issuer import issuing
 from tests.support.issuer import serving as answering
 from tests.support.kafka import KafkaServer, kafka_server
@@ -325,7 +326,7 @@ async def test_a_key_of_another_certificate(authority: Authority) -> None:
     told = (await reached(f"server: {{tls: {{certificate: '{one.certificate}', key: '{other.key}'}}}}"))[
         "server.tls"
     ]
-    assert (told.level, "are not a PEM certificate and its key" in told.found) == (Level.BAD, True)
+    assert (told.level, f"{other.key} is not the key of {one.certificate}" in told.found) == (Level.BAD, True)
 
 
 async def test_a_log_in_a_file(tmp_path: Path) -> None:
@@ -339,3 +340,45 @@ async def test_a_log_in_a_file(tmp_path: Path) -> None:
     assert (await broker(f"sqlite:///{other}")).level is Level.BAD
     told = await broker(f"sqlite:///{other}/g.db")
     assert (told.level, "is no folder" in told.found) == (Level.BAD, True)
+
+
+@pytest.mark.parametrize("protocol", ["", "?protocol=2", "?protocol=3"])
+@pytest.mark.parametrize(
+    ("password", "user", "said"),
+    [
+        ("", ":any@", ""),
+        ("", "default:any@", ""),
+        ("", "nobody:any@", "invalid username-password pair or user is disabled."),
+        ("right", ":right@", ""),
+        ("right", "default:right@", ""),
+        ("right", ":wrong@", "invalid username-password pair or user is disabled."),
+        ("right", "", "Authentication required"),
+    ],
+)
+async def test_a_password_means_the_same_for_all_that_read_redis(
+    password: str, user: str, said: str, protocol: str
+) -> None:
+    """One URL in three places: a password was good for pub/sub, and an error for streams."""
+    with redis_server() as server:
+        with contextlib.closing(server.client()) as client:
+            client.config_set("requirepass", password)
+        url = f"redis://{user}127.0.0.1:{server.port}{protocol}"
+        found = [await broker(url)]
+        found += [
+            await source(f"{{type: {kind}, url: '{url}'}}") for kind in ("redis-pubsub", "redis-stream")
+        ]
+        assert {(each.level, said.lower() in each.found.lower()) for each in found} == {
+            (Level.BAD if said else Level.OK, True)
+        }, found
+        if said:
+            assert len({each.found for each in found}) == 1, found
+        sources = {
+            kind: {"type": kind, "url": url, "timeout": "5s"} for kind in ("redis-pubsub", "redis-stream")
+        }
+        routes = [{"source": name, "topic": "orders"} for name in sources]
+        channels = {"orders": {"from": routes, "access": "public"}}
+        async with gateway_running({"sources": sources, "channels": channels}) as gateway:
+            states = [each for each in gateway.daemon.upstreams.states() if each.name in sources]
+            assert {each.status == "up" for each in states} == {not said}
+            for each in states:
+                assert said.lower() in str(each.last_error).lower()

@@ -43,6 +43,7 @@ CLOSES = "its streams close, and may come back at once"
     [
         ({}, []),
         ({"timeouts": {"heartbeat": "9s"}}, ["timeouts.heartbeat: 15s to 9s"]),
+        ({"check": {"allow": ["open-admin"]}}, ["check.allow: [] to [open-admin]"]),
         (
             {"limits": {"connections": 7, "connect_rate": "9/s", "event_bytes": "1KiB"}},
             [

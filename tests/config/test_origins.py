@@ -48,9 +48,9 @@ def test_the_table(rule: str, origin: str, allowed: bool) -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("app.example.com", "needs a scheme: https://app.example.com"),
-        ("https://app.example.com/", "no trailing slash: https://app.example.com"),
-        ("https://app.example.com/x", "no path: https://app.example.com"),
+        ("app.example.com", "needs a scheme; write 'https://app.example.com'"),
+        ("https://app.example.com/", "no trailing slash; write 'https://app.example.com'"),
+        ("https://app.example.com/x", "no path; write 'https://app.example.com'"),
         ("https://u:p@app.example.com", "no user"),
         ("null", "sandboxed"),
         ("https://*", "not a host|wildcard"),

@@ -3,7 +3,7 @@
 from structlog.testing import capture_logs
 
 from gateway.config.load import loads
-from gateway.config.warnings import MOST_TOLD, tell
+from gateway.config.warnings import MOST_TOLD, tell, told
 from tests.config.test_load import GOOD
 
 
@@ -15,6 +15,6 @@ def test_a_start_with_very_many_warnings_writes_some_and_their_number() -> None:
     )
     config = loads(GOOD + channels, environ={})
     with capture_logs() as lines:
-        tell(config)
+        tell(told(config, {}))
     assert len(lines) == MOST_TOLD + 1
     assert (lines[-1]["event"], lines[-1]["number"]) == ("config_warnings_left_out", 21)

@@ -8,7 +8,7 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, anchors, name, prose, spans
 
 FOLDERS = ("gateway", "config", "docs", "deploy", "tests", "bench", "release")
-_PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w./*-]*")
+_PATH = re.compile(rf"(?<![\w-])(?:{'|'.join(FOLDERS)})/[\w./*-]*")
 _WRITTEN_BY_RUNS = ("bench/build", "config/tls")
 
 

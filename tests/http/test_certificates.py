@@ -125,7 +125,7 @@ async def test_a_bad_change_leaves_the_old_one_and_tells_each_cause_once(held: H
     assert held.serves(old)
     told = [line for line in lines if line["event"] == "certificate_not_reloaded"]
     assert [line["log_level"] for line in told] == ["error", "error"]
-    assert "KEY_VALUES_MISMATCH" in told[1]["error"]
+    assert "is not the key of" in told[1]["error"]
     assert (held.reloads("ok"), held.reloads("failed")) == (0, 2)
     shutil.copyfile(new.key, held.files.key)
     await held.of.look()
@@ -143,7 +143,7 @@ async def test_files_that_vanish_change_nothing(held: Held, lines: Lines) -> Non
     held.files.key.unlink()
     await held.of.look()
     assert held.serves(old)
-    assert "no such file" in lines[-1]["error"]
+    assert "No such file" in lines[-1]["error"]
     held.put(old)
     await held.of.look()
     assert held.reloads("ok") == 1

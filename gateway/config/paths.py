@@ -1,0 +1,70 @@
+"""Files that a configuration names: relative to its own folder, absolute once it is read. Pure.
+
+The loader passes the folder as pydantic's context; without one, paths stay as they are.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, unquote
+
+from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema
+
+FOLDER = "folder"
+"""The key of pydantic's context that holds the folder."""
+
+SQLITE_URL = r"sqlite:///(.+)"
+REDIS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path")
+"""Options of a Redis URL that name files; the last one a folder."""
+
+_REDIS_FILE = re.compile(rf"(?<=[?&])({'|'.join(REDIS_FILES)})=([^&#]+)")
+_STREAMS = ("/dev/", "/proc/")
+
+
+def folder_of(file: str | Path) -> Path:
+    """Return where the relative paths of a configuration start: at its folder.
+
+    What is read from a pipe or standard input has none; its paths start at the working folder.
+    """
+    if str(file) == "-" or str(file).startswith(_STREAMS):
+        return Path.cwd()
+    return Path(absolute(str(Path(file).parent)))
+
+
+def absolute(path: str, folder: str | Path | None = None) -> str:
+    """Return a path from the root on; a relative one starts at ``folder``, else at the working folder."""
+    return os.path.abspath(Path(folder or "", path))  # noqa: PTH100 -- resolve() would follow links
+
+
+def _resolved(value: Any, info: ValidationInfo) -> Any:
+    folder = (info.context or {}).get(FOLDER)
+    return absolute(value, folder) if isinstance(value, str) and folder is not None else value
+
+
+File = Annotated[
+    str,
+    Field(min_length=1),
+    AfterValidator(_resolved),
+    WithJsonSchema({"title": "file", "type": "string", "minLength": 1, "examples": ["tls/file.pem"]}),
+]
+"""The path of a file. `resolved_url` does the same for paths within URLs."""
+
+
+def resolved_url(value: Any, info: ValidationInfo) -> Any:
+    """Return a URL of a log or a Redis with the files in it resolved; for pydantic's validators."""
+    folder = (info.context or {}).get(FOLDER)
+    if folder is None or not isinstance(value, str):
+        return value
+    if (sqlite := re.fullmatch(SQLITE_URL, value, re.DOTALL)) is not None:
+        return f"sqlite:///{absolute(sqlite[1], folder)}"
+    return _REDIS_FILE.sub(lambda found: f"{found[1]}={quote(absolute(unquote(found[2]), folder))}", value)
+
+
+def looks_absolute(url: str) -> str | None:
+    """Return the first folder of a relative path in ``sqlite:///tmp/x.db``, with a slash before it."""
+    sqlite = re.fullmatch(SQLITE_URL, url, re.DOTALL)
+    if sqlite is None or sqlite[1].startswith("/"):
+        return None
+    first, slash, _ = sqlite[1].partition("/")
+    return f"/{first}" if slash and first not in (".", "..") else None
