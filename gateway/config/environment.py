@@ -40,7 +40,9 @@ class _Resolver:
         if not isinstance(data, str):
             return data
         text = _REFERENCE.sub(lambda match: self._variable(match, path), data) if "${" in data else data
-        return self._file(text[5:], path) if data.startswith("file:") else text
+        # It is meant for a page that was opened from a file, and `origins` says why that is wrong.
+        is_origin = "origins" in path and data.startswith("file://")
+        return self._file(text[5:], path) if data.startswith("file:") and not is_origin else text
 
     def _variable(self, match: re.Match[str], path: Path) -> str:
         escaped, body = match[1], match[2]

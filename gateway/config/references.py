@@ -22,7 +22,7 @@ def files_of(content: str, folder: FilePath) -> list[FilePath]:
     found: list[FilePath] = []
     with suppress(ConfigError):
         for key, text in _texts(parse(content, "").data, ""):
-            if text.startswith("file:"):
+            if text.startswith("file:") and not (key == "origins" and text.startswith("file://")):
                 found.append(folder / text[5:])
             elif key == "public_key_file":
                 found.append(FilePath(text))

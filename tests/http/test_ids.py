@@ -18,6 +18,7 @@ from gateway.config.catalog import Catalog
 from gateway.config.model import Channel
 from gateway.config.template import MAX_FIELD, why_no_name, why_not
 from gateway.http.ask import Ask
+from gateway.http.paths import stream_path
 from gateway.limits.limits import UNKNOWN
 from tests.support.gateway import Gateway, gateway_running
 
@@ -62,7 +63,7 @@ def asked(path: str) -> tuple[str, ...]:
         method, headers, version = "GET", MultiDict[str](), (1, 1)
 
     Message.path, Message.url = path, url  # type: ignore[attr-defined]
-    ask = Ask.of_message(Message, UNKNOWN, CATALOG.resolve)  # type: ignore[arg-type]
+    ask = Ask.of_message(Message, UNKNOWN, CATALOG.resolve, stream_path(""))  # type: ignore[arg-type]
     assert ask is not None
     return ask.channels
 
