@@ -206,8 +206,15 @@ class UnixSocket(socket.socket):
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close it, and take its file away, unless that is another one's by now. Harmless when repeated."""
+        """Close it, after `leave`. Harmless when repeated."""
+        self.leave()
         super().close()
+
+    def leave(self) -> None:
+        """Take its file away, unless that is another one's by now. Harmless when repeated.
+
+        An event loop may close the socket later, and not by `close`.
+        """
         own, self._file = self._file, None
         if own is not None and _identity(self._path) == own:
             with suppress(OSError):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from gateway.background import UNCOUNTED, Background
-from gateway.http.binding import Bindable, bind_all, cannot_listen, limit_unacknowledged
+from gateway.http.binding import Bindable, UnixSocket, bind_all, cannot_listen, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.greeting import Greeting
@@ -212,6 +212,9 @@ class Listener:
         if self._greeting is not None:
             self._greeting.accept_queued()
             self._greeting.close()
+        for bound in self._sockets:
+            if isinstance(bound, UnixSocket):
+                bound.leave()
         for bound, server in self._servers:
             if server.is_serving():
                 self._accept_queued(bound)
