@@ -7,7 +7,10 @@ import structlog.testing
 from yarl import URL
 
 from gateway.config.auth import OWN_QUERY, usual
+from gateway.errors import BadRequest
+from gateway.event import EventId
 from gateway.http.ask import _spelled
+from gateway.http.query import _since
 from gateway.http.subscribe import MOST_UNKNOWN
 from gateway.seldom import THINGS
 from tests.support.gateway import Gateway, gateway_running
@@ -36,11 +39,11 @@ async def test_a_resume_point_is_known_in_any_case(gateway: Gateway, way: str, n
 @pytest.mark.parametrize("way", WAYS)
 async def test_all_names_are_known_in_any_case(gateway: Gateway, way: str) -> None:
     """A page that writes Channel= or FORMAT= gets what it means."""
-    await gateway.post("orders", "[1]")
+    await gateway.post("orders", "1")
     query = "Channel=orders&CHANNEL=stock&FORMAT=data&Last=9&Heartbeat=event&CLIENT=a"
     stream = await gateway.open(f"/events?{query}", WAYS[way])
     assert (await stream.next()).json["channels"] == ["orders", "stock"]
-    assert (await stream.next()).data == "[1]"
+    assert (await stream.next()).data == "1"
     assert (await stream.next()).type == "stream.heartbeat"
     assert len(gateway.daemon.limits.clients) == 1
 
@@ -103,3 +106,27 @@ def test_a_query_that_is_spelled_as_usual_is_not_copied() -> None:
     """Opening a stream costs what a herd costs."""
     query = URL("/events?channel=a&lastEventId=1-0&other=1").query
     assert _spelled(query) is query
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [
+        ("1767225600", 1767225600000),
+        ("1767225600123", 1767225600123),
+        ("99999999999", 99999999999000),
+        ("2026-01-01t00:00:00z", 1767225600000),
+        ("2026-01-01T02:00:00 02:00", 1767225600000),
+        ("2026-01-01 02:00:00.000 0200", 1767225600000),
+        ("2026-01-01 02:00", 1767232800000),
+    ],
+)
+def test_times_that_people_write(text: str, ms: int) -> None:
+    """timestamp of an event, and a zone whose plus was not quoted, are times too."""
+    assert _since(text) == EventId.before(ms)
+
+
+@pytest.mark.parametrize("text", ["0", "15", "12345678", "123456789012345", "1767225600123456", "1e12", "-1"])
+def test_numbers_that_are_no_times(text: str) -> None:
+    """A number of another unit must not begin anywhere by chance."""
+    with pytest.raises(BadRequest, match="unix milliseconds"):
+        _since(text)

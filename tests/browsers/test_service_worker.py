@@ -1,0 +1,84 @@
+"""A page in Chromium whose service worker answers its requests, the stream's too."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from playwright.async_api import Page
+
+from tests.support.browser import LISTEN, Browser, browser_running
+from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.issuer import serving
+
+pytestmark = [pytest.mark.extended, pytest.mark.asyncio(loop_scope="module")]
+
+TAKE = """
+self.addEventListener("install", () => self.skipWaiting());
+self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+"""
+NAIVE = "self.addEventListener('fetch', (event) => event.respondWith(fetch(event.request)));"
+REMEDIED = """
+self.addEventListener("fetch", (event) => {
+  if (event.request.headers.get("Accept") === "text/event-stream") return;
+  event.respondWith(fetch(event.request));
+});
+"""
+WORKERS = {"/naive.js": TAKE + NAIVE, "/remedied.js": TAKE + REMEDIED}
+REGISTER = """
+async (script) => {
+  const claimed = new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve));
+  await navigator.serviceWorker.register(script);
+  await claimed;
+}
+"""
+
+
+async def site(request: web.BaseRequest) -> web.Response:
+    script = WORKERS.get(request.path)
+    if script is not None:
+        return web.Response(text=script, content_type="text/javascript")
+    return web.Response(text="<!doctype html><title>page</title>", content_type="text/html")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """A Chromium that runs."""
+    async with browser_running() as running:
+        yield running
+
+
+async def listening(browser: Browser, gateway: Gateway, url: str, worker: str) -> Page:
+    """Open a page that the worker controls, and a stream that is cut once it has an event and missed one."""
+    page = await browser.context.new_page()
+    await page.goto(f"{url}/")
+    await page.evaluate(REGISTER, f"{worker}.js")
+    await page.evaluate(LISTEN, [f"{gateway.url}/events/orders?client=tab", {}])
+    await eventually(lambda: gateway.daemon.streams.open)
+    await gateway.post("orders", "1")
+    await eventually(lambda: has(page, [1]))
+    (stream,) = gateway.daemon.streams.open
+    stream.abort("cut")
+    await gateway.post("orders", "2")
+    await eventually(lambda: gateway.daemon.streams.open and stream not in gateway.daemon.streams.open)
+    await gateway.post("orders", "3")
+    return page
+
+
+async def has(page: Page, wanted: list[object]) -> bool:
+    """Tell whether the page has got just these."""
+    return bool(await page.evaluate("() => got") == wanted)
+
+
+@pytest.mark.parametrize(
+    ("worker", "wanted"), [("naive", [1, "gap no_resume_point", 3]), ("remedied", [1, 2, 3])]
+)
+async def test_a_worker_that_answers_the_stream(browser: Browser, worker: str, wanted: list[object]) -> None:
+    """Through a worker the browser comes back without Last-Event-ID: what was missed must not be silent."""
+    async with (
+        serving(site) as url,
+        gateway_running({"cors": {"origins": [url]}, "timeouts": {"retry": "1s"}}) as gateway,
+    ):
+        page = await listening(browser, gateway, url, worker)
+        await eventually(lambda: has(page, wanted))
+        await page.close()
