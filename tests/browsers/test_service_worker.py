@@ -7,7 +7,7 @@ import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Page
 
-from tests.support.browser import LISTEN, Browser, browser_running
+from tests.support.browser import CLOSED, LISTEN, Browser, browser_running
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.issuer import serving
 
@@ -48,8 +48,8 @@ async def browser() -> AsyncIterator[Browser]:
         yield running
 
 
-async def listening(browser: Browser, gateway: Gateway, url: str, worker: str) -> Page:
-    """Open a page that the worker controls, and a stream that is cut once it has an event and missed one."""
+async def opened(browser: Browser, gateway: Gateway, url: str, worker: str) -> Page:
+    """Open a page that the worker controls, with a stream that has an event."""
     page = await browser.context.new_page()
     await page.goto(f"{url}/")
     await page.evaluate(REGISTER, f"{worker}.js")
@@ -57,11 +57,6 @@ async def listening(browser: Browser, gateway: Gateway, url: str, worker: str) -
     await eventually(lambda: gateway.daemon.streams.open)
     await gateway.post("orders", "1")
     await eventually(lambda: has(page, [1]))
-    (stream,) = gateway.daemon.streams.open
-    stream.abort("cut")
-    await gateway.post("orders", "2")
-    await eventually(lambda: gateway.daemon.streams.open and stream not in gateway.daemon.streams.open)
-    await gateway.post("orders", "3")
     return page
 
 
@@ -71,14 +66,47 @@ async def has(page: Page, wanted: list[object]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("worker", "wanted"), [("naive", [1, "gap no_resume_point", 3]), ("remedied", [1, 2, 3])]
+    ("worker", "end", "wanted"),
+    [
+        ("naive", "expired", [1, "gap no_resume_point", 3]),
+        ("remedied", "expired", [1, 2, 3]),
+        ("remedied", "cut", [1, 2, 3]),
+    ],
 )
-async def test_a_worker_that_answers_the_stream(browser: Browser, worker: str, wanted: list[object]) -> None:
+async def test_a_worker_that_answers_the_stream(
+    browser: Browser, worker: str, end: str, wanted: list[object]
+) -> None:
     """Through a worker the browser comes back without Last-Event-ID: what was missed must not be silent."""
-    async with (
-        serving(site) as url,
-        gateway_running({"cors": {"origins": [url]}, "timeouts": {"retry": "1s"}}) as gateway,
-    ):
-        page = await listening(browser, gateway, url, worker)
+    async with serving(site) as url, gateway_running(over(url)) as gateway:
+        page = await opened(browser, gateway, url, worker)
+        streams = gateway.daemon.streams
+        (stream,) = streams.open
+        if end == "cut":
+            stream.abort(end)
+        else:
+            stream.end(end)
+        await eventually(lambda: stream not in streams.open)
+        await gateway.post("orders", "2")
+        await eventually(lambda: streams.open)
+        await gateway.post("orders", "3")
         await eventually(lambda: has(page, wanted))
         await page.close()
+
+
+async def test_a_cut_through_a_worker_is_the_end(browser: Browser) -> None:
+    """What docs/browsers.md says of it is wrong: the page needs no other remedy."""
+    async with serving(site) as url, gateway_running(over(url)) as gateway:
+        page = await opened(browser, gateway, url, "naive")
+        (stream,) = gateway.daemon.streams.open
+        stream.abort("cut")
+        await eventually(lambda: is_closed(page))
+        await page.close()
+
+
+async def is_closed(page: Page) -> bool:
+    return bool(await page.evaluate("() => source.readyState") == CLOSED)
+
+
+def over(url: str) -> dict[str, object]:
+    """Return the configuration for a site's pages, with time to miss an event."""
+    return {"cors": {"origins": [url]}, "timeouts": {"retry": "1s"}}
