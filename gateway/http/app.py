@@ -42,7 +42,7 @@ def public_app(
     preflights = Preflights(app, policy, subscribe.note_refusal, subscribe.hurry_preflight)
     # After the library's hook, which asserts that nobody touched the CORS headers before it.
     app.on_response_prepare.append(plain_headers)
-    for path in (*spellings(base, STREAMS + "/{channel}"), *spellings(base, STREAMS)):
+    for path in (*spellings(base, "/events/{channel}"), *spellings(base, STREAMS)):
         resource = app.router.add_resource(path)
         resource.add_route("GET", subscribe.get)
         resource.add_route("HEAD", subscribe.get)

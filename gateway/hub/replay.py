@@ -129,7 +129,7 @@ class Replay:
         if after is None:
             if start.resumes:
                 return self._unknown(subscription, head)
-            return self._gap_until_now(subscription, head, NO_POINT) if start.is_return else self._live(head)
+            return self._only_gaps(subscription, head, NO_POINT) if start.is_return else self._live(head)
         if self._hub.covers(subscription, after):
             unseen = self._unseen(subscription, after, head)
             return self._opening(subscription, after, head, View((), head, unseen, {}), after)
@@ -170,9 +170,9 @@ class Replay:
 
     def _unknown(self, subscription: Subscription, head: EventId) -> Opening:
         # Nobody knows what the client has. It keeps its id until the last gap is through.
-        return self._gap_until_now(subscription, head, "unknown_id")
+        return self._only_gaps(subscription, head, "unknown_id")
 
-    def _gap_until_now(self, subscription: Subscription, head: EventId, reason: str) -> Opening:
+    def _only_gaps(self, subscription: Subscription, head: EventId, reason: str) -> Opening:
         told = dict.fromkeys(subscription.channels, head)
         return Opening(head, head, "gap", None, self._gaps(told, {}, reason, None, head), told)
 
