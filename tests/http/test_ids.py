@@ -99,7 +99,8 @@ def test_bytes_that_are_no_text_are_nobodys_name(data: bytes) -> None:
         data.decode()
     except UnicodeDecodeError:
         for path in (f"/events/user.{quote(data, safe='')}", f"/events?channel=user.{quote(data, safe='')}"):
-            assert all(CATALOG.resolve(name) is None for name in asked(path))
+            # A comma in it separates names: one that is nobody's refuses the request.
+            assert any(CATALOG.resolve(name) is None for name in asked(path))
 
 
 def test_a_comma_separates_channels_unless_it_is_in_a_name() -> None:

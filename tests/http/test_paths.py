@@ -1,14 +1,19 @@
 """The paths of the public port: slashes too many, a base path, and health."""
 
 import asyncio
+import json
 from typing import Any
 
 import aiohttp
 import pytest
 
+from gateway.check.explain import explain
+from gateway.config.load import loads
+from gateway.terminal.door import local_url
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
-from tests.support.gateway import Gateway, eventually, gateway_running
+from tests.support.gateway import BASE as BASE_CONFIG
+from tests.support.gateway import Gateway, eventually, gateway_running, merged
 
 ORIGIN = {"Origin": "https://a.example"}
 CONFIG: dict[str, Any] = {"cors": {"origins": ["https://a.example"]}}
@@ -153,3 +158,11 @@ async def test_health_is_private_unless_it_is_asked_for(gateway: Gateway) -> Non
         stream = await Stream.open(gateway.port, path)
         assert stream.status == 404
         stream.close()
+
+
+def test_commands_find_the_base_path() -> None:
+    """tail and publish ask the gateway of this machine where it is, and check says where that will be."""
+    text = json.dumps(merged(BASE_CONFIG, {"server": {"listen": "*:8080", "base_path": "/sse/"}}))
+    config = loads(text, environ={})
+    assert local_url(config) == "http://127.0.0.1:8080/sse"
+    assert "http://*:8080/sse; admin" in explain(config)
