@@ -14,7 +14,7 @@ export interface ChannelEvent<P = any> {
 export interface Gap {
   type: "stream.gap";
   channel: string;
-  /** `expired`, `unknown_id`, `slow_client`, `source_interrupted`, or of the client itself `handover`, `slow_reader`. */
+  /** `expired`, `unknown_id`, `no_resume_point`, `slow_client`, `source_interrupted`, or of the client itself `handover`, `slow_reader`. */
   reason: string;
   after: string | null;
   oldest: string | null;

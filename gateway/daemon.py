@@ -72,7 +72,7 @@ class Daemon(Node):
         if await self._start_unless_asked_to_end():
             if self.reloads is not None:
                 self.reloads.start()
-            self.systemd.ready(f"serving on {self.config.server.public_url(self.public.port)}")
+            self.systemd.ready(f"serving on {self.config.server.public_urls(self.public.ports)}")
             self.systemd.watch(lambda: not self.loop_lag.is_stuck)
         else:
             self.drain(at_once=True)  # no balancer ever sent anybody here
@@ -146,7 +146,7 @@ class Daemon(Node):
         # 2. Who may come, and how many.
         void = self.authenticator.voids(prepared.means)
         self.authenticator.take(prepared.means)
-        self.limits.reconfigure(config.server, limits)
+        self.limits.reconfigure(config.server, limits, timeouts.connection)
         self.cors.reconfigure(config)
         self.subscribe.channels_per_stream = limits.channels_per_stream
         self.streams.reconfigure(timeouts, limit=limits.connections, rate=limits.connect_rate)
@@ -218,7 +218,7 @@ class Daemon(Node):
         log.info(
             "listening",
             version=__version__,
-            public=self.config.server.public_url(self.public.port),
+            public=self.config.server.public_urls(self.public.ports),
             admin=self.config.server.admin_url(self.admin.port) if self._shared is None else None,
             channels=len(self.catalog.declared),
             sources=len(self.config.sources),

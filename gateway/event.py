@@ -85,8 +85,11 @@ def bytes_of(text: str) -> bytes:
 
 
 def parse_time(text: str) -> int:
-    """Return unix milliseconds of an ISO 8601 time; without a zone it is UTC. Raises ValueError."""
-    time = datetime.fromisoformat(text)
+    """Return unix milliseconds of an ISO 8601 time; without a zone it is UTC. Raises ValueError.
+
+    ``t`` and ``z`` may be in lower case (RFC 3339 §5.6).
+    """
+    time = datetime.fromisoformat(text.upper())
     return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 

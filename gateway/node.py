@@ -21,6 +21,7 @@ from gateway.config.catalog import Catalog
 from gateway.config.model import Config
 from gateway.config.paths import SQLITE_URL
 from gateway.config.sources import EventFrom
+from gateway.config.units import UnixPath
 from gateway.console.feed import Feed
 from gateway.console.page import Page
 from gateway.console.trial import Trial
@@ -31,10 +32,12 @@ from gateway.http.acknowledge import Acknowledge
 from gateway.http.admin import HEADERS as ADMIN_HEADERS
 from gateway.http.admin import Admin, More
 from gateway.http.app import public_app
+from gateway.http.binding import Bindable
 from gateway.http.bodies import Bodies
 from gateway.http.certificates import Certificates
 from gateway.http.cors import CorsPolicy
 from gateway.http.guard import Guard
+from gateway.http.health import Health
 from gateway.http.hook_refusals import HookRefusals
 from gateway.http.hooks import Hooks
 from gateway.http.query import OWN_NAMES
@@ -71,9 +74,9 @@ DESCRIPTOR_RESERVE = 256
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What a node that is one of several workers is given: the port that they share, and its own socket."""
+    """What one of several workers is given: the addresses that they share, and a socket of its own."""
 
-    port: int
+    addresses: tuple[Bindable, ...]
     admin: str
 
 
@@ -122,7 +125,14 @@ class Node:
         self.authenticator = Authenticator(
             config.auth, config.channels.values(), self.broker.board, self.metrics, OWN_NAMES, background
         )
-        self.limits = Limits(config.server, limits, self.broker.board, self.metrics, background)
+        self.limits = Limits(
+            config.server,
+            limits,
+            self.broker.board,
+            self.metrics,
+            background,
+            stream_seconds=timeouts.connection,
+        )
         self.nonces = Nonces(self.broker.board, background)
         self.acks = Acks(self.nonces, self.metrics, config.ack, config.channels, background)
         self.streams = Streams(
@@ -183,6 +193,7 @@ class Node:
             limits=self.limits,
             metrics=self.metrics,
             channels_per_stream=limits.channels_per_stream,
+            base_path=config.server.base_path,
             refusals=self.refusals,
         )
         self.bodies = Bodies(limits.webhook_body, timeouts.request)
@@ -198,7 +209,9 @@ class Node:
         )
         office = TicketOffice(self.subscribe, self.authenticator)
         webhooks, proxies = self.upstreams.webhooks, self.limits.proxies
-        self.hook_refusals = HookRefusals(webhooks, proxies, self.metrics, self.refusals)
+        self.hook_refusals = HookRefusals(
+            webhooks, proxies, self.metrics, self.refusals, config.server.base_path
+        )
         hooks = Hooks(webhooks, self.bodies, self.receipts, proxies, self.hook_refusals)
         tls = config.server.tls
         self.certificates = certificates = (
@@ -207,8 +220,16 @@ class Node:
         if certificates is not None:
             self.metrics.bind("tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires)
         self.public = Listener(
-            public_app(self.subscribe, hooks, self.cors, office, self.acknowledge),
-            config.server.listen if shared is None else config.server.listen._replace(port=shared.port),
+            public_app(
+                self.subscribe,
+                hooks,
+                self.cors,
+                office,
+                self.acknowledge,
+                config.server.base_path,
+                Health(self.status) if config.server.health_on_public else None,
+            ),
+            config.server.listen if shared is None else shared.addresses,
             is_shared=shared is not None,
             key="server.listen",
             request_seconds=timeouts.request,
@@ -227,7 +248,7 @@ class Node:
         self.guard = Guard.of(config.server, self.refusals) if shared is None else None
         self.admin = Listener(
             Admin(self.status, self.guard, more if shared else [Page(), self.feed, *more]).app(),
-            config.server.admin if shared is None else shared.admin,
+            [config.server.admin if shared is None else UnixPath(shared.admin)],
             key="server.admin",
             request_seconds=timeouts.request,
             headers=ADMIN_HEADERS,

@@ -384,6 +384,25 @@ def flood_announced(entries: int) -> Flooded:
     return Flooded(made._latest)
 
 
+def flood_served(entries: int) -> Flooded:
+    config = configured()
+    made = AllLimits(config.server, config.limits, MemoryBoard(unix_ms), Metrics())
+    for number in range(entries):
+        hold = made.hold(UNKNOWN, NOBODY, f"{number:0>32}")
+        hold.begins(Gone())
+        hold.release()
+    return Flooded(made._served)
+
+
+class Gone:
+    """A stream that ended."""
+
+    id = "c" * 24
+
+    def give_way(self) -> None:
+        """End once more."""
+
+
 def flood_peers(entries: int) -> Flooded:
     made = Peers(10, 1000.0, lambda address: False)
     for number in range(entries):
@@ -563,6 +582,7 @@ FLOODS: dict[str, Callable[..., Flooded]] = {
     "gateway.limits.addresses.Proxies.trusts": flood_trusts,
     "gateway.limits.addresses.unit": flood_units,
     "gateway.limits.limits.Limits._latest": flood_announced,
+    "gateway.limits.limits.Limits._served": flood_served,
     "gateway.limits.peers.Peers._peers": flood_peers,
     "gateway.limits.users.Users._leaving": flood_leaving,
     "gateway.refusals.Refusals._known": flood_refusals,

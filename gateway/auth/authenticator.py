@@ -157,6 +157,11 @@ class Authenticator:
         if self._means.forward is not None:
             self._means.forward.forget()
 
+    def reads_query(self, name: str) -> bool:
+        """Tell whether a query name may decide about a request: the token's, or any for forward auth."""
+        auth = self._means.auth
+        return name == auth.query or auth.forward is not None
+
     def _plan(self, question: Question, matches: Sequence[Match]) -> "_Plan":
         """Return what must be looked at.
 

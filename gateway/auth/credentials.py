@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import unquote_plus
 
-from gateway.config.auth import Auth
+from gateway.config.auth import Auth, usual
 from gateway.config.origins import OTHER_ORIGINS
 from gateway.errors import Forbidden
 
@@ -39,9 +39,12 @@ def find(headers: Mapping[str, str], query: Mapping[str, str], auth: Auth) -> Cr
 
 
 def without(uri: str, names: Container[str]) -> str:
-    """Return path and query as they were sent, without the query values of these names."""
+    """Return path and query as they were sent, without the query values of these names.
+
+    The gateway's own names are matched in whatever case.
+    """
     path, mark, query = uri.partition("?")
-    kept = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names]
+    kept = [part for part in query.split("&") if usual(unquote_plus(part.partition("=")[0])) not in names]
     return path + mark + "&".join(kept) if mark and any(kept) else path
 
 

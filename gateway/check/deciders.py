@@ -34,7 +34,12 @@ def tries(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Finding]]]:
             yield f"{what}.public_key_file", _file(f"{what}.public_key_file", jwt, jwt.public_key_file)
     if auth.forward is not None:
         names = [name for name, channel in config.channels.items() if channel.access == "forward"]
-        yield "auth.forward.url", _endpoint(auth.forward, names[0] if names else "sse-gateway-check")
+        yield (
+            "auth.forward.url",
+            _endpoint(
+                auth.forward, f"{config.server.base_path}/events/", names[0] if names else "sse-gateway-check"
+            ),
+        )
 
 
 async def _keys(what: str, jwt: Jwt, url: str) -> Finding:
@@ -64,10 +69,10 @@ async def _file(what: str, jwt: Jwt, file: str) -> Finding:
     return ok(what, f"{file} holds a key for {', '.join(jwt.algorithms)}")
 
 
-async def _endpoint(forward: Forward, channel: str) -> Finding:
+async def _endpoint(forward: Forward, path: str, channel: str) -> Finding:
     """Ask without credentials, as a stranger's stream would make the gateway ask."""
     what, url = "auth.forward.url", URL(forward.url).extend_query([("channel", channel)])
-    headers = {"X-Original-URI": f"/events/{channel}", "X-Original-Method": "GET"}
+    headers = {"X-Original-URI": f"{path}{channel}", "X-Original-Method": "GET"}
     try:
         async with (
             asyncio.timeout(forward.timeout),

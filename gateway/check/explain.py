@@ -7,6 +7,7 @@ from gateway.config.faults import printable
 from gateway.config.model import Channel, ClaimsAccess, Config, History
 from gateway.config.sources import Kafka, Webhook, why_off
 from gateway.config.template import Template
+from gateway.config.units import UnixPath
 from gateway.urls import shown
 
 _WIDTH = 14
@@ -24,7 +25,12 @@ def _node(config: Config) -> Iterator[str]:
     limits, server = config.limits, config.server
     scheme = "https" if server.tls else "http"
     guard = " with a token" if server.admin_token else ""
-    yield f"{'listens':<{_WIDTH}}{scheme}://{server.listen}; admin http://{server.admin}{guard}"
+    public = ", ".join(
+        str(place) if isinstance(place, UnixPath) else f"{scheme}://{place}{server.base_path}"
+        for place in server.listen
+    )
+    admin = str(server.admin) if isinstance(server.admin, UnixPath) else f"http://{server.admin}"
+    yield f"{'listens':<{_WIDTH}}{public}; admin {admin}{guard}"
     yield f"{'log':<{_WIDTH}}{_log(config)}"
     nodes = "" if server.workers == 1 else f" in each of {server.workers} workers"
     yield f"{'streams':<{_WIDTH}}at most {limits.connections}{nodes}"

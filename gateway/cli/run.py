@@ -9,6 +9,7 @@ from gateway.background import Background
 from gateway.check.local import faults
 from gateway.config.model import MAX_WORKERS, Config
 from gateway.config.sources import Webhook
+from gateway.config.units import UnixPath
 from gateway.config.warnings import tell
 from gateway.daemon import Daemon
 from gateway.metrics import Metrics
@@ -65,13 +66,18 @@ async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: M
 
 def _hints(config: Config, port: int, admin: int) -> str:
     """Return the URLs, and a line that shows an event arrive if the configuration has an open webhook."""
-    base = config.server.public_url(port)
+    server, curl = config.server, "curl"
+    base, console = server.public_url(port), server.admin_url(admin)
+    if server.listen.tcp is None:
+        curl, base = f"curl --unix-socket {str(server.listen[0])[5:]}", f"http://localhost{server.base_path}"
+    if isinstance(server.admin, UnixPath):
+        console += ":"  # as nginx writes a path on such a socket
     lines = [
         "",
         f"  subscribe  {base}/events/<channel>    channels: {', '.join(config.channels)}",
-        f"  console    {config.server.admin_url(admin)}/",
-        f"  metrics    {config.server.admin_url(admin)}/metrics",
-        f"  status     {config.server.admin_url(admin)}/status",
+        f"  console    {console}/",
+        f"  metrics    {console}/metrics",
+        f"  status     {console}/status",
     ]
     for channel, spec in config.channels.items():
         for route in spec.from_:
@@ -83,8 +89,8 @@ def _hints(config: Config, port: int, admin: int) -> str:
                 and "{" not in route.topic
             ):
                 topic = route.topic.replace("*", "created").replace("?", "x")
-                post = f"curl -sd '{{\"hello\":\"world\"}}' '{base}/hooks/{route.source}?topic={topic}'"
-                show = f"curl -sN --max-time 1 '{base}/events/{channel}?last=1'"
+                post = f"{curl} -sd '{{\"hello\":\"world\"}}' '{base}/hooks/{route.source}?topic={topic}'"
+                show = f"{curl} -sN --max-time 1 '{base}/events/{channel}?last=1'"
                 return safe_lines(
                     "\n".join([*lines, "", "  See an event arrive:", "", f"  {post}; {show}", ""])
                 )

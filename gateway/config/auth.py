@@ -66,6 +66,14 @@ OWN_QUERY = {"ticket", "channel", "format", "types", "last", "since", "heartbeat
 }  # fmt: skip
 """Query names that have a meaning of their own."""
 
+_SPELLINGS = {name.lower(): name for name in OWN_QUERY}
+
+
+def usual(name: str) -> str:
+    """Return a query name as the gateway spells it, if it is one of `OWN_QUERY` in whatever case."""
+    return _SPELLINGS.get(name.lower(), name)
+
+
 SET_HERE = {"host", "connection", "content-length", "transfer-encoding", "upgrade", "expect", "te"} | {
     "trailer", "x-original-uri", "x-original-method", "x-forwarded-for"
 }  # fmt: skip
@@ -85,7 +93,7 @@ def _header_name(value: Any) -> Any:
 
 
 def _own_query(value: Any) -> Any:
-    if isinstance(value, str) and value in OWN_QUERY:
+    if isinstance(value, str) and usual(value) in OWN_QUERY:
         raise fault(f"{value!r} has a meaning of its own in a stream's URL; choose another")
     return _header_name(value)
 
@@ -107,7 +115,7 @@ Name = Annotated[str, BeforeValidator(_header_name), _named("cookie's name", pat
 QueryName = Annotated[
     str,
     BeforeValidator(_own_query),
-    _named("name", rf"(?!(?:{'|'.join(sorted(OWN_QUERY))})$){patterns.WORD}", "access_token"),
+    _named("name", rf"(?!(?:{patterns.caseless(set(_SPELLINGS))})$){patterns.WORD}", "access_token"),
 ]
 HeaderName = Annotated[
     str,

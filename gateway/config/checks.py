@@ -12,7 +12,7 @@ from gateway.config.expression import Expression
 from gateway.config.faults import Fault, nearest
 from gateway.config.relations import relations
 from gateway.config.template import Template, fields_of
-from gateway.config.units import parse_address
+from gateway.config.units import parse_place
 
 
 def check(data: Any) -> Iterator[Fault]:
@@ -81,7 +81,7 @@ def _admin(server: dict[str, Any]) -> Iterator[Fault]:
     if server.get("admin_token") is not None or server.get("admin_open") in (True, "true"):
         return
     try:
-        is_private = server.get("admin") is None or parse_address(server["admin"]).is_loopback
+        is_private = server.get("admin") is None or parse_place(server["admin"]).is_loopback
     except ValueError:
         return  # the model tells it
     if not is_private:

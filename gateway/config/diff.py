@@ -20,6 +20,8 @@ from gateway.config.template import Template
 NEEDS_RESTART: tuple[Path, ...] = (
     ("server", "listen"),
     ("server", "admin"),
+    ("server", "base_path"),
+    ("server", "health_on_public"),
     ("server", "workers"),
     ("server", "development"),
     ("broker",),

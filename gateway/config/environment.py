@@ -63,7 +63,9 @@ class _Resolver:
             )
             return ""
         text = self.expanded(data, path)
-        return self._file(text[5:], path) if data.startswith("file:") else text
+        # It is meant for a page that was opened from a file, and `origins` says why that is wrong.
+        is_origin = "origins" in path and data.startswith("file://")
+        return self._file(text[5:], path) if data.startswith("file:") and not is_origin else text
 
     def expanded(self, text: str, path: Path) -> str:
         if "${" not in text:

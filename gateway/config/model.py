@@ -4,6 +4,7 @@ Every key here does something; a key for a later feature is an unknown key until
 """
 
 import re
+from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
@@ -26,8 +27,10 @@ from gateway.config.units import (
     Events,
     Expressed,
     Listen,
+    ListenAll,
     Network,
     Origin,
+    Place,
     Positive,
     Rate,
     Secret,
@@ -35,6 +38,7 @@ from gateway.config.units import (
     Switch,
     Token,
     Topic,
+    UnixPath,
     fault,
     kind_of,
 )
@@ -76,11 +80,38 @@ _HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*"
 HostName = Annotated[str, BeforeValidator(_host_name), WithJsonSchema(patterns.text(_HOST_NAME))]
 
 
+def _base_path(value: Any) -> str:
+    text = str(value)
+    if not isinstance(value, str) or not re.fullmatch(patterns.BASE_PATH, text):
+        raise fault("must be a path of letters, digits, '.', '_', '~' and '-', with a slash in front: /sse")
+    return text.removesuffix("/")
+
+
+BasePath = Annotated[
+    str,
+    BeforeValidator(_base_path),
+    WithJsonSchema({"title": "path", **patterns.text(patterns.BASE_PATH), "examples": ["/sse"]}),
+]
+
+
 class Server(Section):
     """Where the gateway listens."""
 
-    listen: Listen = preset("0.0.0.0:8080", "public: subscribe, webhooks")
-    admin: Listen = preset("127.0.0.1:9090", "metrics, health, status; keep it private")
+    listen: ListenAll = preset(
+        "0.0.0.0:8080",
+        "public: subscribe, webhooks; host:port, *:port (IPv4 and IPv6), unix:/path, or a list of them",
+    )
+    admin: Listen = preset("127.0.0.1:9090", "metrics, health, status; keep it private; or unix:/path")
+    base_path: BasePath = Field(
+        "",
+        description="in front of all public paths, for a proxy that cannot take it off: /sse serves"
+        " /sse/events, /sse/hooks, /sse/client.js",
+    )
+    health_on_public: Switch = Field(
+        False,
+        description="true: /healthz and /readyz are on the public port too, with their status only, for"
+        " platforms that know one port",
+    )
     admin_token: Token | None = Field(
         None,
         description="who asks the admin port must send it as Authorization: Bearer; without it /healthz and"
@@ -111,12 +142,24 @@ class Server(Section):
     )
 
     def public_url(self, port: int) -> str:
-        """Return the URL of the public port, as somebody on this machine would type it."""
-        return f"{'https' if self.tls else 'http'}://{self.listen.reachable(port)}"
+        """Return the URL of the public port, as somebody on this machine would type it.
+
+        It is the first that is no Unix socket; ``unix:/path`` where all are.
+        """
+        return self._public_url(self.listen.tcp or self.listen[0], port)
+
+    def public_urls(self, ports: Sequence[int]) -> str:
+        """Return all of them, by the ports that each is listened on."""
+        return ", ".join(self._public_url(*each) for each in zip(self.listen, ports, strict=True))
+
+    def _public_url(self, place: Place, port: int) -> str:
+        if isinstance(place, UnixPath):
+            return str(place)
+        return f"{'https' if self.tls else 'http'}://{place.reachable(port)}{self.base_path}"
 
     def admin_url(self, port: int) -> str:
         """Return the URL of the admin port, likewise."""
-        return f"http://{self.admin.reachable(port)}"
+        return str(self.admin) if isinstance(self.admin, UnixPath) else f"http://{self.admin.reachable(port)}"
 
 
 def _code(value: Any) -> Any:

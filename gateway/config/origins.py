@@ -31,6 +31,12 @@ def normalise(rule: str) -> str:
         return rule
     if rule.lower() == "null":
         raise ValueError("'null' is what every sandboxed page sends, so it would allow them all; remove it")
+    if rule.lower().startswith("file:"):
+        raise ValueError(
+            "a page that was opened from a file sends the origin 'null', as every sandboxed page does, so it"
+            " cannot be allowed alone; serve the page (python3 -m http.server 8000) and allow"
+            " http://localhost:8000"
+        )
     scheme, separator, rest = rule.partition("://")
     scheme = scheme.lower()
     if not separator:

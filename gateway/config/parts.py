@@ -21,7 +21,7 @@ from gateway.config.model import Config
 from gateway.config.paths import FOLDER, folder_of
 from gateway.config.refusals import refusals, words
 
-DOOR = (("server", "listen"), ("server", "tls"))
+DOOR = (("server", "listen"), ("server", "tls"), ("server", "base_path"))
 """Where the public port is."""
 
 HEARTBEATS = ("timeouts", "heartbeat")

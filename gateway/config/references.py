@@ -25,7 +25,9 @@ def files_of(content: str, folder: FilePath, environ: Mapping[str, str] = os.env
     found: list[FilePath] = []
     with suppress(ConfigError):
         for key, text in _texts(parse(content, "").data, ""):
-            name = text[5:] if text.startswith("file:") else text if key == "public_key_file" else ""
+            is_origin = key == "origins" and text.startswith("file://")
+            is_reference = text.startswith("file:") and not is_origin
+            name = text[5:] if is_reference else text if key == "public_key_file" else ""
             if name:
                 found.append(FilePath(absolute(variables(name, environ), folder)))
     return found

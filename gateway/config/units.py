@@ -108,13 +108,68 @@ class Address(NamedTuple):
 
     def reachable(self, port: int) -> str:
         """Return host and port as somebody on this machine would type them."""
-        is_any = self.host in ("0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+        is_any = self.host in ("*", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
         return str(Address("127.0.0.1" if is_any else self.host, port))
 
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
         return self.host == "localhost" or (is_ip(self.host) and ip_address(self.host).is_loopback)
+
+
+class UnixPath(NamedTuple):
+    """A Unix socket to listen on. What connects there is on this machine."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+    @property
+    def port(self) -> int:
+        """There is none: 0."""
+        return 0
+
+    def reachable(self, port: int) -> str:
+        """Return it as it was written; there is no port."""
+        return str(self)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it, as ever."""
+        return True
+
+
+Place = Address | UnixPath
+"""Something to listen on."""
+
+
+class Places(tuple[Place, ...]):
+    """All that one port listens on."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self))
+
+    @property
+    def tcp(self) -> Address | None:
+        """The first one that is no Unix socket."""
+        return next((place for place in self if isinstance(place, Address)), None)
+
+    @property
+    def port(self) -> int:
+        """The port of the first one that has one; 0 if none has."""
+        return 0 if self.tcp is None else self.tcp.port
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches all of them."""
+        return all(place.is_loopback for place in self)
+
+
+MAX_UNIX_PATH = 107
+"""Bytes of the path of a Unix socket: unix(7) has 108, with a zero at the end."""
 
 
 def is_ip(host: str) -> bool:
@@ -142,6 +197,37 @@ def parse_address(value: Any) -> Address:
     if not separator or not host or not port.isascii() or not port.isdigit():
         raise fault(f"{value!r} is not an address; write host:port, such as 0.0.0.0:8080")
     return Address(host, int(port))
+
+
+def parse_place(value: Any) -> Place:
+    """Return where to listen, from ``host:port`` or ``unix:/path``. Raises ValueError for the operator."""
+    if isinstance(value, UnixPath):
+        return value
+    if not isinstance(value, str) or not value.startswith("unix:"):
+        return parse_address(value)
+    path = "/" + value[5:].lstrip("/")
+    if not value.startswith("unix:/") or path == "/" or "\0" in path:
+        raise fault("a Unix socket is named by its absolute path: unix:/run/sse-gateway/public.sock")
+    if len(path.encode(errors="surrogateescape")) > MAX_UNIX_PATH:
+        raise fault(f"the path of a Unix socket may have {MAX_UNIX_PATH} bytes")
+    return UnixPath(path)
+
+
+def _places(value: Any) -> Places:
+    if not isinstance(value, (list, tuple)):
+        return Places([parse_place(value)])
+    places = Places(map(parse_place, value))
+    if not places:
+        raise fault("names no address; write host:port, such as 0.0.0.0:8080")
+    double = next((place for place in places if places.count(place) > 1), None)
+    if double is not None:
+        raise fault(f"{double} is listed twice")
+    for every in places:
+        if isinstance(every, Address) and every.host == "*" and every.port:
+            others = (each for each in places if isinstance(each, Address) and each != every)
+            if any(each.port == every.port for each in others):
+                raise fault(f"{every} is every address of this machine; no other one of that port beside it")
+    return places
 
 
 def kind_of(value: Any) -> str:
@@ -248,9 +334,25 @@ Size = Annotated[int, PlainValidator(_size), _string("size", patterns.SIZE, "16M
 Rate = Annotated[float, PlainValidator(_rate), _string("rate", patterns.RATE, "1000/s")]
 """Per second, from text with a unit."""
 
-Listen = Annotated[
-    Address, PlainValidator(parse_address), _string("address", patterns.ADDRESS, "0.0.0.0:8080")
+_PLACE = _string("address", patterns.PLACE, "0.0.0.0:8080")
+Listen = Annotated[Place, PlainValidator(parse_place), _PLACE]
+"""One address, or a Unix socket."""
+
+ListenAll = Annotated[
+    Places,
+    PlainValidator(_places),
+    WithJsonSchema(
+        {
+            "title": "address or list",
+            "anyOf": [
+                _PLACE.json_schema,
+                {"type": "array", "items": _PLACE.json_schema, "minItems": 1, "uniqueItems": True},
+            ],
+        }
+    ),
 ]
+"""One of them, or a list."""
+
 Network = Annotated[
     IPv4Network | IPv6Network, PlainValidator(_network), _string("network", patterns.NETWORK, "10.0.0.0/8")
 ]

@@ -3,10 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
+from gateway.config.auth import OWN_QUERY
 from gateway.doctor.finding import Finding, bad, ok, warn
 
 REDIRECTS = (301, 302, 303, 307, 308)
+
+MAX_NAME = 40
+"""Characters of a query name that is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +152,14 @@ def headers_verdict(head: Head) -> Finding:
         "headers",
         "X-Accel-Buffering is missing: a proxy took it away, and an nginx before that one buffers",
         "pass it on, or set proxy_buffering off; in every nginx on the way",
+    )
+
+
+def query_verdict(name: str) -> Finding:
+    """Judge a query name that the gateway has no meaning for."""
+    meant = next(iter(get_close_matches(name.lower(), OWN_QUERY, 1, 0.75)), None)
+    shown = name if name.isprintable() and len(name) <= MAX_NAME else f"a name of {len(name)} characters"
+    mend = f"did you mean {meant}=?" if meant else "docs/http.md lists the names"
+    return warn(
+        "query", f"the gateway ignores {shown}, unless auth.query or forward auth reads it", f"{mend}"
     )

@@ -1,11 +1,15 @@
 """The URL that is examined, and what of it may be shown. Pure."""
 
 from dataclasses import dataclass, field
-from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit, urlunsplit
 
+from gateway.config.auth import OWN_QUERY, usual
 from gateway.urls import HIDDEN, shown
 
 _OURS = frozenset({"channel", "format", "types", "last", "since", "heartbeat"})
+_OF_TOKENS = frozenset({"access_token", "token", "jwt"})
+"""What ``auth.query`` is usually; only the configuration knows what it is."""
+
 """Parameters of the gateway that hold no secret: their values are words of ordinary messages too."""
 
 _SHORTEST_SECRET = 4
@@ -57,6 +61,13 @@ class Target:
         """The URL as a message may have it."""
         return shown(self.url)
 
+    @property
+    def unknown_names(self) -> list[str]:
+        """The query names that the gateway has no meaning for, and that are none of a token's usual ones."""
+        known = OWN_QUERY | _OF_TOKENS
+        names = (name for name, value in parse_qsl(urlsplit(self.url).query) if value)
+        return [name for name in dict.fromkeys(names) if usual(name) not in known]
+
     def scrub(self, text: str) -> str:
         """Return a text in which no secret stands: servers repeat what they were asked."""
         for secret in self._secrets():
@@ -65,7 +76,7 @@ class Target:
 
     def _secrets(self) -> list[str]:
         pieces = (piece.partition("=") for piece in urlsplit(self.url).query.split("&"))
-        raw = [value if separator else name for name, separator, value in pieces if name not in _OURS]
+        raw = [value if separator else name for name, separator, value in pieces if usual(name) not in _OURS]
         plain = [*raw, *map(unquote, raw), *map(unquote_plus, raw), *([self.token] if self.token else [])]
         every = {form for each in plain for form in (each, quote(each, safe=""), quote_plus(each))}
         return sorted((each for each in every if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -12,6 +12,7 @@ from gateway.doctor.answer import (
     Head,
     compression_verdict,
     headers_verdict,
+    query_verdict,
     redirect_verdict,
     status_verdict,
     type_verdict,
@@ -34,6 +35,9 @@ from gateway.sse import can_be_sent
 from gateway.urls import shown
 
 Tell = Callable[[Finding], None]
+
+MOST_NAMES = 5
+"""Unknown query names that are told."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -114,6 +118,8 @@ class Walk:
     # HTTP.
 
     async def _ask(self, client: Client) -> None:
+        for name in self._target.unknown_names[:MOST_NAMES]:
+            self._tell(query_verdict(name))
         try:
             stream = await client.stream(encodings=BROWSER_ENCODINGS)
         except TimeoutError:

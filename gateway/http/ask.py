@@ -1,5 +1,6 @@
 """A request for a stream, free of the path that it came on: aiohttp's handlers or the front protocol."""
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -8,6 +9,7 @@ import msgspec
 from aiohttp import web
 from multidict import MultiDict, MultiDictProxy, MultiMapping, istr
 
+from gateway.config.auth import OWN_QUERY, usual
 from gateway.http.protocol import Protocol
 from gateway.limits.limits import UNKNOWN, Caller
 
@@ -29,6 +31,7 @@ class Ask(msgspec.Struct, frozen=True):
     channels: tuple[str, ...]
     """The names in ``/events/{channel}`` and ``?channel=a&channel=b,c``, each once, in order."""
     query: MultiMapping[str]
+    """With the gateway's own names as it spells them, in whatever case they were sent."""
     headers: MultiMapping[str]
     chunked: bool
     """Whether the client speaks HTTP/1.1; without it the end of the connection ends the body."""
@@ -36,6 +39,13 @@ class Ask(msgspec.Struct, frozen=True):
     """Who is at the other end: the client, or a proxy."""
     uri: str
     """Path and query as they were sent."""
+
+    @property
+    def unknown(self) -> list[str]:
+        """Query names that are none of the gateway's own. One without a value may be a lost token."""
+        if OWN_QUERY.issuperset(self.query):
+            return []
+        return [name for name, value in self.query.items() if value and name not in OWN_QUERY]
 
     @property
     def forwarded(self) -> str | None:
@@ -50,11 +60,14 @@ class Ask(msgspec.Struct, frozen=True):
     @classmethod
     def of_request(cls, request: web.Request, resolve: Resolve) -> "Ask":
         """Return what aiohttp routed to a handler."""
-        own = _unquoted(request.rel_url.raw_path[8:]) if "channel" in request.match_info else None
+        own = None
+        if "channel" in request.match_info:
+            own = _unquoted(request.rel_url.raw_path.rstrip("/").rpartition("/")[2])
+        query = _spelled(request.query)
         return cls(
             request.method,
-            _names(own, request.query, resolve),
-            request.query,
+            _names(own, query, resolve),
+            query,
             request.headers,
             request.version >= (1, 1),
             caller_of(request),
@@ -62,16 +75,18 @@ class Ask(msgspec.Struct, frozen=True):
         )
 
     @classmethod
-    def of_message(cls, message: "RawRequestMessage", caller: Caller, resolve: Resolve) -> "Ask | None":
-        """Return what aiohttp's parser read, or None where its router should have a look."""
-        path = message.url.raw_path
-        if path == "/events":
-            own = None
-        elif path.startswith("/events/") and "/" not in path[8:] and len(path) > 8:
-            own = _unquoted(path[8:])
-        else:
+    def of_message(
+        cls, message: "RawRequestMessage", caller: Caller, resolve: Resolve, path: re.Pattern[str]
+    ) -> "Ask | None":
+        """Return what aiohttp's parser read, or None where its router should have a look.
+
+        ``path`` is that of streams, see `gateway.http.paths.stream_path`.
+        """
+        found = path.fullmatch(message.url.raw_path)
+        if found is None:
             return None
-        query = message.url.query if "?" in message.path else _NO_QUERY
+        own = found[1] and _unquoted(found[1])
+        query = _spelled(message.url.query) if "?" in message.path else _NO_QUERY
         return cls(
             message.method,
             _names(own, query, resolve),
@@ -81,6 +96,13 @@ class Ask(msgspec.Struct, frozen=True):
             caller,
             message.path,
         )
+
+
+def _spelled(query: MultiMapping[str]) -> MultiMapping[str]:
+    """Return a query with the gateway's own names as it spells them. The usual one is not copied."""
+    if OWN_QUERY.issuperset(query) or all(usual(name) == name for name in query):
+        return query
+    return MultiDictProxy(MultiDict([(usual(name), value) for name, value in query.items()]))
 
 
 def caller_of(request: web.Request) -> Caller:

@@ -20,6 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.auth.tokens import MAX_TOKEN, too_long
 from gateway.errors import GatewayError
 from gateway.http.ask import Ask
+from gateway.http.paths import stream_path
 from gateway.http.protocol import SPOKEN
 from gateway.http.subscribe import Subscribe, Wanted
 from gateway.hub.replay import Start
@@ -48,7 +49,6 @@ LINGER = 1.0
 """Seconds that the rest of a refused request is read, so that its sender sees the answer and not a reset."""
 
 _LONG_TOKEN = re.compile(rb"\r\nauthorization:[ \t]*bearer[ \t][^\r\n]{%d}" % MAX_TOKEN, re.IGNORECASE)
-_START = b"GET /events"
 _END = b"\r\n\r\n"
 _MORE = (hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING, hdrs.EXPECT, hdrs.UPGRADE)
 
@@ -68,7 +68,8 @@ class Heads:
         try:
             for _ in range(2):  # the second time by the parser of the first
                 message = self.parse(_TRIAL)
-                ask = None if message is None else Ask.of_message(message, UNKNOWN, lambda name: None)
+                assert message is not None, "it reads no message"
+                ask = Ask.of_message(message, UNKNOWN, lambda name: None, stream_path(""))
                 assert ask is not None, "it reads no request"
                 read = (ask.method, ask.channels, ask.chunked, ask.uri, ask.forwarded, ask.headers["cookie"])
                 sent = _TRIAL.split()[1].decode()
@@ -141,7 +142,8 @@ class Front(asyncio.Protocol):
         if self._task is not None or self._is_done:
             return  # its stream is about to open, or nothing will, and nothing is expected meanwhile
         head = self._head = self._head + data if self._head else data
-        if self._subscribe is None or not head.startswith(_START[: len(head)]):
+        start = b"" if self._subscribe is None else self._subscribe.start
+        if self._subscribe is None or not head.startswith(start[: len(head)]):
             self._hand_over()
         elif _END in head or len(head) > MAX_HEAD:
             ask = self._ask(head) if _END in head else None
@@ -175,11 +177,10 @@ class Front(asyncio.Protocol):
 
     def _ask(self, head: bytes) -> Ask | None:
         message = self._listener.heads.parse(head)
-        if message is None:
+        subscribe = self._subscribe
+        if message is None or subscribe is None:
             return None
-        return (
-            Ask.of_message(message, self.caller, self._subscribe.catalog.resolve) if self._subscribe else None
-        )
+        return Ask.of_message(message, self.caller, subscribe.catalog.resolve, subscribe.path)
 
     def _answer(self, subscribe: Subscribe, ask: Ask) -> None:
         self._head = b""

@@ -72,7 +72,7 @@ class _Address:
 
 
 class Greeting:
-    """The listening socket of a port with TLS, and the connections that did not end their handshake yet.
+    """The listening sockets of a port with TLS, and the connections that did not end their handshake yet.
 
     ``room`` is how many more connections there may be, ``seconds`` how long a handshake may take now.
     ``make`` gives the protocol of a connection, ``crowded`` counts one that found no place, or lost it.
@@ -80,7 +80,7 @@ class Greeting:
 
     def __init__(
         self,
-        listening: socket.socket,
+        listening: Sequence[socket.socket],
         context: ssl.SSLContext,
         *,
         make: Callable[[], Front],
@@ -108,28 +108,29 @@ class Greeting:
     def __len__(self) -> int:
         return len(self._shaking) + self._waiting
 
-    @property
-    def sockets(self) -> Sequence[socket.socket]:
-        """The socket that listens; none after `close`."""
-        return () if self._listening.fileno() < 0 else (self._listening,)
-
     def start(self, backlog: int) -> None:
         """Listen, and accept."""
-        self._listening.listen(backlog)
-        self._loop.add_reader(self._listening.fileno(), self._accept)
+        for listening in self._listening:
+            listening.listen(backlog)
+        self._resume()
 
     def accept_queued(self) -> None:
-        """Accept all connections that wait in the kernel's queue: it would reset them at `close`."""
-        while self._listening.fileno() >= 0 and self._accept():
-            pass
+        """Accept all connections that wait in the kernel's queues: it would reset them at `close`."""
+        for listening in self._open():
+            while self._accept(listening):
+                pass
+
+    def _open(self) -> list[socket.socket]:
+        """Return the sockets that listen; none after `close`."""
+        return [listening for listening in self._listening if listening.fileno() >= 0]
 
     def close(self) -> None:
         """Accept no more; handshakes go on. Harmless when repeated."""
         if self._later is not None:
             self._later.cancel()
-        if self._listening.fileno() >= 0:
-            self._loop.remove_reader(self._listening.fileno())
-            self._listening.close()
+        for listening in self._open():
+            self._loop.remove_reader(listening.fileno())
+            listening.close()
 
     async def stop(self) -> None:
         """End the handshakes too."""
@@ -157,11 +158,11 @@ class Greeting:
 
     # Accepting.
 
-    def _accept(self) -> bool:
+    def _accept(self, listening: socket.socket) -> bool:
         """Accept some; returns whether there may be more."""
         for _ in range(ACCEPTS):
             try:
-                connection, name = self._listening.accept()
+                connection, name = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return False
             except OSError as error:
@@ -174,16 +175,17 @@ class Greeting:
         return True
 
     def _pause(self, error: OSError) -> None:
-        """Leave connections in the kernel's queue for a while: the socket would be ready again at once."""
+        """Leave connections in the kernel's queues for a while: a socket would be ready again at once."""
         times = self._seldom.tell(error.errno)
         if times is not None:
             log.error("accept_failed", error=error.strerror, times=times)
-        self._loop.remove_reader(self._listening.fileno())
+        for listening in self._open():
+            self._loop.remove_reader(listening.fileno())
         self._later = self._loop.call_later(RETRY_SECONDS, self._resume)
 
     def _resume(self) -> None:
-        if self._listening.fileno() >= 0:
-            self._loop.add_reader(self._listening.fileno(), self._accept)
+        for listening in self._open():
+            self._loop.add_reader(listening.fileno(), self._accept, listening)
 
     def _take(self, connection: socket.socket, name: str) -> None:
         address, caller = self._address(name), UNKNOWN

@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 
 from gateway.config.model import Server
 from gateway.config.origins import OTHER_ORIGINS
-from gateway.config.units import is_ip
+from gateway.config.units import UnixPath, is_ip
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.refusals import Refusal, Refusals
 from gateway.seldom import Seldom
@@ -49,8 +49,9 @@ class Guard:
     def of(cls, server: Server, refusals: Refusals) -> "Guard":
         """Return the guard of ``server.admin``."""
         token = server.admin_token
+        own = "localhost" if isinstance(server.admin, UnixPath) else server.admin.host.lower()
         return cls(
-            frozenset({"localhost", server.admin.host.lower(), *server.admin_hosts}),
+            frozenset({"localhost", own, *server.admin_hosts}),
             server.admin.is_loopback,
             None if token is None else token.get_secret_value().encode(),
             refusals,

@@ -25,12 +25,8 @@ from gateway.sources.webhook import WebhookSource
 
 log = structlog.get_logger("gateway.http")
 
-ROOT = "/hooks"
-"""What the paths of all webhooks begin with."""
-
 METHODS = "POST, HEAD, OPTIONS"
 
-_BEGINS = re.compile(rb"[A-Za-z]+ (?:https?://[^/ ]*)?" + ROOT.encode() + rb"(?:/([^/? ]*))?(?=[/? ]|$)")
 _NOTED = "noted"
 _METHODS_KNOWN = frozenset(hdrs.METH_ALL)
 _THROTTLED = HTTPStatus.TOO_MANY_REQUESTS
@@ -46,7 +42,12 @@ class HookRefusals:
         proxies: Proxies,
         metrics: Metrics,
         refusals: Refusals,
+        base: str = "",
     ) -> None:
+        """``base`` is `server.base_path`."""
+        self._root = f"{base}/hooks"
+        root = re.escape(self._root.encode())
+        self._begins = re.compile(rb"[A-Za-z]+ (?:https?://[^/ ]*)?" + root + rb"(?:/([^/? ]*))?(?=[/? ]|$)")
         self._sources = sources
         self._proxies = proxies
         self._metrics = metrics
@@ -87,11 +88,11 @@ class HookRefusals:
     def note_request(self, request: web.Request, error: GatewayError) -> None:
         """Take note of the refusal of a request."""
         client = self._proxies.client(caller_of(request).address, forwarded(request.headers))
-        self.note(_source(request), error, client=client, method=request.method)
+        self.note(self._source(request), error, client=client, method=request.method)
 
     def note_unread(self, first: bytes, error: GatewayError, caller: Caller) -> None:
         """Take note of the refusal of what begins so, if it is a webhook that could not be read."""
-        if (begins := _BEGINS.match(first)) is not None:
+        if (begins := self._begins.match(first)) is not None:
             name = unquote((begins[1] or b"").decode(errors="replace"))
             self.note(name, error, client=caller.address)
 
@@ -105,7 +106,7 @@ class HookRefusals:
     async def trace(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Take note of refusals that no handler made: no such path, another method, a fault."""
         response = await handler(request)
-        if response.status < 400 or _NOTED in response or not _is_below_root(request):
+        if response.status < 400 or _NOTED in response or not self._is_below_root(request):
             return response
         if response.status == _NEVER:
             error = _of_method(request.method)
@@ -119,16 +120,14 @@ class HookRefusals:
         )
         return response
 
+    def _is_below_root(self, request: web.Request) -> bool:
+        path = request.rel_url.raw_path
+        return path == self._root or path.startswith(f"{self._root}/")
 
-def _is_below_root(request: web.Request) -> bool:
-    path = request.rel_url.raw_path
-    return path == ROOT or path.startswith(f"{ROOT}/")
-
-
-def _source(request: web.Request) -> str:
-    """Return the name of the source in a request's path; empty where there is none."""
-    parts = request.rel_url.raw_path.removeprefix(ROOT).split("/", 2)
-    return unquote(parts[1]) if len(parts) > 1 else ""
+    def _source(self, request: web.Request) -> str:
+        """Return the name of the source in a request's path; empty where there is none."""
+        parts = request.rel_url.raw_path.removeprefix(self._root).split("/", 2)
+        return unquote(parts[1]) if len(parts) > 1 else ""
 
 
 def _of_method(method: str) -> Rejected:

@@ -176,9 +176,9 @@ def _topic(request: web.Request) -> str | None:
         raise BadRequest("the request names several topics; post once for each", code="bad_topic")
     if len(named[0]) > MAX_TOPIC:
         raise BadRequest(f"the topic is longer than {MAX_TOPIC} characters", code="bad_topic")
-    raw = f"{request.rel_url.raw_path}?{request.rel_url.raw_query_string}"
     try:
-        unquote_to_bytes(raw).decode()
+        if "%" in request.raw_path:
+            unquote_to_bytes(request.raw_path).decode()
     except UnicodeDecodeError:
         # The URL's reader shows such bytes as others, so two topics would be one.
         raise BadRequest("the URL is not UTF-8 (RFC 3986, percent-encoded)", code="bad_topic") from None

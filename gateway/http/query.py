@@ -1,7 +1,7 @@
 """What a client may say about its stream: format, types, heartbeat, and where to begin."""
 
+import re
 import time
-from datetime import UTC, datetime
 from typing import cast
 
 from multidict import istr
@@ -9,7 +9,7 @@ from multidict import istr
 from gateway.config.catalog import Match
 from gateway.config.units import parse_duration
 from gateway.errors import BadRequest
-from gateway.event import EventId
+from gateway.event import MAX_TIMESTAMP, EventId, parse_time
 from gateway.http.ask import Ask
 from gateway.hub.replay import NOW, Start
 from gateway.hub.subscription import Subscription
@@ -24,6 +24,9 @@ RESUME_NAMES = ("lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event
 
 OWN_NAMES = (*RESUME_NAMES, "format", "types", "last", "since", "heartbeat", "client")
 """Query names that say how a stream is wanted, and nothing about who wants what."""
+
+_UNIX = re.compile(r"[1-9][0-9]{8,13}", re.ASCII)
+_BLANK_ZONE = re.compile(r"(.*[T ][0-9:.,]+) ([0-9]{2}:?[0-9]{2})", re.ASCII | re.IGNORECASE)
 
 MAX_LAST = 100_000
 """Most events that ``last=N`` may ask for."""
@@ -114,7 +117,11 @@ def _last_event_id(ask: Ask) -> str | None:
 
 
 def _since(text: str) -> EventId:
-    """Return the id before everything that ``since=`` (an id, an ISO time, a duration) asks for."""
+    """Return the id before everything that ``since=`` asks for: an id, a time, or a duration ago.
+
+    A whole number is unix seconds up to 11 digits, and milliseconds from 12 on: the other reading would be
+    a time before 1973, or after the year 5138.
+    """
     id = EventId.parse(text)
     if id is not None:
         return id
@@ -123,15 +130,24 @@ def _since(text: str) -> EventId:
     except ValueError:
         pass
     try:
-        moment = datetime.fromisoformat(text)
+        return EventId.before(max(0, _unix_ms(text)))
     except ValueError:
         raise BadRequest(
-            "since= must be an event id, an ISO time (2026-01-31T12:00:00Z) or a duration (15m)",
+            "since= must be an event id, a time (2026-01-31T12:00:00Z, or unix milliseconds as in timestamp)"
+            " or a duration (15m)",
             code="bad_query",
         ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return EventId.before(max(0, round(moment.timestamp() * 1000)))
+
+
+def _unix_ms(text: str) -> int:
+    """Return a time in unix milliseconds. Raises ValueError."""
+    if _UNIX.fullmatch(text):
+        number = int(text) * (1000 if len(text) < 12 else 1)
+        if number >= MAX_TIMESTAMP:
+            raise ValueError(text)
+        return number
+    # A + that was not written as %2B arrives as a blank.
+    return parse_time(_BLANK_ZONE.sub(r"\1+\2", text))
 
 
 def _choice(ask: Ask, name: str, allowed: tuple[str, ...]) -> str | None:

@@ -1,6 +1,7 @@
 """Answers that are not streams: JSON, for errors too, on every route."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from functools import lru_cache
@@ -45,6 +46,9 @@ _ERRORS = {
     417: ("expectation_failed", "only Expect: 100-continue is understood"),
 }
 """What aiohttp and aiohttp-cors raise, in our words."""
+
+
+_READ_BY_PAGES = re.compile(r"/(?:events|tickets|streams/.*)(?:/|$)")
 
 
 class EarlyResponse(web.StreamResponse):
@@ -174,5 +178,5 @@ def close_after(response: web.StreamResponse) -> None:
 async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
     response.headers.update(PLAIN)
-    if request.path.startswith(("/events", "/tickets", "/streams/")):
+    if _READ_BY_PAGES.search(request.path):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

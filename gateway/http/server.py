@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from gateway.background import UNCOUNTED, Background
-from gateway.config.units import Address
-from gateway.http.binding import bind, cannot_listen, limit_unacknowledged
+from gateway.http.binding import Bindable, UnixSocket, bind_all, cannot_listen, limit_unacknowledged
 from gateway.http.certificates import Certificates
 from gateway.http.front import LINGER, Front, Heads
 from gateway.http.greeting import Greeting
@@ -46,7 +45,9 @@ class _Refuse(asyncio.Protocol):
 
 
 class Listener:
-    """One address, or one path of a Unix socket, with one application behind it.
+    """Addresses and Unix sockets with one application behind them: all of them accept, or none.
+
+    TLS is spoken on all but the Unix sockets.
 
     A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
     Once it has, aiohttp's keep-alive deadline and the handlers' own take over. ``headers`` are those of
@@ -58,7 +59,7 @@ class Listener:
     def __init__(
         self,
         app: web.Application,
-        address: Address | str,
+        addresses: Sequence[Bindable],
         *,
         key: str,
         request_seconds: float,
@@ -90,7 +91,7 @@ class Listener:
             "on_refused": on_refused,
         }
         self._on_traffic = on_traffic
-        self._address = address
+        self._addresses = addresses
         self._key = key
         self._request_seconds = request_seconds
         self._write_seconds = write_seconds
@@ -102,8 +103,12 @@ class Listener:
         self._limits = limits
         self._fronts: dict[Front, float] = {}
         self._handlers: dict[web.RequestHandler, float] = {}
-        self._bound: socket.socket | None = None
-        self._server: asyncio.Server | None = None
+        self._bound: list[list[socket.socket]] = []
+        """The sockets of each address."""
+        self._servers: list[tuple[socket.socket, asyncio.Server]] = []
+        """Those that the event loop accepts from; the others are `_greeting`'s."""
+        self.ports: list[int] = []
+        """The port of each address, also where the configuration says 0; 0 for a Unix socket."""
         self._greeting: Greeting | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         # Those that `stop_accepting` took out of the kernel's queue.
@@ -113,48 +118,58 @@ class Listener:
         app.on_response_prepare.append(self._announce_end)
 
     async def bind(self) -> None:
-        """Take the address; connections are still refused. Harmless when repeated.
+        """Take the addresses; connections are still refused. Harmless when repeated.
 
         Raises StartupError with one line that names the key of the configuration.
         """
-        if self._bound is not None:
+        if self._bound:
             return
-        self._bound = bind(
-            self._address, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds
+        self._bound = bind_all(
+            self._addresses, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds
         )
+        self.ports = [
+            0 if some[0].family == socket.AF_UNIX else some[0].getsockname()[1] for some in self._bound
+        ]
         await self._runner.setup()
         assert self._runner.server is not None
         self._options["can_retire"] = await can_retire(self._runner.server)
 
     async def start(self) -> None:
-        """Accept connections on the address, and take it first if `bind` has not.
+        """Accept connections on the addresses, and take them first if `bind` has not.
 
-        After `bind` the port is open when this first yields to the loop: a signal comes before or after it.
+        After `bind` all are open when this first yields to the loop: a signal comes before or after it.
         Raises StartupError like `bind`.
         """
         await self.bind()
-        assert self._bound is not None
-        try:
-            self._bound.listen(BACKLOG)  # here, because uvloop tells nobody when it fails
-        except OSError as error:  # two may be bound to one address until one of them listens
-            raise cannot_listen(self._address, self._key, error) from None
+        for address, some in zip(self._addresses, self._bound, strict=True):
+            for bound in some:
+                try:
+                    bound.listen(BACKLOG)  # here, because uvloop tells nobody when it fails
+                except OSError as error:  # two may be bound to one address until one of them listens
+                    raise cannot_listen(address, self._key, error) from None
         loop = asyncio.get_running_loop()
         self._time = loop.time
         self.heads = Heads()
         if self._subscribe is not None and not self.heads.can_parse():
             self._subscribe = None
         # Not started yet: a server that is cancelled while it starts would listen, and nobody could close it.
-        if isinstance(self._address, str):
-            self._server = await loop.create_unix_server(
-                self._accept, sock=self._bound, backlog=BACKLOG, start_serving=False
-            )
-        elif self._tls is None:
-            self._server = await loop.create_server(
-                self._accept, sock=self._bound, backlog=BACKLOG, start_serving=False
-            )
-        else:
+        shaking = []
+        for bound in self._sockets:
+            if bound.family == socket.AF_UNIX:
+                server = await loop.create_unix_server(
+                    self._accept, sock=bound, backlog=BACKLOG, start_serving=False
+                )
+            elif self._tls is None:
+                server = await loop.create_server(
+                    self._accept, sock=bound, backlog=BACKLOG, start_serving=False
+                )
+            else:
+                shaking.append(bound)
+                continue
+            self._servers.append((bound, server))
+        if self._tls is not None and shaking:
             self._greeting = Greeting(
-                self._bound,
+                shaking,
                 self._tls.context,
                 make=lambda: Front(self, self._subscribe),
                 seconds=lambda: self._request_seconds,
@@ -165,8 +180,8 @@ class Listener:
             self._greeting.start(BACKLOG)
             self._tls.start()
         self._sweep()
-        if self._server is not None:
-            await self._server.start_serving()
+        for _, server in self._servers:
+            await server.start_serving()
 
     def reconfigure(self, request_seconds: float, write_seconds: float | None = None) -> None:
         """Take other deadlines, for connections that come from now on."""
@@ -174,7 +189,8 @@ class Listener:
         self._runner._shutdown_timeout = request_seconds
         if write_seconds is not None:
             for listening in self._sockets:
-                limit_unacknowledged(listening, write_seconds)
+                if listening.family != socket.AF_UNIX and listening.fileno() >= 0:
+                    limit_unacknowledged(listening, write_seconds)
 
     @property
     def requests(self) -> int:
@@ -186,34 +202,35 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port that is listened on, also where the configuration says 0."""
-        port: int = self._sockets[0].getsockname()[1]
-        return port
+        """The port of the first address that has one, also where the configuration says 0."""
+        return next(filter(None, self.ports), 0)
 
     @property
-    def _sockets(self) -> Sequence[Any]:
-        server = self._greeting if self._server is None else self._server
-        return () if server is None else server.sockets
+    def _sockets(self) -> list[socket.socket]:
+        return [bound for some in self._bound for bound in some]
 
     def stop_accepting(self) -> None:
-        """Close the listening socket; connections go on, those in its queue too. Harmless when repeated."""
+        """Close the listening sockets; connections go on, those in a queue too. Harmless when repeated."""
         if self._greeting is not None:
             self._greeting.accept_queued()
             self._greeting.close()
-        elif self._server is not None:
-            if self._server.is_serving():
-                self._accept_queued()
-            self._server.close()
-        elif self._bound is not None:
-            self._bound.close()
+        for bound in self._sockets:
+            if isinstance(bound, UnixSocket):
+                bound.leave()
+        for bound, server in self._servers:
+            if server.is_serving():
+                self._accept_queued(bound)
+            server.close()
+        if not (self._servers or self._greeting):  # it never started
+            for bound in self._sockets:
+                bound.close()
 
-    def _accept_queued(self) -> None:
+    def _accept_queued(self, bound: socket.socket) -> None:
         # Their clients are connected, and have perhaps sent a request: the kernel would reset them.
-        assert self._bound is not None
         loop = asyncio.get_running_loop()
         with suppress(OSError):
             while True:
-                queued, _ = self._bound.accept()
+                queued, _ = bound.accept()
                 queued.setblocking(False)
                 task: asyncio.Task[object] = loop.create_task(
                     loop.connect_accepted_socket(self._accept, queued)

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 
 import msgspec
 import structlog
@@ -13,12 +15,14 @@ from gateway.auth.authenticator import Authenticator
 from gateway.auth.forward import Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.rules import authorize, is_public
+from gateway.config.auth import OWN_QUERY
 from gateway.config.catalog import Catalog, Match
 from gateway.config.template import why_no_name
 from gateway.errors import BadRequest, GatewayError, NotFound, Overload, TooManyRequests, Unavailable
 from gateway.http import query
 from gateway.http.ask import Ask
 from gateway.http.cors import CorsPolicy
+from gateway.http.paths import STREAMS, stream_path
 from gateway.http.responses import Answer, error_answer, head
 from gateway.hub.replay import Opening, Start
 from gateway.limits.addresses import unit
@@ -63,6 +67,12 @@ def _framed_headers(ask: Ask) -> Mapping[str, str]:
     return _HEADERS_TO_PROXIES_CHUNKED if ask.is_proxied else _HEADERS_CHUNKED
 
 
+_WORD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,40}", re.ASCII)
+"""A query name that is one: what is longer or stranger may be a secret in the wrong place."""
+
+MOST_UNKNOWN = 3
+"""Unknown query names of one request that the log may tell."""
+
 MAX_LOGGED = 200
 """Characters of a client's own words that a log line holds."""
 
@@ -91,8 +101,19 @@ class Subscribe:
     limits: Limits
     metrics: Metrics
     channels_per_stream: int
+    base_path: str = ""
+    """In front of the paths of streams."""
     seldom: Seldom = field(default_factory=Seldom)
     refusals: Refusals = field(default_factory=Refusals)
+    unknown_names: Seldom = field(default_factory=Seldom)
+    path: re.Pattern[str] = field(init=False)
+    """What the path of a stream matches."""
+    start: bytes = field(init=False)
+    """How a request for a stream usually begins."""
+
+    def __post_init__(self) -> None:
+        self.path = stream_path(self.base_path)
+        self.start = f"GET {self.base_path}{STREAMS}".encode()
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Open the stream of a request that aiohttp routed here."""
@@ -120,6 +141,8 @@ class Subscribe:
         """Decide about a request as far as that needs no waiting. Raises GatewayError."""
         # Whoever asks too often is told first: no refusal may cost more than letting somebody in.
         caller = self.hurry(ask)
+        if ask.query and (unknown := ask.unknown):
+            self._note_unknown(unknown)
         # CORS before auth, so that a page always learns why.
         self.cors.check(ask)
         matches = self._matches(ask)
@@ -170,6 +193,8 @@ class Subscribe:
         if start.last is not None and wanted.caller.address is not None:
             start = replace(start, address=unit(wanted.caller.address))
         hold = self.limits.hold(wanted.caller, grant, query.client(ask))
+        if hold.client is not None and start.after is None and not start.resumes:
+            start = replace(start, is_return=self.limits.was_served(hold))
         try:
             place = self.streams.reserve(subscription, hold, heartbeat=heartbeat)
         except BaseException:
@@ -244,6 +269,20 @@ class Subscribe:
                 client=address,
                 times=count,
             )
+
+    def _note_unknown(self, names: list[str]) -> None:
+        """Log each query name that nothing here reads once a minute: its client hopes for something."""
+        told = [name for name in names if _WORD.fullmatch(name) and not self.authenticator.reads_query(name)]
+        for name in told[:MOST_UNKNOWN]:
+            count = self.unknown_names.tell(name)
+            if count is not None:
+                log.warning(
+                    "query_name_unknown",
+                    name=name,
+                    meant=next(iter(get_close_matches(name.lower(), OWN_QUERY, 1, 0.75)), None),
+                    times=count,
+                    note="the gateway ignores it; docs/http.md lists the names that it knows",
+                )
 
     def _begun(self, ask: Ask, place: Place, stream: Connection, opening: Opening, sent: int) -> None:
         stream.origin = self.cors.page(ask)

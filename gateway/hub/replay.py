@@ -38,6 +38,9 @@ log = structlog.get_logger("gateway.hub")
 PAGE = 128
 """Events per page."""
 
+NO_POINT = "no_resume_point"
+"""The gap of a client that comes back and does not say what it has."""
+
 LARGE = 60 * 1024
 """Bytes of a payload that, in its envelope, some clients' buffers (64 KiB) do not hold."""
 
@@ -83,6 +86,8 @@ class Start:
     after: EventId | None = None
     last: int | None = None
     resumes: bool = False
+    is_return: bool = False
+    """Whether its client was served moments ago and gave no resume point: what came since is missing."""
     address: str | None = None
     """Whose request it is, where the log must be asked for the last events: addresses take turns."""
 
@@ -122,7 +127,9 @@ class Replay:
         if start.last is not None or (after is not None and after > head):
             return None
         if after is None:
-            return self._unknown(subscription, head) if start.resumes else self._live(head)
+            if start.resumes:
+                return self._unknown(subscription, head)
+            return self._only_gaps(subscription, head, NO_POINT) if start.is_return else self._live(head)
         if self._hub.covers(subscription, after):
             unseen = self._unseen(subscription, after, head)
             return self._opening(subscription, after, head, View((), head, unseen, {}), after)
@@ -141,6 +148,9 @@ class Replay:
             cursor = head if found is None else min(found, head)
             # Nothing was promised about what lies further back, so what is gone there is not told.
             view = await self._view(subscription, cursor, head)
+            if start.is_return:
+                gaps = self._gaps(dict.fromkeys(subscription.channels, cursor), {}, NO_POINT, None, cursor)
+                return Opening(head, cursor, "gap", None, gaps, view.floors)
             return Opening(head, cursor, "none", cursor, told=view.floors)
         after = start.after
         assert after is not None, "a start without an id is decided at once"
@@ -160,8 +170,11 @@ class Replay:
 
     def _unknown(self, subscription: Subscription, head: EventId) -> Opening:
         # Nobody knows what the client has. It keeps its id until the last gap is through.
+        return self._only_gaps(subscription, head, "unknown_id")
+
+    def _only_gaps(self, subscription: Subscription, head: EventId, reason: str) -> Opening:
         told = dict.fromkeys(subscription.channels, head)
-        return Opening(head, head, "gap", None, self._gaps(told, {}, "unknown_id", None, head), told)
+        return Opening(head, head, "gap", None, self._gaps(told, {}, reason, None, head), told)
 
     def _opening(
         self, subscription: Subscription, after: EventId, head: EventId, view: View, cursor: EventId

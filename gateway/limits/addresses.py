@@ -7,6 +7,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 REMEMBERED = 10_000
 """Addresses whose reading is remembered."""
 
+LOCAL = "127.0.0.1"
+
 IPV6_PREFIX = 64
 """Bits of an IPv6 address that are one subscriber (RFC 6177): who has one has 2**64."""
 
@@ -30,7 +32,8 @@ class Proxies:
 
         What stands further left was written by the client itself, or by somebody whom nobody knows.
         """
-        if peer is None or forwarded is None or not self.trusts(peer):
+        # What connects to a Unix socket is on this machine, as what comes from 127.0.0.1 is.
+        if forwarded is None or not self.trusts(LOCAL if peer is None else peer):
             return peer
         found = peer
         for hop in reversed(forwarded.split(",")):

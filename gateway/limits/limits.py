@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import time
 from asyncio import BaseTransport
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -11,12 +12,19 @@ import msgspec
 from gateway.auth.grant import NOBODY, Grant
 from gateway.background import UNCOUNTED, Background
 from gateway.broker.board import Board
+from gateway.clock import unix_ms
 from gateway.config import model
 from gateway.limits.addresses import Proxies, unit
 from gateway.limits.hold import FREE, AddressHold, Hold, Order
 from gateway.limits.peers import AddressFull, Peer, Peers
 from gateway.limits.users import Users, user_name
 from gateway.metrics import Metrics
+
+SERVED = 20_000
+"""Clients that said who they are, and had a stream lately, that are remembered."""
+
+SERVED_SECONDS = 300.0
+"""How long after its last stream a client is known to have been served."""
 
 ANNOUNCED = 20_000
 """Clients whose newest stream is remembered, for those that are about to open."""
@@ -47,7 +55,11 @@ class Limits:
         board: Board,
         metrics: Metrics,
         background: Background = UNCOUNTED,
+        *,
+        stream_seconds: float = 3600.0,
     ) -> None:
+        """Make them. ``stream_seconds`` is the maximum age of a stream."""
+        self._stream_seconds = stream_seconds
         self._metrics = metrics
         self.proxies = Proxies(server.trusted_proxies)
         self.peers = Peers(
@@ -56,12 +68,14 @@ class Limits:
         self.users = Users(board, limits.connections_per_user, background)
         self.clients: dict[str, Hold] = {}
         """The stream of each client that said who it is."""
+        self._served: OrderedDict[str, float] = OrderedDict()  # when its last stream here ended
         self._latest: OrderedDict[str, Order] = OrderedDict()
         self.announce: Callable[[str, str], Awaitable[Order | None]] = _alone
         """Tells all nodes of a client's new stream, and returns its place; None where that cannot be told."""
 
-    def reconfigure(self, server: model.Server, limits: model.Limits) -> None:
+    def reconfigure(self, server: model.Server, limits: model.Limits, stream_seconds: float) -> None:
         """Take other bounds, for streams that open from now on. Needs a running loop."""
+        self._stream_seconds = stream_seconds
         self.proxies.reconfigure(server.trusted_proxies)
         self.peers.reconfigure(limits.connections_per_address, limits.connect_rate_per_address)
         self.users.limit = limits.connections_per_user
@@ -108,6 +122,22 @@ class Limits:
                 raise
         return hold
 
+    def was_served(self, hold: Hold) -> bool:
+        """Tell whether the client of a stream that is about to begin had one moments ago, on any node.
+
+        Another node's stream is known since it was announced, and not when it ended: its start counts.
+        """
+        client = hold.client
+        if client is None:
+            return False
+        if client in self.clients:
+            return True
+        ended = self._served.get(client)
+        if ended is not None and time.monotonic() - ended < SERVED_SECONDS:
+            return True
+        latest = self._latest.get(client)
+        return latest is not None and unix_ms() - latest[0] < 1000 * (self._stream_seconds + SERVED_SECONDS)
+
     def replace(self, hold: Hold) -> None:
         """Let the newest of a client's streams live, of which one begins here."""
         assert hold.client is not None
@@ -136,6 +166,11 @@ class Limits:
         self.peers.leave(hold.peer)
         if hold.user is not None:
             self.users.leave(hold.user, hold.member)
+        if hold.client is not None and hold.stream is not None:
+            self._served[hold.client] = time.monotonic()
+            self._served.move_to_end(hold.client)
+            if len(self._served) > SERVED:
+                self._served.popitem(last=False)
         if hold.client is not None and self.clients.get(hold.client) is hold:
             del self.clients[hold.client]
 

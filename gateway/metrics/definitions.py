@@ -182,9 +182,10 @@ EVENTS = (
         "gaps_total",
         "Gaps told, by reason",
         "`source_interrupted`: an upstream lost records, one for each channel. To single streams: `expired`: "
-        "away for longer than the history reaches; `unknown_id`: their id is not this log's; `slow_client`.",
+        "away for longer than the history reaches; `unknown_id`: their id is not this log's; "
+        "`no_resume_point`: a named client came back without one; `slow_client`.",
         by=("reason",),
-        values=("source_interrupted", "expired", "unknown_id", "slow_client"),
+        values=("source_interrupted", "expired", "unknown_id", "no_resume_point", "slow_client"),
     ),
     _gauge(
         "channel_stale",

@@ -87,9 +87,12 @@ def token_of(options: argparse.Namespace) -> str | None:
 
 def local_url(config: Config) -> str:
     """Return the public port's URL on this machine. Raises StartupError."""
-    if config.server.listen.port == 0:
+    port = config.server.listen.port
+    if config.server.listen.tcp is None:
+        raise StartupError(f"server.listen has Unix sockets only ({config.server.listen}): say --url")
+    if port == 0:
         raise StartupError("server.listen has port 0, which is another one at each start: say --url")
-    return config.server.public_url(config.server.listen.port)
+    return config.server.public_url(port)
 
 
 def warn(text: str) -> None:

@@ -28,7 +28,7 @@ from gateway.console.feed import Feed
 from gateway.console.page import Page
 from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.http.admin import HEADERS, Admin, More
-from gateway.http.binding import reserve_port
+from gateway.http.binding import Reserved, reserve
 from gateway.http.guard import Guard
 from gateway.http.server import Listener
 from gateway.metrics import Family, Metrics
@@ -72,7 +72,7 @@ class Parent:
         self.config = config
         self.metrics = metrics
         self.background = background = Background(metrics.background_failed)
-        self.port = 0
+        self._reserved = Reserved((), ())
         self.on_listening: Callable[[], None] | None = None
         self.reloads = None if file is None else Reload(file, self)
         self._refusals = Refusals()
@@ -91,7 +91,7 @@ class Parent:
             more.append(Relay(self._sockets, idle_seconds=2 * config.timeouts.heartbeat))
         self.admin = Listener(
             Admin(self, self._guard, more).app(),
-            config.server.admin,
+            [config.server.admin],
             key="server.admin",
             request_seconds=config.timeouts.request,
             headers=HEADERS,
@@ -110,6 +110,11 @@ class Parent:
             metrics.bind(name, lambda: 0)
         metrics.bind("draining", self.shutdown.asked.is_set)
 
+    @property
+    def port(self) -> int:
+        """The port of the first address that has one, also where the configuration says 0."""
+        return next(filter(None, self._reserved.ports), 0)
+
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, and return the exit status. Raises StartupError."""
         loop = asyncio.get_running_loop()
@@ -119,7 +124,7 @@ class Parent:
             self.reloads.listen()
         with (
             tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
-            reserve_port(self.config.server.listen, "server.listen") as self.port,
+            reserve(self.config.server.listen, "server.listen") as self._reserved,
         ):
             looking = [
                 self.background.start("worker_look", self._look),
@@ -152,14 +157,15 @@ class Parent:
             "workers_listening",
             version=__version__,
             workers=self._count,
-            public=self.config.server.public_url(self.port),
+            public=self.config.server.public_urls(self._reserved.ports),
             admin=self.config.server.admin_url(self.admin.port),
         )
         if self.on_listening is not None:
             self.on_listening()
         if self.reloads is not None:
             self.reloads.start()
-        self.systemd.ready(f"{self._count} workers serve on {self.config.server.public_url(self.port)}")
+        urls = self.config.server.public_urls(self._reserved.ports)
+        self.systemd.ready(f"{self._count} workers serve on {urls}")
         self.systemd.watch(self._is_answered)
         tasks = [
             *(
@@ -218,7 +224,7 @@ class Parent:
         """Start a worker and wait until it listens; False if it could not, or should not any more."""
         if self.shutdown.asked.is_set():
             return False
-        worker = self._workers[number] = Worker(number, self.config, self.port, folder)
+        worker = self._workers[number] = Worker(number, self.config, self._reserved, folder)
         await worker.start()
         if worker.config is not self.config:
             worker.kill()  # a reload came while there was nothing to kill yet; it is started again
@@ -276,6 +282,7 @@ class Parent:
 
     async def _stop(self) -> None:
         """Let the workers drain; kill those that take too long."""
+        self._reserved.release()
         for worker in self._workers.values():
             if not worker.is_ending:
                 worker.end()

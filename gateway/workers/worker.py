@@ -14,6 +14,7 @@ import msgspec
 
 import gateway
 from gateway.config.model import Config
+from gateway.http.binding import Reserved
 from gateway.metrics import Family
 from gateway.node import Shared
 from gateway.workers.child import DRAIN, DRAIN_AT_ONCE, END, LENGTH, LISTENING, Answer, Orders
@@ -48,8 +49,8 @@ def _sized(data: bytes) -> bytes:
 class Worker:
     """One run of a worker process; a worker that is started again is another object."""
 
-    def __init__(self, number: int, config: Config, port: int, folder: Path) -> None:
-        """Prepare worker ``number``, which shares the public ``port``; ``folder`` takes its socket."""
+    def __init__(self, number: int, config: Config, reserved: Reserved, folder: Path) -> None:
+        """Prepare worker ``number``, which shares the ``reserved`` addresses; ``folder`` takes its socket."""
         self.number = number
         self.config = config
         """By what it serves."""
@@ -61,7 +62,8 @@ class Worker:
         """What it last told of its metrics."""
         self.is_listening = False
         self.is_ending = False
-        self._orders = Orders(number, config, Shared(port, str(self.path)))
+        self._orders = Orders(number, config, Shared(reserved.addresses, str(self.path)))
+        self._numbers = reserved.numbers
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._reloads = 0
@@ -85,6 +87,7 @@ class Worker:
             *(sys.executable, "-P", "-c", _RUN, str(Path(gateway.__file__).parents[1])),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            pass_fds=self._numbers,
         )
         self._tell(_sized(pickle.dumps(self._orders)))
         self._session = aiohttp.ClientSession(

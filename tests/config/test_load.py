@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gateway.config.faults import ConfigError
 from gateway.config.load import load, loads
 from gateway.config.model import ClaimsAccess
+from gateway.config.references import files_of
 from gateway.errors import StartupError
 
 GOOD = """
@@ -409,3 +410,13 @@ def test_extremes_are_mistakes_and_not_tracebacks(more: str, message: str) -> No
 def test_an_admin_port_that_strangers_cannot_use(server: str) -> None:
     """Loopback, a token, or the word of who knows the network."""
     loads(GOOD + f"server: {{{server}}}")
+
+
+def test_an_origin_of_a_file_is_no_reference() -> None:
+    """cors.origins: ["file://"] was read as a folder's name, and the message was about that."""
+    text = 'cors: {origins: ["file://"]}\nsources: {}\nchannels: {}\n'
+    with pytest.raises(ConfigError) as caught:
+        loads(text, environ={})
+    assert "opened from a file sends the origin 'null'" in str(caught.value)
+    assert "cannot read" not in str(caught.value)
+    assert files_of(text, Path("/")) == []

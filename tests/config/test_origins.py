@@ -53,6 +53,8 @@ def test_the_table(rule: str, origin: str, allowed: bool) -> None:
         ("https://app.example.com/x", "no path; write 'https://app.example.com'"),
         ("https://u:p@app.example.com", "no user"),
         ("null", "sandboxed"),
+        ("file://", "opened from a file sends the origin 'null'"),
+        ("file:///home/a/page.html", "opened from a file"),
         ("https://*", "not a host|wildcard"),
         ("https://*.com", "everybody"),
         ("https://a*.example.com", "whole first label"),

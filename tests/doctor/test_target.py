@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from gateway.doctor.finding import bad
+from gateway.doctor.answer import query_verdict
+from gateway.doctor.finding import Level, bad
 from gateway.doctor.report import Report
 from gateway.doctor.target import Target
 from gateway.urls import shown
@@ -76,3 +77,12 @@ def test_the_report_as_json() -> None:
     told = json.loads(out.getvalue())
     assert told["counts"] == {"ok": 0, "warn": 0, "bad": 0, "skip": 0}
     assert told["url"] == shown(URL)
+
+
+def test_names_that_the_gateway_does_not_know() -> None:
+    """?chanel=a is a stream of nothing; lastEventID is another case, and a token's name is not known here."""
+    target = Target.parse("https://h/events?chanel=a&lastEventID=1-0&CHANNEL=b&access_token=x&bare&_=1")
+    assert target.unknown_names == ["chanel", "_"]
+    finding = query_verdict("chanel")
+    assert (finding.level, finding.check, finding.mend) == (Level.WARN, "query", "did you mean channel=?")
+    assert "x" * 41 not in query_verdict("x" * 41).found

@@ -26,6 +26,12 @@ ANSWERED_BY_ADMIN = b"\r\nContent-Type: text/plain"
 RECORDS = "/hooks/hooks/v3/clusters/c/topics/orders/records"
 RECORD = '{"value": {"type": "JSON", "data": 1}}'
 
+
+def _slashed(request: str) -> str:
+    path = request.split(" ")[1]
+    return request.replace(path, f"{path.partition('?')[0]}/{''.join(path.partition('?')[1:])}", 1)
+
+
 REQUESTS = {
     "a stream": f"GET /events/orders{HOST}{PROXY}",
     "a stream by way of aiohttp": f"GET /events/orders{HOST}{PROXY}Content-Length: 0\r\n",
@@ -101,6 +107,20 @@ REQUESTS = {
     "a URL that is too long": f"GET /events/{'x' * 9000}{HOST}",
     "a length that is none": f"POST /hooks/hooks{HOST}Content-Length: x\r\n",
     "no host": "GET /events/orders HTTP/1.1\r\n",
+}
+REQUESTS |= {
+    f"{name}, with a slash too many": _slashed(REQUESTS[name])
+    for name in (
+        *("a stream", "HEAD of a stream", "a preflight"),
+        *("a stream without a channel", "HEAD without a channel", "a preflight without a channel"),
+        *("a ticket", "a preflight for a ticket", "an answer to a heartbeat", "a preflight for an answer"),
+        *(
+            "the client",
+            "HEAD of the client",
+            "the client by its version",
+            "HEAD of the client by its version",
+        ),
+    )
 }
 """Up to the empty line, or with it and a body."""
 

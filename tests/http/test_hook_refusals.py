@@ -152,3 +152,17 @@ async def test_a_log_that_is_away_is_counted(gateway: Gateway) -> None:
     status, _ = await answer_to(gateway, posted("/hooks/hooks?topic=orders"))
     assert status == 503
     assert await gateway.metric('webhook_unavailable_total{reason="unavailable",source="hooks"}') == 1
+
+
+async def test_refusals_below_a_base_path_are_counted() -> None:
+    """Behind a proxy that cannot strip a path, webhooks are below it too."""
+    async with gateway_running({"server": {"base_path": "/sse"}}) as gateway:
+        for request, status in (
+            (posted("/sse/hooks/hoks"), 404),
+            (asked("GET", "/sse/hooks/hooks"), 405),
+            ("POST /sse/hooks/hooks HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+            (posted("/hooks/hooks"), 404),
+        ):
+            assert (await answer_to(gateway, request))[0] == status
+        shown = (await gateway.admin("/status"))[1]["refusals"]
+        assert {refusal["code"] for refusal in shown} == {"unknown_source", "method_not_allowed", "bad_http"}

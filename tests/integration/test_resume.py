@@ -235,6 +235,16 @@ async def test_last_and_since_choose_where_a_stream_begins(gateway: Gateway) -> 
         ("since=1m", ids),
         ("since=2020-01-01T00:00:00Z", ids),
         ("since=2020-01-01", ids),
+        ("since=2020-01-01t00:00:00z", ids),
+        ("since=2020-01-01T00:00:00+02:00", ids),
+        ("since=2020-01-01T00:00:00.5+0200", ids),
+        ("since=2020-01-01+00:00", ids),
+        ("since=1577836800", ids),
+        ("since=1577836800000", ids),
+        (
+            f"since={ids[3].partition('-')[0]}",
+            [id for id in ids if int(id.partition("-")[0]) >= int(ids[3].partition("-")[0])],
+        ),
     ):
         stream = await gateway.subscribe(f"/events?channel=orders,stock&{query}")
         got: list[str] = []

@@ -30,7 +30,7 @@ TRUSTED = Proxies([ip_network("10.0.0.0/8"), ip_network("2001:db8:1::/48"), ip_n
         ("::ffff:10.0.0.1", "192.0.2.7", "192.0.2.7"),
         ("2001:db8:1::1", "2001:db8:2::1", "2001:db8:2::1"),
         ("fe80::1%eth0", "192.0.2.7", "fe80::1%eth0"),
-        (None, "192.0.2.7", None),
+        (None, "192.0.2.7", "192.0.2.7"),
     ],
 )
 def test_the_client_behind_proxies(peer: str | None, forwarded: str | None, client: str | None) -> None:

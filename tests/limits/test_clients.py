@@ -1,6 +1,7 @@
 """``client=``: a stream that its client has lost makes room for the new one."""
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,14 @@ from typing import Any
 import jwt
 import pytest
 
+from gateway.auth.grant import NOBODY
 from gateway.auth.revocations import Revocation
-from tests.support.eventsource import Stream
-from tests.support.gateway import Gateway, eventually, gateway_running
+from gateway.broker.memory import MemoryBroker
+from gateway.config.load import loads
+from gateway.limits.limits import UNKNOWN, Limits
+from gateway.metrics import Metrics
+from tests.support.eventsource import Message, Stream
+from tests.support.gateway import BASE, Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
 
 SECRET = "s" * 32
@@ -26,8 +32,15 @@ def bearer(subject: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}", "X-Forwarded-For": "192.0.2.1"}
 
 
+async def after_gaps(stream: Stream) -> Message:
+    """Return the next message that is no gap: a client that comes back without an id has one first."""
+    while (message := await stream.next()).type == "stream.gap":
+        assert message.json["reason"] == "no_resume_point"
+    return message
+
+
 async def closing(stream: Stream) -> dict[str, Any]:
-    message = await stream.next()
+    message = await after_gaps(stream)
     assert message.type == "stream.close"
     return dict(message.json)
 
@@ -136,7 +149,7 @@ async def test_of_three_the_newest_lives(redis: RedisServer) -> None:
                 assert (await closing(stream))["reason"] == "replaced"
             await eventually(lambda: len(one.daemon.streams.open) == 1 and not two.daemon.streams.open)
             await one.post("orders", "1")
-            assert (await newest.next()).type == "message"
+            assert (await after_gaps(newest)).type == "message"
             newest.close()
             await eventually(lambda: not one.daemon.streams.open)
 
@@ -193,3 +206,86 @@ async def test_names_are_each_addresss_own_where_addresses_have_no_limit() -> No
         await gateway.subscribe("/events/orders?client=t", {"X-Forwarded-For": "203.0.113.9"})
         await gateway.post("orders", "1")
         assert (await stream.next()).type == "message"
+
+
+async def gap_of(stream: Stream) -> dict[str, Any]:
+    message = await stream.next()
+    assert message.type == "stream.gap"
+    return dict(message.json)
+
+
+async def test_a_client_that_lost_its_id_is_told_a_gap(gateway: Gateway) -> None:
+    """A service worker drops Last-Event-ID: without the gap, its page never learns what it missed."""
+    first = await gateway.open("/events?channel=orders,stock&client=tab")
+    opened = await first.next()
+    assert opened.json["resume"] == "none"
+    await gateway.post("orders", "1")
+    assert (await first.next()).type == "message", "a first stream has no gap"
+    first.close()
+    await eventually(lambda: not gateway.daemon.streams.open)
+    (missed,) = await gateway.post("orders", "2")
+    again = await gateway.open("/events?channel=orders,stock&client=tab")
+    opened = await again.next()
+    assert opened.json["resume"] == "gap"
+    for channel in ("orders", "stock"):
+        gap = await gap_of(again)
+        assert (gap["channel"], gap["reason"]) == (channel, "no_resume_point")
+    assert again.parser.last_id == missed
+    await gateway.post("orders", "3")
+    assert (await again.next()).json["payload"] == 3
+    assert await gateway.metric('gaps_total{reason="no_resume_point"}') == 2
+
+
+@pytest.mark.parametrize("more", ["", "&lastEventId=1-0", "&since=1m"])
+async def test_a_client_that_says_where_it_was_is_told_none(gateway: Gateway, more: str) -> None:
+    """A gap that is none makes pages fetch what they have; another client's stream is none of its own."""
+    (await gateway.subscribe("/events/orders?client=tab")).close()
+    await eventually(lambda: not gateway.daemon.streams.open)
+    client = "tab" if more else "other"
+    stream = await gateway.subscribe(f"/events/orders?client={client}{more}")
+    await gateway.post("orders", "1")
+    while (message := await stream.next()).type == "stream.gap":
+        assert message.json["reason"] != "no_resume_point"
+    assert message.type == "message"
+
+
+async def test_the_last_events_come_after_the_gap(gateway: Gateway) -> None:
+    """last=N gives some of what was missed, and the gap says that it may not be all."""
+    await gateway.post("orders", "1")
+    (await gateway.subscribe("/events/orders?client=tab")).close()
+    await eventually(lambda: not gateway.daemon.streams.open)
+    stream = await gateway.subscribe("/events/orders?client=tab&last=1")
+    assert (await gap_of(stream))["reason"] == "no_resume_point"
+    assert (await stream.next()).json["payload"] == 1
+
+
+async def test_a_client_that_comes_back_to_another_node_is_told(tmp_path: Path) -> None:
+    """A balancer sends the reconnect elsewhere, and that node has never seen the client."""
+    config = {"broker": {"url": f"sqlite:///{tmp_path}/log.db"}}
+    async with gateway_running(config) as one, gateway_running(config) as two:
+        first = await one.subscribe("/events/orders?client=tab")
+        await eventually(lambda: two.daemon.limits._latest)
+        first.close()
+        stream = await two.subscribe("/events/orders?client=tab")
+        assert (await gap_of(stream))["reason"] == "no_resume_point"
+
+
+def test_clients_that_are_gone_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new client= with every stream, for ever, must not fill the memory."""
+    monkeypatch.setattr("gateway.limits.limits.SERVED", 10)
+    config = loads(json.dumps(BASE))
+    limits = Limits(config.server, config.limits, MemoryBroker(history_bytes=1).board, Metrics())
+    for number in range(100):
+        hold = limits.hold(UNKNOWN, NOBODY, f"tab-{number}")
+        hold.begins(_Ended())
+        hold.release()
+    assert len(limits._served) == 10
+    assert limits.was_served(limits.hold(UNKNOWN, NOBODY, "tab-99"))
+    assert not limits.was_served(limits.hold(UNKNOWN, NOBODY, "tab-1"))
+
+
+class _Ended:
+    id = "0" * 24
+
+    def give_way(self) -> None:
+        """End, as it did."""

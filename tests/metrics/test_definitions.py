@@ -83,7 +83,7 @@ def test_what_ends_and_refuses_streams_is_in_the_table() -> None:
     [
         (
             "gaps_total",
-            r'_gaps\([^\n]*"(\w+)"|reason = "(\w+)" if|else "(slow_client)"|INTERRUPTED = "(\w+)"',
+            r'_gaps\([^\n]*"(\w+)"|reason = "(\w+)" if|else "(slow_client)"|(?:INTERRUPTED|NO_POINT) = "(\w+)"',
         ),
         ("jwks_fetches_total", r'jwks_fetches\.labels\("(\w+)"\)'),
         ("forward_auth_total", r'forward_requests\.labels\("(\w+)"\)'),
