@@ -12,8 +12,8 @@
 --
 -- Keys: h:<channel> stream of events, each with the id before it in its channel (prev);
 --       l:<channel> "<last id> <age>", which outlives the stream and so tells what a lost one held;
---       keys, keys:old two generations (of KEYS_KEPT) of deduplication keys, each with "<id>" or
---       "<id> <fingerprint>"; cursors; tokens (of leases).
+--       keys, keys:old two generations (of KEYS_KEPT) of deduplication keys, a fingerprint in a field of
+--       its own; cursors; tokens (of leases).
 local log, base = KEYS[1], ARGV[1]
 local now, publish = tonumber(ARGV[2]), ARGV[4]
 local AHEAD = 60000           -- milliseconds that a node's clock may be ahead of this server's
@@ -88,17 +88,23 @@ local function store(name, id, payload, draft, channel)
   channel.prev, channel.age = id, draft[7]
 end
 
-local function seen(name, key)
-  local field = name .. '\0' .. key
-  local found = redis.call('HGET', base .. 'keys', field) or redis.call('HGET', base .. 'keys:old', field)
-  if found then return string.match(found, '^(%S+) ?(.*)$') end
+local function seen(field)
+  return redis.call('HGET', base .. 'keys', field) or redis.call('HGET', base .. 'keys:old', field)
+end
+
+local function field_of(name, key)
+  return name .. '\0' .. key
+end
+
+local function fingerprint_of(field)
+  return field .. '\0'
 end
 
 local function is_other(draft)
   local key, fingerprint = draft[5], draft[8]
   if not (key and fingerprint) then return false end
-  local _, first = seen(draft[1], key)
-  return first and first ~= '' and first ~= fingerprint
+  local first = seen(fingerprint_of(field_of(draft[1], key)))
+  return first and first ~= fingerprint
 end
 
 local function append(draft)
@@ -106,7 +112,7 @@ local function append(draft)
   local payload = string.sub(ARGV[6], position, position + draft[2] - 1)
   position = position + draft[2]
   if key then
-    local first = seen(name, key)
+    local first = seen(field_of(name, key))
     if first then return first, 1 end
   end
   if now > ms then ms, seq = now, 0 else seq = seq + 1 end
@@ -114,7 +120,9 @@ local function append(draft)
   local is_kept = draft[6] > 0
   if is_kept then store(name, id, payload, draft, channel_of(name)) end
   if key then
-    redis.call('HSET', base .. 'keys', name .. '\0' .. key, draft[8] and id .. ' ' .. draft[8] or id)
+    local field = field_of(name, key)
+    redis.call('HSET', base .. 'keys', field, id)
+    if draft[8] then redis.call('HSET', base .. 'keys', fingerprint_of(field), draft[8]) end
     keys_added = true
   end
   rows[#rows + 1] = {id, name, draft[3], draft[4] or cjson.null, is_kept, draft[2]}
