@@ -1,7 +1,7 @@
 """TLS on the public port: connections are accepted here, and shake hands within bounds.
 
-Event loops accept by themselves and say nothing of a connection before its handshake is over, so whoever
-never ends one would hold memory and a place that nobody counts. Here the address is known first.
+asyncio and uvloop report a connection only after its handshake. A client that never completes one would hold
+memory that no limit counts. Here the address is known before the handshake begins.
 
 How it works. At most `MOST` handshakes are in progress; further connections wait, unread, and addresses take
 turns. A connection whose address has less than another one's share does not wait: it takes the place of the

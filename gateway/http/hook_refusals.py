@@ -87,8 +87,11 @@ class HookRefusals:
 
     def note_request(self, request: web.Request, error: GatewayError) -> None:
         """Take note of the refusal of a request."""
-        client = self._proxies.client(caller_of(request).address, forwarded(request.headers))
-        self.note(self._source(request), error, client=client, method=request.method)
+        self.note(self._source(request), error, client=self.client(request), method=request.method)
+
+    def client(self, request: web.Request) -> str | None:
+        """Return the address of a request's sender, also behind trusted proxies."""
+        return self._proxies.client(caller_of(request).address, forwarded(request.headers))
 
     def note_unread(self, first: bytes, error: GatewayError, caller: Caller) -> None:
         """Take note of the refusal of what begins so, if it is a webhook that could not be read."""

@@ -8,7 +8,6 @@ import msgspec
 from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest, ExpectationFailed, GatewayError, NotFound
-from gateway.http.ask import caller_of, forwarded
 from gateway.http.bodies import Bodies
 from gateway.http.hook_refusals import METHODS, HookRefusals
 from gateway.http.receipts import Receipts
@@ -115,12 +114,9 @@ class Hooks:
             raise NotFound("there is no webhook source of this name", code="unknown_source")
         return self.sources[name]
 
-    def _client(self, request: web.Request) -> str | None:
-        return self.proxies.client(caller_of(request).address, forwarded(request.headers))
-
     def _whose(self, request: web.Request) -> str | None:
         """Return the address that a body counts for; a proxy's own counts for nobody."""
-        client = self._client(request)
+        client = self.refusals.client(request)
         return None if client is None or self.proxies.trusts(client) else unit(client)
 
     def _refusal(self, request: web.Request, path: Path, error: GatewayError) -> web.Response:

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from gateway.config.expression import pointed
 from gateway.config.verify import Hmac, Verify, standard_key
 from gateway.errors import Unauthorized, Unavailable
+from gateway.event import bytes_of
 from gateway.webhooks.client_certificate import Certificate, expires, names
 from gateway.webhooks.post import Reply
 
@@ -177,7 +178,7 @@ class Standard(Verifier):
         if not (id and timestamp and signatures):
             raise _missing("the headers webhook-id, webhook-timestamp and webhook-signature")
         _check_time(timestamp, now, self._tolerance)
-        content = _bytes(f"{id}.{timestamp}.") + body
+        content = bytes_of(f"{id}.{timestamp}.") + body
         known = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
         given = [part.removeprefix("v1,") for part in signatures.split() if part.startswith("v1,")]
         _check_signature(map(_from_base64, given[:MAX_SIGNATURES]), known)
@@ -215,7 +216,7 @@ class Stripe(Verifier):
         if not (timestamp and given):
             raise _missing("the header Stripe-Signature with t and v1")
         _check_time(timestamp, now, self._tolerance)
-        content = _bytes(timestamp + ".") + body
+        content = bytes_of(timestamp + ".") + body
         known = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
         _check_signature(map(_from_hex, given[:MAX_SIGNATURES]), known)
         # The header may be reordered, the body and the time may not.
@@ -377,11 +378,7 @@ def _no_certificate(message: str, *, code: str) -> Unauthorized:
 
 
 def _filled(text: str, values: Mapping[str, str]) -> bytes:
-    return _bytes(_PLACE.sub(lambda match: values[match[1]], text))
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")  # header bytes as they came
+    return bytes_of(_PLACE.sub(lambda match: values[match[1]], text))
 
 
 def _digest(text: str) -> bytes:
