@@ -205,7 +205,7 @@ class Daemon(Node):
         if self.acks.is_on:
             self.nonces.share()
             await self.nonces.settled()
-        # 4. Upstreams, and whoever vouches for clients.
+        # 4. Upstreams, and the issuers' keys.
         await self.upstreams.start(FIRST_TRY_SECONDS)
         await self.authenticator.start()
         self._looking = self.background.start("freshness", self.freshness.run)

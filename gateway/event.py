@@ -135,7 +135,7 @@ class Draft(msgspec.Struct, frozen=True):
     key: str | None = None
     """Deduplication key: the broker appends one draft per key and channel."""
     fingerprint: str | None = None
-    """Of what was sent under the key, where another content is a conflict and not a repetition."""
+    """Fingerprint of the request: the same key with another fingerprint is a conflict, not a duplicate."""
 
 
 GONE = ""

@@ -75,7 +75,7 @@ def _check_claims(match: Match, rules: Mapping[str, str], claims: Claims) -> Non
 
 
 def _why(claim: Any) -> str:
-    """Return what is wrong with a claim. Its value may be nobody else's business: who asks has the token."""
+    """Return what is wrong with a claim, without its value, which may be personal data."""
     if isinstance(claim, str) or (isinstance(claim, int) and not isinstance(claim, bool)):
         return "does not"
     if isinstance(claim, list) and claim:

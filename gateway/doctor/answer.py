@@ -159,7 +159,5 @@ def query_verdict(name: str) -> Finding:
     """Judge a query name that the gateway has no meaning for."""
     meant = next(iter(get_close_matches(name.lower(), OWN_QUERY, 1, 0.75)), None)
     shown = name if name.isprintable() and len(name) <= MAX_NAME else f"a name of {len(name)} characters"
-    mend = f"did you mean {meant}=?" if meant else "docs/http.md lists the names"
-    return warn(
-        "query", f"the gateway ignores {shown}, unless auth.query or forward auth reads it", f"{mend}"
-    )
+    remedy = f"did you mean {meant}=?" if meant else "docs/http.md lists the names"
+    return warn("query", f"the gateway ignores {shown}, unless auth.query or forward auth reads it", remedy)

@@ -37,7 +37,7 @@ from gateway.urls import shown
 Tell = Callable[[Finding], None]
 
 MOST_NAMES = 5
-"""Unknown query names that are told."""
+"""Most unknown query names in one report."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
