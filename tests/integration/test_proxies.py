@@ -64,6 +64,10 @@ class Deployed:
     nodes: list[Node]
     url: str
     client: httpx.AsyncClient
+    """A browser: HTTP/2."""
+    sender: httpx.AsyncClient
+    """A sender of webhooks: HTTP/1.1, where a proxy may answer before it has read the body. Over HTTP/2,
+    httpx raises LocalProtocolError when such an answer closes the stream under its upload."""
     authority: Authority
     proxy: Proxy
 
@@ -72,7 +76,7 @@ class Deployed:
     ) -> int:
         """Post through the proxy and return the status."""
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
-        answer = await self.client.post(
+        answer = await self.sender.post(
             f"{self.url}/hooks/{source}?topic={topic}", content=body, headers=headers
         )
         return answer.status_code
@@ -108,8 +112,12 @@ async def deployed(
     try:
         await asyncio.gather(*(node.start() for node in nodes[:running]))
         with proxy_running(name, folder, nodes, pair, idle=idle) as proxy:
-            async with client(authority.client(), CLIENT) as session:
-                found = Deployed(nodes, f"https://127.0.0.1:{proxy.port}", session, authority, proxy)
+            async with (
+                client(authority.client(), CLIENT) as browser,
+                client(authority.client(), CLIENT, http2=False) as sender,
+            ):
+                url = f"https://127.0.0.1:{proxy.port}"
+                found = Deployed(nodes, url, browser, sender, authority, proxy)
                 if running:
                     await eventually(lambda: _answers(found))
                 yield found

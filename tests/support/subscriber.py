@@ -14,9 +14,9 @@ PATIENCE = 0.5
 """Seconds that it waits at the most before it comes back, whatever ``retry`` says: a test has no time."""
 
 
-def client(context: ssl.SSLContext, address: str | None = None) -> httpx.AsyncClient:
+def client(context: ssl.SSLContext, address: str | None = None, *, http2: bool = True) -> httpx.AsyncClient:
     """Return a client that speaks HTTP/2 where it is offered, from an address of this machine."""
-    transport = httpx.AsyncHTTPTransport(verify=context, http2=True, local_address=address)
+    transport = httpx.AsyncHTTPTransport(verify=context, http2=http2, local_address=address)
     return httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(SAFETY_SECONDS))
 
 
