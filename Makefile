@@ -74,9 +74,9 @@ release:
 
 # The oldest and the newest versions that setup.cfg allows of the gateway's own libraries, each in an environment of its
 # own, made anew: what touches them most is tested with both.
-VERSIONS = tests/auth tests/broker tests/config/test_load.py tests/http tests/hub tests/limits tests/metrics \
-  tests/sources tests/stream tests/webhooks tests/test_logs.py tests/test_versions.py
-TEST_VERSIONS = -m pytest -n $(TESTERS) --dist worksteal -m "not extended" --ignore tests/http/test_client.py $(VERSIONS)
+VERSIONS = tests/auth tests/broker tests/config/test_load.py tests/http tests/hub tests/streams/quotas tests/observability \
+  tests/sources tests/streams tests/webhooks tests/observability/test_logging.py tests/test_versions.py
+TEST_VERSIONS = -m pytest -n $(TESTERS) --dist worksteal -m "not extended" --ignore tests/http/routes/test_client.py $(VERSIONS)
 
 test-versions: test-floors test-newest
 

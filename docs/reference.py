@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.cli.main import COMMANDS, command_parsers
 from gateway.config.schema import json_schema
-from gateway.metrics.definitions import DEFINITIONS
+from gateway.observability.metrics.definitions import DEFINITIONS
 
 FOLDER = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import aiohttp
 
-from gateway.event import EventId
+from gateway.core.event import EventId
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Message, Stream
 from tests.support.gateway import eventually

@@ -21,48 +21,47 @@ from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 
 from gateway.auth.forward import ForwardAuth, Question, _Answer
 from gateway.auth.grant import NOBODY, Grant
-from gateway.auth.revocations import Revocation, Revocations
+from gateway.auth.jwt import MAX_TOKEN, Issuer, Tokens
+from gateway.auth.revocation import Revocation, Revocations
 from gateway.auth.tickets import Tickets
-from gateway.auth.tokens import MAX_TOKEN, Issuer, Tokens
-from gateway.bounded import LONGEST_KEY, Bounded
 from gateway.broker.base import Batch
-from gateway.broker.board import Seat
-from gateway.broker.memory import MemoryBroker
-from gateway.broker.memory_board import MemoryBoard
-from gateway.broker.sqlite_store import Store
-from gateway.clock import unix_ms
-from gateway.config.auth import Forward, Jwt
+from gateway.broker.memory import MemoryBoard, MemoryBroker
+from gateway.broker.shared_store import Seat
+from gateway.broker.sqlite.store import Store
 from gateway.config.catalog import Catalog
-from gateway.config.load import loads
+from gateway.config.loader.load import loads
+from gateway.config.model.auth import Forward, Jwt
 from gateway.config.template import MAX_NAME, Template
-from gateway.errors import NotFound, Unauthorized
-from gateway.event import Draft, Event, EventId, Record, Retention
-from gateway.history import History
+from gateway.core.bounded import LONGEST_KEY, Bounded
+from gateway.core.clock import unix_ms
+from gateway.core.errors import NotFound, Unauthorized
+from gateway.core.event import Draft, Event, EventId, Record, Retention
+from gateway.core.history import History
 from gateway.http import responses
-from gateway.http.ask import Ask
 from gateway.http.cors import CorsPolicy
-from gateway.hub.entry import Entry
-from gateway.hub.newest import Newest
-from gateway.hub.notices import Notices
+from gateway.http.request import Ask
+from gateway.hub.conflation import Newest
+from gateway.hub.control_channel import Notices
+from gateway.hub.encoded_event import Entry
 from gateway.hub.recent_ids import RecentIds
 from gateway.hub.subscription import Subscription
-from gateway.limits.addresses import Proxies, unit
-from gateway.limits.hold import Hold
-from gateway.limits.limits import UNKNOWN
-from gateway.limits.limits import Limits as AllLimits
-from gateway.limits.peers import Peer, Peers
-from gateway.limits.users import Users
-from gateway.metrics import Metrics
-from gateway.refusals import Refusal, Refusals
-from gateway.seldom import Seldom
-from gateway.sources.pubsub_topics import Topics
+from gateway.observability.log_throttle import Seldom
+from gateway.observability.metrics import Metrics
+from gateway.observability.recent_errors import Refusal, Refusals
+from gateway.sources.redis.pubsub import Topics
+from gateway.sources.redis.recent_messages import Tail
 from gateway.sources.router import Router
-from gateway.sources.tail import Tail
-from gateway.stream.acks import Acks
-from gateway.stream.elsewhere import Elsewhere
-from gateway.stream.nonces import Nonces
-from gateway.stream.reconnects import Reconnects
-from gateway.webhooks.post import Reply
+from gateway.streams.acks.forwarder import Elsewhere
+from gateway.streams.acks.nonces import Nonces
+from gateway.streams.acks.tracker import Acks
+from gateway.streams.quotas.addresses import Proxies, unit
+from gateway.streams.quotas.limits import UNKNOWN
+from gateway.streams.quotas.limits import Limits as AllLimits
+from gateway.streams.quotas.peers import Peer, Peers
+from gateway.streams.quotas.quota import Hold
+from gateway.streams.quotas.users import Users
+from gateway.streams.reconnects import Reconnects
+from gateway.webhooks.formats.base import Reply
 from gateway.webhooks.signatures import ANSWER_BYTES, Proof, Replays
 from tests.soak import declared
 from tests.soak.caches import CACHES, OTHERS, Cache
@@ -561,40 +560,40 @@ def flood_replays(entries: int) -> Flooded:
 
 FLOODS: dict[str, Callable[..., Flooded]] = {
     "gateway.auth.forward.ForwardAuth._answers": flood_answers,
-    "gateway.auth.revocations.Revocations._recent": flood_revocations,
+    "gateway.auth.revocation.Revocations._recent": flood_revocations,
     "gateway.auth.tickets.Tickets._known": flood_tickets,
-    "gateway.auth.tokens.Tokens._claims": flood_claims,
-    "gateway.auth.tokens.Tokens._failed": flood_failed,
-    "gateway.auth.tokens.Tokens._verified": flood_verified,
+    "gateway.auth.jwt.Tokens._claims": flood_claims,
+    "gateway.auth.jwt.Tokens._failed": flood_failed,
+    "gateway.auth.jwt.Tokens._verified": flood_verified,
     "gateway.broker.memory.MemoryBroker._keys": flood_keys,
-    "gateway.broker.memory_board.MemoryBoard._notes": flood_notes,
-    "gateway.broker.memory_board.MemoryBoard._seats": flood_seats,
-    "gateway.broker.sqlite_store.Store._channels": flood_rows,
-    "gateway.broker.sqlite_store.Store._written": flood_written,
+    "gateway.broker.memory.MemoryBoard._notes": flood_notes,
+    "gateway.broker.memory.MemoryBoard._seats": flood_seats,
+    "gateway.broker.sqlite.store.Store._channels": flood_rows,
+    "gateway.broker.sqlite.store.Store._written": flood_written,
     "gateway.config.catalog.Catalog._cache": flood_catalog,
-    "gateway.history.History._floors": flood_floors,
+    "gateway.core.history.History._floors": flood_floors,
     "gateway.http.cors.CorsPolicy._answers": flood_cors,
     "gateway.http.cors.CorsPolicy._answers_any": flood_cors_of_any,
     "gateway.http.cors.CorsPolicy._pages": flood_pages,
     "gateway.http.responses._lines": flood_heads,
-    "gateway.hub.newest.Newest._channels": flood_newest,
+    "gateway.hub.conflation.Newest._channels": flood_newest,
     "gateway.hub.recent_ids.RecentIds._tails": flood_tails,
-    "gateway.limits.addresses.Proxies.trusts": flood_trusts,
-    "gateway.limits.addresses.unit": flood_units,
-    "gateway.limits.limits.Limits._latest": flood_announced,
-    "gateway.limits.limits.Limits._served": flood_served,
-    "gateway.limits.peers.Peers._peers": flood_peers,
-    "gateway.limits.users.Users._leaving": flood_leaving,
-    "gateway.refusals.Refusals._known": flood_refusals,
-    "gateway.seldom.Seldom._told": flood_seldom,
-    "gateway.sources.pubsub_topics.Topics._owner": flood_topics,
+    "gateway.streams.quotas.addresses.Proxies.trusts": flood_trusts,
+    "gateway.streams.quotas.addresses.unit": flood_units,
+    "gateway.streams.quotas.limits.Limits._latest": flood_announced,
+    "gateway.streams.quotas.limits.Limits._served": flood_served,
+    "gateway.streams.quotas.peers.Peers._peers": flood_peers,
+    "gateway.streams.quotas.users.Users._leaving": flood_leaving,
+    "gateway.observability.recent_errors.Refusals._known": flood_refusals,
+    "gateway.observability.log_throttle.Seldom._told": flood_seldom,
+    "gateway.sources.redis.pubsub.Topics._owner": flood_topics,
     "gateway.sources.router._Routes.cache": flood_routes,
-    "gateway.sources.tail.Tail._markers": flood_markers,
-    "gateway.stream.elsewhere.Elsewhere._told": flood_told,
-    "gateway.stream.elsewhere.Elsewhere._untold": flood_untold,
-    "gateway.stream.nonces.Nonces._known": flood_nonces,
-    "gateway.stream.reconnects.Reconnects._quiet": partial(flood_ended, is_stuck=False),
-    "gateway.stream.reconnects.Reconnects._stuck": partial(flood_ended, is_stuck=True),
+    "gateway.sources.redis.recent_messages.Tail._markers": flood_markers,
+    "gateway.streams.acks.forwarder.Elsewhere._told": flood_told,
+    "gateway.streams.acks.forwarder.Elsewhere._untold": flood_untold,
+    "gateway.streams.acks.nonces.Nonces._known": flood_nonces,
+    "gateway.streams.reconnects.Reconnects._quiet": partial(flood_ended, is_stuck=False),
+    "gateway.streams.reconnects.Reconnects._stuck": partial(flood_ended, is_stuck=True),
     "gateway.webhooks.signatures.Replays._seen": flood_replays,
 }
 """What puts entries into each cache, by its own interface: as many as it is told, with all as long as can be."""
@@ -652,7 +651,7 @@ def test_a_flood_stays_within_the_bounds(
 
 def test_seats_of_all_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One subject may have a hundred tickets, and there may be many subjects."""
-    module = import_module("gateway.broker.memory_board")
+    module = import_module("gateway.broker.memory")
     monkeypatch.setattr(module, "SEATS", 500)
 
     async def flood() -> MemoryBoard:
@@ -738,13 +737,13 @@ def test_no_text_is_interned() -> None:
 LABELS = {
     "error.code": "codes of errors, which are words: `test_codes_of_errors_are_words_of_the_code`",
     "reason": "of gaps and rejections: the same codes, and words of `gateway.hub.replay`",
-    "result": "what became of an answer: words of `gateway.http.acknowledge`",
-    "outcome.result": "what became of a reload: words of `gateway.reload`",
+    "result": "what became of an answer: words of `gateway.http.routes.acks`",
+    "outcome.result": "what became of a reload: words of `gateway.server.reload`",
     "name": "channels as they are declared",
-    "label": "sources as they are declared, or nothing: `gateway.http.hook_refusals`",
+    "label": "sources as they are declared, or nothing: `gateway.http.routes.hook_refusals`",
     "state.name": "sources as they are declared",
     "self.state.name": "sources as they are declared",
-    "value": "words of `gateway.metrics.definitions`",
+    "value": "words of `gateway.observability.metrics.definitions`",
     "AddressFull.code": "a word",
     "INTERRUPTED": "a word",
 }

@@ -1,4 +1,4 @@
-"""Imports go down the list of layers, never up (DESIGN §9)."""
+"""The structure of the package: imports go down the list of layers, without circles (docs/architecture.md)."""
 
 import ast
 from collections.abc import Iterator
@@ -7,75 +7,70 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "gateway"
 
-# From the top. A module may import from its own layer's package and from layers below.
 LAYERS = [
-    {"__main__"},
-    {"cli"},
-    {"check", "terminal"},
-    {"workers", "doctor"},
-    {"daemon", "runtime"},
-    {"node"},
-    {"status", "console"},
-    {"http"},
-    {"stream"},
-    {"hub"},
-    {"limits"},
-    {"auth"},
-    {"sources", "broker"},
-    {"redis_target"},
-    {"webhooks"},
-    {"reload"},
-    {"sse", "config", "history"},
-    {"event"},
-    {"causes", "errors", "freshness", "files", "logs", "metrics", "seldom", "shutdown"}
-    | {"refusals", "counts", "pem"},
-    {"systemd", "loop_lag"},
-    {"background"},
-    {"bounded", "clock", "rate", "backoff", "printable", "urls"},
+    ["cli"],
+    ["server"],
+    ["admin"],
+    ["http"],
+    ["streams"],
+    ["hub", "auth"],
+    ["sources", "broker"],
+    ["net"],
+    ["webhooks"],
+    ["config"],
+    ["observability"],
+    ["core"],
 ]
+"""From the top. A package imports from itself and from the layers below it, never from its neighbours."""
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
+TOP_LEVEL = {"__init__.py", "__main__.py"}
+
 PURE = [
-    *("bounded", "event", "history", "sse", "webhooks", "config", "sources/router.py", "check/explain.py"),
-    *("printable.py", "urls.py"),
+    *("core", "webhooks", "config", "sources/router.py", "cli/check/explain.py"),
     *(
-        f"doctor/{noun}.py"
-        for noun in ("answer", "arrivals", "certificate", "cors", "heard", "resume", "target")
+        f"cli/doctor/{noun}.py"
+        for noun in ("answer", "arrivals", "certificate", "cors", "target", "transcript")
     ),
-    *(f"terminal/{noun}.py" for noun in ("claims", "feeds", "lines", "paint", "parser", "signing")),
+    *(f"cli/terminal/{noun}.py" for noun in ("lines", "signing", "test_record")),
 ]
-"""No I/O libraries here: what they do can be tested without a server."""
+"""Modules without I/O libraries: testable without a server."""
 
 LAZY = {
-    ("check/command.py", "gateway.check.connect"),
-    ("check/local.py", "gateway.auth.keys"),
-    ("check/local.py", "gateway.broker.sqlite_store"),
-    ("check/local.py", "gateway.redis_target"),
-    ("cli/main.py", "gateway.config.parts"),
+    ("cli/check/command.py", "gateway.cli.check.connect"),
+    ("cli/check/local.py", "gateway.auth.keys"),
+    ("cli/check/local.py", "gateway.broker.sqlite.store"),
+    ("cli/check/local.py", "gateway.net.redis_target"),
+    ("cli/main.py", "gateway.config.loader.parts"),
 }
-"""Imports inside a function: a command must not wait for what it does not use."""
+"""Imports inside a function, allowed where a command would otherwise load libraries that it does not use."""
+
+FEWEST_FILES, MOST_FILES = 4, 12
 
 
 def files() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
-def part_of(file: Path) -> str:
-    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+def name_of(file: Path) -> str:
+    """Return a file's module name."""
+    return ".".join(("gateway", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {name_of(file): file for file in files()}
 
 
 @cache
 def imports(file: Path) -> list[tuple[str, bool]]:
-    """Return the imported modules, and whether each import stands inside a function."""
+    """Return the imported modules, type-only ones included, and whether each import stands inside a function."""
     found = []
     for node, is_inside in statements(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found += [(alias.name, is_inside) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [
-                (f"{node.module}.{alias.name}" if node.module == "gateway" else node.module, is_inside)
-                for alias in node.names
-            ]
+            for alias in node.names:
+                member = f"{node.module}.{alias.name}"
+                found.append((member if member in MODULES else node.module, is_inside))
     return found
 
 
@@ -88,40 +83,76 @@ def statements(node: ast.AST, is_inside: bool = False) -> Iterator[tuple[ast.AST
             yield from statements(child, is_inside)
 
 
-def upward(file: Path) -> Iterator[str]:
-    """Yield the imports of a module that it must not have."""
-    own = part_of(file)
-    for module, is_inside in imports(file) if own != "__init__" else ():
-        if not module.startswith("gateway.") or module == "gateway.__version__":
+def forbidden(file: Path) -> Iterator[str]:
+    """Yield what is wrong with a module's imports."""
+    own = file.relative_to(ROOT).parts[0]
+    for module, is_inside in imports(file) if own not in TOP_LEVEL else ():
+        if module not in MODULES or module == "gateway":
             continue
         if is_inside and (file.relative_to(ROOT).as_posix(), module) not in LAZY:
-            yield f"{file} imports {module} inside a function"
+            yield f"{file}: import {module} at the top of the file"
         other = module.split(".")[1]
         if own != other and LEVEL[own] >= LEVEL[other]:
             yield f"{file}: {own} must not import {module}"
 
 
-def test_imports_go_down() -> None:
-    """An arrow upwards is the beginning of a knot."""
-    assert [fault for file in files() for fault in upward(file)] == []
+def circles() -> list[list[str]]:
+    """Return the groups of modules that import each other (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other, _ in imports(MODULES[module]):
+            if other in MODULES and other != module:
+                if other not in index:
+                    visit(other)
+                    low[module] = min(low[module], low[other])
+                elif other in stack:
+                    low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in MODULES:
+        if module not in index:
+            visit(module)
+    return found
 
 
-def test_every_part_has_a_layer() -> None:
-    """A new part must say where it stands."""
-    assert {part_of(file) for file in files()} - {"__init__"} == set(LEVEL)
+def test_imports_go_down_without_circles() -> None:
+    """Code with upward or circular imports can be read, tested and changed only as a whole."""
+    assert [fault for file in files() for fault in forbidden(file)] == []
+    assert circles() == []
+    assert {file.name for file in files() if file.parent == ROOT} == TOP_LEVEL
+    packages = {file.relative_to(ROOT).parts[0] for file in files()} - TOP_LEVEL
+    assert packages == set(LEVEL), "a new package needs a layer"
+
+
+def test_packages_are_of_readable_size() -> None:
+    """A folder with more entries needs subfolders; one with fewer files is a detour."""
+    for folder in {file.parent for file in files()} - {ROOT}:
+        modules = {file.name for file in folder.glob("*.py")} - {"__init__.py"}
+        packages = {file.parent.name for file in folder.glob("*/__init__.py")}
+        assert len(modules) <= MOST_FILES and len(modules | packages) >= FEWEST_FILES, folder
 
 
 def test_the_core_is_pure() -> None:
     """Framing, ids, history, routing and formats do no I/O."""
     for part in PURE:
         path = ROOT / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             roots = {module.split(".")[0] for module, _ in imports(file)}
             assert not roots & {"aiohttp", "aiohttp_cors", "redis", "asyncio", "socket"}, file
 
 
 def swallows(node: ast.AST) -> bool:
-    """Tell whether a piece of code may end a cancellation: `suppress` of it, or a handler that never raises."""
+    """Return whether code may swallow a cancellation: `suppress` of it, or a handler that never raises."""
     names = ("CancelledError", "BaseException")
     if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
         return any(ast.unparse(each).endswith(names) for each in node.args)
@@ -133,7 +164,7 @@ def swallows(node: ast.AST) -> bool:
 
 
 def test_no_cancellation_is_swallowed() -> None:
-    """A task that cannot be cancelled holds up a shutdown, or goes on after it."""
+    """A task that cannot be cancelled delays shutdown, or survives it."""
     found = [
         f"{file}:{node.lineno}"  # type: ignore[attr-defined]
         for file in files()

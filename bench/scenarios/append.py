@@ -24,12 +24,12 @@ from bench.process import redis_server
 from bench.scenarios.base import Figure, Options, Row, Scenario, Target, at_most
 from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker
-from gateway.broker.redis import RedisBroker
-from gateway.broker.sqlite import SqliteBroker
-from gateway.broker.sqlite_store import LIVE_MS
-from gateway.clock import unix_ms
-from gateway.config.model import Pool
-from gateway.event import Draft, Retention
+from gateway.broker.redis.broker import RedisBroker
+from gateway.broker.sqlite.broker import SqliteBroker
+from gateway.broker.sqlite.store import LIVE_MS
+from gateway.config.model.config import Pool
+from gateway.core.clock import unix_ms
+from gateway.core.event import Draft, Retention
 
 AT_ONCE = 64
 """Appends under way at the same time."""

@@ -10,23 +10,22 @@ from typing import NamedTuple
 
 import aiohttp
 
+from gateway.auth.backends import Maker, Means
 from gateway.auth.credentials import TICKET, bearer, check_page, find, without
 from gateway.auth.forward import Question
 from gateway.auth.grant import NOBODY, Grant
 from gateway.auth.jwks import Jwks
-from gateway.auth.means import Maker, Means
-from gateway.auth.reconfiguration import Void
-from gateway.auth.revocations import Revocations, Withdrawal
+from gateway.auth.jwt import invalid
+from gateway.auth.revocation import Revocations, Void, Withdrawal
 from gateway.auth.rules import authorize, needs
 from gateway.auth.tickets import Ticket
-from gateway.auth.tokens import invalid
-from gateway.background import UNCOUNTED, Background
-from gateway.broker.board import Board
-from gateway.config.auth import Auth
+from gateway.broker.shared_store import Board
 from gateway.config.catalog import Match
-from gateway.config.model import Channel
-from gateway.errors import NotFound, Unauthorized
-from gateway.metrics import Metrics
+from gateway.config.model.auth import Auth
+from gateway.config.model.config import Channel
+from gateway.core.errors import NotFound, Unauthorized
+from gateway.observability.background import UNCOUNTED, Background
+from gateway.observability.metrics import Metrics
 
 FIRST_KEYS_SECONDS = 2.0
 """How long a start waits for issuers' keys."""

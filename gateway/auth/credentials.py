@@ -8,9 +8,9 @@ from collections.abc import Container, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import unquote_plus
 
-from gateway.config.auth import Auth, usual
-from gateway.config.origins import OTHER_ORIGINS
-from gateway.errors import Forbidden
+from gateway.config.model.auth import Auth, usual
+from gateway.config.model.origins import OTHER_ORIGINS
+from gateway.core.errors import Forbidden
 
 TICKET = "ticket"
 """The query value that holds a ticket."""

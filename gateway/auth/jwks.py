@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 import aiohttp
 import structlog
 
-from gateway.auth.fetch import FetchError, fetch_json
 from gateway.auth.keys import Key, read_jwks
-from gateway.backoff import Backoff, jittered
-from gateway.config.auth import Jwt
-from gateway.errors import Unavailable
-from gateway.metrics import Metrics
-from gateway.urls import shown
+from gateway.config.model.auth import Jwt
+from gateway.core.backoff import Backoff, jittered
+from gateway.core.errors import Unavailable
+from gateway.core.text import shown
+from gateway.net.fetch import FetchError, fetch_json
+from gateway.observability.metrics import Metrics
 
 log = structlog.get_logger("gateway.auth")
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from gateway.errors import StartupError
+from gateway.core.errors import StartupError
 
 RSA_BITS = 2048
 """Shortest RSA key (RFC 7518 §3.3)."""

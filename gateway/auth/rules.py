@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from gateway.auth.grant import Claims, Grant, kind_of_claim
 from gateway.config.catalog import Match
-from gateway.config.model import ClaimsAccess
+from gateway.config.model.config import ClaimsAccess
 from gateway.config.template import fill
-from gateway.errors import Forbidden, Unauthorized, bearer_error
+from gateway.core.errors import Forbidden, Unauthorized, bearer_error
 
 CHANNELS = "channels"
 """The claim that lists names and globs, for ``access: token``."""

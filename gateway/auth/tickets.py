@@ -16,11 +16,11 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.auth.grant import Grant
-from gateway.auth.revocations import Revocations
-from gateway.auth.tokens import invalid
-from gateway.bounded import Bounded
-from gateway.broker.board import Board, Seat
-from gateway.errors import TooManyRequests, Unavailable
+from gateway.auth.jwt import invalid
+from gateway.auth.revocation import Revocations
+from gateway.broker.shared_store import Board, Seat
+from gateway.core.bounded import Bounded
+from gateway.core.errors import TooManyRequests, Unavailable
 
 TICKET_BYTES = 24
 """Random bytes of a ticket: 192 bits."""

@@ -31,8 +31,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from gateway.broker.board import Board
-from gateway.event import Appended, Cursor, Draft, Event, EventId, Fence
+from gateway.broker.shared_store import Board
+from gateway.core.event import Appended, Cursor, Draft, Event, EventId, Fence
 
 DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""
@@ -81,7 +81,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """The ids of a span's newest events, packed (`gateway.event.pack`), the newest first."""
+    """The ids of a span's newest events, packed (`gateway.core.event.pack`), the newest first."""
 
     ids: Sequence[int]
     floor: int

@@ -8,9 +8,9 @@ tried again until it succeeds, and later events are reported with it.
 import asyncio
 from collections.abc import Sequence
 
-from gateway.background import Background
 from gateway.broker.base import Deliver, Lost
-from gateway.event import Event, EventId
+from gateway.core.event import Event, EventId
+from gateway.observability.background import Background
 
 RETRY_SECONDS = 0.2
 """How long after a report of lost events failed it is tried again."""

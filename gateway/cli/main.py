@@ -11,23 +11,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
-from gateway.errors import StartupError
-from gateway.printable import safe_lines
+from gateway.core.errors import StartupError
+from gateway.core.text import safe_lines
 
 if TYPE_CHECKING:
-    from gateway.config.parts import Part
+    from gateway.config.loader.parts import Part
 
 DEFAULT_CONFIG = "config/gateway.yaml"
 
 COMMANDS = {
     "run": ("gateway.cli.run", "serve until SIGTERM"),
-    "check": ("gateway.check.command", "tell every mistake in the configuration; --config - reads stdin"),
-    "diff": ("gateway.check.difference", "say what a reload from one file to another would do"),
+    "check": ("gateway.cli.check.command", "tell every mistake in the configuration; --config - reads stdin"),
+    "diff": ("gateway.cli.diff", "say what a reload from one file to another would do"),
     "schema": ("gateway.cli.schema", "print the JSON Schema of the configuration"),
-    "doctor": ("gateway.doctor.command", "say what breaks streams at a deployed URL"),
-    "tail": ("gateway.terminal.tail", "follow channels in a terminal"),
-    "publish": ("gateway.terminal.publish", "send a test event the way that real ones take"),
-    "token": ("gateway.terminal.token", "sign a test JWT"),
+    "doctor": ("gateway.cli.doctor.command", "say what breaks streams at a deployed URL"),
+    "tail": ("gateway.cli.tail", "follow channels in a terminal"),
+    "publish": ("gateway.cli.publish", "send a test event the way that real ones take"),
+    "token": ("gateway.cli.token", "sign a test JWT"),
 }
 """Each command's module and its line of help.
 
@@ -135,6 +135,6 @@ def _with_config(
     run: Callable[[argparse.Namespace, "Callable[..., Part]"], int], options: argparse.Namespace
 ) -> int:
     """Run a command that may need parts of the configuration, or have all it needs on its command line."""
-    from gateway.config.parts import load_part  # noqa: PLC0415 -- a command's import
+    from gateway.config.loader.parts import load_part  # noqa: PLC0415 -- a command's import
 
     return run(options, cache(partial(load_part, options.config)))

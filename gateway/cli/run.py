@@ -4,18 +4,18 @@ import argparse
 import os
 from functools import partial
 
-from gateway import runtime
-from gateway.background import Background
-from gateway.check.local import faults
-from gateway.config.model import MAX_WORKERS, Config
-from gateway.config.sources import Webhook
-from gateway.config.units import UnixPath
-from gateway.config.warnings import tell
-from gateway.daemon import Daemon
-from gateway.metrics import Metrics
-from gateway.printable import safe_lines
-from gateway.reload import ConfigFile
-from gateway.workers.parent import Parent
+from gateway.cli.check.local import faults
+from gateway.config.model.config import MAX_WORKERS, Config
+from gateway.config.model.sources import Webhook
+from gateway.config.model.units import UnixPath
+from gateway.config.validation.warnings import tell
+from gateway.core.text import safe_lines
+from gateway.observability.background import Background
+from gateway.observability.metrics import Metrics
+from gateway.server import runtime
+from gateway.server.daemon import Daemon
+from gateway.server.reload import ConfigFile
+from gateway.server.workers.parent import Parent
 
 EPILOG = """exit status:
   0  drained after SIGTERM or SIGINT

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gateway.config.expression import Expression
-from gateway.config.model import Channel, Conflate
+from gateway.config.model.config import Channel, Conflate
+from gateway.config.placeholders import Expression
 from gateway.config.template import MAX_NAME, Template, why_no_name
-from gateway.event import NOTICE, Retention
+from gateway.core.event import NOTICE, Retention
 
 CACHE = 20_000
 """How many resolved instance names are remembered."""

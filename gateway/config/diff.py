@@ -1,4 +1,4 @@
-"""What a reload from one configuration to another does. Pure; `gateway.daemon.Daemon.commit` does it.
+"""What a reload from one configuration to another does. Pure; `gateway.server.daemon.Daemon.commit` does it.
 
 No value is shown that may be a secret: a change of one says that it changed.
 """
@@ -10,11 +10,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr, WithJsonSchema
 from pydantic.fields import FieldInfo
 
-from gateway.config.ack import Ack
 from gateway.config.catalog import Catalog, form_of
-from gateway.config.faults import SECRET_KEYS, Fault, Path
-from gateway.config.model import Channel, Config
-from gateway.config.sources import RedisPubSub, Source, Webhook
+from gateway.config.loader.faults import SECRET_KEYS, Fault, Path
+from gateway.config.model.config import Ack, Channel, Config
+from gateway.config.model.sources import RedisPubSub, Source, Webhook
 from gateway.config.template import Template
 
 NEEDS_RESTART: tuple[Path, ...] = (

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from gateway.config import patterns
-from gateway.config.faults import Path
-from gateway.config.model import Config
+from gateway.config.loader.faults import Path
+from gateway.config.model import patterns
+from gateway.config.model.config import Config
 
 
 @cache

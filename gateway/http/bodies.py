@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 
 from aiohttp import hdrs, web
 
-from gateway.errors import BadRequest, PayloadTooLarge, Rejected, RequestTimeout, Unavailable
+from gateway.core.errors import BadRequest, PayloadTooLarge, Rejected, RequestTimeout, Unavailable
 
 TOGETHER = 8
 """How many of the largest bodies may be in memory at once."""

@@ -14,10 +14,10 @@ from aiohttp_cors import CorsConfig, ResourceOptions
 from aiohttp_cors.abc import AbstractRouterAdapter
 
 from gateway.config.catalog import Catalog, Match
-from gateway.config.model import Config
-from gateway.config.origins import MAX_ORIGIN, Origins
-from gateway.errors import Forbidden, GatewayError, TooManyRequests
-from gateway.http.ask import Ask
+from gateway.config.model.config import Config
+from gateway.config.model.origins import MAX_ORIGIN, Origins
+from gateway.core.errors import Forbidden, GatewayError, TooManyRequests
+from gateway.http.request import Ask
 from gateway.http.responses import error_response
 
 ANSWERS = 1000

@@ -7,7 +7,7 @@ Pure.
 import re
 
 STREAMS = "/events"
-"""Of `gateway.http.subscribe`."""
+"""Of `gateway.http.routes.subscribe`."""
 
 
 def spellings(base: str, path: str) -> tuple[str, str]:

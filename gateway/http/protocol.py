@@ -13,9 +13,9 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_request import BaseRequest
 
-from gateway.errors import Rejected
+from gateway.core.errors import Rejected
 from gateway.http.responses import PLAIN, error_response, http_error, internal_error
-from gateway.limits.limits import Caller
+from gateway.streams.quotas.limits import Caller
 
 try:
     from aiohttp.web_protocol import _ErrInfo
@@ -83,7 +83,7 @@ class Protocol(web.RequestHandler):
         self._first = b""
         self._is_broken = False
         self.can_retire = can_retire
-        """Whether it may be ended while its connection goes on (`gateway.stream.takeover`)."""
+        """Whether it may be ended while its connection goes on (`gateway.streams.upgrade`)."""
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in, up to what is no HTTP: nothing is read behind it."""

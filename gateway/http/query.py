@@ -7,15 +7,15 @@ from typing import cast
 from multidict import istr
 
 from gateway.config.catalog import Match
-from gateway.config.units import parse_duration
-from gateway.errors import BadRequest
-from gateway.event import MAX_TIMESTAMP, EventId, parse_time
-from gateway.http.ask import Ask
+from gateway.config.model.units import parse_duration
+from gateway.core.errors import BadRequest
+from gateway.core.event import MAX_TIMESTAMP, EventId, parse_time
+from gateway.core.sse import Format
+from gateway.http.request import Ask
 from gateway.hub.replay import NOW, Start
 from gateway.hub.subscription import Subscription
-from gateway.limits.limits import MAX_CLIENT
-from gateway.sse import Format
-from gateway.stream.short_heartbeats import USUAL, HeartbeatOptions
+from gateway.streams.quotas.limits import MAX_CLIENT
+from gateway.streams.short_heartbeats import USUAL, HeartbeatOptions
 
 _LAST_EVENT_ID = istr("Last-Event-ID")  # quicker to look up than text
 

@@ -20,7 +20,7 @@ except ImportError:  # a newer aiohttp; it remembers the text of a second
         return formatdate(usegmt=True)
 
 
-from gateway.errors import Forbidden, GatewayError, TooManyRequests, Unauthorized, Unavailable
+from gateway.core.errors import Forbidden, GatewayError, TooManyRequests, Unauthorized, Unavailable
 
 log = structlog.get_logger("gateway.http")
 

@@ -23,8 +23,8 @@ from itertools import count
 from os import write
 from typing import Protocol
 
-from gateway.event import EventId
-from gateway.hub.entry import Entry
+from gateway.core.event import EventId
+from gateway.hub.encoded_event import Entry
 from gateway.hub.subscription import Subscription
 
 MAX_FRAME = 64 * 1024

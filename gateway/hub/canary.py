@@ -17,12 +17,12 @@ from typing import Any
 
 import structlog
 
-from gateway.background import UNCOUNTED, Background
-from gateway.backoff import jittered
-from gateway.errors import GatewayError
-from gateway.event import EventId
-from gateway.hub.notices import Notices
-from gateway.metrics import Tally
+from gateway.core.backoff import jittered
+from gateway.core.errors import GatewayError
+from gateway.core.event import EventId
+from gateway.hub.control_channel import Notices
+from gateway.observability.background import UNCOUNTED, Background
+from gateway.observability.metrics import Tally
 
 log = structlog.get_logger("gateway.hub")
 

@@ -15,16 +15,16 @@ from typing import Any
 import structlog
 from prometheus_client import Counter
 
-from gateway.background import UNCOUNTED, Background
 from gateway.broker.base import Broker
 from gateway.config.catalog import Catalog, Declared
-from gateway.event import GAP, NOTICE, Event, EventId, Retention
-from gateway.history import History, merged
+from gateway.core.event import GAP, NOTICE, Event, EventId, Retention
+from gateway.core.history import History, merged
 from gateway.hub.audience import Audience, Member
-from gateway.hub.entry import Entry
-from gateway.hub.newest import Newest
+from gateway.hub.conflation import Newest
+from gateway.hub.encoded_event import Entry
 from gateway.hub.subscription import Subscription
-from gateway.metrics import Metrics
+from gateway.observability.background import UNCOUNTED, Background
+from gateway.observability.metrics import Metrics
 
 log = structlog.get_logger("gateway.hub")
 

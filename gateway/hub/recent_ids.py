@@ -5,7 +5,7 @@ events. All requests for a channel are served from its tail, whatever their N. B
 brings the tail up to date, and makes it longer where it is too short.
 
 One read is under way at a time, and after each the log rests for as long as the read took: a flood takes half
-of the log's time at the most, and nothing of what resuming streams use (`gateway.hub.reads`). The channels of
+of the log's time at the most, and nothing of what resuming streams use (`history_cache`). The channels of
 different addresses take turns. A request that cannot be served within `DEADLINE` fails with Unavailable, and
 one whose client has left is dropped.
 """
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from gateway.broker.base import Broker, Recent, Span
-from gateway.errors import Unavailable
-from gateway.event import EventId, pack, unpack
+from gateway.core.errors import Unavailable
+from gateway.core.event import EventId, pack, unpack
 
 log = structlog.get_logger("gateway.hub")
 

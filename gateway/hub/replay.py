@@ -20,18 +20,18 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from gateway.backoff import jittered
 from gateway.broker.base import Broker
-from gateway.errors import Unavailable
-from gateway.event import EventId
+from gateway.core.backoff import jittered
+from gateway.core.errors import Unavailable
+from gateway.core.event import EventId
+from gateway.core.sse import gap_block
 from gateway.hub.audience import MAX_FRAME, Member
-from gateway.hub.entry import Entry
+from gateway.hub.encoded_event import Entry
+from gateway.hub.history_cache import Reads, View
 from gateway.hub.hub import Hub
-from gateway.hub.reads import Reads, View
 from gateway.hub.recent_ids import RecentIds
 from gateway.hub.subscription import Subscription
-from gateway.metrics import Metrics
-from gateway.sse import gap_block
+from gateway.observability.metrics import Metrics
 
 log = structlog.get_logger("gateway.hub")
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from gateway.config.catalog import Declared, Match
-from gateway.hub.entry import Entry
-from gateway.sse import Format, chunk
+from gateway.core.sse import Format, chunk
+from gateway.hub.encoded_event import Entry
 
 
 class Subscription:

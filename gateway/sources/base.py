@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
-from gateway.backoff import jittered
 from gateway.config.template import Template
-from gateway.errors import Fenced, Unavailable
-from gateway.event import Fence, Record
-from gateway.webhooks.post import Outcome
+from gateway.core.backoff import jittered
+from gateway.core.errors import Fenced, Unavailable
+from gateway.core.event import Fence, Record
+from gateway.webhooks.formats.base import Outcome
 
 RETRY_SECONDS = 0.3
 """How long a reader waits while the log is away, jittered."""

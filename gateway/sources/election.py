@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from gateway.backoff import jittered
-from gateway.errors import Unavailable
-from gateway.event import Fence
+from gateway.core.backoff import jittered
+from gateway.core.errors import Unavailable
+from gateway.core.event import Fence
 
 log = structlog.get_logger("gateway.sources")
 

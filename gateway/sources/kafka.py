@@ -27,12 +27,12 @@ try:
 except ImportError:  # the extra is not installed
     AIOKafkaConsumer = None
 
-from gateway.backoff import jittered
-from gateway.config.sources import Kafka, parse_since
+from gateway.config.model.sources import Kafka, parse_since
 from gateway.config.template import Template
-from gateway.errors import Fenced, SourceError, StartupError, Unavailable
-from gateway.event import NOTHING, Fence, Record, text_of
-from gateway.pem import Trouble, load_authority, load_identity
+from gateway.core.backoff import jittered
+from gateway.core.errors import Fenced, SourceError, StartupError, Unavailable
+from gateway.core.event import NOTHING, Fence, Record, text_of
+from gateway.net.pem import Trouble, load_authority, load_identity
 from gateway.sources.base import Feed, Gap, Source, read_under_lease
 
 log = structlog.get_logger("gateway.sources")

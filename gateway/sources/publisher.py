@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import structlog
 
-from gateway.errors import GatewayError, KeyReused, Rejected, Unavailable
-from gateway.event import Appended, Cursor, Draft, Fence, Record
-from gateway.metrics import Metrics
-from gateway.refusals import Refusal, Refusals
+from gateway.core.errors import GatewayError, KeyReused, Rejected, Unavailable
+from gateway.core.event import Appended, Cursor, Draft, Fence, Record
+from gateway.observability.metrics import Metrics
+from gateway.observability.recent_errors import Refusal, Refusals
 from gateway.sources.base import Gap, SourceState
 from gateway.sources.router import Router, gap_draft
-from gateway.webhooks.post import Outcome
+from gateway.webhooks.formats.base import Outcome
 
 log = structlog.get_logger("gateway.sources")
 

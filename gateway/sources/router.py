@@ -9,11 +9,11 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.config.catalog import Catalog, Declared, Match
-from gateway.config.expression import Expression
-from gateway.config.sources import EventFrom
+from gateway.config.model.sources import EventFrom
+from gateway.config.placeholders import Expression
 from gateway.config.template import MAX_FIELD, Template, why_not
-from gateway.errors import Rejected, not_utf8
-from gateway.event import GAP, MAX_TIMESTAMP, Draft, Record, parse_time, safe_type
+from gateway.core.errors import Rejected, not_utf8
+from gateway.core.event import GAP, MAX_TIMESTAMP, Draft, Record, parse_time, safe_type
 
 CACHE = 20_000
 """How many topics a source's routes are remembered for."""

@@ -5,16 +5,16 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from gateway.background import UNCOUNTED, Background
-from gateway.backoff import Backoff
-from gateway.causes import in_plain_words
 from gateway.config.template import Template
-from gateway.errors import GatewayError, SourceError
-from gateway.event import Fence, Record
+from gateway.core.backoff import Backoff
+from gateway.core.errors import GatewayError, SourceError
+from gateway.core.event import Fence, Record
+from gateway.net.tls_errors import in_plain_words
+from gateway.observability.background import UNCOUNTED, Background
 from gateway.sources.base import Gap, Source, SourceState, SourceStatus
 from gateway.sources.election import Election, Leases
 from gateway.sources.publisher import Publisher, cursor_name
-from gateway.webhooks.post import Outcome
+from gateway.webhooks.formats.base import Outcome
 
 log = structlog.get_logger("gateway.sources")
 

@@ -8,21 +8,64 @@ from typing import TypeVar
 
 import msgspec
 
-from gateway.config.expression import Expression
-from gateway.config.origins import OTHER_ORIGINS
-from gateway.config.sources import Webhook
-from gateway.errors import Forbidden, GatewayError, TooManyRequests, Unavailable
-from gateway.event import Record
-from gateway.rate import Rate
+from gateway.config.model.origins import OTHER_ORIGINS
+from gateway.config.model.sources import Webhook
+from gateway.config.placeholders import Expression
+from gateway.core.errors import Forbidden, GatewayError, TooManyRequests, Unavailable
+from gateway.core.event import Record
+from gateway.core.rate_limit import Rate
 from gateway.sources.base import Feed, Source
-from gateway.sources.checks import Checks
-from gateway.webhooks.client_certificate import Certificate
 from gateway.webhooks.detect import check, read
-from gateway.webhooks.post import Outcome, Post, Reply, fingerprint_of
+from gateway.webhooks.formats.base import Outcome, Post, Reply, fingerprint_of
 from gateway.webhooks.signatures import NOTHING as NO_PROOF
-from gateway.webhooks.signatures import Headers, Proof, Replays, verifier
+from gateway.webhooks.signatures import Certificate, Headers, Proof, Replays, verifier
+
+# The checks of webhooks' bodies, which take memory and time in proportion to the body, and more.
+#
+# A body of 16 MiB may hold millions of values, which take a hundred MiB for as long as they are looked at.
+# So the checks of large ones take turns, and run in a thread, that the loop gets its own turns meanwhile.
+
+IN_THREAD = 256 * 1024
+"""Bytes of a body that is checked in a thread."""
+
+LARGE = 1024 * 1024
+"""Bytes of a body that is checked while no other large one is."""
+
+WAIT_SECONDS = 20.0
+"""How long a large body waits for its turn: a check takes about a second at the most."""
 
 T = TypeVar("T")
+
+
+class Checks:
+    """Runs checks; one for all sources of a node."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def run(self, size: int, check: Callable[[], T]) -> T:
+        """Return what the check of a body of ``size`` bytes returns, and raise what it raises.
+
+        Raises Unavailable where others take too long. Cancelling is safe; a check that runs goes on.
+        """
+        if size <= IN_THREAD:
+            return check()
+        if size <= LARGE:
+            return await asyncio.to_thread(check)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise Unavailable("other large bodies are checked just now", retry_after=2) from None
+        # The turn is over with the check, also where nobody waits for it any more.
+        checking = asyncio.ensure_future(asyncio.to_thread(check))
+        checking.add_done_callback(self._end)
+        return await asyncio.shield(checking)
+
+    def _end(self, checking: "asyncio.Future[T]") -> None:
+        self._turn.release()
+        if not checking.cancelled():
+            checking.exception()  # whoever waited has it; without anybody it is nobody's
 
 
 class WebhookSource(Source):

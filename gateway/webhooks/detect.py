@@ -5,10 +5,11 @@ The order matters: what says what it is comes before what looks like something. 
 
 from collections.abc import Callable, Mapping
 
-from gateway.config.sources import FormatName
-from gateway.errors import Rejected
-from gateway.webhooks import cloudevents, clouds, plain, rest_proxy
-from gateway.webhooks.post import Parsed, Post, unknown_type
+from gateway.config.model.sources import FormatName
+from gateway.core.errors import Rejected
+from gateway.webhooks.formats import cloud_batches as clouds
+from gateway.webhooks.formats import cloudevents, plain, rest_proxy
+from gateway.webhooks.formats.base import Parsed, Post, unknown_type
 
 
 def read(post: Post, format: FormatName = "auto") -> Parsed:

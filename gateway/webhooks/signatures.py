@@ -11,19 +11,46 @@ import binascii
 import hashlib
 import hmac
 import re
+import ssl
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from gateway.config.expression import pointed
-from gateway.config.verify import Hmac, Verify, standard_key
-from gateway.errors import Unauthorized, Unavailable
-from gateway.event import bytes_of
-from gateway.webhooks.client_certificate import Certificate, expires, names
-from gateway.webhooks.post import Reply
+from gateway.config.model.verify import Hmac, Verify, standard_key
+from gateway.config.placeholders import pointed
+from gateway.core.errors import Unauthorized, Unavailable
+from gateway.core.event import bytes_of
+from gateway.webhooks.formats.base import Reply
+
+# What a verified client certificate says of who has it. Pure.
+
+Certificate = Mapping[str, Any]
+"""As `ssl.SSLSocket.getpeercert` gives it; empty or None where the client had none."""
+
+_KINDS = ("DNS", "URI", "email")
+
+
+def names(certificate: Certificate) -> frozenset[str]:
+    """Return the names: those of the subjectAltName, or the common name where there is none.
+
+    RFC 6125 §6.4.4: an authority that gives alternative names vouches for those, and not for a common name.
+    """
+    alternatives = certificate.get("subjectAltName", ())
+    if alternatives:
+        return frozenset(name for kind, name in alternatives if kind in _KINDS)
+    common = [
+        name for group in certificate.get("subject", ()) for kind, name in group if kind == "commonName"
+    ]
+    return frozenset(common) if len(common) == 1 else frozenset()
+
+
+def expires(certificate: Certificate) -> float:
+    """Return when it ends (unix seconds)."""
+    return ssl.cert_time_to_seconds(certificate["notAfter"])
+
 
 REPLAYS = 100_000
 """Messages of one source that are remembered, so that none is taken twice."""

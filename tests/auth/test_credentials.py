@@ -7,7 +7,7 @@ import jwt
 import pytest
 
 from gateway.auth.credentials import find
-from gateway.config.auth import Auth
+from gateway.config.model.auth import Auth
 from tests.support.gateway import gateway_running
 
 SECRET = "s" * 32

@@ -2,11 +2,11 @@
 
 import pytest
 
-from gateway.auth import revocations
+from gateway.auth import revocation as revocations
 from gateway.auth.grant import NOBODY, Grant
-from gateway.auth.revocations import Revocation, Revocations
+from gateway.auth.revocation import Revocation, Revocations
 from gateway.config.catalog import Catalog
-from gateway.config.load import loads
+from gateway.config.loader.load import loads
 
 CHANNELS = Catalog(
     loads(

@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gateway.config.load import loads
-from gateway.daemon import Daemon
-from gateway.errors import StartupError
+from gateway.config.loader.load import loads
+from gateway.core.errors import StartupError
+from gateway.server.daemon import Daemon
 from tests.config.test_load import GOOD
 from tests.support.gateway import gateway_running
 

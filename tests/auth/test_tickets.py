@@ -8,11 +8,11 @@ import pytest
 
 from gateway.auth import tickets
 from gateway.auth.grant import Grant
-from gateway.auth.revocations import Revocations
+from gateway.auth.revocation import Revocations
 from gateway.auth.tickets import Tickets
-from gateway.broker.memory_board import MemoryBoard
-from gateway.clock import unix_ms
-from gateway.errors import Unauthorized
+from gateway.broker.memory import MemoryBoard
+from gateway.core.clock import unix_ms
+from gateway.core.errors import Unauthorized
 from tests.support.gateway import Gateway, gateway_running
 from tests.support.redis import RedisServer
 

@@ -16,14 +16,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.api_jwt import PyJWT
 
-from gateway.auth import tokens
+from gateway.auth import jwt as tokens
 from gateway.auth.grant import Grant
+from gateway.auth.jwt import Issuer, Tokens
 from gateway.auth.rules import authorize
-from gateway.auth.tokens import Issuer, Tokens
-from gateway.config.auth import Jwt
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel
-from gateway.errors import Forbidden, Unauthorized
+from gateway.config.model.auth import Jwt
+from gateway.config.model.config import Channel
+from gateway.core.errors import Forbidden, Unauthorized
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.issuer import serving
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from gateway.broker.base import RECENT_IDS, Broker, Span
-from gateway.errors import Fenced, KeyReused, Unavailable
-from gateway.event import GONE, Cursor, Draft, Event, EventId, Retention, pack
+from gateway.core.errors import Fenced, KeyReused, Unavailable
+from gateway.core.event import GONE, Cursor, Draft, Event, EventId, Retention, pack
 from tests.support.deadline import safety_net
 
 KEEP = Retention(1000)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.broker import memory_board, sqlite_board
-from gateway.broker.board import Seat
-from gateway.broker.memory_board import MemoryBoard
-from gateway.broker.sqlite import SqliteBroker
-from gateway.clock import unix_ms
+from gateway.broker import memory as memory_board
+from gateway.broker.memory import MemoryBoard
+from gateway.broker.shared_store import Seat
+from gateway.broker.sqlite import shared_store as sqlite_board
+from gateway.broker.sqlite.broker import SqliteBroker
+from gateway.core.clock import unix_ms
 
 
 async def test_names_of_seats_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

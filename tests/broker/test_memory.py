@@ -6,7 +6,7 @@ import pytest
 
 from gateway.broker import memory
 from gateway.broker.memory import MemoryBroker
-from gateway.event import EventId
+from gateway.core.event import EventId
 from tests.broker.contract import FAR, ZERO, Clock, Contract, draft, read
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from gateway.broker.redis import RedisBroker
-from gateway.clock import unix_ms
-from gateway.config.model import Pool
-from gateway.config.redis_url import RedisUrl
-from gateway.errors import StartupError, Unavailable
-from gateway.event import Cursor, EventId
-from gateway.redis_target import Target
+from gateway.broker.redis.broker import RedisBroker
+from gateway.config.model.config import Pool
+from gateway.config.model.redis_url import RedisUrl
+from gateway.core.clock import unix_ms
+from gateway.core.errors import StartupError, Unavailable
+from gateway.core.event import Cursor, EventId
+from gateway.net.redis_target import Target
 from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
 from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
@@ -410,7 +410,7 @@ async def test_a_wrong_password_ends_the_start(redis: RedisServer) -> None:
 
 async def test_a_redis_that_comes_late(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway starts without it, says so, and is there once Redis is."""
-    monkeypatch.setattr("gateway.broker.redis.START_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.broker.redis.broker.START_SECONDS", 0.3)
     redis.kill()
     broker = make(redis.url, "sse")
     await broker.start()

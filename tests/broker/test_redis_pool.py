@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.broker import redis_pool
-from gateway.broker.redis import RedisBroker
-from gateway.broker.redis_pool import PlainPool, Pool, pool
-from gateway.clock import unix_ms
-from gateway.config import model
-from gateway.event import Retention
-from gateway.seldom import Seldom
+from gateway.broker.redis import pool as redis_pool
+from gateway.broker.redis.broker import RedisBroker
+from gateway.broker.redis.pool import PlainPool, Pool, pool
+from gateway.config.model import config as model
+from gateway.core.clock import unix_ms
+from gateway.core.event import Retention
+from gateway.observability.log_throttle import Seldom
 from tests.broker.contract import ZERO, draft, read
 from tests.support.gateway import eventually
 from tests.support.redis import RedisServer, redis_server

@@ -15,10 +15,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.broker.base import CHANNEL_KEPT_MS
-from gateway.broker.sqlite import SqliteBroker
-from gateway.clock import unix_ms
-from gateway.errors import StartupError, Unavailable
-from gateway.event import EventId, Retention
+from gateway.broker.sqlite.broker import SqliteBroker
+from gateway.core.clock import unix_ms
+from gateway.core.errors import StartupError, Unavailable
+from gateway.core.event import EventId, Retention
 from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
 from tests.support.gateway import eventually
 from tests.support.needs import need_root
@@ -124,9 +124,9 @@ async def test_a_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
     script = """
 import asyncio, sys
 from pathlib import Path
-from gateway.clock import unix_ms
+from gateway.core.clock import unix_ms
 from gateway.broker.base import CHANNEL_KEPT_MS
-from gateway.broker.sqlite import SqliteBroker
+from gateway.broker.sqlite.broker import SqliteBroker
 from tests.broker.contract import draft
 
 async def main():
@@ -213,7 +213,7 @@ async def test_a_locked_file_is_unavailable_and_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else's write lock fails the appends of that moment; then the log goes on by itself."""
-    monkeypatch.setattr("gateway.broker.sqlite_store._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.broker.sqlite.store._BUSY_SECONDS", 0.2)
     path = tmp_path / "log.db"
     async with started(path) as broker:
         follower = Follower(broker)
@@ -232,7 +232,7 @@ async def test_appends_wait_for_a_slow_disk_up_to_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit that takes a moment refuses nobody, however the appends came in; a crowd behind it does."""
-    monkeypatch.setattr("gateway.broker.sqlite.WAITING", 300)
+    monkeypatch.setattr("gateway.broker.sqlite.broker.WAITING", 300)
     path = tmp_path / "log.db"
     async with started(path) as broker:
         blocker = sqlite3.connect(path, isolation_level=None)
@@ -401,7 +401,7 @@ async def test_without_sockets_other_processes_follow_all_the_same(
 
 async def test_processes_wake_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events must not wait for the next look into the file."""
-    monkeypatch.setattr("gateway.broker.sqlite.POLL_SECONDS", 3600.0)
+    monkeypatch.setattr("gateway.broker.sqlite.broker.POLL_SECONDS", 3600.0)
     async with started(tmp_path / "log.db") as one, started(tmp_path / "log.db") as other:
         follower = Follower(other)
         await other.append([draft("c")])  # with it, its name is in the file

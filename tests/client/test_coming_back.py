@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.stream.connection import Connection
+from gateway.streams.connection import Connection
 from tests.client.following import following
 from tests.clients.tap import Tap, tapped
 from tests.support.gateway import eventually, gateway_running

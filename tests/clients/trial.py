@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from aiohttp import ClientSession
 
-from gateway.event import GAP
+from gateway.core.event import GAP
 from tests.clients.tap import Tap, tapped
 from tests.clients.zoo import Client, zoo_running
 from tests.support.gateway import eventually

@@ -16,12 +16,12 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.cli.main import main
-from gateway.config import warnings
-from gateway.config.document import parse
-from gateway.config.environment import resolve
-from gateway.config.faults import ConfigError, Fault
-from gateway.config.model import Config
+from gateway.config.loader.document import parse
+from gateway.config.loader.environment import resolve
+from gateway.config.loader.faults import ConfigError, Fault
+from gateway.config.model.config import Config
 from gateway.config.schema import json_schema
+from gateway.config.validation import warnings
 
 CORPUS = Path(__file__).parent / "corpus"
 FILES = sorted(CORPUS.glob("*.yaml"))

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.cli.main import main
 from gateway.config.diff import ASKED, differences
-from gateway.config.load import loads
-from gateway.config.model import Config
+from gateway.config.loader.load import loads
+from gateway.config.model.config import Config
 from tests.support.gateway import BASE, merged
 
 SOURCES = {

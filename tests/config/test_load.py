@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.faults import ConfigError
-from gateway.config.load import load, loads
-from gateway.config.model import ClaimsAccess
-from gateway.config.references import files_of
-from gateway.errors import StartupError
+from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.load import load, loads
+from gateway.config.model.config import ClaimsAccess
+from gateway.core.errors import StartupError
+from gateway.server.reload import files_of
 
 GOOD = """
 sources:

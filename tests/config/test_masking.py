@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.config.load import reads
+from gateway.config.loader.load import reads
 
 TLS = {"certificate": "a.crt", "key": "a.key", "minimum_version": "1.2", "ciphers": "ECDHE+AESGCM"}
 EVERYTHING: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.config.origins import Origins, normalise
+from gateway.config.model.origins import Origins, normalise
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.main import main
-from gateway.config.faults import ConfigError
-from gateway.config.parts import DOOR, TOKENS, WAYS, load_part
-from gateway.errors import Rejected
-from gateway.terminal.feeds import Wish, parcel
+from gateway.cli.terminal.test_record import Wish, parcel
+from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.parts import DOOR, TOKENS, WAYS, load_part
+from gateway.core.errors import Rejected
 from tests.support.gateway import gateway_running
 
 FILE = """

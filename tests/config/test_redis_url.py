@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.config.redis_url import RedisUrl
+from gateway.config.model.redis_url import RedisUrl
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
-from gateway.config.faults import ConfigError
-from gateway.config.load import load, loads
+from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.load import load, loads
 from gateway.config.schema import json_schema
 from tests.config.test_load import BROKEN, GOOD
 

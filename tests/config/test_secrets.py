@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.config.faults import ConfigError
-from gateway.config.load import loads
+from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.load import loads
 from tests.config.test_load import GOOD, one_fault
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel
+from gateway.config.model.config import Channel
 from gateway.config.template import Template
-from gateway.sources.pubsub_topics import _regex
+from gateway.sources.redis.pubsub import _regex
 
 values = st.text(alphabet="ab.:_~@-9", min_size=1, max_size=8)
 

@@ -2,8 +2,8 @@
 
 from structlog.testing import capture_logs
 
-from gateway.config.load import loads
-from gateway.config.warnings import MOST_TOLD, tell, told
+from gateway.config.loader.load import loads
+from gateway.config.validation.warnings import MOST_TOLD, tell, told
 from tests.config.test_load import GOOD
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.metrics.definitions import DEFINITIONS
+from gateway.observability.metrics.definitions import DEFINITIONS
 from tests.support.promql import TARGET, defined, faults, names, unknown
 
 FILE = Path(__file__).parents[2] / "deploy/grafana/sse-gateway.json"

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import yaml
 
-from gateway.metrics.definitions import PREFIX
+from gateway.observability.metrics.definitions import PREFIX
 from tests.support.deadline import safety_net
 from tests.support.needs import need
 from tests.support.node import Node
@@ -136,6 +136,6 @@ async def test_its_commands_run(tmp_path: Path, redis: RedisServer) -> None:
 @pytest.mark.parametrize("field", sorted(set(re.findall(r"\.sources\[\].*?\{(.+?)\}", TEXT))))
 def test_fields_of_the_status_exist(field: str) -> None:
     """jq shows null for a field that is not there, and nobody doubts it."""
-    status = (ROOT / "gateway/status.py").read_text()
+    status = (ROOT / "gateway/admin/status.py").read_text()
     for name in re.findall(r"\w+", field):
         assert f'"{name}"' in status

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config.load import loads
-from gateway.config.model import Config
+from gateway.config.loader.load import loads
+from gateway.config.model.config import Config
 from tests.docs.pages import Block, blocks
 
 SECTIONS = {field.alias or key for key, field in Config.model_fields.items()}

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from gateway.http import client
-from gateway.http.server import Listener
+from gateway.http.listener import Listener
+from gateway.http.routes import client
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, gateway_running
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.origins import MAX_ORIGIN
+from gateway.config.model.origins import MAX_ORIGIN
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, gateway_running
 

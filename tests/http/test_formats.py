@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 from standardwebhooks import Webhook
 
-from gateway.errors import Unavailable
-from gateway.event import EventId, pack
-from gateway.rate import Rate
+from gateway.core.errors import Unavailable
+from gateway.core.event import EventId, pack
+from gateway.core.rate_limit import Rate
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 

@@ -15,11 +15,11 @@ from multidict import MultiDict
 from yarl import URL
 
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel
+from gateway.config.model.config import Channel
 from gateway.config.template import MAX_FIELD, why_no_name, why_not
-from gateway.http.ask import Ask
 from gateway.http.paths import stream_path
-from gateway.limits.limits import UNKNOWN
+from gateway.http.request import Ask
+from gateway.streams.quotas.limits import UNKNOWN
 from tests.support.gateway import Gateway, gateway_running
 
 SECRET = "s" * 32

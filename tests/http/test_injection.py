@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from bench.abuses import FORGED_IDS, HOST, Attacker
-from gateway.event import EventId
+from gateway.core.event import EventId
 from tests.support.answers import Answer, answers
 from tests.support.eventsource import Message, Parser
 from tests.support.gateway import Gateway, gateway_running

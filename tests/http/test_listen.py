@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config.units import Address, Places, UnixPath
-from gateway.errors import StartupError
-from gateway.http.binding import UnixSocket, bind_all
+from gateway.config.model.units import Address, Places, UnixPath
+from gateway.core.errors import StartupError
+from gateway.http.sockets import UnixSocket, bind_all
 from tests.support.authority import Authority
 from tests.support.deadline import safety_net
 from tests.support.gateway import eventually, gateway_running

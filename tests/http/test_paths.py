@@ -7,9 +7,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.check.explain import explain
-from gateway.config.load import loads
-from gateway.terminal.door import local_url
+from gateway.cli.check.explain import explain
+from gateway.cli.terminal.endpoint import local_url
+from gateway.config.loader.load import loads
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE as BASE_CONFIG

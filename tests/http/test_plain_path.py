@@ -10,10 +10,11 @@ import jwt
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.http import front, protocol
-from gateway.seldom import Seldom
-from gateway.stream import takeover
-from gateway.stream.connection import Connection
+from gateway.http import fast_path as front
+from gateway.http import protocol
+from gateway.observability.log_throttle import Seldom
+from gateway.streams import upgrade as takeover
+from gateway.streams.connection import Connection
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 

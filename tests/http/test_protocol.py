@@ -12,11 +12,11 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway import logs
+from gateway.admin.app import HEADERS
+from gateway.admin.status import Status
 from gateway.http import responses
-from gateway.http.admin import HEADERS
 from gateway.http.protocol import MAX_HEADER, MAX_URL
-from gateway.status import Status
+from gateway.observability import logging as logs
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 

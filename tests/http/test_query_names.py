@@ -6,13 +6,13 @@ import pytest
 import structlog.testing
 from yarl import URL
 
-from gateway.config.auth import OWN_QUERY, usual
-from gateway.errors import BadRequest
-from gateway.event import EventId
-from gateway.http.ask import _spelled
+from gateway.config.model.auth import OWN_QUERY, usual
+from gateway.core.errors import BadRequest
+from gateway.core.event import EventId
 from gateway.http.query import _since
-from gateway.http.subscribe import MOST_UNKNOWN
-from gateway.seldom import THINGS
+from gateway.http.request import _spelled
+from gateway.http.routes.subscribe import MOST_UNKNOWN
+from gateway.observability.log_throttle import THINGS
 from tests.support.gateway import Gateway, gateway_running
 
 WAYS = {"front": {}, "aiohttp": {"Content-Length": "0"}}

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from gateway.broker.memory import MemoryBroker
-from gateway.clock import unix_ms
-from gateway.event import Draft, Event, EventId, Retention
+from gateway.core.clock import unix_ms
+from gateway.core.event import Draft, Event, EventId, Retention
 from gateway.hub import canary as canary_module
 from gateway.hub.canary import Canary
-from gateway.hub.notices import Notices
-from gateway.metrics import Tally
+from gateway.hub.control_channel import Notices
+from gateway.observability.metrics import Tally
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
 

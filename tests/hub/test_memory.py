@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from gateway.broker.memory import MemoryBroker
-from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel
-from gateway.event import Draft, EventId, Retention
+from gateway.config.model.config import Channel
+from gateway.core.clock import unix_ms
+from gateway.core.event import Draft, EventId, Retention
 from gateway.hub.audience import Audience
 from gateway.hub.hub import Hub
 from gateway.hub.subscription import Subscription
-from gateway.metrics import Metrics
+from gateway.observability.metrics import Metrics
 from tests.support.memory import traced
 
 OWN = Channel.model_validate({"from": [{"source": "s", "topic": "{user}.{id}"}], "access": "public"})

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.broker.base import Recent, Span
 from gateway.broker.memory import MemoryBroker
-from gateway.errors import Unavailable
-from gateway.event import Draft, EventId, Retention
+from gateway.core.errors import Unavailable
+from gateway.core.event import Draft, EventId, Retention
 from gateway.hub import recent_ids
 from gateway.hub.recent_ids import RecentIds
 

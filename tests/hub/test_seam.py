@@ -14,20 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.broker.memory import MemoryBroker
-from gateway.clock import unix_ms
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel, Timeouts
-from gateway.event import Draft, EventId, Retention
+from gateway.config.model.config import Channel, Timeouts
+from gateway.core.clock import unix_ms
+from gateway.core.event import Draft, EventId, Retention
 from gateway.hub import audience
 from gateway.hub import hub as hub_module
 from gateway.hub.hub import Hub
 from gateway.hub.replay import Replay, Start
 from gateway.hub.subscription import Subscription
-from gateway.metrics import Metrics
-from gateway.stream.acks import Acks
-from gateway.stream.connection import Connection
-from gateway.stream.nonces import Nonces
-from gateway.stream.streams import Streams
+from gateway.observability.metrics import Metrics
+from gateway.streams.acks.nonces import Nonces
+from gateway.streams.acks.tracker import Acks
+from gateway.streams.connection import Connection
+from gateway.streams.registry import Streams
 from tests.support.eventsource import Parser
 
 CHANNELS = ("a", "b", "live")

@@ -10,9 +10,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config import ack
-from gateway.event import NOTICE, Event
-from gateway.stream import acks, elsewhere, nonces
+from gateway.config.model import config as ack
+from gateway.core.event import NOTICE, Event
+from gateway.streams.acks import forwarder as elsewhere
+from gateway.streams.acks import nonces
+from gateway.streams.acks import tracker as acks
 from tests.support.deadline import SAFETY_SECONDS
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged

@@ -18,9 +18,9 @@ from pydantic import BaseModel, SecretStr
 
 from bench.process import free_port
 from gateway.cli.main import main
-from gateway.config.faults import ConfigError
-from gateway.config.load import loads
-from gateway.config.model import Config
+from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.load import loads
+from gateway.config.model.config import Config
 from tests.integration.test_command import CLEAN, command
 from tests.support.gateway import eventually, merged
 from tests.support.node import ROOT

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.event import EventId
+from gateway.core.event import EventId
 from tests.checker import Verdict, judge, running
 from tests.support.gateway import BASE, eventually, merged
 from tests.support.node import Node, leading

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.http.test_guard import LOCKED, TOKEN
+from tests.admin.test_guard import LOCKED, TOKEN
 from tests.integration.test_workers import config
 from tests.support.browser import Browser, browser_running
 from tests.support.console import (

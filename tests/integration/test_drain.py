@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.shutdown import Shutdown
-from gateway.systemd import Systemd
+from gateway.server.shutdown import Shutdown
+from gateway.server.systemd import Systemd
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.event import EventId
+from gateway.core.event import EventId
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, eventually, gateway_running, merged

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from gateway.broker.base import Broker
-from gateway.broker.redis import RedisBroker
-from gateway.broker.sqlite import SqliteBroker
-from gateway.clock import unix_ms
-from gateway.config.model import Pool
-from gateway.event import Draft, EventId, Retention
+from gateway.broker.redis.broker import RedisBroker
+from gateway.broker.sqlite.broker import SqliteBroker
+from gateway.config.model.config import Pool
+from gateway.core.clock import unix_ms
+from gateway.core.event import Draft, EventId, Retention
 from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.eventsource import Stream
 from tests.support.node import Node

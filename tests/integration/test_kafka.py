@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import NewPartitions
 from aiokafka.structs import TopicPartition
 
-from gateway.errors import StartupError
+from gateway.core.errors import StartupError
 from gateway.sources import kafka as kafka_source
 from tests.checker import running
 from tests.support.deadline import safety_net

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.metrics.definitions import DEFINITIONS
+from gateway.observability.metrics.definitions import DEFINITIONS
 from tests.deploy.test_dashboard import expressions
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually

@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from bench.process import free_port
-from gateway.doctor.finding import Level
-from gateway.doctor.patience import Patience
-from gateway.http.client import BODY, FOR_EVER
-from tests.doctor.examined import APP, examine
+from gateway.cli.doctor.finding import Level
+from gateway.cli.doctor.timeouts import Patience
+from gateway.http.routes.client import BODY, FOR_EVER
+from tests.cli.doctor.examined import APP, examine
 from tests.support.authority import Authority
 from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.gateway import eventually

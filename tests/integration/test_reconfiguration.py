@@ -7,7 +7,7 @@ from typing import Any
 import jwt
 import pytest
 
-from gateway.errors import StartupError
+from gateway.core.errors import StartupError
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer

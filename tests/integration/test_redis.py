@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.event import EventId
-from gateway.sources import redis_pubsub
+from gateway.core.event import EventId
+from gateway.sources.redis import pubsub as redis_pubsub
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer, redis_server
 

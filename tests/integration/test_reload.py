@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway import reload as reload_module
-from gateway.daemon import Daemon
-from gateway.reload import ConfigFile
+from gateway.server import reload as reload_module
+from gateway.server.daemon import Daemon
+from gateway.server.reload import ConfigFile
 from tests.integration.test_workers import Group, children, config
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, eventually

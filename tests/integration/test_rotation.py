@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.http import certificates
+from gateway.http.tls import certificates
 from tests.integration.test_workers import config, group
 from tests.support.authority import Authority, Pair, serial, serial_of
 from tests.support.eventsource import Stream

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis as redis_py
 
-from gateway.sources import stream_reader, stream_servers
+from gateway.sources.redis import stream_reader, stream_servers
 from tests.checker import running
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.broker.redis import RedisBroker
-from gateway.clock import unix_ms
-from gateway.config.model import Pool
-from gateway.config.warnings import tell, told
+from gateway.broker.redis.broker import RedisBroker
+from gateway.config.model.config import Pool
+from gateway.config.validation.warnings import tell, told
+from gateway.core.clock import unix_ms
 from tests.support.authority import Authority, Pair
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running
@@ -72,7 +72,7 @@ async def test_a_log_behind_a_bad_certificate_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The password would go to whoever answers; the line of the log says what is wrong with the certificate."""
-    monkeypatch.setattr("gateway.broker.redis.START_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.broker.redis.broker.START_SECONDS", 0.3)
     async with tunnel(upstream.port, serving(*shows(authority, tmp_path, fault))) as port:
         url = f"{kind}127.0.0.1:{port}{'/main' if 'sentinel' in kind else ''}?ssl_ca_certs={authority.file}"
         broker = RedisBroker(url, prefix="t", limits=Pool.model_validate({}), timeout=60.0, clock=unix_ms)

@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config.load import loads
-from gateway.metrics import Metrics
-from gateway.workers import parent as parent_module
-from gateway.workers.parent import Parent
+from gateway.config.loader.load import loads
+from gateway.observability.metrics import Metrics
+from gateway.server.workers import parent as parent_module
+from gateway.server.workers.parent import Parent
 from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually

@@ -18,9 +18,9 @@ from tests.soak.caches import CACHES
 from tests.soak.containers import sizes, weigh
 
 TIMES = (
-    ("gateway.broker.redis_store", "CHANNEL_KEPT_MS", 5000),
-    ("gateway.broker.sqlite_store", "CHANNEL_KEPT_MS", 5000),
-    ("gateway.sources.tail", "KEPT_SECONDS", 5.0),
+    ("gateway.broker.redis.store", "CHANNEL_KEPT_MS", 5000),
+    ("gateway.broker.sqlite.store", "CHANNEL_KEPT_MS", 5000),
+    ("gateway.sources.redis.recent_messages", "KEPT_SECONDS", 5.0),
 )
 """What is kept for a time, with a shorter one where the caches are bounded."""
 
@@ -67,7 +67,7 @@ def main() -> None:
         assert hasattr(import_module(module), name), f"{module} has no {name}"
         setattr(import_module(module), name, value)
     from gateway.cli.main import main as command  # noqa: PLC0415 -- only now, with the bounds in place
-    from gateway.daemon import Daemon  # noqa: PLC0415 -- same
+    from gateway.server.daemon import Daemon  # noqa: PLC0415 -- same
 
     start = Daemon.start
 

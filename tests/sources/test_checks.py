@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.errors import Rejected, Unavailable
-from gateway.sources import checks as module
-from gateway.sources.checks import IN_THREAD, LARGE, Checks
+from gateway.core.errors import Rejected, Unavailable
+from gateway.sources import webhook as module
+from gateway.sources.webhook import IN_THREAD, LARGE, Checks
 
 
 async def test_large_checks_run_one_at_a_time() -> None:

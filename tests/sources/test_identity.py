@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel
-from gateway.config.sources import EventFrom, Kafka, RedisStream
-from gateway.errors import Rejected
-from gateway.event import Record
+from gateway.config.model.config import Channel
+from gateway.config.model.sources import EventFrom, Kafka, RedisStream
+from gateway.core.errors import Rejected
+from gateway.core.event import Record
 from gateway.sources.kafka import KafkaSource
-from gateway.sources.redis_stream import RedisStreamSource
+from gateway.sources.redis.stream import RedisStreamSource
+from gateway.sources.redis.stream_servers import key_of, part_of
 from gateway.sources.router import Router
-from gateway.sources.stream_servers import key_of, part_of
-from gateway.webhooks import cloudevents, clouds, rest_proxy
-from gateway.webhooks.post import Post
+from gateway.webhooks.formats import cloud_batches as clouds
+from gateway.webhooks.formats import cloudevents, rest_proxy
+from gateway.webhooks.formats.base import Post
 
 JAVA = b"\xac\xed\x00\x05t\x00\x02id"
 """How Java's own serialization, the default of Spring and Redisson, writes "id"."""

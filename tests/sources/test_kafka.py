@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.config.sources import Kafka
-from gateway.errors import SourceError
+from gateway.config.model.sources import Kafka
+from gateway.core.errors import SourceError
 from gateway.sources.kafka import KafkaSource
 
 

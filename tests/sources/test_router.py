@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel
-from gateway.config.sources import EventFrom
-from gateway.errors import Rejected
-from gateway.event import Draft, Record, Retention
+from gateway.config.model.config import Channel
+from gateway.config.model.sources import EventFrom
+from gateway.core.errors import Rejected
+from gateway.core.event import Draft, Record, Retention
 from gateway.sources.router import Router
 
 

@@ -3,7 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sources.stream_place import START, UNKNOWN, StreamInfo, StreamPlace, at_rest, parse_id, read_on
+from gateway.sources.redis.stream_offset import (
+    START,
+    UNKNOWN,
+    StreamInfo,
+    StreamPlace,
+    at_rest,
+    parse_id,
+    read_on,
+)
 
 
 class Stream:

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from gateway.broker.sqlite import SqliteBroker
-from gateway.clock import unix_ms
+from gateway.broker.sqlite.broker import SqliteBroker
 from gateway.config.catalog import Catalog
-from gateway.config.model import Channel
-from gateway.errors import Fenced, Unavailable
-from gateway.event import EventId, Fence, Record
-from gateway.metrics import Metrics
+from gateway.config.model.config import Channel
+from gateway.core.clock import unix_ms
+from gateway.core.errors import Fenced, Unavailable
+from gateway.core.event import EventId, Fence, Record
+from gateway.observability.metrics import Metrics
 from gateway.sources.base import Feed, Gap, Source, SourceState
 from gateway.sources.election import Election, Leases
 from gateway.sources.publisher import Publisher

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.event import Record
-from gateway.sources import tail as tail_module
-from gateway.sources.tail import Place, Tail
+from gateway.core.event import Record
+from gateway.sources.redis import recent_messages as tail_module
+from gateway.sources.redis.recent_messages import Place, Tail
 from tests.support.deadline import safety_net
 
 Heard = list[int | str]

@@ -13,8 +13,8 @@ from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page
 
-from gateway.console.page import Page as ConsolePage
-from gateway.sse import block
+from gateway.admin.page import Page as ConsolePage
+from gateway.core.sse import block
 from tests.support.deadline import safety_net
 from tests.support.issuer import serving
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from gateway.config.load import loads
-from gateway.config.model import Config
-from gateway.config.units import parse_duration
+from gateway.config.loader.load import loads
+from gateway.config.model.config import Config
+from gateway.config.model.units import parse_duration
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MOUNTED = "/run/secrets/sse-gateway"

@@ -8,8 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from gateway.config.load import loads
-from gateway.daemon import Daemon
+from gateway.config.loader.load import loads
+from gateway.server.daemon import Daemon
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 

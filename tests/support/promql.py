@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from gateway.metrics.definitions import BY_NAME, Definition
+from gateway.observability.metrics.definitions import BY_NAME, Definition
 from tests.support.needs import need
 
 FROM_PROMETHEUS = {"up": frozenset[str]()}

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.expression import Expression
-from gateway.errors import BadRequest, GatewayError, PayloadTooLarge, Rejected, Unavailable
-from gateway.event import EventId, Record, pack
-from gateway.webhooks import rest_proxy
+from gateway.config.placeholders import Expression
+from gateway.core.errors import BadRequest, GatewayError, PayloadTooLarge, Rejected, Unavailable
+from gateway.core.event import EventId, Record, pack
 from gateway.webhooks.detect import read
-from gateway.webhooks.post import Parsed, Post
+from gateway.webhooks.formats import rest_proxy
+from gateway.webhooks.formats.base import Parsed, Post
 
 ID = EventId(1_700_000_000_000, 3)
 OFFSET = pack(ID)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import BadRequest, PayloadTooLarge, Rejected
-from gateway.event import Record
-from gateway.webhooks import post as limits
+from gateway.core.errors import BadRequest, PayloadTooLarge, Rejected
+from gateway.core.event import Record
 from gateway.webhooks.detect import read
-from gateway.webhooks.post import Post
-from gateway.webhooks.strict import skeleton
+from gateway.webhooks.formats import base as limits
+from gateway.webhooks.formats.base import Post
+from gateway.webhooks.strict_json import skeleton
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"

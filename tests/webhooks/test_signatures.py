@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from gateway.config.verify import Verify
-from gateway.errors import Unauthorized, Unavailable
-from gateway.webhooks.post import Reply
+from gateway.config.model.verify import Verify
+from gateway.core.errors import Unauthorized, Unavailable
+from gateway.webhooks.formats.base import Reply
 from gateway.webhooks.signatures import ANSWER_BYTES, REPLAYS, Proof, Replays, verifier
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import PayloadTooLarge, Rejected
-from gateway.webhooks.splitter import Splitter
+from gateway.core.errors import PayloadTooLarge, Rejected
+from gateway.webhooks.formats.json_splitter import Splitter
 
 OBJECTS = st.lists(
     st.dictionaries(

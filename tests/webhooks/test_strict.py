@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import PayloadTooLarge, Rejected
-from gateway.webhooks import post as limits
-from gateway.webhooks import strict
-from gateway.webhooks.strict import elements, has_more, member
+from gateway.core.errors import PayloadTooLarge, Rejected
+from gateway.webhooks import strict_json as strict
+from gateway.webhooks.formats import base as limits
+from gateway.webhooks.strict_json import elements, has_more, member
 from tests.support.memory import traced
 
 VALUES = st.recursive(

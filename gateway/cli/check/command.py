@@ -1,0 +1,69 @@
+"""The command's options, and its run."""
+
+import argparse
+import asyncio
+import sys
+
+from gateway.cli.check.explain import explain
+from gateway.cli.check.local import faults
+from gateway.cli.check.report import FORMATS, Report
+from gateway.config.loader.document import MAX_BYTES
+from gateway.config.loader.load import Reading, decoded, read, reads
+from gateway.config.model.paths import folder_of
+from gateway.core.errors import StartupError
+
+_INTERRUPTED = 130
+"""The exit status that shells give to what SIGINT ended."""
+
+_STDIN = "-"
+
+EPILOG = """exit status:
+  0    the configuration is good; there may be warnings
+  1    it has mistakes, or cannot be read; with --strict also warnings, with --connect what was not reached
+  2    wrong usage
+  130  interrupted (Ctrl-C)"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command's parser, which has ``--config`` already."""
+    parser.add_argument(
+        "--format",
+        choices=sorted(FORMATS),
+        default="text",
+        help="text for people; json: one document; github: annotations of a pull request",
+    )
+    parser.add_argument("--strict", action="store_true", help="a warning is a mistake: exit 1")
+    parser.add_argument("--explain", action="store_true", help="say in sentences what the file says")
+    parser.add_argument(
+        "--connect",
+        action="store_true",
+        help="try every server and file that it names, as the gateway would; a few harmless commands",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, and return the exit status: 0 good, 1 a mistake or something not reached, 130 interrupted."""
+    report = Report(FORMATS[options.format], is_strict=options.strict)
+    try:
+        reading = _read(options.config)
+    except StartupError as error:
+        return report.unreadable(options.config, error.message)
+    report.reading(reading)
+    if reading.config is not None:
+        if options.explain:
+            report.explained(explain(reading.config))
+        if options.connect:
+            from gateway.cli.check.connect import connect  # noqa: PLC0415 -- clients of all upstreams take a while
+
+            try:
+                report.reached(asyncio.run(connect(reading.config)))
+            except KeyboardInterrupt:
+                return _INTERRUPTED
+    return report.finish()
+
+
+def _read(file: str) -> Reading:
+    if file != _STDIN:
+        return read(file, local=faults)
+    content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    return reads(decoded(content, "<stdin>"), file="<stdin>", folder=folder_of(_STDIN), local=faults)

@@ -1,0 +1,43 @@
+"""``sse-gateway diff``: what a reload from one file to another would do."""
+
+import argparse
+
+from gateway.config.diff import Change, differences
+from gateway.config.loader.load import load
+from gateway.config.model.paths import folder_of
+from gateway.core.text import safe
+
+NEEDS_RESTART = 3
+"""The exit status for a change that a reload refuses."""
+
+EPILOG = """exit status:
+  0  nothing differs, or a reload would do it
+  1  one of the files has mistakes, or cannot be read
+  2  wrong usage
+  3  a change needs a restart: a reload would refuse the file"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments to a command's parser."""
+    parser.add_argument("old", metavar="OLD", help="the file that is served")
+    parser.add_argument("new", metavar="NEW", help="the file that would be")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a line for each difference, and return the exit status. Raises StartupError."""
+    # The new one is to take the old one's place, so both name the same file by the same relative path.
+    changes = differences(load(options.old), load(options.new, paths=folder_of(options.old)))
+    for change in changes:
+        print(safe(str(change)))
+    print(safe(_summary(options.new, changes)))
+    return NEEDS_RESTART if any(change.needs_restart for change in changes) else 0
+
+
+def _summary(file: str, changes: list[Change]) -> str:
+    if not changes:
+        return f"{file}: nothing differs"
+    count = "1 change" if len(changes) == 1 else f"{len(changes)} changes"
+    refused = sum(change.needs_restart for change in changes)
+    if not refused:
+        return f"{file}: {count}; a reload takes all of it"
+    return f"{file}: {count}, {refused} of them for a restart; until then a reload takes none"

@@ -1,0 +1,77 @@
+"""What a sender adds to a post to prove itself: the other side of `gateway.webhooks.signatures`. Pure."""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Mapping
+from uuid import uuid4
+
+from gateway.config.model.verify import Hmac, Verify, standard_key
+
+
+class Unsignable(ValueError):
+    """Nothing that the configuration holds can prove us; says what can."""
+
+
+def method(verify: Verify) -> str:
+    """Return the name of the way in which a source's posts are verified."""
+    return next(name for name in type(verify).model_fields if name != "tolerance" and getattr(verify, name))
+
+
+def check(verify: Verify) -> None:
+    """Raise Unsignable for a source that nobody can post to with what the configuration holds."""
+    if verify.client_certificate:
+        raise Unsignable(
+            "wants a client certificate, whose key is not in the configuration: curl --cert can post there"
+        )
+
+
+def headers(
+    verify: Verify, body: bytes, now: float, type_: str | None, key: str | None = None
+) -> Mapping[str, str]:
+    """Return the headers of a post. Of several secrets the first signs. ``now`` is in unix seconds.
+
+    ``key`` becomes the message's id where the signature covers or names one.
+
+    Raises Unsignable.
+    """
+    check(verify)
+    id, seconds = key or f"msg_{uuid4().hex}", str(int(now))
+    if verify.standard_webhooks:
+        secret = standard_key(verify.standard_webhooks[0].get_secret_value())
+        signature = base64.b64encode(_digest(secret, f"{id}.{seconds}.".encode() + body)).decode()
+        return {"webhook-id": id, "webhook-timestamp": seconds, "webhook-signature": f"v1,{signature}"}
+    if verify.github:
+        signature = _digest(verify.github[0].get_secret_value().encode(), body).hex()
+        signed = {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Delivery": id}
+        return signed | ({"X-GitHub-Event": type_} if type_ else {})
+    if verify.stripe:
+        secret = verify.stripe[0].get_secret_value().encode()
+        return {"Stripe-Signature": f"t={seconds},v1={_digest(secret, f'{seconds}.'.encode() + body).hex()}"}
+    if verify.hmac:
+        return _generic(verify.hmac, body, id, seconds)
+    if verify.basic:
+        user = base64.b64encode(verify.basic[0].get_secret_value().encode()).decode()
+        return {"Authorization": f"Basic {user}"}
+    tokens = verify.bearer or verify.access_token
+    return {"Authorization": f"Bearer {tokens[0].get_secret_value()}"} if tokens else {}
+
+
+def _generic(config: Hmac, body: bytes, id: str, seconds: str) -> Mapping[str, str]:
+    before, _, after = config.content.partition("{body}")
+    content = b"".join(
+        part if isinstance(part, bytes) else part.replace("{id}", id).replace("{timestamp}", seconds).encode()
+        for part in (before, body, after)
+    )
+    made = hmac.digest(config.secrets[0].get_secret_value().encode(), content, config.algorithm)
+    text = made.hex() if config.encoding == "hex" else base64.b64encode(made).decode()
+    signed = {config.header: config.prefix + text}
+    if config.id_header:
+        signed[config.id_header] = id
+    if config.timestamp_header:
+        signed[config.timestamp_header] = seconds
+    return signed
+
+
+def _digest(key: bytes, content: bytes) -> bytes:
+    return hmac.digest(key, content, hashlib.sha256)

@@ -1,0 +1,1 @@
+"""From YAML text to a validated `Config`, or to a list of errors with positions."""

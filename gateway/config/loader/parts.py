@@ -1,0 +1,139 @@
+"""Some sections of a file, for commands that need no others: what is missing for the others stops nothing.
+
+A file that is good is loaded as a whole. Only where a variable or a file that it refers to is missing, the
+sections that a command does not use are left out, and with them what is wrong there.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from gateway.config.loader.document import parse
+from gateway.config.loader.environment import resolve
+from gateway.config.loader.faults import ConfigError, Fault, Path
+from gateway.config.loader.load import located, reads, text_of
+from gateway.config.loader.model_errors import refusals, words
+from gateway.config.model.config import Config
+from gateway.config.model.paths import FOLDER, folder_of
+from gateway.config.validation.rules import check
+
+DOOR = (("server", "listen"), ("server", "tls"), ("server", "base_path"))
+"""Where the public port is."""
+
+HEARTBEATS = ("timeouts", "heartbeat")
+"""How long silence may last."""
+
+TOKENS = (("auth", "jwt"), ("channels",))
+"""Who signs, and what tokens open."""
+
+WAYS = (("channels",), ("sources",), ("limits", "event_bytes"))
+"""How events get to channels."""
+
+_OF_STREAMS = ("cors", "ack", "stale_after", "critical")
+"""Keys of a channel that no command but `run` uses."""
+
+_OFF: Mapping[str, Mapping[str, Any]] = {
+    "redis-pubsub": {"url": ""},
+    "redis-stream": {"url": ""},
+    "kafka": {"brokers": ""},
+    "webhook": {"verify": {"none": True}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The sections, with the defaults of all others.
+
+    ``lacking`` says what is missing for some sources; those stand in ``config`` as if they were off.
+    """
+
+    config: Config
+    lacking: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_part(file: str | FilePath, *needed: Path, environ: Mapping[str, str] = os.environ) -> Part:
+    """Return these sections of a file.
+
+    Raises ConfigError with every mistake in them, StartupError where the file cannot be read.
+    """
+    text, folder = text_of(file), folder_of(file)
+    reading = reads(text, file=str(file), folder=folder, environ=environ)
+    if reading.config is not None:
+        return Part(reading.config)
+    try:
+        document = parse(text, str(file))
+    except ConfigError as error:
+        raise ConfigError(str(file), error.faults) from None
+    missing: list[Fault] = []
+    data = {} if document.data is None else resolve(document.data, environ, folder, missing)
+    lacking = {
+        str(fault.path[1]): fault.message
+        for fault in reversed(missing)
+        if fault.path[:1] == ("sources",) and len(fault.path) > 2
+    }
+    if all(_is_in(each.path, needed) and not _is_of(each.path, lacking) for each in missing):
+        raise ConfigError(str(file), reading.faults)  # what is missing is needed, or nothing is
+    faults = [*words(document), *document.faults, *missing]
+    kept = _kept(data, needed, lacking)
+    config: Config | None = None
+    try:
+        config = Config.model_validate(kept, context={FOLDER: folder})
+    except ValidationError as error:
+        faults += refusals(error, document, kept)
+    faults += check(data)
+    wrong = [each for each in faults if _is_in(each.path, needed) and not _is_of(each.path, lacking)]
+    if config is None or wrong:
+        raise ConfigError(str(file), located(wrong or faults, document, data))
+    return Part(config, lacking)
+
+
+def _is_in(path: Path, needed: tuple[Path, ...]) -> bool:
+    if path[:1] == ("channels",) and path[2:3] and path[2] in _OF_STREAMS:
+        return False
+    if path[:2] == ("server", "tls") and len(path) > 2:
+        return False  # whether there is TLS is all that commands need to know
+    return any(path[: len(each)] == each for each in needed)
+
+
+def _is_of(path: Path, sources: Mapping[str, str]) -> bool:
+    return path[:1] == ("sources",) and len(path) > 1 and str(path[1]) in sources
+
+
+def _kept(data: Any, needed: tuple[Path, ...], lacking: Mapping[str, str]) -> dict[str, Any]:
+    """Return the raw data of the sections, with stand-ins for what is not used and must be there."""
+    kept: dict[str, Any] = {}
+    for first, *more in needed:
+        section = data.get(first) if isinstance(data, dict) else None
+        if section is None:
+            continue
+        if not more:
+            kept[str(first)] = section
+        elif isinstance(section, dict) and section.get(more[0]) is not None:
+            kept.setdefault(str(first), {})[more[0]] = section[more[0]]
+    if kept.get("server", {}).get("tls"):
+        kept["server"]["tls"] = {"certificate": "-", "key": "-"}
+    if isinstance(kept.get("sources"), dict):
+        kept["sources"] = dict(_sources(kept["sources"], lacking))
+    if ("channels",) not in needed:
+        route = {"source": "-", "topic": "-"}
+        kept["channels"] = {"-": {"from": [route], "access": "public"}}
+    elif isinstance(kept.get("channels"), dict):
+        kept["channels"] = {
+            name: {key: value for key, value in each.items() if key not in _OF_STREAMS}
+            if isinstance(each, dict)
+            else each
+            for name, each in kept["channels"].items()
+        }
+    return kept
+
+
+def _sources(sources: Mapping[str, Any], lacking: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    for name, each in sources.items():
+        if name in lacking and isinstance(each, dict) and each.get("type") in _OFF:
+            yield name, {"type": each["type"], **_OFF[each["type"]]}
+        else:
+            yield name, each

@@ -1,0 +1,231 @@
+"""What the YAML file may say under ``sources``."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator
+
+from gateway.config.model import patterns
+from gateway.config.model.paths import File, resolved_url
+from gateway.config.model.section import Section, preset, redis_url, section
+from gateway.config.model.units import (
+    MAX_PORT,
+    Duration,
+    Expressed,
+    Rate,
+    Secret,
+    Switch,
+    fault,
+    parse_duration,
+    secret_schema,
+)
+from gateway.config.model.verify import Verify
+
+
+def _source_url(value: Any) -> Any:
+    if value == "":
+        return value
+    if "+" in str(value).partition(":")[0]:
+        raise fault("must be redis://, rediss:// or unix://; Sentinel and cluster are for broker.url")
+    return redis_url(value)
+
+
+def _stream_url(value: Any) -> Any:
+    return value if value == "" else redis_url(value)
+
+
+_ONE_SCHEMA = secret_schema(rf"(?:{patterns.REDIS_ONE})?")
+_URL_SCHEMA = secret_schema(rf"(?:{patterns.REDIS})?")
+_START_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            {
+                "title": "start",
+                **patterns.text(r"new|oldest|[0-9]{1,15}(?:-[0-9]{1,19})?"),
+                "examples": ["oldest"],
+            },
+            {"title": "entry", "type": "integer", "minimum": 0, "examples": [1526919030474]},
+        ]
+    }
+)
+_SINCE_SCHEMA = WithJsonSchema(
+    {
+        "title": "start",
+        **patterns.text(rf"new|oldest|{patterns.DURATION_OR_ZERO}|[0-9]{{4}}-?[0-9W][0-9T:.,Z+\-W ]+"),
+        "examples": ["oldest"],
+    }
+)
+
+
+class EventFrom(Section):
+    """What of a record becomes the event's type and times; each may name places of the record."""
+
+    type: Expressed | None = Field(None, description="the event's type; else the one that the format gives")
+    timestamp: Expressed | None = Field(
+        None, description="unix milliseconds or ISO 8601; else the one that the format gives"
+    )
+    deduplicate: Expressed | None = Field(
+        None, description="records with the same text are one event; else the key that the format gives"
+    )
+
+
+class SourceBase(Section):
+    event: EventFrom = section(EventFrom, "what of a record becomes the event; not its payload")
+    stale_after: Duration | None = Field(
+        None,
+        description="silent for longer, and source_stale is 1; on the node that reads it or is posted to",
+    )
+    critical: Switch = Field(False, description="while this source is down or stale, /readyz answers 503")
+
+    @property
+    def connection(self) -> Mapping[str, Any]:
+        """What its connection is made of: while that stays the same, a reload leaves it alone."""
+        aside = ("event", "stale_after", "critical")
+        return {name: value for name, value in self if name not in aside}
+
+
+class RedisPubSub(SourceBase):
+    """Redis PUBLISH. The topic of a record is the Redis channel."""
+
+    type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
+    url: Annotated[Secret, BeforeValidator(resolved_url), BeforeValidator(_source_url), _ONE_SCHEMA] = Field(
+        description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
+    )
+    timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
+
+
+def _start(value: Any) -> Any:
+    text = str(value)
+    if text in ("new", "oldest") or re.fullmatch(r"[0-9]{1,15}(-[0-9]{1,19})?", text, re.ASCII):
+        return text
+    raise fault("must be new, oldest, or an entry's id such as 1526919030474-0")
+
+
+class RedisStream(SourceBase):
+    """Entries of Redis streams (XADD). The topic of a record is the stream's key."""
+
+    type: Literal["redis-stream"] = Field(description="reads the streams that the topics of all routes name")
+    url: Annotated[Secret, BeforeValidator(resolved_url), BeforeValidator(_stream_url), _URL_SCHEMA] = Field(
+        description="as broker.url, for a Redis 7 or Valkey; empty turns the source off: ${REDIS_URL:-}"
+    )
+    start: Annotated[str, PlainValidator(_start), _START_SCHEMA] = preset(
+        "new", "where a stream begins that was never read: new, oldest, or an entry's id"
+    )
+    payload: str | None = Field(
+        None, min_length=1,
+        description="field that holds the payload; without this key the field payload where an entry has one,"
+        " else the whole entry as a JSON object",
+    )  # fmt: skip
+    scan: Duration = preset("5s", "how often streams that a glob or template names are looked for")
+    timeout: Duration = preset("5s", "a Redis that gives no answer within this counts as lost")
+
+
+def _since(value: Any) -> Any:
+    text = str(value)
+    if text in ("new", "oldest"):
+        return text
+    try:
+        parse_since(text)
+    except ValueError:
+        raise fault(
+            "must be new, oldest, a time such as 2026-01-31T12:00:00Z, or a duration such as 1h"
+        ) from None
+    return text
+
+
+def parse_since(text: str) -> float | datetime:
+    """Return how many seconds back, or which moment, ``text`` names. Raises ValueError."""
+    try:
+        return parse_duration(text)
+    except ValueError:
+        time = datetime.fromisoformat(text)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+class KafkaTls(Section):
+    """TLS to the Kafka brokers."""
+
+    ca_file: File | None = Field(None, description="PEM file of the authority; else the system's")
+    certificate: File | None = Field(None, description="PEM file, where the brokers ask for one")
+    key: File | None = Field(None, description="PEM file of its private key")
+    check_hostname: Switch = Field(True, description="whether the certificate must be the host's")
+
+
+class KafkaSasl(Section):
+    """Who we are to the Kafka brokers."""
+
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(description="as the brokers ask")
+    username: str = Field(min_length=1, description="the name that the brokers know")
+    password: Secret = Field(description="its password")
+
+
+_BROKERS_SCHEMA = WithJsonSchema(
+    {
+        "title": "addresses",
+        **patterns.text(f"(?:{patterns.BOOTSTRAP})?"),
+        "examples": ["k1:9092,k2:9092"],
+    }
+)
+
+
+class Kafka(SourceBase):
+    """Records of Kafka topics; needs the extra ``sse-gateway[kafka]``."""
+
+    type: Literal["kafka"] = Field(
+        description="reads the topics of all routes; pip install sse-gateway[kafka]"
+    )
+    brokers: Annotated[str, _BROKERS_SCHEMA] = Field(
+        description="host:port, several with commas; empty turns the source off: ${KAFKA_BROKERS:-}"
+    )
+    group: str = Field("sse-gateway", min_length=1, description="where offsets are committed, for lag tools")
+    start: Annotated[str, PlainValidator(_since), _SINCE_SCHEMA] = preset(
+        "new", "where a partition begins that was never read: new, oldest, a time, or a duration back"
+    )
+    tls: KafkaTls | None = None
+    sasl: KafkaSasl | None = None
+    scan: Duration = preset("5s", "how often new topics and partitions are looked for")
+    timeout: Duration = preset("10s", "brokers that give no answer within this count as lost")
+
+    @field_validator("brokers")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        ports = [each.rpartition(":")[2].strip() for each in value.split(",")]
+        if any(re.fullmatch(r"[0-9]{5,9}", port, re.ASCII) and int(port) > MAX_PORT for port in ports):
+            raise fault(f"has a port beyond {MAX_PORT}; write host:port, such as k1:9092")
+        if value and not all(re.fullmatch(r"[^:,\s]+:[0-9]{1,5}", each.strip()) for each in value.split(",")):
+            raise fault("must be host:port, several with commas: k1:9092,k2:9092")
+        return value
+
+
+FormatName = Literal[
+    "auto", "single", "array", "lines", "cloudevents", "rest-proxy", "kafka-records", "event-hubs"
+]
+
+
+class Webhook(SourceBase):
+    """``POST /hooks/{name}``."""
+
+    type: Literal["webhook"] = Field(description="posts to /hooks/<name>")
+    verify: Verify
+    format: FormatName = Field("auto", description="what bodies hold; auto finds out, see docs/webhooks.md")
+    topic: Expressed | None = Field(
+        None, description="topic of records for which neither the URL nor the format says one"
+    )
+    rate: Rate | None = Field(
+        None, description="records per time; what is over it is answered 429 with Retry-After"
+    )
+
+
+Source = Annotated[RedisPubSub | RedisStream | Kafka | Webhook, Field(discriminator="type")]
+
+TYPES = ("redis-pubsub", "redis-stream", "kafka", "webhook")
+"""The types of sources."""
+
+
+def why_off(source: Source) -> str:
+    """Return why a source is switched off; nothing for one that has where to read from."""
+    if isinstance(source, Kafka):
+        return "" if source.brokers else "its brokers are empty"
+    return "" if isinstance(source, Webhook) or source.url.get_secret_value() else "its url is empty"

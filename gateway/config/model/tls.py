@@ -1,0 +1,48 @@
+"""TLS of the public port: ``server.tls``."""
+
+import ssl
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from gateway.config.model.paths import File
+from gateway.config.model.section import Section
+from gateway.config.model.units import fault
+
+
+def _ciphers(value: Any) -> Any:
+    """Check an OpenSSL cipher string. OpenSSL itself passes over names that it does not know."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for part in str(value).split(":"):
+        name = part.lstrip("!-+")
+        if not name.startswith("@") and not _knows(context, name):
+            shown = repr(name) if len(name) <= 80 else f"of {len(name)} characters"
+            raise fault(f"OpenSSL knows no cipher {shown}; openssl ciphers -s -tls1_2 -v lists them")
+    if not _knows(context, str(value)):
+        raise fault("leaves no cipher at all")
+    return value
+
+
+def _knows(context: ssl.SSLContext, text: str) -> bool:
+    try:
+        context.set_ciphers(text)
+    except ssl.SSLError:
+        return False
+    return True
+
+
+class Tls(Section):
+    """Certificate of the public port."""
+
+    certificate: File = Field(description="PEM file with the certificate and its chain")
+    key: File = Field(description="PEM file with the private key, without a password")
+    minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS that is spoken")
+    ciphers: Annotated[str, BeforeValidator(_ciphers)] = Field(
+        "ECDHE+AESGCM:ECDHE+CHACHA20",
+        description="for TLS 1.2, as OpenSSL writes them; those of 1.3 are all good",
+    )
+    client_ca: File | None = Field(
+        None,
+        description="PEM file of the authority of senders' certificates: clients are asked for one, and may"
+        " have none; verify.client_certificate says where one is needed",
+    )

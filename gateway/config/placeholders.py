@@ -1,0 +1,107 @@
+"""Text with places that a record fills in: ``{key}``, ``{headers.x-event}``, ``{/order/id}``. Pure.
+
+A place that begins with ``/`` is a JSON pointer (RFC 6901) into the record's payload; any other is a
+name that the source's format gives. A text whose places cannot all be filled renders to None.
+"""
+
+import re
+
+import msgspec
+
+from gateway.core.event import Record
+
+_PLACE = re.compile(r"\{([^{}]*)\}|([{}])|([^{}]+)")
+_NAME = re.compile(r"[a-z_]+(\.[A-Za-z0-9_.\-]+)?")
+_POINTER = re.compile(r"(/([^~/]|~[01])*)+")
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_array = msgspec.json.Decoder(list[msgspec.Raw])
+_string = msgspec.json.Decoder(str)
+
+
+class Expression:
+    """One such text. Raises ValueError with a sentence that says what is wrong."""
+
+    __slots__ = ("_pieces", "names", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._pieces: list[tuple[str, bool]] = []  # text, and whether it is a place
+        for place, brace, literal in _PLACE.findall(text):
+            if brace:
+                raise ValueError(f"{brace!r} is not part of a place; a place is written {{name}}")
+            if not literal and not (_NAME.fullmatch(place) or _POINTER.fullmatch(place)):
+                raise ValueError(
+                    f"{{{place}}} is neither a name, such as {{headers.x-event}},"
+                    " nor a JSON pointer, such as {/order/id}"
+                )
+            self._pieces.append((literal, False) if literal else (place, True))
+        if not text:
+            raise ValueError("must not be empty")
+        self.names = tuple(place for place, is_place in self._pieces if is_place and place[0] != "/")
+
+    def render(self, record: Record, *, own: bool = False) -> str | None:
+        """Return the text with its places filled, or None if one is not there.
+
+        With ``own`` only from what this record does not share with others.
+        """
+        out = []
+        for piece, is_place in self._pieces:
+            text = _find(piece, record, own) if is_place else piece
+            if text is None:
+                return None
+            out.append(text)
+        return "".join(out)
+
+    def identity(self, record: Record, *, own: bool = False) -> str | None:
+        """Return the text of `render`, but different where any place holds something else.
+
+        The text alone does not tell ``x-y`` and ``z`` in ``{a}-{b}`` from ``x`` and ``y-z``.
+        """
+        found = [_find(place, record, own) for place, is_place in self._pieces if is_place]
+        texts = [text for text in found if text is not None]
+        if len(texts) < len(found):
+            return None
+        if len(texts) == 1:
+            return self.render(record, own=own)
+        return "\0".join([self.text, *(f"{len(text)}:{text}" for text in texts)])
+
+    def __repr__(self) -> str:
+        return f"Expression({self.text!r})"
+
+
+def _find(place: str, record: Record, own: bool) -> str | None:
+    if place[0] == "/":
+        return pointed(record.payload, place)
+    if place == "topic":
+        return record.topic
+    text = record.values.get(place)
+    return record.shared.get(place) if text is None and not own else text
+
+
+def pointed(payload: bytes, pointer: str) -> str | None:
+    """Return the string, number or boolean at a JSON pointer; None where there is nothing of the kind.
+
+    Only what lies on the way is decoded, and a number is the text that was sent, so long ids stay exact.
+    """
+    raw = payload
+    try:
+        for token in pointer.split("/")[1:]:
+            name = token.replace("~1", "/").replace("~0", "~")
+            if raw.lstrip()[:1] == b"[":
+                raw = bytes(_array.decode(raw)[int(name)]) if name.isdecimal() else b""
+            else:
+                raw = bytes(_object.decode(raw)[name])
+    except (msgspec.MsgspecError, RecursionError, KeyError, IndexError, UnicodeDecodeError):
+        return None
+    return scalar(raw)
+
+
+def scalar(raw: bytes) -> str | None:
+    """Return a JSON string, or a number or boolean as it was written; None for anything else."""
+    raw = bytes(raw).strip()
+    if raw[:1] == b'"':
+        try:
+            return _string.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+    return raw.decode("ascii") if raw and raw[:1] in b"-0123456789tf" else None

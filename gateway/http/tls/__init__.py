@@ -1,0 +1,1 @@
+"""TLS of the public port: certificates, contexts, and bounded handshakes."""

@@ -1,0 +1,1 @@
+"""Connecting to upstreams: Redis topologies, PEM files, TLS errors, bounded HTTP requests."""

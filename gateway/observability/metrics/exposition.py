@@ -1,0 +1,83 @@
+"""Prometheus's text format, in parts that are made one at a time.
+
+The library writes some 150,000 samples a second: a thousand channels would hold the event loop for 30 ms
+if they were written in one go.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, TypeVar
+
+import msgspec
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+# One metric with its samples, as processes tell it to each other and to Prometheus.
+
+Labels = tuple[tuple[str, str], ...]
+Merge = Literal["sum", "min", "max"]
+"""How the gauges of several workers become one; counters and histograms are added up."""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """One metric with its samples: (name, labels, value)."""
+
+    name: str
+    type: str
+    text: str
+    merge: Merge
+    samples: list[tuple[str, Labels, float]]
+
+
+# Long work in turns of the event loop, so that streams are written in between.
+
+T = TypeVar("T")
+
+
+async def in_turns(work: Iterable[T]) -> list[T]:
+    """Return all of ``work``; the loop turns after each piece of it. Cancelling is safe."""
+    done = []
+    for piece in work:
+        done.append(piece)
+        await asyncio.sleep(0)
+    return done
+
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+SAMPLES = 200
+"""Samples in a part: about a millisecond and a half."""
+
+
+class _Given(Collector):
+    """One metric that is there already."""
+
+    def __init__(self, family: Family, samples: Sequence[tuple[str, Labels, float]]) -> None:
+        self._family = family
+        self._samples = samples
+
+    def collect(self) -> Iterator[Metric]:
+        metric = Metric(self._family.name, self._family.text, self._family.type)
+        for name, labels, value in self._samples:
+            metric.add_sample(name, dict(labels), value)
+        yield metric
+
+
+def parts(families: Iterable[Family]) -> Iterator[bytes]:
+    """Yield metrics in Prometheus's text format, a part at a time."""
+    for family in families:
+        first = family.samples[:SAMPLES]
+        yield _written(family, first)
+        head = len(_written(family, ()))  # HELP and TYPE stand once, before all samples of a metric
+        for start in range(SAMPLES, len(family.samples), SAMPLES):
+            yield _written(family, family.samples[start : start + SAMPLES])[head:]
+
+
+def render(families: Iterable[Family]) -> bytes:
+    """Return metrics in Prometheus's text format."""
+    return b"".join(parts(families))
+
+
+def _written(family: Family, samples: Sequence[tuple[str, Labels, float]]) -> bytes:
+    return generate_latest(_Given(family, samples))

@@ -1,0 +1,1 @@
+"""A gateway process: its components, start, reload, and shutdown."""

@@ -1,0 +1,64 @@
+"""What a service manager is told, and asks for: sd_notify(3), over one datagram socket.
+
+Nothing of it waits or fails: where nobody listens, nothing is sent.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+
+from gateway.observability.background import UNCOUNTED, Background
+
+
+class Systemd:
+    """The service manager of one process; ``environ`` says how to reach it, or that there is none."""
+
+    def __init__(self, environ: Mapping[str, str], background: Background = UNCOUNTED) -> None:
+        self._background = background
+        path = environ.get("NOTIFY_SOCKET", "")
+        # An abstract name is written with an @ and begins with a zero byte, see unix(7).
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        is_ours = environ.get("WATCHDOG_PID") in (None, "", str(os.getpid()))
+        text = environ.get("WATCHDOG_USEC", "")
+        self._patience = int(text) / 1e6 if self._address and is_ours and text.isdigit() else 0.0
+        self._watchdog: asyncio.Task[None] | None = None
+
+    def ready(self, status: str) -> None:
+        """Say that it serves: after the start, and after each reload. ``status`` is for people."""
+        self._send("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """Say that a reload has begun; `ready` ends it, whether it went well or not."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self, status: str, seconds: float) -> None:
+        """Say that the end has begun, and that it may take so long, whatever ``TimeoutStopSec`` says."""
+        self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
+    def watch(self, is_healthy: Callable[[], bool]) -> None:
+        """Give a sign of life twice in the time of ``WatchdogSec``, while healthy. Needs a running loop."""
+        if self._patience and self._watchdog is None:
+            self._watchdog = self._background.start("watchdog", partial(self._beat, is_healthy))
+
+    def close(self) -> None:
+        """Give no more signs of life; harmless when repeated."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    async def _beat(self, is_healthy: Callable[[], bool]) -> None:
+        while True:
+            if is_healthy():
+                self._send("WATCHDOG=1")
+            await asyncio.sleep(self._patience / 2)
+
+    def _send(self, *assignments: str) -> None:
+        if not self._address:
+            return
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        with suppress(OSError), socket.socket(socket.AF_UNIX, kind) as sending:
+            sending.sendto("\n".join(assignments).encode(), self._address)

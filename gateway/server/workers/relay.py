@@ -1,0 +1,67 @@
+"""The try-it panel of a gateway with several workers: the parent hands its requests to one of them."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import aiohttp
+from aiohttp import hdrs, web
+
+from gateway.admin.try_panel import PATH
+from gateway.core.errors import Unavailable
+from gateway.http.request import is_proxied
+from gateway.http.routes.subscribe import HEADERS
+
+SECONDS = 2.0
+"""How long a worker may take to answer at all."""
+
+
+class Relay:
+    """The handlers. ``sockets`` are those of the workers that listen just now."""
+
+    def __init__(self, sockets: Callable[[], Iterable[Path]], *, idle_seconds: float) -> None:
+        """Take a worker that sends nothing for ``idle_seconds`` for dead; heartbeats must come sooner."""
+        self._sockets = sockets
+        self._idle_seconds = idle_seconds
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes."""
+        app.router.add_get(PATH, self._hand_on, allow_head=False)
+        app.router.add_post(PATH, self._hand_on)
+
+    async def _hand_on(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        headers = {hdrs.CONTENT_TYPE: request.headers.get(hdrs.CONTENT_TYPE, "")}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=self._idle_seconds)
+        for socket in self._sockets():
+            connector = aiohttp.UnixConnector(str(socket))
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+                try:
+                    answer = await session.request(
+                        request.method,
+                        f"http://worker{PATH}",
+                        params=request.query,
+                        data=body,
+                        headers=headers,
+                    )
+                except aiohttp.ClientConnectorError:
+                    continue  # it died; another one has not got this yet
+                except (aiohttp.ClientError, TimeoutError, OSError):
+                    raise Unavailable("the worker did not answer") from None
+                if answer.status != 200 or request.method == hdrs.METH_POST:
+                    return web.Response(
+                        body=await answer.read(), status=answer.status, content_type=answer.content_type
+                    )
+                return await self._stream(request, answer)
+        raise Unavailable("no worker answered")
+
+    async def _stream(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        response = web.StreamResponse(headers=HEADERS)
+        if is_proxied(request.headers):
+            response.force_close()  # it ends by a drain, and the connection with it
+        await response.prepare(request)
+        try:
+            async for data in answer.content.iter_any():
+                await response.write(data)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            pass  # one of the two is gone; the page asks again
+        return response

@@ -1,0 +1,1 @@
+"""Redis pub/sub and Redis streams as sources."""

@@ -1,0 +1,1 @@
+"""Heartbeats that clients acknowledge."""

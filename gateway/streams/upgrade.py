@@ -1,0 +1,136 @@
+"""Taking a connection over from aiohttp.
+
+aiohttp answers the request as usual, so middlewares, hooks and CORS are its own and the library's.
+Then the transport gets another protocol object and aiohttp's is retired as if the client had left:
+its task ends, its request is freed, and what remains of a stream is a `Connection`.
+
+Three things are needed of aiohttp beyond its documented interface, and ``tests/streams/test_takeover.py``
+pins them: a response that buffers its headers until the first write (so that both leave in one segment),
+``connection_lost`` as the end of a `web.RequestHandler`, and that it does not close a transport that is
+no longer its own. `can_retire` tries the last two at the start. Without them aiohttp's task waits for the
+stream's end, which costs memory and a timer for each stream.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from gateway.observability.log_throttle import Seldom
+
+log = structlog.get_logger("gateway.stream")
+_seldom = Seldom()
+
+T = TypeVar("T", bound=asyncio.Protocol)
+
+
+STAY_SECONDS = 1.0
+"""How often aiohttp's task looks whether the stream is over, where it has to wait for that."""
+
+
+class _Handover(web.StreamResponse):
+    """A response whose body somebody else writes and ends; ``stays`` is where it must outlast that."""
+
+    _send_headers_immediately = False
+    stays: tuple[web.RequestHandler, asyncio.Transport] | None = None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        if self.stays is None:
+            return
+        handler, transport = self.stays
+        while not transport.is_closing():  # noqa: ASYNC110 -- a stream has no event of its end to wait for
+            await asyncio.sleep(STAY_SECONDS)
+        # Its transport has told another protocol of its end; it hears of it once its task is over.
+        asyncio.get_running_loop().call_soon(handler.connection_lost, None)
+
+
+class _Dummy(asyncio.Transport):
+    """Does nothing, and remembers whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def pause_reading(self) -> None:
+        return
+
+    def resume_reading(self) -> None:
+        return
+
+
+async def can_retire(server: web.Server) -> bool:
+    """Tell whether aiohttp's protocol lets a connection go without closing it; the log has why not."""
+    dummy, why = _Dummy(), "it closes the connection"
+    try:
+        handler = web.RequestHandler(server, loop=asyncio.get_running_loop())
+        handler.connection_made(dummy)
+        await asyncio.sleep(0)  # its task waits for a request by now
+        _retire(handler)
+        for _ in range(5):  # until its task has ended, and it is counted no more
+            await asyncio.sleep(0)
+        if not dummy.is_closed:
+            return True
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    if _seldom.tell("retire") is None:  # each port tries it
+        return False
+    note = "streams that aiohttp reads the requests of keep its task, which takes memory"
+    log.warning("aiohttp_changed", version=aiohttp.__version__, error=why, note=note)
+    return False
+
+
+def _retire(handler: web.RequestHandler) -> None:
+    """End aiohttp's protocol as if its client had left."""
+    handler.transport = None
+    handler.connection_lost(None)
+
+
+async def take_over(
+    request: web.Request,
+    headers: Mapping[str, str],
+    first: bytes,
+    make: Callable[[], T],
+) -> tuple[web.StreamResponse, T | None]:
+    """Answer 200 with ``first`` as the beginning of the body, then hand the transport to ``make()``.
+
+    Returns the response, for aiohttp, and the new protocol, or None where the client is gone already.
+    ``first`` must not be empty. The body is chunked for HTTP/1.1, and the new protocol goes on in the
+    same framing. Cancelling before the handover leaves everything to aiohttp; there is no await after it.
+    """
+    response = _Handover(headers=headers)
+    if request.version >= (1, 1):
+        response.enable_chunked_encoding()
+    await response.prepare(request)
+    try:
+        await response.write(first)
+    except ConnectionError:
+        return response, None
+    protocol, transport = request.protocol, request.transport
+    if transport is None or transport.is_closing():
+        return response, None
+    successor = make()
+    transport.set_protocol(successor)
+    if getattr(protocol, "can_retire", True):
+        _retire(protocol)
+    else:
+        response.stays = protocol, transport
+        response.force_close()
+        let_go = getattr(protocol, "let_go", None)
+        if let_go is not None:
+            let_go()
+    successor.connection_made(transport)
+    if not transport.is_reading():  # aiohttp pauses behind pipelined requests; a close must be seen
+        transport.resume_reading()
+    return response, successor

@@ -1,0 +1,1 @@
+"""Request bodies to records, one module per family of senders. Pure."""

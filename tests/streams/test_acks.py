@@ -1,0 +1,375 @@
+"""Who is asked, what is a miss, and whose stream ends for it; in virtual time."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.broker.memory import MemoryBoard
+from gateway.config.catalog import Catalog
+from gateway.config.loader.load import loads
+from gateway.config.model.config import Ack, Config
+from gateway.core.clock import unix_ms
+from gateway.hub.subscription import Subscription
+from gateway.observability.metrics import Metrics
+from gateway.streams.acks.nonces import Nonces
+from gateway.streams.acks.state import Asked, Rule
+from gateway.streams.acks.tracker import GRACE_SECONDS, Acks
+from tests.support.gateway import BASE, merged
+from tests.support.virtual import in_virtual_time, stand_still
+
+ACK = {"interval": "30s", "timeout": "60s", "retry_limit": 3}
+
+
+def config(over: Any = None) -> Config:
+    return loads(json.dumps(merged(BASE, {"ack": ACK, **(over or {})})), environ={})
+
+
+@dataclass(eq=False)
+class Ear:
+    """A stream whose client hears, and answers as the test wants: after so many seconds, or never (None)."""
+
+    world: "World"
+    id: str
+    subscription: Subscription
+    answers: float | None = None
+    can_take: bool = True
+    closing: str | None = None
+    asked_at: list[float] = field(default_factory=list)
+    ended_at: float = 0.0
+
+    def send(self, blocks: bytes, events: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.asked_at.append(loop.time())
+        nonce = json.loads(blocks.partition(b"data: ")[2])["nonce"]
+        if self.answers is not None:
+            loop.call_later(self.answers, self.world.post, self.id, nonce)
+
+    def end(self, reason: str) -> None:
+        self.closing, self.ended_at = reason, asyncio.get_running_loop().time()
+
+
+class World:
+    """The asking part of a node."""
+
+    def __init__(self, over: Any = None) -> None:
+        made = config(over)
+        self.catalog = Catalog(made.channels)
+        self.metrics = Metrics()
+        self.nonces = Nonces(MemoryBoard(unix_ms))
+        self.acks = Acks(self.nonces, self.metrics, made.ack, made.channels)
+        self.opened = 0
+        self.is_reached = True
+        self.acks.is_reached = lambda: self.is_reached
+
+    def subscription(self, *names: str) -> Subscription:
+        found = [self.catalog.resolve(name) for name in names]
+        return Subscription.of(tuple(match for match in found if match is not None))
+
+    def open(self, *names: str, answers: float | None = None) -> Ear:
+        self.opened += 1
+        ear = Ear(self, f"{self.opened:024x}", self.subscription(*(names or ("orders",))), answers)
+        rule = self.acks.rule(ear.subscription)
+        assert rule is not None
+        self.acks.begins(Asked(ear, rule))
+        return ear
+
+    def post(self, connection: str, nonce: str) -> None:
+        number = self.nonces.number(connection, nonce)
+        assert number is not None
+        self.acks.answered(connection, number)
+
+    @property
+    def missed(self) -> int:
+        return self.metrics.acks_missed.value
+
+
+def virtual(main: Coroutine[Any, Any, None]) -> None:
+    in_virtual_time(main)
+
+
+def test_who_never_answers_is_closed_after_so_many_misses() -> None:
+    """Asked within an interval, missed a timeout after each question, and closed at the third miss."""
+
+    async def main() -> None:
+        world = World()
+        ear = world.open()
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(200)
+        assert ear.closing == "unacknowledged"
+        first, second, third, *_ = ear.asked_at
+        assert 0 <= first - began <= 31 and 29 <= second - first <= 31
+        assert third + 60 <= ear.ended_at <= third + 60 + 5, "not sooner than its timeout, and soon after it"
+        assert ear.ended_at - began <= 150 + 5
+        assert world.missed == 3
+
+    virtual(main())
+
+
+def test_who_answers_lives() -> None:
+    """Also if each answer takes nearly as long as it may, and questions overlap."""
+
+    async def main() -> None:
+        world = World()
+        ears = [world.open(answers=seconds) for seconds in (0.0, 29.0, 59.0)]
+        await asyncio.sleep(3600)
+        assert {ear.closing for ear in ears} == {None}
+        assert world.missed == 0
+        assert all(118 <= len(ear.asked_at) <= 121 for ear in ears), "one question an interval"
+
+    virtual(main())
+
+
+def test_answers_that_are_too_late_are_misses_and_still_show_life() -> None:
+    """Each is missed; but the next answer says that somebody was there, so there are never three in a row."""
+
+    async def main() -> None:
+        world = World()
+        ear = world.open(answers=75.0)
+        await asyncio.sleep(3600)
+        assert ear.closing is None
+        assert world.missed > 50
+
+    virtual(main())
+
+
+def test_an_answer_begins_anew() -> None:
+    """Misses count in a row: one answer between them, and there are as many to go."""
+
+    async def main() -> None:
+        world = World()
+        ear = world.open()
+        for _ in range(10):
+            ear.answers = None
+            await asyncio.sleep(100)
+            ear.answers = 1.0
+            await asyncio.sleep(40)
+        assert ear.closing is None
+        assert 10 <= world.missed <= 20
+
+    virtual(main())
+
+
+@pytest.mark.parametrize("timeout", [5.0, 30.0, 45.0, 300.0])
+@pytest.mark.parametrize("limit", [1, 5])
+def test_timeouts_of_any_length(timeout: float, limit: int) -> None:
+    """Shorter than the interval, or many of it: the last miss comes a timeout after the last question that counts."""
+
+    async def main() -> None:
+        world = World({"ack": {**ACK, "timeout": f"{timeout}s", "retry_limit": limit}})
+        ear = world.open()
+        await asyncio.sleep(30 * limit + timeout + 60)
+        assert ear.closing == "unacknowledged"
+        assert timeout <= ear.ended_at - ear.asked_at[limit - 1] <= timeout + 10
+        assert world.missed == limit
+
+    virtual(main())
+
+
+def test_a_herd_is_not_asked_at_once() -> None:
+    """15,000 clients that came together must not send 15,000 requests together for ever after."""
+
+    async def main() -> None:
+        world = World()
+        ears = [world.open(answers=0.0) for _ in range(1500)]
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(120)
+        world.acks.stop()
+        seconds = Counter(int(at - began) for ear in ears for at in ear.asked_at)
+        assert max(seconds.values()) < 100, seconds
+        assert min(seconds[second] for second in range(5, 110)) > 20, "visits begin within four seconds"
+
+    virtual(main())
+
+
+def test_nobody_is_closed_while_the_log_is_away() -> None:
+    """Answers that land on other nodes cannot come; nor are they blamed just after it is back."""
+
+    async def main() -> None:
+        world = World()
+        ear = world.open(answers=0.0)
+        await asyncio.sleep(100)
+        ear.answers, world.is_reached = None, False
+        await asyncio.sleep(3600)
+        assert len(ear.asked_at) > 100, "asked as ever: it may be answered here"
+        assert (ear.closing, world.missed) == (None, 0)
+        world.is_reached = True
+        await asyncio.sleep(GRACE_SECONDS + 55)
+        assert (ear.closing, world.missed) == (None, 0)
+        await asyncio.sleep(200)
+        assert ear.closing == "unacknowledged"
+
+    virtual(main())
+
+
+def test_an_outage_between_two_questions_is_seen() -> None:
+    """Half a second in which the log was away may have cost an answer."""
+
+    async def main() -> None:
+        world = World({"ack": {**ACK, "retry_limit": 1}})
+        ear = world.open()
+        while not ear.asked_at:
+            await asyncio.sleep(0.1)
+        world.is_reached = False
+        await asyncio.sleep(0.5)
+        world.is_reached = True
+        ear.answers = 0.0
+        await asyncio.sleep(600)
+        assert (ear.closing, world.missed) == (None, 0)
+
+    virtual(main())
+
+
+def test_a_process_that_stood_still_blames_nobody() -> None:
+    """SIGSTOP, a frozen machine: all answers wait in sockets, and the sweep may come first."""
+
+    async def main() -> None:
+        world = World()
+        ear = world.open(answers=1.0)
+        await asyncio.sleep(100)
+        ear.answers = None
+        await asyncio.sleep(31)
+        stand_still(600)
+        ear.answers = 1.0
+        await asyncio.sleep(300)
+        assert ear.closing is None
+        assert world.missed == 0
+
+    virtual(main())
+
+
+def test_a_stream_that_takes_nothing_is_the_write_timeouts() -> None:
+    """A question that waits behind a megabyte cannot be answered in time."""
+
+    async def main() -> None:
+        world = World()
+        ear = world.open()
+        await asyncio.sleep(40)
+        ear.can_take = False
+        asked = len(ear.asked_at)
+        await asyncio.sleep(600)
+        assert (ear.closing, len(ear.asked_at), world.missed) == (None, asked, 0)
+        ear.can_take = True
+        await asyncio.sleep(1 + 60 + 95)
+        assert ear.closing == "unacknowledged"
+
+    virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("channels", "interval"),
+    [
+        (("orders",), 30.0),
+        (("stock",), 60.0),
+        (("orders", "stock"), 30.0),
+        (("stock", "news"), 60.0),
+        (("news",), None),
+        (("orders", "fast"), 10.0),
+        (("fast", "patient"), 10.0),
+    ],
+)
+def test_the_strictest_of_a_streams_channels(channels: tuple[str, ...], interval: float | None) -> None:
+    """The one that closes first; a channel that asks nobody does not speak for the others."""
+    route = {"from": [{"source": "hooks", "topic": "t"}], "access": "public"}
+    own = {
+        "stock": {"ack": {"interval": "60s", "timeout": "60s", "retry_limit": 3}},
+        "news": {"ack": "none"},
+        "fast": {**route, "ack": {"interval": "10s", "timeout": "60s", "retry_limit": 3}},
+        "patient": {**route, "ack": {"interval": "5s", "timeout": "10m", "retry_limit": 20}},
+    }
+    world = World({"channels": own})
+    rule = world.acks.rule(world.subscription(*channels))
+    assert (None if rule is None else rule.interval) == interval
+
+
+def test_a_reload() -> None:
+    """Streams that are asked follow, and who must no more is left alone; none is newly asked."""
+
+    async def main() -> None:
+        world = World()
+        ears = {name: world.open(name) for name in ("orders", "stock", "news")}
+        await asyncio.sleep(70)
+        news = {"ack": {"interval": "5s", "timeout": "10s", "retry_limit": 1}}
+        made = config({"channels": {"stock": {"ack": "none"}, "news": news}})
+        world.acks.reconfigure(made.ack, made.channels)
+        await asyncio.sleep(25)
+        assert ears["news"].closing == "unacknowledged"
+        assert ears["orders"].closing is None
+        await asyncio.sleep(200)
+        assert ears["orders"].closing == "unacknowledged"
+        assert ears["stock"].closing is None and len(ears["stock"].asked_at) <= 3
+        off = config({"ack": "none"})
+        world.acks.reconfigure(off.ack, off.channels)
+        assert len(world.acks) == 0 and not world.acks.is_on
+        await asyncio.sleep(1)
+
+    virtual(main())
+
+
+def test_while_none_is_asked_nothing_ticks() -> None:
+    """Off by default must cost nothing, and the last one that leaves stops the sweep."""
+
+    async def main() -> None:
+        world = World()
+        assert world.acks._timer is None
+        ear = world.open()
+        asked = world.acks._asked[ear.id]
+        world.acks.ends(asked)
+        world.acks.ends(asked)
+        await asyncio.sleep(1)
+        assert world.acks._timer is None
+        world.open(answers=0.0)
+        await asyncio.sleep(100)
+        assert world.acks._timer is not None
+
+    virtual(main())
+
+
+RULE = Rule.of(Ack.model_validate({"interval": "10s", "timeout": "25s", "retry_limit": 3}))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.01, 8.0), st.booleans()), min_size=1, max_size=60), st.floats(0.0, 24.0)
+)
+def test_nobody_is_blamed_who_answers_in_time(visits: list[tuple[float, bool]], delay: float) -> None:
+    """However irregular the visits are: an answer within the timeout is never a miss."""
+    late = 1.25
+    asked = Asked(Ear(None, "", None), RULE)  # type: ignore[arg-type]  # it is not asked by itself
+    now = 0.0
+    asked.begin(now)
+    waiting: list[tuple[float, int]] = []
+    for step, _ in visits:
+        now += step
+        while waiting and waiting[0][0] <= now:
+            asked.answer(waiting.pop(0)[1])
+        assert asked.judge(now, late) == 0
+        if asked.is_due(now):
+            waiting.append((now + delay, asked.ask(now, late)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.01, 1.25), min_size=150, max_size=150))
+def test_whoever_is_silent_is_found_in_time(steps: list[float]) -> None:
+    """However irregular the visits are: misses are as many as questions whose time is over, each once."""
+    late = 1.25
+    asked = Asked(Ear(None, "", None), RULE)  # type: ignore[arg-type]
+    now, missed = 0.0, 0
+    times: list[float] = []
+    asked.begin(now)
+    for step in steps:
+        now += step
+        missed += asked.judge(now, late)
+        assert missed == asked.missed
+        over = sum(time + RULE.timeout <= now for time in times)
+        surely = sum(time + RULE.timeout + (2 + len(times)) * late <= now for time in times)
+        assert surely <= missed <= over
+        if asked.is_due(now):
+            times.append(now)
+            asked.ask(now, late)
