@@ -83,4 +83,4 @@ def test_what_is_no_python_is_packed_too() -> None:
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     assert others == packed
-    assert ROOT / "gateway/http/client.js" in packed
+    assert ROOT / "gateway/http/routes/client.js" in packed

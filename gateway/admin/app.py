@@ -7,10 +7,10 @@ from typing import Any, Protocol
 from aiohttp import hdrs, web
 
 from gateway.admin.guard import Guard
+from gateway.admin.status import Outcome
 from gateway.core.errors import BadRequest, NotFound
 from gateway.http.responses import errors_as_json, json_response, plain_headers
 from gateway.observability.metrics import CONTENT_TYPE, Family, in_turns, parts
-from gateway.server.reload import Outcome
 
 HEADERS: Mapping[str, str] = {
     hdrs.CACHE_CONTROL: "no-store",

@@ -1,9 +1,10 @@
 """What a node tells about itself: ready or not, `/status`, the gauges. Reads live parts, holds nothing."""
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import msgspec
 from prometheus_client.metrics import MetricWrapperBase
@@ -20,8 +21,6 @@ from gateway.observability.loop_lag import LoopLag
 from gateway.observability.metrics import Family, Metrics
 from gateway.observability.recent_errors import Refusals
 from gateway.observability.staleness import Freshness
-from gateway.server.reload import Outcome, Reload
-from gateway.server.shutdown import Shutdown
 from gateway.sources.base import SourceState
 from gateway.sources.manager import Upstreams
 from gateway.streams.registry import Streams
@@ -56,6 +55,51 @@ def sum_and_count(histogram: MetricWrapperBase) -> tuple[float, int]:
     return told["sum"], int(told["count"])
 
 
+Result = Literal["ok", "unchanged", "failed"]
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """One thing that is wrong with the file; line and column count from 1."""
+
+    line: int
+    column: int
+    path: str
+    message: str
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one reload."""
+
+    at_ms: int
+    result: Result
+    message: str
+    errors: Sequence[Mistake] = ()
+    changes: Sequence[str] = ()
+    """What differs, and what that does, one line each."""
+    ended: int = 0
+    """Streams that had to end, on all workers."""
+
+
+class Reloads(Protocol):
+    """Reloads the configuration file: `gateway.server.reload.Reload`."""
+
+    async def reload(self, why: str) -> Outcome:
+        """Read the file again, and apply it. ``why`` is for the log."""
+
+    def told(self) -> dict[str, Any]:
+        """Return what ``/status`` shows of the configuration."""
+
+
+class Lifecycle(Protocol):
+    """How far a node has come: `gateway.server.shutdown.Shutdown`."""
+
+    asked: asyncio.Event
+
+    @property
+    def phase(self) -> str:
+        """Return the name of the current phase, ``starting`` at first."""
+
+
 @dataclass(slots=True)
 class Status:
     """The parts, and what is told of them."""
@@ -67,13 +111,13 @@ class Status:
     upstreams: Upstreams
     freshness: Freshness
     ending: Ending
-    shutdown: Shutdown
+    shutdown: Lifecycle
     canary: Canary
     loop_lag: LoopLag
     refusals: Refusals
     development: bool
     background: Background
-    reloads: Reload | None = None
+    reloads: Reloads | None = None
     """None where the configuration is not of a file, or a parent reloads it."""
     started: float = field(default_factory=time.monotonic)
 

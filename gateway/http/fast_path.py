@@ -10,11 +10,11 @@ bytes to aiohttp's protocol, which never knows the difference.
 import asyncio
 import re
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import aiohttp
 import structlog
-from aiohttp import hdrs
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.auth.jwt import MAX_TOKEN, too_long
@@ -29,8 +29,6 @@ from gateway.streams.registry import Place
 
 if TYPE_CHECKING:
     from aiohttp.http_parser import RawRequestMessage
-
-    from gateway.http.listener import Listener
 
 try:
     from aiohttp.base_protocol import BaseProtocol
@@ -109,6 +107,24 @@ class Heads:
         return message
 
 
+class Observer(Protocol):
+    """Knows the connections of a port and their deadlines: `gateway.http.listener.Listener`."""
+
+    heads: Heads
+
+    def meets(self, front: "Front") -> None:
+        """Register a new connection."""
+
+    def leaves(self, front: "Front") -> None:
+        """Forget a connection. Harmless when repeated."""
+
+    def answers(self, front: "Front", *, admitted: bool) -> None:
+        """Replace the deadline of a connection whose request is complete."""
+
+    def handler_for(self, front: "Front") -> web.RequestHandler:
+        """Return aiohttp's protocol for a request that the fast path does not answer."""
+
+
 class Front(asyncio.Protocol):
     """One connection until it is known what it wants."""
 
@@ -125,7 +141,7 @@ class Front(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, listener: "Listener", subscribe: Subscribe | None) -> None:
+    def __init__(self, listener: Observer, subscribe: Subscribe | None) -> None:
         self._listener = listener
         self._subscribe = subscribe
         self._head = b""

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pathlib import Path as FilePath
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import structlog
 
+from gateway.admin.status import Mistake, Outcome
 from gateway.config.diff import differences
 from gateway.config.loader.document import parse
 from gateway.config.loader.environment import variables
@@ -73,30 +74,6 @@ log = structlog.get_logger("gateway.server.reload")
 
 POLL_SECONDS = 1.0
 """How often the files are looked at."""
-
-Result = Literal["ok", "unchanged", "failed"]
-
-
-class Mistake(msgspec.Struct, frozen=True):
-    """One thing that is wrong with the file; line and column count from 1."""
-
-    line: int
-    column: int
-    path: str
-    message: str
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of one reload."""
-
-    at_ms: int
-    result: Result
-    message: str
-    errors: Sequence[Mistake] = ()
-    changes: Sequence[str] = ()
-    """What differs, and what that does, one line each."""
-    ended: int = 0
-    """Streams that had to end, on all workers."""
 
 
 class Server(Protocol):

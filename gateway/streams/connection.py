@@ -11,19 +11,18 @@ from contextlib import suppress
 from fcntl import ioctl
 from struct import unpack
 from termios import TIOCOUTQ
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from gateway.core.event import EventId
 from gateway.core.sse import HEARTBEAT, LAST_CHUNK, chunk, control_block
 from gateway.hub.audience import Audience
 from gateway.hub.encoded_event import Entry
 from gateway.hub.subscription import Subscription
+from gateway.observability.metrics import Metrics
 from gateway.streams.acks.state import Asked
 from gateway.streams.quotas.quota import Hold
+from gateway.streams.reconnects import Reconnects
 from gateway.streams.short_heartbeats import ShortHeartbeat
-
-if TYPE_CHECKING:
-    from gateway.streams.registry import Streams
 
 HIGH_WATER = 0
 """Bytes in a transport's own buffer above which its stream pauses: see `gateway.hub.audience` on files."""
@@ -42,6 +41,28 @@ _HEARTBEATS = {
     (True, False): _EVENT,
     (True, True): chunk(_EVENT),
 }
+
+
+class StreamOwner(Protocol):
+    """Counts a stream and reacts to its transport: `gateway.streams.registry.Streams`."""
+
+    metrics: Metrics
+    reconnects: Reconnects
+
+    def close_block(self, reason: str, id: EventId | None = None) -> bytes:
+        """Return the ``stream.close`` that ends a stream."""
+
+    def pauses(self, stream: "Connection") -> None:
+        """Take a stream whose socket is full out of its audience."""
+
+    def resumes(self, stream: "Connection") -> None:
+        """Continue a stream whose socket has room again."""
+
+    def closes(self, stream: "Connection") -> None:
+        """Remove a stream that ends; its transport may still be open."""
+
+    def lost(self, stream: "Connection") -> None:
+        """Remove a stream whose connection is gone."""
 
 
 class Connection(asyncio.Protocol):
@@ -83,7 +104,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        owner: "Streams",
+        owner: StreamOwner,
         id: str,
         subscription: Subscription,
         cursor: EventId,

@@ -149,36 +149,36 @@ ADMIN_REQUESTS = {
 """The same of the admin port."""
 
 ENDS = {
-    "console/feed.py _get: request.transport.abort": "the viewer does not read: its answer is cut",
-    "console/feed.py _get: response.force_close": "figures by way of a proxy",
-    "http/acknowledge.py post: response.force_close": "an answer to a heartbeat",
+    "admin/status_stream.py _get: request.transport.abort": "the viewer does not read: its answer is cut",
+    "admin/status_stream.py _get: response.force_close": "figures by way of a proxy",
+    "http/routes/acks.py post: response.force_close": "an answer to a heartbeat",
     "http/cors.py options: response.force_close": "beyond a rate: `test_a_flood_of_preflights_is_limited`",
-    "http/front.py _fail: self.transport.abort": "a fault: no answer at all",
-    "http/front.py _refuse: self.transport.close": "a stream that is refused",
-    "http/front.py _refuse: self.transport.write": "a stream that is refused",
-    "http/front.py _refuse_token: self.transport.close": "a token that is too long",
-    "http/front.py _refuse_token: self.transport.write": "a token that is too long",
-    "http/front.py force_close: self.transport.abort": "no request came: no answer",
-    "http/hooks.py expect: request.transport.write": "100 Continue is no answer yet",
+    "http/fast_path.py _fail: self.transport.abort": "a fault: no answer at all",
+    "http/fast_path.py _refuse: self.transport.close": "a stream that is refused",
+    "http/fast_path.py _refuse: self.transport.write": "a stream that is refused",
+    "http/fast_path.py _refuse_token: self.transport.close": "a token that is too long",
+    "http/fast_path.py _refuse_token: self.transport.write": "a token that is too long",
+    "http/fast_path.py force_close: self.transport.abort": "no request came: no answer",
+    "http/routes/hooks.py expect: request.transport.write": "100 Continue is no answer yet",
     "http/protocol.py finish_response: resp.force_close": "chunks of HTTP/1.0",
     "http/protocol.py handle_error: response.force_close": "no HTTP",
-    "http/receipts.py write: self._request.transport.abort": "the sender does not read: its answer is cut",
+    "http/routes/receipts.py write: self._request.transport.abort": "the sender does not read: its answer is cut",
     "http/responses.py close_after: response.force_close": "an unknown path with a body that never comes",
-    "http/server.py _announce_end: close_after": "an unknown path with a body that never comes",
-    "http/server.py _cut: protocol.force_close": "no request came: no answer",
-    "http/server.py _seen: request.protocol.force_close": "another version, where aiohttp changed: no answer",
-    "http/server.py connection_made: transport.abort": "no room: no answer",
-    "http/server.py meets: front.force_close": "too many of one address: no answer",
-    "http/server.py stop: front.force_close": "no request came: no answer",
-    "http/subscribe.py get: response.force_close": "the same by way of aiohttp",
-    "http/subscribe.py open: transport.write": "a stream",
+    "http/listener.py _announce_end: close_after": "an unknown path with a body that never comes",
+    "http/listener.py _cut: protocol.force_close": "no request came: no answer",
+    "http/listener.py _seen: request.protocol.force_close": "another version, where aiohttp changed: no answer",
+    "http/listener.py connection_made: transport.abort": "no room: no answer",
+    "http/listener.py meets: front.force_close": "too many of one address: no answer",
+    "http/listener.py stop: front.force_close": "no request came: no answer",
+    "http/routes/subscribe.py get: response.force_close": "the same by way of aiohttp",
+    "http/routes/subscribe.py open: transport.write": "a stream",
     "hub/audience.py _write_all: frame.recipients[position].transport.write": "within a stream",
     "hub/audience.py _write_each: member.transport.write": "within a stream",
-    "stream/connection.py _write: self.transport.write": "within a stream",
-    "stream/connection.py abort: self.transport.abort": "a stream, which is cut",
-    "stream/connection.py end: self.transport.close": "a stream",
-    "stream/takeover.py take_over: response.force_close": "as in `HEADERS_TO_PROXIES`, where aiohttp changed",
-    "workers/relay.py _stream: response.force_close": "as in `Trial`, by way of a parent",
+    "streams/connection.py _write: self.transport.write": "within a stream",
+    "streams/connection.py abort: self.transport.abort": "a stream, which is cut",
+    "streams/connection.py end: self.transport.close": "a stream",
+    "streams/upgrade.py take_over: response.force_close": "as in `HEADERS_TO_PROXIES`, where aiohttp changed",
+    "server/workers/relay.py _stream: response.force_close": "as in `Trial`, by way of a parent",
 }
 """Each place that ends a connection, or writes to one past aiohttp; and the request above that comes there, or why none."""
 
@@ -290,7 +290,7 @@ async def test_no_route_is_forgotten() -> None:
 def test_no_end_is_forgotten() -> None:
     """Code that ends a connection, or answers on one by itself, must have a request above."""
     found = set()
-    for folder in ("console", "http", "hub", "stream", "workers"):
+    for folder in ("admin", "http", "hub", "server", "streams"):
         for file in sorted((ROOT / "gateway" / folder).rglob("*.py")):
             module = file.relative_to(ROOT / "gateway")
             for function in ast.parse(file.read_text()).body:

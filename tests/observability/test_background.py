@@ -47,21 +47,21 @@ SUPERVISED = {"start", "guarded", "thread"}
 
 KNOWN: Mapping[str, str] = {
     # The supervisor itself.
-    "background.py Background.start": "supervised: every job runs in it",
-    "background.py Background.thread": "supervised: every thread runs in it",
+    "observability/background.py Background.start": "supervised: every job runs in it",
+    "observability/background.py Background.thread": "supervised: every thread runs in it",
     # Timers whose callback is guarded.
-    "http/server.py Listener._sweep": "sets the timer of connection_sweep first",
-    "loop_lag.py LoopLag.start": "sets the timer of loop_lag first",
-    "stream/acks.py Acks._schedule": "sets the timer of ack_sweep before anything that may fail",
-    "stream/heartbeat.py Sweep.start": "sets the timer of heartbeats first",
-    "stream/short_heartbeats.py ShortHeartbeats._schedule": "sets the timer of short_heartbeats first",
+    "http/listener.py Listener._sweep": "sets the timer of connection_sweep first",
+    "observability/loop_lag.py LoopLag.start": "sets the timer of loop_lag first",
+    "streams/acks/tracker.py Acks._schedule": "sets the timer of ack_sweep before anything that may fail",
+    "streams/heartbeat.py Sweep.start": "sets the timer of heartbeats first",
+    "streams/short_heartbeats.py ShortHeartbeats._schedule": "sets the timer of short_heartbeats first",
     "broker/delivery.py Delivery.skip": "one call, which sets itself again where it fails",
     # Parts of a supervised task, which ends with them and is started again.
-    "broker/redis.py RedisBroker._follow": "redis_follower ends with either of them",
+    "broker/redis/broker.py RedisBroker._follow": "redis_follower ends with either of them",
     "sources/kafka.py KafkaSource.run": "a task group of source",
-    "sources/redis_pubsub.py RedisPubSubSource.run": "a task group of source",
-    "sources/redis_stream.py RedisStreamSource.run": "a task group of source",
-    "sources/stream_reader.py StreamReader.run": "a task group of source",
+    "sources/redis/pubsub.py RedisPubSubSource.run": "a task group of source",
+    "sources/redis/stream.py RedisStreamSource.run": "a task group of source",
+    "sources/redis/stream_reader.py StreamReader.run": "a task group of source",
     "sources/supervisor.py Supervisor._run": "awaited by source",
     "sources/election.py Election._ask": "awaited by election",
     "auth/jwks.py Jwks._fetch": "awaited by key_refresh, and by the tokens that wait for keys",
@@ -69,31 +69,31 @@ KNOWN: Mapping[str, str] = {
     "auth/authenticator.py Authenticator._keep": "waits for the first keys of a start or a reload",
     "auth/forward.py ForwardAuth.look": "one question, awaited by its requests",
     "auth/tickets.py Tickets.give": "one seat, awaited or given back",
-    "daemon.py Daemon._start_unless_asked_to_end": "awaited at once",
-    "http/server.py Listener._accept_queued": "one connection, in the last moment before the port closes",
-    "http/front.py Front._answer": "one request; what it raises is its answer",
-    "http/greeting.py Greeting._pause": "accepts again after a pause; the socket's reader stays",
-    "http/greeting.py Greeting._shake": "one handshake; the next ones have tasks of their own",
+    "server/daemon.py Daemon._start_unless_asked_to_end": "awaited at once",
+    "http/listener.py Listener._accept_queued": "one connection, in the last moment before the port closes",
+    "http/fast_path.py Front._answer": "one request; what it raises is its answer",
+    "http/tls/acceptor.py Greeting._pause": "accepts again after a pause; the socket's reader stays",
+    "http/tls/acceptor.py Greeting._shake": "one handshake; the next ones have tasks of their own",
     "hub/recent_ids.py RecentIds._wait": "reads while requests wait; they are told, and the next one starts another",
-    "sources/checks.py Checks.run": "one check of a body, awaited by its request",
-    "http/front.py Front._refuse_token": "closes one connection",
-    "hub/reads.py Reads._own": "one read, awaited by the streams that want it",
-    "hub/reads.py Reads._shrink": "drops what is old; the next read sets it again",
+    "sources/webhook.py Checks.run": "one check of a body, awaited by its request",
+    "http/fast_path.py Front._refuse_token": "closes one connection",
+    "hub/history_cache.py Reads._own": "one read, awaited by the streams that want it",
+    "hub/history_cache.py Reads._shrink": "drops what is old; the next read sets it again",
     "hub/replay.py Replay._step": "one page of one stream, which ends if it fails",
-    "stream/streams.py Streams.expire": "ends one stream; heartbeats end it later where that fails",
-    "reload.py Reload._signalled": "one reload; what it raises is its outcome",
-    "shutdown.py Shutdown.carry_out": "the end, which has a deadline",
-    "shutdown.py Shutdown.progress": "log lines during a drain",
-    "sources/upstreams.py Upstreams._succeed": "one change of a source by a reload",
-    "sources/upstreams.py Upstreams._start": "waits for the first tries of a start",
-    "workers/child.py Obedience._follow": "one order; what it raises is its answer",
-    "workers/parent.py Parent._stop": "waits for the end of the workers",
-    "workers/worker.py Worker.probe": "one question, awaited by whoever probes",
-    "broker/sqlite.py SqliteBroker.__init__": "threads for reads, each awaited",
+    "streams/registry.py Streams.expire": "ends one stream; heartbeats end it later where that fails",
+    "server/reload.py Reload._signalled": "one reload; what it raises is its outcome",
+    "server/shutdown.py Shutdown.carry_out": "the end, which has a deadline",
+    "server/shutdown.py Shutdown.progress": "log lines during a drain",
+    "sources/manager.py Upstreams._succeed": "one change of a source by a reload",
+    "sources/manager.py Upstreams._start": "waits for the first tries of a start",
+    "server/workers/child.py Obedience._follow": "one order; what it raises is its answer",
+    "server/workers/parent.py Parent._stop": "waits for the end of the workers",
+    "server/workers/worker.py Worker.probe": "one question, awaited by whoever probes",
+    "broker/sqlite/broker.py SqliteBroker.__init__": "threads for reads, each awaited",
     # Commands for people, which end with their exception.
-    "check/upstreams.py _run": "a command",
-    "terminal/follower.py Follower._answer": "a command",
-    "terminal/tail.py _follow": "a command",
+    "cli/check/source_checks.py _run": "a command",
+    "cli/terminal/follower.py Follower._answer": "a command",
+    "cli/tail.py _follow": "a command",
 }
 """Each place that starts a task, a timer or a thread without the supervisor, and why it may."""
 
@@ -251,14 +251,14 @@ def is_replacing(*arguments: Any) -> bool:
 INJECTIONS: dict[TaskName, Injection] = {
     "ack_key": Injection(
         lambda daemon: daemon.nonces, "_look", ACK, "sqlite",
-        quick={"stream.nonces.AGAIN_SECONDS": 0.02, "stream.nonces.LOOK_SECONDS": 0.05},
+        quick={"streams.acks.nonces.AGAIN_SECONDS": 0.02, "streams.acks.nonces.LOOK_SECONDS": 0.05},
     ),
     "ack_relay": Injection(lambda daemon: daemon.elsewhere, "_remember", ACK, "sqlite", answer_elsewhere),
     "ack_sweep": Injection(lambda daemon: daemon.acks, "is_reached", ACK),
     "canary": Injection(lambda daemon: daemon.canary, "_fly", quick={"hub.canary.EVERY_SECONDS": 0.05}),
     "certificates": Injection(
         lambda daemon: daemon.certificates, "look", {"server": {"tls": "made"}},
-        quick={"http.certificates.POLL_SECONDS": 0.05},
+        quick={"http.tls.certificates.POLL_SECONDS": 0.05},
     ),
     "client_announcements": Injection(
         lambda daemon: daemon.notices, "send", {"limits": {"connections_per_user": 5}}, "sqlite",
@@ -266,15 +266,15 @@ INJECTIONS: dict[TaskName, Injection] = {
     ),
     "config_watch": Injection(
         lambda daemon: daemon.reloads._file, "looks",  # type: ignore[union-attr]
-        stir=watch_a_file, quick={"reload.POLL_SECONDS": 0.05},
+        stir=watch_a_file, quick={"server.reload.POLL_SECONDS": 0.05},
     ),
-    "connection_sweep": Injection(lambda daemon: daemon.public, "_late", quick={"http.server._SWEEP": 0.05}),
+    "connection_sweep": Injection(lambda daemon: daemon.public, "_late", quick={"http.listener._SWEEP": 0.05}),
     "console": Injection(
-        lambda daemon: daemon.feed, "_report", stir=view_the_console, quick={"console.feed.SECONDS": 0.05}
+        lambda daemon: daemon.feed, "_report", stir=view_the_console, quick={"admin.status_stream.SECONDS": 0.05}
     ),
     "delivery": Injection(lambda daemon: daemon.broker._delivery, "_deliver"),  # type: ignore[attr-defined]
     "freshness": Injection(
-        lambda daemon: daemon.freshness, "look", quick={"freshness.TICK_SECONDS": 0.05}
+        lambda daemon: daemon.freshness, "look", quick={"observability.staleness.TICK_SECONDS": 0.05}
     ),
     "heartbeats": Injection(lambda daemon: daemon.sweep, "_alone", {"timeouts": {"heartbeat": "1s"}}),
     "hub": Injection(lambda daemon: daemon.hub, "_file"),
@@ -302,7 +302,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     ),
     "sqlite_follower": Injection(lambda daemon: daemon.broker, "_read_on", log="sqlite"),
     "sqlite_sweep": Injection(
-        lambda daemon: Store, "sweep", log="sqlite", quick={"broker.sqlite.SWEEP_SECONDS": 0.05}
+        lambda daemon: Store, "sweep", log="sqlite", quick={"broker.sqlite.broker.SWEEP_SECONDS": 0.05}
     ),
     "sqlite_writer": Injection(lambda daemon: daemon.broker, "_take", log="sqlite"),
     "watchdog": Injection(

@@ -22,6 +22,7 @@ from gateway import __version__
 from gateway.admin.app import HEADERS, Admin, More
 from gateway.admin.guard import Guard
 from gateway.admin.page import Page
+from gateway.admin.status import Outcome
 from gateway.admin.status_stream import Feed
 from gateway.config.catalog import Catalog
 from gateway.config.model.config import Config
@@ -33,7 +34,7 @@ from gateway.http.sockets import Reserved, reserve
 from gateway.observability.background import Background
 from gateway.observability.metrics import Family, Metrics
 from gateway.observability.recent_errors import Refusals
-from gateway.server.reload import ConfigFile, Outcome, Reload
+from gateway.server.reload import ConfigFile, Reload
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import Systemd
 from gateway.server.workers.child import COMMIT, DISCARD, PREPARE

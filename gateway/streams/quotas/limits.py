@@ -6,6 +6,7 @@ import time
 from asyncio import BaseTransport
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import msgspec
 
@@ -106,7 +107,7 @@ class Limits:
             self.peers.enter(peer)
             if peer.hold is None:
                 peer.hold = AddressHold(peer, NOBODY, None, "", None, self)
-            return peer.hold
+            return cast(AddressHold, peer.hold)
         named = None if client is None else _named(caller, grant, client)
         user = None
         if grant.subject is not None and self.users.limit is not None:

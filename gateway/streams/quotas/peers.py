@@ -1,14 +1,11 @@
 """What each address has just now: connections, streams, and how fast it opens them."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from gateway.core.errors import Overload
 from gateway.core.rate_limit import Rate
 from gateway.streams.quotas.addresses import unit
-
-if TYPE_CHECKING:
-    from gateway.streams.quotas.quota import AddressHold
 
 SLACK = 64
 """Connections beyond the limit that an address may have, to be told that it has too many streams."""
@@ -37,6 +34,13 @@ class AddressTooFast(Overload):
         super().__init__(f"limits.connect_rate_per_address is reached{_PROXY}")
 
 
+class SharedHold(Protocol):
+    """What the anonymous streams of one address occupy together: `quota.AddressHold`."""
+
+    def release(self) -> None:
+        """Count one stream out."""
+
+
 class Peer:
     """One address."""
 
@@ -52,7 +56,7 @@ class Peer:
         self.connections = 0
         """Those that are no streams."""
         self.streams = 0
-        self.hold: AddressHold | None = None
+        self.hold: SharedHold | None = None
 
 
 class Peers:

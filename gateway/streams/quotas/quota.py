@@ -1,15 +1,13 @@
 """What a stream has of the limits, from its request until its connection is gone."""
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 import msgspec
 
 from gateway.auth.grant import NOBODY, Grant
-from gateway.streams.quotas.peers import Peer
-
-if TYPE_CHECKING:
-    from gateway.streams.quotas.limits import Limits
-
+from gateway.streams.quotas.peers import Peer, Peers
+from gateway.streams.quotas.users import Users
 
 Order = tuple[int, int, int]
 """Of a notice in the log, and the place in it."""
@@ -24,6 +22,24 @@ class Replaceable(Protocol):
         """Close at once: its client has another one."""
 
 
+class Ledger(Protocol):
+    """Where streams are counted: `gateway.streams.quotas.limits.Limits`."""
+
+    peers: Peers
+    users: Users
+    announce: Callable[[str, str], Awaitable[Order | None]]
+
+    @property
+    def clients(self) -> Mapping[str, "Hold"]:
+        """Return the stream of each client that has a name."""
+
+    def replace(self, hold: "Hold") -> None:
+        """Let the newest of a client's streams live."""
+
+    def release(self, hold: "Hold") -> None:
+        """Count a stream out."""
+
+
 class Hold(msgspec.Struct, eq=False):
     """Made by `Limits.hold`; `release` gives all of it back."""
 
@@ -35,7 +51,7 @@ class Hold(msgspec.Struct, eq=False):
     """Its own name there."""
     client: str | None
     """What tells its client from all others, if that said who it is."""
-    limits: "Limits | None"
+    limits: Ledger | None
     """None: it counts for nobody."""
     stream: Replaceable | None = None
     order: Order | None = None

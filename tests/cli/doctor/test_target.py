@@ -6,8 +6,8 @@ import json
 import pytest
 
 from gateway.cli.doctor.answer import query_verdict
+from gateway.cli.doctor.command import Report
 from gateway.cli.doctor.finding import Level, bad
-from gateway.cli.doctor.report import Report
 from gateway.cli.doctor.target import Target
 from gateway.core.text import shown
 

@@ -134,7 +134,7 @@ def test_a_wheel_and_an_sdist_hold_the_module_itself(tmp_path: Path) -> None:
             symlinks=True,
             ignore=shutil.ignore_patterns("__pycache__", "node_modules"),
         )
-    assert (source / "gateway/http/client.js").is_symlink()
+    assert (source / "gateway/http/routes/client.js").is_symlink()
     build = (
         "from setuptools.build_meta import build_sdist, build_wheel; "
         f"print(build_sdist({str(tmp_path)!r})); print(build_wheel({str(tmp_path)!r}))"
@@ -144,8 +144,8 @@ def test_a_wheel_and_an_sdist_hold_the_module_itself(tmp_path: Path) -> None:
     )
     sdist, wheel = re.findall(r"^(sse_gateway-[\w.-]+)$", done.stdout, re.MULTILINE)
     with zipfile.ZipFile(tmp_path / wheel) as packed:
-        assert packed.read("gateway/http/client.js") == BODY
+        assert packed.read("gateway/http/routes/client.js") == BODY
     shutil.unpack_archive(tmp_path / sdist, tmp_path / "unpacked")
-    (module,) = (tmp_path / "unpacked").glob("*/gateway/http/client.js")
+    (module,) = (tmp_path / "unpacked").glob("*/gateway/http/routes/client.js")
     assert not module.is_symlink()
     assert module.read_bytes() == BODY
