@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cli.main import COMMANDS, command_parsers
-from gateway.config.schema import json_schema
+from gateway.config.schema import config_json_schema
 from gateway.observability.metrics.definitions import DEFINITIONS
 
 FOLDER = Path(__file__).parent
@@ -41,7 +41,7 @@ _OF_NAMED = {
 
 def configuration() -> str:
     """Return docs/configuration.md."""
-    schema = json_schema()
+    schema = config_json_schema()
     return _HEAD + "".join(f"| {' | '.join(row)} |\n" for row in _rows(schema, schema, ""))
 
 
@@ -130,9 +130,9 @@ def metrics() -> str:
     ]
     for each in sorted(DEFINITIONS, key=lambda each: each.name):
         labels = ", ".join(f"`{label}`" for label in each.labels)
-        values = ", ".join(f"`{value}`" for value in each.values)
-        text = ". ".join(filter(None, (each.text, values, each.note.removesuffix("."))))
-        merge = each.merge if each.type == "gauge" else "sum"
+        values = ", ".join(f"`{value}`" for value in each.label_values)
+        text = ". ".join(filter(None, (each.help_text, values, each.note.removesuffix("."))))
+        merge = each.merge_rule if each.type == "gauge" else "sum"
         lines.append(f"| `{each.name}` | {each.type} | {merge} | {labels} | {text} |")
     return "\n".join(lines) + "\n"
 

@@ -19,50 +19,50 @@ import pytest
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 
-from gateway.auth.forward import ForwardAuth, Question, _Answer
-from gateway.auth.grant import NOBODY, Grant
-from gateway.auth.jwt import MAX_TOKEN, Issuer, Tokens
-from gateway.auth.revocation import Revocation, Revocations
-from gateway.auth.tickets import Tickets
-from gateway.broker.base import Batch
-from gateway.broker.memory import MemoryBoard, MemoryBroker
-from gateway.broker.shared_store import Seat
-from gateway.broker.sqlite.store import Store
-from gateway.config.catalog import Catalog
+from gateway.auth.forward import AuthRequest, ForwardAuth, _Decision
+from gateway.auth.grant import ANONYMOUS, Grant
+from gateway.auth.jwt import MAX_TOKEN_CHARS, Issuer, TokenVerifier
+from gateway.auth.revocation import RecentRevocations, Revocation
+from gateway.auth.tickets import TicketStore
+from gateway.broker.base import AppendBatch
+from gateway.broker.memory import MemoryBroker, MemorySharedStore
+from gateway.broker.shared_store import QuotaSlot
+from gateway.broker.sqlite.event_log import SqliteEventLog
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.loader.load import loads
-from gateway.config.model.auth import Forward, Jwt
-from gateway.config.template import MAX_NAME, Template
-from gateway.core.bounded import LONGEST_KEY, Bounded
+from gateway.config.model.auth import ForwardConfig, JwtConfig
+from gateway.config.template import MAX_NAME_CHARS, Template
+from gateway.core.bounded_dict import MAX_KEY_CHARS, BoundedDict
 from gateway.core.clock import unix_ms
 from gateway.core.errors import NotFound, Unauthorized
 from gateway.core.event import Draft, Event, EventId, Record, Retention
 from gateway.core.history import History
 from gateway.http import responses
 from gateway.http.cors import CorsPolicy
-from gateway.http.request import Ask
-from gateway.hub.conflation import Newest
-from gateway.hub.control_channel import Notices
-from gateway.hub.encoded_event import Entry
+from gateway.http.request import StreamRequest
+from gateway.hub.conflation import ConflationIndex
+from gateway.hub.control_channel import ControlChannel
+from gateway.hub.encoded_event import EncodedEvent
 from gateway.hub.recent_ids import RecentIds
 from gateway.hub.subscription import Subscription
-from gateway.observability.log_throttle import Seldom
+from gateway.observability.log_throttle import LogThrottle
 from gateway.observability.metrics import Metrics
-from gateway.observability.recent_errors import Refusal, Refusals
-from gateway.sources.redis.pubsub import Topics
-from gateway.sources.redis.recent_messages import Tail
+from gateway.observability.recent_errors import RecentError, RecentErrors
+from gateway.sources.redis.pubsub import TopicSet
+from gateway.sources.redis.recent_messages import RecentMessages
 from gateway.sources.router import Router
-from gateway.streams.acks.forwarder import Elsewhere
-from gateway.streams.acks.nonces import Nonces
-from gateway.streams.acks.tracker import Acks
-from gateway.streams.quotas.addresses import Proxies, unit
-from gateway.streams.quotas.limits import UNKNOWN
-from gateway.streams.quotas.limits import Limits as AllLimits
-from gateway.streams.quotas.peers import Peer, Peers
-from gateway.streams.quotas.quota import Hold
-from gateway.streams.quotas.users import Users
-from gateway.streams.reconnects import Reconnects
-from gateway.webhooks.formats.base import Reply
-from gateway.webhooks.signatures import ANSWER_BYTES, Proof, Replays
+from gateway.streams.acks.forwarder import AckForwarder
+from gateway.streams.acks.nonces import NonceSigner
+from gateway.streams.acks.tracker import AckTracker
+from gateway.streams.quotas.address_quotas import AddressQuotas, AddressUsage
+from gateway.streams.quotas.client_address import TrustedProxies, address_key
+from gateway.streams.quotas.client_limits import UNKNOWN_CALLER
+from gateway.streams.quotas.client_limits import ClientLimits as AllLimits
+from gateway.streams.quotas.stream_quota import StreamQuota
+from gateway.streams.quotas.user_quotas import UserQuotas
+from gateway.streams.reconnect_loops import ReconnectLoopDetector
+from gateway.webhooks.formats.base import WebhookResponse
+from gateway.webhooks.signatures import MAX_REMEMBERED_RESPONSE_BYTES, IdempotencyCache, VerifiedMessage
 from tests.soak import declared
 from tests.soak.caches import CACHES, OTHERS, Cache
 from tests.soak.containers import deep_bytes
@@ -100,7 +100,7 @@ CONFIG = {
 
 def channel(number: int) -> str:
     """Return the longest name of a channel, of letters that take most bytes."""
-    return f"user.{WIDE * 120}.{number}-".ljust(MAX_NAME, WIDE)[: 5 + 120 + 1 + 128]
+    return f"user.{WIDE * 120}.{number}-".ljust(MAX_NAME_CHARS, WIDE)[: 5 + 120 + 1 + 128]
 
 
 def long(number: int) -> str:
@@ -113,15 +113,17 @@ def configured() -> Any:
     return loads(json.dumps(CONFIG), environ={})
 
 
-def catalog() -> Catalog:
+def catalog() -> ChannelCatalog:
     """Return its catalog."""
-    return Catalog(configured().channels)
+    return ChannelCatalog(configured().channels)
 
 
-def ask(number: int, names: Iterable[str] = ()) -> Ask:
+def ask(number: int, names: Iterable[str] = ()) -> StreamRequest:
     """Return a request of some page, for channels of any name."""
     headers = CIMultiDictProxy(CIMultiDict({hdrs.ORIGIN: f"https://{number:0>6}".ljust(500, "o")}))
-    return Ask("GET", tuple(names), MultiDictProxy(MultiDict()), headers, True, UNKNOWN, "/events")
+    return StreamRequest(
+        "GET", tuple(names), MultiDictProxy(MultiDict()), headers, True, UNKNOWN_CALLER, "/events"
+    )
 
 
 @dataclass
@@ -140,9 +142,9 @@ class Flooded:
         return len(self.container)
 
 
-def tokens() -> Tokens:
-    config = Jwt.model_validate({"algorithms": ["HS256"], "secret": SECRET})
-    return Tokens([Issuer(config, SECRET.encode())], ["tenants"])
+def tokens() -> TokenVerifier:
+    config = JwtConfig.model_validate({"algorithms": ["HS256"], "secret": SECRET})
+    return TokenVerifier([Issuer(config, SECRET.encode())], ["tenants"])
 
 
 def signed(number: int, size: int) -> str:
@@ -157,16 +159,16 @@ def signed(number: int, size: int) -> str:
 def flood_claims(entries: int) -> Flooded:
     made = tokens()
     for number in range(entries):
-        made.at_once(signed(number, 600))
+        made.try_cached(signed(number, 600))
     for number in range(20):
-        made.at_once(signed(number, 4000))
-    return Flooded(made._claims)
+        made.try_cached(signed(number, 4000))
+    return Flooded(made._interned_claims)
 
 
 def flood_verified(entries: int) -> Flooded:
     made = tokens()
     for number in range(entries):
-        made.at_once(signed(number, 1500))
+        made.try_cached(signed(number, 1500))
     return Flooded(made._verified)
 
 
@@ -174,46 +176,46 @@ def flood_failed(entries: int) -> Flooded:
     made = tokens()
     for number in range(entries):
         with pytest.raises(Unauthorized):
-            made.at_once(f"{number}".ljust(MAX_TOKEN, "."))
+            made.try_cached(f"{number}".ljust(MAX_TOKEN_CHARS, "."))
         with pytest.raises(Unauthorized):
-            made.at_once(f"{number}".ljust(MAX_TOKEN + 1, "."))
-    return Flooded(made._failed)
+            made.try_cached(f"{number}".ljust(MAX_TOKEN_CHARS + 1, "."))
+    return Flooded(made._failures)
 
 
 def flood_tickets(entries: int) -> Flooded:
     async def flood() -> Flooded:
-        board = MemoryBoard(unix_ms)
-        made = Tickets(board, 600, Revocations())
+        board = MemorySharedStore(unix_ms)
+        made = TicketStore(board, 600, RecentRevocations())
         for number in range(entries):
             opened = [channel(100 * number + each) for each in range(50)]
-            given = await made.give(Grant(subject=long(number)), opened, None)
-            await made.look(given.text)
-        return Flooded(made._known)
+            given = await made.issue(Grant(subject=long(number)), opened, None)
+            await made.resolve(given.value)
+        return Flooded(made._cache)
 
     return asyncio.run(flood())
 
 
 def flood_answers(entries: int) -> Flooded:
-    config = Forward.model_validate({"url": "http://127.0.0.1:1/", "cache": "10m"})
-    made = ForwardAuth(config, aiohttp.ClientSession, Metrics(), Revocations())
+    config = ForwardConfig.model_validate({"url": "http://127.0.0.1:1/", "cache": "10m"})
+    made = ForwardAuth(config, aiohttp.ClientSession, Metrics(), RecentRevocations())
 
-    async def answer(opened: Iterable[str], number: int) -> _Answer:
-        return _Answer(time.time() + 600, Grant(long(number), opened=frozenset(opened)), 200)
+    async def answer(opened: Iterable[str], number: int) -> _Decision:
+        return _Decision(time.time() + 600, Grant(long(number), opened=frozenset(opened)), 200)
 
     async def flood() -> None:
         for number in range(entries):
             names = tuple(channel(100 * number + each) for each in range(50))
-            question = Question(names, {}, {}, "/events", None, None)
+            question = AuthRequest(names, {}, {}, "/events", None, None)
             task = asyncio.create_task(answer(names, number))
             await task
-            made._asked(made._key(question), task, 0)
+            made._on_decision(made._cache_key(question), task, 0)
 
     asyncio.run(flood())
-    return Flooded(made._answers)
+    return Flooded(made._decisions)
 
 
 def flood_revocations(entries: int) -> Flooded:
-    made = Revocations()
+    made = RecentRevocations()
     for number in range(entries):
         made.add(Revocation(f"{number}".ljust(8000, "é"), f"{number}".ljust(8000, "é")))  # as long as a URL
     return Flooded(made._recent)
@@ -224,49 +226,51 @@ def flood_keys(entries: int) -> Flooded:
         broker = MemoryBroker(history_bytes=1 << 20)
         for number in range(entries):
             await broker.append(
-                [Draft(channel(number), b"", 0, Retention(0), key=f"{number}".ljust(255, "é"))]
+                [Draft(channel(number), b"", 0, Retention(0), deduplication_key=f"{number}".ljust(255, "é"))]
             )
-        return Flooded(broker._keys)
+        return Flooded(broker._deduplication_keys)
 
     return asyncio.run(flood())
 
 
 def flood_notes(entries: int) -> Flooded:
     async def flood() -> Flooded:
-        board = MemoryBoard(unix_ms)
+        board = MemorySharedStore(unix_ms)
         for number in range(entries):
             await board.put(f"ticket:{number:0>64}", b"x" * 10_000, 600)
-        return Flooded(board._notes)
+        return Flooded(board._entries)
 
     return asyncio.run(flood())
 
 
 def flood_seats(entries: int) -> Flooded:
     async def flood() -> Flooded:
-        board = MemoryBoard(unix_ms)
+        board = MemorySharedStore(unix_ms)
         for number in range(entries):
-            await board.seats([Seat(f"tickets:{number:0>64}", f"ticket:{number:0>64}", 100)], 600)
-        return Flooded(board._seats)
+            await board.acquire_slots(
+                [QuotaSlot(f"tickets:{number:0>64}", f"ticket:{number:0>64}", 100)], 600
+            )
+        return Flooded(board._slots)
 
     return asyncio.run(flood())
 
 
-def stored(entries: int, folder: Path) -> Store:
-    store = Store(folder / "log.db", unix_ms)
+def stored(entries: int, folder: Path) -> SqliteEventLog:
+    store = SqliteEventLog(folder / "log.db", unix_ms)
     for number in range(entries):
         with store.transaction():
-            store.append([Batch([Draft(channel(number), b"", 0, Retention(1))], None, None)], 0)
+            store.append([AppendBatch([Draft(channel(number), b"", 0, Retention(1))], None, None)], 0)
     return store
 
 
 def flood_rows(entries: int, folder: Path) -> Flooded:
     store = stored(entries, folder)
-    return Flooded(store._channels, alive=[store])
+    return Flooded(store._channel_cache, alive=[store])
 
 
 def flood_written(entries: int, folder: Path) -> Flooded:
     store = stored(entries, folder)
-    return Flooded(store._written, alive=[store])
+    return Flooded(store._channels_to_sweep, alive=[store])
 
 
 def flood_catalog(entries: int) -> Flooded:
@@ -275,7 +279,7 @@ def flood_catalog(entries: int) -> Flooded:
         assert made.resolve(channel(number)) is not None
         assert made.resolve(long(number)) is None
         assert made.resolve(f"nowhere.{number}") is None
-    return Flooded(made._cache)
+    return Flooded(made._resolved_instances)
 
 
 def flood_floors(entries: int) -> Flooded:
@@ -283,19 +287,19 @@ def flood_floors(entries: int) -> Flooded:
     history: History[Event] = History(max_bytes=1 << 20, start=EventId(1, 0), clock=lambda: now[0])
     for number in range(entries):
         event = Event(EventId(now[0], number), channel(number), b"", 0)
-        history.append(event, 1, Retention(1, age_ms=1))
+        history.append(event, 1, Retention(1, max_age_ms=1))
     now[0] += 10
     history.expire()
-    return Flooded(history._floors, alive=[history])
+    return Flooded(history._empty_channel_floors, alive=[history])
 
 
 def flood_newest(entries: int) -> Flooded:
-    made, known = Newest(1 << 30), catalog()
+    made, known = ConflationIndex(1 << 30), catalog()
     for number in range(entries):
         match = known.resolve(channel(number))
         assert match is not None
         payload = json.dumps({"id": long(number)}).encode()
-        made.note(Entry(Event(EventId(1, number), match.name, payload, 0), match.declared))
+        made.record(EncodedEvent(Event(EventId(1, number), match.name, payload, 0), match.declared))
     return Flooded(made._channels, lambda: len(made))
 
 
@@ -309,7 +313,7 @@ def flood_tails(entries: int) -> Flooded:
         await broker.append([Draft(channel(0), b"1", 1, Retention(10))])
         made = RecentIds(broker)
         for number in range(0, entries, 50):
-            await made.after({channel(each): 10 for each in range(number, number + 50)}, 5)
+            await made.find_start({channel(each): 10 for each in range(number, number + 50)}, 5)
         await made.close()
         return Flooded(made._tails)
 
@@ -319,38 +323,41 @@ def flood_tails(entries: int) -> Flooded:
 def flood_cors(entries: int) -> Flooded:
     made = policy()
     for number in range(entries):
-        made.refusing(
+        made.refusing_rule(
             f"https://{number:0>6}".ljust(200, "é"),
             tuple(f"{number}-{each}".ljust(30, "😀") for each in range(10)),
         )
-        made.refusing("https://a", (long(number),))
-        made.refusing(long(number), ("all",))
-    return Flooded(made._answers, alive=[made])
+        made.refusing_rule("https://a", (long(number),))
+        made.refusing_rule(long(number), ("all",))
+    return Flooded(made._cached_refusing_rule, alive=[made])
 
 
 def flood_cors_of_any(entries: int) -> Flooded:
     made = policy()
     for number in range(entries):
-        made.refusing_any(f"https://{number:0>6}".ljust(500, "😀"))
-        made.refusing_any(long(number))
-    return Flooded(made._answers_any, alive=[made])
+        made.refusing_rule_for_any(f"https://{number:0>6}".ljust(500, "😀"))
+        made.refusing_rule_for_any(long(number))
+    return Flooded(made._cached_refusing_rule_any, alive=[made])
 
 
 def flood_pages(entries: int) -> Flooded:
     made = policy()
     for number in range(entries):
-        assert made.page(ask(number)) is not None
-    return Flooded(made._pages, alive=[made])
+        assert made.page_origin(ask(number)) is not None
+    return Flooded(made._interned_origins, alive=[made])
 
 
 def flood_heads(entries: int) -> Flooded:
-    responses._lines.cache_clear()
+    responses._encode_head_lines.cache_clear()
     made = policy()
     for number in range(entries):
-        headers = {**responses.error_answer(NotFound("no")).headers, **made.headers(ask(number, ["all"]))}
+        headers = {
+            **responses.raw_error_response(NotFound("no")).headers,
+            **made.response_headers(ask(number, ["all"])),
+        }
         assert hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in headers
-        responses.head(404, headers, {hdrs.CONTENT_LENGTH: str(number)})
-    return Flooded(responses._lines)
+        responses.encode_head(404, headers, {hdrs.CONTENT_LENGTH: str(number)})
+    return Flooded(responses._encode_head_lines)
 
 
 def address(number: int) -> str:
@@ -359,38 +366,38 @@ def address(number: int) -> str:
 
 
 def flood_trusts(entries: int) -> Flooded:
-    made = Proxies(configured().server.trusted_proxies)
+    made = TrustedProxies(configured().server.trusted_proxies)
     for number in range(entries):
-        assert made.client("127.0.0.1", f"{long(number)}, {address(number)}") is not None
-    return Flooded(made.trusts, alive=[made])
+        assert made.client_address("127.0.0.1", f"{long(number)}, {address(number)}") is not None
+    return Flooded(made.is_trusted, alive=[made])
 
 
 def flood_units(entries: int) -> Flooded:
-    unit.cache_clear()
-    made = Proxies(configured().server.trusted_proxies)
+    address_key.cache_clear()
+    made = TrustedProxies(configured().server.trusted_proxies)
     for number in range(entries):
-        found = made.client("127.0.0.1", f"{long(number)}, {address(number)}")
+        found = made.client_address("127.0.0.1", f"{long(number)}, {address(number)}")
         assert found is not None
-        unit(found)
-    return Flooded(unit)
+        address_key(found)
+    return Flooded(address_key)
 
 
 def flood_announced(entries: int) -> Flooded:
     config = configured()
-    made = AllLimits(config.server, config.limits, MemoryBoard(unix_ms), Metrics())
+    made = AllLimits(config.server, config.limits, MemorySharedStore(unix_ms), Metrics())
     for number in range(entries):
-        made.announced(f"client:{number:0>32}", "c" * 24, (unix_ms(), number, 0))
-    return Flooded(made._latest)
+        made.on_announced(f"client:{number:0>32}", "c" * 24, (unix_ms(), number, 0))
+    return Flooded(made._newest_stream)
 
 
 def flood_served(entries: int) -> Flooded:
     config = configured()
-    made = AllLimits(config.server, config.limits, MemoryBoard(unix_ms), Metrics())
+    made = AllLimits(config.server, config.limits, MemorySharedStore(unix_ms), Metrics())
     for number in range(entries):
-        hold = made.hold(UNKNOWN, NOBODY, f"{number:0>32}")
-        hold.begins(Gone())
+        hold = made.acquire(UNKNOWN_CALLER, ANONYMOUS, f"{number:0>32}")
+        hold.activate(Gone())
         hold.release()
-    return Flooded(made._served)
+    return Flooded(made._recently_served)
 
 
 class Gone:
@@ -398,18 +405,18 @@ class Gone:
 
     id = "c" * 24
 
-    def give_way(self) -> None:
+    def close_replaced(self) -> None:
         """End once more."""
 
 
 def flood_peers(entries: int) -> Flooded:
-    made = Peers(10, 1000.0, lambda address: False)
+    made = AddressQuotas(10, 1000.0, lambda address: False)
     for number in range(entries):
-        made.of(address(number))
-    return Flooded(made._peers)
+        made.usage_of(address(number))
+    return Flooded(made._usages)
 
 
-class SharedBoard(MemoryBoard):
+class MultiNodeSharedStore(MemorySharedStore):
     """One that nodes share, as those of the other logs are."""
 
     is_shared = True
@@ -417,13 +424,13 @@ class SharedBoard(MemoryBoard):
 
 def flood_leaving(entries: int) -> Flooded:
     async def flood() -> Flooded:
-        made = Users(SharedBoard(unix_ms), 10)
+        made = UserQuotas(MultiNodeSharedStore(unix_ms), 10)
         made.start()
         for number in range(entries):
             user, member = f"user:{number:0>32}", f"client:{number:0>32}"
-            made.enter(user, member)
-            made.leave(user, member)
-        found = Flooded(dict(made._leaving))
+            made.acquire(user, member)
+            made.release(user, member)
+        found = Flooded(dict(made._pending_releases))
         await made.stop()
         return found
 
@@ -431,55 +438,57 @@ def flood_leaving(entries: int) -> Flooded:
 
 
 def flood_refusals(entries: int) -> Flooded:
-    made = Refusals()
+    made = RecentErrors()
     for number in range(entries):
         text = long(number)
-        made.note(text, Refusal("stream", "bad", text, source=text, origin=text, client=text))
-    return Flooded(made._known)
+        made.record(text, RecentError("stream", "bad", text, source=text, origin=text, client=text))
+    return Flooded(made._errors_by_cause)
 
 
 def flood_seldom(entries: int) -> Flooded:
-    made = Seldom()
+    made = LogThrottle()
     for number in range(entries):
-        made.tell(("code", long(number)))
-        made.tell(("code", f"{number}".ljust(LONGEST_KEY, "😀")))
-        made.tell(long(number))
-    return Flooded(made._told)
+        made.should_log(("code", long(number)))
+        made.should_log(("code", f"{number}".ljust(MAX_KEY_CHARS, "😀")))
+        made.should_log(long(number))
+    return Flooded(made._last_logged)
 
 
 def flood_topics(entries: int) -> Flooded:
-    made = Topics([Template("*", glob=True)])
+    made = TopicSet([Template("*", glob=True)])
     for number in range(entries):
-        made.counts(b"%d" % number + b"x" * 1000, b"*")
-        made.counts(b"%d" % number + b"x" * 100_000, b"*")
-    return Flooded(made._owner, alive=[made])
+        made.is_primary_copy(b"%d" % number + b"x" * 1000, b"*")
+        made.is_primary_copy(b"%d" % number + b"x" * 100_000, b"*")
+    return Flooded(made._cached_owner, alive=[made])
 
 
 def flood_routes(entries: int) -> Flooded:
     made = Router(catalog(), event_bytes=1000)
     for number in range(entries):
-        topic = f"user:{number}{'a' * 100}:".ljust(MAX_NAME, "b")[: 5 + len(str(number)) + 100 + 1 + 128]
-        assert len(made.drafts("hooks", Record(topic, b"1"), 0)) == 2
+        topic = f"user:{number}{'a' * 100}:".ljust(MAX_NAME_CHARS, "b")[
+            : 5 + len(str(number)) + 100 + 1 + 128
+        ]
+        assert len(made.route("hooks", Record(topic, b"1"), 0)) == 2
         for lost in (long(number), f"user:{long(number)}", f"nowhere:{number}"):
             try:
-                made.drafts("hooks", Record(lost, b"1"), 0)
+                made.route("hooks", Record(lost, b"1"), 0)
             except Exception as error:
                 assert getattr(error, "code", "") == "no_route"
     return Flooded(made._sources["hooks"].cache, alive=[made])
 
 
 def flood_markers(entries: int) -> Flooded:
-    made = Tail("plan")
+    made = RecentMessages("plan")
     for number in range(entries):
-        made.mark(f"{number:0>12}")
+        made.add_marker(f"{number:0>12}")
     return Flooded(made._markers)
 
 
-def elsewhere() -> Elsewhere:
+def elsewhere() -> AckForwarder:
     broker = MemoryBroker(history_bytes=1 << 20)
     config = configured()
-    acks = Acks(Nonces(broker.board), Metrics(), config.ack, config.channels)
-    return Elsewhere(Notices(broker, unix_ms), acks, is_shared=True)
+    acks = AckTracker(NonceSigner(broker.shared_store), Metrics(), config.ack, config.channels)
+    return AckForwarder(ControlChannel(broker, unix_ms), acks, is_shared=True)
 
 
 def flood_untold(entries: int) -> Flooded:
@@ -487,10 +496,10 @@ def flood_untold(entries: int) -> Flooded:
         made = elsewhere()
         for number in range(entries):
             try:
-                made.tell(f"{number:0>24}", 1)
+                made.forward(f"{number:0>24}", 1)
             except Exception as error:
                 assert getattr(error, "status", 0) == 503
-        found = Flooded(dict(made._untold))
+        found = Flooded(dict(made._pending))
         await made.close()
         return found
 
@@ -502,99 +511,105 @@ def flood_told(entries: int) -> Flooded:
         made = elsewhere()
         for first in range(0, entries, 100):
             for number in range(first, min(first + 100, entries)):
-                made.tell(f"{number:0>24}", 1)
-            while made._untold:
+                made.forward(f"{number:0>24}", 1)
+            while made._pending:
                 await asyncio.sleep(0)
-                for each in list(made._untold):
-                    made._remember(each, 1)
+                for each in list(made._pending):
+                    made._mark_forwarded(each, 1)
         await made.close()
-        return Flooded(made._told)
+        return Flooded(made._forwarded)
 
     return asyncio.run(flood())
 
 
 def flood_nonces(entries: int) -> Flooded:
     async def flood() -> Flooded:
-        board = MemoryBoard(unix_ms)
-        made = Nonces(board)
+        board = MemorySharedStore(unix_ms)
+        made = NonceSigner(board)
         for number in range(entries):
             await board.put("ack-key", number.to_bytes(32, "big"), 60)
-            await made._look()
-        return Flooded(made._known)
+            await made._poll_shared_key()
+        return Flooded(made._known_keys)
 
     return asyncio.run(flood())
 
 
 def flood_ended(entries: int, *, is_stuck: bool) -> Flooded:
-    made = Reconnects(Metrics())
+    made = ReconnectLoopDetector(Metrics())
     subscription = Subscription.of(())
     for number in range(entries):
-        peer = Peer(f"2001:db8:{number:x}::/64".ljust(43, " "), None)
-        stream = EndedStream("client_closed", 0, Hold(peer, NOBODY, None, "", None, None), subscription)
+        peer = AddressUsage(f"2001:db8:{number:x}::/64".ljust(43, " "), None)
+        stream = EndedStream(
+            "client_closed", 0, StreamQuota(peer, ANONYMOUS, None, "", None, None), subscription
+        )
         if is_stuck:
             event = Event(EventId(10**14 - 1, number), "c", b"1", 1)
-            made.begins_with(stream, Entry(event, catalog().declared["all"]))
-        made.ended(stream, 2.0, 15.0)
-    assert not made._large
-    return Flooded(made._stuck if is_stuck else made._quiet)
+            made.on_large_first_event(stream, EncodedEvent(event, catalog().declared["all"]))
+        made.on_closed(stream, 2.0, 15.0)
+    assert not made._large_first_events
+    return Flooded(made._closes_by_event if is_stuck else made._quiet_closes)
 
 
 @dataclass(eq=False)
 class EndedStream:
     """What is looked at of a stream that has ended."""
 
-    closing: str | None
-    events: int
-    hold: Hold
+    close_reason: str | None
+    events_sent: int
+    quota: StreamQuota
     subscription: Subscription
 
 
 def flood_replays(entries: int) -> Flooded:
-    made = Replays()
+    made = IdempotencyCache()
     for number in range(entries):
-        proof = Proof(once=long(number))
+        proof = VerifiedMessage(attempt_id=long(number))
         made.begin(proof)
-        made.end(proof, Reply(200, "application/json", bytes(ANSWER_BYTES)), 1)
-    return Flooded(made._seen)
+        made.finish(proof, WebhookResponse(200, "application/json", bytes(MAX_REMEMBERED_RESPONSE_BYTES)), 1)
+    return Flooded(made._messages)
 
 
 FLOODS: dict[str, Callable[..., Flooded]] = {
-    "gateway.auth.forward.ForwardAuth._answers": flood_answers,
-    "gateway.auth.revocation.Revocations._recent": flood_revocations,
-    "gateway.auth.tickets.Tickets._known": flood_tickets,
-    "gateway.auth.jwt.Tokens._claims": flood_claims,
-    "gateway.auth.jwt.Tokens._failed": flood_failed,
-    "gateway.auth.jwt.Tokens._verified": flood_verified,
-    "gateway.broker.memory.MemoryBroker._keys": flood_keys,
-    "gateway.broker.memory.MemoryBoard._notes": flood_notes,
-    "gateway.broker.memory.MemoryBoard._seats": flood_seats,
-    "gateway.broker.sqlite.store.Store._channels": flood_rows,
-    "gateway.broker.sqlite.store.Store._written": flood_written,
-    "gateway.config.catalog.Catalog._cache": flood_catalog,
-    "gateway.core.history.History._floors": flood_floors,
-    "gateway.http.cors.CorsPolicy._answers": flood_cors,
-    "gateway.http.cors.CorsPolicy._answers_any": flood_cors_of_any,
-    "gateway.http.cors.CorsPolicy._pages": flood_pages,
-    "gateway.http.responses._lines": flood_heads,
-    "gateway.hub.conflation.Newest._channels": flood_newest,
+    "gateway.auth.forward.ForwardAuth._decisions": flood_answers,
+    "gateway.auth.revocation.RecentRevocations._recent": flood_revocations,
+    "gateway.auth.tickets.TicketStore._cache": flood_tickets,
+    "gateway.auth.jwt.TokenVerifier._interned_claims": flood_claims,
+    "gateway.auth.jwt.TokenVerifier._failures": flood_failed,
+    "gateway.auth.jwt.TokenVerifier._verified": flood_verified,
+    "gateway.broker.memory.MemoryBroker._deduplication_keys": flood_keys,
+    "gateway.broker.memory.MemorySharedStore._entries": flood_notes,
+    "gateway.broker.memory.MemorySharedStore._slots": flood_seats,
+    "gateway.broker.sqlite.event_log.SqliteEventLog._channel_cache": flood_rows,
+    "gateway.broker.sqlite.event_log.SqliteEventLog._channels_to_sweep": flood_written,
+    "gateway.config.channel_catalog.ChannelCatalog._resolved_instances": flood_catalog,
+    "gateway.core.history.History._empty_channel_floors": flood_floors,
+    "gateway.http.cors.CorsPolicy._cached_refusing_rule": flood_cors,
+    "gateway.http.cors.CorsPolicy._cached_refusing_rule_any": flood_cors_of_any,
+    "gateway.http.cors.CorsPolicy._interned_origins": flood_pages,
+    "gateway.http.responses._encode_head_lines": flood_heads,
+    "gateway.hub.conflation.ConflationIndex._channels": flood_newest,
     "gateway.hub.recent_ids.RecentIds._tails": flood_tails,
-    "gateway.streams.quotas.addresses.Proxies.trusts": flood_trusts,
-    "gateway.streams.quotas.addresses.unit": flood_units,
-    "gateway.streams.quotas.limits.Limits._latest": flood_announced,
-    "gateway.streams.quotas.limits.Limits._served": flood_served,
-    "gateway.streams.quotas.peers.Peers._peers": flood_peers,
-    "gateway.streams.quotas.users.Users._leaving": flood_leaving,
-    "gateway.observability.recent_errors.Refusals._known": flood_refusals,
-    "gateway.observability.log_throttle.Seldom._told": flood_seldom,
-    "gateway.sources.redis.pubsub.Topics._owner": flood_topics,
-    "gateway.sources.router._Routes.cache": flood_routes,
-    "gateway.sources.redis.recent_messages.Tail._markers": flood_markers,
-    "gateway.streams.acks.forwarder.Elsewhere._told": flood_told,
-    "gateway.streams.acks.forwarder.Elsewhere._untold": flood_untold,
-    "gateway.streams.acks.nonces.Nonces._known": flood_nonces,
-    "gateway.streams.reconnects.Reconnects._quiet": partial(flood_ended, is_stuck=False),
-    "gateway.streams.reconnects.Reconnects._stuck": partial(flood_ended, is_stuck=True),
-    "gateway.webhooks.signatures.Replays._seen": flood_replays,
+    "gateway.streams.quotas.client_address.TrustedProxies.is_trusted": flood_trusts,
+    "gateway.streams.quotas.client_address.address_key": flood_units,
+    "gateway.streams.quotas.client_limits.ClientLimits._newest_stream": flood_announced,
+    "gateway.streams.quotas.client_limits.ClientLimits._recently_served": flood_served,
+    "gateway.streams.quotas.address_quotas.AddressQuotas._usages": flood_peers,
+    "gateway.streams.quotas.user_quotas.UserQuotas._pending_releases": flood_leaving,
+    "gateway.observability.recent_errors.RecentErrors._errors_by_cause": flood_refusals,
+    "gateway.observability.log_throttle.LogThrottle._last_logged": flood_seldom,
+    "gateway.sources.redis.pubsub.TopicSet._cached_owner": flood_topics,
+    "gateway.sources.router._SourceRoutes.cache": flood_routes,
+    "gateway.sources.redis.recent_messages.RecentMessages._markers": flood_markers,
+    "gateway.streams.acks.forwarder.AckForwarder._forwarded": flood_told,
+    "gateway.streams.acks.forwarder.AckForwarder._pending": flood_untold,
+    "gateway.streams.acks.nonces.NonceSigner._known_keys": flood_nonces,
+    "gateway.streams.reconnect_loops.ReconnectLoopDetector._quiet_closes": partial(
+        flood_ended, is_stuck=False
+    ),
+    "gateway.streams.reconnect_loops.ReconnectLoopDetector._closes_by_event": partial(
+        flood_ended, is_stuck=True
+    ),
+    "gateway.webhooks.signatures.IdempotencyCache._messages": flood_replays,
 }
 """What puts entries into each cache, by its own interface: as many as it is told, with all as long as can be."""
 
@@ -652,19 +667,23 @@ def test_a_flood_stays_within_the_bounds(
 def test_seats_of_all_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One subject may have a hundred tickets, and there may be many subjects."""
     module = import_module("gateway.broker.memory")
-    monkeypatch.setattr(module, "SEATS", 500)
+    monkeypatch.setattr(module, "MAX_QUOTA_SLOTS", 500)
 
-    async def flood() -> MemoryBoard:
-        board = MemoryBoard(unix_ms)
+    async def flood() -> MemorySharedStore:
+        board = MemorySharedStore(unix_ms)
         for number in range(5000):
-            await board.seats([Seat(f"tickets:{number // 50}", f"ticket:{number:0>64}", 100)], 600)
+            await board.acquire_slots(
+                [QuotaSlot(f"tickets:{number // 50}", f"ticket:{number:0>64}", 100)], 600
+            )
             if number % 7 == 0:
-                await board.leave([Seat(f"tickets:{number // 50}", f"ticket:{number:0>64}", None)])
+                await board.release_slots(
+                    [QuotaSlot(f"tickets:{number // 50}", f"ticket:{number:0>64}", None)]
+                )
         return board
 
     board = asyncio.run(flood())
-    held = sum(map(len, board._seats.values()))
-    assert held == board._taken
+    held = sum(map(len, board._slots.values()))
+    assert held == board._slot_count
     assert 400 < held <= 500
 
 
@@ -794,17 +813,17 @@ def test_reasons_of_ends_are_words_of_the_code() -> None:
 
 def test_a_bounded_mapping_weighs_what_it_holds() -> None:
     """Entries are replaced, removed and pushed out; the count of bytes must not drift."""
-    made: Bounded[int, str] = Bounded(10, 64_000)
+    made: BoundedDict[int, str] = BoundedDict(10, 64_000)
     for number in range(100):
         made.put(number % 13, "x" * (number * 37 % 3000))
         if number % 5 == 0:
-            made.drop(number % 7)
-    assert len(made) <= 10 and 0 < made.bytes <= 64_000
+            made.remove(number % 7)
+    assert len(made) <= 10 and 0 < made.total_bytes <= 64_000
     made.put(1, "x" * 64_000)
     assert 1 not in made, "one must not push out many, and what it replaced is not right any more"
     for key in list(made):
-        made.drop(key)
-    assert made.bytes == 0
+        made.remove(key)
+    assert made.total_bytes == 0
     made.put(1, "x")
     made.clear()
-    assert made.bytes == 0
+    assert made.total_bytes == 0

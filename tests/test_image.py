@@ -12,7 +12,7 @@ import pytest
 
 from bench.process import free_port, wait_for_port
 from gateway.config.loader.load import loads
-from gateway.config.model.sources import Webhook
+from gateway.config.model.sources import WebhookConfig
 from tests.support.deadline import SAFETY_SECONDS
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +95,7 @@ def test_an_image_without_a_file_of_its_own_is_closed(name: str) -> None:
     redis = {"REDIS_URL": "redis://127.0.0.1"}
     config = loads((ROOT / "config" / name).read_text(), environ={**environ, **secrets, **redis})
     is_open = config.server.development or any(
-        isinstance(source, Webhook) and source.verify.none for source in config.sources.values()
+        isinstance(source, WebhookConfig) and source.verify.none for source in config.sources.values()
     )
     assert config.server.listen.is_loopback or not is_open
 

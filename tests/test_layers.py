@@ -28,20 +28,17 @@ TOP_LEVEL = {"__init__.py", "__main__.py"}
 
 PURE = [
     *("core", "webhooks", "config", "sources/router.py", "cli/check/explain.py"),
-    *(
-        f"cli/doctor/{noun}.py"
-        for noun in ("answer", "arrivals", "certificate", "cors", "target", "transcript")
-    ),
+    *(f"cli/doctor/{noun}.py" for noun in ("cors", "response", "streaming", "target", "tls", "transcript")),
     *(f"cli/terminal/{noun}.py" for noun in ("lines", "signing", "test_record")),
 ]
 """Modules without I/O libraries: testable without a server."""
 
 LAZY = {
     ("cli/check/command.py", "gateway.cli.check.connect"),
-    ("cli/check/local.py", "gateway.auth.keys"),
-    ("cli/check/local.py", "gateway.broker.sqlite.store"),
-    ("cli/check/local.py", "gateway.net.redis_target"),
-    ("cli/main.py", "gateway.config.loader.parts"),
+    ("cli/check/local_checks.py", "gateway.auth.keys"),
+    ("cli/check/local_checks.py", "gateway.broker.sqlite.event_log"),
+    ("cli/check/local_checks.py", "gateway.net.redis_locator"),
+    ("cli/main.py", "gateway.config.loader.partial"),
 }
 """Imports inside a function, allowed where a command would otherwise load libraries that it does not use."""
 

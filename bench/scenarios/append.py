@@ -26,8 +26,8 @@ from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker
 from gateway.broker.redis.broker import RedisBroker
 from gateway.broker.sqlite.broker import SqliteBroker
-from gateway.broker.sqlite.store import LIVE_MS
-from gateway.config.model.config import Pool
+from gateway.broker.sqlite.event_log import MIN_RETENTION_MS
+from gateway.config.model.config import PoolConfig
 from gateway.core.clock import unix_ms
 from gateway.core.event import Draft, Retention
 
@@ -62,11 +62,15 @@ async def _measure(options: Options) -> list[Row]:
         url = f"redis://127.0.0.1:{stack.enter_context(redis_server())}"
         redis = Redis.from_url(url, socket_timeout=10)
         stack.push_async_callback(redis.aclose)
-        pool = Pool.model_validate({})
+        pool = PoolConfig.model_validate({})
         brokers: list[tuple[str, Broker, Callable[[int], Turn] | None]] = [
             ("memory", MemoryBroker(history_bytes=2**28, clock=unix_ms), None),
             ("SQLite", SqliteBroker(folder / "log.db", clock=unix_ms), _inserts(folder / "bare.db")),
-            ("Redis", RedisBroker(url, prefix="sse", limits=pool, timeout=10, clock=unix_ms), _xadds(redis)),
+            (
+                "Redis",
+                RedisBroker(url, prefix="sse", pool_limits=pool, timeout=10, clock=unix_ms),
+                _xadds(redis),
+            ),
         ]
         for name, broker, bare in brokers:
             await broker.start()
@@ -151,7 +155,7 @@ def _inserts(path: Path) -> Callable[[int], Turn]:
             "INSERT INTO events (channel, timestamp, type, payload) VALUES (?, ?, ?, ?)", rows
         )
         inserted.append((now, database.execute("SELECT max(id) FROM events").fetchone()[0]))
-        while inserted and inserted[0][0] < now - LIVE_MS / 1000:
+        while inserted and inserted[0][0] < now - MIN_RETENTION_MS / 1000:
             database.execute("DELETE FROM events WHERE id <= ?", (inserted.popleft()[1],))
         database.execute("COMMIT")
         return len(rows)

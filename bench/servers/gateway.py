@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from bench.process import Process, gateway
 from bench.servers.base import SECRET, MissingError, Server, Setup, with_last_id
 from bench.servers.certificate import certificate
-from gateway.config.model.config import Server as ServerSection
+from gateway.config.model.config import ServerConfig as ServerSection
 
 CONNECTIONS = 19_700
 """Streams of one process: 20,000 descriptors less what the gateway keeps."""

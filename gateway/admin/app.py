@@ -1,4 +1,4 @@
-"""The admin port: metrics, health, status; `gateway.admin.page` adds the console."""
+"""The admin port: metrics, health, status; `gateway.admin.console_page` adds the console."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,18 @@ from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 
-from gateway.admin.guard import Guard
-from gateway.admin.status import Outcome
+from gateway.admin.guard import AdminGuard
+from gateway.admin.status import ReloadResult
 from gateway.core.errors import BadRequest, NotFound
-from gateway.http.responses import errors_as_json, json_response, plain_headers
-from gateway.observability.metrics import CONTENT_TYPE, Family, in_turns, parts
+from gateway.http.responses import add_common_headers, errors_as_json, json_response
+from gateway.observability.metrics import (
+    METRICS_CONTENT_TYPE,
+    MetricFamily,
+    collect_cooperatively,
+    render_in_parts,
+)
 
-HEADERS: Mapping[str, str] = {
+ADMIN_HEADERS: Mapping[str, str] = {
     hdrs.CACHE_CONTROL: "no-store",
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -22,105 +27,105 @@ HEADERS: Mapping[str, str] = {
 """Headers of every answer of the port but the console's own. No page may hold it or load it."""
 
 
-class Answers(Protocol):
+class AdminBackend(Protocol):
     """What is told on the admin port: by a node, or by the parent of several."""
 
-    async def families(self) -> Sequence[Family]:
+    async def metric_families(self) -> Sequence[MetricFamily]:
         """Return the metrics."""
 
-    async def alive(self) -> tuple[bool, Mapping[str, Any]]:
+    async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether this should go on running, and what speaks against it."""
 
-    async def ready(self) -> tuple[bool, Mapping[str, Any]]:
+    async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether new clients should come here, and the parts that decide it."""
 
-    def knows(self, channel: str) -> bool:
+    def has_channel(self, channel: str) -> bool:
         """Tell whether a name is a channel's, or that of a template."""
 
-    async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
+    async def end_streams(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node. Raises Unavailable."""
 
-    async def reload(self) -> Outcome:
+    async def reload(self) -> ReloadResult:
         """Read the configuration's file again. Raises NotFound where there is none."""
 
-    async def report(self) -> Mapping[str, Any]:
+    async def status_report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
 
 
-class More(Protocol):
+class RouteGroup(Protocol):
     """Routes of the port that others answer."""
 
-    def add_to(self, app: web.Application) -> None:
+    def add_routes(self, app: web.Application) -> None:
         """Add them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Admin:
+class AdminApp:
     """The handlers. Without a guard they are those of a worker's own socket, where only its parent asks."""
 
-    answers: Answers
-    guard: Guard | None = None
-    more: Sequence[More] = ()
+    backend: AdminBackend
+    guard: AdminGuard | None = None
+    route_groups: Sequence[RouteGroup] = ()
 
-    def app(self) -> web.Application:
+    def build(self) -> web.Application:
         """Return the application of the admin port; a worker's parent asks for more."""
         app = web.Application(middlewares=[errors_as_json])
         if self.guard is not None:
             app.middlewares.append(self.guard.middleware)
-        app.on_response_prepare.append(plain_headers)
-        app.on_response_prepare.append(_admin_headers)
+        app.on_response_prepare.append(add_common_headers)
+        app.on_response_prepare.append(_add_admin_headers)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
-        app.router.add_delete("/streams", self._end)
+        app.router.add_delete("/streams", self._end_streams)
         app.router.add_post("/reload", self._reload)
         if self.guard is None:
             app.router.add_get("/families", self._families)
-        for each in self.more:
-            each.add_to(app)
+        for each in self.route_groups:
+            each.add_routes(app)
         return app
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body = b"".join(await in_turns(parts(await self.answers.families())))
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+        body = b"".join(await collect_cooperatively(render_in_parts(await self.backend.metric_families())))
+        return web.Response(body=body, headers={"Content-Type": METRICS_CONTENT_TYPE})
 
     async def _families(self, request: web.Request) -> web.Response:
-        return json_response(await self.answers.families())
+        return json_response(await self.backend.metric_families())
 
     async def _healthz(self, request: web.Request) -> web.Response:
         """Answered at all means that the loop turns."""
-        alive, parts = await self.answers.alive()
-        told = parts if self._trusts(request) else {}
+        alive, parts = await self.backend.liveness()
+        told = parts if self._is_authorized(request) else {}
         return json_response({"alive": alive, **told}, status=200 if alive else 503)
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        ready, parts = await self.answers.ready()
-        told = parts if self._trusts(request) else {}
+        ready, parts = await self.backend.readiness()
+        told = parts if self._is_authorized(request) else {}
         return json_response({"ready": ready, **told}, status=200 if ready else 503)
 
-    async def _end(self, request: web.Request) -> web.Response:
+    async def _end_streams(self, request: web.Request) -> web.Response:
         given = [request.query.getall(name, []) for name in ("subject", "channel")]
         if max(map(len, given)) > 1:
             raise BadRequest("one subject and one channel at a time", code="bad_query")
         subject, channel = ((values or [""])[0] or None for values in given)
         if subject is None and channel is None:
             raise BadRequest("say whose: ?subject=…, ?channel=…, or both", code="bad_query")
-        if channel is not None and not self.answers.knows(channel):
+        if channel is not None and not self.backend.has_channel(channel):
             raise NotFound("there is no such channel", code="unknown_channel")
-        return json_response(await self.answers.end(subject, channel), status=202)
+        return json_response(await self.backend.end_streams(subject, channel), status=202)
 
     async def _reload(self, request: web.Request) -> web.Response:
-        outcome = await self.answers.reload()
+        outcome = await self.backend.reload()
         return json_response(outcome, status=422 if outcome.result == "failed" else 200)
 
     async def _status(self, request: web.Request) -> web.Response:
-        return json_response(await self.answers.report())
+        return json_response(await self.backend.status_report())
 
-    def _trusts(self, request: web.Request) -> bool:
-        return self.guard is None or self.guard.trusts(request)
+    def _is_authorized(self, request: web.Request) -> bool:
+        return self.guard is None or self.guard.is_authorized(request)
 
 
-async def _admin_headers(request: web.Request, response: web.StreamResponse) -> None:
-    for name, value in HEADERS.items():
+async def _add_admin_headers(request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in ADMIN_HEADERS.items():
         response.headers.setdefault(name, value)  # a handler may know better

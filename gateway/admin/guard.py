@@ -14,71 +14,71 @@ from hmac import compare_digest
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.config.model.config import Server
-from gateway.config.model.origins import OTHER_ORIGINS
-from gateway.config.model.units import UnixPath, is_ip
+from gateway.config.model.config import ServerConfig
+from gateway.config.model.origins import CROSS_ORIGIN_FETCH_SITES
+from gateway.config.model.value_types import UnixSocketPath, is_ip
 from gateway.core.errors import Forbidden, GatewayError, Unauthorized
-from gateway.observability.log_throttle import Seldom
-from gateway.observability.recent_errors import Refusal, Refusals
+from gateway.observability.log_throttle import LogThrottle
+from gateway.observability.recent_errors import RecentError, RecentErrors
 
 log = structlog.get_logger("gateway.http")
 
-PROBES = frozenset({"/healthz", "/readyz"})
+PROBE_PATHS = frozenset({"/healthz", "/readyz"})
 """Paths whose status is told without a token: a kubelet has none."""
 
-PAGE = "/"
+CONSOLE_PATH = "/"
 """The path of the console, which asks for the token itself; without one it holds no figure."""
 
 _SINGLE_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
-_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_HOST_HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(slots=True)
-class Guard:
+class AdminGuard:
     """The rules of one port. ``hosts`` are its names; ``is_private`` says that it listens on loopback."""
 
-    hosts: frozenset[str]
-    is_private: bool
+    allowed_hosts: frozenset[str]
+    is_loopback: bool
     token: bytes | None = field(repr=False)
-    refusals: Refusals = field(default_factory=Refusals, repr=False)
-    seldom: Seldom = field(default_factory=Seldom, repr=False)
+    recent_errors: RecentErrors = field(default_factory=RecentErrors, repr=False)
+    log_throttle: LogThrottle = field(default_factory=LogThrottle, repr=False)
 
     @classmethod
-    def of(cls, server: Server, refusals: Refusals) -> "Guard":
+    def from_config(cls, server: ServerConfig, recent_errors: RecentErrors) -> "AdminGuard":
         """Return the guard of ``server.admin``."""
         token = server.admin_token
-        own = "localhost" if isinstance(server.admin, UnixPath) else server.admin.host.lower()
+        own = "localhost" if isinstance(server.admin, UnixSocketPath) else server.admin.host.lower()
         return cls(
             frozenset({"localhost", own, *server.admin_hosts}),
             server.admin.is_loopback,
             None if token is None else token.get_secret_value().encode(),
-            refusals,
+            recent_errors,
         )
 
-    def reconfigure(self, server: Server) -> None:
+    def reconfigure(self, server: ServerConfig) -> None:
         """Require another token, or none, and take other names; the address stays."""
-        other = Guard.of(server, self.refusals)
-        self.token, self.hosts = other.token, other.hosts
+        other = AdminGuard.from_config(server, self.recent_errors)
+        self.token, self.allowed_hosts = other.token, other.allowed_hosts
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse, or hand on."""
         try:
             self._check_host(request)
-            self._check_page(request)
+            self._check_origin(request)
             self._check_token(request)
         except GatewayError as error:
-            told = Refusal("admin", error.code, error.message, client=request.remote)
-            self.refusals.note(request.remote, told)
-            times = self.seldom.tell((error.code, request.remote))
+            told = RecentError("admin", error.code, error.message, client=request.remote)
+            self.recent_errors.record(request.remote, told)
+            times = self.log_throttle.should_log((error.code, request.remote))
             if times is not None:
                 log.info("admin_refused", code=error.code, client=request.remote, times=times)
             raise
         return await handler(request)
 
-    def trusts(self, request: web.Request) -> bool:
+    def is_authorized(self, request: web.Request) -> bool:
         """Tell whether who asks has the token, or needs none."""
         if self.token is None:
             return True
@@ -91,17 +91,17 @@ class Guard:
     def _check_host(self, request: web.Request) -> None:
         """Refuse names that somebody else's DNS may have led here. Browsers never leave Host out."""
         host = request.headers.get(hdrs.HOST)
-        if host is None or (self.token is not None and not self.is_private):
+        if host is None or (self.token is not None and not self.is_loopback):
             return
-        parts = _HOST.fullmatch(host)
+        parts = _HOST_HEADER.fullmatch(host)
         name = parts[1].strip("[]").lower() if parts else ""
-        if name not in self.hosts and not is_ip(name) and not _SINGLE_LABEL.fullmatch(name):
+        if name not in self.allowed_hosts and not is_ip(name) and not _SINGLE_LABEL.fullmatch(name):
             raise Forbidden(
                 "Host must be an IP address, localhost, a name without a dot, or one of server.admin_hosts",
                 code="host_refused",
             )
 
-    def _check_page(self, request: web.Request) -> None:
+    def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get(hdrs.ORIGIN)
         is_foreign = origin is not None and origin.partition("://")[2] != request.headers.get(hdrs.HOST, "")
         # A link may lead here: it shows the answer to its reader, and to no page.
@@ -109,13 +109,13 @@ class Guard:
             request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
             and request.headers.get("Sec-Fetch-Mode") == "navigate"
         )
-        is_elsewhere = request.headers.get("Sec-Fetch-Site") in OTHER_ORIGINS
+        is_elsewhere = request.headers.get("Sec-Fetch-Site") in CROSS_ORIGIN_FETCH_SITES
         if is_foreign or (is_elsewhere and not is_link):
             raise Forbidden("pages of other origins may not ask here", code="page_refused")
 
     def _check_token(self, request: web.Request) -> None:
-        is_page = request.path == PAGE and request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
-        if is_page or request.path in PROBES or self.trusts(request):
+        is_page = request.path == CONSOLE_PATH and request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        if is_page or request.path in PROBE_PATHS or self.is_authorized(request):
             return
         if hdrs.AUTHORIZATION not in request.headers:
             raise Unauthorized(

@@ -12,24 +12,24 @@ from prometheus_client.metrics import MetricWrapperBase
 from gateway import __version__
 from gateway.broker.base import Broker
 from gateway.broker.redis.broker import RedisBroker
-from gateway.config.catalog import Catalog
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.core.clock import unix_ms
 from gateway.core.errors import NotFound
 from gateway.hub.canary import Canary
-from gateway.observability.background import Background
-from gateway.observability.loop_lag import LoopLag
-from gateway.observability.metrics import Family, Metrics
-from gateway.observability.recent_errors import Refusals
-from gateway.observability.staleness import Freshness
+from gateway.observability.loop_lag import LoopLagMonitor
+from gateway.observability.metrics import MetricFamily, Metrics
+from gateway.observability.recent_errors import RecentErrors
+from gateway.observability.staleness import StalenessMonitor
+from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.sources.base import SourceState
-from gateway.sources.manager import Upstreams
-from gateway.streams.registry import Streams
-from gateway.streams.revocation_bus import Ending
+from gateway.sources.manager import SourceManager
+from gateway.streams.registry import StreamRegistry
+from gateway.streams.revocation_bus import RevocationBus
 
 # What counters say now, for `/status`: the same numbers that the metrics tell.
 
 
-def by_label(counter: MetricWrapperBase) -> Mapping[str, int]:
+def counts_by_label(counter: MetricWrapperBase) -> Mapping[str, int]:
     """Return a counter's values by the value of its one label."""
     return {
         next(iter(sample.labels.values())): int(sample.value)
@@ -39,7 +39,7 @@ def by_label(counter: MetricWrapperBase) -> Mapping[str, int]:
     }
 
 
-def total(counter: MetricWrapperBase) -> int:
+def counter_total(counter: MetricWrapperBase) -> int:
     """Return a counter's values, added up over its labels."""
     return sum(
         int(sample.value)
@@ -49,16 +49,16 @@ def total(counter: MetricWrapperBase) -> int:
     )
 
 
-def sum_and_count(histogram: MetricWrapperBase) -> tuple[float, int]:
+def histogram_sum_and_count(histogram: MetricWrapperBase) -> tuple[float, int]:
     """Return the sum of what a histogram without labels has seen, and how many times that was."""
     told = {sample.name.rpartition("_")[2]: sample.value for m in histogram.collect() for sample in m.samples}
     return told["sum"], int(told["count"])
 
 
-Result = Literal["ok", "unchanged", "failed"]
+ReloadStatus = Literal["ok", "unchanged", "failed"]
 
 
-class Mistake(msgspec.Struct, frozen=True):
+class ReloadError(msgspec.Struct, frozen=True):
     """One thing that is wrong with the file; line and column count from 1."""
 
     line: int
@@ -67,33 +67,33 @@ class Mistake(msgspec.Struct, frozen=True):
     message: str
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class ReloadResult(msgspec.Struct, frozen=True):
     """What became of one reload."""
 
     at_ms: int
-    result: Result
+    result: ReloadStatus
     message: str
-    errors: Sequence[Mistake] = ()
+    errors: Sequence[ReloadError] = ()
     changes: Sequence[str] = ()
     """What differs, and what that does, one line each."""
     ended: int = 0
     """Streams that had to end, on all workers."""
 
 
-class Reloads(Protocol):
-    """Reloads the configuration file: `gateway.server.reload.Reload`."""
+class ConfigReloader(Protocol):
+    """Reloads the configuration file: `gateway.server.reload.Reloader`."""
 
-    async def reload(self, why: str) -> Outcome:
+    async def reload(self, trigger: str) -> ReloadResult:
         """Read the file again, and apply it. ``why`` is for the log."""
 
-    def told(self) -> dict[str, Any]:
+    def config_status(self) -> dict[str, Any]:
         """Return what ``/status`` shows of the configuration."""
 
 
 class Lifecycle(Protocol):
     """How far a node has come: `gateway.server.shutdown.Shutdown`."""
 
-    asked: asyncio.Event
+    requested: asyncio.Event
 
     @property
     def phase(self) -> str:
@@ -101,41 +101,41 @@ class Lifecycle(Protocol):
 
 
 @dataclass(slots=True)
-class Status:
+class NodeStatus:
     """The parts, and what is told of them."""
 
     metrics: Metrics
     broker: Broker
-    streams: Streams
-    catalog: Catalog
-    upstreams: Upstreams
-    freshness: Freshness
-    ending: Ending
+    streams: StreamRegistry
+    catalog: ChannelCatalog
+    source_manager: SourceManager
+    staleness_monitor: StalenessMonitor
+    revocation_bus: RevocationBus
     shutdown: Lifecycle
     canary: Canary
-    loop_lag: LoopLag
-    refusals: Refusals
-    development: bool
-    background: Background
-    reloads: Reloads | None = None
+    loop_lag: LoopLagMonitor
+    recent_errors: RecentErrors
+    is_development: bool
+    background: TaskSupervisor
+    reloader: ConfigReloader | None = None
     """None where the configuration is not of a file, or a parent reloads it."""
-    started: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.monotonic)
 
-    def states(self) -> list[SourceState]:
+    def source_states(self) -> list[SourceState]:
         """Return the state of each source, in the order of the file."""
-        return self.upstreams.states()
+        return self.source_manager.states()
 
-    async def families(self) -> Sequence[Family]:
+    async def metric_families(self) -> Sequence[MetricFamily]:
         """Return the metrics."""
         return await self.metrics.families()
 
-    async def alive(self) -> tuple[bool, Mapping[str, Any]]:
+    async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether this should go on running: who answers lives, unless all is late for good."""
         if self.loop_lag.is_stuck:
-            return False, {"late_for_seconds": round(self.loop_lag.late_for, 1)}
+            return False, {"late_for_seconds": round(self.loop_lag.late_seconds, 1)}
         return True, {}
 
-    async def ready(self) -> tuple[bool, Mapping[str, Any]]:
+    async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether new clients should come here, and the parts that decide it.
 
         A source that is down does not make the node unready unless it is ``critical``: all nodes share
@@ -144,28 +144,30 @@ class Status:
         """
         parts: dict[str, Any] = {
             "draining": self.is_draining,
-            "broker": "up" if self.broker.is_up else ": ".join(filter(None, ("down", self.broker.trouble))),
+            "broker": "up"
+            if self.broker.is_up
+            else ": ".join(filter(None, ("down", self.broker.last_error))),
             "sources": {
                 state.name: state.status
                 if state.last_error is None
                 else f"{state.status}: {state.last_error}"
-                for state in self.states()
+                for state in self.source_states()
             },
         }
-        reasons = self.not_ready()
+        reasons = self.unready_reasons()
         return not reasons, {"not_ready": reasons, **parts}
 
     @property
     def is_draining(self) -> bool:
         """Whether this node is about to end."""
-        return self.shutdown.asked.is_set() or self.streams.is_draining
+        return self.shutdown.requested.is_set() or self.streams.is_draining
 
     @property
     def is_starting(self) -> bool:
         """Whether the public port does not accept connections yet."""
         return self.shutdown.phase == "starting"
 
-    def not_ready(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Return why new clients should not come here; nothing if they may."""
         reasons = ["draining"] if self.is_draining else ["starting"] if self.is_starting else []
         if not self.broker.is_up:
@@ -174,151 +176,163 @@ class Status:
             reasons.append(self.canary.fault)
         reasons += [
             f"source {state.name}"
-            for state in self.states()
-            if state.critical and state.status in ("starting", "down")
+            for state in self.source_states()
+            if state.is_critical and state.status in ("starting", "down")
         ]
-        reasons += [f"background task {fault}" for fault in self.background.faults()]
-        return reasons + self.freshness.failing()
+        reasons += [f"background task {fault}" for fault in self.background.failing_tasks()]
+        return reasons + self.staleness_monitor.unready_reasons()
 
-    def knows(self, channel: str) -> bool:
+    def has_channel(self, channel: str) -> bool:
         """Tell whether a name is a channel's, or that of a template."""
-        return self.catalog.knows(channel)
+        return self.catalog.has_channel(channel)
 
-    async def end(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
+    async def end_streams(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node. Raises Unavailable."""
-        return {"told": str(await self.ending.end(subject, channel))}
+        return {"told": str(await self.revocation_bus.revoke(subject, channel))}
 
-    async def reload(self) -> Outcome:
+    async def reload(self) -> ReloadResult:
         """Read the configuration's file again. Raises NotFound where there is none."""
-        if self.reloads is None:
+        if self.reloader is None:
             raise NotFound("there is no file to reload here")
-        return await self.reloads.reload("POST /reload")
+        return await self.reloader.reload("POST /reload")
 
-    async def report(self) -> Mapping[str, Any]:
+    async def status_report(self) -> Mapping[str, Any]:
         """Return what ``/status`` shows."""
-        ready, parts = await self.ready()
+        ready, parts = await self.readiness()
         published, delivered = (
-            by_label(self.metrics.events_published),
-            by_label(self.metrics.events_delivered),
+            counts_by_label(self.metrics.events_published),
+            counts_by_label(self.metrics.events_delivered),
         )
-        lag_seconds, lag_count = sum_and_count(self.metrics.delivery_lag)
+        lag_seconds, lag_count = histogram_sum_and_count(self.metrics.delivery_lag_seconds)
         return {
             "version": __version__,
             "now_ms": unix_ms(),
-            "development": self.development,
-            "uptime_seconds": round(time.monotonic() - self.started, 1),
+            "development": self.is_development,
+            "uptime_seconds": round(time.monotonic() - self.started_at, 1),
             "ready": ready,
             "not_ready": parts["not_ready"],
             "phase": self.shutdown.phase,
-            "config": None if self.reloads is None else self.reloads.told(),
+            "config": None if self.reloader is None else self.reloader.config_status(),
             "broker": {"type": self.broker.type, "up": self.broker.is_up, "head": str(self.broker.head)},
             "streams": {
-                "active": len(self.streams.open),
-                "lagging": self.streams.lagging(),
+                "active": len(self.streams.active),
+                "lagging": self.streams.lagging_count(),
                 "limit": self.streams.limit,
-                "behind_seconds": self.streams.furthest(),
+                "behind_seconds": self.streams.max_lag_seconds(),
             },
             "totals": {
                 "opened": self.metrics.connections.value,
-                "refused": total(self.metrics.refused),
-                "received": total(self.metrics.events_received),
-                "rejected": total(self.metrics.events_rejected),
+                "refused": counter_total(self.metrics.refused),
+                "received": counter_total(self.metrics.events_received),
+                "rejected": counter_total(self.metrics.events_rejected),
                 "published": sum(published.values()),
                 "delivered": sum(delivered.values()),
                 "bytes_sent": self.metrics.bytes_sent.value,
-                "gaps": total(self.metrics.gaps),
+                "gaps": counter_total(self.metrics.gaps),
                 "lag_seconds": round(lag_seconds, 6),
                 "lag_count": lag_count,
             },
-            "sources": [self._source(state) for state in self.states()],
+            "sources": [self._source_report(state) for state in self.source_states()],
             "channels": [
                 {
                     "name": name,
-                    "listeners": self.streams.listeners[name],
+                    "listeners": self.streams.streams_per_channel[name],
                     "published": published.get(name, 0),
                     "delivered": delivered.get(name, 0),
-                    "from": [f"{route.source}: {route.topic}" for route in declared.spec.from_],
-                    "stale": self.freshness.is_stale("channel", name),
+                    "from": [f"{route.source}: {route.topic}" for route in declared.config.from_],
+                    "stale": self.staleness_monitor.is_stale("channel", name),
                 }
                 for name, declared in self.catalog.declared.items()
             ],
-            "refusals": [msgspec.structs.asdict(refusal) for refusal in self.refusals.newest()],
+            "refusals": [msgspec.structs.asdict(refusal) for refusal in self.recent_errors.list_newest()],
         }
 
-    def _source(self, state: SourceState) -> dict[str, Any]:
+    def _source_report(self, state: SourceState) -> dict[str, Any]:
         told = {
             "name": state.name,
             "type": state.type,
             "status": state.status,
-            "since_ms": state.since,
-            "last_event_ms": state.last_event,
+            "since_ms": state.status_since_ms,
+            "last_event_ms": state.last_record_ms,
             "last_error": state.last_error,
-            "lag": self._lag(state),
-            "stale": self.freshness.is_stale("source", state.name),
+            "lag": self._source_lag(state),
+            "stale": self.staleness_monitor.is_stale("source", state.name),
             "received": state.received,
             "rejected": state.rejected,
             "duplicates": state.duplicates,
             "restarts": state.restarts,
         }
-        supervisor = self.upstreams.supervisors.get(state.name)
-        return told | {"leader": supervisor.is_leading} if supervisor and supervisor.reads_once else told
+        supervisor = self.source_manager.supervisors.get(state.name)
+        return told | {"leader": supervisor.has_lease} if supervisor and supervisor.is_exclusive else told
 
-    def _lag(self, state: SourceState) -> float | None:
+    def _source_lag(self, state: SourceState) -> float | None:
         """Return what waits upstream; only who reads knows."""
-        supervisor = self.upstreams.supervisors.get(state.name)
-        return state.lag if supervisor is not None and supervisor.is_leading else None
+        supervisor = self.source_manager.supervisors.get(state.name)
+        return state.lag if supervisor is not None and supervisor.has_lease else None
 
-    def _reads(self, name: str) -> bool:
+    def _is_reading(self, name: str) -> bool:
         """Tell whether records of a source come here, so that its silence means something."""
-        supervisor = self.upstreams.supervisors.get(name)
-        return supervisor is None or not supervisor.reads_once or supervisor.is_leading
+        supervisor = self.source_manager.supervisors.get(name)
+        return supervisor is None or not supervisor.is_exclusive or supervisor.has_lease
 
     def bind_gauges(self) -> None:
         """Let the live parts answer for their gauges."""
-        one, each = self.metrics.bind, self.metrics.bind_each
+        one, each = self.metrics.bind_gauge, self.metrics.bind_labeled_gauge
         one("workers", lambda: 1)
-        one("ready", lambda: not self.not_ready())
+        one("ready", lambda: not self.unready_reasons())
         one("draining", lambda: self.is_draining)
-        one("active_connections", lambda: len(self.streams.open))
+        one("active_connections", lambda: len(self.streams.active))
         one("connections_limit", lambda: self.streams.limit)
-        one("lagging_streams", self.streams.lagging)
-        one("lag_seconds", self.streams.furthest)
+        one("lagging_streams", self.streams.lagging_count)
+        one("lag_seconds", self.streams.max_lag_seconds)
         each(
             "channel_connections",
-            lambda: {(name,): self.streams.listeners[name] for name in self.catalog.declared},
+            lambda: {(name,): self.streams.streams_per_channel[name] for name in self.catalog.declared},
             "channel",
         )
         each(
             "source_up",
-            lambda: {(s.name,): s.status == "up" for s in self.states() if s.status != "off"},
+            lambda: {(s.name,): s.status == "up" for s in self.source_states() if s.status != "off"},
             "source",
         )
         each(
             "source_leader",
-            lambda: {(name,): s.is_leading for name, s in self.upstreams.supervisors.items() if s.reads_once},
+            lambda: {
+                (name,): s.has_lease for name, s in self.source_manager.supervisors.items() if s.is_exclusive
+            },
             "source",
         )
         each(
             "source_last_event_timestamp_seconds",
-            lambda: {(s.name,): s.last_event / 1000 for s in self.states() if s.last_event is not None},
+            lambda: {
+                (s.name,): s.last_record_ms / 1000
+                for s in self.source_states()
+                if s.last_record_ms is not None
+            },
             "source",
         )
         each(
             "source_lag_records",
-            lambda: {(s.name,): lag for s in self.states() if (lag := self._lag(s)) is not None},
+            lambda: {
+                (s.name,): lag for s in self.source_states() if (lag := self._source_lag(s)) is not None
+            },
             "source",
         )
         each(
             "source_stale",
-            lambda: {k: v for k, v in self.freshness.samples("source").items() if self._reads(k[0])},
+            lambda: {
+                k: v
+                for k, v in self.staleness_monitor.stale_samples("source").items()
+                if self._is_reading(k[0])
+            },
             "source",
         )
-        each("channel_stale", lambda: self.freshness.samples("channel"), "channel")
+        each("channel_stale", lambda: self.staleness_monitor.stale_samples("channel"), "channel")
         one("broker_up", lambda: self.broker.is_up)
         if isinstance(self.broker, RedisBroker):
-            connections = self.broker.connections
+            connections = self.broker.count_connections
             one("broker_connections", lambda: connections()[0])
             one("broker_connections_open", lambda: connections()[1])
-        one("canary_seconds", lambda: self.canary.seconds)
-        one("loop_lag_seconds", lambda: self.loop_lag.worst)
+        one("canary_seconds", lambda: self.canary.round_trip_seconds)
+        one("loop_lag_seconds", lambda: self.loop_lag.worst_lag_seconds)
         each("build_info", lambda: {(__version__,): 1}, "version")

@@ -12,18 +12,18 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from gateway.core.sse import block, control_block
+from gateway.core.sse import encode_control_frame, encode_frame
 from gateway.http.request import is_proxied
-from gateway.http.routes.subscribe import HEADERS
-from gateway.observability.background import UNCOUNTED, Background
+from gateway.http.routes.subscribe import STREAM_HEADERS
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
-SECONDS = 1.0
+REPORT_INTERVAL_SECONDS = 1.0
 """From one report to the next."""
 
-SHARE = 20
-"""How many times longer than a report takes the pause after it is, up to `SLOWEST`."""
+PAUSE_FACTOR = 20
+"""How many times longer than a report takes the pause after it is, up to `MAX_INTERVAL_SECONDS`."""
 
-SLOWEST = 5.0
+MAX_INTERVAL_SECONDS = 5.0
 """Seconds from one report to the next at the most: the page takes a longer silence for a lost connection."""
 
 MAX_VIEWERS = 20
@@ -35,7 +35,7 @@ RETRY_MS = 2000
 _json = msgspec.json.Encoder()
 
 
-class Feed:
+class StatusStream:
     """The viewers, and the task that tells them."""
 
     def __init__(
@@ -43,41 +43,41 @@ class Feed:
         report: Callable[[], Awaitable[Mapping[str, Any]]],
         *,
         write_seconds: float,
-        background: Background = UNCOUNTED,
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
         """Tell what ``report`` returns; a viewer that takes nothing for ``write_seconds`` is cut."""
         self._background = background
         self._report = report
         self._write_seconds = write_seconds
         self._viewers = 0
-        self._telling: asyncio.Task[None] | None = None
-        self._newest = b""
-        self._told = asyncio.Event()  # another one for each report
+        self._publish_task: asyncio.Task[None] | None = None
+        self._newest_block = b""
+        self._published = asyncio.Event()  # another one for each report
         self._is_closed = False
 
-    def add_to(self, app: web.Application) -> None:
+    def add_routes(self, app: web.Application) -> None:
         """Add the route."""
         app.router.add_get("/status/stream", self._get, allow_head=False)
 
     def close(self) -> None:
         """Let every viewer go; harmless when repeated."""
         self._is_closed = True
-        self._tell(b"")
+        self._publish(b"")
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers=HEADERS)
+        response = web.StreamResponse(headers=STREAM_HEADERS)
         if is_proxied(request.headers):
             response.force_close()  # it ends by a drain, and the connection with it
         await response.prepare(request)
         if self._is_closed or self._viewers >= MAX_VIEWERS:
             # 200, as for streams: any other status would end an EventSource for good.
-            await response.write(_goodbye("draining" if self._is_closed else "overloaded"))
+            await response.write(_close_block("draining" if self._is_closed else "overloaded"))
             return response
         self._viewers += 1
-        if self._telling is None:
-            self._telling = self._background.start("console", self._run)
+        if self._publish_task is None:
+            self._publish_task = self._background.start_task("console", self._publish_reports)
         try:
-            await self._show(response)
+            await self._send_reports(response)
         except ConnectionError:
             pass  # it left
         except TimeoutError:
@@ -85,35 +85,37 @@ class Feed:
                 request.transport.abort()
         finally:
             self._viewers -= 1
-            if not self._viewers and self._telling is not None:
-                self._telling.cancel()
-                self._telling = None
+            if not self._viewers and self._publish_task is not None:
+                self._publish_task.cancel()
+                self._publish_task = None
         return response
 
-    async def _show(self, response: web.StreamResponse) -> None:
+    async def _send_reports(self, response: web.StreamResponse) -> None:
         while not self._is_closed:
-            await self._told.wait()
-            if self._newest:
+            await self._published.wait()
+            if self._newest_block:
                 async with asyncio.timeout(self._write_seconds):
-                    await response.write(self._newest)
-        await response.write(_goodbye("draining"))
+                    await response.write(self._newest_block)
+        await response.write(_close_block("draining"))
 
-    async def _run(self) -> None:
+    async def _publish_reports(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
             try:
                 report = await self._report()
-                self._tell(block(_json.encode(report), event="status"))
+                self._publish(encode_frame(_json.encode(report), event="status"))
             except Exception as error:
-                self._background.failed("console", error)
-            await asyncio.sleep(min(max(SECONDS, SHARE * (loop.time() - began)), SLOWEST))
+                self._background.record_failure("console", error)
+            await asyncio.sleep(
+                min(max(REPORT_INTERVAL_SECONDS, PAUSE_FACTOR * (loop.time() - began)), MAX_INTERVAL_SECONDS)
+            )
 
-    def _tell(self, newest: bytes) -> None:
-        self._newest = newest
-        told, self._told = self._told, asyncio.Event()
+    def _publish(self, newest: bytes) -> None:
+        self._newest_block = newest
+        told, self._published = self._published, asyncio.Event()
         told.set()
 
 
-def _goodbye(reason: str) -> bytes:
-    return control_block("stream.close", {"reason": reason, "reconnect": True}, retry=RETRY_MS)
+def _close_block(reason: str) -> bytes:
+    return encode_control_frame("stream.close", {"reason": reason, "reconnect": True}, retry_ms=RETRY_MS)

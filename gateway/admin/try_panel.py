@@ -11,82 +11,84 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from gateway.config.catalog import Catalog, Match
+from gateway.config.channel_catalog import ChannelCatalog, ChannelMatch
 from gateway.core.clock import unix_ms
-from gateway.core.errors import BadRequest, NotFound, Rejected, RequestTimeout
-from gateway.core.event import Cursor, Draft, EventId, Fence
+from gateway.core.errors import BadRequest, NotFound, RecordRejected, RequestTimeout
+from gateway.core.event import Draft, EventId, FencingToken, SourceOffset
 from gateway.http.request import is_proxied
 from gateway.http.responses import json_response
-from gateway.http.routes.subscribe import HEADERS, HEADERS_TO_PROXIES
-from gateway.hub.replay import NOW
+from gateway.http.routes.subscribe import STREAM_HEADERS, STREAM_HEADERS_FOR_PROXIES
+from gateway.hub.replay import FROM_NOW
 from gateway.hub.subscription import Subscription
 from gateway.sources.router import Router
-from gateway.streams.registry import Streams
+from gateway.streams.registry import StreamRegistry
 from gateway.streams.upgrade import take_over
 
 log = structlog.get_logger("gateway.console")
 
-PATH = "/try/events"
+TRY_PATH = "/try/events"
 
-Append = Callable[[Sequence[Draft], Cursor | None, Fence | None], Awaitable[list[EventId]]]
+AppendDrafts = Callable[[Sequence[Draft], SourceOffset | None, FencingToken | None], Awaitable[list[EventId]]]
 
 
-class _Sent(msgspec.Struct, forbid_unknown_fields=True):
+class _PublishRequest(msgspec.Struct, forbid_unknown_fields=True):
     channel: str
     payload: msgspec.Raw
     type: str | None = None
 
 
-_sent = msgspec.json.Decoder(_Sent)
+_publish_request_decoder = msgspec.json.Decoder(_PublishRequest)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TryPanel:
     """The handlers. What is read is a stream like any other, what is sent an event like any other."""
 
-    catalog: Catalog
-    streams: Streams
+    catalog: ChannelCatalog
+    streams: StreamRegistry
     router: Router
-    append: Append
+    append: AppendDrafts
     request_seconds: float
 
-    def add_to(self, app: web.Application) -> None:
+    def add_routes(self, app: web.Application) -> None:
         """Add the routes."""
-        app.router.add_get(PATH, self._subscribe, allow_head=False)
-        app.router.add_post(PATH, self._publish)
+        app.router.add_get(TRY_PATH, self._subscribe, allow_head=False)
+        app.router.add_post(TRY_PATH, self._publish)
 
     async def _subscribe(self, request: web.Request) -> web.StreamResponse:
-        match = self._match(request.query.get("channel", ""))
+        match = self._resolve_channel(request.query.get("channel", ""))
         subscription = Subscription.of((match,), "envelope", chunked=request.version >= (1, 1))
-        with self.streams.reserve(subscription, may_ask=False) as place:
-            opening = await self.streams.opening(subscription, NOW)
-            first = place.first((match.name,), opening)
-            headers = HEADERS_TO_PROXIES if is_proxied(request.headers) else HEADERS
-            response, stream = await take_over(request, headers, first, lambda: place.take(opening))
+        with self.streams.acquire_slot(subscription, is_ack_capable=False) as place:
+            opening = await self.streams.resolve_start(subscription, FROM_NOW)
+            first = place.first_blocks((match.name,), opening)
+            headers = STREAM_HEADERS_FOR_PROXIES if is_proxied(request.headers) else STREAM_HEADERS
+            response, stream = await take_over(
+                request, headers, first, lambda: place.create_connection(opening)
+            )
             if stream is not None:
-                self.streams.begin(stream, opening, len(subscription.frame(first)))
+                self.streams.register(stream, opening, len(subscription.frame(first)))
         return response
 
     async def _publish(self, request: web.Request) -> web.Response:
         # A form of another page cannot send this type without asking first (Fetch, §4.9).
         if request.content_type != "application/json":
-            raise Rejected("Content-Type must be application/json", code="bad_content_type", status=415)
+            raise RecordRejected("Content-Type must be application/json", code="bad_content_type", status=415)
         try:
             async with asyncio.timeout(self.request_seconds):
-                sent = _sent.decode(await request.read())
+                sent = _publish_request_decoder.decode(await request.read())
         except TimeoutError:
             raise RequestTimeout(f"the body did not come within {self.request_seconds:g} s") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(
                 f"the body is no {{channel, payload, type}}: {error}", code="bad_event"
             ) from None
-        match = self._match(sent.channel)
-        draft = self.router.by_hand(match, _payload(match, sent), sent.type or None, unix_ms())
+        match = self._resolve_channel(sent.channel)
+        draft = self.router.create_draft(match, _payload(match, sent), sent.type or None, unix_ms())
         (id,) = await self.append([draft], None, None)
         log.info("sent_by_hand", channel=match.declared.name, id=str(id), client=request.remote)
         return json_response({"id": str(id)})
 
-    def _match(self, name: str) -> Match:
+    def _resolve_channel(self, name: str) -> ChannelMatch:
         match = self.catalog.resolve(name)
         if match is None:
             raise NotFound(
@@ -96,9 +98,9 @@ class Trial:
         return match
 
 
-def _payload(match: Match, sent: _Sent) -> bytes:
+def _payload(match: ChannelMatch, sent: _PublishRequest) -> bytes:
     """Return the bytes of the event: of a channel of text, what a JSON string holds."""
     raw = bytes(sent.payload)
-    if match.declared.spec.payload == "text" and raw.lstrip()[:1] == b'"':
+    if match.declared.config.payload == "text" and raw.lstrip()[:1] == b'"':
         return msgspec.json.decode(raw, type=str).encode()
     return raw

@@ -8,11 +8,11 @@ from collections.abc import Container, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import unquote_plus
 
-from gateway.config.model.auth import Auth, usual
-from gateway.config.model.origins import OTHER_ORIGINS
+from gateway.config.model.auth import AuthConfig, canonical_query_name
+from gateway.config.model.origins import CROSS_ORIGIN_FETCH_SITES
 from gateway.core.errors import Forbidden
 
-TICKET = "ticket"
+TICKET_PARAMETER = "ticket"
 """The query value that holds a ticket."""
 
 
@@ -20,54 +20,60 @@ class Credential(NamedTuple):
     """A token or a ticket, not looked at yet."""
 
     kind: Literal["token", "ticket"]
-    text: str
-    place: Literal["header", "cookie", "query"] = "header"
+    value: str
+    location: Literal["header", "cookie", "query"] = "header"
 
 
-def find(headers: Mapping[str, str], query: Mapping[str, str], auth: Auth) -> Credential | None:
+def find_credential(
+    headers: Mapping[str, str], query: Mapping[str, str], auth: AuthConfig
+) -> Credential | None:
     """Return the first credential of a request."""
-    text = bearer(headers)
+    text = bearer_token(headers)
     if text is not None:
         return Credential("token", text)
-    if query and auth.tickets is not None and (text := query.get(TICKET)):
+    if query and auth.tickets is not None and (text := query.get(TICKET_PARAMETER)):
         return Credential("ticket", text, "query")
-    if auth.cookie is not None and (text := _cookie(headers.get("Cookie"), auth.cookie)):
+    if auth.cookie is not None and (text := _cookie_value(headers.get("Cookie"), auth.cookie)):
         return Credential("token", text, "cookie")
     if query and auth.query is not None and (text := query.get(auth.query)):
         return Credential("token", text, "query")
     return None
 
 
-def without(uri: str, names: Container[str]) -> str:
+def strip_query(uri: str, names: Container[str]) -> str:
     """Return path and query as they were sent, without the query values of these names.
 
     The gateway's own names are matched in whatever case.
     """
     path, mark, query = uri.partition("?")
-    kept = [part for part in query.split("&") if usual(unquote_plus(part.partition("=")[0])) not in names]
+    kept = [
+        part
+        for part in query.split("&")
+        if canonical_query_name(unquote_plus(part.partition("=")[0])) not in names
+    ]
     return path + mark + "&".join(kept) if mark and any(kept) else path
 
 
-def check_page(headers: Mapping[str, str]) -> None:
+def check_fetch_metadata(headers: Mapping[str, str]) -> None:
     """Refuse what a page of another origin makes a browser send without a preflight. Raises Forbidden.
 
     An image, a script, a frame, a form or a link carries the user's cookies, names no ``Origin``, and lets
     the page read nothing: it could only use up the user's streams, or replace one. An EventSource and fetch
     send the mode ``cors`` (Fetch Metadata, W3C); clients that are no browsers send neither header.
     """
-    if headers.get("Sec-Fetch-Site") in OTHER_ORIGINS and headers.get("Sec-Fetch-Mode") != "cors":
+    if headers.get("Sec-Fetch-Site") in CROSS_ORIGIN_FETCH_SITES and headers.get("Sec-Fetch-Mode") != "cors":
         raise Forbidden(
             "a page of another origin may open this by EventSource or fetch alone", code="page_refused"
         )
 
 
-def bearer(headers: Mapping[str, str]) -> str | None:
+def bearer_token(headers: Mapping[str, str]) -> str | None:
     """Return the token of an ``Authorization: Bearer`` header (RFC 6750 §2.1)."""
     scheme, _, text = headers.get("Authorization", "").partition(" ")
     return (text.strip() or None) if scheme.lower() == "bearer" else None
 
 
-def _cookie(header: str | None, name: str) -> str | None:
+def _cookie_value(header: str | None, name: str) -> str | None:
     # Python's parser gives up on all of a header for one odd cookie of somebody else's.
     for part in (header or "").split(";"):
         found, _, value = part.strip().partition("=")

@@ -10,36 +10,40 @@ import msgspec
 Claims = Mapping[str, Any]
 
 
-SHORT = 60
+MAX_SHOWN_CLAIM_CHARS = 60
 """Characters of the longest claim that an error shows."""
 
-_PLAIN = re.compile(r"[ !#-&(-\[\]-~]+")
+_PRINTABLE = re.compile(r"[ !#-&(-\[\]-~]+")
 
 
-def kind_of_claim(value: Any) -> str:
+def describe_claim_type(value: Any) -> str:
     """Return what a claim is, for an error, and nothing of its value: ``is missing``, ``is a number``."""
     if value is None:
         return "is missing"
-    for kind, word in _KINDS:
+    for kind, word in _CLAIM_TYPES:
         if isinstance(value, kind):
             return f"is {word}"
     return "is an object"
 
 
-def claim_in_words(value: Any) -> str:
+def describe_claim(value: Any) -> str:
     """Return a claim for an error, with its value where that is short and plain: ``is 'https://id.example'``."""
-    if isinstance(value, str) and len(value) <= SHORT and _PLAIN.fullmatch(value):
+    if isinstance(value, str) and len(value) <= MAX_SHOWN_CLAIM_CHARS and _PRINTABLE.fullmatch(value):
         return f"is {value!r}"
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and len(str(value)) <= SHORT:
+    if (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and len(str(value)) <= MAX_SHOWN_CLAIM_CHARS
+    ):
         return f"is the number {value}"
     if isinstance(value, list) and 0 < len(value) <= 3 and all(isinstance(each, str) for each in value):
         text = ", ".join(value)
-        if len(text) <= SHORT and _PLAIN.fullmatch(text):
+        if len(text) <= MAX_SHOWN_CLAIM_CHARS and _PRINTABLE.fullmatch(text):
             return f"is [{text}]"
-    return kind_of_claim(value)
+    return describe_claim_type(value)
 
 
-_KINDS: Sequence[tuple[type | tuple[type, ...], str]] = (
+_CLAIM_TYPES: Sequence[tuple[type | tuple[type, ...], str]] = (
     (str, "text"),
     (bool, "true or false"),
     ((int, float), "a number"),
@@ -63,7 +67,7 @@ class Grant(msgspec.Struct, frozen=True):
     leeway: float = 0.0
     """Seconds for which it is taken after that."""
 
-    def left(self, now: float) -> float:
+    def seconds_left(self, now: float) -> float:
         """Return for how many seconds a stream may live that opens now (unix seconds)."""
         if self.expires is None:
             return math.inf
@@ -71,11 +75,11 @@ class Grant(msgspec.Struct, frozen=True):
         return left if left > 0 else left + self.leeway
 
     @property
-    def is_anybody(self) -> bool:
+    def is_anonymous(self) -> bool:
         """Whether nobody showed anything for it."""
-        return self is NOBODY
+        return self is ANONYMOUS
 
-    def joined(self, other: "Grant") -> "Grant":
+    def merge(self, other: "Grant") -> "Grant":
         """Return what both say together, this one first: it ends with the first of them to end."""
         named = self if self.subject is not None else other
         ends = [each for each in (self, other) if each.expires is not None]
@@ -90,5 +94,5 @@ class Grant(msgspec.Struct, frozen=True):
         )
 
 
-NOBODY = Grant()
+ANONYMOUS = Grant()
 """Whoever reads public channels."""

@@ -15,16 +15,16 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from gateway.core.errors import StartupError
 
-RSA_BITS = 2048
+MIN_RSA_BITS = 2048
 """Shortest RSA key (RFC 7518 §3.3)."""
 
-PREFIX = "auth.jwt.public_key_file: "
+ERROR_PREFIX = "auth.jwt.public_key_file: "
 """How errors about a key file begin."""
 
 _CURVES = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
 
 
-class Key(msgspec.Struct, frozen=True):
+class VerificationKey(msgspec.Struct, frozen=True):
     """A public key that may have verified tokens."""
 
     id: str | None
@@ -32,16 +32,16 @@ class Key(msgspec.Struct, frozen=True):
     """What its publisher says that it is for; None: whatever it can do."""
     key: Any
 
-    def does(self, algorithm: str) -> bool:
+    def supports(self, algorithm: str) -> bool:
         """Tell whether tokens of that algorithm may be checked with it."""
-        return self.algorithm in (None, algorithm) and fits(self.key, algorithm)
+        return self.algorithm in (None, algorithm) and is_key_for(self.key, algorithm)
 
 
-def fits(key: Any, algorithm: str) -> bool:
+def is_key_for(key: Any, algorithm: str) -> bool:
     """Tell whether a key is of the kind that an algorithm wants: curve, or length, included."""
     match algorithm[:2]:
         case "RS":
-            return isinstance(key, RSAPublicKey) and key.key_size >= RSA_BITS
+            return isinstance(key, RSAPublicKey) and key.key_size >= MIN_RSA_BITS
         case "ES":
             return isinstance(key, EllipticCurvePublicKey) and key.curve.name == _CURVES[algorithm]
         case _:
@@ -55,16 +55,18 @@ def read_pem(file: str, algorithms: Iterable[str]) -> Any:
         content = Path(file).read_bytes()
         key = load_pem_public_key(content)
     except OSError as error:
-        raise StartupError(f"{PREFIX}cannot read {file}: {error.strerror}") from None
+        raise StartupError(f"{ERROR_PREFIX}cannot read {file}: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise StartupError(f"{PREFIX}{file} holds no PEM public key{_instead(content, file)}") from None
+        raise StartupError(
+            f"{ERROR_PREFIX}{file} holds no PEM public key{_pem_hint(content, file)}"
+        ) from None
     for algorithm in algorithms:
-        if not fits(key, algorithm):
-            raise StartupError(f"{PREFIX}{file} holds no key for {algorithm}")
+        if not is_key_for(key, algorithm):
+            raise StartupError(f"{ERROR_PREFIX}{file} holds no key for {algorithm}")
     return key
 
 
-def _instead(content: bytes, file: str) -> str:
+def _pem_hint(content: bytes, file: str) -> str:
     """Return what a file holds in place of a public key, and how to make one of it."""
     if b"PRIVATE KEY-----" in content:
         return f", but a private one, which is the issuer's alone: openssl pkey -in {file} -pubout"
@@ -73,7 +75,7 @@ def _instead(content: bytes, file: str) -> str:
     return ""
 
 
-def read_jwks(document: Any, algorithms: Iterable[str]) -> list[Key]:
+def read_jwks(document: Any, algorithms: Iterable[str]) -> list[VerificationKey]:
     """Return those keys of a JWK set (RFC 7517 §5) that tokens may be checked with; others are ignored.
 
     Raises ValueError where it is no JWK set.
@@ -81,11 +83,11 @@ def read_jwks(document: Any, algorithms: Iterable[str]) -> list[Key]:
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
         raise ValueError("is no JWK set: it has no list of keys")
-    keys = [key for each in listed if isinstance(each, dict) and (key := _of_jwk(each)) is not None]
-    return [key for key in keys if any(key.does(algorithm) for algorithm in algorithms)]
+    keys = [key for each in listed if isinstance(each, dict) and (key := _parse_jwk(each)) is not None]
+    return [key for key in keys if any(key.supports(algorithm) for algorithm in algorithms)]
 
 
-def _of_jwk(jwk: Mapping[str, Any]) -> Key | None:
+def _parse_jwk(jwk: Mapping[str, Any]) -> VerificationKey | None:
     operations = jwk.get("key_ops")
     if jwk.get("use", "sig") != "sig" or (isinstance(operations, list) and "verify" not in operations):
         return None
@@ -96,4 +98,6 @@ def _of_jwk(jwk: Mapping[str, Any]) -> Key | None:
         key = jwt.PyJWK(dict(jwk)).key
     except (jwt.PyJWTError, ValueError, TypeError, KeyError):
         return None
-    return Key(id if isinstance(id, str) else None, algorithm if isinstance(algorithm, str) else None, key)
+    return VerificationKey(
+        id if isinstance(id, str) else None, algorithm if isinstance(algorithm, str) else None, key
+    )

@@ -8,7 +8,7 @@ order. Once it returned, the events are in the log as safely as this broker can 
 raised, or was cancelled, they may or may not be, and an append with the same keys settles which.
 
 **Deduplication.** A draft with a ``key`` that the same channel was given before, within the last
-`DEDUPLICATION_KEYS` keys, is not appended again: its place in the answer holds the first one's id. If both
+`MIN_DEDUPLICATION_KEYS` keys, is not appended again: its place in the answer holds the first one's id. If both
 have a ``fingerprint`` and these differ, the whole batch is refused.
 
 **History.** Each channel keeps what its drafts' `Retention` says, and knows the *floor*: the id of the
@@ -21,7 +21,7 @@ to it cannot be delivered, because this node was cut off or too slow: who needs 
 is the id up to which the follower was served (at first: of the log when following began), so
 ``read(..., until=head)`` plus what the follower is given from then on is the log without a seam.
 
-**Leases.** Each name is leased to one node at a time, for so many seconds since it last asked. A `Fence`
+**Leases.** Each name is leased to one node at a time, for so many seconds since it last asked. A `FencingToken`
 proves the lease: an append with one that is not the latest of its name is refused whole, so a node that
 stood still while another one took over can append nothing.
 """
@@ -31,45 +31,45 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from gateway.broker.shared_store import Board
-from gateway.core.event import Appended, Cursor, Draft, Event, EventId, Fence
+from gateway.broker.shared_store import SharedStore
+from gateway.core.event import AppendedIds, Draft, Event, EventId, FencingToken, SourceOffset
 
-DEDUPLICATION_KEYS = 100_000
+MIN_DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""
 
-CHANNEL_KEPT_MS = 86_400_000
+IDLE_CHANNEL_TTL_MS = 86_400_000
 """How long (milliseconds) a shared log remembers a channel after its last event is gone: a day.
 
 A client that comes back later, with an id from before, receives a gap on any channel that is forgotten.
 """
 
-RECENT_IDS = 2000
-"""Ids that one `Broker.recent` returns at the most: 6 ms of Redis, at 3 us for each event of 1 KB."""
+MAX_RECENT_IDS = 2000
+"""Ids that one `BrokerConfig.recent` returns at the most: 6 ms of Redis, at 3 us for each event of 1 KB."""
 
-Deliver = Callable[[Sequence[Event]], None]
-Lost = Callable[[EventId], None]
+OnEvents = Callable[[Sequence[Event]], None]
+OnGap = Callable[[EventId], None]
 
 
-class Batch(NamedTuple):
-    """What one `Broker.append` was given, on its way to where it is written."""
+class AppendBatch(NamedTuple):
+    """What one `BrokerConfig.append` was given, on its way to where it is written."""
 
     drafts: Sequence[Draft]
-    cursor: Cursor | None
-    fence: Fence | None
+    offset: SourceOffset | None
+    fence: FencingToken | None
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """What `Broker.read` found in one channel: ``events`` in id order, whole from ``floor`` on."""
+class HistoryPage:
+    """What `BrokerConfig.read` found in one channel: ``events`` in id order, whole from ``floor`` on."""
 
     events: Sequence[Event]
     floor: EventId
     """The id asked for; or a later one, if events up to there were dropped."""
-    more: bool = False
+    has_more: bool = False
     """True if the limit cut the page; read on after ``events[-1].id``."""
 
 
-class Span(NamedTuple):
+class HistorySpan(NamedTuple):
     """A part of one channel's history: the newest ``limit`` events with ``first <= id < before``."""
 
     channel: str
@@ -80,8 +80,8 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Recent:
-    """The ids of a span's newest events, packed (`gateway.core.event.pack`), the newest first."""
+class SpanIds:
+    """The ids of a span's newest events, packed (`gateway.core.event.pack_id`), the newest first."""
 
     ids: Sequence[int]
     floor: int
@@ -96,10 +96,10 @@ class Broker(ABC):
     type: ClassVar[str]
     """``memory``, ``sqlite`` or ``redis``, for people."""
 
-    board: Board
+    shared_store: SharedStore
     """What nodes share beside the log."""
 
-    trouble: str = ""
+    last_error: str = ""
     """The last cause for which the log could not be reached."""
 
     @property
@@ -121,13 +121,13 @@ class Broker(ABC):
         """Stop following and let go of everything; harmless when repeated."""
 
     @abstractmethod
-    def follow(self, deliver: Deliver, lost: Lost) -> None:
+    def follow(self, on_events: OnEvents, on_gap: OnGap) -> None:
         """Give every event from now on to ``deliver``. Called once, after `start`."""
 
     @abstractmethod
     async def append(
-        self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
-    ) -> Appended:
+        self, drafts: Sequence[Draft], offset: SourceOffset | None = None, fence: FencingToken | None = None
+    ) -> AppendedIds:
         """Append a batch, and store how far its source has read, in one transaction.
 
         Returns the id of each draft. Raises Fenced if the lease went to another node, KeyReused for a key
@@ -136,42 +136,44 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:
+    async def read(
+        self, after: Mapping[str, EventId], until: EventId, limit: int
+    ) -> Mapping[str, HistoryPage]:
         """Return of each channel the first ``limit`` events with ``after < id <= until``.
 
         Raises Unavailable for temporary trouble. Cancelling is safe.
         """
 
     @abstractmethod
-    async def recent(self, spans: Sequence[Span]) -> Sequence[Recent]:
+    async def read_recent_ids(self, spans: Sequence[HistorySpan]) -> Sequence[SpanIds]:
         """Return the ids of the newest events in each span, without the events.
 
-        All answers together hold at most `RECENT_IDS` ids; where that is too few, the later spans get fewer.
+        All answers together hold at most `MAX_RECENT_IDS` ids; where that is too few, the later spans get fewer.
         Raises Unavailable. Cancelling is safe.
         """
 
     @abstractmethod
-    async def latest(self) -> EventId:
+    async def read_log_head(self) -> EventId:
         """Return the id of the last event in the log, whether the follower has it already or not."""
 
     @abstractmethod
-    async def cursor(self, source: str) -> str | None:
+    async def read_offset(self, source: str) -> str | None:
         """Return the position last stored for a source. Raises Unavailable. Cancelling is safe."""
 
     @abstractmethod
-    async def parts(self, source: str) -> list[str]:
+    async def list_partitions(self, source: str) -> list[str]:
         """Return the parts of a source that have a position: all that is stored under ``source/``.
 
         Raises Unavailable. Cancelling is safe.
         """
 
     @abstractmethod
-    async def lease(self, name: str, seconds: float) -> Fence | None:
+    async def acquire_lease(self, name: str, seconds: float) -> FencingToken | None:
         """Take a lease, or keep it for so much longer; None while it is another node's.
 
         Raises Unavailable. Cancelling leaves open whether the lease is taken.
         """
 
     @abstractmethod
-    async def release(self, fence: Fence) -> None:
+    async def release_lease(self, fence: FencingToken) -> None:
         """Give a lease back, so that another node need not wait. Raises Unavailable. Cancelling is safe."""

@@ -5,88 +5,98 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway.broker.base import (
-    DEDUPLICATION_KEYS,
-    RECENT_IDS,
+    MAX_RECENT_IDS,
+    MIN_DEDUPLICATION_KEYS,
     Broker,
-    Deliver,
-    Lost,
-    Page,
-    Recent,
-    Span,
+    HistoryPage,
+    HistorySpan,
+    OnEvents,
+    OnGap,
+    SpanIds,
 )
 from gateway.broker.delivery import Delivery
-from gateway.broker.shared_store import Board, Seat
-from gateway.core.bounded import Bounded
+from gateway.broker.shared_store import QuotaSlot, SharedStore
+from gateway.core.bounded_dict import BoundedDict
 from gateway.core.clock import unix_ms
-from gateway.core.errors import KeyReused
-from gateway.core.event import GONE, NOTICE, Appended, Cursor, Draft, Event, EventId, Fence, pack
+from gateway.core.errors import IdempotencyKeyReused
+from gateway.core.event import (
+    CONTROL_CHANNEL_PREFIX,
+    DELETED_OFFSET,
+    AppendedIds,
+    Draft,
+    Event,
+    EventId,
+    FencingToken,
+    SourceOffset,
+    pack_id,
+)
 from gateway.core.history import History
-from gateway.observability.background import UNCOUNTED, Background
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 # The board of ``memory://``: one process's own.
 
-NOTES = 100_000
+MAX_ENTRIES = 100_000
 """Notes that are held; the oldest goes first."""
 
-NOTES_BYTES = 64 * 1024 * 1024
+MAX_ENTRIES_BYTES = 64 * 1024 * 1024
 """Bytes of them: a ticket's says which channels it opens."""
 
-NAMES = 100_000
+MAX_QUOTA_NAMES = 100_000
 """Names of seats that are held, likewise."""
 
-SEATS = 200_000
+MAX_QUOTA_SLOTS = 200_000
 """Seats of all names together."""
 
 
-class MemoryBoard(Board):
+class MemorySharedStore(SharedStore):
     """See `gateway.broker.shared_store`. ``clock`` gives unix milliseconds."""
 
     is_shared = False
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
-        self._notes: Bounded[str, tuple[int, bytes]] = Bounded(NOTES, NOTES_BYTES)
-        self._seats: OrderedDict[str, dict[str, int]] = OrderedDict()
-        self._taken = 0
+        self._entries: BoundedDict[str, tuple[int, bytes]] = BoundedDict(MAX_ENTRIES, MAX_ENTRIES_BYTES)
+        self._slots: OrderedDict[str, dict[str, int]] = OrderedDict()
+        self._slot_count = 0
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
-        self._notes.put(name, (self._clock() + round(seconds * 1000), value))
+        self._entries.put(name, (self._clock() + round(seconds * 1000), value))
 
     async def get(self, name: str) -> bytes | None:
-        until, value = self._notes.get(name, (0, b""))
+        until, value = self._entries.get(name, (0, b""))
         if until > self._clock():
             return value
-        self._notes.drop(name)
+        self._entries.remove(name)
         return None
 
-    async def seats(self, wanted: Sequence[Seat], seconds: float) -> list[bool]:
+    async def acquire_slots(self, slots: Sequence[QuotaSlot], seconds: float) -> list[bool]:
         now = self._clock()
-        return [self._take(seat, now, now + round(seconds * 1000)) for seat in wanted]
+        return [self._acquire(seat, now, now + round(seconds * 1000)) for seat in slots]
 
-    async def leave(self, seats: Sequence[Seat]) -> None:
-        for seat in seats:
-            members = self._seats.get(seat.name, {})
-            self._taken -= members.pop(seat.member, None) is not None
+    async def release_slots(self, slots: Sequence[QuotaSlot]) -> None:
+        for seat in slots:
+            members = self._slots.get(seat.name, {})
+            self._slot_count -= members.pop(seat.member, None) is not None
             if not members:
-                self._seats.pop(seat.name, None)
+                self._slots.pop(seat.name, None)
 
-    def _take(self, seat: Seat, now: int, until: int) -> bool:
-        members = self._seats.setdefault(seat.name, {})
-        if seat.member not in members and seat.limit is not None:
+    def _acquire(self, slot: QuotaSlot, now: int, until: int) -> bool:
+        members = self._slots.setdefault(slot.name, {})
+        if slot.member not in members and slot.limit is not None:
             for member in [member for member, end in members.items() if end <= now]:
                 del members[member]
-                self._taken -= 1
-            if len(members) >= seat.limit:
+                self._slot_count -= 1
+            if len(members) >= slot.limit:
                 return False
-        self._taken += seat.member not in members
-        members[seat.member] = until
-        self._seats.move_to_end(seat.name)
-        while len(self._seats) > NAMES or self._taken > SEATS:
-            self._taken -= len(self._seats.popitem(last=False)[1])
+        self._slot_count += slot.member not in members
+        members[slot.member] = until
+        self._slots.move_to_end(slot.name)
+        while len(self._slots) > MAX_QUOTA_NAMES or self._slot_count > MAX_QUOTA_SLOTS:
+            self._slot_count -= len(self._slots.popitem(last=False)[1])
         return True
 
 
-EVENT_OVERHEAD = 400
+EVENT_OVERHEAD_BYTES = 400
 """Bytes that an event costs beside its payload: measured, rounded up."""
 
 
@@ -103,15 +113,15 @@ class MemoryBroker(Broker):
         *,
         history_bytes: int,
         clock: Callable[[], int] = unix_ms,
-        background: Background = UNCOUNTED,
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
         self._clock = clock
         self._head = EventId(clock(), 0)
         self._history: History[Event] = History(max_bytes=history_bytes, start=self._head, clock=clock)
-        self._keys: OrderedDict[bytes, tuple[EventId, str | None]] = OrderedDict()
-        self._cursors: dict[str, str] = {}
+        self._deduplication_keys: OrderedDict[bytes, tuple[EventId, str | None]] = OrderedDict()
+        self._offsets: dict[str, str] = {}
         self._delivery = Delivery(background)
-        self.board = MemoryBoard(clock)
+        self.shared_store = MemorySharedStore(clock)
 
     @property
     def head(self) -> EventId:
@@ -121,9 +131,9 @@ class MemoryBroker(Broker):
     def is_up(self) -> bool:
         return True
 
-    def limit(self, history_bytes: int) -> None:
+    def set_history_bytes(self, history_bytes: int) -> None:
         """Keep at most so many bytes of history, all channels together."""
-        self._history.limit(history_bytes)
+        self._history.set_max_bytes(history_bytes)
 
     async def start(self) -> None:
         pass
@@ -131,84 +141,86 @@ class MemoryBroker(Broker):
     async def close(self) -> None:
         self._delivery.stop()
 
-    def follow(self, deliver: Deliver, lost: Lost) -> None:
-        self._delivery.follow(deliver, lost)
+    def follow(self, on_events: OnEvents, on_gap: OnGap) -> None:
+        self._delivery.set_handlers(on_events, on_gap)
 
     async def append(
-        self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
-    ) -> Appended:
-        ids = Appended()
+        self, drafts: Sequence[Draft], offset: SourceOffset | None = None, fence: FencingToken | None = None
+    ) -> AppendedIds:
+        ids = AppendedIds()
         events: list[Event] = []
-        if any(draft.fingerprint is not None and self._is_other(draft) for draft in drafts):
-            raise KeyReused
+        if any(draft.request_fingerprint is not None and self._has_key_conflict(draft) for draft in drafts):
+            raise IdempotencyKeyReused
         for draft in drafts:
-            key = None if draft.key is None else _digest(draft.channel, draft.key)
-            seen = None if key is None else self._keys.get(key)
+            key = None if draft.deduplication_key is None else _digest(draft.channel, draft.deduplication_key)
+            seen = None if key is None else self._deduplication_keys.get(key)
             if seen is not None:
                 ids.append(seen[0])
-                ids.duplicates += 1
+                ids.duplicate_count += 1
                 continue
-            is_kept = draft.retention.events > 0
+            is_kept = draft.retention.max_events > 0
             # What nodes tell each other and nobody keeps has no place of its own here: a head that moves
             # without events would make the id of another gateway's log look like one of this log.
-            is_aside = not is_kept and draft.channel.startswith(NOTICE)
+            is_aside = not is_kept and draft.channel.startswith(CONTROL_CHANNEL_PREFIX)
             event = Event(
                 id=self._head if is_aside else self._next_id(),
                 channel=draft.channel,
                 payload=draft.payload,
-                timestamp=draft.timestamp,
+                timestamp_ms=draft.timestamp_ms,
                 type=draft.type,
-                kept=is_kept,
+                is_retained=is_kept,
             )
-            if event.kept:
-                self._history.append(event, len(draft.payload) + EVENT_OVERHEAD, draft.retention)
+            if event.is_retained:
+                self._history.append(event, len(draft.payload) + EVENT_OVERHEAD_BYTES, draft.retention)
             if key is not None:
-                self._remember(key, (event.id, draft.fingerprint))
+                self._remember_key(key, (event.id, draft.request_fingerprint))
             ids.append(event.id)
             events.append(event)
-        if cursor is not None and cursor.position == GONE:
-            self._cursors.pop(cursor.source, None)
-        elif cursor is not None:
-            self._cursors[cursor.source] = cursor.position
+        if offset is not None and offset.value == DELETED_OFFSET:
+            self._offsets.pop(offset.key, None)
+        elif offset is not None:
+            self._offsets[offset.key] = offset.value
         if events:
             self._delivery.deliver(events)
         return ids
 
-    async def read(self, after: Mapping[str, EventId], until: EventId, limit: int) -> Mapping[str, Page]:
+    async def read(
+        self, after: Mapping[str, EventId], until: EventId, limit: int
+    ) -> Mapping[str, HistoryPage]:
         self._history.expire()
         pages = {}
         for channel, id in after.items():
-            events = self._history.after(channel, id, until, limit + 1)
+            events = self._history.items_after(channel, id, until, limit + 1)
             floor = max(id, self._history.floor(channel))
-            pages[channel] = Page(events[:limit], floor, more=len(events) > limit)
+            pages[channel] = HistoryPage(events[:limit], floor, has_more=len(events) > limit)
         return pages
 
-    async def recent(self, spans: Sequence[Span]) -> Sequence[Recent]:
+    async def read_recent_ids(self, spans: Sequence[HistorySpan]) -> Sequence[SpanIds]:
         self._history.expire()
-        answers: list[Recent] = []
-        room = RECENT_IDS
+        answers: list[SpanIds] = []
+        room = MAX_RECENT_IDS
         for span in spans:
             count = min(span.limit, room)
-            events = self._history.newest(span.channel, span.first, span.before, count)
-            ids = [pack(event.id) for event in reversed(events)]
+            events = self._history.newest_items(span.channel, span.first, span.before, count)
+            ids = [pack_id(event.id) for event in reversed(events)]
             room -= len(ids)
-            answers.append(Recent(ids, pack(self._history.floor(span.channel)), len(ids) == count))
+            answers.append(SpanIds(ids, pack_id(self._history.floor(span.channel)), len(ids) == count))
         return answers
 
-    async def latest(self) -> EventId:
+    async def read_log_head(self) -> EventId:
         return self._head
 
-    async def cursor(self, source: str) -> str | None:
-        return self._cursors.get(source)
+    async def read_offset(self, source: str) -> str | None:
+        return self._offsets.get(source)
 
-    async def parts(self, source: str) -> list[str]:
+    async def list_partitions(self, source: str) -> list[str]:
         start = f"{source}/"
-        return [name.removeprefix(start) for name in self._cursors if name.startswith(start)]
+        return [name.removeprefix(start) for name in self._offsets if name.startswith(start)]
 
-    async def lease(self, name: str, seconds: float) -> Fence | None:
-        return Fence(name, 1)  # nobody else can ask
+    async def acquire_lease(self, name: str, seconds: float) -> FencingToken | None:
+        return FencingToken(name, 1)  # nobody else can ask
 
-    async def release(self, fence: Fence) -> None:
+    async def release_lease(self, fence: FencingToken) -> None:
         pass
 
     def _next_id(self) -> EventId:
@@ -217,15 +229,19 @@ class MemoryBroker(Broker):
         self._head = EventId(now, 0) if now > last.ms else EventId(last.ms, last.seq + 1)
         return self._head
 
-    def _is_other(self, draft: Draft) -> bool:
+    def _has_key_conflict(self, draft: Draft) -> bool:
         """Tell whether a draft's key came with another fingerprint before."""
-        seen = None if draft.key is None else self._keys.get(_digest(draft.channel, draft.key))
-        return seen is not None and seen[1] not in (None, draft.fingerprint)
+        seen = (
+            None
+            if draft.deduplication_key is None
+            else self._deduplication_keys.get(_digest(draft.channel, draft.deduplication_key))
+        )
+        return seen is not None and seen[1] not in (None, draft.request_fingerprint)
 
-    def _remember(self, key: bytes, first: tuple[EventId, str | None]) -> None:
-        self._keys[key] = first
-        if len(self._keys) > DEDUPLICATION_KEYS:
-            self._keys.popitem(last=False)
+    def _remember_key(self, key: bytes, first: tuple[EventId, str | None]) -> None:
+        self._deduplication_keys[key] = first
+        if len(self._deduplication_keys) > MIN_DEDUPLICATION_KEYS:
+            self._deduplication_keys.popitem(last=False)
 
 
 def _digest(channel: str, key: str) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 
-class Seat(NamedTuple):
+class QuotaSlot(NamedTuple):
     """A place of one member under a name; with ``limit`` None it is taken however many there are."""
 
     name: str
@@ -19,7 +19,7 @@ class Seat(NamedTuple):
     limit: int | None
 
 
-class Board(ABC):
+class SharedStore(ABC):
     """Every method raises Unavailable for temporary trouble; cancelled, it may be done or not."""
 
     is_shared: ClassVar[bool] = True
@@ -34,9 +34,9 @@ class Board(ABC):
         """Return what a name holds; None where it holds nothing any more."""
 
     @abstractmethod
-    async def seats(self, wanted: Sequence[Seat], seconds: float) -> list[bool]:
+    async def acquire_slots(self, slots: Sequence[QuotaSlot], seconds: float) -> list[bool]:
         """Take or keep seats, in order, and return which of them are had."""
 
     @abstractmethod
-    async def leave(self, seats: Sequence[Seat]) -> None:
+    async def release_slots(self, slots: Sequence[QuotaSlot]) -> None:
         """Give seats back."""

@@ -2,12 +2,12 @@
 
 import argparse
 
-from gateway.config.diff import Change, differences
+from gateway.config.diff import ConfigChange, diff_configs
 from gateway.config.loader.load import load
-from gateway.config.model.paths import folder_of
-from gateway.core.text import safe
+from gateway.config.model.paths import config_folder
+from gateway.core.sanitize import escape_unprintable
 
-NEEDS_RESTART = 3
+EXIT_NEEDS_RESTART = 3
 """The exit status for a change that a reload refuses."""
 
 EPILOG = """exit status:
@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a line for each difference, and return the exit status. Raises StartupError."""
     # The new one is to take the old one's place, so both name the same file by the same relative path.
-    changes = differences(load(options.old), load(options.new, paths=folder_of(options.old)))
+    changes = diff_configs(load(options.old), load(options.new, paths_folder=config_folder(options.old)))
     for change in changes:
-        print(safe(str(change)))
-    print(safe(_summary(options.new, changes)))
-    return NEEDS_RESTART if any(change.needs_restart for change in changes) else 0
+        print(escape_unprintable(str(change)))
+    print(escape_unprintable(_summary(options.new, changes)))
+    return EXIT_NEEDS_RESTART if any(change.needs_restart for change in changes) else 0
 
 
-def _summary(file: str, changes: list[Change]) -> str:
+def _summary(file: str, changes: list[ConfigChange]) -> str:
     if not changes:
         return f"{file}: nothing differs"
     count = "1 change" if len(changes) == 1 else f"{len(changes)} changes"

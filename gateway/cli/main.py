@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
 from gateway.core.errors import StartupError
-from gateway.core.text import safe_lines
+from gateway.core.sanitize import escape_unprintable_lines
 
 if TYPE_CHECKING:
-    from gateway.config.loader.parts import Part
+    from gateway.config.loader.partial import PartialConfig
 
 DEFAULT_CONFIG = "config/gateway.yaml"
 
@@ -36,7 +36,7 @@ A module is imported when its command is used: all of them together take most of
 second argument: a function that loads the parts of the configuration that it names.
 """
 
-TAKES_CONFIG = frozenset({"run", "check", "tail", "publish", "token"})
+HAS_CONFIG_OPTION = frozenset({"run", "check", "tail", "publish", "token"})
 LOADS_CONFIG = frozenset({"tail", "publish", "token"})
 
 
@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 well, 1 configuration or start failed, 2 usage."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        with _ended_by_signals() if list(given[:1]) == ["run"] else nullcontext():
-            options = parser().parse_args(given)
+        with _exit_on_signals() if list(given[:1]) == ["run"] else nullcontext():
+            options = build_parser().parse_args(given)
             status: int = options.command(options)
     except StartupError as error:
-        print(safe_lines(error.message), file=sys.stderr)
+        print(escape_unprintable_lines(error.message), file=sys.stderr)
         return 1
     except BrokenPipeError:  # sse-gateway schema | head
         sys.stderr.close()
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _exit_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGINT end `run` with status 0 while its modules and its file are still being read.
 
     Once it runs, it has handlers of its own. As process 1 of a container it would not even be ended: the
@@ -81,12 +81,12 @@ class CommandParser(argparse.ArgumentParser):
     command: str | None = None
     _is_parsing = False
 
-    def complete(self) -> None:
+    def load_options(self) -> None:
         """Import the command's module and add its options; harmless when repeated."""
         if self.command is None:
             return
         module = import_module(COMMANDS[self.command][0])
-        if self.command in TAKES_CONFIG:
+        if self.command in HAS_CONFIG_OPTION:
             self.add_argument(
                 "--config",
                 metavar="FILE",
@@ -95,14 +95,14 @@ class CommandParser(argparse.ArgumentParser):
             )
         module.add_arguments(self)
         self.epilog, self.formatter_class = module.EPILOG, argparse.RawDescriptionHelpFormatter
-        run = partial(_with_config, module.run) if self.command in LOADS_CONFIG else module.run
+        run = partial(_run_with_config, module.run) if self.command in LOADS_CONFIG else module.run
         self.set_defaults(command=run)
         self.command = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._is_parsing:
             return super().parse_known_args(args, namespace)
-        self.complete()
+        self.load_options()
         self._is_parsing = True
         try:
             return self.parse_known_intermixed_args(args, namespace)
@@ -110,7 +110,7 @@ class CommandParser(argparse.ArgumentParser):
             self._is_parsing = False
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; `options.command` runs the one that was given."""
     parser = argparse.ArgumentParser(
         prog="sse-gateway", description="Events from Redis and webhooks to browsers, over Server-Sent Events."
@@ -124,17 +124,19 @@ def parser() -> argparse.ArgumentParser:
 
 def command_parsers() -> dict[str, CommandParser]:
     """Return the parser of each command, with all of its options."""
-    (named,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (named,) = (
+        action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
     parsers: dict[str, CommandParser] = dict(named.choices)
     for each in parsers.values():
-        each.complete()
+        each.load_options()
     return parsers
 
 
-def _with_config(
-    run: Callable[[argparse.Namespace, "Callable[..., Part]"], int], options: argparse.Namespace
+def _run_with_config(
+    command: Callable[[argparse.Namespace, "Callable[..., PartialConfig]"], int], options: argparse.Namespace
 ) -> int:
     """Run a command that may need parts of the configuration, or have all it needs on its command line."""
-    from gateway.config.loader.parts import load_part  # noqa: PLC0415 -- a command's import
+    from gateway.config.loader.partial import load_sections  # noqa: PLC0415 -- a command's import
 
-    return run(options, cache(partial(load_part, options.config)))
+    return command(options, cache(partial(load_sections, options.config)))

@@ -4,14 +4,14 @@ import argparse
 import os
 from functools import partial
 
-from gateway.cli.check.local import faults
+from gateway.cli.check.local_checks import find_local_issues
 from gateway.config.model.config import MAX_WORKERS, Config
-from gateway.config.model.sources import Webhook
-from gateway.config.model.units import UnixPath
-from gateway.config.validation.warnings import tell
-from gateway.core.text import safe_lines
-from gateway.observability.background import Background
+from gateway.config.model.sources import WebhookConfig
+from gateway.config.model.value_types import UnixSocketPath
+from gateway.config.validation.warnings import log_warnings
+from gateway.core.sanitize import escape_unprintable_lines
 from gateway.observability.metrics import Metrics
+from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.server import runtime
 from gateway.server.daemon import Daemon
 from gateway.server.reload import ConfigFile
@@ -30,47 +30,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve, and return the exit status. Raises StartupError where it cannot start."""
-    file = ConfigFile(options.config, faults)
+    file = ConfigFile(options.config, find_local_issues)
     config = file.load()
     metrics = Metrics()
-    workers = _cores() if config.server.workers == "auto" else config.server.workers
+    workers = _usable_cores() if config.server.workers == "auto" else config.server.workers
     main = _serve_one if workers == 1 else partial(_serve_many, workers)
-    return runtime.run(
+    return runtime.run_process(
         partial(main, file, config, metrics, options.hints),
         config.log,
-        metrics.log_dropped.inc,
-        background=Background(metrics.background_failed),
+        metrics.log_lines_dropped.inc,
+        background=TaskSupervisor(metrics.count_background_failure),
     )
 
 
-def _cores() -> int:
+def _usable_cores() -> int:
     """Return on how many cores this process may run."""
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
 
 
 async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
-    tell(file.warnings)
+    log_warnings(file.warnings)
     daemon = Daemon(config, metrics, file=file)
     if hints:
-        daemon.on_listening = lambda: print(_hints(config, daemon.public.port, daemon.admin.port), flush=True)
+        daemon.on_listening = lambda: print(
+            _format_hints(config, daemon.public_listener.port, daemon.admin_listener.port), flush=True
+        )
     return await daemon.run()
 
 
 async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
-    tell(file.warnings)
+    log_warnings(file.warnings)
     parent = Parent(config, workers, metrics, file)
     if hints:
-        parent.on_listening = lambda: print(_hints(config, parent.port, parent.admin.port), flush=True)
+        parent.on_listening = lambda: print(
+            _format_hints(config, parent.port, parent.admin_listener.port), flush=True
+        )
     return await parent.run()
 
 
-def _hints(config: Config, port: int, admin: int) -> str:
+def _format_hints(config: Config, port: int, admin: int) -> str:
     """Return the URLs, and a line that shows an event arrive if the configuration has an open webhook."""
     server, curl = config.server, "curl"
     base, console = server.public_url(port), server.admin_url(admin)
-    if server.listen.tcp is None:
+    if server.listen.first_tcp is None:
         curl, base = f"curl --unix-socket {str(server.listen[0])[5:]}", f"http://localhost{server.base_path}"
-    if isinstance(server.admin, UnixPath):
+    if isinstance(server.admin, UnixSocketPath):
         console += ":"  # as nginx writes a path on such a socket
     lines = [
         "",
@@ -83,7 +87,7 @@ def _hints(config: Config, port: int, admin: int) -> str:
         for route in spec.from_:
             source = config.sources[route.source]
             if (
-                isinstance(source, Webhook)
+                isinstance(source, WebhookConfig)
                 and source.verify.none
                 and spec.access == "public"
                 and "{" not in route.topic
@@ -91,7 +95,7 @@ def _hints(config: Config, port: int, admin: int) -> str:
                 topic = route.topic.replace("*", "created").replace("?", "x")
                 post = f"{curl} -sd '{{\"hello\":\"world\"}}' '{base}/hooks/{route.source}?topic={topic}'"
                 show = f"{curl} -sN --max-time 1 '{base}/events/{channel}?last=1'"
-                return safe_lines(
+                return escape_unprintable_lines(
                     "\n".join([*lines, "", "  See an event arrive:", "", f"  {post}; {show}", ""])
                 )
-    return safe_lines("\n".join([*lines, ""]))
+    return escape_unprintable_lines("\n".join([*lines, ""]))

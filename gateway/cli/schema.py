@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from gateway.config.schema import json_schema
+from gateway.config.schema import config_json_schema
 
 EPILOG = """exit status:
   0  printed"""
@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the schema, and return 0."""
-    print(json.dumps(json_schema(), indent=2))
+    print(json.dumps(config_json_schema(), indent=2))
     return 0

@@ -8,40 +8,48 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from gateway.cli.terminal.endpoint import Door, add_token, add_url, count, duration, open_door, token_of
-from gateway.cli.terminal.follower import Away, Follower, Refused
+from gateway.cli.terminal.endpoint import (
+    Endpoint,
+    add_endpoint_options,
+    add_token_options,
+    parse_count,
+    parse_positive_duration,
+    read_token,
+    resolve_endpoint,
+)
+from gateway.cli.terminal.follower import Disconnect, StreamFollower, StreamRefused
 from gateway.cli.terminal.lines import (
     CLOSE,
     GAP,
     HEARTBEAT,
     OPEN,
     Colour,
-    Paint,
-    Style,
-    control_line,
+    LineFormat,
+    Painter,
+    control_data,
+    control_event_line,
+    control_json,
+    describe_gap,
     event_line,
-    gap_words,
-    is_coloured,
-    is_own,
-    own_line,
-    told,
+    is_control_event,
+    should_use_colour,
 )
-from gateway.config.loader.parts import HEARTBEATS, Part
+from gateway.config.loader.partial import HEARTBEAT_KEYS, PartialConfig
 from gateway.config.model.config import Config
 from gateway.core.errors import StartupError
-from gateway.core.sse_parser import Message
-from gateway.core.text import safe
+from gateway.core.sanitize import escape_unprintable
+from gateway.core.sse_parser import SseMessage
 
-IDLE = 60.0
+DEFAULT_IDLE_SECONDS = 60.0
 """Seconds without a byte after which a stream counts as dead, where the heartbeat is not known."""
 
-BEATS = 2.5
+IDLE_HEARTBEATS = 2.5
 """After how many missing heartbeats it does, where it is."""
 
-SHORTEST_IDLE = 5.0
+MIN_IDLE_SECONDS = 5.0
 """Seconds below which that is not taken: a slow network is no dead one."""
 
-REFUSED, TIMED_OUT, INTERRUPTED, BROKEN_PIPE = 1, 3, 130, 141
+EXIT_REFUSED, EXIT_TIMED_OUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 3, 130, 141
 
 EPILOG = """exit status:
   0    --count events came, or --timeout ended a tail without --count, or the gateway said not to come back
@@ -54,9 +62,9 @@ EPILOG = """exit status:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command's parser."""
-    parser.add_argument("channels", metavar="CHANNEL", nargs="+", type=_channel, help="orders, user.42")
-    add_url(parser)
-    add_token(parser)
+    parser.add_argument("channels", metavar="CHANNEL", nargs="+", type=_channel_name, help="orders, user.42")
+    add_endpoint_options(parser)
+    add_token_options(parser)
     parser.add_argument("--types", metavar="A,B", help="only events of these types")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--last", metavar="N", help="begin with the last N events")
@@ -75,14 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one JSON object on a line for each event; kind says event, open, gap, close or away",
     )
-    parser.add_argument("--count", metavar="N", type=count, help="end after so many events")
-    parser.add_argument("--timeout", metavar="DURATION", type=duration, help="end after so long: 30s")
+    parser.add_argument("--count", metavar="N", type=parse_count, help="end after so many events")
+    parser.add_argument(
+        "--timeout", metavar="DURATION", type=parse_positive_duration, help="end after so long: 30s"
+    )
     parser.add_argument(
         "--idle",
         metavar="DURATION",
-        type=duration,
-        help=f"no byte for so long and the stream is opened anew; default {IDLE:g}s with --url, else"
-        f" {BEATS:g} heartbeats of the configuration",
+        type=parse_positive_duration,
+        help=f"no byte for so long and the stream is opened anew; default {DEFAULT_IDLE_SECONDS:g}s with --url, else"
+        f" {IDLE_HEARTBEATS:g} heartbeats of the configuration",
     )
     parser.add_argument(
         "--color", choices=("auto", "always", "never"), default="auto",
@@ -90,35 +100,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(options: argparse.Namespace, config: Callable[..., Part]) -> int:
+def run(options: argparse.Namespace, load_sections: Callable[..., PartialConfig]) -> int:
     """Follow, and return the exit status. Raises StartupError where it cannot begin."""
-    door = open_door(options, config, token=token_of(options))
-    idle = options.idle or (IDLE if options.url else _silence(config(HEARTBEATS).config))
-    view = _View(options)
+    door = resolve_endpoint(options, load_sections, token=read_token(options))
+    idle = options.idle or (
+        DEFAULT_IDLE_SECONDS if options.url else _idle_seconds(load_sections(HEARTBEAT_KEYS).config)
+    )
+    view = _Printer(options)
     try:
         return asyncio.run(_follow(options, door, idle, view))
     except KeyboardInterrupt:
-        return INTERRUPTED
-    except _NoOutput as error:
+        return EXIT_INTERRUPTED
+    except _OutputClosed as error:
         # The interpreter would flush what is left at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.is_pipe:
-            return BROKEN_PIPE
+            return EXIT_BROKEN_PIPE
         raise StartupError(f"cannot write: {error}") from None
-    except Refused as error:
-        view.refused(error)
-        return REFUSED
+    except StreamRefused as error:
+        view.print_refusal(error)
+        return EXIT_REFUSED
 
 
-def _silence(config: Config) -> float:
-    return max(BEATS * config.timeouts.heartbeat, SHORTEST_IDLE)
+def _idle_seconds(config: Config) -> float:
+    return max(IDLE_HEARTBEATS * config.timeouts.heartbeat, MIN_IDLE_SECONDS)
 
 
-class _Enough(Exception):
+class _CountReached(Exception):
     """As many events as were asked for."""
 
 
-class _NoOutput(Exception):
+class _OutputClosed(Exception):
     """Standard output takes nothing more. An OSError would pass for one of the connection."""
 
     def __init__(self, error: OSError) -> None:
@@ -126,78 +138,90 @@ class _NoOutput(Exception):
         self.is_pipe = isinstance(error, BrokenPipeError)
 
 
-class _View:
+class _Printer:
     """Prints: events to standard output, all else to standard error; with --json that to both."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._style: Style = "json" if options.json else options.format
-        self._left: int | None = options.count
-        self._paint, self._alarm = (
-            Paint(is_coloured(options.color, is_terminal=file.isatty(), environ=os.environ))
+        self._style: LineFormat = "json" if options.json else options.format
+        self._remaining_count: int | None = options.count
+        self._paint, self._paint_error = (
+            Painter(should_use_colour(options.color, is_terminal=file.isatty(), environ=os.environ))
             for file in (sys.stdout, sys.stderr)
         )
 
-    def message(self, message: Message) -> None:
+    def print_message(self, message: SseMessage) -> None:
         """Show one message. Raises _Enough after the last one that was asked for, _NoOutput."""
-        if is_own(message):
-            self._own(message)
+        if is_control_event(message):
+            self._print_control_event(message)
             return
-        self._print(event_line(message, self._style, self._paint))
-        if self._left is not None:
-            self._left -= 1
-            if not self._left:
-                raise _Enough
+        self._print_line(event_line(message, self._style, self._paint))
+        if self._remaining_count is not None:
+            self._remaining_count -= 1
+            if not self._remaining_count:
+                raise _CountReached
 
-    def away(self, away: Away) -> None:
+    def print_disconnect(self, disconnect: Disconnect) -> None:
         """Say that there is no stream just now. Raises _NoOutput."""
         if self._style == "json":
-            self._print(control_line("away", why=away.why, retry_in=round(away.seconds, 1)))
-        self._say("yellow", f"{away.why}; again in {away.seconds:.1f} s")
+            self._print_line(
+                control_json("away", why=disconnect.reason, retry_in=round(disconnect.retry_seconds, 1))
+            )
+        self._print_note("yellow", f"{disconnect.reason}; again in {disconnect.retry_seconds:.1f} s")
 
-    def refused(self, error: Refused) -> None:
+    def print_refusal(self, error: StreamRefused) -> None:
         """Say why there will be none."""
-        self._say("red", error.message)
-        if error.mend:
-            self._say("yellow", f"-> {error.mend}")
+        self._print_note("red", error.message)
+        if error.fix:
+            self._print_note("yellow", f"-> {error.fix}")
 
-    def _own(self, message: Message) -> None:
+    def _print_control_event(self, message: SseMessage) -> None:
         if self._style == "json" and message.type != HEARTBEAT:
-            self._print(own_line(message))
+            self._print_line(control_event_line(message))
         if message.type == GAP:
-            self._say("red", gap_words(message))
+            self._print_note("red", describe_gap(message))
         elif message.type == OPEN:
             said = {"complete": "open again, nothing was missed", "gap": "open again, something was missed"}
-            self._say("dim", said.get(str(told(message).get("resume")), "open"))
-        elif message.type == CLOSE and told(message).get("reconnect") is False:
-            self._say("red", f"closed for good: {safe(str(told(message).get('reason')))}")
+            self._print_note("dim", said.get(str(control_data(message).get("resume")), "open"))
+        elif message.type == CLOSE and control_data(message).get("reconnect") is False:
+            self._print_note(
+                "red", f"closed for good: {escape_unprintable(str(control_data(message).get('reason')))}"
+            )
 
-    def _print(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         try:
             print(text, flush=True)
         except OSError as error:
-            raise _NoOutput(error) from None
+            raise _OutputClosed(error) from None
 
-    def _say(self, colour: Colour, text: str) -> None:
+    def _print_note(self, colour: Colour, text: str) -> None:
         with suppress(OSError):
-            print(self._alarm(colour, f"-- {text}"), file=sys.stderr, flush=True)
+            print(self._paint_error(colour, f"-- {text}"), file=sys.stderr, flush=True)
 
 
-async def _follow(options: argparse.Namespace, door: Door, idle: float, view: _View) -> int:
-    follower = Follower(door, _query(options), idle=idle, on_message=view.message, on_away=view.away)
+async def _follow(
+    options: argparse.Namespace, endpoint: Endpoint, idle_seconds: float, printer: _Printer
+) -> int:
+    follower = StreamFollower(
+        endpoint,
+        _query(options),
+        idle_seconds=idle_seconds,
+        on_message=printer.print_message,
+        on_disconnect=printer.print_disconnect,
+    )
     own = asyncio.current_task()
     assert own is not None
     following = asyncio.create_task(follower.run(), name="follow")
     try:
         async with asyncio.timeout(options.timeout):
-            with _reader_watched(following):
+            with _cancel_when_reader_closes(following):
                 await following
     except TimeoutError:
-        return TIMED_OUT if options.count else 0
-    except _Enough:
+        return EXIT_TIMED_OUT if options.count else 0
+    except _CountReached:
         return 0
     except asyncio.CancelledError:
         if not own.cancelling():
-            raise _NoOutput(BrokenPipeError()) from None
+            raise _OutputClosed(BrokenPipeError()) from None
         raise
     finally:
         following.cancel()
@@ -213,7 +237,7 @@ def _query(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _reader_watched(following: "asyncio.Task[None]") -> Iterator[None]:
+def _cancel_when_reader_closes(following: "asyncio.Task[None]") -> Iterator[None]:
     """Cancel a task when the reader of a pipe goes: the next event, which would tell, may be hours away."""
     loop, file = asyncio.get_running_loop(), sys.stdout.fileno()
     if not stat.S_ISFIFO(os.fstat(file).st_mode):
@@ -226,7 +250,7 @@ def _reader_watched(following: "asyncio.Task[None]") -> Iterator[None]:
         loop.remove_reader(file)
 
 
-def _channel(text: str) -> str:
+def _channel_name(text: str) -> str:
     if "://" in text:
         raise argparse.ArgumentTypeError("name a channel here, and the gateway by --url")
     return text

@@ -14,23 +14,25 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from gateway.auth.grant import Grant
-from gateway.auth.jwt import Issuer, Tokens
-from gateway.auth.keys import fits, read_pem
-from gateway.auth.rules import CHANNELS, authorize
-from gateway.cli.terminal.endpoint import duration
-from gateway.config.catalog import Catalog, Declared
-from gateway.config.loader.faults import nearest
-from gateway.config.loader.parts import TOKENS, Part
-from gateway.config.model.auth import Jwt
-from gateway.config.model.config import ClaimsAccess, Config
-from gateway.config.template import fill
+from gateway.auth.jwt import Issuer, TokenVerifier
+from gateway.auth.keys import is_key_for, read_pem
+from gateway.auth.rules import CHANNELS_CLAIM, authorize
+from gateway.cli.terminal.endpoint import parse_positive_duration
+from gateway.config.channel_catalog import ChannelCatalog, DeclaredChannel
+from gateway.config.loader.issues import suggest_nearest
+from gateway.config.loader.partial import TOKEN_KEYS, PartialConfig
+from gateway.config.model.auth import JwtConfig
+from gateway.config.model.config import ClaimsAccessConfig, Config
+from gateway.config.template import fill_fields
 from gateway.core.errors import Forbidden, GatewayError, NotFound, StartupError, Unauthorized
-from gateway.core.text import safe, shown
+from gateway.core.sanitize import escape_unprintable, redact_url
 
 # Which claims open which channels, and the other way round. Pure.
 
 
-def wanted(catalog: Catalog, channels: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+def required_claims(
+    catalog: ChannelCatalog, channels: Iterable[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the claims that open all of these channels, on top of those that are ``given``.
 
     Raises NotFound for a name that no channel has, Forbidden where no token opens it.
@@ -39,51 +41,53 @@ def wanted(catalog: Catalog, channels: Iterable[str], given: Mapping[str, Any]) 
     for name in channels:
         match = catalog.resolve(name)
         if match is None and "*" not in name:
-            raise NotFound(f"no channel is called {name!r}; {nearest(name, catalog.declared)}")
-        access = "token" if match is None else match.declared.spec.access
+            raise NotFound(f"no channel is called {name!r}; {suggest_nearest(name, catalog.declared)}")
+        access = "token" if match is None else match.declared.config.access
         if access == "forward":
             raise Forbidden(f"{name} has access: forward, so auth.forward.url decides, and no token alone")
-        if match is not None and isinstance(access, ClaimsAccess):
+        if match is not None and isinstance(access, ClaimsAccessConfig):
             for claim, rule in access.claims.items():
-                _set(claims, claim, fill(rule, match.fields), name)
+                _set_claim(claims, claim, fill_fields(rule, match.fields), name)
         elif access == "token":
-            listed = claims.get(CHANNELS, [])
+            listed = claims.get(CHANNELS_CLAIM, [])
             listed = [listed] if isinstance(listed, str) else list(listed) if isinstance(listed, list) else []
-            claims[CHANNELS] = [*listed, *([] if name in listed else [name])]
+            claims[CHANNELS_CLAIM] = [*listed, *([] if name in listed else [name])]
     return claims
 
 
-def _set(claims: dict[str, Any], claim: str, value: str, name: str) -> None:
+def _set_claim(claims: dict[str, Any], claim: str, value: str, name: str) -> None:
     have = claims.setdefault(claim, value)
     values = have if isinstance(have, list) else [have]
     if value not in map(str, values):
         raise Forbidden(f"{name} wants the claim {claim} to be {value!r}, and it is {have!r} already")
 
 
-def opened(catalog: Catalog, grant: Grant, asked: Sequence[str]) -> list[tuple[str, bool, str]]:
+def channel_access(
+    catalog: ChannelCatalog, grant: Grant, requested: Sequence[str]
+) -> list[tuple[str, bool, str]]:
     """Return for each channel its name, whether a reader with that grant may have it, and what its rule says.
 
     Those that were asked for come first; of templates only instances can be told, so they say their rule.
     """
     rows = []
-    for name in asked:
+    for name in requested:
         match = catalog.resolve(name)
         if match is not None:
             try:
                 authorize([match], grant)
-                rows.append((name, True, rule(match.declared)))
+                rows.append((name, True, describe_access(match.declared)))
             except (Forbidden, Unauthorized) as error:
                 rows.append((name, False, error.message))
     for declared in catalog.declared.values():
         match = catalog.resolve(declared.name)
-        if match is None or declared.name in asked:
+        if match is None or declared.name in requested:
             continue
-        if _is_open(match, grant):
-            rows.append((declared.name, True, rule(declared)))
+        if _is_granted(match, grant):
+            rows.append((declared.name, True, describe_access(declared)))
     return rows
 
 
-def _is_open(match: Any, grant: Grant) -> bool:
+def _is_granted(match: Any, grant: Grant) -> bool:
     try:
         authorize([match], grant)
     except GatewayError:
@@ -91,10 +95,10 @@ def _is_open(match: Any, grant: Grant) -> bool:
     return True
 
 
-def rule(declared: Declared) -> str:
+def describe_access(declared: DeclaredChannel) -> str:
     """Return a channel's ``access`` in words."""
-    access = declared.spec.access
-    if isinstance(access, ClaimsAccess):
+    access = declared.config.access
+    if isinstance(access, ClaimsAccessConfig):
         return "claims " + ", ".join(f"{claim} = {value}" for claim, value in access.claims.items())
     words = {
         "public": "public",
@@ -104,8 +108,8 @@ def rule(declared: Declared) -> str:
     return words[access]
 
 
-HOUR = 3600.0
-SET_HERE = frozenset({"exp", "iat"})
+DEFAULT_LIFETIME_SECONDS = 3600.0
+COMPUTED_CLAIMS = frozenset({"exp", "iat"})
 """Claims that have options of their own."""
 
 EPILOG = """exit status:
@@ -113,25 +117,29 @@ EPILOG = """exit status:
   1    it cannot be signed, or would not open what --channels asks for; or a bad configuration
   2    wrong usage"""
 
-_TEXTS = frozenset({"sub", "iss"})
+_TEXT_CLAIMS = frozenset({"sub", "iss"})
 """Claims that RFC 7519 wants as text: 42 would be a number."""
 
-_CLAIM = re.compile(r"([^=\s]+)=(.*)", re.DOTALL)
+_CLAIM_OPTION = re.compile(r"([^=\s]+)=(.*)", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command's parser."""
     parser.add_argument("--subject", metavar="NAME", help="the claim sub: whom the token names")
     parser.add_argument(
-        "--channels", metavar="A,B", type=_names, default=[],
+        "--channels", metavar="A,B", type=_split_names, default=[],
         help="what it must open: names, instances (user.42), globs (room.*); sets the claims they need",
     )  # fmt: skip
     parser.add_argument(
-        "--claim", metavar="NAME=VALUE", type=_claim, action="append", default=[],
+        "--claim", metavar="NAME=VALUE", type=_parse_claim, action="append", default=[],
         help="another claim; a value that is JSON is taken as such: 'roles=[\"admin\"]'",
     )  # fmt: skip
     parser.add_argument(
-        "--expires", metavar="DURATION", type=duration, default=HOUR, help="how long it holds; default 1h"
+        "--expires",
+        metavar="DURATION",
+        type=parse_positive_duration,
+        default=DEFAULT_LIFETIME_SECONDS,
+        help="how long it holds; default 1h",
     )
     parser.add_argument("--issuer", metavar="NAME", help="which issuer of auth.jwt, where there are several")
     parser.add_argument(
@@ -140,27 +148,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kid", metavar="ID", help="the key's id, for issuers that publish several")
 
 
-def run(options: argparse.Namespace, config: Callable[..., Part]) -> int:
+def run(options: argparse.Namespace, load_sections: Callable[..., PartialConfig]) -> int:
     """Print a token and return the exit status. Raises StartupError where there can be none."""
-    loaded = config(*TOKENS).config
+    loaded = load_sections(*TOKEN_KEYS).config
     try:
-        issuer = _issuer(loaded, options.issuer)
-        claims = _claims(options, issuer, Catalog(loaded.channels))
-        algorithm, key = _key(issuer, options.key)
+        issuer = _select_issuer(loaded, options.issuer)
+        claims = _build_claims(options, issuer, ChannelCatalog(loaded.channels))
+        algorithm, key = _signing_key(issuer, options.key)
         headers = {"kid": options.kid} if options.kid else None
         token = jwt.encode(claims, key, algorithm, headers)
-        verified = _verified(loaded, issuer, token)
+        verified = _verify(loaded, issuer, token)
     except StartupError:
         raise
     except GatewayError as error:
         raise StartupError(f"no token: {error.message}") from None
-    explanation = _explained(options, loaded, issuer, claims, algorithm, verified)
+    explanation = _explain(options, loaded, issuer, claims, algorithm, verified)
     print(explanation, file=sys.stderr, flush=True)
     print(token, flush=True)
     return 0
 
 
-def _issuer(config: Config, name: str | None) -> Jwt:
+def _select_issuer(config: Config, name: str | None) -> JwtConfig:
     issuers = config.auth.jwt if config.auth is not None else None
     if not issuers:
         raise StartupError("the configuration has no auth.jwt, so no token opens anything")
@@ -171,7 +179,7 @@ def _issuer(config: Config, name: str | None) -> Jwt:
     raise StartupError(f"--issuer {name!r} is none of auth.jwt: {known}")
 
 
-def _claims(options: argparse.Namespace, issuer: Jwt, catalog: Catalog) -> dict[str, Any]:
+def _build_claims(options: argparse.Namespace, issuer: JwtConfig, catalog: ChannelCatalog) -> dict[str, Any]:
     if options.expires > issuer.max_lifetime:
         raise StartupError(
             f"--expires is longer than auth.jwt.max_lifetime, {issuer.max_lifetime:g} s: it would be refused"
@@ -184,20 +192,20 @@ def _claims(options: argparse.Namespace, issuer: Jwt, catalog: Catalog) -> dict[
     if options.subject is not None:
         given["sub"] = options.subject
     now = int(time.time())
-    return wanted(catalog, options.channels, given | dict(options.claim)) | {
+    return required_claims(catalog, options.channels, given | dict(options.claim)) | {
         "iat": now,
         "exp": now + max(1, round(options.expires)),
     }
 
 
-def _key(issuer: Jwt, file: str | None) -> tuple[str, Any]:
+def _signing_key(issuer: JwtConfig, file: str | None) -> tuple[str, Any]:
     """Return an algorithm of the issuer's, and the key to sign with."""
     if issuer.secret is not None:
         if file is not None:
             raise StartupError(f"{', '.join(issuer.algorithms)} signs with auth.jwt.secret: leave out --key")
         return issuer.algorithms[0], issuer.secret.get_secret_value()
     if file is None:
-        raise StartupError(_only_the_issuer(issuer))
+        raise StartupError(_private_key_hint(issuer))
     try:
         key: Any = load_pem_private_key(Path(file).read_bytes(), None)
     except OSError as error:
@@ -207,22 +215,22 @@ def _key(issuer: Jwt, file: str | None) -> tuple[str, Any]:
     except (ValueError, UnsupportedAlgorithm):
         raise StartupError(f"--key {file} holds no PEM private key") from None
     for algorithm in issuer.algorithms:
-        if hasattr(key, "public_key") and fits(key.public_key(), algorithm):
+        if hasattr(key, "public_key") and is_key_for(key.public_key(), algorithm):
             return algorithm, key
     raise StartupError(f"--key {file} is no key for {', '.join(issuer.algorithms)}")
 
 
-def _only_the_issuer(issuer: Jwt) -> str:
+def _private_key_hint(issuer: JwtConfig) -> str:
     whose = f"the issuer {issuer.issuer} has" if issuer.issuer else "the issuer has"
     if issuer.jwks_url is not None:
         return (
-            f"only {whose} the private key: the gateway has public ones, from {shown(issuer.jwks_url)}"
+            f"only {whose} the private key: the gateway has public ones, from {redact_url(issuer.jwks_url)}"
             "; ask it for a token, or say --key with the private key (and --kid) where it is one of yours"
         )
     return f"only {whose} the private key to {issuer.public_key_file}: say --key with it"
 
 
-def _verified(config: Config, issuer: Jwt, token: str) -> Grant | None:
+def _verify(config: Config, issuer: JwtConfig, token: str) -> Grant | None:
     """Return what the gateway makes of the token; None where its key is fetched from the issuer."""
     if issuer.jwks_url is not None:
         return None
@@ -232,28 +240,30 @@ def _verified(config: Config, issuer: Jwt, token: str) -> Grant | None:
         key = read_pem(str(issuer.public_key_file), issuer.algorithms)
     claims = jwt.decode(token, options={"verify_signature": False})
     try:
-        return Tokens([Issuer(issuer, key)], claims).at_once(token)
+        return TokenVerifier([Issuer(issuer, key)], claims).try_cached(token)
     except GatewayError as error:
         raise StartupError(f"no token: the gateway would refuse it: {error.message}") from None
 
 
-def _explained(
+def _explain(
     options: argparse.Namespace,
     config: Config,
-    issuer: Jwt,
+    issuer: JwtConfig,
     claims: dict[str, Any],
     algorithm: str,
     grant: Grant | None,
 ) -> str:
     ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(claims["exp"]))
-    told = {name: value for name, value in claims.items() if name not in SET_HERE}
+    told = {name: value for name, value in claims.items() if name not in COMPUTED_CLAIMS}
     lines = [
-        f"signed with {algorithm}, good until {ends}: {safe(json.dumps(told, ensure_ascii=False))}",
+        f"signed with {algorithm}, good until {ends}: {escape_unprintable(json.dumps(told, ensure_ascii=False))}",
     ]
     if grant is None:
-        lines.append(f"not verified: the keys of {shown(issuer.jwks_url or '')} are the gateway's to fetch")
+        lines.append(
+            f"not verified: the keys of {redact_url(issuer.jwks_url or '')} are the gateway's to fetch"
+        )
         grant = Grant(subject=claims.get("sub"), claims=claims, expires=claims["exp"])
-    rows = opened(Catalog(config.channels), grant, options.channels)
+    rows = channel_access(ChannelCatalog(config.channels), grant, options.channels)
     shut = [(name, why) for name, is_open, why in rows if not is_open]
     if shut:
         raise StartupError("\n".join(f"no token: {name} stays shut: {why}" for name, why in shut))
@@ -264,17 +274,17 @@ def _explained(
     return "\n".join(lines)
 
 
-def _names(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _claim(text: str) -> tuple[str, Any]:
-    match = _CLAIM.fullmatch(text)
+def _parse_claim(text: str) -> tuple[str, Any]:
+    match = _CLAIM_OPTION.fullmatch(text)
     if match is None:
         raise argparse.ArgumentTypeError("must be name=value")
-    if match[1] in SET_HERE:
+    if match[1] in COMPUTED_CLAIMS:
         raise argparse.ArgumentTypeError(f"{match[1]} is set by --expires")
-    if match[1] in _TEXTS:
+    if match[1] in _TEXT_CLAIMS:
         return match[1], match[2]
     try:
         return match[1], json.loads(match[2])

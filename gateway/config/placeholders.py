@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.core.event import Record
 
-_PLACE = re.compile(r"\{([^{}]*)\}|([{}])|([^{}]+)")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}|([{}])|([^{}]+)")
 _NAME = re.compile(r"[a-z_]+(\.[A-Za-z0-9_.\-]+)?")
 _POINTER = re.compile(r"(/([^~/]|~[01])*)+")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -21,12 +21,12 @@ _string = msgspec.json.Decoder(str)
 class Expression:
     """One such text. Raises ValueError with a sentence that says what is wrong."""
 
-    __slots__ = ("_pieces", "names", "text")
+    __slots__ = ("_pieces", "placeholder_names", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._pieces: list[tuple[str, bool]] = []  # text, and whether it is a place
-        for place, brace, literal in _PLACE.findall(text):
+        for place, brace, literal in _PLACEHOLDER.findall(text):
             if brace:
                 raise ValueError(f"{brace!r} is not part of a place; a place is written {{name}}")
             if not literal and not (_NAME.fullmatch(place) or _POINTER.fullmatch(place)):
@@ -37,48 +37,52 @@ class Expression:
             self._pieces.append((literal, False) if literal else (place, True))
         if not text:
             raise ValueError("must not be empty")
-        self.names = tuple(place for place, is_place in self._pieces if is_place and place[0] != "/")
+        self.placeholder_names = tuple(
+            place for place, is_place in self._pieces if is_place and place[0] != "/"
+        )
 
-    def render(self, record: Record, *, own: bool = False) -> str | None:
+    def render(self, record: Record, *, exclude_shared: bool = False) -> str | None:
         """Return the text with its places filled, or None if one is not there.
 
         With ``own`` only from what this record does not share with others.
         """
         out = []
         for piece, is_place in self._pieces:
-            text = _find(piece, record, own) if is_place else piece
+            text = _placeholder_value(piece, record, exclude_shared) if is_place else piece
             if text is None:
                 return None
             out.append(text)
         return "".join(out)
 
-    def identity(self, record: Record, *, own: bool = False) -> str | None:
+    def render_unambiguous(self, record: Record, *, exclude_shared: bool = False) -> str | None:
         """Return the text of `render`, but different where any place holds something else.
 
         The text alone does not tell ``x-y`` and ``z`` in ``{a}-{b}`` from ``x`` and ``y-z``.
         """
-        found = [_find(place, record, own) for place, is_place in self._pieces if is_place]
+        found = [
+            _placeholder_value(place, record, exclude_shared) for place, is_place in self._pieces if is_place
+        ]
         texts = [text for text in found if text is not None]
         if len(texts) < len(found):
             return None
         if len(texts) == 1:
-            return self.render(record, own=own)
+            return self.render(record, exclude_shared=exclude_shared)
         return "\0".join([self.text, *(f"{len(text)}:{text}" for text in texts)])
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 
 
-def _find(place: str, record: Record, own: bool) -> str | None:
+def _placeholder_value(place: str, record: Record, own: bool) -> str | None:
     if place[0] == "/":
-        return pointed(record.payload, place)
+        return resolve_json_pointer(record.payload, place)
     if place == "topic":
         return record.topic
-    text = record.values.get(place)
-    return record.shared.get(place) if text is None and not own else text
+    text = record.placeholder_values.get(place)
+    return record.shared_values.get(place) if text is None and not own else text
 
 
-def pointed(payload: bytes, pointer: str) -> str | None:
+def resolve_json_pointer(payload: bytes, pointer: str) -> str | None:
     """Return the string, number or boolean at a JSON pointer; None where there is nothing of the kind.
 
     Only what lies on the way is decoded, and a number is the text that was sent, so long ids stay exact.
@@ -93,10 +97,10 @@ def pointed(payload: bytes, pointer: str) -> str | None:
                 raw = bytes(_object.decode(raw)[name])
     except (msgspec.MsgspecError, RecursionError, KeyError, IndexError, UnicodeDecodeError):
         return None
-    return scalar(raw)
+    return decode_json_scalar(raw)
 
 
-def scalar(raw: bytes) -> str | None:
+def decode_json_scalar(raw: bytes) -> str | None:
     """Return a JSON string, or a number or boolean as it was written; None for anything else."""
     raw = bytes(raw).strip()
     if raw[:1] == b'"':

@@ -10,17 +10,17 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-MAX_NAME = 255
+MAX_NAME_CHARS = 255
 """Longest channel name or topic that is matched, in characters."""
 
-MAX_FIELD = 128
+MAX_FIELD_CHARS = 128
 """Longest value of a field, in characters."""
 
 _LITERAL_CHARS = r"[A-Za-z0-9_.~:@\-]"
 _FIELD_CHARS = r"[ -)+-z|~\u00a1-\U0010ffff]"
 _PIECE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}|([{}])|([^{}]+)")
 _CHANNEL_LITERAL = re.compile(_LITERAL_CHARS + "+")
-_UNSEEN = re.compile(
+_INVISIBLE = re.compile(
     # Default_Ignorable_Code_Point (Unicode, DerivedCoreProperties) as far as Python calls it printable, the
     # blank of Braille, and what stands for bytes that were no text.
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufffd\U000e0000-\U000e0fff]"
@@ -34,11 +34,11 @@ class Template:
     Raises ValueError with a sentence that says what is wrong and what would be right.
     """
 
-    __slots__ = ("_regex", "_source", "fields", "is_exact", "text")
+    __slots__ = ("_redis_glob", "_regex", "fields", "is_exact", "text")
 
     def __init__(self, text: str, *, glob: bool = False) -> None:
-        if not text or len(text) > MAX_NAME:
-            raise ValueError(f"must have 1 to {MAX_NAME} characters")
+        if not text or len(text) > MAX_NAME_CHARS:
+            raise ValueError(f"must have 1 to {MAX_NAME_CHARS} characters")
         self.text = text
         regex: list[str] = []
         source: list[str] = []
@@ -56,7 +56,7 @@ class Template:
                 fields.append(field)
                 stop = pieces[position + 1][2][:1] if position + 1 < len(pieces) else ""
                 chars = f"(?!{re.escape(stop)}){_FIELD_CHARS}" if stop and stop not in "*?" else _FIELD_CHARS
-                regex.append(f"(?P<{field}>(?:{chars}){{1,{MAX_FIELD}}})")
+                regex.append(f"(?P<{field}>(?:{chars}){{1,{MAX_FIELD_CHARS}}})")
                 source.append("*")
             elif glob:
                 for char in literal:
@@ -73,19 +73,19 @@ class Template:
         self.fields = tuple(fields)
         self.is_exact = not fields and not wild
         self._regex = re.compile("".join(regex), re.DOTALL)
-        self._source = "".join(source)
+        self._redis_glob = "".join(source)
 
     @property
     def redis_pattern(self) -> str:
         """The glob that Redis's PSUBSCRIBE and SCAN understand, wide enough for every match."""
-        return self._source
+        return self._redis_glob
 
     @property
     def skeleton(self) -> str:
         """The text with its fields unnamed: two templates with one skeleton match the same names."""
         return _PIECE.sub(lambda m: "{}" if m[1] else m[0], self.text)
 
-    def may_share(self, other: "Template") -> bool:
+    def may_overlap(self, other: "Template") -> bool:
         """Tell whether a name may match both, as far as what stands before and behind all fields tells it."""
         ends = [(one.text.partition("{")[0], one.text.rpartition("}")[2]) for one in (self, other)]
         (first, last), (before, behind) = ends
@@ -95,25 +95,27 @@ class Template:
 
     def match(self, name: str) -> dict[str, str] | None:
         """Return the captured fields, or None where ``name`` does not match."""
-        if len(name) > MAX_NAME:
+        if len(name) > MAX_NAME_CHARS:
             return None
         match = self._regex.fullmatch(name)
-        if match is None or not (name.isascii() or all(why_not(text) is None for text in match.groups())):
+        if match is None or not (
+            name.isascii() or all(invalid_field_reason(text) is None for text in match.groups())
+        ):
             return None
         return match.groupdict()
 
     def render(self, fields: Mapping[str, str]) -> str:
         """Return the text with its fields filled in; each of them must be given."""
-        return fill(self.text, fields)
+        return fill_fields(self.text, fields)
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 
 
-def why_not(text: str) -> str | None:
+def invalid_field_reason(text: str) -> str | None:
     """Return why a text cannot be part of a channel's name, without quoting it; None where it can."""
     for position, char in enumerate(text, 1):
-        if not char.isprintable() or char in "*{}" or _UNSEEN.match(char):
+        if not char.isprintable() or char in "*{}" or _INVISIBLE.match(char):
             name = unicodedata.name(char, "")
             shown = f"U+{ord(char):04X}" + (f" ({name})" if name else "")
             return f"the character {shown} at position {position} is not allowed in a channel's name"
@@ -122,20 +124,20 @@ def why_not(text: str) -> str | None:
     return None
 
 
-def why_no_name(name: str) -> str | None:
+def invalid_channel_name_reason(name: str) -> str | None:
     """Return why a text can be no channel's name, without quoting it; None where it can."""
-    if len(name) > MAX_NAME:
-        return f"a channel's name has at most {MAX_NAME} characters"
+    if len(name) > MAX_NAME_CHARS:
+        return f"a channel's name has at most {MAX_NAME_CHARS} characters"
     if name[:1] == " " or name[-1:] == " ":
         return "a channel's name cannot begin or end with a blank"
-    return why_not(name)
+    return invalid_field_reason(name)
 
 
-def fill(text: str, fields: Mapping[str, str]) -> str:
+def fill_fields(text: str, fields: Mapping[str, str]) -> str:
     """Return a text with its ``{fields}`` replaced; each of them must be given."""
     return _PIECE.sub(lambda m: fields[m[1]] if m[1] else m[0], text)
 
 
-def fields_of(text: str) -> list[str]:
+def field_names(text: str) -> list[str]:
     """Return the names of all ``{fields}`` in a text that need not be a template."""
     return [field for field, _, _ in _PIECE.findall(text) if field]

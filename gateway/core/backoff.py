@@ -9,15 +9,15 @@ class Backoff:
     The jitter keeps many nodes that lost the same server from coming back in step.
     """
 
-    def __init__(self, base: float = 0.2, cap: float = 10.0) -> None:
-        self._base = base
-        self._cap = cap
+    def __init__(self, base_seconds: float = 0.2, cap_seconds: float = 10.0) -> None:
+        self._base_seconds = base_seconds
+        self._cap_seconds = cap_seconds
         self._attempt = 0
 
-    def next(self) -> float:
+    def next_delay(self) -> float:
         """Return how long to wait before the next try, in seconds."""
         # The exponent is bounded so that a source that is down for weeks cannot overflow it.
-        ceiling = min(self._cap, self._base * 2.0 ** min(self._attempt, 32))
+        ceiling = min(self._cap_seconds, self._base_seconds * 2.0 ** min(self._attempt, 32))
         self._attempt += 1
         return ceiling * random.uniform(0.5, 1.0)
 

@@ -77,7 +77,7 @@ class ExpectationFailed(GatewayError):
     code = "expectation_failed"
 
 
-class Rejected(GatewayError):
+class RecordRejected(GatewayError):
     """A record can never become an event; ``code`` is the reason that metrics count."""
 
     status = 422
@@ -88,17 +88,17 @@ class Rejected(GatewayError):
         self.status = status
 
 
-def not_utf8(what: str, byte: int | None = None) -> Rejected:
+def not_utf8_error(what: str, byte: int | None = None) -> RecordRejected:
     """Return the refusal of something that must be text."""
     where = "" if byte is None else f" (byte {byte})"
-    return Rejected(
+    return RecordRejected(
         f"{what} is not UTF-8{where}: the publisher must write text (Kafka: StringSerializer; Spring:"
         " StringRedisTemplate; Redisson: StringCodec)",
         code="not_utf8",
     )
 
 
-class KeyReused(Rejected):
+class IdempotencyKeyReused(RecordRejected):
     """A deduplication key that came with another content before; nothing of the batch was appended."""
 
     def __init__(self) -> None:
@@ -119,14 +119,14 @@ class Unavailable(GatewayError):
         self.retry_after = retry_after
 
 
-class Overload(GatewayError):
+class Overloaded(GatewayError):
     """No stream now, and one later: answered 200 with ``stream.close``, as a browser must come back."""
 
     status = 503
     code = "overloaded"
 
 
-class Draining(Overload):
+class Draining(Overloaded):
     """The node is shutting down."""
 
     code = "draining"
@@ -143,7 +143,7 @@ class TooManyRequests(GatewayError):
         self.retry_after = retry_after
 
 
-class Fenced(GatewayError):
+class StaleFencingToken(GatewayError):
     """The lease that an append was made under is another node's by now; nothing of it was appended."""
 
     code = "fenced"
@@ -161,9 +161,9 @@ class StartupError(GatewayError):
     code = "startup"
 
 
-_UNQUOTABLE = re.compile(r"[^ !#-\[\]-~]")
+_NOT_QUOTABLE_CHAR = re.compile(r"[^ !#-\[\]-~]")
 
 
-def bearer_error(error: str, description: str) -> str:
+def bearer_challenge(error: str, description: str) -> str:
     """Return the challenge of RFC 6750 §3 with its reason, without what may not be quoted there."""
-    return f'Bearer error="{error}", error_description="{_UNQUOTABLE.sub("_", description)}"'
+    return f'Bearer error="{error}", error_description="{_NOT_QUOTABLE_CHAR.sub("_", description)}"'

@@ -19,49 +19,49 @@ from typing import Literal
 
 import msgspec
 
-from gateway.core.event import GAP, Event, EventId
+from gateway.core.event import GAP_EVENT_TYPE, Event, EventId
 
-Format = Literal["envelope", "data", "message"]
+StreamFormat = Literal["envelope", "data", "message"]
 PayloadKind = Literal["json", "text", "envelope"]
 
-CONTENT_TYPE = "text/event-stream"
-HEARTBEAT = b":\n"
+EVENT_STREAM_CONTENT_TYPE = "text/event-stream"
+HEARTBEAT_COMMENT = b":\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_BLANKS = bytes.maketrans(b"\r\n", b"  ")
+_LINE_ENDS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 # In UTF-8, whose other characters never contain these bytes.
-_SEPARATORS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\u2028\u2029\x85")
+_LINE_SEPARATOR_ESCAPES = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\u2028\u2029\x85")
 _json = msgspec.json.Encoder()
 
 # Filled in by hand: a storm of connects makes thousands of it in a second.
-_OPEN = (
+_OPEN_FRAME = (
     b"retry: %d\nevent: stream.open\n"
     b'data: {"connection":"%b","channels":%b,"resume":"%b","heartbeat":%d%b}\n%b\n'
 )
 
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROL_CHARS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def can_be_sent(last_id: str) -> bool:
+def is_valid_last_event_id(last_id: str) -> bool:
     """Tell whether a header may hold an id (RFC 9110 §5.5): the framing lets it have control characters."""
-    return _CONTROL.search(last_id) is None
+    return _CONTROL_CHARS.search(last_id) is None
 
 
-def block(
+def encode_frame(
     data: bytes,
     *,
     event: str | None = None,
     id: EventId | None = None,
-    retry: int | None = None,
+    retry_ms: int | None = None,
 ) -> bytes:
-    """Return one event as bytes. ``event`` must have passed `gateway.core.event.safe_type`.
+    """Return one event as bytes. ``event`` must have passed `gateway.core.event.client_event_type`.
 
     ``retry`` is the reconnect delay in milliseconds.
     """
     parts: list[bytes] = []
-    if retry is not None:
-        parts.append(b"retry: %d\n" % retry)
+    if retry_ms is not None:
+        parts.append(b"retry: %d\n" % retry_ms)
     if event is not None:
         parts.append(b"event: %b\n" % event.encode())
     if b"\n" in data or b"\r" in data:
@@ -74,87 +74,87 @@ def block(
     return b"".join(parts)
 
 
-def event_block(event: Event, format: Format, kind: PayloadKind) -> bytes:
+def encode_event_frame(event: Event, format: StreamFormat, kind: PayloadKind) -> bytes:
     """Return the block of an event of the log in the format that the client asked for.
 
     ``message`` is the envelope without an ``event`` field, for clients that cannot listen by type.
     ``data`` is the payload itself, on as many ``data`` lines as it has. In an envelope a JSON payload keeps
     its bytes, except for line ends (`one_line`): re-encoding would change big integers and NaN.
     """
-    data = event.payload if format == "data" else envelope(event, kind)
+    data = event.payload if format == "data" else encode_envelope(event, kind)
     type = None if format == "message" else event.type
-    return block(data, event=type, id=event.id if event.kept else None)
+    return encode_frame(data, event=type, id=event.id if event.is_retained else None)
 
 
-def envelope(event: Event, kind: PayloadKind) -> bytes:
+def encode_envelope(event: Event, kind: PayloadKind) -> bytes:
     """Return ``{channel, id, type, timestamp, payload}`` as JSON bytes; ``id`` is null where none is."""
     payload = _json.encode(event.payload.decode()) if kind == "text" else event.payload
-    return one_line(
+    return single_line_json(
         b'{"channel":%b,"id":%b,"type":%b,"timestamp":%d,"payload":%b}'
         % (
             _json.encode(event.channel),
-            b'"%d-%d"' % event.id if event.kept else b"null",
+            b'"%d-%d"' % event.id if event.is_retained else b"null",
             _json.encode(event.type),
-            event.timestamp,
+            event.timestamp_ms,
             payload,
         )
     )
 
 
-def one_line(json: bytes) -> bytes:
+def single_line_json(json: bytes) -> bytes:
     """Return a JSON text of equal value in which no reader finds the end of a line.
 
     CR and LF can only stand between the tokens of JSON, the three other characters only inside strings
     (RFC 8259 §2, §7). ``json`` must be valid UTF-8.
     """
     if b"\n" in json or b"\r" in json:
-        json = json.translate(_BLANKS)
+        json = json.translate(_LINE_ENDS_TO_SPACES)
     if not json.isascii() and (b"\xe2\x80" in json or b"\xc2\x85" in json):
-        for mark, escape in _SEPARATORS:
+        for mark, escape in _LINE_SEPARATOR_ESCAPES:
             json = json.replace(mark, escape)
     return json
 
 
-def control_block(
-    event: str, data: Mapping[str, object], *, id: EventId | None = None, retry: int | None = None
+def encode_control_frame(
+    event: str, data: Mapping[str, object], *, id: EventId | None = None, retry_ms: int | None = None
 ) -> bytes:
     """Return one of the gateway's own events (``stream.open``, ``stream.close``…)."""
-    return block(_json.encode(data), event=event, id=id, retry=retry)
+    return encode_frame(_json.encode(data), event=event, id=id, retry_ms=retry_ms)
 
 
-def open_block(
+def encode_open_frame(
     connection: str,
     channels: Sequence[str],
     resume: str,
     *,
     id: EventId | None,
-    retry: int,
-    heartbeat: int,
-    more: bytes = b"",
+    retry_ms: int,
+    heartbeat_ms: int,
+    extra_members: bytes = b"",
 ) -> bytes:
     """Return a stream's first block. ``connection`` must be plain ASCII, ``resume`` one of our own words.
 
     ``retry`` and ``heartbeat`` are in milliseconds; ``more`` are members of its object, each behind a comma.
     """
-    return _OPEN % (
-        retry,
+    return _OPEN_FRAME % (
+        retry_ms,
         connection.encode(),
         _json.encode(channels),
         resume.encode(),
-        heartbeat,
-        more,
+        heartbeat_ms,
+        extra_members,
         b"" if id is None else b"id: %d-%d\n" % id,
     )
 
 
-def gap_block(
+def encode_gap_frame(
     channel: str,
     reason: str,
     *,
     after: EventId | None,
     oldest: EventId | None,
     id: EventId | None = None,
-    missing: int | None = None,
+    missing_count: int | None = None,
 ) -> bytes:
     """Return a ``stream.gap``: events of ``channel`` after ``after`` and before ``oldest`` may be missing.
 
@@ -166,9 +166,11 @@ def gap_block(
         "after": None if after is None else str(after),
         "oldest": None if oldest is None else str(oldest),
     }
-    return control_block(GAP, told if missing is None else told | {"missing": missing}, id=id)
+    return encode_control_frame(
+        GAP_EVENT_TYPE, told if missing_count is None else told | {"missing": missing_count}, id=id
+    )
 
 
-def chunk(data: bytes) -> bytes:
+def encode_http_chunk(data: bytes) -> bytes:
     """Return ``data`` as one chunk of HTTP/1.1 chunked coding (RFC 9112 §7.1); must not be empty."""
     return b"%x\r\n%b\r\n" % (len(data), data)

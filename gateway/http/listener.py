@@ -10,34 +10,34 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from gateway.http.fast_path import LINGER, Front, Heads
-from gateway.http.protocol import SPOKEN, OnRefused, Protocol
-from gateway.http.responses import EarlyResponse, Handler, close_after
-from gateway.http.routes.subscribe import Subscribe
-from gateway.http.sockets import Bindable, UnixSocket, bind_all, cannot_listen, limit_unacknowledged
-from gateway.http.tls.acceptor import Greeting
-from gateway.http.tls.certificates import Certificates
-from gateway.observability.background import UNCOUNTED, Background
-from gateway.streams.quotas.limits import UNKNOWN, Caller, Limits
-from gateway.streams.upgrade import can_retire
+from gateway.http.aiohttp_protocol import SUPPORTED_HTTP_VERSIONS, AiohttpProtocol, OnRefused
+from gateway.http.fast_path import LINGER_SECONDS, FastPathProtocol, HeadParser
+from gateway.http.responses import EarlyResponse, Handler, close_connection_after
+from gateway.http.routes.subscribe import SubscribeHandler
+from gateway.http.sockets import BindableAddress, UnixSocket, bind_all, listen_error, set_user_timeout
+from gateway.http.tls.acceptor import TlsAcceptor
+from gateway.http.tls.certificates import CertificateWatcher
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
+from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, Caller, ClientLimits
+from gateway.streams.upgrade import can_detach_handler
 
 BACKLOG = 4096
 """Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
 
-KEEPALIVE = 75.0
+KEEPALIVE_SECONDS = 75.0
 """Seconds that a connection may idle between two requests."""
 
 SETTLE_SECONDS = 1.0
 """How long a connection that was accepted just before the port closed may take to send its request."""
 
-_SETTLE_TICK = 0.02
-_SWEEP = 1.0
-_AT_ONCE = 64
+_SETTLE_TICK_SECONDS = 0.02
+_SWEEP_SECONDS = 1.0
+_ACCEPT_BATCH = 64
 
-P = TypeVar("P")
+ProtocolT = TypeVar("ProtocolT")
 
 
-class _Refuse(asyncio.Protocol):
+class _AbortProtocol(asyncio.Protocol):
     """Ends a connection at once: before the descriptors run out and accepting itself fails, in a loop."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -59,80 +59,81 @@ class Listener:
     def __init__(
         self,
         app: web.Application,
-        addresses: Sequence[Bindable],
+        addresses: Sequence[BindableAddress],
         *,
-        key: str,
+        config_key: str,
         request_seconds: float,
         write_seconds: float | None = None,
-        tls: Certificates | None = None,
+        certificate_watcher: CertificateWatcher | None = None,
         is_shared: bool = False,
-        room: Callable[[], int] = lambda: _AT_ONCE,
-        subscribe: Subscribe | None = None,
-        limits: Limits | None = None,
+        available_connections: Callable[[], int] = lambda: _ACCEPT_BATCH,
+        subscribe_handler: SubscribeHandler | None = None,
+        limits: ClientLimits | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
         on_traffic: Callable[[], None] | None = None,
         on_refused: OnRefused | None = None,
-        is_ending: Callable[[], bool] = lambda: False,
-        background: Background = UNCOUNTED,
+        is_draining: Callable[[], bool] = lambda: False,
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
         self._background = background
-        self._guarded = background.guarded("connection_sweep", self._sweep)
+        self._guarded_sweep = background.guard_callback("connection_sweep", self._sweep)
         # A request under way has its own deadline, the same.
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=request_seconds)
         self._options: dict[str, Any] = {
             "headers": headers,
             "access_log": None,
-            "keepalive_timeout": KEEPALIVE,
+            "keepalive_timeout": KEEPALIVE_SECONDS,
             # aiohttp would inflate and read the rest of a body even after it was refused.
             "auto_decompress": False,
-            "lingering_time": LINGER,
-            "on_lost": self._uncount,
+            "lingering_time": LINGER_SECONDS,
+            "on_lost": self._release_connection,
             "on_data": on_traffic,
             "on_refused": on_refused,
         }
         self._on_traffic = on_traffic
         self._addresses = addresses
-        self._key = key
+        self._config_key = config_key
         self._request_seconds = request_seconds
         self._write_seconds = write_seconds
-        self._tls = tls
+        self._certificate_watcher = certificate_watcher
         self._is_shared = is_shared
-        self._room = room
-        self._credit = 0
-        self._subscribe = subscribe
+        self._available_connections = available_connections
+        self._accept_credit = 0
+        self._subscribe_handler = subscribe_handler
         self._limits = limits
-        self._fronts: dict[Front, float] = {}
-        self._handlers: dict[web.RequestHandler, float] = {}
-        self._bound: list[list[socket.socket]] = []
+        self._fast_path_deadlines: dict[FastPathProtocol, float] = {}
+        self._aiohttp_deadlines: dict[web.RequestHandler, float] = {}
+        self._sockets_by_address: list[list[socket.socket]] = []
         """The sockets of each address."""
         self._servers: list[tuple[socket.socket, asyncio.Server]] = []
         """Those that the event loop accepts from; the others are `_greeting`'s."""
         self.ports: list[int] = []
         """The port of each address, also where the configuration says 0; 0 for a Unix socket."""
-        self._greeting: Greeting | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._tls_acceptor: TlsAcceptor | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
         # Those that `stop_accepting` took out of the kernel's queue.
-        self._last: set[asyncio.Task[object]] = set()
-        self._is_ending = is_ending
-        app.middlewares.insert(0, self._seen)
-        app.on_response_prepare.append(self._announce_end)
+        self._queued_accepts: set[asyncio.Task[object]] = set()
+        self._is_draining = is_draining
+        app.middlewares.insert(0, self._on_aiohttp_request)
+        app.on_response_prepare.append(self._announce_close)
 
     async def bind(self) -> None:
         """Take the addresses; connections are still refused. Harmless when repeated.
 
         Raises StartupError with one line that names the key of the configuration.
         """
-        if self._bound:
+        if self._sockets_by_address:
             return
-        self._bound = bind_all(
-            self._addresses, self._key, is_shared=self._is_shared, write_seconds=self._write_seconds
+        self._sockets_by_address = bind_all(
+            self._addresses, self._config_key, is_shared=self._is_shared, write_seconds=self._write_seconds
         )
         self.ports = [
-            0 if some[0].family == socket.AF_UNIX else some[0].getsockname()[1] for some in self._bound
+            0 if some[0].family == socket.AF_UNIX else some[0].getsockname()[1]
+            for some in self._sockets_by_address
         ]
         await self._runner.setup()
         assert self._runner.server is not None
-        self._options["can_retire"] = await can_retire(self._runner.server)
+        self._options["can_retire"] = await can_detach_handler(self._runner.server)
 
     async def start(self) -> None:
         """Accept connections on the addresses, and take them first if `bind` has not.
@@ -141,44 +142,44 @@ class Listener:
         Raises StartupError like `bind`.
         """
         await self.bind()
-        for address, some in zip(self._addresses, self._bound, strict=True):
+        for address, some in zip(self._addresses, self._sockets_by_address, strict=True):
             for bound in some:
                 try:
                     bound.listen(BACKLOG)  # here, because uvloop tells nobody when it fails
                 except OSError as error:  # two may be bound to one address until one of them listens
-                    raise cannot_listen(address, self._key, error) from None
+                    raise listen_error(address, self._config_key, error) from None
         loop = asyncio.get_running_loop()
-        self._time = loop.time
-        self.heads = Heads()
-        if self._subscribe is not None and not self.heads.can_parse():
-            self._subscribe = None
+        self._clock = loop.time
+        self.head_parser = HeadParser()
+        if self._subscribe_handler is not None and not self.head_parser.is_compatible():
+            self._subscribe_handler = None
         # Not started yet: a server that is cancelled while it starts would listen, and nobody could close it.
         shaking = []
         for bound in self._sockets:
             if bound.family == socket.AF_UNIX:
                 server = await loop.create_unix_server(
-                    self._accept, sock=bound, backlog=BACKLOG, start_serving=False
+                    self._make_protocol, sock=bound, backlog=BACKLOG, start_serving=False
                 )
-            elif self._tls is None:
+            elif self._certificate_watcher is None:
                 server = await loop.create_server(
-                    self._accept, sock=bound, backlog=BACKLOG, start_serving=False
+                    self._make_protocol, sock=bound, backlog=BACKLOG, start_serving=False
                 )
             else:
                 shaking.append(bound)
                 continue
             self._servers.append((bound, server))
-        if self._tls is not None and shaking:
-            self._greeting = Greeting(
+        if self._certificate_watcher is not None and shaking:
+            self._tls_acceptor = TlsAcceptor(
                 shaking,
-                self._tls.context,
-                make=lambda: Front(self, self._subscribe),
-                seconds=lambda: self._request_seconds,
-                room=self._room,
-                crowded=self._tls.crowded,
+                self._certificate_watcher.context,
+                make_protocol=lambda: FastPathProtocol(self, self._subscribe_handler),
+                handshake_seconds=lambda: self._request_seconds,
+                available_connections=self._available_connections,
+                count_no_room=self._certificate_watcher.count_no_room,
                 limits=self._limits,
             )
-            self._greeting.start(BACKLOG)
-            self._tls.start()
+            self._tls_acceptor.start(BACKLOG)
+            self._certificate_watcher.start()
         self._sweep()
         for _, server in self._servers:
             await server.start_serving()
@@ -190,15 +191,15 @@ class Listener:
         if write_seconds is not None:
             for listening in self._sockets:
                 if listening.family != socket.AF_UNIX and listening.fileno() >= 0:
-                    limit_unacknowledged(listening, write_seconds)
+                    set_user_timeout(listening, write_seconds)
 
     @property
-    def requests(self) -> int:
+    def request_connections(self) -> int:
         """How many connections are no streams: in a handshake or a request, or idle before or between two."""
         server = self._runner.server
         handled = 0 if server is None else len(server.connections)
-        greeted = 0 if self._greeting is None else len(self._greeting)
-        return greeted + len(self._fronts) + handled
+        greeted = 0 if self._tls_acceptor is None else len(self._tls_acceptor)
+        return greeted + len(self._fast_path_deadlines) + handled
 
     @property
     def port(self) -> int:
@@ -207,21 +208,21 @@ class Listener:
 
     @property
     def _sockets(self) -> list[socket.socket]:
-        return [bound for some in self._bound for bound in some]
+        return [bound for some in self._sockets_by_address for bound in some]
 
     def stop_accepting(self) -> None:
         """Close the listening sockets; connections go on, those in a queue too. Harmless when repeated."""
-        if self._greeting is not None:
-            self._greeting.accept_queued()
-            self._greeting.close()
+        if self._tls_acceptor is not None:
+            self._tls_acceptor.accept_queued()
+            self._tls_acceptor.close()
         for bound in self._sockets:
             if isinstance(bound, UnixSocket):
-                bound.leave()
+                bound.remove_file()
         for bound, server in self._servers:
             if server.is_serving():
                 self._accept_queued(bound)
             server.close()
-        if not (self._servers or self._greeting):  # it never started
+        if not (self._servers or self._tls_acceptor):  # it never started
             for bound in self._sockets:
                 bound.close()
 
@@ -233,13 +234,13 @@ class Listener:
                 queued, _ = bound.accept()
                 queued.setblocking(False)
                 task: asyncio.Task[object] = loop.create_task(
-                    loop.connect_accepted_socket(self._accept, queued)
+                    loop.connect_accepted_socket(self._make_protocol, queued)
                 )
-                self._last.add(task)
-                task.add_done_callback(self._accepted)
+                self._queued_accepts.add(task)
+                task.add_done_callback(self._on_queued_accepted)
 
-    def _accepted(self, task: asyncio.Task[object]) -> None:
-        self._last.discard(task)
+    def _on_queued_accepted(self, task: asyncio.Task[object]) -> None:
+        self._queued_accepts.discard(task)
         if not task.cancelled():
             task.exception()  # a connection that was lost meanwhile is told to nobody
 
@@ -249,126 +250,132 @@ class Listener:
         A proxy that has connected sends its request, and may not send it to another gateway once it has.
         """
         began = asyncio.get_running_loop().time()
-        for _ in range(round(SETTLE_SECONDS / _SETTLE_TICK)):
-            await asyncio.sleep(_SETTLE_TICK)
-            is_fresh = self._has_asked_nothing_since(began - SETTLE_SECONDS)
-            if not (self._last or self._greeting or is_fresh):  # handshakes too
+        for _ in range(round(SETTLE_SECONDS / _SETTLE_TICK_SECONDS)):
+            await asyncio.sleep(_SETTLE_TICK_SECONDS)
+            is_fresh = self._has_pending_connection_since(began - SETTLE_SECONDS)
+            if not (self._queued_accepts or self._tls_acceptor or is_fresh):  # handshakes too
                 return
 
-    def _has_asked_nothing_since(self, moment: float) -> bool:
+    def _has_pending_connection_since(self, moment: float) -> bool:
         """Tell whether a connection that came after a moment has not sent its request yet."""
         first = moment + self._request_seconds
-        return any(first < deadline < math.inf for deadline in self._fronts.values())
+        return any(first < deadline < math.inf for deadline in self._fast_path_deadlines.values())
 
     async def stop(self) -> None:
         """End all connections that are no streams. Harmless when repeated."""
         self.stop_accepting()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        if self._greeting is not None:
-            await self._greeting.stop()
-        if self._tls is not None:
-            await self._tls.stop()
-        for task in self._last:
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        if self._tls_acceptor is not None:
+            await self._tls_acceptor.stop()
+        if self._certificate_watcher is not None:
+            await self._certificate_watcher.stop()
+        for task in self._queued_accepts:
             task.cancel()
-        opening = [front.opening for front in self._fronts if front.opening is not None]
+        opening = [
+            front.opening_task for front in self._fast_path_deadlines if front.opening_task is not None
+        ]
         if opening:  # each is told that the node drains, once the log has answered
             await asyncio.wait(opening, timeout=self._request_seconds)
-        for front in list(self._fronts):
+        for front in list(self._fast_path_deadlines):
             front.force_close()
         await self._runner.cleanup()
 
-    def meets(self, front: Front) -> None:
+    def on_connect(self, protocol: FastPathProtocol) -> None:
         """A connection is there; with TLS, after its handshake, which has a deadline of its own.
 
         One too many of its address is ended; with TLS that was before the handshake.
         """
         if self._on_traffic is not None:
             self._on_traffic()
-        is_counted = self._greeting is not None and self._greeting.is_over(front)
+        is_counted = self._tls_acceptor is not None and self._tls_acceptor.finish_handshake(protocol)
         if self._limits is not None and not is_counted:
-            caller = self._limits.caller(front.transport)
-            if not self._limits.peers.connects(caller.peer):
-                front.force_close()
-                self._limits.cut()
+            caller = self._limits.caller(protocol.transport)
+            if not self._limits.addresses.try_add_connection(caller.address_usage):
+                protocol.force_close()
+                self._limits.count_rejected_connection()
                 return
-            front.caller = caller
-        self._fronts[front] = self._time() + self._request_seconds
+            protocol.caller = caller
+        self._fast_path_deadlines[protocol] = self._clock() + self._request_seconds
 
-    def leaves(self, front: Front) -> None:
+    def on_close(self, protocol: FastPathProtocol) -> None:
         """A front protocol has no connection any more. Harmless when repeated."""
-        if self._fronts.pop(front, None) is not None:
-            self._uncount(front.caller)
+        if self._fast_path_deadlines.pop(protocol, None) is not None:
+            self._release_connection(protocol.caller)
 
-    def answers(self, front: Front, *, admitted: bool) -> None:
+    def on_request(self, protocol: FastPathProtocol, *, is_admitted: bool) -> None:
         """A front protocol has a whole request, and what it waits for has a deadline of its own.
 
         One that is ``admitted`` counts as a stream of its address by now, and not as a connection any more.
         """
-        self._fronts[front] = math.inf
-        if admitted:
-            self._uncount(front.caller)
-            front.caller = UNKNOWN
+        self._fast_path_deadlines[protocol] = math.inf
+        if is_admitted:
+            self._release_connection(protocol.caller)
+            protocol.caller = UNKNOWN_CALLER
 
-    def handler_for(self, front: Front) -> web.RequestHandler:
+    def make_aiohttp_protocol(self, protocol: FastPathProtocol) -> web.RequestHandler:
         """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""
         server = self._runner.server
         assert server is not None
-        handler = Protocol(server, loop=asyncio.get_running_loop(), caller=front.caller, **self._options)
-        self._handlers[handler] = self._fronts.pop(front)
+        handler = AiohttpProtocol(
+            server, loop=asyncio.get_running_loop(), caller=protocol.caller, **self._options
+        )
+        self._aiohttp_deadlines[handler] = self._fast_path_deadlines.pop(protocol)
         return handler
 
-    def _uncount(self, caller: Caller) -> None:
+    def _release_connection(self, caller: Caller) -> None:
         if self._limits is not None:
-            self._limits.peers.disconnects(caller.peer)
+            self._limits.addresses.remove_connection(caller.address_usage)
 
-    def _accept(self) -> asyncio.Protocol:
-        return Front(self, self._subscribe) if self._admits() else _Refuse()
+    def _make_protocol(self) -> asyncio.Protocol:
+        return FastPathProtocol(self, self._subscribe_handler) if self._can_accept() else _AbortProtocol()
 
-    def _admits(self) -> bool:
+    def _can_accept(self) -> bool:
         # Asked for many at a time, and never for more than half of what is left.
-        if self._credit <= 0:
-            self._credit = min(_AT_ONCE, (self._room() + 1) // 2)
-        self._credit -= 1
-        return self._credit >= 0
+        if self._accept_credit <= 0:
+            self._accept_credit = min(_ACCEPT_BATCH, (self._available_connections() + 1) // 2)
+        self._accept_credit -= 1
+        return self._accept_credit >= 0
 
     @web.middleware
-    async def _seen(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        self._handlers.pop(request.protocol, None)
-        if request.version not in SPOKEN:
-            # `Protocol` answers before this, but where aiohttp changed. Its answer would be in that version.
+    async def _on_aiohttp_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._aiohttp_deadlines.pop(request.protocol, None)
+        if request.version not in SUPPORTED_HTTP_VERSIONS:
+            # `AiohttpProtocol` answers before this, but where aiohttp changed. Its answer would be in that version.
             request.protocol.force_close()
             raise ConnectionAbortedError("a version that is not spoken here")
         return await handler(request)
 
-    async def _announce_end(self, request: web.Request, response: web.StreamResponse) -> None:
-        # aiohttp closes the connection where the rest of a body does not come within `LINGER`.
+    async def _announce_close(self, request: web.Request, response: web.StreamResponse) -> None:
+        # aiohttp closes the connection where the rest of a body does not come within `LINGER_SECONDS`.
         is_unread = not request.content.is_eof() and not isinstance(response, EarlyResponse)
-        if is_unread or self._is_ending():
-            close_after(response)
+        if is_unread or self._is_draining():
+            close_connection_after(response)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self._sweeper = loop.call_later(min(_SWEEP, self._request_seconds / 4), self._guarded)
-        if self._greeting is not None:
-            self._greeting.sweep()
-        for front in self._late(self._fronts, now):
-            self._uncount(front.caller)
-            self._cut(front)
-        for handler in self._late(self._handlers, now):
-            self._cut(handler)
+        self._sweep_timer = loop.call_later(
+            min(_SWEEP_SECONDS, self._request_seconds / 4), self._guarded_sweep
+        )
+        if self._tls_acceptor is not None:
+            self._tls_acceptor.close_expired()
+        for front in self._pop_expired(self._fast_path_deadlines, now):
+            self._release_connection(front.caller)
+            self._force_close(front)
+        for handler in self._pop_expired(self._aiohttp_deadlines, now):
+            self._force_close(handler)
 
-    def _cut(self, protocol: Front | web.RequestHandler) -> None:
+    def _force_close(self, protocol: FastPathProtocol | web.RequestHandler) -> None:
         try:
             protocol.force_close()
         except Exception as error:  # the others are late too
-            self._background.failed("connection_sweep", error)
+            self._background.record_failure("connection_sweep", error)
 
     @staticmethod
-    def _late(waiting: dict[P, float], now: float) -> list[P]:
+    def _pop_expired(deadlines: dict[ProtocolT, float], now: float) -> list[ProtocolT]:
         """Take out those whose deadline is over."""
-        late = [protocol for protocol, deadline in waiting.items() if deadline <= now]
+        late = [protocol for protocol, deadline in deadlines.items() if deadline <= now]
         for protocol in late:
-            del waiting[protocol]
+            del deadlines[protocol]
         return late

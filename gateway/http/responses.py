@@ -26,18 +26,18 @@ log = structlog.get_logger("gateway.http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-SERVER = "sse-gateway"
-"""The ``Server`` header: no version."""
+SERVER_HEADER = "sse-gateway"
+"""The ``ReloadTarget`` header: no version."""
 
-PLAIN: Mapping[str, str] = {hdrs.SERVER: SERVER, "X-Content-Type-Options": "nosniff"}
+COMMON_HEADERS: Mapping[str, str] = {hdrs.SERVER: SERVER_HEADER, "X-Content-Type-Options": "nosniff"}
 """Headers of every answer. A body is what its type says, whatever it looks like to a browser."""
 
-HEADS = 256
+HEAD_CACHE_ENTRIES = 256
 """How many heads of answers are remembered: those of a herd are all the same."""
 
-_JSON = "application/json; charset=utf-8"
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_ERRORS = {
+_JSON_CONTENT_TYPE = "application/json; charset=utf-8"
+_REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_AIOHTTP_ERRORS = {
     # Only aiohttp-cors raises it, with words that quote the request.
     403: ("cors_refused", "a page may not do this; see cors.origins and cors.allow_headers"),
     404: ("not_found", "there is nothing at this path"),
@@ -48,44 +48,44 @@ _ERRORS = {
 """What aiohttp and aiohttp-cors raise, in our words."""
 
 
-_READ_BY_PAGES = re.compile(r"/(?:events|tickets|streams/.*)(?:/|$)")
+_CORS_PATHS = re.compile(r"/(?:events|tickets|streams/.*)(?:/|$)")
 
 
 class EarlyResponse(web.StreamResponse):
     """A response that may begin before its request's body ends; the connection goes on after both."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class RawResponse(msgspec.Struct, frozen=True):
     """A whole answer, for aiohttp or for a bare transport."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
-    def response(self) -> web.Response:
+    def to_aiohttp(self) -> web.Response:
         """Return it as aiohttp's."""
         return web.Response(status=self.status, headers=self.headers, body=self.body)
 
-    def last(self) -> bytes:
+    def encode_closing(self) -> bytes:
         """Return it as HTTP/1.1, the last one on its connection."""
         more: dict[str, str] = {hdrs.CONTENT_LENGTH: str(len(self.body)), hdrs.CONNECTION: "close"}
-        return head(self.status, self.headers, more) + self.body
+        return encode_head(self.status, self.headers, more) + self.body
 
 
-def head(status: int, headers: Mapping[str, str], more: Mapping[str, str]) -> bytes:
+def encode_head(status: int, headers: Mapping[str, str], extra_headers: Mapping[str, str]) -> bytes:
     """Return status line and header lines, with those that every answer has."""
     return (
-        _lines(status, (*headers.items(), *more.items()))
+        _encode_head_lines(status, (*headers.items(), *extra_headers.items()))
         + b"Date: %b\r\n\r\n" % rfc822_formatted_time().encode()
     )
 
 
-@lru_cache(HEADS)
-def _lines(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:
-    lines = [f"HTTP/1.1 {status} {_PHRASES[status]}"]
+@lru_cache(HEAD_CACHE_ENTRIES)
+def _encode_head_lines(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {_REASON_PHRASES[status]}"]
     lines += [f"{name}: {value}" for name, value in headers]
     # Surrogates are what the bytes of an Origin that is no UTF-8 arrive as.
-    lines += [f"{name}: {value}" for name, value in PLAIN.items()]
+    lines += [f"{name}: {value}" for name, value in COMMON_HEADERS.items()]
     return "\r\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
 
 
@@ -99,18 +99,18 @@ def json_response(data: object, *, status: int = 200) -> web.Response:
     )
 
 
-def error_answer(error: GatewayError) -> Answer:
+def raw_error_response(error: GatewayError) -> RawResponse:
     """Return ``{"error": code, "message": …}`` with the status and headers of its kind."""
-    headers = {hdrs.CONTENT_TYPE: _JSON, **asked_headers(error)}
-    return Answer(error.status, headers, _error_body(error.code, error.message))
+    headers = {hdrs.CONTENT_TYPE: _JSON_CONTENT_TYPE, **error_headers(error)}
+    return RawResponse(error.status, headers, _error_body(error.code, error.message))
 
 
 def error_response(error: GatewayError) -> web.Response:
     """Return `error_answer` as aiohttp's."""
-    return error_answer(error).response()
+    return raw_error_response(error).to_aiohttp()
 
 
-def asked_headers(error: GatewayError) -> dict[str, str]:
+def error_headers(error: GatewayError) -> dict[str, str]:
     """Return what a status asks for: ``WWW-Authenticate`` (RFC 6750 §3) or ``Retry-After``."""
     if isinstance(error, (Unauthorized, Forbidden)) and error.challenge is not None:
         return {hdrs.WWW_AUTHENTICATE: error.challenge}
@@ -125,22 +125,24 @@ def _error_body(code: str, message: str) -> bytes:
     return msgspec.json.encode({"error": code, "message": safe}) + b"\n"
 
 
-def json_error(code: str, message: str, status: int) -> web.Response:
+def json_error_response(code: str, message: str, status: int) -> web.Response:
     """Return ``{"error": code, "message": …}``."""
-    return Answer(status, {hdrs.CONTENT_TYPE: _JSON}, _error_body(code, message)).response()
+    return RawResponse(
+        status, {hdrs.CONTENT_TYPE: _JSON_CONTENT_TYPE}, _error_body(code, message)
+    ).to_aiohttp()
 
 
-def internal_error() -> web.Response:
+def internal_error_response() -> web.Response:
     """Return the answer to a request on which the gateway failed."""
-    return json_error("internal", "the gateway failed; its log says why", 500)
+    return json_error_response("internal", "the gateway failed; its log says why", 500)
 
 
-def http_error(error: web.HTTPException) -> web.Response:
+def http_error_response(error: web.HTTPException) -> web.Response:
     """Return aiohttp's own error as JSON, without its words: they may quote the request."""
     # The router's errors hold the request, and their frames do: until the garbage collector comes by.
     error.__traceback__ = None
-    code, message = _ERRORS.get(error.status, ("http_error", "the request cannot be answered"))
-    response = json_error(code, message, error.status)
+    code, message = _AIOHTTP_ERRORS.get(error.status, ("http_error", "the request cannot be answered"))
+    response = json_error_response(code, message, error.status)
     if hdrs.ALLOW in error.headers:
         response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
     return response
@@ -156,16 +158,16 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return http_error(error)
+        return http_error_response(error)
     except (asyncio.CancelledError, ConnectionError):
         raise  # the client left; aiohttp ends the connection
     except Exception:
         resource = request.match_info.route.resource  # not the path, which may hold anything
         log.exception("request_failed", method=request.method, route=resource and resource.canonical)
-        return internal_error()
+        return internal_error_response()
 
 
-def close_after(response: web.StreamResponse) -> None:
+def close_connection_after(response: web.StreamResponse) -> None:
     """Let a response whose headers are being prepared be the last one of its connection, and say so.
 
     A proxy that was not told would send its next request into a connection that is being closed
@@ -175,8 +177,8 @@ def close_after(response: web.StreamResponse) -> None:
     response.force_close()
 
 
-async def plain_headers(request: web.Request, response: web.StreamResponse) -> None:
+async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
-    response.headers.update(PLAIN)
-    if _READ_BY_PAGES.search(request.path):
+    response.headers.update(COMMON_HEADERS)
+    if _CORS_PATHS.search(request.path):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

@@ -10,45 +10,45 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
-from gateway.config.model.units import Address, Place, UnixPath
+from gateway.config.model.value_types import ListenAddress, TcpAddress, UnixSocketPath
 from gateway.core.errors import StartupError
 
-SEND_BUFFER = 64 * 1024
+SEND_BUFFER_BYTES = 64 * 1024
 """Bytes of SO_SNDBUF: what the kernel takes for a client that does not read."""
 
-NOT_SENT_LOW = 16 * 1024
+NOTSENT_LOWAT_BYTES = 16 * 1024
 """Bytes not yet sent at which the kernel asks for more (TCP_NOTSENT_LOWAT)."""
 
 UNIX_MODE = 0o666
 """Permissions of a Unix socket: those of a port of 127.0.0.1. Its folder decides who may come so far."""
 
 
-class Socket(Protocol):
+class SupportsSetsockopt(Protocol):
     """A socket, or what an event loop shows of it."""
 
     def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
 
 
-class Inherited(NamedTuple):
+class InheritedSocket(NamedTuple):
     """A Unix socket that the parent of workers bound: its path, and its number in this process."""
 
     path: str
-    number: int
+    fd: int
 
     def __str__(self) -> str:
-        return str(UnixPath(self.path))
+        return str(UnixSocketPath(self.path))
 
 
-Bindable = Place | Inherited
+BindableAddress = ListenAddress | InheritedSocket
 
 
-def bind(
-    address: Bindable,
-    key: str,
+def bind_address(
+    address: BindableAddress,
+    config_key: str,
     *,
     is_shared: bool = False,
     write_seconds: float | None = None,
-    only_ipv6: bool = False,
+    is_ipv6_only: bool = False,
 ) -> list[socket.socket]:
     """Return sockets that are bound to an address: several where its name has several addresses.
 
@@ -57,30 +57,34 @@ def bind(
     the ``key`` of the configuration.
     """
     try:
-        if isinstance(address, Inherited):
-            inherited = socket.socket(fileno=address.number)
+        if isinstance(address, InheritedSocket):
+            inherited = socket.socket(fileno=address.fd)
             inherited.setblocking(False)
             return [inherited]
-        if isinstance(address, UnixPath):
+        if isinstance(address, UnixSocketPath):
             return [UnixSocket(address.path)]
-        return _bind(address, is_shared=is_shared, write_seconds=write_seconds, only_ipv6=only_ipv6)
+        return _bind_tcp(address, is_shared=is_shared, write_seconds=write_seconds, is_ipv6_only=is_ipv6_only)
     except OSError as error:
-        raise cannot_listen(address, key, error) from None
+        raise listen_error(address, config_key, error) from None
 
 
 def bind_all(
-    addresses: Sequence[Bindable], key: str, *, is_shared: bool = False, write_seconds: float | None = None
+    addresses: Sequence[BindableAddress],
+    config_key: str,
+    *,
+    is_shared: bool = False,
+    write_seconds: float | None = None,
 ) -> list[list[socket.socket]]:
     """Return what `bind` does for each address; all or none. Raises StartupError."""
     with ExitStack() as stack:
         bound = []
         for address in addresses:
-            found = bind(
+            found = bind_address(
                 address,
-                key,
+                config_key,
                 is_shared=is_shared,
                 write_seconds=write_seconds,
-                only_ipv6=_has_ipv4(address, addresses),
+                is_ipv6_only=_has_ipv4_sibling(address, addresses),
             )
             for each in found:
                 stack.callback(each.close)
@@ -89,20 +93,20 @@ def bind_all(
     return bound
 
 
-def _has_ipv4(address: Bindable, addresses: Sequence[Bindable]) -> bool:
+def _has_ipv4_sibling(address: BindableAddress, addresses: Sequence[BindableAddress]) -> bool:
     """Tell whether ``[::]:port`` stands beside another address of that port: it is no IPv4 port then."""
     return (
-        isinstance(address, Address)
+        isinstance(address, TcpAddress)
         and address.host == "::"
         and any(
-            isinstance(each, Address) and each.port == address.port and ":" not in each.host
+            isinstance(each, TcpAddress) and each.port == address.port and ":" not in each.host
             for each in addresses
         )
     )
 
 
-def _bind(
-    address: Address, *, is_shared: bool, write_seconds: float | None, only_ipv6: bool
+def _bind_tcp(
+    address: TcpAddress, *, is_shared: bool, write_seconds: float | None, is_ipv6_only: bool
 ) -> list[socket.socket]:
     """Return the sockets of one address, of which some may be missing. Raises OSError where all are."""
     found = list(dict.fromkeys((family, where) for family, _, _, _, where in _resolve(address)))
@@ -114,7 +118,7 @@ def _bind(
             port = bound[0].getsockname()[1] if bound else where[1]
             try:
                 bound.append(
-                    _bind_one(family, (where[0], port, *where[2:]), is_shared, write_seconds, only_ipv6)
+                    _bind_socket(family, (where[0], port, *where[2:]), is_shared, write_seconds, is_ipv6_only)
                 )
             except OSError as error:
                 # A name may have an address that this machine has not: ::1 where IPv6 is switched off.
@@ -132,7 +136,7 @@ def _bind(
     return bound
 
 
-def _resolve(address: Address) -> list[tuple[int, int, int, str, tuple[str | int, ...]]]:
+def _resolve(address: TcpAddress) -> list[tuple[int, int, int, str, tuple[str | int, ...]]]:
     if address.host == "*":
         any_ipv4 = "0.0.0.0"  # noqa: S104 -- where there is no IPv6
         every: list[tuple[int, str]] = [(socket.AF_INET6, "::"), (socket.AF_INET, any_ipv4)]
@@ -140,12 +144,12 @@ def _resolve(address: Address) -> list[tuple[int, int, int, str, tuple[str | int
     return list(socket.getaddrinfo(*address, type=socket.SOCK_STREAM))  # type: ignore[arg-type]
 
 
-def _bind_one(
+def _bind_socket(
     family: int,
-    where: tuple[str | int, ...],
+    socket_address: tuple[str | int, ...],
     is_shared: bool,
     write_seconds: float | None,
-    only_ipv6: bool,
+    is_ipv6_only: bool,
 ) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -154,11 +158,11 @@ def _bind_one(
         if is_shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            is_only = only_ipv6 or where[0] != "::"
+            is_only = is_ipv6_only or socket_address[0] != "::"
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, is_only)
         if write_seconds is not None:
-            _limit_kernel(bound, write_seconds)
-        bound.bind(where)
+            _limit_send_buffer(bound, write_seconds)
+        bound.bind(socket_address)
         bound.setblocking(False)
     except BaseException:
         bound.close()
@@ -177,21 +181,23 @@ class UnixSocket(socket.socket):
         """Bind it. Raises OSError; EADDRINUSE where another process has the path."""
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path = Path(path)
-        self._file: tuple[int, int] | None = None
-        self._lock = -1
+        self._file_identity: tuple[int, int] | None = None
+        self._lock_fd = -1
         try:
-            self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            _lock(self._lock)
-            self._free()
+            self._lock_fd = os.open(
+                f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
+            _lock_exclusively(self._lock_fd)
+            self._remove_stale_file()
             self.bind(path)
-            self._file = _identity(self._path)
+            self._file_identity = _file_identity(self._path)
             self._path.chmod(UNIX_MODE)
             self.setblocking(False)
         except BaseException:
             self.close()
             raise
 
-    def _free(self) -> None:
+    def _remove_stale_file(self) -> None:
         """Take away what a dead process left. Raises OSError where it is no socket, or one that is alive."""
         try:
             mode = self._path.lstat().st_mode
@@ -207,34 +213,34 @@ class UnixSocket(socket.socket):
 
     def close(self) -> None:
         """Close it, after `leave`. Harmless when repeated."""
-        self.leave()
+        self.remove_file()
         super().close()
 
-    def leave(self) -> None:
+    def remove_file(self) -> None:
         """Take its file away, unless that is another one's by now. Harmless when repeated.
 
         An event loop may close the socket later, and not by `close`.
         """
-        own, self._file = self._file, None
-        if own is not None and _identity(self._path) == own:
+        own, self._file_identity = self._file_identity, None
+        if own is not None and _file_identity(self._path) == own:
             with suppress(OSError):
                 self._path.unlink()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
     def __enter__(self) -> Self:
         return self
 
 
-def _lock(number: int) -> None:
+def _lock_exclusively(fd: int) -> None:
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OSError(errno.EADDRINUSE, "") from None
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _file_identity(path: Path) -> tuple[int, int] | None:
     try:
         found = path.lstat()
     except OSError:
@@ -242,46 +248,46 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-class Reserved:
+class ReservedAddresses:
     """Addresses that several processes will listen on: each of them gets `addresses`."""
 
-    def __init__(self, addresses: Sequence[Bindable], unix: Sequence[socket.socket]) -> None:
+    def __init__(self, addresses: Sequence[BindableAddress], unix_sockets: Sequence[socket.socket]) -> None:
         self.addresses = tuple(addresses)
-        self._unix = unix
+        self._unix_sockets = unix_sockets
 
     @property
-    def numbers(self) -> tuple[int, ...]:
+    def inherited_fds(self) -> tuple[int, ...]:
         """The descriptors that the processes need."""
-        return tuple(each.number for each in self.addresses if isinstance(each, Inherited))
+        return tuple(each.fd for each in self.addresses if isinstance(each, InheritedSocket))
 
     @property
     def ports(self) -> list[int]:
         """The port of each address; 0 for a Unix socket."""
-        return [each.port if isinstance(each, Address) else 0 for each in self.addresses]
+        return [each.port if isinstance(each, TcpAddress) else 0 for each in self.addresses]
 
     def release(self) -> None:
         """Close what would still take connections when the processes do not. Harmless when repeated."""
-        for each in self._unix:
+        for each in self._unix_sockets:
             each.close()
 
 
 @contextmanager
-def reserve(addresses: Sequence[Place], key: str) -> Iterator[Reserved]:
+def reserve_addresses(addresses: Sequence[ListenAddress], config_key: str) -> Iterator[ReservedAddresses]:
     """Keep addresses for several processes. Raises StartupError where another process has one.
 
     SO_REUSEPORT would let a second gateway share the port of a first one without a word, so each address must
     be free for a socket of the ordinary kind first.
     """
     with ExitStack() as stack:
-        probes = bind_all(addresses, key)
+        probes = bind_all(addresses, config_key)
         for probe in [each for some in probes for each in some]:
             stack.callback(probe.close)
-        found: list[Bindable] = []
+        found: list[BindableAddress] = []
         unix: list[socket.socket] = []
         for address, sockets in zip(addresses, probes, strict=True):
-            if isinstance(address, UnixPath):
+            if isinstance(address, UnixSocketPath):
                 unix += sockets
-                found.append(Inherited(address.path, sockets[0].fileno()))
+                found.append(InheritedSocket(address.path, sockets[0].fileno()))
                 continue
             found.append(address._replace(port=sockets[0].getsockname()[1]))
             for probe in sockets:
@@ -289,24 +295,24 @@ def reserve(addresses: Sequence[Place], key: str) -> Iterator[Reserved]:
                     # Bound to one address twice is an error only when one of them listens.
                     probe.listen(1)
                 except OSError as error:
-                    raise cannot_listen(address, key, error) from None
+                    raise listen_error(address, config_key, error) from None
         for some in probes:
             for probe in some:
                 if probe.family != socket.AF_UNIX:
                     probe.close()
-        kept = bind_all([each for each in found if isinstance(each, Address)], key, is_shared=True)
+        kept = bind_all([each for each in found if isinstance(each, TcpAddress)], config_key, is_shared=True)
         for each in [one for some in kept for one in some]:
             stack.callback(each.close)
-        yield Reserved(found, unix)
+        yield ReservedAddresses(found, unix)
 
 
-def _limit_kernel(bound: socket.socket, seconds: float) -> None:
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW)
-    limit_unacknowledged(bound, seconds)
+def _limit_send_buffer(bound: socket.socket, seconds: float) -> None:
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+    set_user_timeout(bound, seconds)
 
 
-def limit_unacknowledged(bound: Socket, seconds: float) -> None:
+def set_user_timeout(bound: SupportsSetsockopt, seconds: float) -> None:
     """Let data that is not acknowledged for so long end a connection that is accepted from now on.
 
     It is a client that vanished without a FIN (RFC 5482).
@@ -314,14 +320,14 @@ def limit_unacknowledged(bound: Socket, seconds: float) -> None:
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(seconds * 1000), 2**31 - 1))
 
 
-def cannot_listen(address: Bindable, key: str, error: OSError) -> StartupError:
+def listen_error(address: BindableAddress, config_key: str, error: OSError) -> StartupError:
     """Return the one line for an address that cannot be bound, or listened on."""
     unused = "not allowed to use that port"
-    if not isinstance(address, Address):
+    if not isinstance(address, TcpAddress):
         unused = "not allowed to make a file there"
     reason = {
         errno.EADDRINUSE: "the address is in use by another process",
         errno.EACCES: unused,
         errno.EADDRNOTAVAIL: "this machine does not have that address",
     }.get(error.errno or 0, error.strerror or str(error))
-    return StartupError(f"cannot listen on {address} ({key}): {reason}")
+    return StartupError(f"cannot listen on {address} ({config_key}): {reason}")

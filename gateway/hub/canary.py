@@ -20,21 +20,21 @@ import structlog
 from gateway.core.backoff import jittered
 from gateway.core.errors import GatewayError
 from gateway.core.event import EventId
-from gateway.hub.control_channel import Notices
-from gateway.observability.background import UNCOUNTED, Background
-from gateway.observability.metrics import Tally
+from gateway.hub.control_channel import ControlChannel
+from gateway.observability.metrics import PlainCounter
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 log = structlog.get_logger("gateway.hub")
 
-CANARY = "canary"
+CANARY_KIND = "canary"
 
-EVERY_SECONDS = 2.0
+INTERVAL_SECONDS = 2.0
 """How often one flies, jittered: fifty nodes add 25 events a second to the log that they share."""
 
-LATE_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 """How long one may take. All nodes of a busy Redis are late together, so load alone must never reach this."""
 
-FIRST_SECONDS = 1.0
+FIRST_TIMEOUT_SECONDS = 1.0
 """How long a start waits for the first one: a log that works has it back in milliseconds."""
 
 
@@ -43,31 +43,31 @@ class Canary:
 
     def __init__(
         self,
-        notices: Notices,
-        pump: Callable[[Callable[[], None]], None],
-        failures: Tally,
-        background: Background = UNCOUNTED,
+        control_channel: ControlChannel,
+        run_after_writes: Callable[[Callable[[], None]], None],
+        failures: PlainCounter,
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
-        self._notices = notices
+        self._control_channel = control_channel
         self._background = background
-        self._pump = pump
+        self._run_after_writes = run_after_writes
         self._failures = failures
-        self._node = secrets.token_hex(4)
-        self._number = 0
-        self._back = asyncio.Event()  # of the one that flies
-        self._seconds = 0.0
-        self._since: float | None = None  # when the first one was sent that is not back
-        self._why = ""
-        self._is_proven = self._is_told = False
+        self._node_id = secrets.token_hex(4)
+        self._sequence = 0
+        self._received = asyncio.Event()  # of the one that flies
+        self._round_trip_seconds = 0.0
+        self._waiting_since: float | None = None  # when the first one was sent that is not back
+        self._last_error = ""
+        self._is_proven = self._is_failure_logged = False
         self._task: asyncio.Task[None] | None = None
-        notices.handle(CANARY, self._landed, kept=False)
+        control_channel.add_handler(CANARY_KIND, self._on_received, has_history=False)
 
     async def start(self) -> None:
-        """Send the first one, and give it `FIRST_SECONDS`; go on for ever."""
+        """Send the first one, and give it `FIRST_POLL_TIMEOUT_SECONDS`; go on for ever."""
         first = asyncio.Event()
-        self._task = self._background.start("canary", partial(self._run, first))
+        self._task = self._background.start_task("canary", partial(self._run, first))
         try:
-            async with asyncio.timeout(FIRST_SECONDS):
+            async with asyncio.timeout(FIRST_TIMEOUT_SECONDS):
                 await first.wait()
         except TimeoutError:
             pass
@@ -80,57 +80,61 @@ class Canary:
             self._task = None
 
     @property
-    def seconds(self) -> float:
+    def round_trip_seconds(self) -> float:
         """How long the last one was on its way; or how long one has been away, if that is longer."""
-        return max(self._seconds, self._away)
+        return max(self._round_trip_seconds, self._waiting_seconds)
 
     @property
     def fault(self) -> str | None:
         """Why nobody knows whether events get through; None while that is proven."""
-        if not self._is_proven and not self._why:
+        if not self._is_proven and not self._last_error:
             return "canary: none was back yet"
-        if self._is_proven and self._away < LATE_SECONDS:
+        if self._is_proven and self._waiting_seconds < TIMEOUT_SECONDS:
             return None
-        return f"canary: sent {self._away:.1f} s ago and not back" + (f" ({self._why})" if self._why else "")
+        return f"canary: sent {self._waiting_seconds:.1f} s ago and not back" + (
+            f" ({self._last_error})" if self._last_error else ""
+        )
 
     @property
-    def _away(self) -> float:
-        return 0.0 if self._since is None else asyncio.get_running_loop().time() - self._since
+    def _waiting_seconds(self) -> float:
+        return 0.0 if self._waiting_since is None else asyncio.get_running_loop().time() - self._waiting_since
 
     async def _run(self, first: asyncio.Event) -> None:
         while True:
-            await self._fly()
+            await self._probe()
             first.set()
-            await asyncio.sleep(jittered(EVERY_SECONDS, 0.2))
+            await asyncio.sleep(jittered(INTERVAL_SECONDS, 0.2))
 
-    async def _fly(self) -> None:
+    async def _probe(self) -> None:
         loop = asyncio.get_running_loop()
         sent = loop.time()
-        if self._since is None:
-            self._since = sent
-        self._number += 1
-        self._back = back = asyncio.Event()
+        if self._waiting_since is None:
+            self._waiting_since = sent
+        self._sequence += 1
+        self._received = back = asyncio.Event()
         try:
-            async with asyncio.timeout(LATE_SECONDS):
-                await self._notices.send(CANARY, {"node": self._node, "number": self._number})
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await self._control_channel.send(
+                    CANARY_KIND, {"node": self._node_id, "number": self._sequence}
+                )
                 await back.wait()
         except TimeoutError:
-            self._lost("")
+            self._record_failure("")
         except GatewayError as error:
-            self._lost(error.message)
+            self._record_failure(error.message)
         else:
-            if self._is_told:
-                log.info("canary_back", seconds=round(self._away, 1))
-            self._seconds, self._since, self._why = loop.time() - sent, None, ""
-            self._is_proven, self._is_told = True, False
+            if self._is_failure_logged:
+                log.info("canary_back", seconds=round(self._waiting_seconds, 1))
+            self._round_trip_seconds, self._waiting_since, self._last_error = loop.time() - sent, None, ""
+            self._is_proven, self._is_failure_logged = True, False
 
-    def _lost(self, why: str) -> None:
+    def _record_failure(self, why: str) -> None:
         self._failures.value += 1
-        self._why = why
-        if not self._is_told:  # one line when they stay away, and one when they are back
-            log.warning("canary_lost", seconds=round(self._away, 1), error=why or None)
-        self._is_told = True
+        self._last_error = why
+        if not self._is_failure_logged:  # one line when they stay away, and one when they are back
+            log.warning("canary_lost", seconds=round(self._waiting_seconds, 1), error=why or None)
+        self._is_failure_logged = True
 
-    def _landed(self, about: Mapping[str, Any], id: EventId) -> None:
-        if about.get("node") == self._node and about.get("number") == self._number:
-            self._pump(self._back.set)
+    def _on_received(self, about: Mapping[str, Any], id: EventId) -> None:
+        if about.get("node") == self._node_id and about.get("number") == self._sequence:
+            self._run_after_writes(self._received.set)

@@ -9,36 +9,36 @@ that was quiet the longest go first, and all of a channel when its last watcher 
 from collections import OrderedDict
 
 from gateway.core.event import EventId
-from gateway.hub.encoded_event import Entry
+from gateway.hub.encoded_event import EncodedEvent
 
 MAX_KEYS = 100_000
 """Keys that are known at once, of all channels together, however much memory there is."""
 
-KEY_BYTES = 400
+KEY_OVERHEAD_BYTES = 400
 """Bytes that a key takes with its place and its event's id: measured, rounded up (310)."""
 
-CHANNEL_BYTES = 700
+CHANNEL_OVERHEAD_BYTES = 700
 """Bytes that a channel with keys takes besides, likewise; its name may have 255 characters."""
 
 
-class Newest:
+class ConflationIndex:
     """The id of the newest event, by channel and key, in about ``max_bytes`` of memory."""
 
     def __init__(self, max_bytes: int) -> None:
         self._channels: OrderedDict[str, OrderedDict[bytes, EventId]] = OrderedDict()
-        self._count = 0
-        self.limit(max_bytes)
+        self._key_count = 0
+        self.set_max_bytes(max_bytes)
 
     def __len__(self) -> int:
-        return self._count
+        return self._key_count
 
-    def limit(self, max_bytes: int) -> None:
+    def set_max_bytes(self, max_bytes: int) -> None:
         """Take at most so many bytes from the next event on."""
         self._max_bytes = max_bytes
 
-    def note(self, entry: Entry) -> None:
+    def record(self, entry: EncodedEvent) -> None:
         """Take note of an event of a channel that conflates; in the order of the log."""
-        key = entry.key
+        key = entry.conflation_key
         if key is None:
             return
         keys = self._channels.get(entry.channel)
@@ -46,31 +46,31 @@ class Newest:
             keys = self._channels[entry.channel] = OrderedDict()
         else:
             self._channels.move_to_end(entry.channel)
-        self._count += key not in keys
+        self._key_count += key not in keys
         keys[key] = entry.id
         keys.move_to_end(key)
-        while self._count > MAX_KEYS or self._bytes > self._max_bytes:
-            self._drop()
+        while self._key_count > MAX_KEYS or self._size_bytes > self._max_bytes:
+            self._evict_oldest()
 
     @property
-    def _bytes(self) -> int:
-        return self._count * KEY_BYTES + len(self._channels) * CHANNEL_BYTES
+    def _size_bytes(self) -> int:
+        return self._key_count * KEY_OVERHEAD_BYTES + len(self._channels) * CHANNEL_OVERHEAD_BYTES
 
-    def supersedes(self, entry: Entry) -> bool:
+    def is_superseded(self, entry: EncodedEvent) -> bool:
         """Tell whether a newer event of the same key is in the log."""
         keys = self._channels.get(entry.channel)
-        if keys is None or entry.key is None:
+        if keys is None or entry.conflation_key is None:
             return False
-        newest = keys.get(entry.key)
+        newest = keys.get(entry.conflation_key)
         return newest is not None and newest > entry.id
 
-    def forget(self, channel: str) -> None:
+    def forget_channel(self, channel: str) -> None:
         """Let go of a channel's keys; harmless where it has none."""
-        self._count -= len(self._channels.pop(channel, ()))
+        self._key_count -= len(self._channels.pop(channel, ()))
 
-    def _drop(self) -> None:
+    def _evict_oldest(self) -> None:
         channel, keys = next(iter(self._channels.items()))
         keys.popitem(last=False)
-        self._count -= 1
+        self._key_count -= 1
         if not keys:
             del self._channels[channel]

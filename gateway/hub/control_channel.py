@@ -15,40 +15,42 @@ import structlog
 from gateway.broker.base import Broker
 from gateway.core.backoff import Backoff
 from gateway.core.errors import Unavailable
-from gateway.core.event import NOTICE, Draft, Event, EventId, Retention
-from gateway.observability.background import UNCOUNTED, Background
+from gateway.core.event import CONTROL_CHANNEL_PREFIX, Draft, Event, EventId, Retention
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 log = structlog.get_logger("gateway.hub")
 
-KEPT = Retention(1000, 15 * 60 * 1000)
+RETENTION = Retention(1000, 15 * 60 * 1000)
 """How long a node may be cut off and still learn what it must."""
 
-NOT_KEPT = Retention(0)
+NO_RETENTION = Retention(0)
 
-_PAGE = 1000
+_PAGE_EVENTS = 1000
 
-Handler = Callable[[Mapping[str, Any], EventId], None]
+ControlHandler = Callable[[Mapping[str, Any], EventId], None]
 
 
-class Notices:
+class ControlChannel:
     """Sends and receives. Register handlers before the hub starts."""
 
-    def __init__(self, broker: Broker, clock: Callable[[], int], background: Background = UNCOUNTED) -> None:
+    def __init__(
+        self, broker: Broker, clock: Callable[[], int], background: TaskSupervisor = UNCOUNTED_SUPERVISOR
+    ) -> None:
         self._broker = broker
         self._background = background
         self._clock = clock
-        self._handlers: dict[str, tuple[Handler, Retention]] = {}
-        self._reading: set[asyncio.Task[None]] = set()
-        self.on_lost: Callable[[], None] = lambda: None
+        self._handlers: dict[str, tuple[ControlHandler, Retention]] = {}
+        self._read_tasks: set[asyncio.Task[None]] = set()
+        self.on_gap: Callable[[], None] = lambda: None
         """Called when notices may have been missed for good."""
 
-    def handle(self, kind: str, handler: Handler, *, kept: bool) -> None:
+    def add_handler(self, kind: str, handler: ControlHandler, *, has_history: bool) -> None:
         """Call ``handler`` for notices of a kind; ``kept`` are those that must not be missed."""
-        self._handlers[NOTICE + kind] = handler, KEPT if kept else NOT_KEPT
+        self._handlers[CONTROL_CHANNEL_PREFIX + kind] = handler, RETENTION if has_history else NO_RETENTION
 
     async def send(self, kind: str, about: Mapping[str, Any]) -> EventId:
         """Tell all nodes, this one too. Raises Unavailable. Cancelling leaves open whether it is told."""
-        channel = NOTICE + kind
+        channel = CONTROL_CHANNEL_PREFIX + kind
         _, retention = self._handlers[channel]
         draft = Draft(channel, msgspec.json.encode(about), self._clock(), retention)
         return (await self._broker.append([draft]))[0]
@@ -60,37 +62,37 @@ class Notices:
             try:
                 handler(msgspec.json.decode(event.payload), event.id)
             except Exception as error:  # what one node says must not stop what another follows
-                self._background.failed("hub", error)
+                self._background.record_failure("hub", error)
 
-    def cut(self, after: EventId, until: EventId) -> None:
+    def read_missed(self, after: EventId, until: EventId) -> None:
         """Read what was missed between two ids."""
-        task = self._background.start("missed_notices", partial(self._catch_up, after, until))
-        self._reading.add(task)
-        task.add_done_callback(self._reading.discard)
+        task = self._background.start_task("missed_notices", partial(self._read_range, after, until))
+        self._read_tasks.add(task)
+        task.add_done_callback(self._read_tasks.discard)
 
     async def close(self) -> None:
         """Stop reading; harmless when repeated."""
-        for task in self._reading:
+        for task in self._read_tasks:
             task.cancel()
-        await asyncio.gather(*self._reading, return_exceptions=True)
+        await asyncio.gather(*self._read_tasks, return_exceptions=True)
 
-    async def _catch_up(self, after: EventId, until: EventId) -> None:
-        kept = [name for name, (_, retention) in self._handlers.items() if retention.events]
-        backoff = Backoff(base=0.1, cap=3.0)
+    async def _read_range(self, after: EventId, until: EventId) -> None:
+        kept = [name for name, (_, retention) in self._handlers.items() if retention.max_events]
+        backoff = Backoff(base_seconds=0.1, cap_seconds=3.0)
         while kept:
             try:
-                pages = await self._broker.read(dict.fromkeys(kept, after), until, _PAGE)
+                pages = await self._broker.read(dict.fromkeys(kept, after), until, _PAGE_EVENTS)
             except Unavailable:
-                await asyncio.sleep(backoff.next())
+                await asyncio.sleep(backoff.next_delay())
                 continue
             except Exception as error:  # what cannot be read must not be taken for nothing
-                self._background.failed("missed_notices", error)
-                self.on_lost()
+                self._background.record_failure("missed_notices", error)
+                self.on_gap()
                 return
             for page in pages.values():
                 if page.floor > after:
                     log.error("notices_lost", after=str(after), until=str(until))
-                    self.on_lost()
+                    self.on_gap()
                 for event in page.events:
                     self.receive(event)
             return

@@ -13,83 +13,83 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from gateway.broker.base import Broker, Page
-from gateway.config.catalog import Declared, Form
+from gateway.broker.base import Broker, HistoryPage
+from gateway.config.channel_catalog import DeclaredChannel, StreamSchema
 from gateway.core.errors import Unavailable
 from gateway.core.event import EventId
-from gateway.core.history import between, merged
-from gateway.hub.encoded_event import Entry
+from gateway.core.history import merge_by_id, slice_by_id
+from gateway.hub.encoded_event import EncodedEvent
 
-READ = 512
+MAX_EVENTS_PER_CHANNEL = 512
 """Most events of one channel in one read."""
 
-EVENTS = 4096
+MAX_EVENTS_PER_READ = 4096
 """Most events of all channels in one read."""
 
-START_EVENTS = 512
+INITIAL_EVENTS_PER_READ = 512
 """The same before anything is known of the size of events."""
 
-READ_BYTES = 8 * 1024 * 1024
+TARGET_READ_BYTES = 8 * 1024 * 1024
 """Payload bytes that one read aims for: those that bring more are followed by reads of fewer events."""
 
-CHANNELS = 500
+MAX_CHANNELS_PER_READ = 500
 """Most channels in one read."""
 
-WANTED = 20_000
+MAX_PENDING_CHANNELS = 20_000
 """Channels that may wait for a read."""
 
-FLIGHTS = 8
+MAX_CONCURRENT_READS = 8
 """Reads that may be under way at once."""
 
-TIMEOUT = 5.0
+READ_TIMEOUT_SECONDS = 5.0
 """Seconds that one read may take."""
 
-HELD_SECONDS = 5.0
+CACHE_SECONDS = 5.0
 """How long what was read is held for others."""
 
-HELD_BYTES = 64 * 1024 * 1024
+MAX_CACHED_BYTES = 64 * 1024 * 1024
 """Payload bytes on all shelves together; what is read right now comes on top."""
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Shelf:
+class _CachedRange:
     """One channel from ``low`` (exclusive) to ``high``; whole, but for what ``floor`` says is gone."""
 
-    form: Form
+    stream_schema: StreamSchema
     """That of its entries: after a reload streams may want another one."""
     low: EventId
     high: EventId
     floor: EventId
-    entries: list[Entry]
-    bytes: int
-    made: float
+    events: list[EncodedEvent]
+    payload_bytes: int
+    created_at: float
 
 
 @dataclass(slots=True)
-class _Want:
-    declared: Declared
+class _Pending:
+    declared: DeclaredChannel
     after: EventId
 
 
 @dataclass(frozen=True, slots=True)
-class _Flying:
-    form: Form
+class _InFlight:
+    stream_schema: StreamSchema
     after: EventId
     until: EventId
     task: asyncio.Task[None]
 
-    def reaches(self, form: Form, after: EventId, until: EventId) -> bool:
+    def covers(self, stream_schema: StreamSchema, after: EventId, until: EventId) -> bool:
         """Tell whether it brings all of an interval."""
-        return self.form is form and self.after <= after and self.until >= until
+        return self.stream_schema is stream_schema and self.after <= after and self.until >= until
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class HistoryView:
     """What is held for one subscription: merged ``entries`` that lead up to ``until``."""
 
-    entries: Sequence[Entry]
+    events: Sequence[EncodedEvent]
     until: EventId
     floors: Mapping[str, EventId]
     """Of each channel that lost events after the id asked for: the last that is gone."""
@@ -97,31 +97,33 @@ class View:
     """Of the same channels: the first that is still held, if it is in reach."""
 
 
-class Reads:
+class HistoryCache:
     """See the module's docstring."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._shelves: dict[str, _Shelf] = {}
-        self._bytes = 0
-        self._wants: dict[str, _Want] = {}
-        self._flying: dict[str, _Flying] = {}
-        self._until = EventId(0, 0)
-        self._next: asyncio.Task[None] | None = None
-        self._latest: asyncio.Task[EventId] | None = None
-        self._events = START_EVENTS
-        self._slots = asyncio.Semaphore(FLIGHTS)
+        self._ranges: dict[str, _CachedRange] = {}
+        self._cached_bytes = 0
+        self._pending: dict[str, _Pending] = {}
+        self._in_flight: dict[str, _InFlight] = {}
+        self._read_until = EventId(0, 0)
+        self._next_read: asyncio.Task[None] | None = None
+        self._latest_task: asyncio.Task[EventId] | None = None
+        self._events_per_read = INITIAL_EVENTS_PER_READ
+        self._read_semaphore = asyncio.Semaphore(MAX_CONCURRENT_READS)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
 
-    def view(self, topics: Mapping[str, Declared], after: EventId, until: EventId, limit: int) -> View | None:
+    def try_cached(
+        self, topics: Mapping[str, DeclaredChannel], after: EventId, until: EventId, limit: int
+    ) -> HistoryView | None:
         """Return the first ``limit`` entries with ``after < id <= until``; None if `load` must come first."""
-        if not all(self._has(name, each.form, after, until) for name, each in topics.items()):
+        if not all(self._is_cached(name, each.stream_schema, after, until) for name, each in topics.items()):
             return None
-        shelves = {name: self._shelves[name] for name in topics}
+        shelves = {name: self._ranges[name] for name in topics}
         reach = min((until, *(shelf.high for shelf in shelves.values())))
-        entries = merged(
-            [between(shelf.entries, after, reach, limit + 1) for shelf in shelves.values()], limit + 1
+        entries = merge_by_id(
+            [slice_by_id(shelf.events, after, reach, limit + 1) for shelf in shelves.values()], limit + 1
         )
         if len(entries) > limit:
             entries.pop()
@@ -130,155 +132,165 @@ class Reads:
         oldest = {
             name: first[0].id
             for name, floor in floors.items()
-            if (first := between(shelves[name].entries, floor, shelves[name].high, 1))
+            if (first := slice_by_id(shelves[name].events, floor, shelves[name].high, 1))
         }
-        return View(entries, reach, floors, oldest)
+        return HistoryView(entries, reach, floors, oldest)
 
-    async def load(self, topics: Mapping[str, Declared], after: EventId, until: EventId) -> None:
+    async def load(self, topics: Mapping[str, DeclaredChannel], after: EventId, until: EventId) -> None:
         """Get hold of what `view` lacks, or of a part of it. Raises Unavailable. Cancelling is safe."""
         flights: set[asyncio.Task[None]] = set()
         for name, declared in topics.items():
-            if self._has(name, declared.form, after, until):
+            if self._is_cached(name, declared.stream_schema, after, until):
                 continue
-            flying = self._flying.get(name)
-            if flying is not None and flying.reaches(declared.form, after, until):
+            flying = self._in_flight.get(name)
+            if flying is not None and flying.covers(declared.stream_schema, after, until):
                 flights.add(flying.task)
                 continue
-            want = self._wants.get(name)
-            if self._next is None:
-                self._next = self._own(self._fly())
-            if want is None and len(self._wants) >= WANTED:
+            want = self._pending.get(name)
+            if self._next_read is None:
+                self._next_read = self._start_task(self._run_read())
+            if want is None and len(self._pending) >= MAX_PENDING_CHANNELS:
                 raise Unavailable("too many streams wait for the log")
-            if want is None or want.declared.form is not declared.form:  # who wanted the other one asks again
-                want = self._wants[name] = _Want(declared, after)
-            want.after = min(want.after, self._further(name, after))
-            flights.add(self._next)
-        self._until = max(self._until, until)
+            if (
+                want is None or want.declared.stream_schema is not declared.stream_schema
+            ):  # who wanted the other one asks again
+                want = self._pending[name] = _Pending(declared, after)
+            want.after = min(want.after, self._read_start(name, after))
+            flights.add(self._next_read)
+        self._read_until = max(self._read_until, until)
         for flight in flights:
             await asyncio.shield(flight)
 
     async def latest(self) -> EventId:
-        """Return what `Broker.latest` does. Raises Unavailable. Cancelling is safe."""
-        if self._latest is None:
-            self._latest = self._own(self._ask_latest())
-        return await asyncio.shield(self._latest)
+        """Return what `BrokerConfig.latest` does. Raises Unavailable. Cancelling is safe."""
+        if self._latest_task is None:
+            self._latest_task = self._start_task(self._read_latest())
+        return await asyncio.shield(self._latest_task)
 
     async def close(self) -> None:
         """End what is under way; harmless when repeated."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _has(self, name: str, form: Form, after: EventId, until: EventId) -> bool:
+    def _is_cached(self, name: str, stream_schema: StreamSchema, after: EventId, until: EventId) -> bool:
         """Tell whether a shelf holds the next event after an id, or all there is up to ``until``."""
-        shelf = self._shelves.get(name)
-        if shelf is None or shelf.form is not form:
+        shelf = self._ranges.get(name)
+        if shelf is None or shelf.stream_schema is not stream_schema:
             return False
         return shelf.low <= after and (shelf.high >= until or after < shelf.high)
 
-    def _further(self, name: str, after: EventId) -> EventId:
+    def _read_start(self, name: str, after: EventId) -> EventId:
         """Return from where to read for somebody who needs more than a shelf reaches back.
 
         As far again as it falls short: others will come from further back still, and with every read
         the reach doubles.
         """
-        shelf, flying = self._shelves.get(name), self._flying.get(name)
+        shelf, flying = self._ranges.get(name), self._in_flight.get(name)
         low = flying.after if flying is not None else shelf.low if shelf is not None else after
         return after if after >= low else EventId(max(0, 2 * after.ms - low.ms - 1), 0)
 
-    async def _fly(self) -> None:
-        async with self._slots:
-            task, self._next = self._next, None  # from here on, whoever wants more waits for another one
+    async def _run_read(self) -> None:
+        async with self._read_semaphore:
+            task, self._next_read = (
+                self._next_read,
+                None,
+            )  # from here on, whoever wants more waits for another one
             assert task is not None
-            names = list(islice(self._wants, min(CHANNELS, self._events)))
-            wants = {name: self._wants.pop(name) for name in names}
-            until = self._until
+            names = list(islice(self._pending, min(MAX_CHANNELS_PER_READ, self._events_per_read)))
+            wants = {name: self._pending.pop(name) for name in names}
+            until = self._read_until
             flying = {
-                name: _Flying(want.declared.form, want.after, until, task) for name, want in wants.items()
+                name: _InFlight(want.declared.stream_schema, want.after, until, task)
+                for name, want in wants.items()
             }
-            self._flying.update(flying)
+            self._in_flight.update(flying)
             try:
                 # Few of each where many channels are asked for: a flight must not fill the memory.
-                limit = min(READ, self._events // len(wants))
+                limit = min(MAX_EVENTS_PER_CHANNEL, self._events_per_read // len(wants))
                 after = {name: want.after for name, want in wants.items()}
-                pages = await _bounded(self._broker.read(after, until, limit))
+                pages = await _with_timeout(self._broker.read(after, until, limit))
             finally:
                 for name, each in flying.items():
-                    if self._flying.get(name) is each:
-                        del self._flying[name]
-        self._learn(pages)
+                    if self._in_flight.get(name) is each:
+                        del self._in_flight[name]
+        self._adapt_read_size(pages)
         now = asyncio.get_running_loop().time()
         for name, page in pages.items():
-            self._file(name, wants[name], page, until, now)
-        self._shrink(len(pages))
+            self._store_page(name, wants[name], page, until, now)
+        self._evict(len(pages))
 
-    def _learn(self, pages: Mapping[str, Page]) -> None:
-        """Let the next read ask for as many events of this read's kind as `READ_BYTES` hold."""
+    def _adapt_read_size(self, pages: Mapping[str, HistoryPage]) -> None:
+        """Let the next read ask for as many events of this read's kind as `TARGET_READ_BYTES` hold."""
         events = sum(len(page.events) for page in pages.values())
         size = sum(len(event.payload) for page in pages.values() for event in page.events)
-        if size > READ_BYTES:
-            self._events = max(1, events * READ_BYTES // size)
-        elif 2 * events >= self._events and 2 * size < READ_BYTES:
-            self._events = min(EVENTS, 2 * self._events)
+        if size > TARGET_READ_BYTES:
+            self._events_per_read = max(1, events * TARGET_READ_BYTES // size)
+        elif 2 * events >= self._events_per_read and 2 * size < TARGET_READ_BYTES:
+            self._events_per_read = min(MAX_EVENTS_PER_READ, 2 * self._events_per_read)
 
-    def _file(self, name: str, want: _Want, page: Page, until: EventId, now: float) -> None:
-        entries = [Entry(event, want.declared) for event in page.events]
+    def _store_page(
+        self, name: str, pending: _Pending, page: HistoryPage, until: EventId, now: float
+    ) -> None:
+        entries = [EncodedEvent(event, pending.declared) for event in page.events]
         size = sum(len(event.payload) for event in page.events)
-        high = page.events[-1].id if page.more else until
-        shelf = self._shelves.pop(name, None)
+        high = page.events[-1].id if page.has_more else until
+        shelf = self._ranges.pop(name, None)
         if shelf is not None:
-            self._bytes -= shelf.bytes
-        form = want.declared.form
-        goes_on = shelf is not None and shelf.form is form and shelf.high == want.after == page.floor
-        if shelf is not None and goes_on and shelf.bytes < HELD_BYTES // 8:
-            shelf.entries += entries
+            self._cached_bytes -= shelf.payload_bytes
+        form = pending.declared.stream_schema
+        goes_on = (
+            shelf is not None and shelf.stream_schema is form and shelf.high == pending.after == page.floor
+        )
+        if shelf is not None and goes_on and shelf.payload_bytes < MAX_CACHED_BYTES // 8:
+            shelf.events += entries
             shelf.high = high
-            shelf.bytes += size
+            shelf.payload_bytes += size
         else:
-            shelf = _Shelf(form, want.after, high, page.floor, entries, size, now)
-        self._shelves[name] = shelf
-        self._bytes += shelf.bytes
+            shelf = _CachedRange(form, pending.after, high, page.floor, entries, size, now)
+        self._ranges[name] = shelf
+        self._cached_bytes += shelf.payload_bytes
 
-    def _shrink(self, fresh: int) -> None:
+    def _evict(self, fresh: int) -> None:
         """Keep the limit; the ``fresh`` newest shelves stay, for those who wait for them right now."""
-        while self._bytes > HELD_BYTES and len(self._shelves) > fresh:
-            self._drop(next(iter(self._shelves)))
-        if self._sweeper is None and self._shelves:
-            self._sweeper = asyncio.get_running_loop().call_later(HELD_SECONDS / 2, self._sweep)
+        while self._cached_bytes > MAX_CACHED_BYTES and len(self._ranges) > fresh:
+            self._remove_range(next(iter(self._ranges)))
+        if self._sweep_timer is None and self._ranges:
+            self._sweep_timer = asyncio.get_running_loop().call_later(CACHE_SECONDS / 2, self._evict_expired)
 
-    def _sweep(self) -> None:
-        self._sweeper = None
-        made_after = asyncio.get_running_loop().time() - HELD_SECONDS
-        for name in [name for name, shelf in self._shelves.items() if shelf.made <= made_after]:
-            self._drop(name)
-        self._shrink(0)
+    def _evict_expired(self) -> None:
+        self._sweep_timer = None
+        made_after = asyncio.get_running_loop().time() - CACHE_SECONDS
+        for name in [name for name, shelf in self._ranges.items() if shelf.created_at <= made_after]:
+            self._remove_range(name)
+        self._evict(0)
 
-    def _drop(self, name: str) -> None:
-        self._bytes -= self._shelves.pop(name).bytes
+    def _remove_range(self, name: str) -> None:
+        self._cached_bytes -= self._ranges.pop(name).payload_bytes
 
-    async def _ask_latest(self) -> EventId:
-        async with self._slots:
-            self._latest = None  # an answer from before a request came might be too old for it
-            return await _bounded(self._broker.latest())
+    async def _read_latest(self) -> EventId:
+        async with self._read_semaphore:
+            self._latest_task = None  # an answer from before a request came might be too old for it
+            return await _with_timeout(self._broker.read_log_head())
 
-    def _own(self, work: Any) -> asyncio.Task[Any]:
+    def _start_task(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name="log read")
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_task_done)
         return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waited was told; if nobody did, nobody needs to be
 
 
-async def _bounded(call: Awaitable[T]) -> T:
+async def _with_timeout(call: Awaitable[T]) -> T:
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
             return await call
     except TimeoutError:
         raise Unavailable("the log did not answer in time") from None

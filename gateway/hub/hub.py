@@ -16,47 +16,47 @@ import structlog
 from prometheus_client import Counter
 
 from gateway.broker.base import Broker
-from gateway.config.catalog import Catalog, Declared
-from gateway.core.event import GAP, NOTICE, Event, EventId, Retention
-from gateway.core.history import History, merged
+from gateway.config.channel_catalog import ChannelCatalog, DeclaredChannel
+from gateway.core.event import CONTROL_CHANNEL_PREFIX, GAP_EVENT_TYPE, Event, EventId, Retention
+from gateway.core.history import History, merge_by_id
 from gateway.hub.audience import Audience, Member
-from gateway.hub.conflation import Newest
-from gateway.hub.encoded_event import Entry
+from gateway.hub.conflation import ConflationIndex
+from gateway.hub.encoded_event import EncodedEvent
 from gateway.hub.subscription import Subscription
-from gateway.observability.background import UNCOUNTED, Background
 from gateway.observability.metrics import Metrics
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 log = structlog.get_logger("gateway.hub")
 
-SLICE = 512
+SLICE_WRITES = 512
 """Writes per turn of the loop: about five milliseconds of send() calls."""
 
-SMALL_SLICE = 48
-"""The same for `WAY_SECONDS` after somebody came whose answer takes several turns: half a millisecond."""
+SMALL_SLICE_WRITES = 48
+"""The same for `FAVOR_LATENCY_SECONDS` after somebody came whose answer takes several turns: half a millisecond."""
 
-WAY_SECONDS = 0.05
+FAVOR_LATENCY_SECONDS = 0.05
 
-RING_EVENTS = 100_000
+MAX_RING_EVENTS = 100_000
 """Events that a channel's ring holds at the most, however short the time they came in."""
 
-ENTRY_OVERHEAD = 700
+EVENT_OVERHEAD_BYTES = 700
 """Bytes that an entry of a ring costs beside its payload and its encoded blocks: measured, rounded up."""
 
-NEWEST_SHARE = 4
+CONFLATION_BYTES_DIVISOR = 4
 """Into which part of the rings' bytes the keys of channels that conflate must fit, besides."""
 
-Work = Callable[[Any, int], tuple[int, bool]]
+PumpWork = Callable[[Any, int], tuple[int, bool]]
 """One turn of some work: (its object, how many writes it may do) to (writes done, more to do)."""
 
 
-class Channel:
+class WatchedChannel:
     """A channel that at least one stream watches."""
 
-    __slots__ = ("_audiences", "declared", "opened", "watchers")
+    __slots__ = ("_audiences", "complete_since", "declared", "watchers")
 
-    def __init__(self, declared: Declared, opened: EventId) -> None:
+    def __init__(self, declared: DeclaredChannel, complete_since: EventId) -> None:
         self.declared = declared
-        self.opened = opened
+        self.complete_since = complete_since
         """The head when it was first watched: its ring, made by its first event, is whole from there on."""
         self.watchers = 0
         # Most channels of templates have one, and a mapping would take more than all else here.
@@ -93,38 +93,38 @@ class Hub:
     def __init__(
         self,
         broker: Broker,
-        catalog: Catalog,
+        catalog: ChannelCatalog,
         metrics: Metrics,
         *,
         ring_seconds: float,
         ring_bytes: int,
         clock: Callable[[], int],
-        background: Background = UNCOUNTED,
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
         """Make an empty hub; `start` puts it behind its broker.
 
         ``ring_seconds`` is how far back a ring reaches: as long as a client may take nothing before it is
         cut, so that whoever is still connected can catch up from memory. All rings share ``ring_bytes``.
         """
-        self.head = self.cut = EventId(0, 0)
+        self.head = self.last_gap_end = EventId(0, 0)
         self._broker = broker
         self._catalog = catalog
         self._metrics = metrics
         self._clock = clock
         self._background = background
-        self._ring: History[Entry] = History(max_bytes=ring_bytes, start=EventId(0, 0), clock=clock)
-        self._channels: dict[str, Channel] = {}
+        self._ring: History[EncodedEvent] = History(max_bytes=ring_bytes, start=EventId(0, 0), clock=clock)
+        self._channels: dict[str, WatchedChannel] = {}
         self._audiences: dict[Subscription, Audience] = {}
-        self._work: deque[tuple[Work, Any]] = deque()
-        self._pumping = False
-        self._way_until = 0.0
-        self._delivered: dict[str, Counter] = {}
-        self.heard: dict[str, int] = {}
+        self._work_queue: deque[tuple[PumpWork, Any]] = deque()
+        self._is_pump_scheduled = False
+        self._favor_latency_until = 0.0
+        self._delivered_counters: dict[str, Counter] = {}
+        self.last_event_at: dict[str, int] = {}
         """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
-        self.newest = Newest(ring_bytes // NEWEST_SHARE)
-        self.on_behind: Callable[[Any], None] = lambda member: None
-        self.on_notice: Callable[[Event], None] = lambda event: None
-        self.on_cut: Callable[[EventId, EventId], None] = lambda after, until: None
+        self.conflation = ConflationIndex(ring_bytes // CONFLATION_BYTES_DIVISOR)
+        self.on_lagging: Callable[[Any], None] = lambda member: None
+        self.on_control_event: Callable[[Event], None] = lambda event: None
+        self.on_log_gap: Callable[[EventId, EventId], None] = lambda after, until: None
         """Called with the ids between which this node did not follow the log."""
         self.reconfigure(ring_seconds=ring_seconds, ring_bytes=ring_bytes)
 
@@ -133,35 +133,37 @@ class Hub:
 
         Streams that saw one of them in its old form get no more events: end them next.
         """
-        self._kept = Retention(RING_EVENTS, round(ring_seconds * 1000))
-        self._ring.limit(ring_bytes)
-        self.newest.limit(ring_bytes // NEWEST_SHARE)
+        self._ring_retention = Retention(MAX_RING_EVENTS, round(ring_seconds * 1000))
+        self._ring.set_max_bytes(ring_bytes)
+        self.conflation.set_max_bytes(ring_bytes // CONFLATION_BYTES_DIVISOR)
         declared = self._catalog.declared
         for name in declared:
-            if name not in self._delivered:
-                self._delivered[name] = self._metrics.events_delivered.labels(name)
-        self._watched = {name for name, each in declared.items() if each.spec.stale_after is not None}
+            if name not in self._delivered_counters:
+                self._delivered_counters[name] = self._metrics.events_delivered.labels(name)
+        self._stale_after_channels = {
+            name for name, each in declared.items() if each.config.stale_after is not None
+        }
         for name, channel in self._channels.items():
-            new = self._catalog.now(name, channel.declared)
-            if new is not None and new.form is channel.declared.form:
+            new = self._catalog.current_declaration(name, channel.declared)
+            if new is not None and new.stream_schema is channel.declared.stream_schema:
                 channel.declared = new
                 continue
             # What is in the ring is in the old form; whoever comes next reads the log.
-            self._forget(name)
-            channel.opened = self.head
+            self._forget_channel(name)
+            channel.complete_since = self.head
             if new is not None:
                 channel.declared = new
             for audience in list(channel.audiences):
-                for other in audience.subscription.declared:
+                for other in audience.subscription.followed:
                     self._channels[other].discard(audience)
 
     def start(self) -> None:
         """Follow the log from where it is. The broker must have been started."""
         self.head = self._broker.head
-        self._broker.follow(self.receive, self.lost)
+        self._broker.follow(self.receive, self.handle_log_gap)
 
     @property
-    def channels(self) -> Mapping[str, Channel]:
+    def channels(self) -> Mapping[str, WatchedChannel]:
         """The channels that streams watch, by full name; a template's name is among them."""
         return self._channels
 
@@ -169,31 +171,35 @@ class Hub:
         """Take events of the log, in order."""
         taken = 0
         try:
-            if self._watched:
-                self._hear(events)
+            if self._stale_after_channels:
+                self._record_activity(events)
             for event in events:
                 channel = self._channels.get(event.channel)
-                flooded = self._file(Entry(event, channel.declared), channel) if channel is not None else ()
-                if channel is None and event.channel.startswith(NOTICE):
-                    self.on_notice(event)
+                flooded = (
+                    self._enqueue(EncodedEvent(event, channel.declared), channel)
+                    if channel is not None
+                    else ()
+                )
+                if channel is None and event.channel.startswith(CONTROL_CHANNEL_PREFIX):
+                    self.on_control_event(event)
                 # Only now, so that no stream can join between two audiences of one event.
                 self.head = event.id
                 taken += 1
                 for audience in flooded:
-                    self._shed(audience)
+                    self._drop_backlog(audience)
         except Exception as error:
-            self._background.failed("hub", error)
-            self._give_up(events[taken:], events[-1].id)
+            self._background.record_failure("hub", error)
+            self._abandon_batch(events[taken:], events[-1].id)
 
-    def _give_up(self, events: Sequence[Event], until: EventId) -> None:
+    def _abandon_batch(self, events: Sequence[Event], until: EventId) -> None:
         """Let the streams read the rest of a batch from the log; some may have got its first event."""
-        self.lost(until)
+        self.handle_log_gap(until)
         for event in events:
             # `lost` reads those that have a history; the others are nowhere but here.
-            if event.channel.startswith(NOTICE) and not event.kept:
-                self.on_notice(event)
+            if event.channel.startswith(CONTROL_CHANNEL_PREFIX) and not event.is_retained:
+                self.on_control_event(event)
 
-    def lost(self, until: EventId) -> None:
+    def handle_log_gap(self, until: EventId) -> None:
         """Go on after an id up to which the log could not be followed: the streams read what they need.
 
         ``cut`` remembers it, because what is missing up to there is nobody's slowness.
@@ -206,83 +212,87 @@ class Hub:
             audience.clear()
             behind += members
         for name, channel in self._channels.items():
-            self._ring.forget(name)
-            channel.opened = until
-        before, self.head, self.cut = self.head, until, until
+            self._ring.drop_channel(name)
+            channel.complete_since = until
+        before, self.head, self.last_gap_end = self.head, until, until
         try:
-            self.on_cut(before, until)
+            self.on_log_gap(before, until)
         finally:  # whatever becomes of the notices
             for member in behind:
-                self._put_behind(member)
+                self._start_catch_up(member)
 
-    def _hear(self, events: Sequence[Event]) -> None:
+    def _record_activity(self, events: Sequence[Event]) -> None:
         for event in events:
             match = self._catalog.resolve(event.channel)
-            if match is not None and match.declared.name in self._watched and event.type != GAP:
-                self.heard[match.declared.name] = event.id.ms
+            if (
+                match is not None
+                and match.declared.name in self._stale_after_channels
+                and event.type != GAP_EVENT_TYPE
+            ):
+                self.last_event_at[match.declared.name] = event.id.ms
 
-    def _file(self, entry: Entry, channel: Channel) -> list[Audience]:
+    def _enqueue(self, entry: EncodedEvent, channel: WatchedChannel) -> list[Audience]:
         """Put an event into the ring and the audiences; return those for whom it is too much."""
         # Two formats at most are made of an entry; one envelope is somewhat larger than its payload.
-        if channel.declared.spec.policy == "conflate":
-            self.newest.note(entry)
-        size = 2 * len(entry.event.payload) + ENTRY_OVERHEAD
-        self._ring.append(entry, size, self._kept, channel.opened)
+        if channel.declared.config.slow_client_policy == "conflate":
+            self.conflation.record(entry)
+        size = 2 * len(entry.event.payload) + EVENT_OVERHEAD_BYTES
+        self._ring.append(entry, size, self._ring_retention, channel.complete_since)
         flooded = []
         for audience in channel.audiences:
-            if not audience.add(entry, self.head):
+            if not audience.enqueue(entry, self.head):
                 continue
             if audience.is_flooded:
                 flooded.append(audience)
-            elif not audience.queued:
-                audience.queued = True
+            elif not audience.is_scheduled:
+                audience.is_scheduled = True
                 self.schedule(self._fan_out, audience)
         return flooded
 
-    def _shed(self, audience: Audience) -> None:
+    def _drop_backlog(self, audience: Audience) -> None:
         """Drop what waits for an audience; its members catch up from history at their own pace."""
         members = list(audience.members)
         for member in members:
             self.leave(member)
         audience.clear()
         for member in members:
-            self._put_behind(member)
+            self._start_catch_up(member)
 
-    def _put_behind(self, member: Member) -> None:
+    def _start_catch_up(self, member: Member) -> None:
         """Let a stream that is in no audience catch up; if that fails, its client comes back and resumes."""
         try:
-            self.on_behind(member)
+            self.on_lagging(member)
         except Exception as error:
-            self._background.failed("hub", error)
-            member.end("internal_error")
+            self._background.record_failure("hub", error)
+            member.close("internal_error")
 
     def watch(self, subscription: Subscription) -> None:
         """Begin to keep what a new stream will need; pair with `unwatch`."""
-        for name, declared in subscription.declared.items():
+        for name, declared in subscription.followed.items():
             channel = self._channels.get(name)
             if channel is None:
-                channel = self._channels[name] = Channel(declared, self.head)
+                channel = self._channels[name] = WatchedChannel(declared, self.head)
             channel.watchers += 1
 
     def unwatch(self, subscription: Subscription) -> None:
         """Let go of what `watch` kept."""
-        for name in subscription.declared:
+        for name in subscription.followed:
             channel = self._channels[name]
             channel.watchers -= 1
             if not channel.watchers:
                 del self._channels[name]
-                self._forget(name)
+                self._forget_channel(name)
 
-    def _forget(self, name: str) -> None:
-        self._ring.forget(name)
-        self.newest.forget(name)
+    def _forget_channel(self, name: str) -> None:
+        self._ring.drop_channel(name)
+        self.conflation.forget_channel(name)
 
     def join(self, member: Member, subscription: Subscription) -> None:
         """Let a stream that has everything up to `head` take part in what comes."""
         audience = self._audiences.get(subscription)
         if audience is None:
             audience = self._audiences[subscription] = Audience(subscription, self.head)
-            for name in subscription.declared:
+            for name in subscription.followed:
                 self._channels[name].add(audience)
         audience.join(member, self.head)
 
@@ -294,83 +304,83 @@ class Hub:
         audience.leave(member, self.head)
         if not audience.members:
             del self._audiences[audience.subscription]
-            for name in audience.subscription.declared:
+            for name in audience.subscription.followed:
                 self._channels[name].discard(audience)  # a reload may have taken it out
 
-    def covers(self, subscription: Subscription, after: EventId) -> bool:
+    def ring_covers(self, subscription: Subscription, after: EventId) -> bool:
         """Tell whether the rings hold everything after an id."""
         self._ring.expire()
-        for name in subscription.declared:
+        for name in subscription.followed:
             channel = self._channels.get(name)
-            if channel is None or after < self._ring.floor(name, channel.opened):
+            if channel is None or after < self._ring.floor(name, channel.complete_since):
                 return False
         return True
 
-    def recent(self, subscription: Subscription, after: EventId, limit: int) -> list[Entry]:
+    def read_ring(self, subscription: Subscription, after: EventId, limit: int) -> list[EncodedEvent]:
         """Return the first ``limit`` events after an id; ask `covers` first."""
-        return merged(
-            [self._ring.after(name, after, self.head, limit) for name in subscription.declared], limit
+        return merge_by_id(
+            [self._ring.items_after(name, after, self.head, limit) for name in subscription.followed], limit
         )
 
-    def last(self, name: str, until: EventId) -> EventId:
+    def last_event_id(self, name: str, until: EventId) -> EventId:
         """Return the id of a watched channel's last event up to ``until``, or from when on it is known."""
         channel = self._channels.get(name)
-        return self._ring.last(name, until, None if channel is None else channel.opened)
+        return self._ring.last_id(name, until, None if channel is None else channel.complete_since)
 
-    def schedule(self, work: Work, item: Any) -> None:
+    def schedule(self, work: PumpWork, item: Any) -> None:
         """Give ``item`` a turn in the pump; work that has more to do comes back at the end of the queue."""
-        self._work.append((work, item))
-        if not self._pumping:
-            self._pumping = True
+        self._work_queue.append((work, item))
+        if not self._is_pump_scheduled:
+            self._is_pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
-    def give_way(self) -> None:
+    def favor_latency(self) -> None:
         """Write in small slices for a moment: an answer takes several turns of the loop, and is waited for.
 
         Slices that were always small would cost every broadcast a part of what a turn costs.
         """
-        self._way_until = monotonic() + WAY_SECONDS
+        self._favor_latency_until = monotonic() + FAVOR_LATENCY_SECONDS
 
-    def behind(self, call: Callable[[], None]) -> None:
+    def run_after_writes(self, call: Callable[[], None]) -> None:
         """Call something in the pump, behind all writes that wait there."""
-        self.schedule(_called, call)
+        self.schedule(_run_callback, call)
 
     def _pump(self) -> None:
         try:
-            budget = SLICE if monotonic() >= self._way_until else SMALL_SLICE
-            while self._work and budget > 0:
-                work, item = self._work.popleft()
+            budget = SLICE_WRITES if monotonic() >= self._favor_latency_until else SMALL_SLICE_WRITES
+            while self._work_queue and budget > 0:
+                work, item = self._work_queue.popleft()
                 try:
                     used, more = work(item, budget)
                 except Exception as error:  # one broken stream must not stop the pump for all
-                    self._background.failed("pump", error)
+                    self._background.record_failure("pump", error)
                     used, more = 1, False
                 budget -= max(used, 1)
                 if more:
-                    self._work.append((work, item))
+                    self._work_queue.append((work, item))
         finally:
-            self._pumping = bool(self._work)
-            if self._pumping:
+            self._is_pump_scheduled = bool(self._work_queue)
+            if self._is_pump_scheduled:
                 asyncio.get_running_loop().call_soon(self._pump)
 
     def _fan_out(self, audience: Audience, budget: int) -> tuple[int, bool]:
         try:
-            written, frame = audience.step(budget, self.head)
+            written, frame = audience.write_slice(budget, self.head)
         except Exception as error:  # some write failed in the middle: the cursors say who got the frame
-            self._background.failed("pump", error)
-            audience.queued = False
-            self._shed(audience)
+            self._background.record_failure("pump", error)
+            audience.is_scheduled = False
+            self._drop_backlog(audience)
             return 1, False
         if frame is not None and written:
             metrics = self._metrics
             metrics.bytes_sent.value += written * len(frame.data)
-            metrics.delivery_lag.observe(max(0, self._clock() - frame.oldest_ms) / 1000)
-            for name, count in frame.counts.items():
-                self._delivered[name].inc(written * count)
-        audience.queued = audience.is_busy
-        return written, audience.queued
+            metrics.delivery_lag_seconds.observe(max(0, self._clock() - frame.oldest_ms) / 1000)
+            for name, count in frame.counts_by_channel.items():
+                self._delivered_counters[name].inc(written * count)
+        audience.is_scheduled = audience.is_busy
+        return written, audience.is_scheduled
 
 
-def _called(call: Callable[[], None], budget: int) -> tuple[int, bool]:
+def _run_callback(call: Callable[[], None], budget: int) -> tuple[int, bool]:
     call()
     return 1, False

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
 
-from gateway.config.catalog import Declared, Match
-from gateway.core.sse import Format, chunk
-from gateway.hub.encoded_event import Entry
+from gateway.config.channel_catalog import ChannelMatch, DeclaredChannel
+from gateway.core.sse import StreamFormat, encode_http_chunk
+from gateway.hub.encoded_event import EncodedEvent
 
 
 class Subscription:
@@ -18,21 +18,21 @@ class Subscription:
     __slots__ = (
         "__weakref__",
         "channels",
-        "chunked",
-        "declared",
+        "declared_names",
+        "followed",
         "format",
-        "is_plain",
+        "is_chunked",
+        "is_unfiltered",
         "matches",
-        "names",
-        "stored",
         "types",
+        "with_history",
     )
 
     def __init__(
         self,
         names: tuple[str, ...],
-        matches: tuple[Match, ...],
-        format: Format | None,
+        matches: tuple[ChannelMatch, ...],
+        format: StreamFormat | None,
         types: frozenset[str] | None,
         *,
         chunked: bool,
@@ -40,77 +40,81 @@ class Subscription:
         self.matches = matches
         self.format = format
         self.types = types
-        self.chunked = chunked
+        self.is_chunked = chunked
         self.channels = names
         """Full names of the channels."""
-        self.names = tuple(dict.fromkeys(match.declared.name for match in matches))
+        self.declared_names = tuple(dict.fromkeys(match.declared.name for match in matches))
         """Names of the channels as they are declared, each once."""
         declared = {match.name: match.declared for match in matches}
         declared.update({match.declared.name: match.declared for match in matches if match.is_instance})
-        self.declared: Mapping[str, Declared] = declared
+        self.followed: Mapping[str, DeclaredChannel] = declared
         """What to follow in the log: the channels, and the templates that gaps are told under."""
-        kept = {name: declared for name, declared in self.declared.items() if declared.retention.events}
-        self.stored: Mapping[str, Declared] = kept if len(kept) < len(self.declared) else self.declared
+        kept = {name: declared for name, declared in self.followed.items() if declared.retention.max_events}
+        self.with_history: Mapping[str, DeclaredChannel] = (
+            kept if len(kept) < len(self.followed) else self.followed
+        )
         """What of it has a history that can be read."""
-        self.is_plain = (
+        self.is_unfiltered = (
             types is None
-            and self.stored is self.declared
-            and all(declared.spec.policy != "conflate" for declared in self.declared.values())
+            and self.with_history is self.followed
+            and all(declared.config.slow_client_policy != "conflate" for declared in self.followed.values())
         )
         """Whether it wants all events of its channels, and each has an id."""
 
     @classmethod
     def of(
         cls,
-        matches: tuple[Match, ...],
-        format: Format | None = None,
+        matches: tuple[ChannelMatch, ...],
+        format: StreamFormat | None = None,
         types: frozenset[str] | None = None,
         *,
         chunked: bool = True,
     ) -> "Subscription":
         """Return the one object for this subscription; a=…&b=… and b=…&a=… are the same."""
         if len(matches) == 1:
-            key: object = (matches[0].name, id(matches[0].declared.form), format, types, chunked)
-            found = _live.get(key)
+            key: object = (matches[0].name, id(matches[0].declared.stream_schema), format, types, chunked)
+            found = _interned.get(key)
             if found is None:
-                found = _live[key] = cls((matches[0].name,), matches, format, types, chunked=chunked)
+                found = _interned[key] = cls((matches[0].name,), matches, format, types, chunked=chunked)
             return found
         matches = tuple(sorted(matches, key=lambda match: match.name))
         names = tuple([match.name for match in matches])  # the key holds what the subscription does
-        key = (names, _forms(matches), format, types, chunked)
-        found = _live.get(key)
+        key = (names, _stream_schema_runs(matches), format, types, chunked)
+        found = _interned.get(key)
         if found is None:
-            found = _live[key] = cls(names, matches, format, types, chunked=chunked)
+            found = _interned[key] = cls(names, matches, format, types, chunked=chunked)
         return found
 
-    def wants(self, entry: Entry) -> bool:
+    def accepts(self, entry: EncodedEvent) -> bool:
         """Tell whether the event passes the type filter; gaps always do."""
         return self.types is None or entry.event.type in self.types or entry.is_gap
 
-    def encode(self, entries: Sequence[Entry]) -> bytes:
+    def encode(self, entries: Sequence[EncodedEvent]) -> bytes:
         """Return the blocks of these events, without transfer framing."""
         format = self.format
-        return b"".join([self._gap(entry) if entry.is_gap else entry.block(format) for entry in entries])
+        return b"".join(
+            [self._encode_gap(entry) if entry.is_gap else entry.block(format) for entry in entries]
+        )
 
     def frame(self, blocks: bytes) -> bytes:
         """Return ``blocks`` as they go on the wire."""
-        return chunk(blocks) if self.chunked and blocks else blocks
+        return encode_http_chunk(blocks) if self.is_chunked and blocks else blocks
 
-    def _gap(self, entry: Entry) -> bytes:
+    def _encode_gap(self, entry: EncodedEvent) -> bytes:
         concerned = tuple(
             match.name for match in self.matches if entry.channel in (match.name, match.declared.name)
         )
         return entry.gap_blocks(concerned)
 
 
-def _forms(matches: tuple[Match, ...]) -> tuple[int, ...]:
+def _stream_schema_runs(matches: tuple[ChannelMatch, ...]) -> tuple[int, ...]:
     """Return which form each channel has: another configuration may give it another one.
 
     Runs of one form, each with its length, because most channels of a stream are of one template.
     """
     runs: list[int] = []
     for match in matches:
-        form = id(match.declared.form)
+        form = id(match.declared.stream_schema)
         if runs and runs[-2] == form:
             runs[-1] += 1
         else:
@@ -119,4 +123,4 @@ def _forms(matches: tuple[Match, ...]) -> tuple[int, ...]:
 
 
 # Holds nobody alive: a subscription is gone with its last stream.
-_live: WeakValueDictionary[object, Subscription] = WeakValueDictionary()
+_interned: WeakValueDictionary[object, Subscription] = WeakValueDictionary()

@@ -2,41 +2,43 @@
 
 import re
 
-_REFUSED = re.compile(
+_VERIFY_FAILED = re.compile(
     r"(?:\[SSL: CERTIFICATE_VERIFY_FAILED\] )?certificate verify failed: (.+?)\.?(?: \(_ssl\.c:[0-9]+\))"
 )
-_UNAUTHENTICATED = re.compile(r"HELLO must be called with the client already authenticated.*", re.DOTALL)
+_RESP3_AUTH_REQUIRED = re.compile(r"HELLO must be called with the client already authenticated.*", re.DOTALL)
 """What Redis says to RESP3 where it says ``Authentication required.`` to RESP2."""
 
-_MISMATCH = re.compile(r"(?:Hostname|IP address) mismatch, certificate is not valid for (.+)")
-_OF_OTHERS = "the server's certificate is of an authority that is not trusted here"
+_HOST_MISMATCH = re.compile(r"(?:Hostname|IP address) mismatch, certificate is not valid for (.+)")
+_UNTRUSTED_AUTHORITY = "the server's certificate is of an authority that is not trusted here"
 _SELF_SIGNED = "the server's certificate is self-signed, and not trusted here"
-_WORDS = {
+_DESCRIPTIONS = {
     "certificate has expired": "the server's certificate has expired",
     "certificate is not yet valid": "the server's certificate is not valid yet, by the clock here",
-    "unable to get local issuer certificate": _OF_OTHERS,
-    "unable to get issuer certificate": _OF_OTHERS,
-    "unable to verify the first certificate": _OF_OTHERS,
-    "self-signed certificate in certificate chain": _OF_OTHERS,
-    "self signed certificate in certificate chain": _OF_OTHERS,  # OpenSSL 1.1.1
+    "unable to get local issuer certificate": _UNTRUSTED_AUTHORITY,
+    "unable to get issuer certificate": _UNTRUSTED_AUTHORITY,
+    "unable to verify the first certificate": _UNTRUSTED_AUTHORITY,
+    "self-signed certificate in certificate chain": _UNTRUSTED_AUTHORITY,
+    "self signed certificate in certificate chain": _UNTRUSTED_AUTHORITY,  # OpenSSL 1.1.1
     "self-signed certificate": _SELF_SIGNED,
     "self signed certificate": _SELF_SIGNED,
 }
 
 
-def in_plain_words(error: str) -> str:
+def humanize_tls_error(error: str) -> str:
     """Return an error's text; what it says of a certificate or a missing password is in plain words."""
-    return _UNAUTHENTICATED.sub("Authentication required.", _REFUSED.sub(_plain, error))
+    return _RESP3_AUTH_REQUIRED.sub(
+        "Authentication required.", _VERIFY_FAILED.sub(_describe_verify_failure, error)
+    )
 
 
-def refused_certificate(error: str) -> str | None:
+def describe_certificate_error(error: str) -> str | None:
     """Return what an error says of a refused certificate; None where it says nothing of one."""
-    found = _REFUSED.search(error)
-    return None if found is None else _plain(found)
+    found = _VERIFY_FAILED.search(error)
+    return None if found is None else _describe_verify_failure(found)
 
 
-def _plain(refused: re.Match[str]) -> str:
-    mismatch = _MISMATCH.fullmatch(refused[1])
+def _describe_verify_failure(refused: re.Match[str]) -> str:
+    mismatch = _HOST_MISMATCH.fullmatch(refused[1])
     if mismatch is not None:
         return f"the server's certificate is not for {mismatch[1]}"
-    return _WORDS.get(refused[1], f"the server's certificate was refused: {refused[1]}")
+    return _DESCRIPTIONS.get(refused[1], f"the server's certificate was refused: {refused[1]}")

@@ -4,19 +4,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from stat import S_ISREG
 
-Looks = tuple[tuple[int, ...] | None, ...]
+FileFingerprint = tuple[tuple[int, ...] | None, ...]
 
 
-def look(files: Iterable[str | Path]) -> Looks:
+def file_fingerprint(files: Iterable[str | Path]) -> FileFingerprint:
     """Return what differs once a file was written, replaced, or its path leads elsewhere.
 
     Paths are followed through symlinks, so the swap of a whole folder, as Kubernetes does it, shows on every
     file system. Blocks on the disk.
     """
-    return tuple(_look(Path(file)) for file in files)
+    return tuple(_stat_fields(Path(file)) for file in files)
 
 
-def _look(file: Path) -> tuple[int, ...] | None:
+def _stat_fields(file: Path) -> tuple[int, ...] | None:
     try:
         found = file.stat()
     except (OSError, ValueError):  # ValueError: a NUL in the name, or what no name can be written with

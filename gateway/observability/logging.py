@@ -18,48 +18,51 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
-from gateway.core.text import safe, safe_lines
-from gateway.observability.background import UNCOUNTED, Background
+from gateway.core.sanitize import escape_unprintable, escape_unprintable_lines
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
-QUEUE_LINES = 10_000
+MAX_QUEUED_LINES = 10_000
 """Lines that wait for a slow reader before more are dropped."""
 
-GATHER_SECONDS = 0.02
+BATCH_DELAY_SECONDS = 0.02
 """How long a line may wait for others to be written with it."""
 
-FLUSH_SECONDS = 2.0
-"""How long `Writer.close` waits for a reader."""
+FLUSH_TIMEOUT_SECONDS = 2.0
+"""How long `LogWriter.close` waits for a reader."""
 
 
-class Writer:
+class LogWriter:
     """Writes lines from a thread of its own. ``dropped`` is called once per line that is lost."""
 
     def __init__(
-        self, file: IO[str], dropped: Callable[[], None], background: Background = UNCOUNTED
+        self,
+        file: IO[str],
+        on_line_dropped: Callable[[], None],
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
         self._file = file
-        self._dropped = dropped
+        self._on_line_dropped = on_line_dropped
         # Its put() takes a tenth of the time of a Queue's, which has a limit of its own.
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._thread = background.thread("log_writer", self._run)
+        self._thread = background.create_thread("log_writer", self._run)
         self._thread.start()
 
     def write(self, line: str) -> None:
         """Queue one line, without its line end; never blocks."""
-        if self._queue.qsize() < QUEUE_LINES:
+        if self._queue.qsize() < MAX_QUEUED_LINES:
             self._queue.put(line)
         else:
-            self._dropped()
+            self._on_line_dropped()
 
     def close(self) -> None:
-        """Write what is queued, for at most `FLUSH_SECONDS`."""
+        """Write what is queued, for at most `FLUSH_TIMEOUT_SECONDS`."""
         self._queue.put(None)
-        self._thread.join(FLUSH_SECONDS)
+        self._thread.join(FLUSH_TIMEOUT_SECONDS)
 
     def _run(self) -> None:
         while (line := self._queue.get()) is not None:
             lines = [line]
-            time.sleep(GATHER_SECONDS)  # or every line of a herd would wake this thread
+            time.sleep(BATCH_DELAY_SECONDS)  # or every line of a herd would wake this thread
             try:
                 while (more := self._queue.get_nowait()) is not None:
                     lines.append(more)
@@ -67,21 +70,21 @@ class Writer:
             except queue.Empty:
                 last = False
             try:
-                for batch in _batches(lines):
+                for batch in _pipe_sized_batches(lines):
                     self._file.write(batch)
                     self._file.flush()
             except Exception as error:
                 if self._file.closed:
                     return  # nobody reads any more
                 for _ in lines:
-                    self._dropped()
+                    self._on_line_dropped()
                 if not last and not isinstance(error, OSError):  # a full disk may have room again later
                     raise
             if last:
                 return
 
 
-def _batches(lines: list[str]) -> Iterator[str]:
+def _pipe_sized_batches(lines: list[str]) -> Iterator[str]:
     """Join lines to writes that a pipe takes whole, so that those of several processes do not mix."""
     batch, size = "", 0
     for line in lines:
@@ -94,14 +97,14 @@ def _batches(lines: list[str]) -> Iterator[str]:
     yield batch
 
 
-class _Logger:
+class _LineLogger:
     """What structlog calls with the rendered line."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = self.msg = write
 
 
-class _Handler(logging.Handler):
+class _StandardLibraryHandler(logging.Handler):
     """The standard library's loggers (aiohttp, asyncio, redis), rendered like ours."""
 
     def __init__(self, processors: list[Processor], write: Callable[[str], None]) -> None:
@@ -118,27 +121,27 @@ class _Handler(logging.Handler):
         self._write(event)
 
 
-def _printable(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+def _escape_values(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Escape what a terminal obeys: what a client sends must not move an operator's cursor."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = safe(value)
+            event[key] = escape_unprintable(value)
     return event
 
 
-def _traceback(file: TextIO, exc_info: ExcInfo) -> None:
+def _write_escaped_traceback(file: TextIO, exc_info: ExcInfo) -> None:
     """Write a traceback for people: what an exception says may be a client's words too."""
     text = io.StringIO()
     structlog.dev.plain_traceback(text, exc_info)
-    file.write(safe_lines(text.getvalue()))
+    file.write(escape_unprintable_lines(text.getvalue()))
 
 
-def _level(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+def _add_level(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     event["level"] = method
     return event
 
 
-def _stamped() -> Processor:
+def _timestamp_adder() -> Processor:
     """Return what adds the time; structlog's own makes a date anew for every line of a herd."""
     known, text = 0, ""
 
@@ -153,7 +156,7 @@ def _stamped() -> Processor:
     return stamp
 
 
-def _numbered(worker: int) -> Processor:
+def _worker_number_adder(worker: int) -> Processor:
     def number(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         event.setdefault("worker", worker)
         return event
@@ -161,44 +164,46 @@ def _numbered(worker: int) -> Processor:
     return number
 
 
-def _json(event: EventDict, **options: Any) -> str:
+def _encode_json(event: EventDict, **options: Any) -> str:
     try:
         # JSON itself escapes nothing above U+001F; what reads the log may show it on a terminal.
-        return safe(msgspec.json.encode(event, enc_hook=repr).decode())
+        return escape_unprintable(msgspec.json.encode(event, enc_hook=repr).decode())
     except UnicodeEncodeError:  # surrogates: bytes of a header that are no UTF-8
         return json.dumps(event, default=repr)
 
 
-def configure(
+def configure_logging(
     *,
     level: str,
     format: str,
     file: IO[str] = sys.stderr,
-    dropped: Callable[[], None] = lambda: None,
+    on_line_dropped: Callable[[], None] = lambda: None,
     worker: int | None = None,
-    for_good: bool = False,
-    background: Background = UNCOUNTED,
-) -> Writer:
+    cache_loggers: bool = False,
+    background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
+) -> LogWriter:
     """Set up structlog and the standard library's logging, and return the writer to close at the end.
 
     ``worker`` is told in every line. ``for_good`` makes
     loggers remember this from their first line on, which halves what a line costs.
     """
-    writer = Writer(file, dropped, background)
+    writer = LogWriter(file, on_line_dropped, background)
     renderer: Processor
     if format == "json":
-        renderer = structlog.processors.JSONRenderer(serializer=_json)
+        renderer = structlog.processors.JSONRenderer(serializer=_encode_json)
         # Locals hold tokens and payloads; a traceback without them says enough.
         transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         exceptions: list[Processor] = [structlog.processors.ExceptionRenderer(transformer)]
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=file.isatty(), exception_formatter=_traceback)
-        exceptions = [_printable]
-    numbered: list[Processor] = [] if worker is None else [_numbered(worker)]
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=file.isatty(), exception_formatter=_write_escaped_traceback
+        )
+        exceptions = [_escape_values]
+    numbered: list[Processor] = [] if worker is None else [_worker_number_adder(worker)]
     processors: list[Processor] = [
-        _level,
+        _add_level,
         *numbered,
-        _stamped(),
+        _timestamp_adder(),
         *exceptions,
         renderer,
     ]
@@ -206,10 +211,12 @@ def configure(
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=lambda *_: _Logger(writer.write),
-        cache_logger_on_first_use=for_good,
+        logger_factory=lambda *_: _LineLogger(writer.write),
+        cache_logger_on_first_use=cache_loggers,
     )
     logging.basicConfig(
-        handlers=[_Handler(processors, writer.write)], level=max(threshold, logging.WARNING), force=True
+        handlers=[_StandardLibraryHandler(processors, writer.write)],
+        level=max(threshold, logging.WARNING),
+        force=True,
     )
     return writer

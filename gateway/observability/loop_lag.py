@@ -8,41 +8,43 @@ does not.
 import asyncio
 from collections.abc import Callable
 
-from gateway.observability.background import UNCOUNTED, Background
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
-TICK = 0.1
+TICK_SECONDS = 0.1
 """Seconds between two looks; a stall that is longer is always seen."""
 
-LATE_SECONDS = 2.0
+LATE_THRESHOLD_SECONDS = 2.0
 """What counts as late. A herd of 15,000 on one core does not come near it."""
 
-STUCK_SECONDS = 30.0
+STUCK_AFTER_SECONDS = 30.0
 """How long all must be late, without a look that was not, until a restart is the lesser evil."""
 
 WINDOW_SECONDS = 15.0
 """How long the worst lag is told, at least: no shorter than the usual interval of scrapes."""
 
 
-class LoopLag:
+class LoopLagMonitor:
     """`start` and `stop` it with the loop. ``pump`` calls what it is given behind all writes that wait."""
 
     def __init__(
-        self, pump: Callable[[Callable[[], None]], None], background: Background = UNCOUNTED
+        self,
+        run_after_writes: Callable[[Callable[[], None]], None],
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
-        self._pump = pump
-        self._guarded = background.guarded("loop_lag", self._tick)
+        self._run_after_writes = run_after_writes
+        self._guarded_tick = background.guard_callback("loop_lag", self._tick)
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._pumped: float | None = None  # since when the pump has been asked
+        self._tick_due_at = 0.0
+        self._pump_requested_at: float | None = None  # since when the pump has been asked
         self._late_since: float | None = None
-        self._worst = self._before = 0.0
-        self._window = 0.0
+        self._window_worst = self._previous_window_worst = 0.0
+        self._window_started_at = 0.0
 
     def start(self) -> None:
         """Begin to measure. Needs a running loop."""
         loop = asyncio.get_running_loop()
-        self._due = loop.time() + TICK
-        self._timer = loop.call_later(TICK, self._guarded)
+        self._tick_due_at = loop.time() + TICK_SECONDS
+        self._timer = loop.call_later(TICK_SECONDS, self._guarded_tick)
 
     def stop(self) -> None:
         """End; harmless when repeated."""
@@ -51,17 +53,17 @@ class LoopLag:
             self._timer = None
 
     @property
-    def worst(self) -> float:
+    def worst_lag_seconds(self) -> float:
         """The longest lag of the last seconds, in seconds: of `WINDOW_SECONDS`, or up to twice as many."""
-        return max(self._worst, self._before)
+        return max(self._window_worst, self._previous_window_worst)
 
     @property
     def is_stuck(self) -> bool:
         """Whether the loop, or the pump, was late at every look for so long that it will not recover."""
-        return self.late_for > STUCK_SECONDS
+        return self.late_seconds > STUCK_AFTER_SECONDS
 
     @property
-    def late_for(self) -> float:
+    def late_seconds(self) -> float:
         """For how many seconds all looks have been late; 0 after one that was not.
 
         One stall counts from its end: a process that was frozen, and goes on, is well.
@@ -70,23 +72,27 @@ class LoopLag:
 
     def _tick(self) -> None:
         now = asyncio.get_running_loop().time()
-        lag = max(0.0, now - self._due)
+        lag = max(0.0, now - self._tick_due_at)
         self.start()  # first: nothing below may end the measuring
-        if now - self._window >= WINDOW_SECONDS:
-            self._window, self._before, self._worst = now, self._worst, 0.0
-        self._worst = max(self._worst, lag)
-        waits = 0.0 if self._pumped is None else now - self._pumped
-        if max(lag, waits) < LATE_SECONDS:
+        if now - self._window_started_at >= WINDOW_SECONDS:
+            self._window_started_at, self._previous_window_worst, self._window_worst = (
+                now,
+                self._window_worst,
+                0.0,
+            )
+        self._window_worst = max(self._window_worst, lag)
+        waits = 0.0 if self._pump_requested_at is None else now - self._pump_requested_at
+        if max(lag, waits) < LATE_THRESHOLD_SECONDS:
             self._late_since = None
         elif self._late_since is None:
             self._late_since = now
-        if self._pumped is None:
-            self._pumped = now
+        if self._pump_requested_at is None:
+            self._pump_requested_at = now
             try:
-                self._pump(self._was_pumped)
+                self._run_after_writes(self._on_pump_ran)
             except BaseException:
-                self._pumped = None  # nobody was asked, so nobody is late
+                self._pump_requested_at = None  # nobody was asked, so nobody is late
                 raise
 
-    def _was_pumped(self) -> None:
-        self._pumped = None
+    def _on_pump_ran(self) -> None:
+        self._pump_requested_at = None

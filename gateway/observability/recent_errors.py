@@ -5,18 +5,18 @@ from collections.abc import Callable, Hashable
 
 import msgspec
 
-from gateway.core.bounded import short
+from gateway.core.bounded_dict import bounded_key
 from gateway.core.clock import unix_ms
 
-KEPT = 50
+MAX_ERRORS = 50
 """Refusals that are remembered; the one that happened last the longest ago is forgotten first."""
 
 
-SHOWN = 500
+MAX_TEXT_CHARS = 500
 """Characters of each of its texts that are kept."""
 
 
-class Refusal(msgspec.Struct):
+class RecentError(msgspec.Struct):
     """Refusals of one kind and one cause, as one."""
 
     kind: str
@@ -31,27 +31,27 @@ class Refusal(msgspec.Struct):
     """When it happened last (unix ms)."""
 
 
-class Refusals:
+class RecentErrors:
     """Bounded, and cheap enough for a flood: the same refusal of the same cause is one entry."""
 
     def __init__(self, clock: Callable[[], int] = unix_ms) -> None:
         self._clock = clock
-        self._known: OrderedDict[Hashable, Refusal] = OrderedDict()
+        self._errors_by_cause: OrderedDict[Hashable, RecentError] = OrderedDict()
 
-    def note(self, whose: Hashable, refusal: Refusal) -> None:
+    def record(self, cause: Hashable, error: RecentError) -> None:
         """Take a refusal in; ``whose`` tells its cause from others: a page, an address, a source."""
-        key = (refusal.kind, refusal.code, short(whose) if isinstance(whose, str) else whose)
+        key = (error.kind, error.code, bounded_key(cause) if isinstance(cause, str) else cause)
         for name in ("reason", "source", "origin", "client"):
-            text = getattr(refusal, name)
-            if text is not None and len(text) > SHOWN:
-                setattr(refusal, name, text[:SHOWN])
-        known = self._known.pop(key, None)
-        refusal.times = 1 if known is None else known.times + 1
-        refusal.at_ms = self._clock()
-        self._known[key] = refusal
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
+            text = getattr(error, name)
+            if text is not None and len(text) > MAX_TEXT_CHARS:
+                setattr(error, name, text[:MAX_TEXT_CHARS])
+        known = self._errors_by_cause.pop(key, None)
+        error.times = 1 if known is None else known.times + 1
+        error.at_ms = self._clock()
+        self._errors_by_cause[key] = error
+        if len(self._errors_by_cause) > MAX_ERRORS:
+            self._errors_by_cause.popitem(last=False)
 
-    def newest(self) -> list[Refusal]:
+    def list_newest(self) -> list[RecentError]:
         """Return them, the newest first."""
-        return list(reversed(self._known.values()))
+        return list(reversed(self._errors_by_cause.values()))

@@ -8,78 +8,82 @@ import structlog
 
 log = structlog.get_logger("gateway")
 
-TICK_SECONDS = 1.0
+CHECK_INTERVAL_SECONDS = 1.0
 """How often is looked."""
 
 
 @dataclass(slots=True)
-class Watched:
+class StalenessWatch:
     """One that has ``stale_after``. Times are unix milliseconds."""
 
     kind: str
     """``source`` or ``channel``."""
     name: str
-    seconds: float
-    critical: bool
-    last: Callable[[], int | None]
+    stale_after_seconds: float
+    is_critical: bool
+    read_last_event_ms: Callable[[], int | None]
     """When it last said something: 0 for never, None while this node would not hear it."""
-    since: int | None = None
+    listening_since_ms: int | None = None
     is_stale: bool = False
 
-    def look(self, now: int) -> bool:
+    def update(self, now: int) -> bool:
         """Bring ``is_stale`` up to date, and return whether it changed."""
-        last = self.last()
+        last = self.read_last_event_ms()
         if last is None:
-            self.since = None
-        elif self.since is None:
-            self.since = now  # silence counts from when this node began to listen
-        silent = 0 if last is None or self.since is None else now - max(last, self.since)
-        was, self.is_stale = self.is_stale, silent > self.seconds * 1000
+            self.listening_since_ms = None
+        elif self.listening_since_ms is None:
+            self.listening_since_ms = now  # silence counts from when this node began to listen
+        silent = (
+            0 if last is None or self.listening_since_ms is None else now - max(last, self.listening_since_ms)
+        )
+        was, self.is_stale = self.is_stale, silent > self.stale_after_seconds * 1000
         return was != self.is_stale
 
 
-class Freshness:
+class StalenessMonitor:
     """Looks after all of them; `run` is its task."""
 
-    def __init__(self, watched: Iterable[Watched], clock: Callable[[], int]) -> None:
-        self.watched: Sequence[Watched] = tuple(watched)
+    def __init__(self, watches: Iterable[StalenessWatch], clock: Callable[[], int]) -> None:
+        self.watches: Sequence[StalenessWatch] = tuple(watches)
         self._clock = clock
 
-    def reconfigure(self, watched: Iterable[Watched]) -> None:
+    def reconfigure(self, watches: Iterable[StalenessWatch]) -> None:
         """Look after these instead; how those of them are that were there before stays known."""
-        before = {(each.kind, each.name): each for each in self.watched}
-        self.watched = tuple(watched)
-        for each in self.watched:
+        before = {(each.kind, each.name): each for each in self.watches}
+        self.watches = tuple(watches)
+        for each in self.watches:
             known = before.get((each.kind, each.name))
             if known is not None:
-                each.since, each.is_stale = known.since, known.is_stale
+                each.listening_since_ms, each.is_stale = known.listening_since_ms, known.is_stale
 
-    def failing(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Return what makes a node unready: the stale ones that are critical."""
         return [
-            f"{each.kind} {each.name} is stale" for each in self.watched if each.is_stale and each.critical
+            f"{each.kind} {each.name} is stale" for each in self.watches if each.is_stale and each.is_critical
         ]
 
-    def samples(self, kind: str) -> dict[tuple[str, ...], float]:
+    def stale_samples(self, kind: str) -> dict[tuple[str, ...], float]:
         """Return 1 for each stale one and 0 for the others, by name, for a gauge."""
-        return {(each.name,): float(each.is_stale) for each in self.watched if each.kind == kind}
+        return {(each.name,): float(each.is_stale) for each in self.watches if each.kind == kind}
 
     def is_stale(self, kind: str, name: str) -> bool | None:
         """Tell whether one is stale; None where nobody asked to know."""
-        return next((each.is_stale for each in self.watched if (each.kind, each.name) == (kind, name)), None)
+        return next((each.is_stale for each in self.watches if (each.kind, each.name) == (kind, name)), None)
 
-    def look(self) -> None:
+    def update_all(self) -> None:
         """Bring all up to date; one line in the log for each that changed."""
         now = self._clock()
-        for each in self.watched:
-            if each.look(now):
+        for each in self.watches:
+            if each.update(now):
                 tell = log.warning if each.is_stale else log.info
                 tell(
-                    "stale" if each.is_stale else "fresh_again", **{each.kind: each.name}, after=each.seconds
+                    "stale" if each.is_stale else "fresh_again",
+                    **{each.kind: each.name},
+                    after=each.stale_after_seconds,
                 )
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            self.look()
-            await asyncio.sleep(TICK_SECONDS)
+            self.update_all()
+            await asyncio.sleep(CHECK_INTERVAL_SECONDS)

@@ -10,61 +10,61 @@ from pathlib import Path
 
 import structlog
 
-from gateway.admin.app import HEADERS as ADMIN_HEADERS
-from gateway.admin.app import Admin, More
-from gateway.admin.guard import Guard
-from gateway.admin.page import Page
-from gateway.admin.status import Status
-from gateway.admin.status_stream import Feed
-from gateway.admin.try_panel import Trial
+from gateway.admin.app import ADMIN_HEADERS as ADMIN_HEADERS
+from gateway.admin.app import AdminApp, RouteGroup
+from gateway.admin.console_page import ConsolePage
+from gateway.admin.guard import AdminGuard
+from gateway.admin.status import NodeStatus
+from gateway.admin.status_stream import StatusStream
+from gateway.admin.try_panel import TryPanel
 from gateway.auth.authenticator import Authenticator
 from gateway.broker.base import Broker
 from gateway.broker.memory import MemoryBroker
 from gateway.broker.redis.broker import RedisBroker
 from gateway.broker.sqlite.broker import SqliteBroker
-from gateway.config.catalog import Catalog
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import Config
 from gateway.config.model.paths import SQLITE_URL
-from gateway.config.model.sources import EventFrom
-from gateway.config.model.units import UnixPath
+from gateway.config.model.sources import EventMappingConfig
+from gateway.config.model.value_types import UnixSocketPath
 from gateway.core.clock import unix_ms
-from gateway.core.event import Appended, Cursor, Draft, EventId, Fence
-from gateway.http.bodies import Bodies
+from gateway.core.event import AppendedIds, Draft, EventId, FencingToken, SourceOffset
+from gateway.http.bodies import BodyReader
 from gateway.http.cors import CorsPolicy
 from gateway.http.listener import Listener
-from gateway.http.query import OWN_NAMES
-from gateway.http.routes.acks import MAX_BODY as MAX_ACK
-from gateway.http.routes.acks import Acknowledge
-from gateway.http.routes.app import public_app
-from gateway.http.routes.health import Health
+from gateway.http.query import STREAM_OPTION_NAMES
+from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
+from gateway.http.routes.acks import AckHandler
+from gateway.http.routes.app import build_public_app
+from gateway.http.routes.health import HealthHandler
 from gateway.http.routes.hook_refusals import HookRefusals
-from gateway.http.routes.hooks import Hooks
-from gateway.http.routes.receipts import Receipts
-from gateway.http.routes.subscribe import Subscribe
-from gateway.http.routes.tickets import TicketOffice
-from gateway.http.sockets import Bindable
-from gateway.http.tls.certificates import Certificates
+from gateway.http.routes.hooks import WebhookHandler
+from gateway.http.routes.records import RecordsHandler
+from gateway.http.routes.subscribe import SubscribeHandler
+from gateway.http.routes.tickets import TicketHandler
+from gateway.http.sockets import BindableAddress
+from gateway.http.tls.certificates import CertificateWatcher
 from gateway.hub.canary import Canary
-from gateway.hub.control_channel import Notices
+from gateway.hub.control_channel import ControlChannel
 from gateway.hub.hub import Hub
 from gateway.hub.replay import Replay
-from gateway.observability.background import Background
-from gateway.observability.loop_lag import LoopLag
+from gateway.observability.loop_lag import LoopLagMonitor
 from gateway.observability.metrics import Metrics
-from gateway.observability.recent_errors import Refusals
-from gateway.observability.staleness import Freshness, Watched
+from gateway.observability.recent_errors import RecentErrors
+from gateway.observability.staleness import StalenessMonitor, StalenessWatch
+from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.server.shutdown import Shutdown
-from gateway.server.systemd import Systemd
-from gateway.sources.election import Leases
-from gateway.sources.manager import Log, Upstreams
+from gateway.server.systemd import SystemdNotifier
+from gateway.sources.election import LeaseOperations
+from gateway.sources.manager import LogAccess, SourceManager
 from gateway.sources.router import Router
-from gateway.streams.acks.forwarder import Elsewhere
-from gateway.streams.acks.nonces import Nonces
-from gateway.streams.acks.tracker import Acks
-from gateway.streams.heartbeat import Sweep
-from gateway.streams.quotas.limits import Limits
-from gateway.streams.registry import Streams
-from gateway.streams.revocation_bus import Ending
+from gateway.streams.acks.forwarder import AckForwarder
+from gateway.streams.acks.nonces import NonceSigner
+from gateway.streams.acks.tracker import AckTracker
+from gateway.streams.heartbeat import HeartbeatSweep
+from gateway.streams.quotas.client_limits import ClientLimits
+from gateway.streams.registry import StreamRegistry
+from gateway.streams.revocation_bus import RevocationBus
 
 log = structlog.get_logger("gateway")
 
@@ -73,45 +73,45 @@ DESCRIPTOR_RESERVE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class WorkerSockets:
     """What one of several workers is given: the addresses that they share, and a socket of its own."""
 
-    addresses: tuple[Bindable, ...]
-    admin: str
+    addresses: tuple[BindableAddress, ...]
+    admin_path: str
 
 
-class Node:
+class Components:
     """The parts, joined; nothing runs yet. `gateway.server.daemon.Daemon` is their life."""
 
     def __init__(
         self,
         config: Config,
         metrics: Metrics | None = None,
-        shared: Shared | None = None,
+        worker_sockets: WorkerSockets | None = None,
     ) -> None:
         self.config = config
         self.metrics = metrics or Metrics()
-        self.background = background = Background(self.metrics.background_failed)
-        self._looking: asyncio.Task[None] | None = None
+        self.background = background = TaskSupervisor(self.metrics.count_background_failure)
+        self._staleness_task: asyncio.Task[None] | None = None
         self.on_listening: Callable[[], None] | None = None
-        self.descriptors = 0
+        self.max_descriptors = 0
         """How many files this process may open."""
-        self._shared = shared
+        self._worker_sockets = worker_sockets
         limits, timeouts = config.limits, config.timeouts
-        self.refusals = Refusals()
+        self.recent_errors = RecentErrors()
 
         # Of several workers it is the parent whom the service manager knows.
-        self.systemd = Systemd(os.environ if shared is None else {}, background)
+        self.systemd = SystemdNotifier(os.environ if worker_sockets is None else {}, background)
         self.shutdown = Shutdown(
-            pre_drain=timeouts.pre_drain,
-            drain=timeouts.drain,
-            request=timeouts.request,
+            pre_drain_seconds=timeouts.pre_drain,
+            drain_seconds=timeouts.drain,
+            request_seconds=timeouts.request,
             systemd=self.systemd,
         )
 
         # The log and what hangs on it.
-        self.catalog = Catalog(config.channels)
-        self.broker = _broker(config, background)
+        self.catalog = ChannelCatalog(config.channels)
+        self.broker = _build_broker(config, background)
         self.hub = Hub(
             self.broker,
             self.catalog,
@@ -123,69 +123,83 @@ class Node:
         )
         self.replay = Replay(self.hub, self.broker, self.metrics)
         self.authenticator = Authenticator(
-            config.auth, config.channels.values(), self.broker.board, self.metrics, OWN_NAMES, background
+            config.auth,
+            config.channels.values(),
+            self.broker.shared_store,
+            self.metrics,
+            STREAM_OPTION_NAMES,
+            background,
         )
-        self.limits = Limits(
+        self.limits = ClientLimits(
             config.server,
             limits,
-            self.broker.board,
+            self.broker.shared_store,
             self.metrics,
             background,
             stream_seconds=timeouts.connection,
         )
-        self.nonces = Nonces(self.broker.board, background)
-        self.acks = Acks(self.nonces, self.metrics, config.ack, config.channels, background)
-        self.streams = Streams(
+        self.nonces = NonceSigner(self.broker.shared_store, background)
+        self.ack_tracker = AckTracker(self.nonces, self.metrics, config.ack, config.channels, background)
+        self.streams = StreamRegistry(
             self.hub,
             self.replay,
             self.metrics,
             timeouts,
-            self.acks,
+            self.ack_tracker,
             limit=limits.connections,
             rate=limits.connect_rate,
             background=background,
         )
-        self.sweep = Sweep(self.streams, background)
-        self.notices = Notices(self.broker, unix_ms, background)
-        self.hub.on_notice, self.hub.on_cut = self.notices.receive, self._cut
-        self.canary = Canary(self.notices, self.hub.behind, self.metrics.canary_failures, background)
-        self.loop_lag = LoopLag(self.hub.behind, background)
-        self.ending = Ending(self.notices, self.streams, self.limits, self.authenticator, background)
-        self.elsewhere = Elsewhere(
-            self.notices, self.acks, is_shared=self.broker.board.is_shared, background=background
+        self.heartbeat_sweep = HeartbeatSweep(self.streams, background)
+        self.control_channel = ControlChannel(self.broker, unix_ms, background)
+        self.hub.on_control_event, self.hub.on_log_gap = self.control_channel.receive, self._on_gap
+        self.canary = Canary(
+            self.control_channel, self.hub.run_after_writes, self.metrics.canary_failures, background
         )
-        self.acks.is_reached = lambda: self.broker.is_up and self.canary.fault is None
-        self.nonces.on_change = self.acks.forgive
+        self.loop_lag = LoopLagMonitor(self.hub.run_after_writes, background)
+        self.revocation_bus = RevocationBus(
+            self.control_channel, self.streams, self.limits, self.authenticator, background
+        )
+        self.ack_forwarder = AckForwarder(
+            self.control_channel,
+            self.ack_tracker,
+            is_shared=self.broker.shared_store.is_shared,
+            background=background,
+        )
+        self.ack_tracker.is_log_reachable = lambda: self.broker.is_up and self.canary.fault is None
+        self.nonces.on_change = self.ack_tracker.reset
 
         # Upstreams.
-        self.published = cache(self.metrics.events_published.labels)
-        self.count_channels()
-        self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=events_of(config))
-        leases = Leases(self.broker.lease, self.broker.release)
-        log = Log(self._append, leases, self.broker.cursor, self.broker.parts)
-        self.upstreams = Upstreams(self.router, log, self.metrics, unix_ms, self.refusals, background)
-        self.upstreams.make(config.sources, limits.event_bytes)
-        self.freshness = Freshness(self.watched(config), unix_ms)
+        self.published_counter = cache(self.metrics.events_published.labels)
+        self.init_channel_counters()
+        self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=event_options(config))
+        leases = LeaseOperations(self.broker.acquire_lease, self.broker.release_lease)
+        log = LogAccess(self._append_and_count, leases, self.broker.read_offset, self.broker.list_partitions)
+        self.source_manager = SourceManager(
+            self.router, log, self.metrics, unix_ms, self.recent_errors, background
+        )
+        self.source_manager.build(config.sources, limits.event_bytes)
+        self.staleness_monitor = StalenessMonitor(self.staleness_targets(config), unix_ms)
 
         # The two ports.
-        self.status = Status(
+        self.status = NodeStatus(
             self.metrics,
             self.broker,
             self.streams,
             self.catalog,
-            self.upstreams,
-            self.freshness,
-            self.ending,
+            self.source_manager,
+            self.staleness_monitor,
+            self.revocation_bus,
             self.shutdown,
             self.canary,
             self.loop_lag,
-            self.refusals,
+            self.recent_errors,
             config.server.development,
             background,
         )
         self.status.bind_gauges()
         self.cors = CorsPolicy(config, self.catalog)
-        self.subscribe = Subscribe(
+        self.subscribe_handler = SubscribeHandler(
             catalog=self.catalog,
             streams=self.streams,
             cors=self.cors,
@@ -194,82 +208,96 @@ class Node:
             metrics=self.metrics,
             channels_per_stream=limits.channels_per_stream,
             base_path=config.server.base_path,
-            refusals=self.refusals,
+            recent_errors=self.recent_errors,
         )
-        self.bodies = Bodies(limits.webhook_body, timeouts.request)
-        self.receipts = Receipts(self.bodies, idle_seconds=timeouts.connection, write_seconds=timeouts.write)
-        self.acknowledge = Acknowledge(
-            self.acks,
+        self.body_reader = BodyReader(limits.webhook_body, timeouts.request)
+        self.records_handler = RecordsHandler(
+            self.body_reader, idle_seconds=timeouts.connection, write_seconds=timeouts.write
+        )
+        self.ack_handler = AckHandler(
+            self.ack_tracker,
             self.nonces,
-            self.elsewhere,
+            self.ack_forwarder,
             self.cors,
             self.limits,
-            Bodies(MAX_ACK, timeouts.request, "an answer may be"),
+            BodyReader(MAX_ACK, timeouts.request, "an answer may be"),
             self.metrics.acks,
         )
-        office = TicketOffice(self.subscribe, self.authenticator)
-        webhooks, proxies = self.upstreams.webhooks, self.limits.proxies
+        office = TicketHandler(self.subscribe_handler, self.authenticator)
+        webhooks, proxies = self.source_manager.webhooks, self.limits.proxies
         self.hook_refusals = HookRefusals(
-            webhooks, proxies, self.metrics, self.refusals, config.server.base_path
+            webhooks, proxies, self.metrics, self.recent_errors, config.server.base_path
         )
-        hooks = Hooks(webhooks, self.bodies, self.receipts, proxies, self.hook_refusals)
+        hooks = WebhookHandler(webhooks, self.body_reader, self.records_handler, proxies, self.hook_refusals)
         tls = config.server.tls
-        self.certificates = certificates = (
-            None if tls is None else Certificates(tls, self.metrics, background=background)
+        self.certificate_watcher = certificates = (
+            None if tls is None else CertificateWatcher(tls, self.metrics, background=background)
         )
         if certificates is not None:
-            self.metrics.bind("tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires)
-        self.public = Listener(
-            public_app(
-                self.subscribe,
+            self.metrics.bind_gauge(
+                "tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires_at
+            )
+        self.public_listener = Listener(
+            build_public_app(
+                self.subscribe_handler,
                 hooks,
                 self.cors,
                 office,
-                self.acknowledge,
+                self.ack_handler,
                 config.server.base_path,
-                Health(self.status) if config.server.health_on_public else None,
+                HealthHandler(self.status) if config.server.health_on_public else None,
             ),
-            config.server.listen if shared is None else shared.addresses,
-            is_shared=shared is not None,
-            key="server.listen",
+            config.server.listen if worker_sockets is None else worker_sockets.addresses,
+            is_shared=worker_sockets is not None,
+            config_key="server.listen",
             request_seconds=timeouts.request,
             write_seconds=timeouts.write,
-            tls=self.certificates,
-            room=self._room,
-            subscribe=self.subscribe,
+            certificate_watcher=self.certificate_watcher,
+            available_connections=self._available_connections,
+            subscribe_handler=self.subscribe_handler,
             limits=self.limits,
-            on_refused=self.hook_refusals.note_unread,
-            is_ending=self.shutdown.asked.is_set,
+            on_refused=self.hook_refusals.record_unparsed,
+            is_draining=self.shutdown.requested.is_set,
             background=background,
         )
-        trial = Trial(self.catalog, self.streams, self.router, self._append, timeouts.request)
-        more: list[More] = [trial] if config.server.development else []
-        self.feed = Feed(self.status.report, write_seconds=timeouts.write, background=background)
-        self.guard = Guard.of(config.server, self.refusals) if shared is None else None
-        self.admin = Listener(
-            Admin(self.status, self.guard, more if shared else [Page(), self.feed, *more]).app(),
-            [config.server.admin if shared is None else UnixPath(shared.admin)],
-            key="server.admin",
+        trial = TryPanel(self.catalog, self.streams, self.router, self._append_and_count, timeouts.request)
+        more: list[RouteGroup] = [trial] if config.server.development else []
+        self.status_stream = StatusStream(
+            self.status.status_report, write_seconds=timeouts.write, background=background
+        )
+        self.guard = (
+            AdminGuard.from_config(config.server, self.recent_errors) if worker_sockets is None else None
+        )
+        self.admin_listener = Listener(
+            AdminApp(
+                self.status,
+                self.guard,
+                more if worker_sockets else [ConsolePage(), self.status_stream, *more],
+            ).build(),
+            [config.server.admin if worker_sockets is None else UnixSocketPath(worker_sockets.admin_path)],
+            config_key="server.admin",
             request_seconds=timeouts.request,
             headers=ADMIN_HEADERS,
-            on_traffic=self.hub.give_way,  # probes are answered in time, also during a broadcast
-            is_ending=self.shutdown.asked.is_set,
+            on_traffic=self.hub.favor_latency,  # probes are answered in time, also during a broadcast
+            is_draining=self.shutdown.requested.is_set,
             background=background,
         )
 
-    def _cut(self, after: EventId, until: EventId) -> None:
+    def _on_gap(self, after: EventId, until: EventId) -> None:
         """See to what this node did not hear between two ids."""
-        self.notices.cut(after, until)
-        self.acks.forgive()
+        self.control_channel.read_missed(after, until)
+        self.ack_tracker.reset()
 
-    def _room(self) -> int:
+    def _available_connections(self) -> int:
         """Return how many more connections leave enough descriptors for all the rest."""
-        used = len(self.streams.open) + self.public.requests + DESCRIPTOR_RESERVE // 2
-        return self.descriptors - used
+        used = len(self.streams.active) + self.public_listener.request_connections + DESCRIPTOR_RESERVE // 2
+        return self.max_descriptors - used
 
-    async def _append(self, drafts: Sequence[Draft], cursor: Cursor | None, fence: Fence | None) -> Appended:
+    async def _append_and_count(
+        self, drafts: Sequence[Draft], cursor: SourceOffset | None, fence: FencingToken | None
+    ) -> AppendedIds:
         before = self.broker.head
-        with self.metrics.broker_append.time():
+        with self.metrics.broker_append_seconds.time():
             ids = await self.broker.append(drafts, cursor, fence)
         counts: dict[str, int] = {}
         for draft, id in zip(drafts, ids, strict=True):
@@ -278,33 +306,33 @@ class Node:
         for name, count in counts.items():
             match = self.catalog.resolve(name)
             if match is not None:
-                self.published(match.declared.name).inc(count)
+                self.published_counter(match.declared.name).inc(count)
         return ids
 
-    def count_channels(self) -> None:
+    def init_channel_counters(self) -> None:
         """Let the counter of each channel be there from the start."""
         for name in self.catalog.declared:
-            self.published(name)
+            self.published_counter(name)
 
-    def watched(self, config: Config) -> Iterator[Watched]:
+    def staleness_targets(self, config: Config) -> Iterator[StalenessWatch]:
         """Yield what has a ``stale_after``."""
         for name, source in config.sources.items():
-            if source.stale_after is not None and name in self.upstreams.supervisors:
-                last = self.upstreams.supervisors[name].heard
-                yield Watched("source", name, source.stale_after, source.critical, last)
+            if source.stale_after is not None and name in self.source_manager.supervisors:
+                last = self.source_manager.supervisors[name].last_record_ms
+                yield StalenessWatch("source", name, source.stale_after, source.critical, last)
         for name, declared in self.catalog.declared.items():
-            spec = declared.spec
+            spec = declared.config
             if spec.stale_after is not None:
-                last = partial(self.hub.heard.get, name, 0)
-                yield Watched("channel", name, spec.stale_after, spec.critical, last)
+                last = partial(self.hub.last_event_at.get, name, 0)
+                yield StalenessWatch("channel", name, spec.stale_after, spec.critical, last)
 
 
-def events_of(config: Config) -> dict[str, EventFrom]:
+def event_options(config: Config) -> dict[str, EventMappingConfig]:
     """Return what of each source's records becomes the event."""
     return {name: source.event for name, source in config.sources.items()}
 
 
-def _broker(config: Config, background: Background) -> Broker:
+def _build_broker(config: Config, background: TaskSupervisor) -> Broker:
     url = config.broker.url.get_secret_value()
     sqlite = re.fullmatch(SQLITE_URL, url)
     if sqlite is not None:
@@ -315,7 +343,7 @@ def _broker(config: Config, background: Background) -> Broker:
     return RedisBroker(
         url,
         prefix=broker.prefix,
-        limits=broker.pool,
+        pool_limits=broker.pool,
         timeout=broker.timeout,
         clock=unix_ms,
         background=background,

@@ -18,56 +18,58 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from gateway.admin.status import Mistake, Outcome
-from gateway.config.diff import differences
-from gateway.config.loader.document import parse
-from gateway.config.loader.environment import variables
-from gateway.config.loader.faults import ConfigError, Fault, Located, dotted
-from gateway.config.loader.load import Local, good, reads, text_of
+from gateway.admin.status import ReloadError, ReloadResult
+from gateway.config.diff import diff_configs
+from gateway.config.loader.document import parse_yaml
+from gateway.config.loader.environment import expand_variables
+from gateway.config.loader.issues import ConfigError, ConfigIssue, LocatedIssue, format_path
+from gateway.config.loader.load import LocalChecker, config_or_raise, read_config_text, try_loads
 from gateway.config.model.config import Config
-from gateway.config.model.paths import absolute, folder_of
-from gateway.config.validation.warnings import tell
+from gateway.config.model.paths import absolute_path, config_folder
+from gateway.config.validation.warnings import log_warnings
 from gateway.core.clock import unix_ms
 from gateway.core.errors import GatewayError, StartupError
-from gateway.observability.background import Background
-from gateway.observability.file_fingerprint import Looks, look
+from gateway.observability.file_fingerprint import FileFingerprint, file_fingerprint
 from gateway.observability.metrics import Metrics
+from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.server.shutdown import Shutdown
-from gateway.server.systemd import Systemd
+from gateway.server.systemd import SystemdNotifier
 
 # The files that a configuration is made of, and places in them.
 
 
-def located(text: str, file: str, faults: Sequence[Fault]) -> ConfigError:
+def locate_faults(text: str, file: str, faults: Sequence[ConfigIssue]) -> ConfigError:
     """Return the error that reports faults of a text that could be used otherwise, at their places."""
-    return ConfigError(file, parse(text, file).locate(faults))
+    return ConfigError(file, parse_yaml(text, file).locate(faults))
 
 
-def files_of(content: str, folder: FilePath, environ: Mapping[str, str] = os.environ) -> list[FilePath]:
+def referenced_files(
+    content: str, folder: FilePath, environ: Mapping[str, str] = os.environ
+) -> list[FilePath]:
     """Return the files that a configuration refers to: a change of one is a change of the whole.
 
     What is no YAML refers to none.
     """
     found: list[FilePath] = []
     with suppress(ConfigError):
-        for key, text in _texts(parse(content, "").data, ""):
+        for key, text in _string_values(parse_yaml(content, "").data, ""):
             is_origin = key == "origins" and text.startswith("file://")
             is_reference = text.startswith("file:") and not is_origin
             name = text[5:] if is_reference else text if key == "public_key_file" else ""
             if name:
-                found.append(FilePath(absolute(variables(name, environ), folder)))
+                found.append(FilePath(absolute_path(expand_variables(name, environ), folder)))
     return found
 
 
-def _texts(data: Any, key: str) -> Iterator[tuple[str, str]]:
+def _string_values(data: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(data, str):
         yield key, data
     elif isinstance(data, dict):
         for name, value in data.items():
-            yield from _texts(value, name)
+            yield from _string_values(value, name)
     elif isinstance(data, list):
         for value in data:
-            yield from _texts(value, key)
+            yield from _string_values(value, key)
 
 
 log = structlog.get_logger("gateway.server.reload")
@@ -76,100 +78,108 @@ POLL_SECONDS = 1.0
 """How often the files are looked at."""
 
 
-class Server(Protocol):
+class ReloadTarget(Protocol):
     """Whoever serves: one node, or the parent of several."""
 
     config: Config
     shutdown: Shutdown
-    systemd: Systemd
+    systemd: SystemdNotifier
     metrics: Metrics
-    background: Background
+    background: TaskSupervisor
 
-    def signalled(self, number: signal.Signals) -> None:
+    def on_signal(self, number: signal.Signals) -> None:
         """Begin to end."""
 
-    async def go_over(self, config: Config) -> int:
+    async def apply_config(self, config: Config) -> int:
         """Serve by another configuration, and return how many streams end by it. Raises GatewayError."""
 
 
 class ConfigFile:
     """The file, and what it looked like when it was read last."""
 
-    def __init__(self, path: str | Path, local: Local | None = None) -> None:
+    def __init__(self, path: str | Path, local: LocalChecker | None = None) -> None:
         """``local`` looks at the files that a good configuration names, see `gateway.config.loader.load`."""
         self.path = Path(path)
-        self._folder = folder_of(path)
+        self._folder = config_folder(path)
         self._local = local
-        self.warnings: Sequence[Fault] = ()
+        self.warnings: Sequence[ConfigIssue] = ()
         """What was told of it when it was read last, and is not accepted."""
         self.name = str(path)
         """How messages name it."""
-        self._files: Sequence[Path] = [self.path]
-        self._read: Looks = ()
+        self._watched_files: Sequence[Path] = [self.path]
+        self._loaded_fingerprint: FileFingerprint = ()
         self._text = ""
 
     def load(self) -> Config:
         """Return what it says now. Raises ConfigError or StartupError."""
-        is_first = not self._read
+        is_first = not self._loaded_fingerprint
         # Before what they hold: what is written meanwhile is seen later.
-        self._files, self._read = [self.path], look([self.path])
+        self._watched_files, self._loaded_fingerprint = [self.path], file_fingerprint([self.path])
         if not is_first and self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
             raise StartupError(f"{self.name} is no file that can be read again; it takes a restart")
-        self._text = text = text_of(self.path)
-        others = files_of(text, self._folder)
-        self._files, self._read = [self.path, *others], (*self._read, *look(others))
-        reading = reads(text, file=self.name, folder=self._folder, local=self._local, is_reload=not is_first)
-        config = good(reading)
-        self.warnings = tuple(each.fault for each in reading.warnings)
+        self._text = text = read_config_text(self.path)
+        others = referenced_files(text, self._folder)
+        self._watched_files, self._loaded_fingerprint = (
+            [self.path, *others],
+            (*self._loaded_fingerprint, *file_fingerprint(others)),
+        )
+        reading = try_loads(
+            text, file=self.name, folder=self._folder, local_checker=self._local, is_reload=not is_first
+        )
+        config = config_or_raise(reading)
+        self.warnings = tuple(each.issue for each in reading.warnings)
         return config
 
-    def located(self, faults: Sequence[Fault]) -> ConfigError:
+    def locate_faults(self, faults: Sequence[ConfigIssue]) -> ConfigError:
         """Return the error that reports what else is wrong with what was read last."""
-        return located(self._text, self.name, faults)
+        return locate_faults(self._text, self.name, faults)
 
-    def looks(self) -> Looks:
+    def read_fingerprint(self) -> FileFingerprint:
         """Return what it looks like now, and the files that it refers to."""
-        return look(self._files)
+        return file_fingerprint(self._watched_files)
 
     @property
-    def was_read(self) -> Looks:
+    def loaded_fingerprint(self) -> FileFingerprint:
         """What they looked like when they were read."""
-        return self._read
+        return self._loaded_fingerprint
 
 
-class Reload:
+class Reloader:
     """Owns the watch, and tells what became of the last reload."""
 
-    def __init__(self, file: ConfigFile, server: Server) -> None:
+    def __init__(self, file: ConfigFile, target: ReloadTarget) -> None:
         self._file = file
-        self._server = server
+        self._target = target
         self._loaded_ms = unix_ms()
-        self._good_ms = self._loaded_ms
-        self._last: Outcome | None = None
+        self._last_success_ms = self._loaded_ms
+        self._last_result: ReloadResult | None = None
         self._serving = asyncio.Event()
-        self._turn = asyncio.Lock()
-        self._is_asked = False
-        self._is_ending = False
+        self._lock = asyncio.Lock()
+        self._is_sighup_pending = False
+        self._is_stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._had_terminal = os.isatty(2)
-        metrics = server.metrics
-        metrics.bind(
-            "config_last_reload_successful", lambda: self._last is None or self._last.result != "failed"
+        metrics = target.metrics
+        metrics.bind_gauge(
+            "config_last_reload_successful",
+            lambda: self._last_result is None or self._last_result.result != "failed",
         )
-        metrics.bind("config_last_reload_success_timestamp_seconds", lambda: self._good_ms / 1000)
+        metrics.bind_gauge(
+            "config_last_reload_success_timestamp_seconds", lambda: self._last_success_ms / 1000
+        )
 
-    def listen(self) -> None:
+    def handle_sighup(self) -> None:
         """Listen to SIGHUP, which would end this process, also before it serves. Needs a running loop."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._signalled)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_sighup)
 
     def start(self) -> None:
         """Reload from now on, and watch the files."""
         self._serving.set()
-        self._own(self._server.background.start("config_watch", self._watch))
+        self._track_task(self._target.background.start_task("config_watch", self._watch))
 
     async def stop(self) -> None:
         """End; harmless when repeated. SIGHUP is still heard: it must not cut a drain short."""
-        self._is_ending = True
+        self._is_stopping = True
         self._serving.set()
         for task in self._tasks:
             task.cancel()
@@ -177,112 +187,112 @@ class Reload:
 
     @property
     def _has_failed(self) -> bool:
-        return self._last is not None and self._last.result == "failed"
+        return self._last_result is not None and self._last_result.result == "failed"
 
-    def told(self) -> dict[str, Any]:
+    def config_status(self) -> dict[str, Any]:
         """Return what ``/status`` shows of the configuration."""
-        last = None if self._last is None else msgspec.to_builtins(self._last)
+        last = None if self._last_result is None else msgspec.to_builtins(self._last_result)
         return {"file": self._file.name, "loaded_ms": self._loaded_ms, "last_reload": last}
 
-    async def reload(self, why: str) -> Outcome:
+    async def reload(self, trigger: str) -> ReloadResult:
         """Read the file and go over to it. One at a time, once it serves; ``why`` is for the log.
 
         Cancelling is safe.
         """
         await self._serving.wait()
-        async with self._turn:
-            self._is_asked = False  # who asks from here on may mean another file
-            if self._is_ending or self._server.shutdown.asked.is_set():
-                return Outcome(unix_ms(), "failed", "the gateway is shutting down")
-            systemd = self._server.systemd
-            systemd.reloading()
+        async with self._lock:
+            self._is_sighup_pending = False  # who asks from here on may mean another file
+            if self._is_stopping or self._target.shutdown.requested.is_set():
+                return ReloadResult(unix_ms(), "failed", "the gateway is shutting down")
+            systemd = self._target.systemd
+            systemd.notify_reloading()
             try:
-                outcome = await self._go_over()
+                outcome = await self._apply_file()
             finally:
-                systemd.ready("serving")
-        self._last = outcome
-        self._server.metrics.config_reloads.labels(outcome.result).inc()
+                systemd.notify_ready("serving")
+        self._last_result = outcome
+        self._target.metrics.config_reloads.labels(outcome.result).inc()
         if outcome.result != "failed":
-            self._good_ms = outcome.at_ms
+            self._last_success_ms = outcome.at_ms
         if outcome.result == "ok":
             self._loaded_ms = outcome.at_ms
-        self._log(outcome, why)
+        self._log_result(outcome, trigger)
         return outcome
 
-    async def _go_over(self) -> Outcome:
-        server, old = self._server, self._server.config
+    async def _apply_file(self) -> ReloadResult:
+        server, old = self._target, self._target.config
         try:
             config = await asyncio.to_thread(self._file.load)
-            changes = differences(old, config)
-            refused = [each.fault for each in changes if each.needs_restart]
+            changes = diff_configs(old, config)
+            refused = [each.issue for each in changes if each.needs_restart]
             if refused:
-                raise await asyncio.to_thread(self._file.located, refused)
+                raise await asyncio.to_thread(self._file.locate_faults, refused)
             # Also without a change in it: a key file that it names may be another one.
-            ended = await server.go_over(config)
+            ended = await server.apply_config(config)
         except ConfigError as error:
-            mistakes = [_mistake(each) for each in error.faults]
-            return Outcome(unix_ms(), "failed", _first_of(error), mistakes)
+            mistakes = [_reload_error(each) for each in error.errors]
+            return ReloadResult(unix_ms(), "failed", _summarize(error), mistakes)
         except GatewayError as error:
-            return Outcome(unix_ms(), "failed", error.message)
+            return ReloadResult(unix_ms(), "failed", error.message)
         except Exception as error:
             log.exception("config_reload_broke")
-            return Outcome(unix_ms(), "failed", f"{type(error).__name__}; the log has more")
+            return ReloadResult(unix_ms(), "failed", f"{type(error).__name__}; the log has more")
         if not changes and not ended:
             message = "nothing in the file differs from what is served; what it refers to was read again"
-            return Outcome(unix_ms(), "unchanged", message)
-        what = _count(len(changes), "change") if changes else "a file that it refers to changed"
-        message = f"{what}; {_count(ended, 'stream')} ended"
-        return Outcome(unix_ms(), "ok", message, changes=[str(each) for each in changes], ended=ended)
+            return ReloadResult(unix_ms(), "unchanged", message)
+        what = _pluralize(len(changes), "change") if changes else "a file that it refers to changed"
+        message = f"{what}; {_pluralize(ended, 'stream')} ended"
+        return ReloadResult(unix_ms(), "ok", message, changes=[str(each) for each in changes], ended=ended)
 
-    def _log(self, outcome: Outcome, why: str) -> None:
-        about: dict[str, Any] = {"file": self._file.name, "why": why}
-        if outcome.result == "failed":
-            mistakes = msgspec.to_builtins(outcome.errors)
+    def _log_result(self, result: ReloadResult, trigger: str) -> None:
+        about: dict[str, Any] = {"file": self._file.name, "why": trigger}
+        if result.result == "failed":
+            mistakes = msgspec.to_builtins(result.errors)
             note = "nothing was changed; the configuration from before goes on"
-            log.error("config_reload_failed", **about, error=outcome.message, mistakes=mistakes, note=note)
-        elif outcome.result == "unchanged":
+            log.error("config_reload_failed", **about, error=result.message, mistakes=mistakes, note=note)
+        elif result.result == "unchanged":
             log.info("config_unchanged", **about)
         else:
-            tell(self._file.warnings)
-            log.info("config_reloaded", **about, changes=outcome.changes, streams_ended=outcome.ended)
+            log_warnings(self._file.warnings)
+            log.info("config_reloaded", **about, changes=result.changes, streams_ended=result.ended)
 
-    def _signalled(self) -> None:
+    def _on_sighup(self) -> None:
         if self._had_terminal and not os.isatty(2):
             # The terminal that it was started in was closed: nobody wants a gateway that nobody sees.
-            self._server.signalled(signal.SIGHUP)
+            self._target.on_signal(signal.SIGHUP)
             return
-        if not self._is_asked:
-            self._is_asked = True
-            self._own(asyncio.create_task(self.reload("SIGHUP"), name="reload"))
+        if not self._is_sighup_pending:
+            self._is_sighup_pending = True
+            self._track_task(asyncio.create_task(self.reload("SIGHUP"), name="reload"))
 
     async def _watch(self) -> None:
-        before = told = self._file.was_read
+        before = told = self._file.loaded_fingerprint
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
-                now = await asyncio.to_thread(self._file.looks)
-                if now == before and now not in (self._file.was_read, told):
+                now = await asyncio.to_thread(self._file.read_fingerprint)
+                if now == before and now not in (self._file.loaded_fingerprint, told):
                     told = now
                     await self.reload("the file changed")
                 before = now
             except Exception as error:
-                self._server.background.failed("config_watch", error)
+                self._target.background.record_failure("config_watch", error)
 
-    def _own(self, task: asyncio.Task[Any]) -> None:
+    def _track_task(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-def _mistake(found: Located) -> Mistake:
-    return Mistake(found.line, found.column, dotted(found.fault.path), found.fault.message)
+def _reload_error(found: LocatedIssue) -> ReloadError:
+    return ReloadError(found.line, found.column, format_path(found.issue.path), found.issue.message)
 
 
-def _first_of(error: ConfigError) -> str:
+def _summarize(error: ConfigError) -> str:
     """Return the first mistake in one line, with its place, and how many more there are."""
-    first = error.faults[0].render(error.file).partition("\n")[0]
-    more = len(error.faults) - 1
+    first = error.errors[0].render(error.file).partition("\n")[0]
+    more = len(error.errors) - 1
     return f"{first} (and {more} more)" if more else first
 
 
-def _count(number: int, thing: str) -> str:
+def _pluralize(number: int, thing: str) -> str:
     return f"1 {thing}" if number == 1 else f"{number} {thing}s"

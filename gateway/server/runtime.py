@@ -7,29 +7,29 @@ from typing import Any
 
 import uvloop
 
-from gateway.config.model.config import Log
-from gateway.observability.background import UNCOUNTED, Background
-from gateway.observability.logging import configure
+from gateway.config.model.config import LoggingConfig
+from gateway.observability.logging import configure_logging
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 GC_THRESHOLD = 20_000
 """New objects until the garbage collector looks at them. Python's own 700 is a tenth of a herd's cost."""
 
 
-def run(
+def run_process(
     main: Callable[[], Coroutine[Any, Any, int]],
-    log: Log,
-    dropped: Callable[[], None],
+    log: LoggingConfig,
+    on_dropped: Callable[[], None],
     *,
     worker: int | None = None,
-    background: Background = UNCOUNTED,
+    background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
 ) -> int:
     """Run a coroutine to its end and return what it returns. ``worker`` is told in every line of the log."""
-    writer = configure(
+    writer = configure_logging(
         level=log.level,
         format=log.format,
-        dropped=dropped,
+        on_line_dropped=on_dropped,
         worker=worker,
-        for_good=True,
+        cache_loggers=True,
         background=background,
     )
     gc.collect()

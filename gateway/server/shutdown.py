@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import structlog
 
-from gateway.server.systemd import Systemd
+from gateway.server.systemd import SystemdNotifier
 
 log = structlog.get_logger("gateway")
 
@@ -25,7 +25,7 @@ GRACE_SECONDS = 5.0
 PROGRESS_SECONDS = 5.0
 """How often the log tells how many streams are left."""
 
-Count = Callable[[], int]
+CountStreams = Callable[[], int]
 
 Phase = Literal["starting", "serving", "pre_drain", "streams", "requests", "sources"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -34,87 +34,98 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class Shutdown:
     """`ask` for it, `carry_out` what was asked for, and `enter` each phase. Durations are in seconds."""
 
-    def __init__(self, *, pre_drain: float, drain: float, request: float, systemd: Systemd) -> None:
+    def __init__(
+        self,
+        *,
+        pre_drain_seconds: float,
+        drain_seconds: float,
+        request_seconds: float,
+        systemd: SystemdNotifier,
+    ) -> None:
         self.phase: Phase = "starting"
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         """Somebody wants this node to end."""
-        self.hurried = asyncio.Event()
+        self.forced = asyncio.Event()
         """Somebody wants it to end now."""
-        self.reconfigure(pre_drain=pre_drain, drain=drain, request=request)
+        self.reconfigure(
+            pre_drain_seconds=pre_drain_seconds, drain_seconds=drain_seconds, request_seconds=request_seconds
+        )
         self._systemd = systemd
-        self._at_once = asyncio.Event()
-        self._began = 0.0
+        self._skip_pre_drain = asyncio.Event()
+        self._began_at = 0.0
 
-    def reconfigure(self, *, pre_drain: float, drain: float, request: float) -> None:
+    def reconfigure(self, *, pre_drain_seconds: float, drain_seconds: float, request_seconds: float) -> None:
         """Take other durations, for an end that has not begun."""
-        self.seconds = pre_drain + drain + request + GRACE_SECONDS
+        self.max_seconds = pre_drain_seconds + drain_seconds + request_seconds + GRACE_SECONDS
         """How long all of it may take."""
-        self._pre_drain = pre_drain
+        self._pre_drain_seconds = pre_drain_seconds
 
-    def serve(self) -> None:
+    def set_serving(self) -> None:
         """Say that the start is over: the public port accepts connections."""
         self.phase = "serving"
 
-    def ask(self, *, at_once: bool = False) -> None:
+    def request(self, *, skip_pre_drain: bool = False) -> None:
         """Begin to end, ``at_once`` without ``timeouts.pre_drain``; harmless when repeated."""
-        if at_once:
-            self._at_once.set()
-        self.asked.set()
+        if skip_pre_drain:
+            self._skip_pre_drain.set()
+        self.requested.set()
 
-    def hurry(self) -> None:
+    def force(self) -> None:
         """End now; harmless when repeated."""
-        self.asked.set()
-        self.hurried.set()
+        self.requested.set()
+        self.forced.set()
 
-    def signalled(self, number: signal.Signals) -> None:
+    def on_signal(self, number: signal.Signals) -> None:
         """Ask for the end; the second time, hurry. Who sends SIGINT sits at a terminal and waits for it."""
-        if self.asked.is_set():
-            self.hurry()
+        if self.requested.is_set():
+            self.force()
         else:
             log.info("signal", signal=number.name)
-            self.ask(at_once=number is signal.SIGINT)
+            self.request(skip_pre_drain=number is signal.SIGINT)
 
-    async def carry_out(self, stop: Callable[[], Coroutine[Any, Any, None]], streams: Count) -> bool:
+    async def run(self, stop: Callable[[], Coroutine[Any, Any, None]], count_streams: CountStreams) -> bool:
         """Wait until asked, go through the phases; return False if it was hurried, or is overdue."""
-        await self.asked.wait()
-        ending = asyncio.create_task(self._end(stop, streams), name="drain")
-        hurried = asyncio.create_task(self.hurried.wait(), name="second signal")
-        await asyncio.wait((ending, hurried), return_when=asyncio.FIRST_COMPLETED, timeout=self.seconds)
+        await self.requested.wait()
+        ending = asyncio.create_task(self._run_phases(stop, count_streams), name="drain")
+        hurried = asyncio.create_task(self.forced.wait(), name="second signal")
+        await asyncio.wait((ending, hurried), return_when=asyncio.FIRST_COMPLETED, timeout=self.max_seconds)
         if ending.done():
             hurried.cancel()
             await ending
             return True
         if hurried.done():
-            log.warning("ended_by_second_signal", phase=self.phase, streams=streams())
+            log.warning("ended_by_second_signal", phase=self.phase, streams=count_streams())
         else:
             hurried.cancel()
-            log.error("drain_overdue", phase=self.phase, seconds=self.seconds, streams=streams())
+            log.error("drain_overdue", phase=self.phase, seconds=self.max_seconds, streams=count_streams())
         ending.cancel()
         return False
 
-    async def _end(self, stop: Callable[[], Coroutine[Any, Any, None]], streams: Count) -> None:
-        if self._pre_drain and not self._at_once.is_set():
-            self.enter("pre_drain", streams=streams(), seconds=self._pre_drain)
+    async def _run_phases(
+        self, stop: Callable[[], Coroutine[Any, Any, None]], count_streams: CountStreams
+    ) -> None:
+        if self._pre_drain_seconds and not self._skip_pre_drain.is_set():
+            self.set_phase("pre_drain", streams=count_streams(), seconds=self._pre_drain_seconds)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._pre_drain):
-                    await self._at_once.wait()
+                async with asyncio.timeout(self._pre_drain_seconds):
+                    await self._skip_pre_drain.wait()
         await stop()
 
-    def enter(self, phase: Phase, **facts: float) -> None:
+    def set_phase(self, phase: Phase, **facts: float) -> None:
         """Say that a phase begins."""
-        self.asked.set()
+        self.requested.set()
         self.phase = phase
-        self._began = self._began or time.monotonic()
-        self._tell(facts)
+        self._began_at = self._began_at or time.monotonic()
+        self._report_phase(facts)
 
     @asynccontextmanager
-    async def progress(self, streams: Count) -> AsyncIterator[None]:
+    async def log_progress(self, count_streams: CountStreams) -> AsyncIterator[None]:
         """Say now and then how many streams are left, until the block ends."""
 
         async def tell() -> None:
             while True:
                 await asyncio.sleep(PROGRESS_SECONDS)
-                self._tell({"streams": streams()})
+                self._report_phase({"streams": count_streams()})
 
         telling = asyncio.create_task(tell(), name="drain progress")
         try:
@@ -122,17 +133,21 @@ class Shutdown:
         finally:
             telling.cancel()
 
-    def _tell(self, facts: Mapping[str, float]) -> None:
+    def _report_phase(self, facts: Mapping[str, float]) -> None:
         log.info("draining", phase=self.phase, **facts)
         told = "".join(f", {fact:g} {name}" for name, fact in facts.items())
-        self._systemd.stopping(f"draining: {self.phase}{told}", self.left)
+        self._systemd.notify_stopping(f"draining: {self.phase}{told}", self.remaining_seconds)
 
     @property
-    def left(self) -> float:
+    def remaining_seconds(self) -> float:
         """Seconds until the end is overdue."""
-        return max(0.0, self._began + self.seconds - time.monotonic()) if self._began else self.seconds
+        return (
+            max(0.0, self._began_at + self.max_seconds - time.monotonic())
+            if self._began_at
+            else self.max_seconds
+        )
 
     @property
-    def took(self) -> float:
+    def elapsed_seconds(self) -> float:
         """Seconds since the end began."""
-        return time.monotonic() - self._began if self._began else 0.0
+        return time.monotonic() - self._began_at if self._began_at else 0.0

@@ -11,50 +11,52 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
-from gateway.observability.background import UNCOUNTED, Background
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 
-class Systemd:
+class SystemdNotifier:
     """The service manager of one process; ``environ`` says how to reach it, or that there is none."""
 
-    def __init__(self, environ: Mapping[str, str], background: Background = UNCOUNTED) -> None:
+    def __init__(self, environ: Mapping[str, str], background: TaskSupervisor = UNCOUNTED_SUPERVISOR) -> None:
         self._background = background
         path = environ.get("NOTIFY_SOCKET", "")
         # An abstract name is written with an @ and begins with a zero byte, see unix(7).
         self._address = "\0" + path[1:] if path.startswith("@") else path
         is_ours = environ.get("WATCHDOG_PID") in (None, "", str(os.getpid()))
         text = environ.get("WATCHDOG_USEC", "")
-        self._patience = int(text) / 1e6 if self._address and is_ours and text.isdigit() else 0.0
-        self._watchdog: asyncio.Task[None] | None = None
+        self._watchdog_seconds = int(text) / 1e6 if self._address and is_ours and text.isdigit() else 0.0
+        self._watchdog_task: asyncio.Task[None] | None = None
 
-    def ready(self, status: str) -> None:
+    def notify_ready(self, status: str) -> None:
         """Say that it serves: after the start, and after each reload. ``status`` is for people."""
         self._send("READY=1", f"STATUS={status}")
 
-    def reloading(self) -> None:
+    def notify_reloading(self) -> None:
         """Say that a reload has begun; `ready` ends it, whether it went well or not."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
-    def stopping(self, status: str, seconds: float) -> None:
+    def notify_stopping(self, status: str, seconds: float) -> None:
         """Say that the end has begun, and that it may take so long, whatever ``TimeoutStopSec`` says."""
         self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
-    def watch(self, is_healthy: Callable[[], bool]) -> None:
+    def start_watchdog(self, is_healthy: Callable[[], bool]) -> None:
         """Give a sign of life twice in the time of ``WatchdogSec``, while healthy. Needs a running loop."""
-        if self._patience and self._watchdog is None:
-            self._watchdog = self._background.start("watchdog", partial(self._beat, is_healthy))
+        if self._watchdog_seconds and self._watchdog_task is None:
+            self._watchdog_task = self._background.start_task(
+                "watchdog", partial(self._send_heartbeats, is_healthy)
+            )
 
     def close(self) -> None:
         """Give no more signs of life; harmless when repeated."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
+        if self._watchdog_task is not None:
+            self._watchdog_task.cancel()
+            self._watchdog_task = None
 
-    async def _beat(self, is_healthy: Callable[[], bool]) -> None:
+    async def _send_heartbeats(self, is_healthy: Callable[[], bool]) -> None:
         while True:
             if is_healthy():
                 self._send("WATCHDOG=1")
-            await asyncio.sleep(self._patience / 2)
+            await asyncio.sleep(self._watchdog_seconds / 2)
 
     def _send(self, *assignments: str) -> None:
         if not self._address:

@@ -9,7 +9,7 @@ import structlog
 
 from gateway.core.backoff import jittered
 from gateway.core.errors import Unavailable
-from gateway.core.event import Fence
+from gateway.core.event import FencingToken
 
 log = structlog.get_logger("gateway.sources")
 
@@ -24,11 +24,11 @@ POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Leases:
+class LeaseOperations:
     """The part of the log that elections use."""
 
-    lease: Callable[[str, float], Awaitable[Fence | None]]
-    release: Callable[[Fence], Awaitable[None]]
+    acquire: Callable[[str, float], Awaitable[FencingToken | None]]
+    release: Callable[[FencingToken], Awaitable[None]]
 
 
 class Election:
@@ -38,102 +38,102 @@ class Election:
     if it is wrong.
     """
 
-    def __init__(self, name: str, leases: Leases) -> None:
-        self.fence: Fence | None = None
+    def __init__(self, name: str, leases: LeaseOperations) -> None:
+        self.fence: FencingToken | None = None
         self._name = name
         self._leases = leases
-        self._outdated: Fence | None = None
-        self._asking: asyncio.Future[Fence | None] | None = None
-        self._stands = False
-        self._turn = asyncio.Event()
-        self._won = asyncio.Event()
+        self._stale_fence: FencingToken | None = None
+        self._pending_acquire: asyncio.Future[FencingToken | None] | None = None
+        self._is_candidate = False
+        self._state_changed = asyncio.Event()
+        self._lease_acquired = asyncio.Event()
 
-    def stand(self) -> None:
+    def enter(self) -> None:
         """Ask for the lease from now on."""
-        self._stands = True
-        self._turn.set()
+        self._is_candidate = True
+        self._state_changed.set()
 
     def resign(self) -> None:
         """Give the lease to whoever can read; harmless when repeated."""
-        self._stands = False
-        self._won.clear()
-        self._turn.set()
+        self._is_candidate = False
+        self._lease_acquired.clear()
+        self._state_changed.set()
 
-    def renew(self) -> None:
+    def reacquire(self) -> None:
         """Give the lease up and ask for it again, so that its next fence is another one.
 
         Whoever asks for it meanwhile may get it.
         """
-        self._outdated, self.fence = self.fence or self._outdated, None
-        self._won.clear()
-        self._turn.set()
+        self._stale_fence, self.fence = self.fence or self._stale_fence, None
+        self._lease_acquired.clear()
+        self._state_changed.set()
 
-    async def won(self) -> Fence:
+    async def wait_for_lease(self) -> FencingToken:
         """Wait until this node has the lease. Cancelling is safe."""
-        while self.fence is None or not self._stands:
-            await self._won.wait()
+        while self.fence is None or not self._is_candidate:
+            await self._lease_acquired.wait()
             if self.fence is None:
-                self._won.clear()
+                self._lease_acquired.clear()
         return self.fence
 
     async def run(self) -> None:
         """Campaign until cancelled."""
         try:
             while True:
-                self._turn.clear()
-                if self._stands:
-                    await self._ask()
+                self._state_changed.clear()
+                if self._is_candidate:
+                    await self._acquire()
                 else:
-                    await self._give_back()
+                    await self._release()
                 pause = RENEW_SECONDS if self.fence is not None else POLL_SECONDS
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(jittered(pause, 0.2) if self._stands else None):
-                        await self._turn.wait()
+                    async with asyncio.timeout(jittered(pause, 0.2) if self._is_candidate else None):
+                        await self._state_changed.wait()
         finally:
-            await self._give_back()
+            await self._release()
 
-    async def _ask(self) -> None:
+    async def _acquire(self) -> None:
         try:
             async with asyncio.timeout(LEASE_SECONDS):
-                if self._outdated is not None:
-                    await self._leases.release(self._outdated)
-                    self._outdated = None
-                self._asking = asyncio.ensure_future(self._leases.lease(self._name, LEASE_SECONDS))
-                fence = await asyncio.shield(self._asking)
-                self._asking = None
+                if self._stale_fence is not None:
+                    await self._leases.release(self._stale_fence)
+                    self._stale_fence = None
+                self._pending_acquire = asyncio.ensure_future(self._leases.acquire(self._name, LEASE_SECONDS))
+                fence = await asyncio.shield(self._pending_acquire)
+                self._pending_acquire = None
         except (Unavailable, TimeoutError):
-            if self._asking is not None:
-                self._asking.cancel()
-                self._asking = None
+            if self._pending_acquire is not None:
+                self._pending_acquire.cancel()
+                self._pending_acquire = None
             return
-        if self._outdated is not None:
+        if self._stale_fence is not None:
             return  # it was renewed while this was asked for
         if (fence is None) != (self.fence is None):
             log.info("source_leads" if fence is not None else "source_stands_by", source=self._name)
         self.fence = fence
-        if fence is not None and self._stands:
-            self._won.set()
+        if fence is not None and self._is_candidate:
+            self._lease_acquired.set()
         else:
-            self._won.clear()
+            self._lease_acquired.clear()
 
-    async def _settle(self) -> None:
+    async def _await_pending_acquire(self) -> None:
         """Wait for the question in which `run` was cancelled, so that a lease that it got is released."""
-        asking, self._asking = self._asking, None
+        asking, self._pending_acquire = self._pending_acquire, None
         if asking is None:
             return
         if not asking.done():
             await asyncio.wait([asking], timeout=LEASE_SECONDS)
             asking.cancel()
         if asking.done() and not asking.cancelled() and asking.exception() is None:
-            self._outdated = asking.result() or self._outdated
+            self._stale_fence = asking.result() or self._stale_fence
 
-    async def _give_back(self) -> None:
-        await self._settle()
+    async def _release(self) -> None:
+        await self._await_pending_acquire()
         # Until it is known to be back it is outdated: the next lease must not have the same token.
-        self._outdated, self.fence = self.fence or self._outdated, None
-        self._won.clear()
-        if self._outdated is not None:
+        self._stale_fence, self.fence = self.fence or self._stale_fence, None
+        self._lease_acquired.clear()
+        if self._stale_fence is not None:
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(LEASE_SECONDS):
-                    await self._leases.release(self._outdated)
-                    self._outdated = None
+                    await self._leases.release(self._stale_fence)
+                    self._stale_fence = None

@@ -27,78 +27,80 @@ try:
 except ImportError:  # the extra is not installed
     AIOKafkaConsumer = None
 
-from gateway.config.model.sources import Kafka, parse_since
+from gateway.config.model.sources import KafkaConfig, parse_start_time
 from gateway.config.template import Template
 from gateway.core.backoff import jittered
-from gateway.core.errors import Fenced, SourceError, StartupError, Unavailable
-from gateway.core.event import NOTHING, Fence, Record, text_of
-from gateway.net.pem import Trouble, load_authority, load_identity
-from gateway.sources.base import Feed, Gap, Source, read_under_lease
+from gateway.core.errors import SourceError, StaleFencingToken, StartupError, Unavailable
+from gateway.core.event import NO_VALUES, FencingToken, Record, decode_lossless
+from gateway.net.pem import PemProblem, load_ca_file, load_certificate_and_key
+from gateway.sources.base import Source, SourceContext, SourceGap, read_under_lease
 
 log = structlog.get_logger("gateway.sources")
 
-BATCH = 1000
+MAX_POLL_RECORDS = 1000
 """Most records that are taken at once, all partitions together."""
 
-WAIT_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """How long a poll waits for records; what is asked for meanwhile is seen then."""
 
-COMMIT_SECONDS = 5.0
+COMMIT_INTERVAL_SECONDS = 5.0
 """How often offsets are committed for others to see."""
 
 
 class KafkaSource(Source):
     """Reads the topics that ``topics`` name: exact, globs, templates."""
 
-    def __init__(self, name: str, config: Kafka, topics: Sequence[Template], places: frozenset[str]) -> None:
+    def __init__(
+        self, name: str, config: KafkaConfig, topics: Sequence[Template], placeholders: frozenset[str]
+    ) -> None:
         if AIOKafkaConsumer is None:
             raise StartupError(f"sources.{name} needs the extra for Kafka: pip install 'sse-gateway[kafka]'")
         self.topics = topics
         self.start = config.start
         self.scan_seconds = config.scan
         self.timeout = config.timeout
-        self._places = places
-        self._options = _options(name, config)
+        self._placeholders = placeholders
+        self._consumer_options = _consumer_options(name, config)
 
-    async def run(self, feed: Feed) -> None:
-        last_words = _LastWords()
+    async def run(self, context: SourceContext) -> None:
+        last_words = _LastErrorHandler()
         logging.getLogger("aiokafka").addHandler(last_words)
-        consumer = AIOKafkaConsumer(**self._options)
+        consumer = AIOKafkaConsumer(**self._consumer_options)
         try:
             async with asyncio.timeout(2 * self.timeout):
                 await consumer.start()
-            feed.connected()
+            context.report_connected()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch(consumer))
-                group.create_task(self._lead(consumer, feed))
+                group.create_task(self._monitor_brokers(consumer))
+                group.create_task(self._read_whenever_leased(consumer, context))
         except ExceptionGroup as group_of:
-            raise self._cause(group_of.exceptions[0], last_words) from None
+            raise self._to_source_error(group_of.exceptions[0], last_words) from None
         except (TimeoutError, KafkaError, OSError, ValueError) as error:
-            raise self._cause(error, last_words) from None
+            raise self._to_source_error(error, last_words) from None
         finally:
             logging.getLogger("aiokafka").removeHandler(last_words)
-            await self._stop(consumer)
+            await self._stop_consumer(consumer)
 
-    async def _watch(self, consumer: Any) -> None:
+    async def _monitor_brokers(self, consumer: Any) -> None:
         while True:
             await asyncio.sleep(jittered(self.timeout / 2, 0.2))
-            await self.metadata(consumer)
+            await self.fetch_metadata(consumer)
 
-    async def _lead(self, consumer: Any, feed: Feed) -> None:
-        places: dict[Any, _Place] = {}
+    async def _read_whenever_leased(self, consumer: Any, context: SourceContext) -> None:
+        places: dict[Any, _PartitionOffset] = {}
 
-        async def read(fence: Fence) -> None:
-            reading = _Reading(self, consumer, feed, fence, places)
+        async def read(fence: FencingToken) -> None:
+            reading = _PartitionReader(self, consumer, context, fence, places)
             try:
                 await reading.run()
-            except (Fenced, Unavailable):
-                places.update(reading.places)
+            except (StaleFencingToken, Unavailable):
+                places.update(reading.offsets)
                 consumer.unsubscribe()
                 raise
 
-        await read_under_lease(feed, read)
+        await read_under_lease(context, read)
 
-    async def metadata(self, consumer: Any) -> Any:
+    async def fetch_metadata(self, consumer: Any) -> Any:
         """Return the topics and partitions that there are; the consumer itself tells of its own only."""
         fetch = getattr(getattr(consumer, "_client", None), "fetch_all_metadata", None)
         if fetch is None:
@@ -106,7 +108,7 @@ class KafkaSource(Source):
         async with asyncio.timeout(self.timeout):
             return await fetch()
 
-    async def _stop(self, consumer: Any) -> None:
+    async def _stop_consumer(self, consumer: Any) -> None:
         task = asyncio.current_task()
         assert task is not None
         cancelled = task.cancelling()
@@ -124,45 +126,45 @@ class KafkaSource(Source):
                 async with asyncio.timeout(self.timeout):
                     await consumer._client.close()
 
-    def _cause(self, error: BaseException, last_words: "_LastWords") -> Exception:
+    def _to_source_error(self, error: BaseException, last_error: "_LastErrorHandler") -> Exception:
         if isinstance(error, TimeoutError):
             return SourceError(f"Kafka gave no answer within {self.timeout:g} s")
         if isinstance(error, (KafkaError, OSError, ValueError)):
-            why = f" ({last_words.text})" if last_words.text and last_words.text not in str(error) else ""
+            why = f" ({last_error.text})" if last_error.text and last_error.text not in str(error) else ""
             return SourceError(f"Kafka: {error or type(error).__name__}{why}")
         return error if isinstance(error, Exception) else SourceError(type(error).__name__)
 
-    def record(self, message: Any) -> Record:
+    def decode_message(self, message: Any) -> Record:
         """Return what a message is; one without a value is ``null``."""
-        values: Mapping[str, str] = NOTHING
-        if self._places:
+        values: Mapping[str, str] = NO_VALUES
+        if self._placeholders:
             values = {"partition": str(message.partition), "offset": str(message.offset)}
             values |= {  # of a name that is given twice the first
-                f"headers.{name.lower()}": text_of(value)
+                f"headers.{name.lower()}": decode_lossless(value)
                 for name, value in reversed(message.headers)
                 if value is not None
             }
             if message.key is not None:
-                values["key"] = text_of(message.key)
+                values["key"] = decode_lossless(message.key)
         return Record(
             message.topic,
             b"null" if message.value is None else message.value,
-            timestamp=message.timestamp if message.timestamp >= 0 else None,
-            values=values,
+            timestamp_ms=message.timestamp if message.timestamp >= 0 else None,
+            placeholder_values=values,
         )
 
 
-class _Place(NamedTuple):
+class _PartitionOffset(NamedTuple):
     """Before the record ``offset``; the one before it had the time ``ms`` (unix), -1 where none was read."""
 
     offset: int
-    ms: int = -1
+    last_record_ms: int = -1
 
     def __str__(self) -> str:
-        return f"{self.offset}/{self.ms}"
+        return f"{self.offset}/{self.last_record_ms}"
 
     @classmethod
-    def parse(cls, text: str) -> "_Place | None":
+    def parse(cls, text: str) -> "_PartitionOffset | None":
         """Return the place that ``text`` spells, or None."""
         offset, _, ms = text.partition("/")
         try:
@@ -171,47 +173,52 @@ class _Place(NamedTuple):
             return None
 
 
-class _Reading:
+class _PartitionReader:
     """One reader's turn: the partitions, and how far each was read."""
 
     def __init__(
-        self, source: KafkaSource, consumer: Any, feed: Feed, fence: Fence, earlier: Mapping[Any, _Place]
+        self,
+        source: KafkaSource,
+        consumer: Any,
+        context: SourceContext,
+        fence: FencingToken,
+        previous_offsets: Mapping[Any, _PartitionOffset],
     ) -> None:
         self._source = source
         self._consumer = consumer
-        self._feed = feed
+        self._context = context
         self._fence = fence
-        self._earlier = earlier
-        self.places: dict[Any, _Place] = {}
-        self._committed: dict[Any, int] = {}
+        self._previous_offsets = previous_offsets
+        self.offsets: dict[Any, _PartitionOffset] = {}
+        self._committed_offsets: dict[Any, int] = {}
 
     async def run(self) -> None:
         """Read until the lease is lost. Raises Fenced, Unavailable, KafkaError or TimeoutError."""
         loop = asyncio.get_running_loop()
         scanned = committed = loop.time()
-        await self._find()
+        await self._discover_partitions()
         while True:
-            if not self._feed.is_leading:
-                raise Fenced("the lease is another node's")
-            await self._step()
+            if not self._context.has_lease:
+                raise StaleFencingToken("the lease is another node's")
+            await self._poll()
             if loop.time() - scanned >= self._source.scan_seconds:
-                await self._find()
+                await self._discover_partitions()
                 scanned = loop.time()
-            if loop.time() - committed >= COMMIT_SECONDS:
-                await self._commit()
+            if loop.time() - committed >= COMMIT_INTERVAL_SECONDS:
+                await self._commit_offsets()
                 committed = loop.time()
 
     # Which partitions there are.
 
-    async def _find(self) -> None:
+    async def _discover_partitions(self) -> None:
         """Assign what is there: where each partition was read to is in the log, else `start` says it."""
-        cluster = await self._source.metadata(self._consumer)
+        cluster = await self._source.fetch_metadata(self._consumer)
         names = sorted(cluster.topics())
         found: dict[Any, bool] = {}
         unwatched = []
         for topic in self._source.topics:
             mark = f"*{topic.redis_pattern}"
-            is_watched = await self._feed.position(mark) is not None
+            is_watched = await self._context.read_offset(mark) is not None
             if not is_watched:
                 unwatched.append(mark)
             for name in (name for name in names if topic.match(name) is not None):
@@ -219,104 +226,116 @@ class _Reading:
                     # What appears under a watched topic, a partition too, is new as a whole.
                     part = TopicPartition(name, number)
                     found[part] = found.get(part, False) or is_watched
-        new = {part: is_new for part, is_new in found.items() if part not in self.places}
-        if new or len(found) < len(self.places):
-            begun = await self._begin(new)
-            kept = {part: place for part, place in self.places.items() if part in found}
-            self.places = kept | begun
+        new = {part: is_new for part, is_new in found.items() if part not in self.offsets}
+        if new or len(found) < len(self.offsets):
+            begun = await self._initial_offsets(new)
+            kept = {part: place for part, place in self.offsets.items() if part in found}
+            self.offsets = kept | begun
             # No await in between: nothing is fetched from anywhere else.
-            self._consumer.assign(list(self.places))
-            for part, place in self.places.items():
+            self._consumer.assign(list(self.offsets))
+            for part, place in self.offsets.items():
                 self._consumer.seek(part, place.offset)
         for mark in unwatched:
-            await self._feed.publish([], "watched", self._fence, part=mark)
+            await self._context.publish([], "watched", self._fence, partition=mark)
 
-    async def _begin(self, new: Mapping[Any, bool]) -> dict[Any, _Place]:
-        places: dict[Any, _Place] = {}
+    async def _initial_offsets(self, new: Mapping[Any, bool]) -> dict[Any, _PartitionOffset]:
+        places: dict[Any, _PartitionOffset] = {}
         unknown: dict[str, list[Any]] = {}
         for part, is_new in new.items():
-            text = await self._feed.position(_part(part))
-            place = _Place.parse(text) if text is not None else None
-            place = place or self._earlier.get(part)  # the log forgot all
+            text = await self._context.read_offset(_partition_name(part))
+            place = _PartitionOffset.parse(text) if text is not None else None
+            place = place or self._previous_offsets.get(part)  # the log forgot all
             if place is not None:
                 places[part] = place
             else:
                 unknown.setdefault("oldest" if is_new else self._source.start, []).append(part)
         for start, parts in unknown.items():
-            for part, offset in (await self._first(start, parts)).items():
-                places[part] = _Place(offset)
-                await self._feed.publish([], str(places[part]), self._fence, part=_part(part))
+            for part, offset in (await self._resolve_start(start, parts)).items():
+                places[part] = _PartitionOffset(offset)
+                await self._context.publish(
+                    [], str(places[part]), self._fence, partition=_partition_name(part)
+                )
         return places
 
-    async def _first(self, start: str, parts: Sequence[Any]) -> Mapping[Any, int]:
+    async def _resolve_start(self, start: str, parts: Sequence[Any]) -> Mapping[Any, int]:
         async with asyncio.timeout(self._source.timeout):
             if start == "oldest":
                 return dict(await self._consumer.beginning_offsets(parts))
             ends = dict(await self._consumer.end_offsets(parts))
             if start == "new":
                 return ends
-            since = parse_since(start)
+            since = parse_start_time(start)
             when = since.timestamp() if isinstance(since, datetime) else time.time() - since
             found = await self._consumer.offsets_for_times({part: round(when * 1000) for part in parts})
             return {part: ends[part] if at is None else at.offset for part, at in found.items()}
 
     # Reading.
 
-    async def _step(self) -> None:
-        if not self.places:
-            await asyncio.sleep(WAIT_SECONDS)
+    async def _poll(self) -> None:
+        if not self.offsets:
+            await asyncio.sleep(POLL_SECONDS)
             return
         try:
-            batches = await self._consumer.getmany(timeout_ms=round(WAIT_SECONDS * 1000), max_records=BATCH)
+            batches = await self._consumer.getmany(
+                timeout_ms=round(POLL_SECONDS * 1000), max_records=MAX_POLL_RECORDS
+            )
         except OffsetOutOfRangeError as error:
             for part, offset in error.args[0].items():
-                await self._out_of_range(part, offset)
+                await self._handle_out_of_range(part, offset)
             return
-        if not self._feed.is_leading:
-            raise Fenced("the lease is another node's")
+        if not self._context.has_lease:
+            raise StaleFencingToken("the lease is another node's")
         # The consumer also steps over what is no record: the marks of transactions.
-        behind = {part: await self._consumer.position(part) for part in self.places}
+        behind = {part: await self._consumer.position(part) for part in self.offsets}
         work = [
-            self._take(part, batches.get(part, ()), offset)
+            self._append_messages(part, batches.get(part, ()), offset)
             for part, offset in behind.items()
-            if offset > self.places[part].offset
+            if offset > self.offsets[part].offset
         ]
         for result in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-        self._feed.lags(sum(self._waiting(part, place.offset) for part, place in self.places.items()))
+        self._context.report_lag(
+            sum(self._partition_lag(part, place.offset) for part, place in self.offsets.items())
+        )
 
-    def _waiting(self, part: Any, offset: int) -> int:
-        end = self._consumer.last_stable_offset(part)
+    def _partition_lag(self, partition: Any, offset: int) -> int:
+        end = self._consumer.last_stable_offset(partition)
         if end is None or end < 0:
-            end = self._consumer.highwater(part) or 0
+            end = self._consumer.highwater(partition) or 0
         return max(0, int(end) - offset)
 
-    async def _take(self, part: Any, messages: Sequence[Any], behind: int) -> None:
-        records = [self._source.record(message) for message in messages]
-        place = _Place(behind, messages[-1].timestamp if messages else self.places[part].ms)
-        await self._feed.publish(records, str(place), self._fence, part=_part(part))
-        self.places[part] = place
+    async def _append_messages(self, partition: Any, messages: Sequence[Any], next_offset: int) -> None:
+        records = [self._source.decode_message(message) for message in messages]
+        place = _PartitionOffset(
+            next_offset, messages[-1].timestamp if messages else self.offsets[partition].last_record_ms
+        )
+        await self._context.publish(records, str(place), self._fence, partition=_partition_name(partition))
+        self.offsets[partition] = place
 
-    async def _out_of_range(self, part: Any, offset: int) -> None:
+    async def _handle_out_of_range(self, partition: Any, offset: int) -> None:
         """Go on where the partition begins now, or ends if it became shorter, and tell the gap."""
         async with asyncio.timeout(self._source.timeout):
-            first = (await self._consumer.beginning_offsets([part]))[part]
-            end = (await self._consumer.end_offsets([part]))[part]
-        before = self.places[part]
+            first = (await self._consumer.beginning_offsets([partition]))[partition]
+            end = (await self._consumer.end_offsets([partition]))[partition]
+        before = self.offsets[partition]
         missing = first - offset if offset < first else None
-        place = _Place(first if missing is not None else end, before.ms)
-        gap = Gap(before.ms if before.ms >= 0 else None, part.topic, missing)
-        await self._feed.publish([], str(place), self._fence, part=_part(part), gap=gap)
-        self.places[part] = place
-        self._consumer.seek(part, place.offset)
+        place = _PartitionOffset(first if missing is not None else end, before.last_record_ms)
+        gap = SourceGap(
+            before.last_record_ms if before.last_record_ms >= 0 else None, partition.topic, missing
+        )
+        await self._context.publish(
+            [], str(place), self._fence, partition=_partition_name(partition), gap=gap
+        )
+        self.offsets[partition] = place
+        self._consumer.seek(partition, place.offset)
 
-    async def _commit(self) -> None:
+    async def _commit_offsets(self) -> None:
         """Show how far we are; a failure harms nobody, because nothing is read from there."""
         changed = {
             part: place.offset
-            for part, place in self.places.items()
-            if self._committed.get(part) != place.offset
+            for part, place in self.offsets.items()
+            if self._committed_offsets.get(part) != place.offset
         }
         if not changed:
             return
@@ -326,10 +345,10 @@ class _Reading:
         except (KafkaError, TimeoutError) as error:
             log.info("kafka_commit_failed", error=str(error) or type(error).__name__)
             return
-        self._committed |= changed
+        self._committed_offsets |= changed
 
 
-class _LastWords(logging.Handler):
+class _LastErrorHandler(logging.Handler):
     """Keeps aiokafka's last error: some causes are told nowhere else. Its lines go no further."""
 
     def __init__(self) -> None:
@@ -340,7 +359,7 @@ class _LastWords(logging.Handler):
         self.text = record.getMessage()[:300]
 
 
-def _options(name: str, config: Kafka) -> dict[str, Any]:
+def _consumer_options(name: str, config: KafkaConfig) -> dict[str, Any]:
     return {
         **connection_options(name, config),
         "group_id": config.group,
@@ -350,7 +369,7 @@ def _options(name: str, config: Kafka) -> dict[str, Any]:
     }
 
 
-def connection_options(name: str, config: Kafka) -> dict[str, Any]:
+def connection_options(name: str, config: KafkaConfig) -> dict[str, Any]:
     """Return aiokafka's options of any client of these brokers. Raises StartupError."""
     logging.getLogger("aiokafka").propagate = False  # 74 lines a second while a broker is away
     options: dict[str, Any] = {
@@ -362,7 +381,7 @@ def connection_options(name: str, config: Kafka) -> dict[str, Any]:
         "security_protocol": ("SASL_" if config.sasl else "") + ("SSL" if config.tls else "PLAINTEXT"),
     }
     if config.tls:
-        options["ssl_context"] = _tls(name, config)
+        options["ssl_context"] = _tls_context(name, config)
     if config.sasl:
         options |= {
             "sasl_mechanism": config.sasl.mechanism,
@@ -372,22 +391,22 @@ def connection_options(name: str, config: Kafka) -> dict[str, Any]:
     return options
 
 
-def _tls(name: str, config: Kafka) -> ssl.SSLContext:
+def _tls_context(name: str, config: KafkaConfig) -> ssl.SSLContext:
     tls = config.tls
     assert tls is not None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = tls.check_hostname
-    found: list[Trouble] = []
+    found: list[PemProblem] = []
     if tls.ca_file is None:
         context.load_default_certs()
     else:
-        found += load_authority(context, tls.ca_file)
+        found += load_ca_file(context, tls.ca_file)
     if tls.certificate is not None:
-        found += load_identity(context, tls.certificate, tls.key)
+        found += load_certificate_and_key(context, tls.certificate, tls.key)
     for part, message in found:
         raise StartupError(f"sources.{name}.tls.{'ca_file' if part == 'authority' else part}: {message}")
     return context
 
 
-def _part(part: Any) -> str:
-    return f"{part.topic}/{part.partition}"
+def _partition_name(partition: Any) -> str:
+    return f"{partition.topic}/{partition.partition}"

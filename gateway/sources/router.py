@@ -8,22 +8,29 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.config.catalog import Catalog, Declared, Match
-from gateway.config.model.sources import EventFrom
+from gateway.config.channel_catalog import ChannelCatalog, ChannelMatch, DeclaredChannel
+from gateway.config.model.sources import EventMappingConfig
 from gateway.config.placeholders import Expression
-from gateway.config.template import MAX_FIELD, Template, why_not
-from gateway.core.errors import Rejected, not_utf8
-from gateway.core.event import GAP, MAX_TIMESTAMP, Draft, Record, parse_time, safe_type
+from gateway.config.template import MAX_FIELD_CHARS, Template, invalid_field_reason
+from gateway.core.errors import RecordRejected, not_utf8_error
+from gateway.core.event import (
+    GAP_EVENT_TYPE,
+    MAX_TIMESTAMP_MS,
+    Draft,
+    Record,
+    client_event_type,
+    parse_iso8601_ms,
+)
 
-CACHE = 20_000
+MAX_CACHED_TOPICS = 20_000
 """How many topics a source's routes are remembered for."""
 
-MAX_KEY = 255
+MAX_KEY_CHARACTERS = 255
 """Characters of a deduplication key; a longer one is stored as its digest."""
 
-_LONE = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-_json = msgspec.json.Decoder(msgspec.Raw)
+_json_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 class _Envelope(msgspec.Struct):
@@ -32,80 +39,86 @@ class _Envelope(msgspec.Struct):
     timestamp: int | float | None = None
 
 
-_envelope = msgspec.json.Decoder(_Envelope)
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
 
 
 class _Route(NamedTuple):
     """A topic, the channel that it feeds, and the channel's fields that only the record knows."""
 
     topic: Template
-    declared: Declared
+    declared: DeclaredChannel
     fields: Mapping[str, Expression]
 
 
-class _Way(NamedTuple):
+class _TopicRoutes(NamedTuple):
     """Where a topic's records go: to these channels, and to those that each record names itself."""
 
-    matches: list[Match]
-    named: list[tuple[_Route, Mapping[str, str]]]
+    matches: list[ChannelMatch]
+    field_routes: list[tuple[_Route, Mapping[str, str]]]
 
 
-class _Event:
+class _EventExpressions:
     """What of a source's records becomes the event."""
 
     __slots__ = ("deduplicate", "timestamp", "type")
 
-    def __init__(self, config: EventFrom) -> None:
+    def __init__(self, config: EventMappingConfig) -> None:
         self.type = _expression(config.type)
         self.timestamp = _expression(config.timestamp)
         self.deduplicate = _expression(config.deduplicate)
 
-    def read(self, record: Record) -> tuple[str | None, int | None, str | None]:
+    def evaluate(self, record: Record) -> tuple[str | None, int | None, str | None]:
         """Return type, timestamp and deduplication key. Raises Rejected."""
-        type_, timestamp, key = record.type, record.timestamp, record.key
+        type_, timestamp, key = record.type, record.timestamp_ms, record.deduplication_key
         if self.type is not None:
             type_ = self.type.render(record) or type_
         if self.timestamp is not None:
             text = self.timestamp.render(record)
-            timestamp = timestamp if text is None else parsed_time(text)
+            timestamp = timestamp if text is None else parse_timestamp(text)
         if self.deduplicate is not None:
-            own = self.deduplicate.identity(record, own=True)
+            own = self.deduplicate.render_unambiguous(record, exclude_shared=True)
             if own is None:
                 # What it shares with others does not tell them apart.
-                own = self.deduplicate.identity(record)
-                own = None if own is None else f"{own}/{record.index}"
+                own = self.deduplicate.render_unambiguous(record)
+                own = None if own is None else f"{own}/{record.batch_index}"
             key = key if own is None else own
         return type_, timestamp, key
 
 
-class _Routes:
+class _SourceRoutes:
     """One source's routes: topics without wildcards by name, the others in declared order."""
 
-    __slots__ = ("cache", "event", "exact", "patterns")
+    __slots__ = ("cache", "event_expressions", "exact", "patterns")
 
-    def __init__(self, event: EventFrom | None) -> None:
+    def __init__(self, event: EventMappingConfig | None) -> None:
         self.exact: dict[str, list[_Route]] = {}
         self.patterns: list[_Route] = []
-        self.cache: OrderedDict[str, _Way] = OrderedDict()
-        self.event = _Event(event) if event is not None and event.model_fields_set else None
+        self.cache: OrderedDict[str, _TopicRoutes] = OrderedDict()
+        self.event_expressions = (
+            _EventExpressions(event) if event is not None and event.model_fields_set else None
+        )
 
 
 class Router:
     """Maps (source, record) to drafts. A record becomes at most one event of each channel."""
 
     def __init__(
-        self, catalog: Catalog, *, event_bytes: int, events: Mapping[str, EventFrom] | None = None
+        self,
+        catalog: ChannelCatalog,
+        *,
+        event_bytes: int,
+        events: Mapping[str, EventMappingConfig] | None = None,
     ) -> None:
         self._catalog = catalog
         self.reconfigure(event_bytes=event_bytes, events=events or {})
 
-    def reconfigure(self, *, event_bytes: int, events: Mapping[str, EventFrom]) -> None:
+    def reconfigure(self, *, event_bytes: int, events: Mapping[str, EventMappingConfig]) -> None:
         """Route to the channels that the catalog declares by now."""
-        sources: dict[str, _Routes] = {}
+        sources: dict[str, _SourceRoutes] = {}
         for declared in self._catalog.declared.values():
-            for spec in declared.spec.from_:
+            for spec in declared.config.from_:
                 if spec.source not in sources:
-                    sources[spec.source] = _Routes(events.get(spec.source))
+                    sources[spec.source] = _SourceRoutes(events.get(spec.source))
                 routes = sources[spec.source]
                 fields = {name: Expression(text) for name, text in spec.fields.items()}
                 route = _Route(Template(spec.topic, glob=True), declared, fields)
@@ -124,18 +137,18 @@ class Router:
         patterns = {route.topic.redis_pattern: route.topic for route in routes.patterns}
         return [group[0].topic for group in routes.exact.values()] + list(patterns.values())
 
-    def places(self, source: str) -> frozenset[str]:
+    def placeholders(self, source: str) -> frozenset[str]:
         """Return the names of all places that a source's records are asked for."""
         routes = self._sources.get(source)
         if routes is None:
             return frozenset()
-        event = routes.event
+        event = routes.event_expressions
         asked = [event.type, event.timestamp, event.deduplicate] if event is not None else []
         for route in (*(each for group in routes.exact.values() for each in group), *routes.patterns):
             asked += route.fields.values()
-        return frozenset(name for each in asked if each is not None for name in each.names)
+        return frozenset(name for each in asked if each is not None for name in each.placeholder_names)
 
-    def channels(self, source: str, topic: str | None = None) -> Mapping[str, Declared]:
+    def channels(self, source: str, topic: str | None = None) -> Mapping[str, DeclaredChannel]:
         """Return the channels that a source feeds, or one of its topics, by name.
 
         They are declared names where only the records themselves tell the instance.
@@ -145,13 +158,13 @@ class Router:
             return {
                 declared.name: declared
                 for declared in self._catalog.declared.values()
-                if any(route.source == source for route in declared.spec.from_)
+                if any(route.source == source for route in declared.config.from_)
             }
-        way = self._way(topic, routes)
+        way = self._resolve_topic(topic, routes)
         found = {match.name: match.declared for match in way.matches}
-        return found | {route.declared.name: route.declared for route, _ in way.named}
+        return found | {route.declared.name: route.declared for route, _ in way.field_routes}
 
-    def drafts(self, source: str, record: Record, now: int) -> list[Draft]:
+    def route(self, source: str, record: Record, now: int) -> list[Draft]:
         """Return the drafts of a record; ``now`` (unix ms) is used where it brings no timestamp.
 
         Raises Rejected for a record that can never become an event.
@@ -159,38 +172,39 @@ class Router:
         routes = self._sources.get(source)
         matches = [] if routes is None else self._matches(routes, record)
         if routes is None or not matches:
-            why = None if routes is None else why_not(record.topic)
-            raise Rejected(
+            why = None if routes is None else invalid_field_reason(record.topic)
+            raise RecordRejected(
                 f"no channel takes the topic {record.topic[:200]!r} of the source {source!r}"
                 + (f": {why}" if why else ""),
                 code="no_route",
                 status=404,
             )
-        type_, timestamp, key = record.type, record.timestamp, record.key
-        if routes.event is not None:
-            type_, timestamp, key = routes.event.read(record)
-        fingerprint = record.fingerprint if key == record.key else None
-        if timestamp is not None and not 0 <= timestamp < MAX_TIMESTAMP:
-            raise Rejected("the timestamp is not in unix milliseconds", code="bad_timestamp")
-        key = None if key is None else _bounded(f"{source}/{key}")
+        type_, timestamp, key = record.type, record.timestamp_ms, record.deduplication_key
+        if routes.event_expressions is not None:
+            type_, timestamp, key = routes.event_expressions.evaluate(record)
+        fingerprint = record.request_fingerprint if key == record.deduplication_key else None
+        if timestamp is not None and not 0 <= timestamp < MAX_TIMESTAMP_MS:
+            raise RecordRejected("the timestamp is not in unix milliseconds", code="bad_timestamp")
+        key = None if key is None else _shorten_key(f"{source}/{key}")
         return [
-            self._draft(match, record.payload, type_, timestamp, key, fingerprint, now) for match in matches
+            self._draft_from_record(match, record.payload, type_, timestamp, key, fingerprint, now)
+            for match in matches
         ]
 
-    def by_hand(self, match: Match, payload: bytes, type_: str | None, now: int) -> Draft:
+    def create_draft(self, match: ChannelMatch, payload: bytes, type_: str | None, now: int) -> Draft:
         """Return the draft of an event that no source brings; an envelope's payload comes without it.
 
         Raises Rejected, as `drafts` does.
         """
-        if match.declared.spec.payload == "text":
-            _check_text(payload)
+        if match.declared.config.payload == "text":
+            _check_utf8(payload)
         else:
-            payload = checked_json(payload)
-        return self._checked(match, payload, type_, now)
+            payload = validate_json(payload)
+        return self._build_draft(match, payload, type_, now)
 
-    def _draft(
+    def _draft_from_record(
         self,
-        match: Match,
+        match: ChannelMatch,
         payload: bytes,
         type_: str | None,
         timestamp: int | None,
@@ -198,22 +212,24 @@ class Router:
         fingerprint: str | None,
         now: int,
     ) -> Draft:
-        kind = match.declared.spec.payload
+        kind = match.declared.config.payload
         if kind == "text":
-            _check_text(payload)
+            _check_utf8(payload)
         elif kind == "json":
-            payload = checked_json(payload)
+            payload = validate_json(payload)
         else:
             envelope = _open_envelope(payload)
             payload = bytes(envelope.payload)
             type_ = envelope.type if envelope.type is not None else type_
-            timestamp = _milliseconds(envelope.timestamp) if envelope.timestamp is not None else timestamp
+            timestamp = (
+                _envelope_timestamp(envelope.timestamp) if envelope.timestamp is not None else timestamp
+            )
         timestamp = now if timestamp is None else timestamp
-        return self._checked(match, payload, type_, timestamp, key, fingerprint)
+        return self._build_draft(match, payload, type_, timestamp, key, fingerprint)
 
-    def _checked(
+    def _build_draft(
         self,
-        match: Match,
+        match: ChannelMatch,
         payload: bytes,
         type_: str | None,
         timestamp: int,
@@ -221,50 +237,50 @@ class Router:
         fingerprint: str | None = None,
     ) -> Draft:
         if len(payload) > self._event_bytes:
-            raise Rejected(
+            raise RecordRejected(
                 f"the payload has {len(payload)} bytes; limits.event_bytes is {self._event_bytes}",
                 code="too_large",
                 status=413,
             )
-        if type_ is not None and not type_.isascii() and _LONE.search(type_):
-            raise not_utf8("the type")
+        if type_ is not None and not type_.isascii() and _LONE_SURROGATE.search(type_):
+            raise not_utf8_error("the type")
         try:
-            type_ = safe_type(type_)
+            type_ = client_event_type(type_)
         except ValueError as error:
-            raise Rejected(str(error), code="bad_type") from None
+            raise RecordRejected(str(error), code="bad_type") from None
         return Draft(
             channel=match.name,
             payload=payload,
-            timestamp=timestamp,
+            timestamp_ms=timestamp,
             retention=match.declared.retention,
             type=type_,
-            key=key,
-            fingerprint=fingerprint,
+            deduplication_key=key,
+            request_fingerprint=fingerprint,
         )
 
-    def _matches(self, routes: _Routes, record: Record) -> list[Match]:
+    def _matches(self, routes: _SourceRoutes, record: Record) -> list[ChannelMatch]:
         way = routes.cache.get(record.topic)
         if way is None:
-            way = self._way(record.topic, routes)
-            if way.matches or way.named:  # senders invent topics; what leads nowhere is not remembered
+            way = self._resolve_topic(record.topic, routes)
+            if way.matches or way.field_routes:  # senders invent topics; what leads nowhere is not remembered
                 routes.cache[record.topic] = way
-                if len(routes.cache) > CACHE:
+                if len(routes.cache) > MAX_CACHED_TOPICS:
                     routes.cache.popitem(last=False)
         else:
             routes.cache.move_to_end(record.topic)
-        if not way.named:
+        if not way.field_routes:
             return way.matches
         found = {match.name: match for match in way.matches}
-        for route, captured in way.named:
-            match = self._named(route, captured, record)
+        for route, captured in way.field_routes:
+            match = self._match_by_fields(route, captured, record)
             if match is not None:
                 found.setdefault(match.name, match)
         if not found:
-            raise Rejected(self._why_unnamed(way, record), code="no_field")
+            raise RecordRejected(self._explain_missing_fields(way, record), code="no_field")
         return list(found.values())
 
-    def _way(self, topic: str, routes: _Routes) -> _Way:
-        matches: dict[str, Match] = {}
+    def _resolve_topic(self, topic: str, routes: _SourceRoutes) -> _TopicRoutes:
+        matches: dict[str, ChannelMatch] = {}
         named = []
         for route in (*routes.exact.get(topic, ()), *routes.patterns):
             captured = route.topic.match(topic)
@@ -273,78 +289,82 @@ class Router:
             if route.fields:
                 named.append((route, captured))
                 continue
-            match = self._catalog.instance(route.declared, captured)
+            match = self._catalog.resolve_instance(route.declared, captured)
             if match is not None:
                 matches.setdefault(match.name, match)
-        return _Way(list(matches.values()), named)
+        return _TopicRoutes(list(matches.values()), named)
 
-    def _why_unnamed(self, way: _Way, record: Record) -> str:
+    def _explain_missing_fields(self, topic_routes: _TopicRoutes, record: Record) -> str:
         """Return why a record names no channel."""
         missing = "the record does not hold what the channel's name needs (fields of the route)"
-        for route, _ in way.named:
+        for route, _ in topic_routes.field_routes:
             for field, expression in route.fields.items():
                 text = expression.render(record)
-                if text and len(text) > MAX_FIELD:
-                    return f"{missing}: {{{field}}} is longer than {MAX_FIELD} characters"
-                if text and (why := why_not(text)) is not None:
+                if text and len(text) > MAX_FIELD_CHARS:
+                    return f"{missing}: {{{field}}} is longer than {MAX_FIELD_CHARS} characters"
+                if text and (why := invalid_field_reason(text)) is not None:
                     return f"{missing}: in {{{field}}} {why}"
         return missing
 
-    def _named(self, route: _Route, captured: Mapping[str, str], record: Record) -> Match | None:
+    def _match_by_fields(
+        self, route: _Route, captured: Mapping[str, str], record: Record
+    ) -> ChannelMatch | None:
         fields = dict(captured)
         for name, expression in route.fields.items():
             text = expression.render(record)
             if not text:
                 return None
             fields[name] = text
-        return self._catalog.instance(route.declared, fields)
+        return self._catalog.resolve_instance(route.declared, fields)
 
 
-def gap_draft(name: str, declared: Declared, payload: bytes, now: int) -> Draft:
+def gap_draft(name: str, declared: DeclaredChannel, payload: bytes, now: int) -> Draft:
     """Return the draft of a hole in a channel; under a template's name it concerns all instances.
 
     The gap lives in the log like any event, so that other nodes and later readers are told as well.
     """
-    return Draft(channel=name, payload=payload, timestamp=now, retention=declared.retention, type=GAP)
+    return Draft(
+        channel=name, payload=payload, timestamp_ms=now, retention=declared.retention, type=GAP_EVENT_TYPE
+    )
 
 
-def checked_json(payload: bytes) -> bytes:
+def validate_json(payload: bytes) -> bytes:
     """Return the payload without outer white space if it is one JSON value (RFC 8259), in UTF-8.
 
     Raises Rejected otherwise; the bytes are never re-encoded.
     """
-    _check_text(payload)
+    _check_utf8(payload)
     try:
-        return bytes(_json.decode(payload)).strip(b" \t\r\n")
+        return bytes(_json_decoder.decode(payload)).strip(b" \t\r\n")
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise Rejected(f"the payload is not JSON: {error}", code="not_json") from None
+        raise RecordRejected(f"the payload is not JSON: {error}", code="not_json") from None
 
 
 def _open_envelope(payload: bytes) -> _Envelope:
-    _check_text(payload)
+    _check_utf8(payload)
     try:
-        return _envelope.decode(payload)
+        return _envelope_decoder.decode(payload)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise Rejected(
+        raise RecordRejected(
             f"the record is no envelope {{type, payload, timestamp}}: {error}", code="bad_envelope"
         ) from None
 
 
-def parsed_time(text: str) -> int:
+def parse_timestamp(text: str) -> int:
     """Return unix milliseconds from such a number, or from ISO 8601. Raises Rejected."""
     if text.isdecimal() and text.isascii() and len(text) < 16:
         return int(text)
     try:
-        return parse_time(text)
+        return parse_iso8601_ms(text)
     except ValueError:
-        raise Rejected(
+        raise RecordRejected(
             "the timestamp is neither unix milliseconds nor an ISO 8601 time", code="bad_timestamp"
         ) from None
 
 
-def _bounded(key: str) -> str:
+def _shorten_key(key: str) -> str:
     """Return a key that the log can take: long ones, and those that no log can store, by their digest."""
-    if len(key) <= MAX_KEY and key.isprintable():
+    if len(key) <= MAX_KEY_CHARACTERS and key.isprintable():
         return key
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
@@ -353,14 +373,14 @@ def _expression(text: str | None) -> Expression | None:
     return None if text is None else Expression(text)
 
 
-def _milliseconds(timestamp: float) -> int:
-    if not 0 <= timestamp < MAX_TIMESTAMP:
-        raise Rejected("timestamp is not in unix milliseconds", code="bad_envelope")
+def _envelope_timestamp(timestamp: float) -> int:
+    if not 0 <= timestamp < MAX_TIMESTAMP_MS:
+        raise RecordRejected("timestamp is not in unix milliseconds", code="bad_envelope")
     return int(timestamp)
 
 
-def _check_text(payload: bytes) -> None:
+def _check_utf8(payload: bytes) -> None:
     try:
         payload.decode()
     except UnicodeDecodeError as error:
-        raise not_utf8("the payload", error.start) from None
+        raise not_utf8_error("the payload", error.start) from None

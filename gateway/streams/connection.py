@@ -14,139 +14,141 @@ from termios import TIOCOUTQ
 from typing import Protocol, cast
 
 from gateway.core.event import EventId
-from gateway.core.sse import HEARTBEAT, LAST_CHUNK, chunk, control_block
+from gateway.core.sse import HEARTBEAT_COMMENT, LAST_CHUNK, encode_control_frame, encode_http_chunk
 from gateway.hub.audience import Audience
-from gateway.hub.encoded_event import Entry
+from gateway.hub.encoded_event import EncodedEvent
 from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
-from gateway.streams.acks.state import Asked
-from gateway.streams.quotas.quota import Hold
-from gateway.streams.reconnects import Reconnects
+from gateway.streams.acks.state import AckState
+from gateway.streams.quotas.stream_quota import StreamQuota
+from gateway.streams.reconnect_loops import ReconnectLoopDetector
 from gateway.streams.short_heartbeats import ShortHeartbeat
 
-HIGH_WATER = 0
+HIGH_WATER_BYTES = 0
 """Bytes in a transport's own buffer above which its stream pauses: see `gateway.hub.audience` on files."""
 
-HIGH_WATER_TLS = 32 * 1024
+HIGH_WATER_TLS_BYTES = 32 * 1024
 """The same for TLS, which always holds something."""
 
-MAX_INPUT = 64 * 1024
+MAX_INPUT_BYTES = 64 * 1024
 """Bytes that a client may send on its stream, where nothing is expected, before it is cut."""
 
-_EVENT = control_block("stream.heartbeat", {})
+_HEARTBEAT_EVENT = encode_control_frame("stream.heartbeat", {})
 # By (the client asked for events, the stream is chunked).
 _HEARTBEATS = {
-    (False, False): HEARTBEAT,
-    (False, True): chunk(HEARTBEAT),
-    (True, False): _EVENT,
-    (True, True): chunk(_EVENT),
+    (False, False): HEARTBEAT_COMMENT,
+    (False, True): encode_http_chunk(HEARTBEAT_COMMENT),
+    (True, False): _HEARTBEAT_EVENT,
+    (True, True): encode_http_chunk(_HEARTBEAT_EVENT),
 }
 
 
 class StreamOwner(Protocol):
-    """Counts a stream and reacts to its transport: `gateway.streams.registry.Streams`."""
+    """Counts a stream and reacts to its transport: `gateway.streams.registry.StreamRegistry`."""
 
     metrics: Metrics
-    reconnects: Reconnects
+    reconnect_loops: ReconnectLoopDetector
 
     def close_block(self, reason: str, id: EventId | None = None) -> bytes:
         """Return the ``stream.close`` that ends a stream."""
 
-    def pauses(self, stream: "Connection") -> None:
+    def on_paused(self, stream: "StreamConnection") -> None:
         """Take a stream whose socket is full out of its audience."""
 
-    def resumes(self, stream: "Connection") -> None:
+    def on_resumed(self, stream: "StreamConnection") -> None:
         """Continue a stream whose socket has room again."""
 
-    def closes(self, stream: "Connection") -> None:
+    def on_closing(self, stream: "StreamConnection") -> None:
         """Remove a stream that ends; its transport may still be open."""
 
-    def lost(self, stream: "Connection") -> None:
+    def on_connection_lost(self, stream: "StreamConnection") -> None:
         """Remove a stream whose connection is gone."""
 
 
-class Connection(asyncio.Protocol):
-    """A stream from the handover to the last byte. `Streams` makes, sweeps and counts them."""
+class StreamConnection(asyncio.Protocol):
+    """A stream from the handover to the last byte. `StreamRegistry` makes, sweeps and counts them."""
 
     __slots__ = (
-        "_owner",
-        "asked",
+        "_registry",
+        "ack_state",
         "audience",
-        "began",
-        "bytes",
-        "closing",
+        "bytes_at_last_sweep",
+        "bytes_sent",
+        "close_reason",
         "cursor",
-        "events",
-        "events_as_heartbeat",
-        "expires",
-        "expiry",
-        "heartbeat",
-        "hold",
+        "events_sent",
+        "expires_at",
+        "expiry_reason",
+        "has_heartbeat_events",
+        "head_at_open",
         "id",
-        "is_behind",
-        "left",
-        "opened",
+        "input_bytes",
+        "is_paused",
+        "is_replaying",
+        "is_resumed",
+        "join_number",
+        "last_progress_at",
+        "opened_at",
         "origin",
-        "paused",
-        "progress",
-        "received",
-        "resumed",
-        "seat",
-        "since",
-        "slot",
+        "quota",
+        "reported_gaps",
+        "short_heartbeat",
         "subscription",
-        "swept",
-        "told",
+        "sweep_bucket",
+        "totals_at_join",
         "transport",
+        "unread_bytes_at_progress",
     )
 
     transport: asyncio.Transport
 
     def __init__(
         self,
-        owner: StreamOwner,
+        registry: StreamOwner,
         id: str,
         subscription: Subscription,
         cursor: EventId,
-        began: EventId,
-        hold: Hold,
+        head_at_open: EventId,
+        quota: StreamQuota,
         *,
-        heartbeat_events: bool,
-        heartbeat: ShortHeartbeat | None = None,
+        has_heartbeat_events: bool,
+        short_heartbeat: ShortHeartbeat | None = None,
     ) -> None:
-        self._owner = owner
+        self._registry = registry
         self.id = id
         self.subscription = subscription
         self.cursor = cursor
-        self.began = began
-        self.hold = hold
-        self.events_as_heartbeat = heartbeat_events
-        self.heartbeat = heartbeat  # None: it has the gateway's own interval
-        self.asked: Asked | None = None
+        self.head_at_open = head_at_open
+        self.quota = quota
+        self.has_heartbeat_events = has_heartbeat_events
+        self.short_heartbeat = short_heartbeat  # None: it has the gateway's own interval
+        self.ack_state: AckState | None = None
         self.audience: Audience | None = None
-        self.told: dict[str, EventId] = {}
-        self.is_behind = False
-        self.paused = False
-        self.closing: str | None = None  # the reason, once there is one
-        self.events = 0
-        self.bytes = 0
-        self.swept = -1  # bytes written at the last visit of the sweep; -1: it, or the opening, wrote
-        self.resumed = False  # whether it began after an id that its client named
-        self.seat = 0
-        self.since = (0, 0)
-        self.received = 0
-        self.opened = 0.0
-        self.expires = 0.0
-        self.expiry = "max_age"  # the reason for which it ends then
+        self.reported_gaps: dict[str, EventId] = {}
+        self.is_replaying = False
+        self.is_paused = False
+        self.close_reason: str | None = None  # the reason, once there is one
+        self.events_sent = 0
+        self.bytes_sent = 0
+        self.bytes_at_last_sweep = (
+            -1
+        )  # bytes written at the last visit of the sweep; -1: it, or the opening, wrote
+        self.is_resumed = False  # whether it began after an id that its client named
+        self.join_number = 0
+        self.totals_at_join = (0, 0)
+        self.input_bytes = 0
+        self.opened_at = 0.0
+        self.expires_at = 0.0
+        self.expiry_reason = "max_age"  # the reason for which it ends then
         self.origin: str | None = None  # of the page that opened it
-        self.progress = 0.0  # when the transport last took something, while it is full
-        self.left = 0  # bytes in its buffer then
-        self.slot = 0
+        self.last_progress_at = 0.0  # when the transport last took something, while it is full
+        self.unread_bytes_at_progress = 0  # bytes in its buffer then
+        self.sweep_bucket = 0
 
     @property
-    def can_take(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether it is neither closing nor paused."""
-        return self.closing is None and not self.paused
+        return self.close_reason is None and not self.is_paused
 
     @property
     def fd(self) -> int:
@@ -158,53 +160,57 @@ class Connection(asyncio.Protocol):
         return number
 
     @property
-    def written(self) -> int:
+    def total_bytes(self) -> int:
         """Bytes so far; while the stream is in an audience, those too that are on their way from it."""
-        return self.bytes if self.audience is None else self.bytes + self.audience.sealed[1] - self.since[1]
+        return (
+            self.bytes_sent
+            if self.audience is None
+            else self.bytes_sent + self.audience.sealed_totals[1] - self.totals_at_join[1]
+        )
 
     def send(self, blocks: bytes, events: int) -> None:
         """Write whole blocks now; ``events`` is how many events of the log are among them."""
-        if self.closing is not None:
+        if self.close_reason is not None:
             return
-        self.events += events
+        self.events_sent += events
         self._write(self.subscription.frame(blocks))
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         """Write a heartbeat, in the form that the client asked for."""
-        if self.closing is None:
-            self._write(_HEARTBEATS[self.events_as_heartbeat, self.subscription.chunked])
+        if self.close_reason is None:
+            self._write(_HEARTBEATS[self.has_heartbeat_events, self.subscription.is_chunked])
 
-    def begins_with(self, entry: Entry) -> None:
+    def on_large_first_event(self, entry: EncodedEvent) -> None:
         """Note that its first event is large; it may be more than its client can take."""
-        if self.resumed:
-            self._owner.reconnects.begins_with(self, entry)
+        if self.is_resumed:
+            self._registry.reconnect_loops.on_large_first_event(self, entry)
 
-    def end(self, reason: str) -> None:
+    def close(self, reason: str) -> None:
         """Tell the client why, end the body, and close once that is flushed. Harmless when repeated."""
-        if self.closing is not None:
+        if self.close_reason is not None:
             return
-        frame = self.subscription.frame(self._owner.close_block(reason))
-        if self.subscription.chunked:
+        frame = self.subscription.frame(self._registry.close_block(reason))
+        if self.subscription.is_chunked:
             frame += LAST_CHUNK
         self._write(frame)
-        self.closing = reason
-        self._owner.closes(self)
+        self.close_reason = reason
+        self._registry.on_closing(self)
         self.transport.close()
 
-    def give_way(self) -> None:
+    def close_replaced(self) -> None:
         """End because its client has a newer stream, which has its place: so this one must not stay."""
-        self.end("replaced")
+        self.close("replaced")
         if self.transport.get_write_buffer_size():
             self.abort("replaced")
 
     def abort(self, reason: str) -> None:
         """Cut the connection now: its client takes nothing, so there is nobody to tell."""
-        if self.closing is None:
-            self.closing = reason
-        self._owner.closes(self)
+        if self.close_reason is None:
+            self.close_reason = reason
+        self._registry.on_closing(self)
         self.transport.abort()
 
-    def unread(self) -> int:
+    def unread_bytes(self) -> int:
         """Return the bytes that are not acknowledged yet: ours, and the kernel's (SIOCOUTQ, tcp(7))."""
         waiting = self.transport.get_write_buffer_size()
         sock = self.transport.get_extra_info("socket")
@@ -216,28 +222,28 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         is_plain = transport.get_extra_info("sslcontext") is None
-        self.transport.set_write_buffer_limits(high=HIGH_WATER if is_plain else HIGH_WATER_TLS)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES if is_plain else HIGH_WATER_TLS_BYTES)
 
     def data_received(self, data: bytes) -> None:
         # Nothing is expected. Reading goes on all the same: it is how a close is noticed at once.
-        self.received += len(data)
-        if self.received > MAX_INPUT:
+        self.input_bytes += len(data)
+        if self.input_bytes > MAX_INPUT_BYTES:
             self.abort("unexpected_input")
 
     def pause_writing(self) -> None:
-        self.paused = True
-        self._owner.pauses(self)
+        self.is_paused = True
+        self._registry.on_paused(self)
 
     def resume_writing(self) -> None:
-        self.paused = False
-        self._owner.resumes(self)
+        self.is_paused = False
+        self._registry.on_resumed(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.closing is None:
-            self.closing = "client_closed" if exc is None else "client_lost"
-        self._owner.lost(self)
+        if self.close_reason is None:
+            self.close_reason = "client_closed" if exc is None else "client_lost"
+        self._registry.on_connection_lost(self)
 
     def _write(self, data: bytes) -> None:
-        self.bytes += len(data)
-        self._owner.metrics.bytes_sent.value += len(data)
+        self.bytes_sent += len(data)
+        self._registry.metrics.bytes_sent.value += len(data)
         self.transport.write(data)

@@ -11,75 +11,75 @@ from itertools import count
 
 import structlog
 
-from gateway.auth.revocation import Withdrawal
-from gateway.config.model.config import Timeouts
+from gateway.auth.revocation import RevocationRule
+from gateway.config.model.config import TimeoutsConfig
 from gateway.core.backoff import jittered
-from gateway.core.errors import Draining, Overload
+from gateway.core.errors import Draining, Overloaded
 from gateway.core.event import EventId
-from gateway.core.rate_limit import Rate
-from gateway.core.sse import control_block, open_block
+from gateway.core.sse import encode_control_frame, encode_open_frame
+from gateway.core.token_bucket import TokenBucket
 from gateway.hub.hub import Hub
-from gateway.hub.replay import Opening, Replay, Start
+from gateway.hub.replay import Replay, ResumePoint, StreamStart
 from gateway.hub.subscription import Subscription
-from gateway.observability.background import UNCOUNTED, Background
 from gateway.observability.metrics import Metrics
-from gateway.streams.acks.state import Asked, Rule
-from gateway.streams.acks.tracker import Acks
-from gateway.streams.connection import Connection
-from gateway.streams.quotas.quota import FREE, Hold
-from gateway.streams.reconnects import Reconnects
-from gateway.streams.short_heartbeats import USUAL, HeartbeatOptions, ShortHeartbeats
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
+from gateway.streams.acks.state import AckRule, AckState
+from gateway.streams.acks.tracker import AckTracker
+from gateway.streams.connection import StreamConnection
+from gateway.streams.quotas.stream_quota import UNLIMITED, StreamQuota
+from gateway.streams.reconnect_loops import ReconnectLoopDetector
+from gateway.streams.short_heartbeats import DEFAULT_HEARTBEAT, HeartbeatOptions, ShortHeartbeatSweep
 
 log = structlog.get_logger("gateway.streams")
 
 AGE_JITTER = 0.2
 """Share by which the maximum age of a stream varies, so that those of one herd do not end together."""
 
-NEVER_MS = 86_400_000
+NO_RECONNECT_RETRY_MS = 86_400_000
 """``retry:`` for a client that should not come back: a day. It stops those that ignore ``stream.close``."""
 
-ID_BYTES = 12
+CONNECTION_ID_BYTES = 12
 """Random bytes in the id of a connection: 96 bits cannot be guessed."""
 
-SLOTS = 32
+SWEEP_BUCKETS = 32
 """Parts that the streams are dealt into for `heartbeat.Sweep`."""
 
 
-DRAIN_RATE = 50.0
+DRAIN_STREAMS_PER_SECOND = 50.0
 """Streams that a drain ends per second where its time leaves the choice.
 
 Nobody notices so few that come back: a core takes about 10,000 a second. A node with a handful of streams is
 gone in a moment; one with many spreads them over the time that it has.
 """
 
-_DRAIN_TICK = 0.05
-_DRAIN_SPREAD = 0.8  # of the drain time; the rest is for the last bytes to get out
+_DRAIN_TICK_SECONDS = 0.05
+_DRAIN_SPREAD_SHARE = 0.8  # of the drain time; the rest is for the last bytes to get out
 
 
 def _random_ids() -> Iterator[str]:
     # In batches: each question to the kernel lets go of the interpreter, and a busy thread may take it.
     while True:
-        many = secrets.token_hex(256 * ID_BYTES)
-        for first in range(0, len(many), 2 * ID_BYTES):
-            yield many[first : first + 2 * ID_BYTES]
+        many = secrets.token_hex(256 * CONNECTION_ID_BYTES)
+        for first in range(0, len(many), 2 * CONNECTION_ID_BYTES):
+            yield many[first : first + 2 * CONNECTION_ID_BYTES]
 
 
-_ids = _random_ids()
+_connection_ids = _random_ids()
 
 
-class Full(Overload):
+class ConnectionLimitReached(Overloaded):
     """No more streams here now."""
 
     code = "overloaded"
 
 
-class TooManyAtOnce(Overload):
+class ConnectRateExceeded(Overloaded):
     """More streams open per second than this node may take."""
 
     code = "connect_rate"
 
 
-class Streams:
+class StreamRegistry:
     """The live connections, and what they share."""
 
     def __init__(
@@ -87,45 +87,45 @@ class Streams:
         hub: Hub,
         replay: Replay,
         metrics: Metrics,
-        timeouts: Timeouts,
-        acks: Acks,
+        timeouts: TimeoutsConfig,
+        ack_tracker: AckTracker,
         *,
         limit: int,
         rate: float | None = None,
-        background: Background = UNCOUNTED,
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
         """Make the home of at most ``limit`` streams, of which ``rate`` may open per second."""
         self.metrics = metrics
-        self.acks = acks
-        self.open: dict[Connection, None] = {}
-        self.stalled: dict[Connection, None] = {}
+        self.ack_tracker = ack_tracker
+        self.active: dict[StreamConnection, None] = {}
+        self.stalled: dict[StreamConnection, None] = {}
         """Streams whose transport has something to get rid of: paused, or closing."""
-        self.listeners: Counter[str] = Counter()
+        self.streams_per_channel: Counter[str] = Counter()
         """How many streams are open on each channel, by declared name."""
-        self.reconnects = Reconnects(metrics)
-        self.short_heartbeats = ShortHeartbeats(timeouts, background)
-        self.slots: list[dict[Connection, None]] = [{} for _ in range(SLOTS)]
+        self.reconnect_loops = ReconnectLoopDetector(metrics)
+        self.short_heartbeats = ShortHeartbeatSweep(timeouts, background)
+        self.sweep_buckets: list[dict[StreamConnection, None]] = [{} for _ in range(SWEEP_BUCKETS)]
         self.is_draining = False
         self._hub = hub
         self._replay = replay
-        self._per_second: float | None = None
-        self._rate: Rate | None = None
+        self._connect_rate: float | None = None
+        self._rate_limiter: TokenBucket | None = None
         self.reconfigure(timeouts, limit=limit, rate=rate)
-        self._reserved = 0
-        self._emptied = asyncio.Event()
-        self._deal = count()
-        self._ended = cache(metrics.disconnects.labels)
+        self._reserved_count = 0
+        self._all_closed = asyncio.Event()
+        self._bucket_numbers = count()
+        self._disconnect_counter = cache(metrics.disconnects.labels)
 
-    def reconfigure(self, timeouts: Timeouts, *, limit: int, rate: float | None) -> None:
+    def reconfigure(self, timeouts: TimeoutsConfig, *, limit: int, rate: float | None) -> None:
         """Take other settings. Streams that are open keep their maximum age, and stay if too many."""
         self.timeouts = timeouts
         self.heartbeat_ms = round(1000 * timeouts.heartbeat)
         """How long a stream is silent at the most, if its client did not ask for less."""
         self.short_heartbeats.reconfigure(timeouts)
         self.limit = limit
-        if rate != self._per_second:
-            self._per_second = rate
-            self._rate = None if rate is None else Rate(rate)
+        if rate != self._connect_rate:
+            self._connect_rate = rate
+            self._rate_limiter = None if rate is None else TokenBucket(rate)
 
     def retry_ms(self, *, jitter: bool) -> int:
         """Return the reconnect delay to tell a client, in milliseconds."""
@@ -133,23 +133,23 @@ class Streams:
         return round(1000 * (jittered(retry, 0.5) if jitter else retry))
 
     def close_block(self, reason: str, id: EventId | None = None) -> bytes:
-        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``, or `NEVER_MS`.
+        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``, or `NO_RECONNECT_RETRY_MS`.
 
         ``id`` is for a stream that carried none: the one that its client came with.
         """
         reconnects = reason != "replaced"
         told = {"reason": reason, "reconnect": reconnects}
-        retry = self.retry_ms(jitter=True) if reconnects else NEVER_MS
-        return control_block("stream.close", told, retry=retry, id=id)
+        retry = self.retry_ms(jitter=True) if reconnects else NO_RECONNECT_RETRY_MS
+        return encode_control_frame("stream.close", told, retry_ms=retry, id=id)
 
-    def reserve(
+    def acquire_slot(
         self,
         subscription: Subscription,
-        hold: Hold = FREE,
+        quota: StreamQuota = UNLIMITED,
         *,
-        heartbeat: HeartbeatOptions = USUAL,
-        may_ask: bool = True,
-    ) -> "Place":
+        heartbeat: HeartbeatOptions = DEFAULT_HEARTBEAT,
+        is_ack_capable: bool = True,
+    ) -> "StreamSlot":
         """Take a place for a stream that is about to open. Raises Overload.
 
         ``may_ask`` False: whoever opens it is not one to answer heartbeats, whatever its channels ask.
@@ -157,111 +157,111 @@ class Streams:
         if self.is_draining:
             raise Draining("the gateway is shutting down")
         # A client is never refused because of the stream that it has lost and this one replaces.
-        if len(self.open) + self._reserved >= self.limit + hold.replaces:
-            raise Full(f"limits.connections ({self.limit}) is reached")
-        if self._rate is not None and not self._rate.try_take():
-            raise TooManyAtOnce("limits.connect_rate is reached")
-        rule = self.acks.rule(subscription) if may_ask else None
-        return Place(self, subscription, hold, heartbeat, rule)
+        if len(self.active) + self._reserved_count >= self.limit + quota.is_replacing:
+            raise ConnectionLimitReached(f"limits.connections ({self.limit}) is reached")
+        if self._rate_limiter is not None and not self._rate_limiter.try_acquire():
+            raise ConnectRateExceeded("limits.connect_rate is reached")
+        rule = self.ack_tracker.rule_for(subscription) if is_ack_capable else None
+        return StreamSlot(self, subscription, quota, heartbeat, rule)
 
-    def opening_at_once(self, subscription: Subscription, start: Start) -> Opening | None:
+    def try_cached_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart | None:
         """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
-        return self._replay.open_at_once(subscription, start)
+        return self._replay.try_cached_start(subscription, start)
 
-    async def opening(self, subscription: Subscription, start: Start) -> Opening:
+    async def resolve_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart:
         """Decide where a stream begins. Raises Unavailable. Cancelling is safe."""
-        return await self._replay.open(subscription, start)
+        return await self._replay.resolve_start(subscription, start)
 
-    def begin(self, stream: Connection, opening: Opening, sent: int) -> None:
+    def register(self, stream: StreamConnection, opening: StreamStart, sent: int) -> None:
         """Let a stream live: its transport is its own, and ``sent`` bytes of body were written."""
         now = asyncio.get_running_loop().time()
-        stream.told = dict(opening.told)
-        stream.bytes = sent
-        stream.opened = now
-        stream.expires = now + jittered(self.timeouts.connection, AGE_JITTER)
-        hold = stream.hold
+        stream.reported_gaps = dict(opening.reported_gaps)
+        stream.bytes_sent = sent
+        stream.opened_at = now
+        stream.expires_at = now + jittered(self.timeouts.connection, AGE_JITTER)
+        hold = stream.quota
         if hold.grant.expires is not None:
-            left = hold.grant.left(time.time())
-            if left < stream.expires - now:
-                stream.expires, stream.expiry = now + left, "token_expired"
-        stream.slot = next(self._deal) % SLOTS
-        self.open[stream] = self.slots[stream.slot][stream] = None
-        if stream.asked is not None:
-            self.acks.begins(stream.asked)
-        if stream.heartbeat is not None:
-            self.short_heartbeats.begins(stream, stream.heartbeat)
-        for name in stream.subscription.names:
-            self.listeners[name] += 1
+            left = hold.grant.seconds_left(time.time())
+            if left < stream.expires_at - now:
+                stream.expires_at, stream.expiry_reason = now + left, "token_expired"
+        stream.sweep_bucket = next(self._bucket_numbers) % SWEEP_BUCKETS
+        self.active[stream] = self.sweep_buckets[stream.sweep_bucket][stream] = None
+        if stream.ack_state is not None:
+            self.ack_tracker.add(stream.ack_state)
+        if stream.short_heartbeat is not None:
+            self.short_heartbeats.add(stream, stream.short_heartbeat)
+        for name in stream.subscription.declared_names:
+            self.streams_per_channel[name] += 1
         self.metrics.connections.value += 1
         self.metrics.bytes_sent.value += sent
-        if hold.client is not None:
-            hold.begins(stream)
+        if hold.client_id is not None:
+            hold.activate(stream)
         if self.is_draining:  # began while the request was under way
-            stream.end("draining")
+            stream.close("draining")
             return
-        if stream.expires - now < self.timeouts.heartbeat:
-            self.expire(stream, now, within=self.timeouts.heartbeat)
-        if stream.paused:  # by its first bytes, before anybody looked after it
-            self._watch(stream)
+        if stream.expires_at - now < self.timeouts.heartbeat:
+            self.close_if_expired(stream, now, within=self.timeouts.heartbeat)
+        if stream.is_paused:  # by its first bytes, before anybody looked after it
+            self._track_stalled(stream)
         self._replay.catch_up(stream)
 
-    def expire(self, stream: Connection, now: float, *, within: float) -> None:
+    def close_if_expired(self, stream: StreamConnection, now: float, *, within: float) -> None:
         """End a stream whose time is over, or see to it if that comes ``within`` so many seconds."""
-        left = stream.expires - now
+        left = stream.expires_at - now
         if left <= 0:
-            stream.end(stream.expiry)
+            stream.close(stream.expiry_reason)
         elif left < within:  # nobody visits it before then
-            asyncio.get_running_loop().call_later(left, stream.end, stream.expiry)
+            asyncio.get_running_loop().call_later(left, stream.close, stream.expiry_reason)
 
-    def revoke(self, withdrawal: Withdrawal) -> int:
+    def revoke(self, rule: RevocationRule) -> int:
         """End the streams that are meant, a slice per turn of the loop; returns how many."""
         meant = []
-        for stream in self.open:
-            if stream.closing is None:
-                why = withdrawal.means(stream.hold.grant, stream.subscription.declared, stream.origin)
+        for stream in self.active:
+            if stream.close_reason is None:
+                why = rule.match(stream.quota.grant, stream.subscription.followed, stream.origin)
                 if why is not None:
                     meant.append((stream, why))
         if meant:
-            self._hub.schedule(_end_some, meant)
+            self._hub.schedule(_close_slice, meant)
         return len(meant)
 
-    def closes(self, stream: Connection) -> None:
+    def on_closing(self, stream: StreamConnection) -> None:
         """A stream has written its last byte, or will write none."""
         self._hub.leave(stream)
-        self._watch(stream)
+        self._track_stalled(stream)
 
-    def pauses(self, stream: Connection) -> None:
+    def on_paused(self, stream: StreamConnection) -> None:
         """A stream's transport is full."""
         self._hub.leave(stream)
-        self._watch(stream)
+        self._track_stalled(stream)
 
-    def resumes(self, stream: Connection) -> None:
+    def on_resumed(self, stream: StreamConnection) -> None:
         """A stream's transport has room again."""
-        if stream.closing is None:
+        if stream.close_reason is None:
             self.stalled.pop(stream, None)
             self._replay.catch_up(stream)
 
-    def lost(self, stream: Connection) -> None:
+    def on_connection_lost(self, stream: StreamConnection) -> None:
         """A stream's transport is gone: the only way out, whoever ended it."""
-        if stream not in self.open:
+        if stream not in self.active:
             return
         self._hub.leave(stream)
         self._hub.unwatch(stream.subscription)
-        stream.hold.release()
-        del self.open[stream], self.slots[stream.slot][stream]
-        if stream.asked is not None:
-            self.acks.ends(stream.asked)
+        stream.quota.release()
+        del self.active[stream], self.sweep_buckets[stream.sweep_bucket][stream]
+        if stream.ack_state is not None:
+            self.ack_tracker.remove(stream.ack_state)
         heartbeat = self.timeouts.heartbeat
-        if stream.heartbeat is not None:
-            self.short_heartbeats.ends(stream, stream.heartbeat)
-            heartbeat = self.short_heartbeats.interval(stream.heartbeat.asked)
-        for name in stream.subscription.names:
-            self.listeners[name] -= 1
+        if stream.short_heartbeat is not None:
+            self.short_heartbeats.remove(stream, stream.short_heartbeat)
+            heartbeat = self.short_heartbeats.effective_seconds(stream.short_heartbeat.requested_seconds)
+        for name in stream.subscription.declared_names:
+            self.streams_per_channel[name] -= 1
         self.stalled.pop(stream, None)
-        seconds = asyncio.get_running_loop().time() - stream.opened
-        self.reconnects.ended(stream, seconds, heartbeat)
-        reason = stream.closing or "client_closed"
-        self._ended(reason).inc()
+        seconds = asyncio.get_running_loop().time() - stream.opened_at
+        self.reconnect_loops.on_closed(stream, seconds, heartbeat)
+        reason = stream.close_reason or "client_closed"
+        self._disconnect_counter(reason).inc()
         self.metrics.connection_seconds.observe(seconds)
         log.info(
             "stream_closed",
@@ -269,115 +269,115 @@ class Streams:
             channels=stream.subscription.channels,
             reason=reason,
             seconds=round(seconds, 3),
-            events=stream.events,
-            bytes=stream.bytes,
+            events=stream.events_sent,
+            bytes=stream.bytes_sent,
         )
-        if not self.open:
-            self._emptied.set()
+        if not self.active:
+            self._all_closed.set()
 
-    def lagging(self) -> int:
+    def lagging_count(self) -> int:
         """Return how many streams are behind the head."""
-        return sum(1 for stream in self.open if stream.audience is None and stream.closing is None)
+        return sum(1 for stream in self.active if stream.audience is None and stream.close_reason is None)
 
-    def furthest(self) -> float:
+    def max_lag_seconds(self) -> float:
         """Return how many seconds of the log the stream that is furthest behind has not got yet."""
         head = self._hub.head.ms
         behind = (
             head - stream.cursor.ms
-            for stream in self.open
-            if stream.audience is None and stream.closing is None
+            for stream in self.active
+            if stream.audience is None and stream.close_reason is None
         )
         return max(0, *behind, 0) / 1000
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new streams and end all, evenly: at `DRAIN_RATE`, but within most of ``seconds``.
+        """Refuse new streams and end all, evenly: at `DRAIN_STREAMS_PER_SECOND`, but within most of ``seconds``.
 
         What is left after ``seconds`` is cut.
         """
         self.is_draining = True
         loop = asyncio.get_running_loop()
         started = loop.time()
-        streams = list(self.open)
+        streams = list(self.active)
         random.shuffle(streams)  # not the oldest first: they came together and would return together
         total = len(streams)
-        spread = min(seconds * _DRAIN_SPREAD, total / DRAIN_RATE)
+        spread = min(seconds * _DRAIN_SPREAD_SHARE, total / DRAIN_STREAMS_PER_SECOND)
         while streams:
             elapsed = loop.time() - started
             due = total if elapsed >= spread else max(1, round(total * elapsed / spread))
             while streams and total - len(streams) < due:
-                streams.pop().end("draining")
+                streams.pop().close("draining")
             if streams:
-                await asyncio.sleep(_DRAIN_TICK)
+                await asyncio.sleep(_DRAIN_TICK_SECONDS)
         try:
             async with asyncio.timeout_at(started + seconds):
-                while self.open:
-                    self._emptied.clear()
-                    await self._emptied.wait()
+                while self.active:
+                    self._all_closed.clear()
+                    await self._all_closed.wait()
         except TimeoutError:
-            await self.abort("drain_timeout")
+            await self.abort_all("drain_timeout")
 
-    async def abort(self, reason: str) -> None:
+    async def abort_all(self, reason: str) -> None:
         """Cut every stream now."""
         self.is_draining = True
-        for stream in list(self.open):
+        for stream in list(self.active):
             stream.abort(reason)
         await asyncio.sleep(0)  # connection_lost runs in the next turn
 
-    def _watch(self, stream: Connection) -> None:
-        if stream in self.open:
+    def _track_stalled(self, stream: StreamConnection) -> None:
+        if stream in self.active:
             self.stalled[stream] = None
-            stream.progress = asyncio.get_running_loop().time()
-            stream.left = stream.unread()
+            stream.last_progress_at = asyncio.get_running_loop().time()
+            stream.unread_bytes_at_progress = stream.unread_bytes()
 
 
-def _end_some(meant: list[tuple[Connection, str]], budget: int) -> tuple[int, bool]:
+def _close_slice(matches: list[tuple[StreamConnection, str]], budget: int) -> tuple[int, bool]:
     """End some streams, for the hub's pump; returns how many, and whether there are more."""
-    some = [meant.pop() for _ in range(min(budget, len(meant)))]
+    some = [matches.pop() for _ in range(min(budget, len(matches)))]
     for stream, why in some:
         try:
-            stream.end(why)
+            stream.close(why)
         except Exception:  # none may stay open because of another one
             log.exception("stream_not_ended", connection=stream.id)
             stream.abort(why)
-    return len(some), bool(meant)
+    return len(some), bool(matches)
 
 
-class Place:
+class StreamSlot:
     """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
 
     __slots__ = (
-        "_heartbeat",
-        "_released",
-        "_rule",
-        "_streams",
-        "_taken",
-        "connection",
-        "hold",
-        "since",
+        "_ack_rule",
+        "_heartbeat_options",
+        "_is_released",
+        "_is_taken",
+        "_registry",
+        "connection_id",
+        "quota",
+        "revocation_count",
         "subscription",
     )
 
     def __init__(
         self,
-        streams: Streams,
+        registry: StreamRegistry,
         subscription: Subscription,
-        hold: Hold,
-        heartbeat: HeartbeatOptions,
-        rule: Rule | None,
+        quota: StreamQuota,
+        heartbeat_options: HeartbeatOptions,
+        ack_rule: AckRule | None,
     ) -> None:
-        self._streams = streams
-        self._rule = rule
-        self._heartbeat = heartbeat
+        self._registry = registry
+        self._ack_rule = ack_rule
+        self._heartbeat_options = heartbeat_options
         self.subscription = subscription
-        self.hold = hold
-        self.since = 0
+        self.quota = quota
+        self.revocation_count = 0
         """How many revocations there were when it was decided."""
-        self.connection = next(_ids)
-        self._taken = self._released = False
-        streams._reserved += 1
-        streams._hub.watch(subscription)
+        self.connection_id = next(_connection_ids)
+        self._is_taken = self._is_released = False
+        registry._reserved_count += 1
+        registry._hub.watch(subscription)
 
-    def __enter__(self) -> "Place":
+    def __enter__(self) -> "StreamSlot":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -385,45 +385,47 @@ class Place:
 
     def release(self) -> None:
         """Give the place back, or let the stream that took it count for itself. Harmless when repeated."""
-        if self._released:
+        if self._is_released:
             return
-        self._released = True
-        self._streams._reserved -= 1
-        if not self._taken:
-            self.hold.release()
-            self._streams._hub.unwatch(self.subscription)
+        self._is_released = True
+        self._registry._reserved_count -= 1
+        if not self._is_taken:
+            self.quota.release()
+            self._registry._hub.unwatch(self.subscription)
 
-    def first(self, channels: Sequence[str], opening: Opening) -> bytes:
+    def first_blocks(self, channels: Sequence[str], opening: StreamStart) -> bytes:
         """Return the first blocks: ``stream.open`` with the channels as they were asked for, and gaps."""
-        streams = self._streams
-        asked, heartbeat = self._heartbeat.interval, streams.heartbeat_ms
+        streams = self._registry
+        asked, heartbeat = self._heartbeat_options.interval_seconds, streams.heartbeat_ms
         if asked is not None:
-            heartbeat = round(1000 * streams.short_heartbeats.interval(asked))
-        block = open_block(
-            self.connection,
+            heartbeat = round(1000 * streams.short_heartbeats.effective_seconds(asked))
+        block = encode_open_frame(
+            self.connection_id,
             channels,
             opening.resume,
             id=opening.id,
-            retry=streams.retry_ms(jitter=False),
-            heartbeat=heartbeat,
-            more=b"" if self._rule is None else self._rule.told,
+            retry_ms=streams.retry_ms(jitter=False),
+            heartbeat_ms=heartbeat,
+            extra_members=b"" if self._ack_rule is None else self._ack_rule.open_member,
         )
-        return block + opening.gaps
+        return block + opening.gap_blocks
 
-    def take(self, opening: Opening) -> Connection:
+    def create_connection(self, opening: StreamStart) -> StreamConnection:
         """Return the connection that this place was for; the hub's watch is its own now."""
-        self._taken = True
-        stream = Connection(
-            self._streams,
-            self.connection,
+        self._is_taken = True
+        stream = StreamConnection(
+            self._registry,
+            self.connection_id,
             self.subscription,
             opening.cursor,
             opening.head,
-            self.hold,
-            heartbeat_events=self._heartbeat.as_events,
-            heartbeat=self._streams.short_heartbeats.of(self._heartbeat.interval),
+            self.quota,
+            has_heartbeat_events=self._heartbeat_options.is_event,
+            short_heartbeat=self._registry.short_heartbeats.create_state(
+                self._heartbeat_options.interval_seconds
+            ),
         )
-        stream.resumed = opening.resume != "none"
-        if self._rule is not None:
-            stream.asked = Asked(stream, self._rule)
+        stream.is_resumed = opening.resume != "none"
+        if self._ack_rule is not None:
+            stream.ack_state = AckState(stream, self._ack_rule)
         return stream

@@ -2,7 +2,7 @@
 
 Streams of this kind are dealt into slots of their own, and each tick visits one slot, as the sweep of all
 streams does (`gateway.streams.heartbeat`): no stream has a timer, and without such a stream nothing ticks.
-A stream is visited `VISITS` times in the shortest interval that a client may have. What it was sent since the
+A stream is visited `VISITS_PER_INTERVAL` times in the shortest interval that a client may have. What it was sent since the
 last visit counts from that visit on, so it is never silent for longer than its interval.
 """
 
@@ -12,110 +12,110 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.config.model.config import Timeouts
-from gateway.observability.background import UNCOUNTED, Background
+from gateway.config.model.config import TimeoutsConfig
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
-SLOTS = 16
+BUCKETS = 16
 
-VISITS = 4
+VISITS_PER_INTERVAL = 4
 """Visits of each stream in the shortest interval."""
 
-AHEAD = 1.5
+EARLY_ROUNDS = 1.5
 """Rounds of visits that a heartbeat is early, so that a late timer does not make it late."""
 
 
 class HeartbeatOptions(msgspec.Struct, frozen=True):
     """What a client asked for. ``interval`` is in seconds; None: the gateway's own."""
 
-    as_events: bool = False
-    interval: float | None = None
+    is_event: bool = False
+    interval_seconds: float | None = None
 
 
-USUAL = HeartbeatOptions()
+DEFAULT_HEARTBEAT = HeartbeatOptions()
 """Of clients that asked for nothing."""
 
 
 class ShortHeartbeat:
     """What is known of one such stream."""
 
-    __slots__ = ("asked", "since", "slot", "visited", "written")
+    __slots__ = ("bucket", "bytes_at_last_visit", "last_sent_at", "last_visit_at", "requested_seconds")
 
     def __init__(self, asked: float) -> None:
-        self.asked = asked
-        """Seconds; what it gets is `ShortHeartbeats.interval`."""
-        self.slot = 0
-        self.written = 0
-        self.visited = 0.0
-        self.since = 0.0
+        self.requested_seconds = asked
+        """Seconds; what it gets is `ShortHeartbeatSweep.effective_seconds`."""
+        self.bucket = 0
+        self.bytes_at_last_visit = 0
+        self.last_visit_at = 0.0
+        self.last_sent_at = 0.0
         """When it was last sent something, at the earliest."""
 
 
-class Beating(Protocol):
+class HeartbeatStream(Protocol):
     """What is needed of a stream."""
 
-    heartbeat: ShortHeartbeat | None
-    closing: str | None
+    short_heartbeat: ShortHeartbeat | None
+    close_reason: str | None
 
     @property
-    def can_take(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether it is neither closing nor paused."""
 
     @property
-    def written(self) -> int:
+    def total_bytes(self) -> int:
         """Bytes so far."""
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         """Write a heartbeat."""
 
 
-class ShortHeartbeats:
+class ShortHeartbeatSweep:
     """The streams of this node that have a shorter interval. Needs a running loop once there is one."""
 
-    def __init__(self, timeouts: Timeouts, background: Background = UNCOUNTED) -> None:
+    def __init__(self, timeouts: TimeoutsConfig, background: TaskSupervisor = UNCOUNTED_SUPERVISOR) -> None:
         self._background = background
-        self._tick = background.guarded("short_heartbeats", self._sweep)
-        self._slots: list[dict[Beating, ShortHeartbeat]] = [{} for _ in range(SLOTS)]
+        self._guarded_sweep = background.guard_callback("short_heartbeats", self._sweep)
+        self._buckets: list[dict[HeartbeatStream, ShortHeartbeat]] = [{} for _ in range(BUCKETS)]
         self._count = 0
-        self._deal = count()
-        self._next = 0
+        self._bucket_numbers = count()
+        self._next_bucket = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
+        self._next_tick_at = 0.0
         self.reconfigure(timeouts)
 
     def __len__(self) -> int:
         return self._count
 
-    def reconfigure(self, timeouts: Timeouts) -> None:
+    def reconfigure(self, timeouts: TimeoutsConfig) -> None:
         """Take other bounds, for streams that are open too."""
-        self._usual = timeouts.heartbeat
-        self._shortest = min(timeouts.heartbeat_minimum, timeouts.heartbeat)
-        self._round = self._shortest / VISITS
+        self._default_seconds = timeouts.heartbeat
+        self._min_seconds = min(timeouts.heartbeat_minimum, timeouts.heartbeat)
+        self._round_seconds = self._min_seconds / VISITS_PER_INTERVAL
 
-    def interval(self, asked: float) -> float:
+    def effective_seconds(self, requested_seconds: float) -> float:
         """Return the seconds between two heartbeats of a silent stream whose client asked for so many."""
-        return min(max(asked, self._shortest), self._usual)
+        return min(max(requested_seconds, self._min_seconds), self._default_seconds)
 
-    def of(self, asked: float | None) -> ShortHeartbeat | None:
+    def create_state(self, requested_seconds: float | None) -> ShortHeartbeat | None:
         """Return the state of a new stream; None where the sweep of all streams is enough."""
-        if asked is None or self.interval(asked) >= self._usual:
+        if requested_seconds is None or self.effective_seconds(requested_seconds) >= self._default_seconds:
             return None
-        return ShortHeartbeat(asked)
+        return ShortHeartbeat(requested_seconds)
 
-    def begins(self, stream: Beating, heartbeat: ShortHeartbeat) -> None:
+    def add(self, stream: HeartbeatStream, heartbeat: ShortHeartbeat) -> None:
         """Look after a stream, which was written to just now. Pair with `ends`."""
         loop = asyncio.get_running_loop()
-        heartbeat.written, heartbeat.visited = stream.written, loop.time()
-        heartbeat.since = heartbeat.visited
-        heartbeat.slot = next(self._deal) % SLOTS
-        self._slots[heartbeat.slot][stream] = heartbeat
+        heartbeat.bytes_at_last_visit, heartbeat.last_visit_at = stream.total_bytes, loop.time()
+        heartbeat.last_sent_at = heartbeat.last_visit_at
+        heartbeat.bucket = next(self._bucket_numbers) % BUCKETS
+        self._buckets[heartbeat.bucket][stream] = heartbeat
         self._count += 1
         if self._timer is None:
-            self._due = loop.time()
+            self._next_tick_at = loop.time()
             self._schedule()
 
-    def ends(self, stream: Beating, heartbeat: ShortHeartbeat) -> None:
+    def remove(self, stream: HeartbeatStream, heartbeat: ShortHeartbeat) -> None:
         """Look after a stream no more. Harmless when repeated."""
-        if self._slots[heartbeat.slot].pop(stream, None) is not None:
+        if self._buckets[heartbeat.bucket].pop(stream, None) is not None:
             self._count -= 1
 
     def stop(self) -> None:
@@ -125,30 +125,37 @@ class ShortHeartbeats:
             self._timer = None
 
     def _schedule(self) -> None:
-        self._due += self._round / SLOTS
-        self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
+        self._next_tick_at += self._round_seconds / BUCKETS
+        self._timer = asyncio.get_running_loop().call_at(self._next_tick_at, self._guarded_sweep)
 
     def _sweep(self) -> None:
         if not self._count:
             self._timer = None
             return
         now = asyncio.get_running_loop().time()
-        self._due = max(self._due, now - self._round / SLOTS)  # ticks that were missed are not made up for
+        self._next_tick_at = max(
+            self._next_tick_at, now - self._round_seconds / BUCKETS
+        )  # ticks that were missed are not made up for
         self._schedule()
-        slot = self._slots[self._next]
-        self._next = (self._next + 1) % SLOTS
+        slot = self._buckets[self._next_bucket]
+        self._next_bucket = (self._next_bucket + 1) % BUCKETS
         for stream, heartbeat in list(slot.items()):
-            if stream.closing is None:
+            if stream.close_reason is None:
                 try:
                     self._visit(stream, heartbeat, now)
                 except Exception as error:  # the others want theirs
-                    self._background.failed("short_heartbeats", error)
+                    self._background.record_failure("short_heartbeats", error)
 
-    def _visit(self, stream: Beating, heartbeat: ShortHeartbeat, now: float) -> None:
-        if stream.written != heartbeat.written:
-            heartbeat.written, heartbeat.since = stream.written, heartbeat.visited
-        heartbeat.visited = now
-        is_due = now + AHEAD * self._round >= heartbeat.since + self.interval(heartbeat.asked)
-        if is_due and stream.can_take:
-            stream.beat()
-            heartbeat.written, heartbeat.since = stream.written, now
+    def _visit(self, stream: HeartbeatStream, heartbeat: ShortHeartbeat, now: float) -> None:
+        if stream.total_bytes != heartbeat.bytes_at_last_visit:
+            heartbeat.bytes_at_last_visit, heartbeat.last_sent_at = (
+                stream.total_bytes,
+                heartbeat.last_visit_at,
+            )
+        heartbeat.last_visit_at = now
+        is_due = now + EARLY_ROUNDS * self._round_seconds >= heartbeat.last_sent_at + self.effective_seconds(
+            heartbeat.requested_seconds
+        )
+        if is_due and stream.is_writable:
+            stream.send_heartbeat()
+            heartbeat.bytes_at_last_visit, heartbeat.last_sent_at = stream.total_bytes, now

@@ -2,7 +2,7 @@
 
 aiohttp answers the request as usual, so middlewares, hooks and CORS are its own and the library's.
 Then the transport gets another protocol object and aiohttp's is retired as if the client had left:
-its task ends, its request is freed, and what remains of a stream is a `Connection`.
+its task ends, its request is freed, and what remains of a stream is a `StreamConnection`.
 
 Three things are needed of aiohttp beyond its documented interface, and ``tests/streams/test_takeover.py``
 pins them: a response that buffers its headers until the first write (so that both leave in one segment),
@@ -19,35 +19,35 @@ import aiohttp
 import structlog
 from aiohttp import web
 
-from gateway.observability.log_throttle import Seldom
+from gateway.observability.log_throttle import LogThrottle
 
 log = structlog.get_logger("gateway.stream")
-_seldom = Seldom()
+_log_throttle = LogThrottle()
 
 T = TypeVar("T", bound=asyncio.Protocol)
 
 
-STAY_SECONDS = 1.0
+CLOSE_POLL_SECONDS = 1.0
 """How often aiohttp's task looks whether the stream is over, where it has to wait for that."""
 
 
-class _Handover(web.StreamResponse):
+class _HandoverResponse(web.StreamResponse):
     """A response whose body somebody else writes and ends; ``stays`` is where it must outlast that."""
 
     _send_headers_immediately = False
-    stays: tuple[web.RequestHandler, asyncio.Transport] | None = None
+    kept_handler: tuple[web.RequestHandler, asyncio.Transport] | None = None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        if self.stays is None:
+        if self.kept_handler is None:
             return
-        handler, transport = self.stays
+        handler, transport = self.kept_handler
         while not transport.is_closing():  # noqa: ASYNC110 -- a stream has no event of its end to wait for
-            await asyncio.sleep(STAY_SECONDS)
+            await asyncio.sleep(CLOSE_POLL_SECONDS)
         # Its transport has told another protocol of its end; it hears of it once its task is over.
         asyncio.get_running_loop().call_soon(handler.connection_lost, None)
 
 
-class _Dummy(asyncio.Transport):
+class _DummyTransport(asyncio.Transport):
     """Does nothing, and remembers whether it was closed."""
 
     def __init__(self) -> None:
@@ -70,28 +70,28 @@ class _Dummy(asyncio.Transport):
         return
 
 
-async def can_retire(server: web.Server) -> bool:
+async def can_detach_handler(server: web.Server) -> bool:
     """Tell whether aiohttp's protocol lets a connection go without closing it; the log has why not."""
-    dummy, why = _Dummy(), "it closes the connection"
+    dummy, why = _DummyTransport(), "it closes the connection"
     try:
         handler = web.RequestHandler(server, loop=asyncio.get_running_loop())
         handler.connection_made(dummy)
         await asyncio.sleep(0)  # its task waits for a request by now
-        _retire(handler)
+        _detach_handler(handler)
         for _ in range(5):  # until its task has ended, and it is counted no more
             await asyncio.sleep(0)
         if not dummy.is_closed:
             return True
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-    if _seldom.tell("retire") is None:  # each port tries it
+    if _log_throttle.should_log("retire") is None:  # each port tries it
         return False
     note = "streams that aiohttp reads the requests of keep its task, which takes memory"
     log.warning("aiohttp_changed", version=aiohttp.__version__, error=why, note=note)
     return False
 
 
-def _retire(handler: web.RequestHandler) -> None:
+def _detach_handler(handler: web.RequestHandler) -> None:
     """End aiohttp's protocol as if its client had left."""
     handler.transport = None
     handler.connection_lost(None)
@@ -101,7 +101,7 @@ async def take_over(
     request: web.Request,
     headers: Mapping[str, str],
     first: bytes,
-    make: Callable[[], T],
+    create_protocol: Callable[[], T],
 ) -> tuple[web.StreamResponse, T | None]:
     """Answer 200 with ``first`` as the beginning of the body, then hand the transport to ``make()``.
 
@@ -109,7 +109,7 @@ async def take_over(
     ``first`` must not be empty. The body is chunked for HTTP/1.1, and the new protocol goes on in the
     same framing. Cancelling before the handover leaves everything to aiohttp; there is no await after it.
     """
-    response = _Handover(headers=headers)
+    response = _HandoverResponse(headers=headers)
     if request.version >= (1, 1):
         response.enable_chunked_encoding()
     await response.prepare(request)
@@ -120,16 +120,16 @@ async def take_over(
     protocol, transport = request.protocol, request.transport
     if transport is None or transport.is_closing():
         return response, None
-    successor = make()
+    successor = create_protocol()
     transport.set_protocol(successor)
-    if getattr(protocol, "can_retire", True):
-        _retire(protocol)
+    if getattr(protocol, "can_detach", True):
+        _detach_handler(protocol)
     else:
-        response.stays = protocol, transport
+        response.kept_handler = protocol, transport
         response.force_close()
-        let_go = getattr(protocol, "let_go", None)
-        if let_go is not None:
-            let_go()
+        release_connection = getattr(protocol, "release_connection", None)
+        if release_connection is not None:
+            release_connection()
     successor.connection_made(transport)
     if not transport.is_reading():  # aiohttp pauses behind pipelined requests; a close must be seen
         transport.resume_reading()

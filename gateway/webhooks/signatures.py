@@ -19,93 +19,93 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from gateway.config.model.verify import Hmac, Verify, standard_key
-from gateway.config.placeholders import pointed
+from gateway.config.model.verify import HmacConfig, VerifyConfig, decode_standard_webhooks_key
+from gateway.config.placeholders import resolve_json_pointer
 from gateway.core.errors import Unauthorized, Unavailable
-from gateway.core.event import bytes_of
-from gateway.webhooks.formats.base import Reply
+from gateway.core.event import encode_lossless
+from gateway.webhooks.formats.base import WebhookResponse
 
 # What a verified client certificate says of who has it. Pure.
 
-Certificate = Mapping[str, Any]
+PeerCertificate = Mapping[str, Any]
 """As `ssl.SSLSocket.getpeercert` gives it; empty or None where the client had none."""
 
-_KINDS = ("DNS", "URI", "email")
+_NAME_KINDS = ("DNS", "URI", "email")
 
 
-def names(certificate: Certificate) -> frozenset[str]:
+def certificate_names(certificate: PeerCertificate) -> frozenset[str]:
     """Return the names: those of the subjectAltName, or the common name where there is none.
 
     RFC 6125 §6.4.4: an authority that gives alternative names vouches for those, and not for a common name.
     """
     alternatives = certificate.get("subjectAltName", ())
     if alternatives:
-        return frozenset(name for kind, name in alternatives if kind in _KINDS)
+        return frozenset(name for kind, name in alternatives if kind in _NAME_KINDS)
     common = [
         name for group in certificate.get("subject", ()) for kind, name in group if kind == "commonName"
     ]
     return frozenset(common) if len(common) == 1 else frozenset()
 
 
-def expires(certificate: Certificate) -> float:
+def certificate_expiry(certificate: PeerCertificate) -> float:
     """Return when it ends (unix seconds)."""
     return ssl.cert_time_to_seconds(certificate["notAfter"])
 
 
-REPLAYS = 100_000
+MAX_REMEMBERED_MESSAGES = 100_000
 """Messages of one source that are remembered, so that none is taken twice."""
 
-ANSWER_BYTES = 512
+MAX_REMEMBERED_RESPONSE_BYTES = 512
 """Longest answer that is remembered with its message; a message with a longer one is looked up in the log."""
 
 MAX_SIGNATURES = 16
 """Signatures in one header that are looked at."""
 
-_STRIPE = re.compile(r"\s*(t|v1)\s*=\s*([^,\s]*)\s*")
-_PLACE = re.compile(r"\{(id|timestamp)\}")
-_SECONDS = re.compile(r"[0-9]{1,12}", re.ASCII)
+_STRIPE_PART = re.compile(r"\s*(t|v1)\s*=\s*([^,\s]*)\s*")
+_PLACEHOLDER = re.compile(r"\{(id|timestamp)\}")
+_UNIX_SECONDS = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 Headers = Mapping[str, str]
 """By names in lower case."""
 
 
-class Proof(NamedTuple):
+class VerifiedMessage(NamedTuple):
     """What a signature proves, beside the sender."""
 
-    id: str | None = None
+    message_id: str | None = None
     """The message's own id, the same on every try."""
-    once: str | None = None
+    attempt_id: str | None = None
     """What no second message can have. Retries of a sender that signs the time differ in it.
 
     Where it is, ``id`` is as well: nodes that did not take the message find its events by that in the log.
     """
-    type: str | None = None
+    event_type: str | None = None
 
 
-NOTHING = Proof()
+UNIDENTIFIED = VerifiedMessage()
 
 
 class Verifier(ABC):
     """One way to prove who sent a post. Raises Unauthorized; its words hold no secret."""
 
     needs_body = True
-    is_ambient = False
+    has_ambient_credentials = False
     """Whether a browser proves it by itself, for whatever page makes it post."""
 
-    def before_body(self, headers: Headers, token: str | None) -> None:
+    def check_headers(self, headers: Headers, token: str | None) -> None:
         """Check what needs no body, so that a stranger's is never read. ``token`` is ``?access_token=``."""
         return
 
-    def meet(self, certificate: Certificate | None, now: float) -> None:
+    def check_certificate(self, certificate: PeerCertificate | None, now: float) -> None:
         """Check what the connection proves: its client's certificate, which TLS has verified."""
         return
 
     @abstractmethod
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
         """Check the body, which was read; ``now`` is in unix seconds."""
 
 
-class Tokens(Verifier):
+class BearerVerifier(Verifier):
     """``Authorization: Bearer`` or ``?access_token=``: one of several tokens."""
 
     needs_body = False
@@ -115,7 +115,7 @@ class Tokens(Verifier):
         self._tokens = [_digest(token.get_secret_value()) for token in tokens]
         self._in_query = in_query
 
-    def before_body(self, headers: Headers, token: str | None) -> None:
+    def check_headers(self, headers: Headers, token: str | None) -> None:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         given = given.strip() if scheme.lower() == "bearer" else ""
         if not given and self._in_query:
@@ -132,20 +132,20 @@ class Tokens(Verifier):
                 challenge='Bearer error="invalid_token"',
             )
 
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
-        return NOTHING
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
+        return UNIDENTIFIED
 
 
-class Basic(Verifier):
+class BasicAuthVerifier(Verifier):
     """``Authorization: Basic``: one of several users with their passwords."""
 
     needs_body = False
-    is_ambient = True
+    has_ambient_credentials = True
 
     def __init__(self, users: Sequence[SecretStr]) -> None:
         self._users = [_digest(user.get_secret_value()) for user in users]
 
-    def before_body(self, headers: Headers, token: str | None) -> None:
+    def check_headers(self, headers: Headers, token: str | None) -> None:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         challenge = 'Basic realm="webhook", charset="UTF-8"'
         if scheme.lower() != "basic":
@@ -163,212 +163,225 @@ class Basic(Verifier):
                 challenge=challenge,
             )
 
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
-        return NOTHING
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
+        return UNIDENTIFIED
 
 
-class Certificates(Verifier):
+class ClientCertificateVerifier(Verifier):
     """A client certificate that has one of several names."""
 
     needs_body = False
-    is_ambient = True
+    has_ambient_credentials = True
 
-    def __init__(self, known: Sequence[str]) -> None:
-        self._known = frozenset(known)
+    def __init__(self, allowed_names: Sequence[str]) -> None:
+        self._allowed_names = frozenset(allowed_names)
 
-    def meet(self, certificate: Certificate | None, now: float) -> None:
+    def check_certificate(self, certificate: PeerCertificate | None, now: float) -> None:
         if not certificate:
-            raise _no_certificate("this webhook wants a client certificate", code="missing_certificate")
-        if expires(certificate) <= now:  # since the handshake: a connection may be kept for long
-            raise _no_certificate("the client certificate has expired", code="expired_certificate")
-        if not names(certificate) & self._known:
-            raise _no_certificate(
+            raise _certificate_error("this webhook wants a client certificate", code="missing_certificate")
+        if certificate_expiry(certificate) <= now:  # since the handshake: a connection may be kept for long
+            raise _certificate_error("the client certificate has expired", code="expired_certificate")
+        if not certificate_names(certificate) & self._allowed_names:
+            raise _certificate_error(
                 "the client certificate has none of this webhook's names", code="unknown_certificate"
             )
 
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
-        return NOTHING
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
+        return UNIDENTIFIED
 
 
-class Standard(Verifier):
+class StandardWebhooksVerifier(Verifier):
     """Standard Webhooks, and the same by Svix's header names."""
 
     def __init__(self, secrets: Sequence[SecretStr], tolerance: float) -> None:
-        self._keys = [standard_key(secret.get_secret_value()) for secret in secrets]
+        self._keys = [decode_standard_webhooks_key(secret.get_secret_value()) for secret in secrets]
         self._tolerance = tolerance
 
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
         prefix = "webhook-" if "webhook-signature" in headers else "svix-"
         id, timestamp, signatures = (
             headers.get(prefix + name, "") for name in ("id", "timestamp", "signature")
         )
         if not (id and timestamp and signatures):
-            raise _missing("the headers webhook-id, webhook-timestamp and webhook-signature")
-        _check_time(timestamp, now, self._tolerance)
-        content = bytes_of(f"{id}.{timestamp}.") + body
+            raise _missing_signature_error("the headers webhook-id, webhook-timestamp and webhook-signature")
+        _check_timestamp(timestamp, now, self._tolerance)
+        content = encode_lossless(f"{id}.{timestamp}.") + body
         known = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
         given = [part.removeprefix("v1,") for part in signatures.split() if part.startswith("v1,")]
-        _check_signature(map(_from_base64, given[:MAX_SIGNATURES]), known)
-        return Proof(id, f"{id} {timestamp}")
+        _check_signature(map(_decode_base64, given[:MAX_SIGNATURES]), known)
+        return VerifiedMessage(id, f"{id} {timestamp}")
 
 
-class GitHub(Verifier):
+class GitHubVerifier(Verifier):
     """``X-Hub-Signature-256``; the event's name is its type, the delivery its id."""
 
     def __init__(self, secrets: Sequence[SecretStr]) -> None:
         self._keys = [secret.get_secret_value().encode() for secret in secrets]
 
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
         signature = headers.get("x-hub-signature-256", "")
         if not signature.startswith("sha256="):
-            raise _missing("the header X-Hub-Signature-256")
+            raise _missing_signature_error("the header X-Hub-Signature-256")
         known = [hmac.digest(key, body, hashlib.sha256) for key in self._keys]
-        _check_signature([_from_hex(signature[7:])], known)
+        _check_signature([_decode_hex(signature[7:])], known)
         delivery = headers.get("x-github-delivery")
-        return Proof(delivery, delivery, headers.get("x-github-event"))
+        return VerifiedMessage(delivery, delivery, headers.get("x-github-event"))
 
 
-class Stripe(Verifier):
+class StripeVerifier(Verifier):
     """``Stripe-Signature: t=…,v1=…``."""
 
     def __init__(self, secrets: Sequence[SecretStr], tolerance: float) -> None:
         self._keys = [secret.get_secret_value().encode() for secret in secrets]
         self._tolerance = tolerance
 
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
-        parts = [_STRIPE.fullmatch(part) for part in headers.get("stripe-signature", "").split(",")]
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
+        parts = [_STRIPE_PART.fullmatch(part) for part in headers.get("stripe-signature", "").split(",")]
         pairs = [(part[1], part[2]) for part in parts if part is not None]
         timestamp = next((value for name, value in pairs if name == "t"), "")
         given = [value for name, value in pairs if name == "v1"]
         if not (timestamp and given):
-            raise _missing("the header Stripe-Signature with t and v1")
-        _check_time(timestamp, now, self._tolerance)
-        content = bytes_of(timestamp + ".") + body
+            raise _missing_signature_error("the header Stripe-Signature with t and v1")
+        _check_timestamp(timestamp, now, self._tolerance)
+        content = encode_lossless(timestamp + ".") + body
         known = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
-        _check_signature(map(_from_hex, given[:MAX_SIGNATURES]), known)
+        _check_signature(map(_decode_hex, given[:MAX_SIGNATURES]), known)
         # The header may be reordered, the body and the time may not.
-        once = _once(timestamp, body)
-        return Proof(pointed(body, "/id") or once, once, pointed(body, "/type"))
+        once = _attempt_id(timestamp, body)
+        return VerifiedMessage(
+            resolve_json_pointer(body, "/id") or once, once, resolve_json_pointer(body, "/type")
+        )
 
 
-class Generic(Verifier):
+class HmacVerifier(Verifier):
     """Any HMAC over the body, or over a text around it."""
 
-    def __init__(self, config: Hmac, tolerance: float) -> None:
+    def __init__(self, config: HmacConfig, tolerance: float) -> None:
         self._keys = [secret.get_secret_value().encode() for secret in config.secrets]
-        self._header, self._prefix = config.header.lower(), config.prefix
+        self._header, self._signature_prefix = config.header.lower(), config.prefix
         self._algorithm = config.algorithm
-        self._decode: Callable[[str], bytes] = _from_hex if config.encoding == "hex" else _from_base64
-        self._before, _, self._after = config.content.partition("{body}")
+        self._decode: Callable[[str], bytes] = _decode_hex if config.encoding == "hex" else _decode_base64
+        self._content_before, _, self._content_after = config.content.partition("{body}")
         self._id_header = config.id_header.lower() if config.id_header else None
         self._time_header = config.timestamp_header.lower() if config.timestamp_header else None
         self._tolerance = tolerance
 
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
         signature = headers.get(self._header, "")
-        if not signature.startswith(self._prefix) or signature == self._prefix:
-            raise _missing(f"the header {self._header}" + (f" with {self._prefix}" if self._prefix else ""))
+        if not signature.startswith(self._signature_prefix) or signature == self._signature_prefix:
+            raise _missing_signature_error(
+                f"the header {self._header}"
+                + (f" with {self._signature_prefix}" if self._signature_prefix else "")
+            )
         values = {}
         for name, header in (("id", self._id_header), ("timestamp", self._time_header)):
             if header is not None:
                 values[name] = headers.get(header, "")
                 if not values[name]:
-                    raise _missing(f"the header {header}")
+                    raise _missing_signature_error(f"the header {header}")
         if "timestamp" in values:
-            _check_time(values["timestamp"], now, self._tolerance)
-        content = _filled(self._before, values) + body + _filled(self._after, values)
+            _check_timestamp(values["timestamp"], now, self._tolerance)
+        content = (
+            _fill_placeholders(self._content_before, values)
+            + body
+            + _fill_placeholders(self._content_after, values)
+        )
         known = [hmac.digest(key, content, self._algorithm) for key in self._keys]
-        _check_signature([self._decode(signature.removeprefix(self._prefix))], known)
+        _check_signature([self._decode(signature.removeprefix(self._signature_prefix))], known)
         if "id" in values:
-            return Proof(values["id"], " ".join(values.values()))
-        once = _once(values["timestamp"], body) if "timestamp" in values else None
-        return Proof(once, once)
+            return VerifiedMessage(values["id"], " ".join(values.values()))
+        once = _attempt_id(values["timestamp"], body) if "timestamp" in values else None
+        return VerifiedMessage(once, once)
 
 
-class Open(Verifier):
+class AllowAllVerifier(Verifier):
     """``none: true``: where the browser stands in the network is all that it asks for."""
 
     needs_body = False
-    is_ambient = True
+    has_ambient_credentials = True
 
-    def check(self, headers: Headers, body: bytes, now: float) -> Proof:
-        return NOTHING
+    def verify_message(self, headers: Headers, body: bytes, now: float) -> VerifiedMessage:
+        return UNIDENTIFIED
 
 
-def verifier(config: Verify) -> Verifier:
+def build_verifier(config: VerifyConfig) -> Verifier:
     """Return what checks the posts of a source."""
     if config.standard_webhooks:
-        return Standard(config.standard_webhooks, config.tolerance)
+        return StandardWebhooksVerifier(config.standard_webhooks, config.tolerance)
     if config.github:
-        return GitHub(config.github)
+        return GitHubVerifier(config.github)
     if config.stripe:
-        return Stripe(config.stripe, config.tolerance)
+        return StripeVerifier(config.stripe, config.tolerance)
     if config.hmac:
-        return Generic(config.hmac, config.tolerance)
+        return HmacVerifier(config.hmac, config.tolerance)
     if config.basic:
-        return Basic(config.basic)
+        return BasicAuthVerifier(config.basic)
     if config.client_certificate:
-        return Certificates(config.client_certificate)
+        return ClientCertificateVerifier(config.client_certificate)
     if config.bearer or config.access_token:
-        return Tokens(config.bearer or config.access_token or (), in_query=config.bearer is None)
-    return Open()
+        return BearerVerifier(config.bearer or config.access_token or (), in_query=config.bearer is None)
+    return AllowAllVerifier()
 
 
-class Answered(NamedTuple):
+class HandledMessage(NamedTuple):
     """What became of a message that was taken."""
 
-    reply: Reply | None
+    response: WebhookResponse | None
     """None where it is too long to be held."""
-    events: int
+    event_count: int
 
 
-class Replays:
+class IdempotencyCache:
     """Messages that were taken, with their answers, so that a repeated one makes no second event.
 
     The log deduplicates them as well, on every node. It may have forgotten a message while this node has not,
-    and its timestamp is still tolerated. Forgets the oldest of `REPLAYS`.
+    and its timestamp is still tolerated. Forgets the oldest of `MAX_REMEMBERED_MESSAGES`.
     """
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, Answered | None] = OrderedDict()  # None while it is being taken
+        self._messages: OrderedDict[bytes, HandledMessage | None] = (
+            OrderedDict()
+        )  # None while it is being taken
 
-    def begin(self, proof: Proof) -> Answered | None:
+    def begin(self, message: VerifiedMessage) -> HandledMessage | None:
         """Return what became of a message, or take it up: then `end` must follow.
 
         Raises Unavailable while it is being taken.
         """
-        if proof.once is None:
+        if message.attempt_id is None:
             return None
-        key = _digest(proof.once)
-        if key in self._seen:
-            answered = self._seen[key]
+        key = _digest(message.attempt_id)
+        if key in self._messages:
+            answered = self._messages[key]
             if answered is None:
                 raise Unavailable("this message is being taken just now", retry_after=1)
-            if answered.reply is not None:
+            if answered.response is not None:
                 return answered
-        self._seen[key] = None
-        if len(self._seen) > REPLAYS:
-            self._seen.popitem(last=False)
+        self._messages[key] = None
+        if len(self._messages) > MAX_REMEMBERED_MESSAGES:
+            self._messages.popitem(last=False)
         return None
 
-    def end(self, proof: Proof, reply: Reply | None, events: int = 0) -> None:
+    def finish(
+        self, message: VerifiedMessage, response: WebhookResponse | None, event_count: int = 0
+    ) -> None:
         """Hold what was answered; None: it is not in the log, and may be tried again as it is."""
-        if proof.once is None:
+        if message.attempt_id is None:
             return
-        if reply is None:
-            self._seen.pop(_digest(proof.once), None)
+        if response is None:
+            self._messages.pop(_digest(message.attempt_id), None)
         else:
-            held = reply if len(reply.body) <= ANSWER_BYTES else None
-            self._seen[_digest(proof.once)] = Answered(held, events)
+            held = response if len(response.body) <= MAX_REMEMBERED_RESPONSE_BYTES else None
+            self._messages[_digest(message.attempt_id)] = HandledMessage(held, event_count)
 
 
-def _check_time(text: str, now: float, tolerance: float) -> None:
-    if not _SECONDS.fullmatch(text):
-        raise _unsigned("the timestamp is not in unix seconds", code="bad_signature")
+def _check_timestamp(text: str, now: float, tolerance: float) -> None:
+    if not _UNIX_SECONDS.fullmatch(text):
+        raise _signature_error("the timestamp is not in unix seconds", code="bad_signature")
     off = now - int(text)
     if abs(off) > tolerance:
         way = "old" if off > 0 else "in the future"
-        raise _unsigned(
+        raise _signature_error(
             f"the timestamp is {abs(off):.0f} s {way}; {tolerance:g} s are tolerated",
             code="expired_signature",
         )
@@ -376,7 +389,7 @@ def _check_time(text: str, now: float, tolerance: float) -> None:
 
 def _check_signature(given: Iterable[bytes], known: Sequence[bytes]) -> None:
     if not _any_equal(given, known):
-        raise _unsigned(
+        raise _signature_error(
             "the signature is not made with a secret of this webhook, or the message was altered",
             code="bad_signature",
         )
@@ -388,38 +401,38 @@ def _any_equal(given: Iterable[bytes], known: Sequence[bytes]) -> bool:
     return any(equal)
 
 
-def _once(timestamp: str, body: bytes) -> str:
+def _attempt_id(timestamp: str, body: bytes) -> str:
     return f"{timestamp} {hashlib.sha256(body).hexdigest()}"
 
 
-def _missing(what: str) -> Unauthorized:
-    return _unsigned(f"this webhook wants {what}", code="missing_signature")
+def _missing_signature_error(what: str) -> Unauthorized:
+    return _signature_error(f"this webhook wants {what}", code="missing_signature")
 
 
-def _unsigned(message: str, *, code: str) -> Unauthorized:
+def _signature_error(message: str, *, code: str) -> Unauthorized:
     return Unauthorized(message, code=code, challenge="Signature")
 
 
-def _no_certificate(message: str, *, code: str) -> Unauthorized:
+def _certificate_error(message: str, *, code: str) -> Unauthorized:
     return Unauthorized(message, code=code, challenge="Certificate")
 
 
-def _filled(text: str, values: Mapping[str, str]) -> bytes:
-    return bytes_of(_PLACE.sub(lambda match: values[match[1]], text))
+def _fill_placeholders(text: str, values: Mapping[str, str]) -> bytes:
+    return encode_lossless(_PLACEHOLDER.sub(lambda match: values[match[1]], text))
 
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
-def _from_hex(text: str) -> bytes:
+def _decode_hex(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
         return b""
 
 
-def _from_base64(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

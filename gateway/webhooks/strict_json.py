@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.errors import PayloadTooLarge, Rejected
+from gateway.core.errors import PayloadTooLarge, RecordRejected
 from gateway.webhooks.formats import base as limits
 
 MAX_VALUES = 4_000_000
@@ -21,16 +21,16 @@ MAX_VALUES = 4_000_000
 MAX_MEMBERS = 100
 """Members of a body's outermost object, of a format that has records in one of them."""
 
-MAX_MEMBER = 1024 * 1024
+MAX_MEMBER_BYTES = 1024 * 1024
 """Bytes of such a member beside the records."""
 
 MAX_DEPTH = 1000
 """Nesting that is looked into; JSON decoders give up at about as much."""
 
-SMALL = 64 * 1024
+MAX_EXPLAINED_BYTES = 64 * 1024
 """Bytes of a body of which everything may be built to say what is wrong with it."""
 
-_WHITE = b" \t\r\n"
+_WHITESPACE = b" \t\r\n"
 
 # A string, a flat object or array, or one structural byte. Possessive, so that nothing is scanned twice, and
 # that a repetition holds no memory for a way back: 16 MiB of numbers took a gigabyte.
@@ -38,12 +38,12 @@ _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT = rb'(?:[^{}\[\]"]++|' + _STRING + rb")*+"
 _TOKEN = re.compile(_STRING + rb"|\{" + _FLAT + rb"\}|\[" + _FLAT + rb"\]|[\[\]{},]", re.DOTALL)
 
-_raw = msgspec.json.Decoder(msgspec.Raw)
-_list = msgspec.json.Decoder(list[msgspec.Raw])
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raw_decoder = msgspec.json.Decoder(msgspec.Raw)
+_array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def skeleton(body: bytes) -> Any:
+def check_strict_json(body: bytes) -> Any:
     """Return what the body holds: objects within the outermost value are None, lists and scalars are there.
 
     Raises Rejected (422 ``bad_json``) with what is wrong, PayloadTooLarge for too many values.
@@ -55,26 +55,26 @@ def skeleton(body: bytes) -> Any:
     def pairs_of(pairs: list[tuple[str, Any]]) -> None:
         nonlocal outermost
         if len(pairs) > 1 and len({name for name, _ in pairs}) != len(pairs):
-            raise _Bad(_TWICE)
+            raise _AmbiguousJson(_DUPLICATE_KEY)
         outermost = pairs
 
     try:
         value = json.loads(
             body.decode(),
             object_pairs_hook=pairs_of,
-            parse_constant=_no_constant,
-            parse_float=_finite,
+            parse_constant=_reject_constant,
+            parse_float=_parse_finite,
         )
-    except _Bad as error:
-        raise _ambiguous(str(error)) from None
+    except _AmbiguousJson as error:
+        raise _ambiguous_json_error(str(error)) from None
     except json.JSONDecodeError as error:
-        raise Rejected(f"the body is not JSON: {error}", code="bad_json") from None
+        raise RecordRejected(f"the body is not JSON: {error}", code="bad_json") from None
     except UnicodeDecodeError as error:
-        raise Rejected(f"the body is not UTF-8 (byte {error.start})", code="not_utf8") from None
+        raise RecordRejected(f"the body is not UTF-8 (byte {error.start})", code="not_utf8") from None
     except RecursionError:
-        raise Rejected("the body is JSON that is nested too deeply", code="bad_json") from None
+        raise RecordRejected("the body is JSON that is nested too deeply", code="bad_json") from None
     except ValueError:  # more digits than Python makes an integer of
-        raise Rejected("the body holds a number with too many digits", code="bad_json") from None
+        raise RecordRejected("the body holds a number with too many digits", code="bad_json") from None
     # The hook is called for the outermost object last.
     return dict(outermost) if value is None and body.lstrip()[:1] == b"{" else value
 
@@ -82,70 +82,70 @@ def skeleton(body: bytes) -> Any:
 def is_json(text: bytes) -> bool:
     """Tell whether a text is one JSON value, without building it."""
     try:
-        _raw.decode(text)
+        _raw_decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError):
         return False
     return True
 
 
-def _check(body: bytes) -> None:
+def _check_syntax(body: bytes) -> None:
     """Refuse what is no JSON. Raises Rejected."""
     try:
-        _raw.decode(body)
+        _raw_decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError) as error:
-        if len(body) <= SMALL:
-            skeleton(body)  # has better words, and builds what comes before the mistake
-        raise Rejected(f"the body is not JSON: {error}", code="bad_json") from None
+        if len(body) <= MAX_EXPLAINED_BYTES:
+            check_strict_json(body)  # has better words, and builds what comes before the mistake
+        raise RecordRejected(f"the body is not JSON: {error}", code="bad_json") from None
 
 
-def elements(body: bytes, largest: int | None = None) -> list[bytes]:
+def array_elements(body: bytes, max_element_bytes: int | None = None) -> list[bytes]:
     """Return the elements of a JSON array as they were written, each checked like a `skeleton`.
 
     They are counted before any is built. One with more than ``largest`` bytes is not looked into: the caller
     refuses it. Raises Rejected, or PayloadTooLarge for too many.
     """
-    _check(body)
-    if has_more(body, limits.MAX_RECORDS):
-        raise limits.too_many()
+    _check_syntax(body)
+    if has_more_elements(body, limits.MAX_RECORDS):
+        raise limits.too_many_records_error()
     try:
-        found = [bytes(each) for each in _list.decode(body)]
+        found = [bytes(each) for each in _array_decoder.decode(body)]
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise Rejected(f"the body is not a JSON array: {error}", code="bad_json") from None
+        raise RecordRejected(f"the body is not a JSON array: {error}", code="bad_json") from None
     for each in found:
-        if largest is None or len(each) <= largest:
-            skeleton(each)
+        if max_element_bytes is None or len(each) <= max_element_bytes:
+            check_strict_json(each)
     return found
 
 
-def member(body: bytes, name: str) -> bytes:
+def object_member(body: bytes, name: str) -> bytes:
     """Return a member of a JSON object as it was written; empty where there is none, or no object.
 
     It is not looked into; the others are checked like a `skeleton`, and must be small. Raises Rejected, or
     PayloadTooLarge for more members, or for more elements in one of them, than any format has.
     """
-    _check(body)
-    if body.lstrip(_WHITE)[:1] != b"{":
+    _check_syntax(body)
+    if body.lstrip(_WHITESPACE)[:1] != b"{":
         return b""
-    count = _count(body, MAX_MEMBERS, limits.MAX_RECORDS)
+    count = _count_members(body, MAX_MEMBERS, limits.MAX_RECORDS)
     if count > MAX_MEMBERS:
         raise PayloadTooLarge(f"the body holds more than {MAX_MEMBERS} members")
     try:
-        found = {key: bytes(each) for key, each in _members.decode(body).items()}
+        found = {key: bytes(each) for key, each in _object_decoder.decode(body).items()}
     except UnicodeDecodeError:
-        raise Rejected("the body is not UTF-8", code="not_utf8") from None
+        raise RecordRejected("the body is not UTF-8", code="not_utf8") from None
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise Rejected(f"the body is not JSON: {error}", code="bad_json") from None
+        raise RecordRejected(f"the body is not JSON: {error}", code="bad_json") from None
     if len(found) != count:
-        raise _ambiguous(_TWICE)
+        raise _ambiguous_json_error(_DUPLICATE_KEY)
     wanted = found.pop(name, b"")
     for each in found.values():
-        if len(each) > MAX_MEMBER:
-            raise PayloadTooLarge(f"the body holds over {MAX_MEMBER} bytes beside its records")
-        skeleton(each)
+        if len(each) > MAX_MEMBER_BYTES:
+            raise PayloadTooLarge(f"the body holds over {MAX_MEMBER_BYTES} bytes beside its records")
+        check_strict_json(each)
     return wanted
 
 
-def has_more(body: bytes, limit: int, depth: int = 1) -> bool:
+def has_more_elements(body: bytes, limit: int, depth: int = 1) -> bool:
     """Tell whether a JSON array has more than ``limit`` elements, without building them: 16 MiB of ``[],``
     would become half a gigabyte. With ``depth`` 2 those of all arrays in an object or array are counted.
 
@@ -154,37 +154,37 @@ def has_more(body: bytes, limit: int, depth: int = 1) -> bool:
     if body.count(b",") < limit:
         return False
     found = 0
-    for level, token in _structure(body):
+    for level, token in _structural_tokens(body):
         found += token == b"," and level <= depth
         if found >= limit:
             return True
     return False
 
 
-def _count(body: bytes, most: int, most_below: int) -> int:
+def _count_members(body: bytes, max_members: int, max_elements: int) -> int:
     """Return how many members an object has, or some number beyond ``most``.
 
     Raises PayloadTooLarge where one of them has more than ``most_below`` elements, or members.
     """
     found = below = 0
-    for level, token in _structure(body):
+    for level, token in _structural_tokens(body):
         if token != b",":
             continue
         if level == 1:
             found, below = found + 1, 0
-            if found > most:
+            if found > max_members:
                 break
         elif level == 2:
             below += 1
-            if below >= most_below:
-                raise limits.too_many()
-    return found + (body.strip(_WHITE)[1:-1].strip(_WHITE) != b"")
+            if below >= max_elements:
+                raise limits.too_many_records_error()
+    return found + (body.strip(_WHITESPACE)[1:-1].strip(_WHITESPACE) != b"")
 
 
-def _structure(body: bytes) -> Iterator[tuple[int, bytes]]:
+def _structural_tokens(body: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield commas and brackets with the depth at which they stand, but for flat objects and arrays."""
     depth = 1
-    start = len(body) - len(body.lstrip(_WHITE)) + 1
+    start = len(body) - len(body.lstrip(_WHITESPACE)) + 1
     for token in _TOKEN.finditer(body, start):
         if token.end() - token.start() > 1:
             continue  # a string, or a flat object or array as a whole
@@ -197,21 +197,21 @@ def _structure(body: bytes) -> Iterator[tuple[int, bytes]]:
         yield depth, token[0]
 
 
-class _Bad(Exception):
+class _AmbiguousJson(Exception):
     pass
 
 
-_TWICE = "a key is given twice"  # not which: the log would hold a piece of a payload
+_DUPLICATE_KEY = "a key is given twice"  # not which: the log would hold a piece of a payload
 
 
-def _ambiguous(why: str) -> Rejected:
-    return Rejected(f"the body is JSON that readers would differ on: {why}", code="bad_json")
+def _ambiguous_json_error(why: str) -> RecordRejected:
+    return RecordRejected(f"the body is JSON that readers would differ on: {why}", code="bad_json")
 
 
-def _no_constant(name: str) -> None:
-    raise _Bad(f"{name} is no JSON")
+def _reject_constant(name: str) -> None:
+    raise _AmbiguousJson(f"{name} is no JSON")
 
 
-def _finite(text: str) -> None:
+def _parse_finite(text: str) -> None:
     if math.isinf(float(text)):
-        raise _Bad("a number is larger than a double")
+        raise _AmbiguousJson("a number is larger than a double")

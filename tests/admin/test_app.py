@@ -36,7 +36,7 @@ async def test_who_leaves_is_counted_out() -> None:
     async with gateway_running({"channels": {"user.{id}": user}}) as gateway:
         stream = await gateway.subscribe("/events?channel=orders,user.1,user.2")
         other = await gateway.subscribe("/events/user.1")
-        listeners = gateway.daemon.streams.listeners
+        listeners = gateway.daemon.streams.streams_per_channel
         assert +listeners == {"orders": 1, "user.{id}": 2}
         assert await gateway.metric('channel_connections{channel="user.{id}"}') == 2
         stream.close()

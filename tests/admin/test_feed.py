@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from gateway.admin import status_stream as module
-from gateway.admin.status_stream import MAX_VIEWERS, Feed
+from gateway.admin.status_stream import MAX_VIEWERS, StatusStream
 from tests.admin.test_guard import LOCKED, TOKEN, ask
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
@@ -22,7 +22,9 @@ pytestmark = pytest.mark.idle_clock
 
 async def look(gateway: Gateway, **headers: str) -> Stream:
     """Open the stream of reports."""
-    stream = await Stream.open(gateway.daemon.admin.port, "/status/stream", {"Host": "localhost", **headers})
+    stream = await Stream.open(
+        gateway.daemon.admin_listener.port, "/status/stream", {"Host": "localhost", **headers}
+    )
     gateway.streams.append(stream)
     return stream
 
@@ -42,11 +44,13 @@ class Counted:
 
 
 @asynccontextmanager
-async def feeding(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Feed, str]]:
+async def feeding(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[StatusStream, str]]:
     """Serve a feed of quick reports on a port of its own."""
-    monkeypatch.setattr(module, "SECONDS", 0.02)
-    monkeypatch.setattr(module, "SHARE", 0)
-    feed = Feed(counted.report, write_seconds=0.3)
+    monkeypatch.setattr(module, "REPORT_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(module, "PAUSE_FACTOR", 0)
+    feed = StatusStream(counted.report, write_seconds=0.3)
     async with serving(feed._get) as url:
         try:
             yield feed, url

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.app import HEADERS
+from gateway.admin.app import ADMIN_HEADERS
 from tests.support.gateway import Gateway, gateway_running
 
 TOKEN = "t0ken-" * 4
@@ -17,7 +17,7 @@ async def ask(
 ) -> tuple[int, dict[str, str], Any]:
     """Ask the admin port: status, headers in lower case, and the body (parsed where it is JSON)."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    url = f"http://127.0.0.1:{gateway.daemon.admin.port}{path}"
+    url = f"http://127.0.0.1:{gateway.daemon.admin_listener.port}{path}"
     async with gateway.session.request(method, url, headers=sent) as answer:
         is_json = answer.content_type == "application/json" and method != "HEAD"
         body = await answer.json() if is_json else await answer.text()
@@ -100,7 +100,7 @@ async def test_the_host_of_the_file_may_ask_by_its_name() -> None:
 
 async def test_a_client_of_http_1_0_needs_no_host(gateway: Gateway) -> None:
     """Some health checkers speak it; browsers never do."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.daemon.admin.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.daemon.admin_listener.port)
     writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
     assert b" 200 " in await reader.readline()
     writer.close()
@@ -146,7 +146,7 @@ async def test_every_answer_has_the_headers(over: dict[str, Any]) -> None:
             for sent in ({}, {"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Expect": "x"}):
                 for method in ("GET", "DELETE"):
                     _, headers, _ = await ask(gateway, path, method, **sent)
-                    for name, value in HEADERS.items():
+                    for name, value in ADMIN_HEADERS.items():
                         assert headers[name.lower()] == value, (path, sent, method)
                     assert headers["x-content-type-options"] == "nosniff"
                     assert headers["server"] == "sse-gateway"

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.issues import ConfigError
 from gateway.config.loader.load import loads
 from tests.admin.test_guard import TOKEN, ask
 from tests.integration.test_workers import config, group
@@ -32,7 +32,7 @@ async def send(
 ) -> tuple[int, Any]:
     """Send an event by hand."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    url = f"http://127.0.0.1:{gateway.daemon.admin.port}/try/events"
+    url = f"http://127.0.0.1:{gateway.daemon.admin_listener.port}/try/events"
     sent = {"Content-Type": content_type, **headers}
     async with gateway.session.post(url, data=data, headers=sent) as answer:
         return answer.status, await answer.json()
@@ -41,7 +41,7 @@ async def send(
 async def listen(gateway: Gateway, channel: str) -> Stream:
     """Listen as the panel does."""
     headers = {"Host": "localhost"}
-    stream = await Stream.open(gateway.daemon.admin.port, f"/try/events?channel={channel}", headers)
+    stream = await Stream.open(gateway.daemon.admin_listener.port, f"/try/events?channel={channel}", headers)
     gateway.streams.append(stream)
     assert stream.status == 200
     assert (await stream.next()).type == "stream.open"
@@ -53,7 +53,7 @@ async def test_the_panel_is_not_asked_for_answers() -> None:
     async with gateway_running({**OPEN, "ack": {}}) as gateway:
         stream = await listen(gateway, "secret")
         assert "ack" not in stream.messages[0].json
-        assert len(gateway.daemon.acks) == 0
+        assert len(gateway.daemon.ack_tracker) == 0
 
 
 async def test_without_development_mode_there_is_nothing(gateway: Gateway) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import jwt
 import pytest
 
-from gateway.auth.credentials import find
-from gateway.config.model.auth import Auth
+from gateway.auth.credentials import find_credential
+from gateway.config.model.auth import AuthConfig
 from tests.support.gateway import gateway_running
 
 SECRET = "s" * 32
@@ -41,15 +41,15 @@ def test_one_place_wins(
     headers: dict[str, str], query: dict[str, str], found: tuple[str, str] | None
 ) -> None:
     """What code sent on purpose wins over what came along by itself."""
-    auth = Auth.model_validate(AUTH)
-    credential = find(headers, query, auth)
+    auth = AuthConfig.model_validate(AUTH)
+    credential = find_credential(headers, query, auth)
     assert (credential and credential[:2]) == found
 
 
 def test_only_what_is_named_is_looked_at() -> None:
     """Without a word in the file, cookies and URLs hold no tokens."""
-    auth = Auth.model_validate({"jwt": AUTH["jwt"]})
-    assert find({"Cookie": "sid=b; token=c"}, {"token": "c", "ticket": "d"}, auth) is None
+    auth = AuthConfig.model_validate({"jwt": AUTH["jwt"]})
+    assert find_credential({"Cookie": "sid=b; token=c"}, {"token": "c", "ticket": "d"}, auth) is None
 
 
 @pytest.mark.parametrize(

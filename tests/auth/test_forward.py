@@ -246,11 +246,11 @@ async def test_a_client_that_leaves_breaks_nothing() -> None:
         writer.write(b"GET /events/room.1 HTTP/1.1\r\nHost: x\r\n\r\n")
         await eventually(lambda: endpoint.asked)
         writer.transport.abort()
-        await eventually(lambda: gateway.daemon.public.requests == 0)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)
         endpoint.gate.set()
         await gateway.subscribe("/events/room.1")
         assert len(endpoint.asked) == 1
-        assert gateway.daemon.streams._reserved == 0
+        assert gateway.daemon.streams._reserved_count == 0
 
 
 @pytest.mark.parametrize("path", ["/events/room.1?pad=" + "%5B" * 2000, "/events/room.1?pad=" + "[" * 7000])
@@ -277,7 +277,7 @@ async def test_what_is_asked_is_what_was_sent() -> None:
 
 async def test_one_address_leaves_turns_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its questions wait for each other; too many are told to come back, and nobody is let in for it."""
-    monkeypatch.setattr("gateway.auth.forward.WAITING", 10)
+    monkeypatch.setattr("gateway.auth.forward.MAX_PENDING_REQUESTS", 10)
     async with deciding(connections=4, timeout="10s", on_outage="open") as (gateway, endpoint):
         endpoint.gate.clear()
         stranger = {"X-Forwarded-For": "192.0.2.1"}
@@ -285,11 +285,13 @@ async def test_one_address_leaves_turns_to_others(monkeypatch: pytest.MonkeyPatc
             asyncio.create_task(gateway.open("/events/room.1", {**stranger, "Cookie": str(number)}))
             for number in range(5)
         ]
-        await eventually(lambda: gateway.daemon.public.requests == 5 and endpoint.now == 2)
+        await eventually(
+            lambda: gateway.daemon.public_listener.request_connections == 5 and endpoint.now == 2
+        )
         refused = await gateway.open("/events/room.1", {**stranger, "Cookie": "one too many"})
         assert (await refused.next()).json["reason"] == "auth_unavailable"
         opening.pop().cancel()
-        await eventually(lambda: gateway.daemon.public.requests == 4)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == 4)
         other = asyncio.create_task(gateway.open("/events/room.1", {"X-Forwarded-For": "192.0.2.2"}))
         await eventually(lambda: endpoint.now == 3)
         endpoint.gate.set()
@@ -298,7 +300,7 @@ async def test_one_address_leaves_turns_to_others(monkeypatch: pytest.MonkeyPatc
 
 async def throw_out(gateway: Gateway, query: str = "?subject=42") -> None:
     async with gateway.session.delete(
-        f"http://127.0.0.1:{gateway.daemon.admin.port}/streams{query}"
+        f"http://127.0.0.1:{gateway.daemon.admin_listener.port}/streams{query}"
     ) as answer:
         assert answer.status == 202
 

@@ -74,7 +74,7 @@ async def test_a_new_key_is_fetched_when_a_token_names_it(monkeypatch: pytest.Mo
 
 async def test_unknown_keys_make_no_storm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strangers can name any number of keys; the issuer hears of it once in a while."""
-    monkeypatch.setattr(jwks, "UNKNOWN_SECONDS", HOUR)
+    monkeypatch.setattr(jwks, "UNKNOWN_KEY_INTERVAL_SECONDS", HOUR)
     async with issuing("a") as issuer, gateway_running(config(issuer)) as gateway:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         forged = [issuer.token(f"unknown {number}", key) for number in range(30)]
@@ -88,7 +88,7 @@ async def test_unknown_keys_make_no_storm(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_a_withdrawn_key_is_forgotten_with_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A leaked key is dead once its issuer says so, for tokens that were verified before too."""
-    monkeypatch.setattr(jwks, "REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(jwks, "REFRESH_INTERVAL_SECONDS", 0.05)
     async with issuing("leaked", "good") as issuer, gateway_running(config(issuer)) as gateway:
         token = issuer.token("leaked")
         assert await status(gateway, token) == 200
@@ -103,7 +103,7 @@ async def test_a_withdrawn_key_is_forgotten_with_its_tokens(monkeypatch: pytest.
 @pytest.mark.parametrize("trouble", ["down", "500", "no json", "no keys", "redirect"])
 async def test_an_issuer_in_trouble_keeps_its_keys(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens are taken with the keys that were fetched, for as long as it takes."""
-    monkeypatch.setattr(jwks, "REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(jwks, "REFRESH_INTERVAL_SECONDS", 0.05)
     async with issuing("a") as issuer, gateway_running(config(issuer)) as gateway:
         token, seen = issuer.token("a"), issuer.fetches
         broken: dict[str, Any] = {"down": 503, "500": 500, "redirect": 302}
@@ -151,7 +151,7 @@ def bearer(token: str) -> dict[str, str]:
 
 async def test_issuers_may_share_a_key_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each keeps it fresh for itself, and over reloads: a key that leaked must be dead for all of them."""
-    monkeypatch.setattr(jwks, "REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(jwks, "REFRESH_INTERVAL_SECONDS", 0.05)
     async with issuing("leaked", "good") as issuer:
         over = config(issuer)
         (one,) = over["auth"]["jwt"]

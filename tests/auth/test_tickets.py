@@ -8,9 +8,9 @@ import pytest
 
 from gateway.auth import tickets
 from gateway.auth.grant import Grant
-from gateway.auth.revocation import Revocations
-from gateway.auth.tickets import Tickets
-from gateway.broker.memory import MemoryBoard
+from gateway.auth.revocation import RecentRevocations
+from gateway.auth.tickets import TicketStore
+from gateway.broker.memory import MemorySharedStore
 from gateway.core.clock import unix_ms
 from gateway.core.errors import Unauthorized
 from tests.support.gateway import Gateway, gateway_running
@@ -148,7 +148,7 @@ async def test_any_node_honours_a_ticket(kind: str, redis: RedisServer, tmp_path
         await two.subscribe(f"/events/private?ticket={await ticket(two, '?channel=private', sub='43')}")
         stream = await two.subscribe(f"/events/private?ticket={bought}")
         async with one.session.delete(
-            f"http://127.0.0.1:{one.daemon.admin.port}/streams?subject=42"
+            f"http://127.0.0.1:{one.daemon.admin_listener.port}/streams?subject=42"
         ) as answer:
             assert answer.status == 202
         assert (await stream.next()).json["reason"] == "revoked"
@@ -161,27 +161,27 @@ async def test_any_node_honours_a_ticket(kind: str, redis: RedisServer, tmp_path
 
 async def test_ending_tickets_compares_no_clocks() -> None:
     """Two nodes never agree on the time; what was ended on one is ended on the other."""
-    board = MemoryBoard(unix_ms)
+    board = MemorySharedStore(unix_ms)
     ahead, behind = (
-        Tickets(board, 60.0, Revocations(), lambda off=off: time.time() + off)  # type: ignore[misc]
+        TicketStore(board, 60.0, RecentRevocations(), lambda off=off: time.time() + off)  # type: ignore[misc]
         for off in (3.0, -3.0)
     )
     grant = Grant(subject="42", claims={})
-    old = [(await node.give(grant, ["a"], None)).text for node in (ahead, behind)]
-    await behind.end("42")
-    new = [(await node.give(grant, ["a"], None)).text for node in (ahead, behind)]
+    old = [(await node.issue(grant, ["a"], None)).value for node in (ahead, behind)]
+    await behind.revoke("42")
+    new = [(await node.issue(grant, ["a"], None)).value for node in (ahead, behind)]
     for node in (ahead, behind):
-        node.forget()
+        node.clear_cache()
         for text in old:
             with pytest.raises(Unauthorized, match="ended"):
-                await node.look(text)
+                await node.resolve(text)
         for text in new:
-            assert (await node.look(text)).opened == {"a"}
+            assert (await node.resolve(text)).opened == {"a"}
 
 
 async def test_a_subject_has_so_many_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
     """One tenant must not push out the tickets of the others."""
-    monkeypatch.setattr(tickets, "OF_ONE", 2)
+    monkeypatch.setattr(tickets, "MAX_TICKETS_PER_SUBJECT", 2)
     async with gateway_running(CONFIG) as gateway:
         got = [(await buy(gateway, "?channel=private", bearer()))[0] for _ in range(3)]
         assert got == [201, 201, 429]

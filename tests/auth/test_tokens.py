@@ -18,11 +18,11 @@ from jwt.api_jwt import PyJWT
 
 from gateway.auth import jwt as tokens
 from gateway.auth.grant import Grant
-from gateway.auth.jwt import Issuer, Tokens
+from gateway.auth.jwt import Issuer, TokenVerifier
 from gateway.auth.rules import authorize
-from gateway.config.catalog import Catalog
-from gateway.config.model.auth import Jwt
-from gateway.config.model.config import Channel
+from gateway.config.channel_catalog import ChannelCatalog
+from gateway.config.model.auth import JwtConfig
+from gateway.config.model.config import ChannelConfig
 from gateway.core.errors import Forbidden, Unauthorized
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.issuer import serving
@@ -132,7 +132,7 @@ async def test_abuse_is_a_401(tmp_path: Path, capfd: pytest.CaptureFixture[str])
             good = await gateway.open("/events/private", {"Authorization": f"Bearer {signed()}"})
             assert good.status == 200, name
             good.close()
-            await eventually(lambda: not gateway.daemon.streams.open)
+            await eventually(lambda: not gateway.daemon.streams.active)
             written += body
     written += "".join(capfd.readouterr())
     assert "Traceback" not in written
@@ -178,9 +178,9 @@ class Clock:
         return self.now
 
 
-def checker(clock: Clock) -> Tokens:
-    config = Jwt.model_validate({"algorithms": ["HS256"], "secret": SECRET})
-    return Tokens([Issuer(config, SECRET)], {"channels"}, clock)
+def checker(clock: Clock) -> TokenVerifier:
+    config = JwtConfig.model_validate({"algorithms": ["HS256"], "secret": SECRET})
+    return TokenVerifier([Issuer(config, SECRET)], {"channels"}, clock)
 
 
 def test_a_verified_token_is_remembered_until_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,14 +188,14 @@ def test_a_verified_token_is_remembered_until_it_expires(monkeypatch: pytest.Mon
     clock = Clock()
     known = checker(clock)
     token = jwt.encode({"exp": clock.now + 3600, "sub": "1", "secret": "claim"}, SECRET)
-    grant = known.at_once(token)
+    grant = known.try_cached(token)
     assert grant is not None
     assert (grant.subject, grant.claims) == ("1", {})  # what no rule can ask for is not kept
     monkeypatch.setattr(jwt, "decode", None)  # whoever calls it fails
-    assert known.at_once(token) is grant
+    assert known.try_cached(token) is grant
     clock.now += 3600 + 30
     with pytest.raises(Unauthorized, match="expired"):
-        known.at_once(token)
+        known.try_cached(token)
 
 
 def test_a_token_that_failed_is_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,26 +204,26 @@ def test_a_token_that_failed_is_remembered_for_a_while(monkeypatch: pytest.Monke
     known = checker(clock)
     token = jwt.encode({"exp": clock.now + 60}, "x" * 32)
     with pytest.raises(Unauthorized, match="signature"):
-        known.at_once(token)
+        known.try_cached(token)
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_header", None)
+        patch.setattr(tokens, "_decode_header", None)
         with pytest.raises(Unauthorized, match="signature"):
-            known.at_once(token)
-    clock.now += tokens.FAILED_SECONDS
+            known.try_cached(token)
+    clock.now += tokens.FAILURE_CACHE_SECONDS
     with pytest.raises(Unauthorized, match="signature"):
-        known.at_once(token)
+        known.try_cached(token)
 
 
 def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strangers can make any number of tokens, and users many."""
-    monkeypatch.setattr(tokens, "REMEMBERED", 3)
-    monkeypatch.setattr(tokens, "FAILED", 3)
+    monkeypatch.setattr(tokens, "MAX_CACHED_TOKENS", 3)
+    monkeypatch.setattr(tokens, "MAX_CACHED_FAILURES", 3)
     known = checker(Clock())
     for number in range(10):
-        known.at_once(jwt.encode({"exp": time.time() + 60, "jti": str(number)}, SECRET))
+        known.try_cached(jwt.encode({"exp": time.time() + 60, "jti": str(number)}, SECRET))
         with pytest.raises(Unauthorized):
-            known.at_once(f"nonsense {number}")
-    assert len(known._verified) == len(known._failed) == 3
+            known.try_cached(f"nonsense {number}")
+    assert len(known._verified) == len(known._failures) == 3
 
 
 async def test_an_issuer_is_compared_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,14 +275,14 @@ SAID: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("over", "said"), SAID, ids=lambda each: json.dumps(each)[:40])
 def test_a_refusal_names_the_claim_and_what_it_was(over: dict[str, Any], said: str) -> None:
     """`sub: 42` was "not a signed JWT", and a missing `aud` named three claims."""
-    config = Jwt.model_validate(
+    config = JwtConfig.model_validate(
         {"algorithms": ["RS256"], "public_key_file": "k", "audience": "sse", "issuer": "https://id.example"}
     )
     body = {"exp": time.time() + 60, "sub": "42", "aud": "sse", "iss": "https://id.example", **over}
     if over in ({"aud": None}, {"iss": None}, {"exp": None}):
         body = {name: value for name, value in body.items() if value is not None}
     with pytest.raises(Unauthorized) as caught:
-        Tokens([Issuer(config, KEY.public_key())], ()).at_once(rs(RS, json.dumps(body).encode()))
+        TokenVerifier([Issuer(config, KEY.public_key())], ()).try_cached(rs(RS, json.dumps(body).encode()))
     assert caught.value.message == said
     assert caught.value.challenge is not None
     assert caught.value.challenge.isprintable()
@@ -290,12 +290,12 @@ def test_a_refusal_names_the_claim_and_what_it_was(over: dict[str, Any], said: s
 
 def test_a_bad_signature_tells_nothing_of_the_claims() -> None:
     """Who cannot sign learns nothing from trying claims."""
-    config = Jwt.model_validate({"algorithms": ["RS256"], "public_key_file": "k", "audience": "sse"})
+    config = JwtConfig.model_validate({"algorithms": ["RS256"], "public_key_file": "k", "audience": "sse"})
     for over in ({"sub": 42}, {"aud": "other"}, {"exp": 1000}):
         text = f"{part(RS)}.{part({**claims(), **over})}"
         forged = f"{text}.{part(jwt.get_algorithm_by_name('RS256').sign(text.encode(), OTHER))}"
         with pytest.raises(Unauthorized) as caught:
-            Tokens([Issuer(config, KEY.public_key())], ()).at_once(forged)
+            TokenVerifier([Issuer(config, KEY.public_key())], ()).try_cached(forged)
         assert caught.value.message == "the token's signature is not its issuer's"
 
 
@@ -312,10 +312,10 @@ def test_a_bad_signature_tells_nothing_of_the_claims() -> None:
 )
 def test_a_rule_says_what_the_claim_was_and_not_its_value(claim: Any, said: str) -> None:
     """What a claim of one's own holds ends up in the logs of others."""
-    channels = {"user.{id}": Channel.model_validate({
+    channels = {"user.{id}": ChannelConfig.model_validate({
         "from": [{"source": "s", "topic": "u:{id}"}], "access": {"claims": {"sub": "{id}"}},
     })}  # fmt: skip
-    match = Catalog(channels).resolve("user.42")
+    match = ChannelCatalog(channels).resolve("user.42")
     assert match is not None
     with pytest.raises(Forbidden) as caught:
         authorize([match], Grant(claims={} if claim is None else {"sub": claim}))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.broker.base import RECENT_IDS, Broker, Span
-from gateway.core.errors import Fenced, KeyReused, Unavailable
-from gateway.core.event import GONE, Cursor, Draft, Event, EventId, Retention, pack
+from gateway.broker.base import MAX_RECENT_IDS, Broker, HistorySpan
+from gateway.core.errors import IdempotencyKeyReused, StaleFencingToken, Unavailable
+from gateway.core.event import DELETED_OFFSET, Draft, Event, EventId, Retention, SourceOffset, pack_id
 from tests.support.deadline import safety_net
 
 KEEP = Retention(1000)
@@ -36,7 +36,7 @@ def draft(
     key: str | None = None,
     fingerprint: str | None = None,
 ) -> Draft:
-    return Draft(channel, payload, 1, retention, key=key, fingerprint=fingerprint)
+    return Draft(channel, payload, 1, retention, deduplication_key=key, request_fingerprint=fingerprint)
 
 
 class Follower:
@@ -79,14 +79,14 @@ class Contract:
         assert ids == sorted(set(ids))
         events = await follower.until(40)
         assert [event.id for event in events] == ids
-        assert broker.head == ids[-1] == await broker.latest()
+        assert broker.head == ids[-1] == await broker.read_log_head()
 
     async def test_an_event_is_what_the_draft_said(self, broker: Broker) -> None:
         """Nothing of a draft is lost or re-encoded on the way."""
         follower = Follower(broker)
         payload = b'{"big":12345678901234567890123, "nul":"\\u0000", "\xc3\xbc":1.0}'
-        (id,) = await broker.append([Draft("c", payload, 42, KEEP, type="t", key="k")])
-        expected = Event(id, "c", payload, 42, type="t", kept=True)
+        (id,) = await broker.append([Draft("c", payload, 42, KEEP, type="t", deduplication_key="k")])
+        expected = Event(id, "c", payload, 42, type="t", is_retained=True)
         assert await follower.until(1) == [expected]
         assert list((await broker.read({"c": ZERO}, FAR, 10))["c"].events) == [expected]
 
@@ -109,7 +109,7 @@ class Contract:
             [draft("c", b"x", key="k"), draft("d", key="k"), draft("c", b"3", key="n")]
         )
         assert again[:2] == first[:2]
-        assert (first.duplicates, again.duplicates) == (0, 2)
+        assert (first.duplicate_count, again.duplicate_count) == (0, 2)
         one, two = await broker.append([draft("e", key="z"), draft("e", key="z")])
         assert one == two
         events = await follower.until(5)
@@ -120,7 +120,7 @@ class Contract:
         follower = Follower(broker)
         first = await broker.append([draft("c", key="k", fingerprint="one"), draft("d", key="plain")])
         assert await broker.append([draft("c", key="k", fingerprint="one")]) == first[:1]
-        with pytest.raises(KeyReused):
+        with pytest.raises(IdempotencyKeyReused):
             await broker.append([draft("c"), draft("c", key="k", fingerprint="two")])
         assert await broker.append([draft("c", key="k")]) == first[:1], (
             "the channel's own key compares nothing"
@@ -133,22 +133,22 @@ class Contract:
 
     async def test_cursors_are_stored_with_the_batch(self, broker: Broker) -> None:
         """A source that restarts reads on from here; an empty batch may carry one too."""
-        assert await broker.cursor("s") is None
-        await broker.append([draft("c")], Cursor("s", "17"))
-        assert await broker.cursor("s") == "17"
-        await broker.append([], Cursor("s", "18"))
-        await broker.append([], Cursor("t", "1"))
-        assert (await broker.cursor("s"), await broker.cursor("t")) == ("18", "1")
+        assert await broker.read_offset("s") is None
+        await broker.append([draft("c")], SourceOffset("s", "17"))
+        assert await broker.read_offset("s") == "17"
+        await broker.append([], SourceOffset("s", "18"))
+        await broker.append([], SourceOffset("t", "1"))
+        assert (await broker.read_offset("s"), await broker.read_offset("t")) == ("18", "1")
 
     async def test_parts_of_a_source_are_listed_and_forgotten(self, broker: Broker) -> None:
         """Streams and partitions that are gone would stay in the log for ever."""
         for name in ("s", "s/a", "s/b/c", "s0/a", "s*/a", "S/a", "t/a"):
-            await broker.append([], Cursor(name, "1"))
-        assert sorted(await broker.parts("s")) == ["a", "b/c"]
-        await broker.append([draft("c")], Cursor("s/a", GONE))
-        await broker.append([], Cursor("s/never", GONE))
-        assert (await broker.parts("s"), await broker.cursor("s/a")) == (["b/c"], None)
-        assert (await broker.parts("t"), await broker.parts("u")) == (["a"], [])
+            await broker.append([], SourceOffset(name, "1"))
+        assert sorted(await broker.list_partitions("s")) == ["a", "b/c"]
+        await broker.append([draft("c")], SourceOffset("s/a", DELETED_OFFSET))
+        await broker.append([], SourceOffset("s/never", DELETED_OFFSET))
+        assert (await broker.list_partitions("s"), await broker.read_offset("s/a")) == (["b/c"], None)
+        assert (await broker.list_partitions("t"), await broker.list_partitions("u")) == (["a"], [])
 
     async def test_read_pages_through_each_channel(self, broker: Broker) -> None:
         """Pages join without a seam, of several channels at once, up to and with ``until``."""
@@ -164,7 +164,7 @@ class Contract:
                 assert len(page.events) <= 4
                 got[channel] += [event.id for event in page.events]
                 after[channel] = page.events[-1].id if page.events else until
-                if not page.more:
+                if not page.has_more:
                     del after[channel]
         assert got["a"] == [id for id in ids["a"] if id <= until]
         assert got["b"] == ids["b"][1:-1]
@@ -179,7 +179,7 @@ class Contract:
 
     async def test_history_by_age_tells_what_it_lost(self, broker: Broker, clock: Clock) -> None:
         """Old events are gone without an append to push them out, and the gap says so."""
-        keep = Retention(1000, age_ms=10_000)
+        keep = Retention(1000, max_age_ms=10_000)
         (old,) = await broker.append([draft("c", retention=keep)])
         clock.now += 6_000
         (young,) = await broker.append([draft("c", retention=keep)])
@@ -202,26 +202,26 @@ class Contract:
         (before,) = await broker.append([draft("other")])
         (id,) = await broker.append([draft("c", retention=Retention(0))])
         event = (await follower.until(2))[1]
-        assert (event.id, event.kept) == (id, False)
+        assert (event.id, event.is_retained) == (id, False)
         assert (await read(broker, "c", before))[0] == []
 
     async def test_recent_gives_the_ids_of_the_newest_events(self, broker: Broker) -> None:
         """What last=N begins with: the newest of each span, newest first, and whether there may be more."""
         ids = [(await broker.append([draft(("a", "b")[number % 2])]))[0] for number in range(10)]
-        of_a = [pack(id) for id in ids[::2]]
+        of_a = [pack_id(id) for id in ids[::2]]
         spans = [
-            Span("a", EventId(0, 0), None, 3),
-            Span("a", EventId(0, 0), ids[4], 9),
-            Span("a", ids[4], None, 9),
-            Span("b", EventId(0, 0), None, 5),
-            Span("nobody", EventId(0, 0), None, 5),
+            HistorySpan("a", EventId(0, 0), None, 3),
+            HistorySpan("a", EventId(0, 0), ids[4], 9),
+            HistorySpan("a", ids[4], None, 9),
+            HistorySpan("b", EventId(0, 0), None, 5),
+            HistorySpan("nobody", EventId(0, 0), None, 5),
         ]
-        answers = await broker.recent(spans)
+        answers = await broker.read_recent_ids(spans)
         assert [list(each.ids) for each in answers] == [
             of_a[:1:-1],
             of_a[1::-1],
             of_a[:1:-1],
-            [pack(id) for id in ids[::-2]],
+            [pack_id(id) for id in ids[::-2]],
             [],
         ]
         assert answers[0].is_cut
@@ -234,17 +234,17 @@ class Contract:
         clock.now += 9_000
         (young,) = await broker.append([draft("c", retention=Retention(100, 10_000))])
         clock.now += 5_000
-        (answer,) = await broker.recent([Span("c", EventId(0, 0), None, 10)])
-        assert [id for id in answer.ids if id > answer.floor] == [pack(young)]
-        assert answer.floor >= pack(old)
+        (answer,) = await broker.read_recent_ids([HistorySpan("c", EventId(0, 0), None, 10)])
+        assert [id for id in answer.ids if id > answer.floor] == [pack_id(young)]
+        assert answer.floor >= pack_id(old)
 
     async def test_recent_is_bounded(self, broker: Broker) -> None:
         """One call must not hold up the log for long, however many channels it names."""
         for name in "abc":
-            await broker.append([draft(name) for _ in range(RECENT_IDS // 2)])
-        spans = [Span(name, EventId(0, 0), None, RECENT_IDS) for name in "abc"]
-        answers = await broker.recent(spans)
-        assert [len(each.ids) for each in answers] == [RECENT_IDS // 2, RECENT_IDS // 2, 0]
+            await broker.append([draft(name) for _ in range(MAX_RECENT_IDS // 2)])
+        spans = [HistorySpan(name, EventId(0, 0), None, MAX_RECENT_IDS) for name in "abc"]
+        answers = await broker.read_recent_ids(spans)
+        assert [len(each.ids) for each in answers] == [MAX_RECENT_IDS // 2, MAX_RECENT_IDS // 2, 0]
         assert not answers[0].is_cut
         assert answers[2].is_cut
 
@@ -252,7 +252,7 @@ class Contract:
         """How a resume tells a forged id from one of another node."""
         await broker.append([draft("c")])
         assert await read(broker, "c", FAR) == ([], None)
-        assert await broker.latest() < FAR
+        assert await broker.read_log_head() < FAR
 
     async def test_concurrent_appends_keep_batches_whole(self, broker: Broker) -> None:
         """Batches may come in any order, but none is interleaved or lost."""
@@ -300,15 +300,15 @@ class Contract:
 
     async def test_a_lease_is_kept_and_given_back(self, broker: Broker) -> None:
         """Who holds a lease keeps it by asking again; who gave it back gets a newer one or the same."""
-        fence = await broker.lease("s", 30)
+        fence = await broker.acquire_lease("s", 30)
         assert fence is not None
-        assert await broker.lease("s", 30) == fence
-        assert await broker.append([draft("c")], Cursor("s", "1"), fence)
-        await broker.release(fence)
-        await broker.release(fence)
-        again = await broker.lease("s", 30)
+        assert await broker.acquire_lease("s", 30) == fence
+        assert await broker.append([draft("c")], SourceOffset("s", "1"), fence)
+        await broker.release_lease(fence)
+        await broker.release_lease(fence)
+        again = await broker.acquire_lease("s", 30)
         assert again is not None
-        assert again.token >= fence.token
+        assert again.number >= fence.number
 
     async def test_every_append_is_answered_at_the_stop(self, broker: Broker) -> None:
         """Those under way get their ids or an error, those that come later an error; nobody hangs."""
@@ -353,34 +353,34 @@ class SharedContract(Contract):
 
     async def test_one_node_has_the_lease(self, broker: Broker, other: Broker) -> None:
         """Until it gives it back, or is not heard of for the lease's time."""
-        first = await broker.lease("s", 30)
+        first = await broker.acquire_lease("s", 30)
         assert first is not None
-        assert await other.lease("s", 30) is None
-        await broker.release(first)
-        second = await other.lease("s", 0.2)
+        assert await other.acquire_lease("s", 30) is None
+        await broker.release_lease(first)
+        second = await other.acquire_lease("s", 0.2)
         assert second is not None
-        assert second.token > first.token
+        assert second.number > first.number
         async with safety_net():
-            while (third := await broker.lease("s", 30)) is None:
+            while (third := await broker.acquire_lease("s", 30)) is None:
                 await asyncio.sleep(0.02)
-        assert third.token > second.token
+        assert third.number > second.number
 
     async def test_a_zombie_appends_nothing(self, broker: Broker, other: Broker) -> None:
         """A node that stood still while another took its lease is refused whole: no event, no cursor."""
-        old = await broker.lease("s", 0.05)
+        old = await broker.acquire_lease("s", 0.05)
         async with safety_net():
-            while (new := await other.lease("s", 30)) is None:
+            while (new := await other.acquire_lease("s", 30)) is None:
                 await asyncio.sleep(0.02)
-        await other.append([draft("c", b"new")], Cursor("s", "2"), new)
+        await other.append([draft("c", b"new")], SourceOffset("s", "2"), new)
         follower = Follower(broker)
         results = await asyncio.gather(
-            broker.append([draft("c", b"zombie"), draft("d", b"zombie")], Cursor("s", "1"), old),
+            broker.append([draft("c", b"zombie"), draft("d", b"zombie")], SourceOffset("s", "1"), old),
             broker.append([draft("c", b"bystander")]),
             return_exceptions=True,
         )
-        assert isinstance(results[0], Fenced)
-        await broker.release(old)  # type: ignore[arg-type]
-        assert await broker.cursor("s") == "2"
+        assert isinstance(results[0], StaleFencingToken)
+        await broker.release_lease(old)  # type: ignore[arg-type]
+        assert await broker.read_offset("s") == "2"
         await other.append([draft("c", b"still")], None, new)
         while follower.events[-1:] == [] or follower.events[-1].payload != b"still":
             await follower.until(len(follower.events) + 1)

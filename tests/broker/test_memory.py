@@ -48,7 +48,7 @@ async def test_bytes_are_bounded_over_all_channels(clock: Clock) -> None:
 
 async def test_keys_are_bounded(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Senders that give every record a key must not fill the memory."""
-    monkeypatch.setattr(memory, "DEDUPLICATION_KEYS", 3)
+    monkeypatch.setattr(memory, "MIN_DEDUPLICATION_KEYS", 3)
     first = await broker.append([draft("c", key="k0")])
     for number in range(1, 4):
         await broker.append([draft("c", key=f"k{number}")])

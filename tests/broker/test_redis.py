@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from gateway.broker.redis.broker import RedisBroker
-from gateway.config.model.config import Pool
+from gateway.config.model.config import PoolConfig
 from gateway.config.model.redis_url import RedisUrl
 from gateway.core.clock import unix_ms
 from gateway.core.errors import StartupError, Unavailable
-from gateway.core.event import Cursor, EventId
-from gateway.net.redis_target import Target
+from gateway.core.event import EventId, SourceOffset
+from gateway.net.redis_locator import RedisLocator
 from tests.broker.contract import FAR, ZERO, Clock, Follower, SharedContract, draft, read
 from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
@@ -57,11 +57,15 @@ def make(
     url: str,
     prefix: str,
     clock: Clock | None = None,
-    limits: Pool | None = None,
+    limits: PoolConfig | None = None,
     timeout: float = PATIENT,
 ) -> RedisBroker:
     return RedisBroker(
-        url, prefix=prefix, limits=limits or Pool.model_validate({}), timeout=timeout, clock=clock or unix_ms
+        url,
+        prefix=prefix,
+        pool_limits=limits or PoolConfig.model_validate({}),
+        timeout=timeout,
+        clock=clock or unix_ms,
     )
 
 
@@ -93,7 +97,7 @@ class TestRedisBroker(SharedContract):
 
 async def test_a_search_for_the_server_can_be_cancelled_at_any_time(url: str) -> None:
     """redis-py loses a cancellation while it connects: a shutdown then waited for whole timeouts."""
-    target = Target(RedisUrl.parse(url))
+    target = RedisLocator(RedisUrl.parse(url))
     for turns in range(40):
         search = asyncio.create_task(target.locate("log", PATIENT))
         for _ in range(turns):
@@ -144,7 +148,7 @@ async def seen_by_watches(nodes: Sequence[RedisBroker], condition: Callable[[], 
 
     def holds() -> Any:
         for node in nodes:
-            node._suspect.set()
+            node._is_connection_suspect.set()
         return condition()
 
     await eventually(holds)
@@ -218,7 +222,7 @@ async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisSer
     await start(fresh)
     (new,) = await fresh.append([draft("c")])
     assert await read(fresh, "c", ids[0]) == ([new], None), "nobody can know yet"
-    old._tasks[0] = asyncio.create_task(old._run())
+    old._tasks[0] = asyncio.create_task(old._run_follower())
     await eventually(lambda: old.is_up)
     for node in (old, fresh):
         assert await read(node, "c", ids[0]) == ([new], ids[3])
@@ -238,12 +242,12 @@ async def test_what_lies_behind_a_lost_part_is_read(nodes: list[RedisBroker], re
 
 async def test_a_forgotten_token_is_given_anew(nodes: list[RedisBroker], redis: RedisServer) -> None:
     """The hash of tokens was evicted: the holder gets a newer one, and nobody waits for ever."""
-    old = await nodes[0].lease("s", 30)
+    old = await nodes[0].acquire_lease("s", 30)
     command(redis, "DEL", "{sse}:tokens")
-    new = await nodes[0].lease("s", 30)
+    new = await nodes[0].acquire_lease("s", 30)
     assert old is not None
     assert new is not None
-    assert new.token > old.token
+    assert new.number > old.number
 
 
 async def test_an_append_under_way_at_the_stop_is_answered(redis: RedisServer) -> None:
@@ -300,9 +304,9 @@ async def test_eviction_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -
         command(redis, "SET", f"theirs{number}", "x" * 1000)
     command(redis, "CONFIG", "SET", "maxmemory", 0)
     # Until both watches have looked: the log's own hash may be gone as well.
-    looked = [node._canary + 2 for node in nodes]
+    looked = [node._canary_number + 2 for node in nodes]
     await seen_by_watches(
-        nodes, lambda: all(node._canary > count for node, count in zip(nodes, looked, strict=True))
+        nodes, lambda: all(node._canary_number > count for node, count in zip(nodes, looked, strict=True))
     )
     assert int(command(redis, "INFO", "stats")["evicted_keys"]) > 0
 
@@ -323,9 +327,9 @@ async def test_a_full_redis_refuses_and_recovers(nodes: list[RedisBroker], redis
     await nodes[0].append([draft("c")])
     command(redis, "CONFIG", "SET", "maxmemory", 1)
     with pytest.raises(Unavailable, match="maxmemory"):
-        await nodes[0].append([draft("c"), draft("d")], Cursor("s", "1"))
+        await nodes[0].append([draft("c"), draft("d")], SourceOffset("s", "1"))
     command(redis, "CONFIG", "SET", "maxmemory", 0)
-    assert await nodes[0].cursor("s") is None
+    assert await nodes[0].read_offset("s") is None
     assert (await read(nodes[0], "d"))[0] == []
     await eventually(lambda: nodes[0].is_up)
     follower = Follower(nodes[0])
@@ -355,10 +359,10 @@ async def test_a_subscription_that_delivers_nothing_is_noticed(redis: RedisServe
         follower = Follower(nodes[0])
         before = set(pubsub_clients(redis))
         # As if the server had forgotten the subscription: nothing else on this connection would tell.
-        original = nodes[0]._store.canary
-        nodes[0]._store.canary = b"sse-gateway:{sse}:canary:nobody"
+        original = nodes[0]._event_log.canary_channel
+        nodes[0]._event_log.canary_channel = b"sse-gateway:{sse}:canary:nobody"
         await eventually(lambda: not nodes[0].is_up)
-        nodes[0]._store.canary = original
+        nodes[0]._event_log.canary_channel = original
         await eventually(lambda: nodes[0].is_up)
         assert set(pubsub_clients(redis)) != before
         await appended(nodes[1])
@@ -373,28 +377,28 @@ def pubsub_clients(redis: RedisServer) -> list[str]:
 
 async def test_connections_are_bounded_counted_and_let_go(redis: RedisServer) -> None:
     """A herd of reads shares max_connections, and idle ones are closed again."""
-    limits = Pool.model_validate({"max_connections": 3, "idle": "1ms", "wait": "1m"})
+    limits = PoolConfig.model_validate({"max_connections": 3, "idle": "1ms", "wait": "1m"})
     broker = make(redis.url, "sse", limits=limits)
     await start(broker)
     await asyncio.gather(*(broker.read({"c": ZERO}, FAR, 1) for _ in range(50)))
-    in_use, opened = broker.connections()
+    in_use, opened = broker.count_connections()
     assert in_use <= 3
     assert 2 <= opened <= 3
-    await seen_by_watches([broker], lambda: broker.connections() == (0, 0))
+    await seen_by_watches([broker], lambda: broker.count_connections() == (0, 0))
     await broker.close()
 
 
 async def test_a_busy_pool_is_unavailable_and_no_queue(redis: RedisServer) -> None:
     """Who gets no connection within ``wait`` is told so, and nobody waits for ever."""
-    broker = make(redis.url, "sse", limits=Pool.model_validate({"max_connections": 1, "wait": "100ms"}))
+    broker = make(redis.url, "sse", limits=PoolConfig.model_validate({"max_connections": 1, "wait": "100ms"}))
     await start(broker)
     assert broker._pool is not None
     taken = await broker._pool.get_connection()  # type: ignore[no-untyped-call]
     with pytest.raises(Unavailable, match="No connection available"):
-        await broker.latest()
+        await broker.read_log_head()
     assert broker.is_up
     await broker._pool.release(taken)
-    await broker.latest()
+    await broker.read_log_head()
     await broker.close()
 
 
@@ -410,7 +414,7 @@ async def test_a_wrong_password_ends_the_start(redis: RedisServer) -> None:
 
 async def test_a_redis_that_comes_late(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway starts without it, says so, and is there once Redis is."""
-    monkeypatch.setattr("gateway.broker.redis.broker.START_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.broker.redis.broker.START_TIMEOUT_SECONDS", 0.3)
     redis.kill()
     broker = make(redis.url, "sse")
     await broker.start()

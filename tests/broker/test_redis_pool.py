@@ -9,11 +9,11 @@ from structlog.testing import capture_logs
 
 from gateway.broker.redis import pool as redis_pool
 from gateway.broker.redis.broker import RedisBroker
-from gateway.broker.redis.pool import PlainPool, Pool, pool
+from gateway.broker.redis.pool import PublicApiPool, RedisPool, create_pool
 from gateway.config.model import config as model
 from gateway.core.clock import unix_ms
 from gateway.core.event import Retention
-from gateway.observability.log_throttle import Seldom
+from gateway.observability.log_throttle import LogThrottle
 from tests.broker.contract import ZERO, draft, read
 from tests.support.gateway import eventually
 from tests.support.redis import RedisServer, redis_server
@@ -28,15 +28,15 @@ def server() -> Iterator[RedisServer]:
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A redis-py whose pools have no such lists."""
-    monkeypatch.setattr(redis_pool, "_seldom", Seldom())
-    monkeypatch.setattr(Pool, "size", property(lambda self: len(self._connections_of_another_name)))
+    monkeypatch.setattr(redis_pool, "_log_throttle", LogThrottle())
+    monkeypatch.setattr(RedisPool, "size", property(lambda self: len(self._connections_of_another_name)))
 
 
 @asynccontextmanager
 async def running(server: RedisServer) -> AsyncIterator[RedisBroker]:
-    limits = model.Pool.model_validate({"max_connections": 3, "idle": "1ms", "wait": "1m"})
+    limits = model.PoolConfig.model_validate({"max_connections": 3, "idle": "1ms", "wait": "1m"})
     url = f"redis://127.0.0.1:{server.port}/0"
-    broker = RedisBroker(url, prefix="pool", limits=limits, timeout=60.0, clock=unix_ms)
+    broker = RedisBroker(url, prefix="pool", pool_limits=limits, timeout=60.0, clock=unix_ms)
     await broker.start()
     try:
         yield broker
@@ -47,7 +47,7 @@ async def running(server: RedisServer) -> AsyncIterator[RedisBroker]:
 def test_this_redis_py_has_what_is_needed() -> None:
     """With one that has not, idle connections stay open, and the log says so at each start."""
     with capture_logs() as logs:
-        assert type(pool(max_connections=1)) is Pool
+        assert type(create_pool(max_connections=1)) is RedisPool
     assert not logs
 
 
@@ -56,7 +56,7 @@ async def test_without_redis_pys_own_lists_the_log_goes_on(server: RedisServer) 
     """A release that mends a hole may rename what is private: events go on, and one line says what is lost."""
     with capture_logs() as logs:
         async with running(server) as broker:
-            assert isinstance(broker._pool, PlainPool)
+            assert isinstance(broker._pool, PublicApiPool)
             ids = [
                 id
                 for some in await asyncio.gather(
@@ -65,6 +65,6 @@ async def test_without_redis_pys_own_lists_the_log_goes_on(server: RedisServer) 
                 for id in some
             ]
             assert (await read(broker, "c", ZERO))[0] == sorted(ids)
-            await eventually(lambda: broker.connections()[0] == 0)
-            assert 1 <= broker.connections()[1] <= 3
+            await eventually(lambda: broker.count_connections()[0] == 0)
+            assert 1 <= broker.count_connections()[1] <= 3
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["redis_py_changed"]

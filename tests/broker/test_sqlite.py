@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.broker.base import CHANNEL_KEPT_MS
+from gateway.broker.base import IDLE_CHANNEL_TTL_MS
 from gateway.broker.sqlite.broker import SqliteBroker
 from gateway.core.clock import unix_ms
 from gateway.core.errors import StartupError, Unavailable
@@ -153,7 +153,7 @@ asyncio.run(main())
     while more:
         page = (await broker.read({"c": after}, FAR, 500))["c"]
         found |= {str(event.id) for event in page.events}
-        more = page.more
+        more = page.has_more
         after = page.events[-1].id if page.events else after
     # The channel keeps 1,000; what was answered before those is allowed to be gone.
     kept = [id.strip() for id in answered][-500:]
@@ -213,7 +213,7 @@ async def test_a_locked_file_is_unavailable_and_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else's write lock fails the appends of that moment; then the log goes on by itself."""
-    monkeypatch.setattr("gateway.broker.sqlite.store._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.broker.sqlite.event_log._BUSY_TIMEOUT_SECONDS", 0.2)
     path = tmp_path / "log.db"
     async with started(path) as broker:
         follower = Follower(broker)
@@ -232,7 +232,7 @@ async def test_appends_wait_for_a_slow_disk_up_to_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit that takes a moment refuses nobody, however the appends came in; a crowd behind it does."""
-    monkeypatch.setattr("gateway.broker.sqlite.broker.WAITING", 300)
+    monkeypatch.setattr("gateway.broker.sqlite.broker.MAX_WAITING_APPENDS", 300)
     path = tmp_path / "log.db"
     async with started(path) as broker:
         blocker = sqlite3.connect(path, isolation_level=None)
@@ -346,7 +346,7 @@ async def test_no_append_is_answered_that_a_removed_file_takes_along(tmp_path: P
         for _ in range(20):
             with suppress(Unavailable):
                 answered += await broker.append([draft("c")])
-        assert answered or "log cannot be" in broker.trouble
+        assert answered or "log cannot be" in broker.last_error
     async with started(path) as later:
         assert set(answered) <= set((await read(later, "c", limit=100))[0])
 
@@ -363,7 +363,7 @@ async def test_a_folder_that_cannot_be_made_again_is_unavailable_until_it_can(tm
             while True:
                 await broker.append([draft("c")])
         assert not broker.is_up
-        assert "data" in broker.trouble
+        assert "data" in broker.last_error
         folder.unlink()
         await goes_on(broker, follower)
 
@@ -432,7 +432,7 @@ async def test_old_events_are_deleted_without_an_append(tmp_path: Path, clock: C
     """A quiet log gives its space back."""
     broker = SqliteBroker(tmp_path / "log.db", clock=clock)
     await broker.start()
-    keep = Retention(1000, age_ms=1000)
+    keep = Retention(1000, max_age_ms=1000)
     await broker.append(
         [draft("c", retention=keep) for _ in range(50)] + [draft("d", retention=Retention(0))]
     )
@@ -462,15 +462,15 @@ async def test_channels_of_users_who_left_leave_no_row(
     broker: SqliteBroker, other: SqliteBroker, tmp_path: Path, clock: Clock
 ) -> None:
     """A channel per user would make the file grow for ever; a client that resumes after a day receives a gap."""
-    keep, path = Retention(1000, age_ms=1000), tmp_path / "log.db"
+    keep, path = Retention(1000, max_age_ms=1000), tmp_path / "log.db"
     follower = Follower(other)
     ((first,), *_) = [await broker.append([draft(name, retention=keep)]) for name in ("u.1", "u.2", "u.3")]
     await other.append([draft("u.2", retention=keep)])  # it remembers the rows of u.2 and u.3
     await other.append([draft("u.3", retention=keep)])
     await broker.append([draft("kept"), draft("keyed", retention=keep, key="k")])
-    clock.now += CHANNEL_KEPT_MS // 2
+    clock.now += IDLE_CHANNEL_TTL_MS // 2
     ((last,),) = [await broker.append([draft("u.3", retention=keep)])]
-    clock.now += CHANNEL_KEPT_MS // 2 + 60_000
+    clock.now += IDLE_CHANNEL_TTL_MS // 2 + 60_000
     await eventually(lambda: names(path) == {"u.3", "kept", "keyed"})
     # A row that is made anew may have the key of an old one; the other process must not go by what it remembers.
     for number in range(4, 8):
@@ -501,4 +501,4 @@ async def test_a_log_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
         database.close()
         async with started(path) as broker:
             assert (await read(broker, "c"))[0] == [id]
-            await broker.board.put("n", b"1", 60)
+            await broker.shared_store.put("n", b"1", 60)

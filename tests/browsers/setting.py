@@ -58,4 +58,4 @@ def documented(engine: Engine, fact: str) -> str:
 
 def is_open(gateway: Gateway, count: int) -> bool:
     """Tell whether the gateway has just so many streams."""
-    return len(gateway.daemon.streams.open) == count
+    return len(gateway.daemon.streams.active) == count

@@ -39,7 +39,7 @@ async def test_a_cookie_opens_a_stream_of_another_origin(profile: Profile, site:
         await start(kind, tab, base, "private")
         await eventually(lambda: gateway.metric('refused_total{reason="missing_token"}'))
         await start(kind, tab, base, "private", credentials="include")
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("private", "1")
         await eventually(lambda: have([tab], [1]))
         assert await gateway.metric('refused_total{reason="missing_token"}') == 1
@@ -53,13 +53,13 @@ async def test_nothing_is_lost_while_the_gateway_restarts(
     tab = await profile.tab(site.origin())
     async with gateway_running(over) as gateway:
         await start(OURS, tab, gateway.url, "orders")
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "1")
         await eventually(lambda: have([tab], [1]))
     await eventually(lambda: is_in(tab, "waiting network"))  # it was refused
     async with gateway_running(over) as gateway:
         await gateway.post("orders", "2")
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "3")
         await eventually(lambda: have([tab], [1, 2, 3]))
 
@@ -72,7 +72,7 @@ async def test_a_native_stream_over_a_restart(
     tab = await profile.tab(site.origin())
     async with gateway_running(over) as gateway:
         await start(NATIVE, tab, gateway.url, "orders")
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "1")
         await eventually(lambda: have([tab], [1]))
         await tab.evaluate("() => { window.errors = 0; source.onerror = () => { errors += 1; }; }")
@@ -84,7 +84,7 @@ async def test_a_native_stream_over_a_restart(
         if gives_up:
             last = await tab.evaluate("() => last")
             await listen(tab, f"{gateway.url}/events/orders?lastEventId={last}")
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "3")
         await eventually(lambda: have([tab], [2, 3] if gives_up else [1, 2, 3]))
 
@@ -102,7 +102,7 @@ async def test_a_token_that_is_refused_is_asked_for_once_more(profile: Profile, 
         tab = await profile.tab(site.origin())
         old, new = token(-10), token()
         await connect(tab, gateway.url, "private", tokens=[old, new])
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("private", "1")
         await eventually(lambda: have([tab], [1]))
         assert await tab.evaluate("() => asked") == [None, old]
@@ -116,10 +116,10 @@ async def test_where_fetch_cannot_stream(profile: Profile, site: Site) -> None:
     async with gateway_running(config(site, auth={"tickets": {}})) as gateway:
         tab = await profile.tab(site.origin())
         await connect(tab, gateway.url, "private", tokens=[token()], transport="eventsource", **SOON)
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("private", "1")
         await eventually(lambda: have([tab], [1]))
-        for stream in list(gateway.daemon.streams.open):
+        for stream in list(gateway.daemon.streams.active):
             stream.transport.abort()
         await gateway.post("private", "2")
         await eventually(lambda: have([tab], [1, 2]))
@@ -132,12 +132,12 @@ async def test_a_page_that_went_away_and_came_back_has_everything_once(
     async with gateway_running(config(site)) as gateway:
         tab = await profile.tab(site.origin())
         await connect(tab, gateway.url, "orders")
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "1")
         await eventually(lambda: have([tab], [1]))
         for number in (2, 3):
             await (tab.open(site.origin() + "/away") if number == 2 else tab.forward())
-            await eventually(lambda: not gateway.daemon.streams.open)
+            await eventually(lambda: not gateway.daemon.streams.active)
             await gateway.post("orders", str(number))
             await tab.back()
             if not engine.keeps_pages_with_requests:
@@ -157,11 +157,11 @@ async def test_what_was_published_while_offline_comes_once(
     async with gateway_running(config(site)) as gateway:
         tab = await profile.tab(site.origin())
         await connect(tab, gateway.url, "orders", **SOON)
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "1")
         await eventually(lambda: have([tab], [1]))
         await profile.go_offline()
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
         await eventually(lambda: is_in(tab, "offline offline"))
         await gateway.post("orders", "2")
         await profile.go_online()
@@ -200,13 +200,13 @@ async def test_a_console_stays_empty(profile: Profile, site: Site) -> None:
     async with gateway_running(config(site, timeouts={"connection": "1s"})) as gateway:
         tab = await profile.tab(site.origin())
         await connect(tab, gateway.url, "orders", "stock", **SOON)
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "1")
         await eventually(lambda: came_back(gateway))
         await gateway.post("stock", "2")
         await eventually(lambda: have([tab], [1, 2]))
         await tab.evaluate("() => stream.close()")
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
         assert await state(tab) == "closed closed"
         assert await tab.noise() == []
 

@@ -139,12 +139,12 @@ async def test_a_page_that_was_left_and_is_shown_again(engine: Engine, profile: 
     async with gateway_running(over) as gateway:
         tab = await profile.tab(site.origin())
         await listen(tab, f"{gateway.url}/events/orders")
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "1")
         await eventually(lambda: have([tab], [1]))
         await tab.open(site.origin() + "/away")
         if fact != "kept, and streams on":
-            await eventually(lambda: not gateway.daemon.streams.open)
+            await eventually(lambda: not gateway.daemon.streams.active)
         await gateway.post("orders", "2")
         await tab.back()
         if fact == "not kept":
@@ -165,7 +165,7 @@ async def test_a_stream_of_a_browser_that_goes_offline(engine: Engine, profile: 
     async with gateway_running({"cors": {"origins": [site.origin()]}}) as gateway:
         tab = await profile.tab(site.origin())
         await listen(tab, f"{gateway.url}/events/orders")
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await profile.go_offline()
         assert not await tab.evaluate("() => navigator.onLine")
         await gateway.post("orders", "1")

@@ -54,7 +54,7 @@ async def opened(browser: Browser, gateway: Gateway, url: str, worker: str) -> P
     await page.goto(f"{url}/")
     await page.evaluate(REGISTER, f"{worker}.js")
     await page.evaluate(LISTEN, [f"{gateway.url}/events/orders?client=tab", {}])
-    await eventually(lambda: gateway.daemon.streams.open)
+    await eventually(lambda: gateway.daemon.streams.active)
     await gateway.post("orders", "1")
     await eventually(lambda: has(page, [1]))
     return page
@@ -80,14 +80,14 @@ async def test_a_worker_that_answers_the_stream(
     async with serving(site) as url, gateway_running(over(url)) as gateway:
         page = await opened(browser, gateway, url, worker)
         streams = gateway.daemon.streams
-        (stream,) = streams.open
+        (stream,) = streams.active
         if end == "cut":
             stream.abort(end)
         else:
-            stream.end(end)
-        await eventually(lambda: stream not in streams.open)
+            stream.close(end)
+        await eventually(lambda: stream not in streams.active)
         await gateway.post("orders", "2")
-        await eventually(lambda: streams.open)
+        await eventually(lambda: streams.active)
         await gateway.post("orders", "3")
         await eventually(lambda: has(page, wanted))
         await page.close()
@@ -97,7 +97,7 @@ async def test_a_cut_through_a_worker_is_the_end(browser: Browser) -> None:
     """What docs/browsers.md says of it is wrong: the page needs no other remedy."""
     async with serving(site) as url, gateway_running(over(url)) as gateway:
         page = await opened(browser, gateway, url, "naive")
-        (stream,) = gateway.daemon.streams.open
+        (stream,) = gateway.daemon.streams.active
         stream.abort("cut")
         await eventually(lambda: is_closed(page))
         await page.close()

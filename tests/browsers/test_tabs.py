@@ -49,7 +49,7 @@ async def test_eight_tabs_live_on_one_connection(profile: Profile, site: Site, l
         for number in range(5):
             await gateway.post("orders", str(number))
         await eventually(lambda: have(tabs, list(range(5))))
-        assert await connections(gateway) == len(gateway.daemon.streams.open) == 1
+        assert await connections(gateway) == len(gateway.daemon.streams.active) == 1
         assert not any([await tab.noise() for tab in tabs])
 
 

@@ -94,7 +94,7 @@ async def test_a_machine_may_sleep_longer_than_its_token_lives() -> None:
         told.sleep()
         await gateway.post("orders", "2")
         end_tokens(gateway)
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
         await gateway.post("orders", "3")
         told.wake()
         await eventually(lambda: told.events == [1, 2, 3])
@@ -209,7 +209,7 @@ async def test_handlers_harm_nothing_and_close_is_at_once() -> None:
         async with following(gateway.url, options, closeAfter=4) as told:
             await told.until("closed")
             await eventually(lambda: told.faults)
-            await eventually(lambda: not gateway.daemon.streams.open)
+            await eventually(lambda: not gateway.daemon.streams.active)
             assert told.events == [0, 1, 2, 3]
             assert told.faults == ["Error: of the page"]
             assert told.reasons == ["closed"]

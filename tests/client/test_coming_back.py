@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.streams.connection import Connection
+from gateway.streams.connection import StreamConnection
 from tests.client.following import following
 from tests.clients.tap import Tap, tapped
 from tests.support.gateway import eventually, gateway_running
@@ -33,7 +33,7 @@ async def test_delays_double_up_to_the_longest_and_begin_anew_after_a_healthy_ti
                 await told.until("open", times)
                 if times == len(delays):
                     await told.later(HEALTHY)
-                cut(gateway.daemon.streams.open)
+                cut(gateway.daemon.streams.active)
                 await told.until("waiting", times)
                 await told.later(delay)
             await told.until("open", len(delays) + 1)
@@ -41,7 +41,7 @@ async def test_delays_double_up_to_the_longest_and_begin_anew_after_a_healthy_ti
             assert set(told.reasons) == {"network"}
 
 
-def cut(streams: Iterable[Connection]) -> None:
+def cut(streams: Iterable[StreamConnection]) -> None:
     for stream in list(streams):
         stream.abort("test")
 
@@ -53,7 +53,7 @@ async def test_the_retry_of_the_gateway_is_the_shortest_window() -> None:
         async with following(gateway.url, options, luck=LUCK) as told:
             for times in (1, 2):
                 await told.until("open", times)
-                cut(gateway.daemon.streams.open)
+                cut(gateway.daemon.streams.active)
             await told.until("open", 3)
             assert told.delays == [225, 450]
 

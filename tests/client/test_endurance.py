@@ -121,8 +121,8 @@ class Ordeal:
         self.tap.cut()
 
     async def _abort(self) -> None:
-        for stream in list(self.gateway.daemon.streams.open):
-            stream.end("max_age")
+        for stream in list(self.gateway.daemon.streams.active):
+            stream.close("max_age")
 
     async def _die(self) -> None:
         self.tap.die()
@@ -145,8 +145,8 @@ class Ordeal:
     async def count(self) -> None:
         """Note the most connections that an origin had at once, but for those that are silently dead."""
         while not self.is_over:
-            streams = self.gateway.daemon.streams.open
-            origins = [str(stream.origin) for stream in list(streams) if stream.closing is None]
+            streams = self.gateway.daemon.streams.active
+            origins = [str(stream.origin) for stream in list(streams) if stream.close_reason is None]
             for origin in set(origins):
                 self.most[origin] = max(self.most.get(origin, 0), origins.count(origin))
             await asyncio.sleep(0.005)

@@ -58,7 +58,7 @@ class Shown:
 
     def channels(self) -> list[tuple[str, ...]]:
         """Return what the streams that the gateway has are subscribed to."""
-        return [stream.subscription.channels for stream in self.gateway.daemon.streams.open]
+        return [stream.subscription.channels for stream in self.gateway.daemon.streams.active]
 
     async def subscribed(self, *channels: str) -> None:
         """Wait until there is one stream, of these channels."""
@@ -111,21 +111,21 @@ async def test_a_render_changes_handlers_and_no_connection(tmp_path: Path) -> No
         await found.page.evaluate("url => show(url)", found.gateway.url)
         await found.says("0 open - there")
         await found.subscribed("orders")
-        (stream,) = found.gateway.daemon.streams.open
+        (stream,) = found.gateway.daemon.streams.active
         for round_ in (1, 2):
             await found.page.evaluate(
                 f"setRound({round_}), setChannels([...['orders']]), setToken(() => () => '')"
             )
             await found.says(f"{round_} open - there")
         # A token where there was none is one reason; another function is none.
-        await eventually(lambda: list(found.gateway.daemon.streams.open) != [stream])
+        await eventually(lambda: list(found.gateway.daemon.streams.active) != [stream])
         await found.subscribed("orders")
-        (stream,) = found.gateway.daemon.streams.open
+        (stream,) = found.gateway.daemon.streams.active
         await found.page.evaluate("setRound(3), setToken(() => () => null)")
         await found.says("3 open - there")
         await found.gateway.post("orders", "1")
         await found.saw([3, "orders", 1])
-        assert list(found.gateway.daemon.streams.open) == [stream]
+        assert list(found.gateway.daemon.streams.active) == [stream]
 
 
 async def test_other_channels_are_another_stream(tmp_path: Path) -> None:

@@ -74,7 +74,9 @@ async def test_a_tab_that_hangs_is_robbed_of_the_lead() -> None:
         await shows(third, [2])
         await shows(second, [1, 2])
         is_over.set()
-        await eventually(lambda: len(gateway.daemon.streams.open) == 1)  # the first one is back, and lets go
+        await eventually(
+            lambda: len(gateway.daemon.streams.active) == 1
+        )  # the first one is back, and lets go
         await gateway.post("orders", "3")
         for page, got in ((first, [1, 2, 3]), (second, [1, 2, 3]), (third, [2, 3])):
             await shows(page, got)
@@ -143,7 +145,7 @@ async def test_tabs_share_a_channel_that_keeps_nothing() -> None:
             for tab in tabs:
                 await shows(tab, [1, 2, 3])
             await tabs.pop(0).close()
-            await eventually(lambda: len(gateway.daemon.streams.open) == 1)
+            await eventually(lambda: len(gateway.daemon.streams.active) == 1)
             await eventually(lambda: tabs[0].evaluate("stream.state === 'open'"))
 
 
@@ -163,7 +165,7 @@ async def test_where_no_lock_may_be_had_each_tab_leads_itself() -> None:
             frame = "(page) => document.body.append(Object.assign(document.createElement('iframe'), page))"
             source = f'<script type="module">{script}</script>'
             await page.evaluate(frame, {"sandbox": "allow-scripts", "srcdoc": source})
-            await eventually(lambda: len(gateway.daemon.streams.open) == 1)
+            await eventually(lambda: len(gateway.daemon.streams.active) == 1)
             await gateway.post("orders", "1")
             await eventually(lambda: said == ["got 1"])
 
@@ -194,7 +196,7 @@ async def test_tabs_of_two_subscriptions_do_not_mix() -> None:
         third = await browser.page()
         other = OPEN.replace("share: true", 'share: "another user"')
         await third.evaluate(other, [f"{gateway.url}/client.js", gateway.url])
-        assert len(gateway.daemon.streams.open) == 3
+        assert len(gateway.daemon.streams.active) == 3
         await gateway.post("orders", "1")
         await gateway.post("stock", "2")
         for page, got in ((first, [1]), (second, [2]), (third, [1])):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from aiohttp import ClientSession
 
-from gateway.core.event import GAP
+from gateway.core.event import GAP_EVENT_TYPE
 from tests.clients.tap import Tap, tapped
 from tests.clients.zoo import Client, zoo_running
 from tests.support.gateway import eventually
@@ -141,7 +141,7 @@ def outcome(client: Client, published: Sequence[int]) -> str:
         is_over = False
     elif lost:
         parts.append(f"lost {_list(lost)}")
-    if any(told.type == GAP for told in client.events):
+    if any(told.type == GAP_EVENT_TYPE for told in client.events):
         parts.append("gap told")
     if twice := [number for number in published if times[number] > 1]:
         parts.append(f"twice {_list(twice)}")
@@ -160,7 +160,7 @@ def _told_gaps(client: Client) -> set[int]:
     """Return the numbers of events that lie exactly where a gap was told."""
     explained: set[int] = set()
     for place, told in enumerate(client.events):
-        if told.type == GAP:
+        if told.type == GAP_EVENT_TYPE:
             gap = json.loads(told.data)
             before = [each for each in client.events[:place] if each.id == gap["after"]]
             after = [each for each in client.events[place:] if each.id == gap["oldest"]]

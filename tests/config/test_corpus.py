@@ -16,11 +16,11 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.cli.main import main
-from gateway.config.loader.document import parse
-from gateway.config.loader.environment import resolve
-from gateway.config.loader.faults import ConfigError, Fault
+from gateway.config.loader.document import parse_yaml
+from gateway.config.loader.environment import resolve_references
+from gateway.config.loader.issues import ConfigError, ConfigIssue
 from gateway.config.model.config import Config
-from gateway.config.schema import json_schema
+from gateway.config.schema import config_json_schema
 from gateway.config.validation import warnings
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -69,7 +69,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @cache
 def validator() -> jsonschema.Draft202012Validator:
     """Return the schema's validator, made once for all files."""
-    return jsonschema.Draft202012Validator(json_schema())
+    return jsonschema.Draft202012Validator(config_json_schema())
 
 
 def asked(file: Path) -> str:
@@ -98,7 +98,7 @@ def test_the_schema_agrees(file: Path) -> None:
     """What an editor shows is not what `check` says: a red line too many, or one that is missing."""
     says = asked(file)
     try:
-        document = parse(file.read_text(), file.name)
+        document = parse_yaml(file.read_text(), file.name)
     except ConfigError:
         assert says == "not asked, because this is no YAML"
         return
@@ -107,11 +107,11 @@ def test_the_schema_agrees(file: Path) -> None:
     reason = says.partition(", because ")[2]
     assert not accepts or reason in REASONS
     if accepts and document.data is not None and reason not in IN_THE_MODEL:
-        unresolved: list[Fault] = []
+        unresolved: list[ConfigIssue] = []
         try:
-            Config.model_validate(resolve(document.data, os.environ, CORPUS, unresolved))
+            Config.model_validate(resolve_references(document.data, os.environ, CORPUS, unresolved))
         except ValidationError as error:
-            assert unresolved or document.faults, error
+            assert unresolved or document.errors, error
 
 
 def test_there_are_enough_files() -> None:

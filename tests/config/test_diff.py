@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.cli.main import main
-from gateway.config.diff import ASKED, differences
+from gateway.config.diff import ACK_EFFECT, diff_configs
 from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from tests.support.gateway import BASE, merged
@@ -116,8 +116,8 @@ CLOSES = "its streams close, and may come back at once"
         (
             {"channels": {"orders": {"ack": {"interval": "9s"}}, "stock": {"ack": "none"}}},
             [
-                f"channels.orders.ack: added: {ASKED}",
-                f"channels.stock.ack: nothing to none: {ASKED}",
+                f"channels.orders.ack: added: {ACK_EFFECT}",
+                f"channels.stock.ack: nothing to none: {ACK_EFFECT}",
             ],
         ),
         (
@@ -156,13 +156,13 @@ CLOSES = "its streams close, and may come back at once"
 )  # fmt: skip
 def test_each_difference_says_what_becomes_of_it(over: Any, told: list[str]) -> None:
     """Ops read this before a deploy: nothing may be missing, and nothing said that does not happen."""
-    assert [str(change) for change in differences(config(), config(over))] == told
+    assert [str(change) for change in diff_configs(config(), config(over))] == told
 
 
 def test_a_source_of_another_type(tmp_path: Path) -> None:
     """It cannot be changed into something else: it stops, and another one starts under its name."""
     over = {"sources": {"app": {"type": "redis-stream"}}}
-    changes = differences(config(), config(over))
+    changes = diff_configs(config(), config(over))
     assert [str(change) for change in changes] == [
         "sources.app.type: redis-pubsub to redis-stream: starts anew"
     ]
@@ -180,7 +180,8 @@ def test_no_secret_is_told() -> None:
         },
     }
     told = [
-        str(change) for change in [*differences(config(), config(over)), *differences(config(over), config())]
+        str(change)
+        for change in [*diff_configs(config(), config(over)), *diff_configs(config(over), config())]
     ]
     assert len(told) == 12
     assert "NEVER" not in "".join(told) and "secret" not in "".join(told)
@@ -213,19 +214,19 @@ def test_who_takes_over_a_name() -> None:
     old, vip = config(), config(first)
     channels = dict(sorted(vip.channels.items(), key=lambda item: item[0] != "user.vip.{id}"))
     vip = vip.model_copy(update={"channels": channels})
-    told = {str(each) for each in differences(old, vip)}
+    told = {str(each) for each in diff_configs(old, vip)}
     takes = "streams of user.{id} whose names it takes over close and may come back"
     assert f"channels.user.vip.{{id}}: added: {takes}" in told
-    assert "channels.user.vip.{id}: added" in {str(each) for each in differences(old, config(first))}
+    assert "channels.user.vip.{id}: added" in {str(each) for each in diff_configs(old, config(first))}
     fixed = {"channels": {"user.7": {"from": [{"source": "app", "topic": "user:7"}], "access": "token"}}}
-    told = {str(each) for each in differences(config(fixed), old)}
+    told = {str(each) for each in diff_configs(config(fixed), old)}
     assert "channels.user.7: removed: its streams close; whoever comes back gets one of user.{id}" in told
 
 
 def test_acknowledgement_that_is_on() -> None:
     """Another interval is followed by whom it concerns; switched off, nobody is closed any more."""
     on, slower = config({"ack": {}}), config({"ack": {"interval": "45s"}})
-    assert [str(each) for each in differences(on, slower)] == [f"ack.interval: 30s to 45s: {ASKED}"]
-    assert [str(each) for each in differences(on, config())] == [
+    assert [str(each) for each in diff_configs(on, slower)] == [f"ack.interval: 30s to 45s: {ACK_EFFECT}"]
+    assert [str(each) for each in diff_configs(on, config())] == [
         "ack: switched off: nobody is asked any more"
     ]

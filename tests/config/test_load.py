@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.issues import ConfigError
 from gateway.config.loader.load import load, loads
-from gateway.config.model.config import ClaimsAccess
+from gateway.config.model.config import ClaimsAccessConfig
 from gateway.core.errors import StartupError
-from gateway.server.reload import files_of
+from gateway.server.reload import referenced_files
 
 GOOD = """
 sources:
@@ -27,7 +27,7 @@ def faults(text: str, environ: dict[str, str] | None = None) -> list[str]:
     """Return the first line of each fault's message."""
     with pytest.raises(ConfigError) as caught:
         loads(text, file="g.yaml", environ=environ or {})
-    return [fault.render("g.yaml").splitlines()[0] for fault in caught.value.faults]
+    return [fault.render("g.yaml").splitlines()[0] for fault in caught.value.errors]
 
 
 def one_fault(more: str, environ: dict[str, str] | None = None) -> str:
@@ -340,7 +340,7 @@ def test_claims_access() -> None:
     channel = '  u.{id}: {from: [{source: hooks, topic: "u:{id}"}], access: {claims: {sub: "{id}"}}}\n'
     auth = f"auth: {{jwt: {{algorithms: [HS256], secret: {'x' * 32}}}}}"
     access = loads(GOOD + channel + auth).channels["u.{id}"].access
-    assert isinstance(access, ClaimsAccess)
+    assert isinstance(access, ClaimsAccessConfig)
     (fault,) = faults(GOOD + channel.replace('sub: "{id}"', 'sub: "{uid}"') + auth)
     assert "the channel has no field {uid}; its fields: {id}" in fault
 
@@ -419,4 +419,4 @@ def test_an_origin_of_a_file_is_no_reference() -> None:
         loads(text, environ={})
     assert "opened from a file sends the origin 'null'" in str(caught.value)
     assert "cannot read" not in str(caught.value)
-    assert files_of(text, Path("/")) == []
+    assert referenced_files(text, Path("/")) == []

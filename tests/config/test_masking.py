@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.config.loader.load import reads
+from gateway.config.loader.load import try_loads
 
 TLS = {"certificate": "a.crt", "key": "a.key", "minimum_version": "1.2", "ciphers": "ECDHE+AESGCM"}
 EVERYTHING: dict[str, Any] = {
@@ -111,8 +111,8 @@ def messages(path: Path, value: str) -> list[str]:
     for part in path[:-1]:
         place = place[part]
     place[path[-1]] = "${S}"
-    reading = reads(json.dumps(data), environ={"S": value})
-    return [each.fault.message for each in (*reading.faults, *reading.warnings)]
+    reading = try_loads(json.dumps(data), environ={"S": value})
+    return [each.issue.message for each in (*reading.errors, *reading.warnings)]
 
 
 def outside_of_quotes(message: str) -> str:
@@ -122,7 +122,7 @@ def outside_of_quotes(message: str) -> str:
 def test_the_configuration_has_every_kind_of_text() -> None:
     """It is good as it is, so that what is said is about the variable."""
     assert len(PLACES) > 60
-    assert reads(json.dumps(EVERYTHING), environ={}).faults == ()
+    assert try_loads(json.dumps(EVERYTHING), environ={}).errors == ()
 
 
 @pytest.mark.parametrize("path", PLACES, ids=lambda path: ".".join(map(str, path)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.config.model.origins import Origins, normalise
+from gateway.config.model.origins import OriginRules, normalize_origin_rule
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ from gateway.config.model.origins import Origins, normalise
 )
 def test_the_table(rule: str, origin: str, allowed: bool) -> None:
     """Each line is a way in which a policy was once read wrong."""
-    assert Origins([rule]).allows(origin) is allowed
+    assert OriginRules([rule]).allows(origin) is allowed
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_the_table(rule: str, origin: str, allowed: bool) -> None:
 def test_a_rule_that_would_not_do_what_it_says_is_an_error(rule: str, message: str) -> None:
     """The message says what would be right."""
     with pytest.raises(ValueError, match=message):
-        normalise(rule)
+        normalize_origin_rule(rule)

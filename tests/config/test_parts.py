@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.main import main
-from gateway.cli.terminal.test_record import Wish, parcel
-from gateway.config.loader.faults import ConfigError
-from gateway.config.loader.parts import DOOR, TOKENS, WAYS, load_part
-from gateway.core.errors import Rejected
+from gateway.cli.terminal.test_record import PublishRequest, build_test_record
+from gateway.config.loader.issues import ConfigError
+from gateway.config.loader.partial import PUBLIC_ENDPOINT_KEYS, ROUTING_KEYS, TOKEN_KEYS, load_sections
+from gateway.core.errors import RecordRejected
 from tests.support.gateway import gateway_running
 
 FILE = """
@@ -42,24 +42,24 @@ def file(tmp_path: Path) -> Path:
 
 def test_each_command_gets_its_sections(file: Path) -> None:
     """The laptop from which somebody signs a token has the token's secret, and no password of Redis."""
-    config = load_part(file, *TOKENS, environ={"JWT_SECRET": "s" * 32}).config
+    config = load_sections(file, *TOKEN_KEYS, environ={"JWT_SECRET": "s" * 32}).config
     assert config.auth is not None
     assert config.auth.jwt is not None
     assert list(config.channels) == ["orders", "asked"]
-    door = load_part(file, *DOOR, environ={"LISTEN": "127.0.0.1:8443"}).config.server
+    door = load_sections(file, *PUBLIC_ENDPOINT_KEYS, environ={"LISTEN": "127.0.0.1:8443"}).config.server
     assert door.public_url(8443) == "https://127.0.0.1:8443"
 
 
 def test_what_is_needed_and_missing_is_told_alone(file: Path) -> None:
     """Nobody has to guess which of twelve variables a command wants."""
     with pytest.raises(ConfigError) as caught:
-        load_part(file, *TOKENS, environ={})
-    assert [each.fault.message for each in caught.value.faults] == [
+        load_sections(file, *TOKEN_KEYS, environ={})
+    assert [each.issue.message for each in caught.value.errors] == [
         "the environment has no JWT_SECRET; set it, or write ${JWT_SECRET:-default}"
     ]
     with pytest.raises(ConfigError) as caught:
-        load_part(file, *DOOR, environ={"LISTEN": "80"})
-    assert [each.fault.path for each in caught.value.faults] == [("server", "listen")]
+        load_sections(file, *PUBLIC_ENDPOINT_KEYS, environ={"LISTEN": "80"})
+    assert [each.issue.path for each in caught.value.errors] == [("server", "listen")]
 
 
 def test_publish_takes_the_way_that_can_be_used(file: Path) -> None:
@@ -69,11 +69,14 @@ def test_publish_takes_the_way_that_can_be_used(file: Path) -> None:
         ({"REDIS_URL": "redis://h"}, "app"),
         ({"WEBHOOK_TOKEN": "w" * 20, "REDIS_URL": "redis://h"}, "hooks"),
     ):
-        part = load_part(file, *WAYS, environ=environ)
-        assert parcel(part.config, Wish("orders", b"{}"), part.lacking).source == source
-    part = load_part(file, *WAYS, environ={})
-    with pytest.raises(Rejected) as caught:
-        parcel(part.config, Wish("orders", b"{}"), part.lacking)
+        part = load_sections(file, *ROUTING_KEYS, environ=environ)
+        assert (
+            build_test_record(part.config, PublishRequest("orders", b"{}"), part.missing_by_source).source
+            == source
+        )
+    part = load_sections(file, *ROUTING_KEYS, environ={})
+    with pytest.raises(RecordRejected) as caught:
+        build_test_record(part.config, PublishRequest("orders", b"{}"), part.missing_by_source)
     assert caught.value.message.splitlines()[1:] == [
         "  hooks: the environment has no WEBHOOK_TOKEN; set it, or write ${WEBHOOK_TOKEN:-default}",
         "  app: the environment has no REDIS_URL; set it, or write ${REDIS_URL:-default}",
@@ -85,7 +88,7 @@ def test_a_file_whose_variables_are_all_there_is_checked_as_a_whole(tmp_path: Pa
     """A misspelled key is a mistake for every command."""
     (tmp_path / "g.yaml").write_text(FILE.split("server")[0] + "tmeouts: {}\n" + "channels: {}\n")
     with pytest.raises(ConfigError, match="tmeouts: unknown key"):
-        load_part(tmp_path / "g.yaml", *DOOR, environ={})
+        load_sections(tmp_path / "g.yaml", *PUBLIC_ENDPOINT_KEYS, environ={})
 
 
 def test_token_signs(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +108,7 @@ async def test_publish_and_tail_work(tmp_path: Path) -> None:
             "  hooks: {type: webhook, verify: {none: true}}\n"
             "channels:\n  orders: {from: [{source: app, topic: orders}, {source: hooks, topic: orders}],"
             ' access: public, cors: {origins: ["${ORIGIN}"]}}\n'
-        ).replace("PORT", str(gateway.daemon.public.port))
+        ).replace("PORT", str(gateway.daemon.public_listener.port))
         (tmp_path / "g.yaml").write_text(text)
         for command in (("publish", "orders", "{}"), ("tail", "orders", "--last", "1", "--count", "1")):
             process = await asyncio.create_subprocess_exec(

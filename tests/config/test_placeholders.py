@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.placeholders import Expression, pointed
+from gateway.config.placeholders import Expression, resolve_json_pointer
 from gateway.core.event import Record
 
 PAYLOAD = (
@@ -14,8 +14,8 @@ PAYLOAD = (
 RECORD = Record(
     "orders",
     PAYLOAD,
-    values={"key": "k1", "headers.type": "own"},
-    shared={"headers.type": "all", "headers.id": "7"},
+    placeholder_values={"key": "k1", "headers.type": "own"},
+    shared_values={"headers.type": "all", "headers.id": "7"},
 )
 
 
@@ -37,8 +37,8 @@ def test_places_are_filled_or_the_text_is_not_there(text: str, rendered: str | N
 
 def test_own_is_what_a_record_does_not_share() -> None:
     """What all records of a request have in common does not tell them apart."""
-    assert Expression("{key}").render(RECORD, own=True) == "k1"
-    assert Expression("{headers.id}").render(RECORD, own=True) is None
+    assert Expression("{key}").render(RECORD, exclude_shared=True) == "k1"
+    assert Expression("{headers.id}").render(RECORD, exclude_shared=True) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "a}", "{}", "{Key}", "{a b}", "{a.}", "{/a~2}", "{{key}}"])
@@ -51,5 +51,5 @@ def test_what_is_no_expression_is_told(text: str) -> None:
 @given(st.binary(max_size=60), st.text(max_size=20))
 def test_no_payload_and_no_pointer_raise(payload: bytes, pointer: str) -> None:
     """Anything can be posted."""
-    pointed(payload, "/" + pointer)
-    pointed(b'{"' + payload + b'":[1]}', "/" + pointer)
+    resolve_json_pointer(payload, "/" + pointer)
+    resolve_json_pointer(b'{"' + payload + b'":[1]}', "/" + pointer)

@@ -52,8 +52,8 @@ def test_verification_cannot_be_switched_off(scheme: str, value: str) -> None:
 )
 def test_whether_the_host_is_checked(query: str, expected: bool) -> None:
     """What is switched off is told at the start, so it must be known."""
-    assert RedisUrl.parse(f"rediss://h/{query}").checks_host is expected
-    assert RedisUrl.parse(f"rediss+cluster://h{query}").checks_host is expected
+    assert RedisUrl.parse(f"rediss://h/{query}").is_hostname_checked is expected
+    assert RedisUrl.parse(f"rediss+cluster://h{query}").is_hostname_checked is expected
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 import yaml
 
-from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.issues import ConfigError
 from gateway.config.loader.load import load, loads
-from gateway.config.schema import json_schema
+from gateway.config.schema import config_json_schema
 from tests.config.test_load import BROKEN, GOOD
 
 ROOT = Path(__file__).parents[2]
@@ -23,14 +23,14 @@ ENVIRON = {
 
 def test_the_file_is_current() -> None:
     """config/schema.json is what `sse-gateway schema` prints; `make docs` writes it."""
-    assert json.loads((ROOT / "config/schema.json").read_text()) == json_schema()
+    assert json.loads((ROOT / "config/schema.json").read_text()) == config_json_schema()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
 def test_the_shipped_files_pass_both(file: Path) -> None:
     """An editor and `check` agree on every file that we ship."""
     load(file, environ=ENVIRON)
-    jsonschema.validate(yaml.safe_load(file.read_text()), json_schema())
+    jsonschema.validate(yaml.safe_load(file.read_text()), config_json_schema())
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_the_schema_agrees_with_the_model(more: str) -> None:
         is_good = True
     except ConfigError:
         is_good = False
-    assert jsonschema.Draft202012Validator(json_schema()).is_valid(yaml.safe_load(text)) is is_good
+    assert jsonschema.Draft202012Validator(config_json_schema()).is_valid(yaml.safe_load(text)) is is_good
 
 
 def test_the_broken_example_is_broken_for_editors_too() -> None:
     """Most faults show while typing."""
-    assert not jsonschema.Draft202012Validator(json_schema()).is_valid(yaml.safe_load(BROKEN))
+    assert not jsonschema.Draft202012Validator(config_json_schema()).is_valid(yaml.safe_load(BROKEN))

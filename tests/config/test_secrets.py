@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.issues import ConfigError
 from gateway.config.loader.load import loads
 from tests.config.test_load import GOOD, one_fault
 

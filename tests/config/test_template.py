@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.catalog import Catalog
-from gateway.config.model.config import Channel
+from gateway.config.channel_catalog import ChannelCatalog
+from gateway.config.model.config import ChannelConfig
 from gateway.config.template import Template
-from gateway.sources.redis.pubsub import _regex
+from gateway.sources.redis.pubsub import _compile_pattern
 
 values = st.text(alphabet="ab.:_~@-9", min_size=1, max_size=8)
 
 
-def catalog(*names: str) -> Catalog:
-    spec = Channel.model_validate({"from": [{"source": "s", "topic": "t"}], "access": "public"})
-    return Catalog(dict.fromkeys(names, spec))
+def catalog(*names: str) -> ChannelCatalog:
+    spec = ChannelConfig.model_validate({"from": [{"source": "s", "topic": "t"}], "access": "public"})
+    return ChannelCatalog(dict.fromkeys(names, spec))
 
 
 @given(values, values)
@@ -24,7 +24,7 @@ def test_fields_that_lead_to_a_name_lead_back_or_nowhere(tenant: str, id: str) -
     """(x.y, z) and (x, y.z) render alike; events of tenant x.y must not reach the readers of tenant x."""
     channels = catalog("t.{tenant}.{id}")
     (declared,) = channels.declared.values()
-    match = channels.instance(declared, {"tenant": tenant, "id": id})
+    match = channels.resolve_instance(declared, {"tenant": tenant, "id": id})
     if match is not None:
         found = channels.resolve(match.name)
         assert found is not None
@@ -37,7 +37,7 @@ def test_a_fixed_name_wins_and_a_template_cannot_write_into_it() -> None:
     found = channels.resolve("user.all")
     assert found is not None
     assert found.declared.name == "user.all"
-    assert channels.instance(channels.declared["user.{id}"], {"id": "all"}) is None
+    assert channels.resolve_instance(channels.declared["user.{id}"], {"id": "all"}) is None
     assert channels.resolve("user.") is None
     assert channels.resolve("user.a*b") is None
 
@@ -74,7 +74,7 @@ def test_redis_delivers_whatever_a_topic_matches(topic: str, name: str) -> None:
     except ValueError:
         return
     if template.match(name) is not None and not template.is_exact:
-        assert _regex(template.redis_pattern.encode()).fullmatch(name.encode())
+        assert _compile_pattern(template.redis_pattern.encode()).fullmatch(name.encode())
 
 
 @pytest.mark.parametrize("bad", ["", "a{", "a}b", "{a}{b}", "{a}-{a}", "a b", "a,b", "a/b", "x" * 256, "{1}"])
@@ -99,6 +99,6 @@ def test_names_that_callers_make_up_are_not_remembered() -> None:
     for number in range(1000):
         assert known.resolve(f"nothing.{number}") is None
         assert known.resolve(f"u.{number}" + "\N{PILE OF POO}" * 8000) is None
-    assert len(known._cache) == 0
+    assert len(known._resolved_instances) == 0
     assert known.resolve("u.1") is not None
-    assert len(known._cache) == 1
+    assert len(known._resolved_instances) == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.event import EventId, safe_type
+from gateway.core.event import EventId, client_event_type
 
 
 @given(st.integers(0, 10**15 - 1), st.integers(0, 10**10 - 1))
@@ -31,25 +31,25 @@ def test_order_is_numeric() -> None:
 
 def test_before_lies_before_every_id_of_its_millisecond() -> None:
     """since= must include the first event of the millisecond."""
-    assert EventId(99, 10**9) < EventId.before(100) < EventId(100, 0)
+    assert EventId(99, 10**9) < EventId.last_before_ms(100) < EventId(100, 0)
 
 
 @pytest.mark.parametrize("reserved", ["open", "error", "stream.gap", "stream.x", "stream."])
 def test_reserved_types_become_message(reserved: str) -> None:
     """An upstream must not be able to forge the gateway's own events or EventSource's."""
-    assert safe_type(reserved) == "message"
+    assert client_event_type(reserved) == "message"
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\0b", "x" * 201, "\ud800"])
 def test_types_that_would_inject_are_refused(bad: str) -> None:
     """CR or LF in a type would write fields of the upstream's choice."""
     with pytest.raises(ValueError, match="event type"):
-        safe_type(bad)
+        client_event_type(bad)
 
 
 def test_ordinary_types_pass() -> None:
     """Dots, spaces and any script are fine; none is none."""
-    assert safe_type("order.created") == "order.created"
-    assert safe_type("Bestellung ü ") == "Bestellung ü "
-    assert safe_type("") is None
-    assert safe_type(None) is None
+    assert client_event_type("order.created") == "order.created"
+    assert client_event_type("Bestellung ü ") == "Bestellung ü "
+    assert client_event_type("") is None
+    assert client_event_type(None) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from compose_spec import PyCompose
 
-from gateway.config.model.units import parse_duration
+from gateway.config.model.value_types import parse_duration
 from tests.support.deployment import DEPLOY, closing_seconds, documents, load, secrets_in
 from tests.support.needs import need
 

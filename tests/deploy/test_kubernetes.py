@@ -14,7 +14,7 @@ import yaml
 from gateway import __version__
 from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
-from gateway.config.model.units import parse_duration
+from gateway.config.model.value_types import parse_duration
 from gateway.server.daemon import Daemon
 from tests.support.deployment import DEPLOY, MOUNTED, closing_seconds, documents, load, secrets_in, text_of
 from tests.support.redis import RedisServer
@@ -231,7 +231,7 @@ async def test_a_pod_answers_its_probes(flavour: str, tmp_path: Path, redis: Red
     daemon = Daemon(loads(json.dumps(data), environ=environ))
     try:
         await daemon.start()
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{daemon.admin.port}") as session:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{daemon.admin_listener.port}") as session:
 
             async def status(path: str, **headers: str) -> int:
                 async with session.get(path, headers=headers) as answer:
@@ -243,5 +243,5 @@ async def test_a_pod_answers_its_probes(flavour: str, tmp_path: Path, redis: Red
             token = (tmp_path / "admin-token").read_text().strip()
             assert await status("/metrics", Authorization=f"Bearer {token}") == 200
     finally:
-        await daemon.streams.abort("test_over")
+        await daemon.streams.abort_all("test_over")
         await daemon.stop()

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import yaml
 
-from gateway.observability.metrics.definitions import PREFIX
+from gateway.observability.metrics.definitions import METRIC_PREFIX
 from tests.support.deadline import safety_net
 from tests.support.needs import need
 from tests.support.node import Node
@@ -68,7 +68,7 @@ def test_metrics_and_queries_exist(tmp_path: Path) -> None:
     for query in queries:
         assert not unknown(query), query
     assert not faults(queries, tmp_path)
-    for name in re.findall(rf"`(?:rate\()?({PREFIX}\w+|[a-z_]+_total)", TEXT):
+    for name in re.findall(rf"`(?:rate\()?({METRIC_PREFIX}\w+|[a-z_]+_total)", TEXT):
         assert defined(name) is not None or name in OUTSIDE, name
 
 

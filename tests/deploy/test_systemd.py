@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.main import main
-from gateway.config.model.units import parse_duration
+from gateway.config.model.value_types import parse_duration
 from tests.support.deployment import DEPLOY, ENVIRON, closing_seconds, load, secrets_in
 from tests.support.needs import need
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli.main import command_parsers, parser
+from gateway.cli.main import build_parser, command_parsers
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name, spans
 
 SHELL = blocks("", "sh", "bash", "shell", "console")
@@ -97,7 +97,7 @@ def parse(words: list[str]) -> None:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parser().parse_args(words)
+            build_parser().parse_args(words)
     except SystemExit as end:
         assert end.code == 0, said.getvalue().strip().splitlines()[-1]
 

@@ -69,8 +69,8 @@ async def test_the_lines_work_in_an_empty_page(page: Path) -> None:
         await tab.evaluate(f"window.token = {token!r}; {OWN}")
         lines = re.sub(r"https://\w+\.example\.com", gateway.url, pasted(page))
         await tab.add_script_tag(content=lines, type="module")
-        await eventually(lambda: len(gateway.daemon.streams.open) == 1)
-        (stream,) = gateway.daemon.streams.open
+        await eventually(lambda: len(gateway.daemon.streams.active) == 1)
+        (stream,) = gateway.daemon.streams.active
         assert stream.subscription.channels == ("orders", "user.42")
         await gateway.post("orders", '{"number": 1}')
         await gateway.post("user.42", '{"text": "hello"}')
@@ -79,7 +79,7 @@ async def test_the_lines_work_in_an_empty_page(page: Path) -> None:
         assert await tab.evaluate("rendered") == [{"number": 1}, {"number": 2}]
         assert troubles == []
         await browser.context.set_offline(True)
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
         for number in (3, 4):
             await gateway.post("orders", f'{{"number": {number}}}')
         await browser.context.set_offline(False)

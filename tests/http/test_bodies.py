@@ -15,12 +15,12 @@ async def test_a_sender_that_is_gone_before_its_body_is_read(gateway: Gateway) -
     with capture_logs() as lines:
         kept = await Stream.open(gateway.port, "/nothing")
         assert kept.status == 404
-        server = gateway.daemon.public._runner.server
+        server = gateway.daemon.public_listener._runner.server
         assert server is not None
         (handler,) = server.connections
         handler.data_received(POST)
         await asyncio.sleep(0)  # aiohttp has made the handler's task, which has its first turn next
         handler.connection_lost(None)
         kept.close()
-        await eventually(lambda: gateway.daemon.public.requests == 0)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)
     assert not [line for line in lines if line["log_level"] == "error"]

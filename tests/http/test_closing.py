@@ -63,9 +63,9 @@ REQUESTS = {
     "an answer to a heartbeat": f"POST /streams/{'0' * 24}/ack{HOST}Content-Length: 1\r\n\r\nx",
     "a ticket": f"POST /tickets?channel=private{HOST}Content-Length: 0\r\n",
     "the client": f"GET /client.js{HOST}",
-    "the client by its version": f"GET /client.{client.VERSION}.js{HOST}",
+    "the client by its version": f"GET /client.{client.SCRIPT_VERSION}.js{HOST}",
     "HEAD of the client": f"HEAD /client.js{HOST}",
-    "HEAD of the client by its version": f"HEAD /client.{client.VERSION}.js{HOST}",
+    "HEAD of the client by its version": f"HEAD /client.{client.SCRIPT_VERSION}.js{HOST}",
     "HEAD without a channel": f"HEAD /events{HOST}",
     "a preflight without a channel": f"OPTIONS /events{HOST}Origin: https://a.example\r\nAccess-Control-Request-Method: GET\r\n",
     "a preflight for a ticket": f"OPTIONS /tickets{HOST}Origin: https://a.example\r\nAccess-Control-Request-Method: POST\r\n",
@@ -160,10 +160,10 @@ ENDS = {
     "http/fast_path.py _refuse_token: self.transport.write": "a token that is too long",
     "http/fast_path.py force_close: self.transport.abort": "no request came: no answer",
     "http/routes/hooks.py expect: request.transport.write": "100 Continue is no answer yet",
-    "http/protocol.py finish_response: resp.force_close": "chunks of HTTP/1.0",
-    "http/protocol.py handle_error: response.force_close": "no HTTP",
-    "http/routes/receipts.py write: self._request.transport.abort": "the sender does not read: its answer is cut",
-    "http/responses.py close_after: response.force_close": "an unknown path with a body that never comes",
+    "http/aiohttp_protocol.py finish_response: resp.force_close": "chunks of HTTP/1.0",
+    "http/aiohttp_protocol.py handle_error: response.force_close": "no HTTP",
+    "http/routes/records.py write: self._request.transport.abort": "the sender does not read: its answer is cut",
+    "http/responses.py close_connection_after: response.force_close": "an unknown path with a body that never comes",
     "http/listener.py _announce_end: close_after": "an unknown path with a body that never comes",
     "http/listener.py _cut: protocol.force_close": "no request came: no answer",
     "http/listener.py _seen: request.protocol.force_close": "another version, where aiohttp changed: no answer",
@@ -177,8 +177,8 @@ ENDS = {
     "streams/connection.py _write: self.transport.write": "within a stream",
     "streams/connection.py abort: self.transport.abort": "a stream, which is cut",
     "streams/connection.py end: self.transport.close": "a stream",
-    "streams/upgrade.py take_over: response.force_close": "as in `HEADERS_TO_PROXIES`, where aiohttp changed",
-    "server/workers/relay.py _stream: response.force_close": "as in `Trial`, by way of a parent",
+    "streams/upgrade.py take_over: response.force_close": "as in `STREAM_HEADERS_FOR_PROXIES`, where aiohttp changed",
+    "server/workers/relay.py _stream: response.force_close": "as in `TryPanel`, by way of a parent",
 }
 """Each place that ends a connection, or writes to one past aiohttp; and the request above that comes there, or why none."""
 
@@ -238,9 +238,11 @@ async def test_every_answer_before_an_end_says_so() -> None:
     async with gateway_running(CONFIG) as gateway:
         wrong: list[str] = []
         for name, request in REQUESTS.items():
-            wrong += judged(name, request, *await asked(gateway.daemon.public, request))
+            wrong += judged(name, request, *await asked(gateway.daemon.public_listener, request))
         for name, request in ADMIN_REQUESTS.items():
-            wrong += judged(name, request, *await asked(gateway.daemon.admin, request, is_admin=True))
+            wrong += judged(
+                name, request, *await asked(gateway.daemon.admin_listener, request, is_admin=True)
+            )
         assert not wrong, "\n".join(wrong)
 
 
@@ -250,11 +252,13 @@ async def test_once_it_ends_every_answer_says_so() -> None:
     async with gateway_running(CONFIG) as gateway:
         gateway.daemon.drain()
         for listener, requests in (
-            (gateway.daemon.public, REQUESTS),
-            (gateway.daemon.admin, ADMIN_REQUESTS),
+            (gateway.daemon.public_listener, REQUESTS),
+            (gateway.daemon.admin_listener, ADMIN_REQUESTS),
         ):
             for name, request in requests.items():
-                head, rest = await asked(listener, request, is_admin=listener is gateway.daemon.admin)
+                head, rest = await asked(
+                    listener, request, is_admin=listener is gateway.daemon.admin_listener
+                )
                 assert not rest, name
                 assert list(judged(name, request, head, rest)) == []
 
@@ -275,8 +279,8 @@ async def test_no_route_is_forgotten() -> None:
     """A route that is added must have a request above, or its answers may end connections in silence."""
     async with gateway_running(CONFIG) as gateway:
         for listener, requests in (
-            (gateway.daemon.public, REQUESTS),
-            (gateway.daemon.admin, ADMIN_REQUESTS),
+            (gateway.daemon.public_listener, REQUESTS),
+            (gateway.daemon.admin_listener, ADMIN_REQUESTS),
         ):
             app = listener._runner.app
             declared = {

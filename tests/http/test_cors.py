@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.model.origins import MAX_ORIGIN
+from gateway.config.model.origins import MAX_ORIGIN_CHARS
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, gateway_running
 
@@ -239,6 +239,6 @@ async def test_a_page_that_needs_preflights_opens_as_many_streams_as_another() -
 async def test_no_origin_is_longer_than_origins_are() -> None:
     """A stream keeps its page's origin, and caches keep it; with a star it may say what it likes."""
     async with gateway_running({"cors": {"origins": ["*"]}}) as gateway:
-        longest = "https://" + "a" * (MAX_ORIGIN - 8)
+        longest = "https://" + "a" * (MAX_ORIGIN_CHARS - 8)
         assert (await gateway.open("/events/orders", {"Origin": longest})).status == 200
         assert (await gateway.open("/events/orders", {"Origin": longest + "a"})).status == 403

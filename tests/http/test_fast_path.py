@@ -8,12 +8,12 @@ from typing import Any
 import jwt
 import pytest
 
-from gateway.config.catalog import Catalog
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.loader.load import loads
 from gateway.core.errors import Unavailable
 from gateway.http.cors import CorsPolicy
-from gateway.http.fast_path import MAX_HEAD
-from gateway.http.routes.subscribe import Subscribe
+from gateway.http.fast_path import MAX_HEAD_BYTES
+from gateway.http.routes.subscribe import SubscribeHandler
 from tests.support.deadline import safety_net
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 
@@ -118,8 +118,8 @@ async def test_both_ways_give_the_same_answer(version: str) -> None:
                 await answer(gateway, data[:5], data[5:15], data[15:]),
                 await answer(gateway, data, before=before),
             )
-            await eventually(lambda: not gateway.daemon.streams.open)
-            assert gateway.daemon.streams._reserved == 0, name
+            await eventually(lambda: not gateway.daemon.streams.active)
+            assert gateway.daemon.streams._reserved_count == 0, name
             assert not gateway.daemon.hub.channels, name
         assert {name: found for name, found in answers.items() if not found[0] == found[1] == found[2]} == {}
 
@@ -130,7 +130,7 @@ async def test_requests_that_are_not_plainly_for_a_stream_are_aiohttps(gateway: 
         (b"POST /events/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "405"),
         (b"GET /eventsource HTTP/1.1\r\nHost: x\r\n\r\n", "404"),
         (b"GET /events/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", "200"),
-        (b"GET /events/orders HTTP/1.1\r\nHost: x\r\nX: " + b"y" * MAX_HEAD + b"\r\n\r\n", "431"),
+        (b"GET /events/orders HTTP/1.1\r\nHost: x\r\nX: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n", "431"),
         (b"GET /events/orders HTTP/7.1\r\nHost: x\r\n\r\n", "505"),
         (b"GET /events/orders HTTP/2.0\r\nHost: x\r\n\r\n", "505"),
         (b"GET /events\0 HTTP/1.1\r\n\r\n", "400"),
@@ -158,11 +158,11 @@ async def test_no_task_and_nothing_of_aiohttp_is_made_for_a_stream(gateway: Gate
     """This is where the cost of a herd was."""
     tasks = len(asyncio.all_tasks())
     streams = [await gateway.subscribe("/events/orders") for _ in range(20)]
-    server = gateway.daemon.public._runner.server
+    server = gateway.daemon.public_listener._runner.server
     assert server is not None
     assert server.requests_count == 0
     assert len(asyncio.all_tasks()) == tasks
-    assert gateway.daemon.public.requests == 0
+    assert gateway.daemon.public_listener.request_connections == 0
     for stream in streams:
         stream.close()
 
@@ -181,12 +181,12 @@ async def test_a_client_that_leaves_while_the_log_is_read(
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(PLAIN.replace(b"Host", b"Last-Event-ID: 1-0\r\nHost"))
     await asked.wait()
-    assert gateway.daemon.streams._reserved == 1
-    assert gateway.daemon.public.requests == 1
+    assert gateway.daemon.streams._reserved_count == 1
+    assert gateway.daemon.public_listener.request_connections == 1
     writer.transport.abort()
-    await eventually(lambda: gateway.daemon.streams._reserved == 0)
+    await eventually(lambda: gateway.daemon.streams._reserved_count == 0)
     assert not gateway.daemon.hub.channels
-    assert gateway.daemon.public.requests == 0
+    assert gateway.daemon.public_listener.request_connections == 0
 
 
 async def test_a_log_that_is_away_is_a_stream_that_ends(
@@ -202,7 +202,7 @@ async def test_a_log_that_is_away_is_a_stream_that_ends(
     close = await stream.next()
     assert (stream.status, close.type, close.json["reason"]) == (200, "stream.close", "unavailable")
     await stream.rest()  # to the end of the connection
-    await eventually(lambda: gateway.daemon.public.requests == 0)
+    await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)
 
 
 async def test_the_unforeseen_costs_one_connection(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,12 +211,12 @@ async def test_the_unforeseen_costs_one_connection(gateway: Gateway, monkeypatch
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(Subscribe, "open", broken)
+    monkeypatch.setattr(SubscribeHandler, "open_on_transport", broken)
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(PLAIN)
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
         await reader.readexactly(1)
-    assert gateway.daemon.streams._reserved == 0
+    assert gateway.daemon.streams._reserved_count == 0
     assert not gateway.daemon.hub.channels
 
 
@@ -230,7 +230,7 @@ async def test_every_request_of_a_proxy_takes_the_short_way(gateway: Gateway, he
         writer.write(head)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200"), number
         writer.transport.abort()
-    server = gateway.daemon.public._runner.server
+    server = gateway.daemon.public_listener._runner.server
     assert server is not None
     assert server.requests_count == 0
 
@@ -262,13 +262,13 @@ async def test_a_drain_tells_those_too_who_wait_for_the_log(
 def test_answers_of_the_policy_are_remembered_for_short_questions_only() -> None:
     """A stranger names thousands of channels before anybody counts them; that must not stay in memory."""
     config = loads(json.dumps(merged(BASE, CONFIG)), environ={})
-    policy = CorsPolicy(config, Catalog(config.channels))
+    policy = CorsPolicy(config, ChannelCatalog(config.channels))
     for number in range(50):
-        policy.refusing("https://a.example.com", tuple(f"c{number}.{n}" for n in range(1000)))
-        policy.refusing(f"https://{number}{'x' * 1000}.example.com", ("orders",))
-    assert policy._answers.cache_info().currsize == 0
-    assert policy.refusing("https://a.example.com", ("orders",)) is None
-    assert policy._answers.cache_info().currsize == 1
+        policy.refusing_rule("https://a.example.com", tuple(f"c{number}.{n}" for n in range(1000)))
+        policy.refusing_rule(f"https://{number}{'x' * 1000}.example.com", ("orders",))
+    assert policy._cached_refusing_rule.cache_info().currsize == 0
+    assert policy.refusing_rule("https://a.example.com", ("orders",)) is None
+    assert policy._cached_refusing_rule.cache_info().currsize == 1
 
 
 @pytest.mark.idle_clock
@@ -281,4 +281,4 @@ async def test_half_a_head_has_the_deadline_of_a_request() -> None:
             async with safety_net():
                 assert await reader.read() == b"", part
             writer.close()
-        await eventually(lambda: gateway.daemon.public.requests == 0)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)

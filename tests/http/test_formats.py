@@ -15,8 +15,8 @@ import pytest
 from standardwebhooks import Webhook
 
 from gateway.core.errors import Unavailable
-from gateway.core.event import EventId, pack
-from gateway.core.rate_limit import Rate
+from gateway.core.event import EventId, pack_id
+from gateway.core.token_bucket import TokenBucket
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 
@@ -33,7 +33,7 @@ async def post(gateway: Gateway, path: str, body: Any, **headers: str) -> tuple[
 def offset(id: str) -> int:
     parsed = EventId.parse(id)
     assert parsed is not None
-    return pack(parsed)
+    return pack_id(parsed)
 
 
 @pytest.mark.parametrize("path", ["/hooks/hooks/topics/orders", "/hooks/hooks/topics/orders/partitions/3"])
@@ -355,7 +355,7 @@ async def test_a_signed_message_that_met_an_outage_may_come_again() -> None:
         body = b'{"value":{"type":"JSON","data":1}}'
         signature = hmac.new(b"s3cret", now.encode() + b"." + body, "sha256").hexdigest()
         headers = {"Stripe-Signature": f"t={now},v1={signature}"}
-        publisher = gateway.daemon.upstreams.supervisors["hooks"]._publisher
+        publisher = gateway.daemon.source_manager.supervisors["hooks"]._publisher
         append = publisher._append
 
         async def away(*arguments: Any) -> Any:
@@ -398,12 +398,12 @@ async def test_a_bomb_of_records_ends_at_its_pace(gateway: Gateway) -> None:
     """15 KB of gzip may hold millions of records: others get their turns, and nothing is inflated ahead."""
     bomb = gzip.compress(b"{}" * 2_000_000)
     url = f"{gateway.url}/hooks/hooks/v3/clusters/c/topics/orders/records"
-    held = gateway.daemon.bodies
+    held = gateway.daemon.body_reader
     async with gateway.session.post(url, data=bomb, headers={"Content-Encoding": "gzip"}) as answer:
         assert json.loads(await answer.content.readline())["error_code"] == 200
         for _ in range(3):
             await gateway.post("stock", "1")
-        assert held._held <= 64 * 1024
+        assert held._reserved_bytes <= 64 * 1024
         answer.close()
 
 
@@ -422,7 +422,7 @@ async def test_bytes_after_a_compressed_body_are_refused_at_once(gateway: Gatewa
             assert answer.status in (400, 422)
     except aiohttp.ClientConnectionError:
         pass  # it still sent when it was closed: the answer may be lost to a reset
-    assert gateway.daemon.bodies._held == 0
+    assert gateway.daemon.body_reader._reserved_bytes == 0
 
 
 async def test_a_stream_that_breaks_off_gives_its_memory_back(
@@ -432,10 +432,10 @@ async def test_a_stream_that_breaks_off_gives_its_memory_back(
     head = "POST /hooks/hooks/v3/clusters/c/topics/orders/records HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(head.encode() + b'{"value":"' + b"x" * 500_000)
-    bodies = gateway.daemon.bodies
-    await eventually(lambda: bodies._held > 400_000)
+    bodies = gateway.daemon.body_reader
+    await eventually(lambda: bodies._reserved_bytes > 400_000)
     writer.transport.abort()
-    await eventually(lambda: bodies._held == 0)
+    await eventually(lambda: bodies._reserved_bytes == 0)
     await gateway.post("orders", "1")
     assert "Traceback" not in "".join(capfd.readouterr())
 
@@ -454,7 +454,7 @@ async def test_a_log_that_is_away_is_503_whatever_else_is_wrong(gateway: Gateway
     async def away(*arguments: Any) -> Any:
         raise Unavailable("the log is away")
 
-    gateway.daemon.upstreams.supervisors["hooks"]._publisher._append = away
+    gateway.daemon.source_manager.supervisors["hooks"]._publisher._append = away
     body = b'{"records":[{"value":1},{"value":"bad","timestamp":-5}]}'
     status, answer, headers = await post(gateway, "/hooks/hooks/topics/orders", body, **V2)
     assert (status, answer["error_code"], "Retry-After" in headers) == (503, 50301, True)
@@ -471,9 +471,9 @@ class Clock:
 
 def set_clock(gateway: Gateway, clock: Callable[[], float]) -> None:
     """Let the rate of the source ``hooks`` go by this clock."""
-    source: Any = gateway.daemon.upstreams.supervisors["hooks"]._source
-    rate: Rate = source._rate
-    rate._clock, rate._at = clock, clock()
+    source: Any = gateway.daemon.source_manager.supervisors["hooks"]._source
+    rate: TokenBucket = source._rate
+    rate._clock, rate._refilled_at = clock, clock()
 
 
 async def test_a_rate_is_429_with_the_time_to_wait() -> None:
@@ -521,8 +521,8 @@ async def test_a_rate_slows_a_stream_of_records_down() -> None:
 
 async def test_bodies_in_memory_are_bounded_all_together(gateway: Gateway) -> None:
     """Many senders at once must not be the end of the process."""
-    bodies = gateway.daemon.bodies
-    bodies.largest = 100_000
+    bodies = gateway.daemon.body_reader
+    bodies.max_bytes = 100_000
     arrived = asyncio.Event()
 
     async def slow() -> Any:
@@ -540,7 +540,7 @@ async def test_bodies_in_memory_are_bounded_all_together(gateway: Gateway) -> No
         answers = await asyncio.gather(*tasks)
         assert sorted(answer.status for answer in answers) == [200] * 8 + [503] * 4
         assert all("Retry-After" in answer.headers for answer in answers if answer.status == 503)
-    assert bodies._held == 0
+    assert bodies._reserved_bytes == 0
     await gateway.post("orders", "1")
 
 
@@ -551,7 +551,7 @@ async def test_one_address_cannot_use_up_what_others_need() -> None:
         "sources": {"signed": {"type": "webhook", "verify": {"github": ["s" * 16]}, "topic": "orders"}},
     }
     async with gateway_running(config) as gateway:
-        bodies, strangers = gateway.daemon.bodies, []
+        bodies, strangers = gateway.daemon.body_reader, []
         head = (
             "POST /hooks/signed HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\nContent-Length: 1048576\r\n"
             f"X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n"
@@ -563,7 +563,7 @@ async def test_one_address_cannot_use_up_what_others_need() -> None:
         async with safety_net():
             refused = [(await reader.read(100)).split()[1] for reader, _ in strangers[2:]]
         assert refused == [b"503", b"503"]
-        assert bodies._held_by.keys() == {"192.0.2.1"}
+        assert bodies._reserved_bytes_by_client.keys() == {"192.0.2.1"}
         for address, status in (("192.0.2.1", 503), ("192.0.2.2", 401)):
             code, _, _ = await post(
                 gateway, "/hooks/signed", b"x" * 700_000,
@@ -572,4 +572,4 @@ async def test_one_address_cannot_use_up_what_others_need() -> None:
             assert code == status
         for _, writer in strangers:
             writer.transport.abort()
-        await eventually(lambda: bodies._held == 0 and not bodies._held_by)
+        await eventually(lambda: bodies._reserved_bytes == 0 and not bodies._reserved_bytes_by_client)

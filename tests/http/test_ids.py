@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from multidict import MultiDict
 from yarl import URL
 
-from gateway.config.catalog import Catalog
-from gateway.config.model.config import Channel
-from gateway.config.template import MAX_FIELD, why_no_name, why_not
-from gateway.http.paths import stream_path
-from gateway.http.request import Ask
-from gateway.streams.quotas.limits import UNKNOWN
+from gateway.config.channel_catalog import ChannelCatalog
+from gateway.config.model.config import ChannelConfig
+from gateway.config.template import MAX_FIELD_CHARS, invalid_channel_name_reason, invalid_field_reason
+from gateway.http.paths import stream_path_pattern
+from gateway.http.request import StreamRequest
+from gateway.streams.quotas.client_limits import UNKNOWN_CALLER
 from tests.support.gateway import Gateway, gateway_running
 
 SECRET = "s" * 32
@@ -34,9 +34,9 @@ REFUSED = {
     "\u2028": "U+2028", "\u00ad": "U+00AD", "\ufeff": "U+FEFF", "a ": "blank",
 }  # fmt: skip
 
-CATALOG = Catalog(
+CATALOG = ChannelCatalog(
     {
-        name: Channel.model_validate({"from": [{"source": "s", "topic": "t"}], "access": "public"})
+        name: ChannelConfig.model_validate({"from": [{"source": "s", "topic": "t"}], "access": "public"})
         for name in ("user.{id}", "t.{a}.{b}", "orders")
     }
 )
@@ -50,7 +50,7 @@ def some_ids(seed: int, count: int) -> Iterator[str]:
             chr(randomly.randrange(0x20, randomly.choice([0x7F, 0x250, 0x3000, 0x11000]))) for _ in range(3)
         )
         text = unicodedata.normalize("NFC", text)
-        if why_no_name(f"user.{text}") is None and text:
+        if invalid_channel_name_reason(f"user.{text}") is None and text:
             count -= 1
             yield text
 
@@ -63,17 +63,17 @@ def asked(path: str) -> tuple[str, ...]:
         method, headers, version = "GET", MultiDict[str](), (1, 1)
 
     Message.path, Message.url = path, url  # type: ignore[attr-defined]
-    ask = Ask.of_message(Message, UNKNOWN, CATALOG.resolve, stream_path(""))  # type: ignore[arg-type]
+    ask = StreamRequest.from_parsed_message(Message, UNKNOWN_CALLER, CATALOG.resolve, stream_path_pattern(""))  # type: ignore[arg-type]
     assert ask is not None
     return ask.channels
 
 
-@given(st.text(max_size=MAX_FIELD))
+@given(st.text(max_size=MAX_FIELD_CHARS))
 def test_a_name_means_one_id_and_an_id_one_name(id: str) -> None:
     """Whatever the id is: it is taken as it is by URLs and templates, or refused with the reason."""
     name = f"user.{id}"
     found = CATALOG.resolve(name)
-    assert (found is not None) == (why_no_name(name) is None and id != "")
+    assert (found is not None) == (invalid_channel_name_reason(name) is None and id != "")
     if found is None:
         return
     assert found.fields == {"id": id}
@@ -86,7 +86,7 @@ def test_a_name_means_one_id_and_an_id_one_name(id: str) -> None:
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_two_ids_never_share_a_name(a: str, b: str) -> None:
     """Nobody reads what is somebody else's: fields that render to one name lead to one reading of it."""
-    match = CATALOG.instance(CATALOG.declared["t.{a}.{b}"], {"a": a, "b": b})
+    match = CATALOG.resolve_instance(CATALOG.declared["t.{a}.{b}"], {"a": a, "b": b})
     if match is not None:
         assert match.fields == {"a": a, "b": b}
         assert "." not in a
@@ -116,10 +116,10 @@ def test_a_comma_separates_channels_unless_it_is_in_a_name() -> None:
 @pytest.mark.parametrize("id", REFUSED)
 def test_a_message_names_the_character(id: str) -> None:
     """The developer sees nothing of a zero-width space: the message must say what it is."""
-    why = why_no_name(f"user.{id}")
+    why = invalid_channel_name_reason(f"user.{id}")
     assert why is not None
     assert REFUSED[id] in why
-    assert why_not("".join(IDS)) is None
+    assert invalid_field_reason("".join(IDS)) is None
 
 
 OVER = {

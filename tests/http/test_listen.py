@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config.model.units import Address, Places, UnixPath
+from gateway.config.model.value_types import ListenAddresses, TcpAddress, UnixSocketPath
 from gateway.core.errors import StartupError
 from gateway.http.sockets import UnixSocket, bind_all
 from tests.support.authority import Authority
@@ -55,11 +55,11 @@ async def test_every_address_is_of_both_families(listen: str) -> None:
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_one_port_may_be_listed_for_both_families() -> None:
     """0.0.0.0 and [::] side by side are what other servers want written; they must not be in each other's way."""
-    (first,), (second,) = bind_all([Address("0.0.0.0", 0), Address("::", 0)], "server.listen")
+    (first,), (second,) = bind_all([TcpAddress("0.0.0.0", 0), TcpAddress("::", 0)], "server.listen")
     port = first.getsockname()[1]
     first.close()
     second.close()
-    places = [Address("0.0.0.0", port), Address("::", port)]
+    places = [TcpAddress("0.0.0.0", port), TcpAddress("::", port)]
     for each in [one for some in bind_all(places, "server.listen") for one in some]:
         assert each.getsockname()[1] == port
         each.close()
@@ -70,7 +70,7 @@ async def test_all_of_a_list_are_served(tmp_path: Path) -> None:
     path = tmp_path / "public.sock"
     listen = ["127.0.0.1:0", f"unix:{path}", "127.0.0.2:0"]
     async with gateway_running({"server": {"listen": listen}}) as gateway:
-        ports = gateway.daemon.public.ports
+        ports = gateway.daemon.public_listener.ports
         assert ports[1] == 0
         streams = [
             await asyncio.open_connection(host, port)
@@ -81,8 +81,8 @@ async def test_all_of_a_list_are_served(tmp_path: Path) -> None:
             assert b" 200 " in await reader.readline()
         assert await status_on(path) == 200
         assert await status_on(path, **{"Content-Length": "0"}) == 200
-        await eventually(lambda: len(gateway.daemon.streams.open) == 2)
-        gateway.daemon.public.stop_accepting()
+        await eventually(lambda: len(gateway.daemon.streams.active) == 2)
+        gateway.daemon.public_listener.stop_accepting()
         for host, port in (("127.0.0.1", ports[0]), ("127.0.0.2", ports[2])):
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection(host, port)
@@ -164,7 +164,7 @@ async def test_tls_is_on_every_address_but_unix_sockets(tmp_path: Path) -> None:
         "tls": {"certificate": str(pair.certificate), "key": str(pair.key)},
     }
     async with gateway_running({"server": server}) as gateway:
-        ports = gateway.daemon.public.ports
+        ports = gateway.daemon.public_listener.ports
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session:
             for host, port in (("127.0.0.1", ports[0]), ("127.0.0.2", ports[1])):
                 async with session.get(f"https://{host}:{port}{PATH}") as answer:
@@ -244,7 +244,7 @@ async def test_what_cannot_be_listened_on(listen: Any, message: str) -> None:
 
 def test_places_are_shown_as_they_are_written() -> None:
     """Logs, check and diff name what stands in the file."""
-    places = Places([Address("::", 1), UnixPath("/a"), Address("*", 2)])
+    places = ListenAddresses([TcpAddress("::", 1), UnixSocketPath("/a"), TcpAddress("*", 2)])
     assert str(places) == "[::]:1, unix:/a, *:2"
     assert (places.port, places.is_loopback) == (1, False)
-    assert Places([UnixPath("/a"), Address("127.0.0.1", 2)]).is_loopback
+    assert ListenAddresses([UnixSocketPath("/a"), TcpAddress("127.0.0.1", 2)]).is_loopback

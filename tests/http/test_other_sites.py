@@ -69,7 +69,7 @@ async def test_no_other_site_opens_a_stream_by_a_users_cookie(way: str) -> None:
         assert await gateway.metric('refused_total{reason="page_refused"}') == len(EMBEDDED)
         stream.close()
         for name, headers in OWN.items():
-            await eventually(lambda: not gateway.daemon.streams.open)
+            await eventually(lambda: not gateway.daemon.streams.active)
             own = await gateway.open(PATHS[way], {**cookie(), **headers})
             assert own.status == 200, name
             own.close()
@@ -116,7 +116,7 @@ async def test_no_other_site_buys_a_ticket_or_answers_a_heartbeat(gateway: Gatew
     """A form posts without a preflight; it names its Origin, and has no token in a header."""
     async with gateway_running(CONFIG | {"ack": {"interval": "1s", "timeout": "1s"}}) as own:
         stream = await own.subscribe("/events/private", cookie())
-        connection = next(iter(own.daemon.streams.open)).id
+        connection = next(iter(own.daemon.streams.active)).id
         for headers in EMBEDDED.values():
             for path in ("/tickets?channel=private", f"/streams/{connection}/ack"):
                 form = {**cookie(), **headers, "Origin": "https://evil.example", "Content-Type": "text/plain"}

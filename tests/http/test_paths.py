@@ -135,7 +135,7 @@ async def test_health_is_told_in_a_drain_too() -> None:
     """A platform that asks on its open connection must learn that the node goes, and not see a reset."""
     over = {"server": {"health_on_public": True}, "timeouts": {"drain": "30s", "pre_drain": "30s"}}
     async with gateway_running(over) as gateway:
-        running = asyncio.create_task(gateway.daemon.shutdown.carry_out(_nothing, lambda: 0))
+        running = asyncio.create_task(gateway.daemon.shutdown.run(_nothing, lambda: 0))
         gateway.daemon.drain()
         try:
 

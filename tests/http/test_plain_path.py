@@ -10,11 +10,11 @@ import jwt
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.http import aiohttp_protocol as protocol
 from gateway.http import fast_path as front
-from gateway.http import protocol
-from gateway.observability.log_throttle import Seldom
+from gateway.observability.log_throttle import LogThrottle
 from gateway.streams import upgrade as takeover
-from gateway.streams.connection import Connection
+from gateway.streams.connection import StreamConnection
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 
@@ -43,12 +43,12 @@ def no_handover(patch: pytest.MonkeyPatch) -> None:
     def refuse(handler: Any) -> None:
         raise AttributeError("'RequestHandler' object has no attribute 'transport'")
 
-    patch.setattr(takeover, "_retire", refuse)
+    patch.setattr(takeover, "_detach_handler", refuse)
 
 
 def closing_handover(patch: pytest.MonkeyPatch) -> None:
     """One that ends the connection with its protocol."""
-    patch.setattr(takeover, "_retire", lambda handler: handler.connection_lost(None))
+    patch.setattr(takeover, "_detach_handler", lambda handler: handler.connection_lost(None))
 
 
 def no_errors(patch: pytest.MonkeyPatch) -> None:
@@ -56,8 +56,8 @@ def no_errors(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_descriptor(patch: pytest.MonkeyPatch) -> None:
-    """A loop that shows no socket: `Connection.fd` is -1 then."""
-    patch.setattr(Connection, "fd", property(lambda self: -1))
+    """A loop that shows no socket: `StreamConnection.fd` is -1 then."""
+    patch.setattr(StreamConnection, "fd", property(lambda self: -1))
 
 
 def everything(patch: pytest.MonkeyPatch) -> None:
@@ -74,8 +74,8 @@ PARTS = {
 @asynccontextmanager
 async def without(part: Any, patch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     """Run a gateway without a part; the log must have told so once."""
-    patch.setattr(takeover, "_seldom", Seldom())
-    patch.setattr(takeover, "STAY_SECONDS", 0.02)
+    patch.setattr(takeover, "_log_throttle", LogThrottle())
+    patch.setattr(takeover, "CLOSE_POLL_SECONDS", 0.02)
     part(patch)
     with capture_logs() as logs:
         async with gateway_running(CONFIG) as gateway:
@@ -105,11 +105,13 @@ async def test_streams_are_served_without(part: Any, monkeypatch: pytest.MonkeyP
         assert received == ids
         for each in gateway.streams:
             each.close()
-        await eventually(lambda: not gateway.daemon.streams.open)
-        peer = gateway.daemon.limits.peers.of("127.0.0.1")
+        await eventually(lambda: not gateway.daemon.streams.active)
+        peer = gateway.daemon.limits.addresses.usage_of("127.0.0.1")
         assert peer is not None
-        await eventually(lambda: peer.streams == 0)
-        await eventually(lambda: gateway.daemon.public.requests <= 1)  # the connection of posts
+        await eventually(lambda: peer.stream_count == 0)
+        await eventually(
+            lambda: gateway.daemon.public_listener.request_connections <= 1
+        )  # the connection of posts
         last = await gateway.subscribe("/events/orders")
         await gateway.daemon.stop()
         assert (await last.next()).json["reason"] == "draining"
@@ -119,7 +121,7 @@ async def test_streams_are_served_without(part: Any, monkeypatch: pytest.MonkeyP
 async def test_no_other_version_is_answered_in_it(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the answer that says why, the connection ends."""
     async with without(part, monkeypatch) as gateway:
-        for port in (gateway.port, gateway.daemon.admin.port):
+        for port in (gateway.port, gateway.daemon.admin_listener.port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /events/orders HTTP/2.0\r\nHost: localhost\r\n\r\n")
             async with safety_net():

@@ -12,10 +12,10 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.admin.app import HEADERS
-from gateway.admin.status import Status
+from gateway.admin.app import ADMIN_HEADERS
+from gateway.admin.status import NodeStatus
 from gateway.http import responses
-from gateway.http.protocol import MAX_HEADER, MAX_URL
+from gateway.http.aiohttp_protocol import MAX_HEADER_BYTES, MAX_URL_BYTES
 from gateway.observability import logging as logs
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
@@ -58,7 +58,7 @@ class Log:
 
     def __init__(self) -> None:
         self.file = io.StringIO()
-        self.writer = logs.configure(level="debug", format="json", file=self.file)
+        self.writer = logs.configure_logging(level="debug", format="json", file=self.file)
 
     def said(self) -> list[str]:
         """Return all lines but those of a start, once they are written."""
@@ -90,7 +90,7 @@ async def whole(port: int, data: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 def port_of(gateway: Gateway, which: str) -> int:
-    return gateway.port if which == "public" else gateway.daemon.admin.port
+    return gateway.port if which == "public" else gateway.daemon.admin_listener.port
 
 
 @pytest.mark.parametrize("which", ["public", "admin"])
@@ -103,7 +103,7 @@ async def test_what_is_no_http_gets_an_answer_of_ours(log: Log, gateway: Gateway
         assert headers["connection"] == "close"
         assert (headers["server"], headers["x-content-type-options"]) == ("sse-gateway", "nosniff")
         assert b"c4n4ry" not in body.lower(), name
-        for header, value in HEADERS.items():
+        for header, value in ADMIN_HEADERS.items():
             assert headers.get(header.lower()) == (value if which == "admin" else None)
     # A sender may have lost an event by it: one line, without its words.
     said = log.said()
@@ -140,7 +140,7 @@ async def test_a_body_that_breaks_the_rules_later() -> None:
     """The deadline of the body ends it; nothing of it is quoted, and the log stays short."""
     async with gateway_running({"timeouts": {"request": "300ms"}}) as gateway:
         file = io.StringIO()
-        writer = logs.configure(level="debug", format="json", file=file)
+        writer = logs.configure_logging(level="debug", format="json", file=file)
         for chunk in (b"c4n4ry\r\n", b"3\r\nabcc4n4ry\r\n"):
             reader, sending = await asyncio.open_connection("127.0.0.1", gateway.port)
             sending.write(
@@ -165,7 +165,7 @@ async def test_a_fault_outside_of_the_middlewares_is_a_plain_500(
     def broken(*_: object) -> None:
         raise RuntimeError("the router is broken")
 
-    monkeypatch.setattr(gateway.daemon.public._runner.app.router, "resolve", broken)
+    monkeypatch.setattr(gateway.daemon.public_listener._runner.app.router, "resolve", broken)
     for accept in (b"", b"Accept: text/html\r\n"):
         status, headers, body = await whole(gateway.port, b"GET /c4n4ry" + HOST + accept + b"\r\n")
         assert (status, json.loads(body)["error"]) == (500, "internal")
@@ -178,12 +178,12 @@ async def test_a_fault_in_a_handler_is_a_plain_500(
 ) -> None:
     """No page of aiohttp's, whose words may change with its version."""
 
-    async def broken(_: Status) -> None:
+    async def broken(_: NodeStatus) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(Status, "report", broken)
+    monkeypatch.setattr(NodeStatus, "status_report", broken)
     status, _, body = await whole(
-        gateway.daemon.admin.port, b"GET /status?c4n4ry" + HOST + b"Connection: close\r\n\r\n"
+        gateway.daemon.admin_listener.port, b"GET /status?c4n4ry" + HOST + b"Connection: close\r\n\r\n"
     )
     assert (status, json.loads(body)["error"]) == (500, "internal")
 
@@ -195,17 +195,17 @@ async def test_a_client_that_leaves_in_its_body_leaves_no_line(log: Log, gateway
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(request)
         await writer.drain()
-        await eventually(lambda: gateway.daemon.public.requests == 1)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == 1)
         writer.transport.abort()
-        await eventually(lambda: gateway.daemon.public.requests == 0)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)
     said = "".join(log.said())
     assert "Traceback" not in said and "failed" not in said
 
 
 def test_the_two_limits_differ() -> None:
     """aiohttp's error tells the limit and not the part: equal ones could not tell 414 from 431."""
-    assert MAX_URL != MAX_HEADER
-    assert set(responses.PLAIN) == {"Server", "X-Content-Type-Options"}
+    assert MAX_URL_BYTES != MAX_HEADER_BYTES
+    assert set(responses.COMMON_HEADERS) == {"Server", "X-Content-Type-Options"}
 
 
 async def test_errors_leave_no_garbage(gateway: Gateway) -> None:
@@ -219,7 +219,7 @@ async def test_errors_leave_no_garbage(gateway: Gateway) -> None:
             async with safety_net():
                 await reader.readuntil(b"}\n")
             writer.transport.abort()
-            await eventually(lambda: gateway.daemon.public.requests == 0)
+            await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)
         # isinstance() would ask the abstract base class of aiohttp's responses about each object that there is.
         kinds = {HttpProcessingError, web.HTTPException}
         errors = [each for each in gc.get_objects() if kinds & set(type(each).__mro__)]

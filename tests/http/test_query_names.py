@@ -6,13 +6,13 @@ import pytest
 import structlog.testing
 from yarl import URL
 
-from gateway.config.model.auth import OWN_QUERY, usual
+from gateway.config.model.auth import RESERVED_QUERY_NAMES, canonical_query_name
 from gateway.core.errors import BadRequest
 from gateway.core.event import EventId
-from gateway.http.query import _since
-from gateway.http.request import _spelled
-from gateway.http.routes.subscribe import MOST_UNKNOWN
-from gateway.observability.log_throttle import THINGS
+from gateway.http.query import _parse_since
+from gateway.http.request import _normalize_query_names
+from gateway.http.routes.subscribe import MAX_LOGGED_UNKNOWN_NAMES
+from gateway.observability.log_throttle import MAX_THROTTLED_KEYS
 from tests.support.gateway import Gateway, gateway_running
 
 WAYS = {"front": {}, "aiohttp": {"Content-Length": "0"}}
@@ -44,16 +44,16 @@ async def test_all_names_are_known_in_any_case(gateway: Gateway, way: str) -> No
     stream = await gateway.open(f"/events?{query}", WAYS[way])
     assert (await stream.next()).json["channels"] == ["orders", "stock"]
     assert (await stream.next()).data == "1"
-    (served,) = gateway.daemon.streams.open
-    assert served.events_as_heartbeat
-    assert len(gateway.daemon.limits.clients) == 1
+    (served,) = gateway.daemon.streams.active
+    assert served.has_heartbeat_events
+    assert len(gateway.daemon.limits.quotas_by_client) == 1
 
 
 def test_each_name_has_one_usual_spelling() -> None:
     """Two names that differ in case alone would be one, and one of them would never be read."""
-    assert len({name.lower() for name in OWN_QUERY}) == len(OWN_QUERY)
-    assert {usual(name.upper()) for name in OWN_QUERY} == OWN_QUERY
-    assert usual("Other") == "Other"
+    assert len({name.lower() for name in RESERVED_QUERY_NAMES}) == len(RESERVED_QUERY_NAMES)
+    assert {canonical_query_name(name.upper()) for name in RESERVED_QUERY_NAMES} == RESERVED_QUERY_NAMES
+    assert canonical_query_name("Other") == "Other"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -82,10 +82,10 @@ async def test_names_are_told_within_bounds(gateway: Gateway) -> None:
     with structlog.testing.capture_logs() as lines:
         query = "&".join(f"n{number}=1" for number in range(500))
         await gateway.subscribe(f"/events/orders?{query}")
-    assert len(told(lines)) == MOST_UNKNOWN
-    for number in range(2 * THINGS):
-        gateway.daemon.subscribe.unknown_names.tell(f"n{number}")
-    assert len(gateway.daemon.subscribe.unknown_names._told) == THINGS
+    assert len(told(lines)) == MAX_LOGGED_UNKNOWN_NAMES
+    for number in range(2 * MAX_THROTTLED_KEYS):
+        gateway.daemon.subscribe_handler.unknown_name_throttle.should_log(f"n{number}")
+    assert len(gateway.daemon.subscribe_handler.unknown_name_throttle._last_logged) == MAX_THROTTLED_KEYS
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ async def test_names_that_decide_who_may_read_are_known(auth: Any) -> None:
 def test_a_query_that_is_spelled_as_usual_is_not_copied() -> None:
     """Opening a stream costs what a herd costs."""
     query = URL("/events?channel=a&lastEventId=1-0&other=1").query
-    assert _spelled(query) is query
+    assert _normalize_query_names(query) is query
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_a_query_that_is_spelled_as_usual_is_not_copied() -> None:
 )
 def test_times_that_people_write(text: str, ms: int) -> None:
     """timestamp of an event, and a zone whose plus was not quoted, are times too."""
-    assert _since(text) == EventId.before(ms)
+    assert _parse_since(text) == EventId.last_before_ms(ms)
 
 
 @pytest.mark.parametrize("text", ["0", "15", "12345678", "123456789012345", "1767225600123456", "1e12", "-1"])
 def test_numbers_that_are_no_times(text: str) -> None:
     """A number of another unit must not begin anywhere by chance."""
     with pytest.raises(BadRequest, match="unix milliseconds"):
-        _since(text)
+        _parse_since(text)

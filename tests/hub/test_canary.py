@@ -12,8 +12,8 @@ from gateway.core.clock import unix_ms
 from gateway.core.event import Draft, Event, EventId, Retention
 from gateway.hub import canary as canary_module
 from gateway.hub.canary import Canary
-from gateway.hub.control_channel import Notices
-from gateway.observability.metrics import Tally
+from gateway.hub.control_channel import ControlChannel
+from gateway.observability.metrics import PlainCounter
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
 
@@ -21,8 +21,8 @@ from tests.support.redis import RedisServer
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Canaries that fly often, and are missed soon."""
-    monkeypatch.setattr(canary_module, "EVERY_SECONDS", 0.05)
-    monkeypatch.setattr(canary_module, "LATE_SECONDS", 2.0)
+    monkeypatch.setattr(canary_module, "INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(canary_module, "TIMEOUT_SECONDS", 2.0)
 
 
 async def reasons(gateway: Gateway) -> list[str]:
@@ -74,8 +74,8 @@ async def test_it_leaves_no_trace(log: str, redis: RedisServer, tmp_path: Any) -
         await gateway.post("orders", '"before"')
         first = await stream.next()
         keys = set(redis.client().keys("*"))
-        flown = gateway.daemon.canary._number
-        await eventually(lambda: gateway.daemon.canary._number > flown + 20)
+        flown = gateway.daemon.canary._sequence
+        await eventually(lambda: gateway.daemon.canary._sequence > flown + 20)
         assert set(redis.client().keys("*")) == keys
         await gateway.post("orders", '"after"')
         second = await stream.next()
@@ -98,11 +98,11 @@ async def test_nodes_do_not_take_each_others(redis: RedisServer) -> None:
 
         def only_others(about: Any, id: EventId) -> None:
             nonlocal others
-            if about["node"] != canary._node:
+            if about["node"] != canary._node_id:
                 others += 1
-                canary._landed(about, id)
+                canary._on_received(about, id)
 
-        one.daemon.notices.handle("canary", only_others, kept=False)
+        one.daemon.control_channel.add_handler("canary", only_others, has_history=False)
         await eventually(lambda: canary.fault is not None)
         await eventually(lambda: others > 0)
         await eventually(lambda: other.daemon.canary.fault is None)
@@ -113,8 +113,8 @@ class Bench:
 
     def __init__(self, pump: Callable[[Callable[[], None]], None]) -> None:
         self.broker = MemoryBroker(history_bytes=1 << 20)
-        self.failures = Tally()
-        notices = Notices(self.broker, unix_ms)
+        self.failures = PlainCounter()
+        notices = ControlChannel(self.broker, unix_ms)
         self.canary = Canary(notices, pump, self.failures)
 
         def deliver(events: Sequence[Event]) -> None:
@@ -126,8 +126,8 @@ class Bench:
 
 async def test_a_pump_that_stands_still_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is well and no stream gets anything."""
-    monkeypatch.setattr(canary_module, "LATE_SECONDS", 0.2)
-    monkeypatch.setattr(canary_module, "FIRST_SECONDS", 0.1)
+    monkeypatch.setattr(canary_module, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(canary_module, "FIRST_TIMEOUT_SECONDS", 0.1)
     bench = Bench(lambda call: None)
     await bench.canary.start()
     try:

@@ -53,10 +53,10 @@ async def test_an_event_that_cannot_be_filed_is_read_from_the_log(
         def is_meant(*arguments: Any) -> bool:
             return bool(arguments[1].event.payload in (b"14", b"15"))
 
-        name, owner = {"first": ("_file", Hub), "middle": ("add", Audience), "behind": ("_shed", Hub)}[place]
+        name, owner = {"first": ("_enqueue", Hub), "middle": ("enqueue", Audience), "behind": ("_drop_backlog", Hub)}[place]
         if place == "behind":  # after the event was filed: an audience that is flooded
             monkeypatch.setattr(Audience, "is_flooded", property(lambda self: True))
-            monkeypatch.setattr(Hub, name, once(Hub._shed))
+            monkeypatch.setattr(Hub, name, once(Hub._drop_backlog))
         else:
             monkeypatch.setattr(owner, name, once(getattr(owner, name), is_meant))
         await burst(gateway, ["orders", "stock"] * 5, 10)
@@ -83,7 +83,7 @@ async def test_an_event_without_history_that_cannot_be_filed_is_a_gap(
         stream = await gateway.subscribe("/events/live")
         await gateway.post("live", "1")
         assert (await stream.next()).json["payload"] == 1
-        monkeypatch.setattr(Hub, "_file", once(Hub._file))
+        monkeypatch.setattr(Hub, "_enqueue", once(Hub._enqueue))
         await gateway.post("live", "2")
         assert (await stream.next()).type == "stream.gap"
         await gateway.post("live", "3")
@@ -94,9 +94,9 @@ async def test_a_stream_that_cannot_be_put_behind_is_ended(monkeypatch: pytest.M
     """In no audience and behind nothing, it would get no event for ever, and heartbeats that say all is well."""
     async with gateway_running(CONFIG) as gateway:
         streams = [await gateway.subscribe("/events/orders") for _ in range(3)]
-        monkeypatch.setattr(gateway.daemon.hub, "on_behind", once(gateway.daemon.hub.on_behind))
-        gateway.daemon.hub.lost(gateway.daemon.hub.head)
-        await eventually(lambda: len(gateway.daemon.streams.open) == 2)
+        monkeypatch.setattr(gateway.daemon.hub, "on_lagging", once(gateway.daemon.hub.on_lagging))
+        gateway.daemon.hub.handle_log_gap(gateway.daemon.hub.head)
+        await eventually(lambda: len(gateway.daemon.streams.active) == 2)
         await gateway.post("orders", "1")
         ends = [await stream.next() for stream in streams]
         assert sorted(each.type for each in ends) == ["message", "message", "stream.close"]
@@ -106,10 +106,10 @@ async def test_work_that_fails_does_not_stop_the_pump(monkeypatch: pytest.Monkey
     """All deliveries go through it."""
     async with gateway_running(CONFIG) as gateway:
         stream = await gateway.subscribe("/events/orders")
-        monkeypatch.setattr(Audience, "step", once(Audience.step))
+        monkeypatch.setattr(Audience, "write_slice", once(Audience.write_slice))
         await gateway.post("orders", "1")
         assert (await stream.next()).json["payload"] == 1
-        monkeypatch.setattr(Replay, "_step", once(Replay._step))
+        monkeypatch.setattr(Replay, "_replay_page", once(Replay._replay_page))
         late = await gateway.subscribe("/events/orders?last=1")
         await gateway.post("orders", "2")
         assert (await stream.next()).json["payload"] == 2

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from gateway.broker.memory import MemoryBroker
-from gateway.config.catalog import Catalog
-from gateway.config.model.config import Channel
+from gateway.config.channel_catalog import ChannelCatalog
+from gateway.config.model.config import ChannelConfig
 from gateway.core.clock import unix_ms
 from gateway.core.event import Draft, EventId, Retention
 from gateway.hub.audience import Audience
@@ -15,7 +15,7 @@ from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
 from tests.support.memory import traced
 
-OWN = Channel.model_validate({"from": [{"source": "s", "topic": "{user}.{id}"}], "access": "public"})
+OWN = ChannelConfig.model_validate({"from": [{"source": "s", "topic": "{user}.{id}"}], "access": "public"})
 STREAMS = 200
 
 
@@ -24,14 +24,14 @@ class Quiet:
 
     transport: Any = None
     fd = -1
-    seat = events = bytes = 0
-    since = (0, 0)
+    join_number = events_sent = bytes_sent = 0
+    totals_at_join = (0, 0)
     audience: Audience | None = None
 
     def __init__(self, cursor: EventId) -> None:
         self.cursor = cursor
 
-    def end(self, reason: str) -> None:
+    def close(self, reason: str) -> None:
         """Never called: nothing fails here."""
         raise AssertionError(reason)
 
@@ -40,7 +40,7 @@ class Waiting:
     """A hub, and streams that wait on it."""
 
     def __init__(self) -> None:
-        self.catalog = Catalog({"user.{user}.{id}": OWN})
+        self.catalog = ChannelCatalog({"user.{user}.{id}": OWN})
         self.broker = MemoryBroker(history_bytes=1 << 20)
         self.hub = Hub(
             self.broker, self.catalog, Metrics(), ring_seconds=60, ring_bytes=1 << 20, clock=unix_ms
@@ -76,7 +76,7 @@ def test_a_stream_that_waits_on_channels_of_its_own_takes_little(channels: int, 
         for number in range(STREAMS):
             waiting.open(number, channels)
         assert (taken := grown()) / STREAMS <= most
-        assert waiting.hub._ring.channels == 0, "a ring is made by the first event"
+        assert waiting.hub._ring.channel_count == 0, "a ring is made by the first event"
         waiting.close_all()
         assert grown() <= taken / 10, "tables that were large stay so; nothing is in them"
         assert not waiting.hub.channels
@@ -90,15 +90,15 @@ async def test_rings_that_are_made_late_are_whole_from_when_they_were_watched() 
     opened = hub.head
     waiting.open(1, 2)
     ((stream, subscription),) = waiting.streams
-    assert hub.covers(subscription, opened)
-    assert not hub.covers(subscription, EventId(opened.ms - 1, 0))
+    assert hub.ring_covers(subscription, opened)
+    assert not hub.ring_covers(subscription, EventId(opened.ms - 1, 0))
     hub.leave(stream)
     for channel in ("user.1.0", "user.2.0", "user.1.1"):
         await broker.append([Draft(channel, b"2", 0, Retention(10))])
-    assert hub.covers(subscription, opened)
-    assert not hub.covers(subscription, EventId(opened.ms - 1, 0))
-    found = hub.recent(subscription, opened, 10)
+    assert hub.ring_covers(subscription, opened)
+    assert not hub.ring_covers(subscription, EventId(opened.ms - 1, 0))
+    found = hub.read_ring(subscription, opened, 10)
     assert [entry.channel for entry in found] == ["user.1.0", "user.1.1"]
-    hub.lost(hub.head)
-    assert not hub.covers(subscription, opened), "what a node did not follow is not in its rings"
-    assert hub.covers(subscription, hub.head)
+    hub.handle_log_gap(hub.head)
+    assert not hub.ring_covers(subscription, opened), "what a node did not follow is not in its rings"
+    assert hub.ring_covers(subscription, hub.head)

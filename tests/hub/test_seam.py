@@ -14,20 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.broker.memory import MemoryBroker
-from gateway.config.catalog import Catalog
-from gateway.config.model.config import Channel, Timeouts
+from gateway.config.channel_catalog import ChannelCatalog
+from gateway.config.model.config import ChannelConfig, TimeoutsConfig
 from gateway.core.clock import unix_ms
 from gateway.core.event import Draft, EventId, Retention
 from gateway.hub import audience
 from gateway.hub import hub as hub_module
 from gateway.hub.hub import Hub
-from gateway.hub.replay import Replay, Start
+from gateway.hub.replay import Replay, ResumePoint
 from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
-from gateway.streams.acks.nonces import Nonces
-from gateway.streams.acks.tracker import Acks
-from gateway.streams.connection import Connection
-from gateway.streams.registry import Streams
+from gateway.streams.acks.nonces import NonceSigner
+from gateway.streams.acks.tracker import AckTracker
+from gateway.streams.connection import StreamConnection
+from gateway.streams.registry import StreamRegistry
 from tests.support.eventsource import Parser
 
 CHANNELS = ("a", "b", "live")
@@ -38,7 +38,7 @@ KEEP = Retention(10_000)
 class Wire:
     """A transport that takes everything, and tells its stream that it is full when the test wants."""
 
-    stream: Connection
+    stream: StreamConnection
     full_after: int | None = None
     """Pause the stream in the middle of the write after so many more."""
     data: list[bytes] = field(default_factory=list)
@@ -61,9 +61,9 @@ class Wire:
 
     def take(self, data: bytes) -> int:
         """Be written to past the transport: whole, in part, or not at all."""
-        if self.stream.paused:
+        if self.stream.is_paused:
             faults.append("what waits in the transport was overtaken")
-        if self.stream.closing is not None:
+        if self.stream.close_reason is not None:
             faults.append("the file may be another stream's by now")
         if self.full_after == 0:
             self.data.append(data[: len(data) // 2])
@@ -94,7 +94,7 @@ class Wire:
 class Client:
     """One stream and what it must get."""
 
-    stream: Connection
+    stream: StreamConnection
     wire: Wire
     expected_from: int
     live_from: int
@@ -127,7 +127,7 @@ class World:
     direct = False
 
     def __init__(self) -> None:
-        spec = Channel.model_validate(
+        spec = ChannelConfig.model_validate(
             {
                 "from": [{"source": "s", "topic": "t"}],
                 "access": "public",
@@ -135,14 +135,14 @@ class World:
             }
         )
         live = spec.model_copy(update={"history": "none"})
-        self.catalog = Catalog({"a": spec, "b": spec, "live": live})
+        self.catalog = ChannelCatalog({"a": spec, "b": spec, "live": live})
         self.broker = MemoryBroker(history_bytes=10**8)
         metrics = Metrics()
         self.hub = Hub(self.broker, self.catalog, metrics, ring_seconds=20, ring_bytes=10**8, clock=unix_ms)
         self.hub.start()
         self.replay = Replay(self.hub, self.broker, metrics)
-        acks = Acks(Nonces(self.broker.board), metrics, "none", {})
-        self.streams = Streams(self.hub, self.replay, metrics, Timeouts(), acks, limit=1000)
+        acks = AckTracker(NonceSigner(self.broker.shared_store), metrics, "none", {})
+        self.streams = StreamRegistry(self.hub, self.replay, metrics, TimeoutsConfig(), acks, limit=1000)
         self.log: list[tuple[str, EventId]] = []
         self.clients: list[Client] = []
         self.cut_at = 0
@@ -158,31 +158,31 @@ class World:
         self.broker.follow(lambda events: None, lambda until: None)
         for number in range(missed):
             await self.publish(("a", "b")[number % 2], size)
-        self.broker.follow(self.hub.receive, self.hub.lost)
-        self.hub.lost(self.broker.head)
+        self.broker.follow(self.hub.receive, self.hub.handle_log_gap)
+        self.hub.handle_log_gap(self.broker.head)
 
     async def open(self, channels: tuple[str, ...], back: int | None) -> None:
         """Open a stream, live or resuming from ``back`` events ago."""
         matches = tuple(match for name in sorted(channels) if (match := self.catalog.resolve(name)))
-        place = self.streams.reserve(Subscription.of(matches))
-        start = Start()
+        place = self.streams.acquire_slot(Subscription.of(matches))
+        start = ResumePoint()
         at = now = len(self.log)
         if back is not None and self.log:
             at = max(0, at - 1 - back)
-            start = Start(after=self.log[at][1], resumes=True)
+            start = ResumePoint(after=self.log[at][1], has_last_event_id=True)
             at += 1
-        opening = await self.streams.opening(place.subscription, start)
-        stream = place.take(opening)
+        opening = await self.streams.resolve_start(place.subscription, start)
+        stream = place.create_connection(opening)
         wire = Wire(stream)
         stream.connection_made(wire)  # type: ignore[arg-type]
         self.clients.append(Client(stream, wire, at, now, channels, place))
-        self.streams.begin(stream, opening, 0)
+        self.streams.register(stream, opening, 0)
         place.__exit__()
 
     async def settle(self) -> None:
         for _ in range(2000):
             await asyncio.sleep(0)
-            if not self.hub._work and not self.replay._tasks:
+            if not self.hub._work_queue and not self.replay._fetch_tasks:
                 return
         raise AssertionError("the pump never rests")
 
@@ -202,8 +202,8 @@ class World:
                 if number < self.cut_at and self.log[number][0] == "live"
             }
             wanted = [number for number in wanted if number not in gone]
-            assert not gone or not client.stream.can_take or client.was_told_a_gap()
-            if client.stream.can_take:
+            assert not gone or not client.stream.is_writable or client.was_told_a_gap()
+            if client.stream.is_writable:
                 assert got == wanted
                 assert client.stream.audience is not None
             else:
@@ -242,11 +242,11 @@ async def play(plan: list[Any]) -> None:
             continue
         elif what == "fill":
             client.wire.full_after = two
-        elif what == "pause" and client.stream.can_take:
+        elif what == "pause" and client.stream.is_writable:
             client.stream.pause_writing()
-        elif what == "resume" and client.stream.paused:
+        elif what == "resume" and client.stream.is_paused:
             client.stream.resume_writing()
-        elif what == "close" and client.stream.closing is None:
+        elif what == "close" and client.stream.close_reason is None:
             client.wire.full_after = None
             client.stream.abort("test")
             world.clients.remove(client)
@@ -254,19 +254,21 @@ async def play(plan: list[Any]) -> None:
     world.check()
     for client in world.clients:
         client.wire.full_after = None
-        while client.stream.paused:
+        while client.stream.is_paused:
             client.stream.resume_writing()
             await world.settle()
     await world.settle()
     world.check()
     for client in world.clients:
         client.stream.abort("test")
-        assert client.stream.bytes == sum(map(len, client.wire.data)), "what is logged is what was written"
+        assert client.stream.bytes_sent == sum(map(len, client.wire.data)), (
+            "what is logged is what was written"
+        )
     await asyncio.sleep(0)
-    assert not world.streams.open
+    assert not world.streams.active
     assert not world.hub.channels
     assert not world.hub._audiences
-    assert world.hub._ring.bytes == 0
+    assert world.hub._ring.total_bytes == 0
     assert not faults
 
 
@@ -294,9 +296,9 @@ def test_nor_does_it_with_tiny_slices_frames_and_floods(
     examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same with every limit so low that frames are cut, fan-outs yield and audiences shed all the time."""
-    monkeypatch.setattr(hub_module, "SLICE", 1)
-    monkeypatch.setattr(audience, "MAX_FRAME", 60)
-    monkeypatch.setattr(audience, "MAX_PENDING", 100)
+    monkeypatch.setattr(hub_module, "SLICE_WRITES", 1)
+    monkeypatch.setattr(audience, "MAX_FRAME_BYTES", 60)
+    monkeypatch.setattr(audience, "MAX_PENDING_BYTES", 100)
     settings(max_examples=examples)(plans(lambda plan, direct: run(plan, direct=direct)))()
 
 
@@ -305,7 +307,7 @@ def test_a_member_that_leaves_and_returns_during_a_fan_out(
     monkeypatch: pytest.MonkeyPatch, direct: bool
 ) -> None:
     """It reads the frame from the ring, so the fan-out that is still under way must not bring it again."""
-    monkeypatch.setattr(hub_module, "SLICE", 1)
+    monkeypatch.setattr(hub_module, "SLICE_WRITES", 1)
 
     async def scene() -> None:
         world = World()
@@ -348,7 +350,7 @@ def test_streams_that_come_and_go_without_an_event_leave_nothing() -> None:
             gone.stream.abort("test")
         await asyncio.sleep(0)
         (live,) = world.hub._audiences.values()
-        assert list(live.members) == list(live._new) == [lasting.stream]
+        assert list(live.members) == list(live._members_without_fd) == [lasting.stream]
         lasting.stream.abort("test")
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from gateway.config.model import config as ack
-from gateway.core.event import NOTICE, Event
+from gateway.core.event import CONTROL_CHANNEL_PREFIX, Event
 from gateway.streams.acks import forwarder as elsewhere
 from gateway.streams.acks import nonces
 from gateway.streams.acks import tracker as acks
@@ -42,7 +42,7 @@ AWAY_SECONDS = 12.0
 @pytest.fixture(autouse=True)
 def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a node wait for the key that others have: at its own nonces they would say 403 for a moment."""
-    monkeypatch.setattr(nonces, "FIRST_SECONDS", SAFETY_SECONDS)
+    monkeypatch.setattr(nonces, "FIRST_POLL_TIMEOUT_SECONDS", SAFETY_SECONDS)
 
 
 class Answering:
@@ -110,7 +110,7 @@ async def test_who_answers_lives_and_who_does_not_is_told_why() -> None:
         assert silent.ended and not silent.parser.torn
         assert living.is_open and set(living.statuses) == {204}
         assert await gateway.metric("acks_missed_total") == 2
-        await eventually(lambda: len(gateway.daemon.streams.open) == 1)
+        await eventually(lambda: len(gateway.daemon.streams.active) == 1)
         assert await gateway.metric('disconnects_total{reason="unacknowledged"}') == 1
         again = await gateway.open("/events/orders", {"Last-Event-ID": silent.parser.last_id})
         assert (await again.next()).json["resume"] == "complete"
@@ -121,8 +121,8 @@ async def test_off_by_default(gateway: Gateway) -> None:
     """Nobody is told of it, asked, or kept an eye on."""
     stream = await gateway.subscribe("/events/orders")
     assert "ack" not in stream.messages[0].json
-    assert len(gateway.daemon.acks) == 0
-    assert all(each.asked is None for each in gateway.daemon.streams.open)
+    assert len(gateway.daemon.ack_tracker) == 0
+    assert all(each.ack_state is None for each in gateway.daemon.streams.active)
 
 
 @pytest.mark.idle_clock
@@ -152,7 +152,7 @@ async def test_a_channel_of_its_own_mind() -> None:
             stream = await gateway.subscribe(f"/events?channel={names}")
             asked[names] = stream.messages[0].json.get("ack", {}).get("retry_limit")
         assert asked == {"orders": 2, "stock": 4, "news": None, "news,stock": 4, "news,orders,stock": 2}
-        assert len(gateway.daemon.acks) == 4
+        assert len(gateway.daemon.ack_tracker) == 4
 
 
 @pytest.mark.idle_clock
@@ -167,7 +167,7 @@ async def test_a_reload_asks_new_streams_and_lets_go_of_old_ones() -> None:
         asked = await gateway.subscribe("/events/orders")
         assert (await asked.next()).type == "stream.heartbeat"
         assert await gateway.reconfigure({"ack": None}) == 0
-        assert len(gateway.daemon.acks) == 0
+        assert len(gateway.daemon.ack_tracker) == 0
         await asyncio.sleep(2 * PATIENCE)
         for stream in (old, asked):
             await gateway.post("orders", "1")
@@ -254,7 +254,11 @@ async def test_nobody_is_closed_because_the_log_is_away(how: str, monkeypatch: p
             await eventually(lambda: not one.daemon.broker.is_up)
             await asyncio.sleep(AWAY_SECONDS)
             server.thaw() if how == "frozen" else server.start()
-            await eventually(lambda: one.daemon.acks.is_reached() and two.daemon.acks.is_reached())
+            await eventually(
+                lambda: (
+                    one.daemon.ack_tracker.is_log_reachable() and two.daemon.ack_tracker.is_log_reachable()
+                )
+            )
             before = len(client.statuses)
             await eventually(lambda: len(client.statuses) >= before + 4)
             assert client.is_open and set(client.statuses) == {202}
@@ -263,18 +267,18 @@ async def test_nobody_is_closed_because_the_log_is_away(how: str, monkeypatch: p
 
 async def test_garbage_is_not_told_to_the_log(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever was not on the stream cannot write into the log, and who was can write it once."""
-    monkeypatch.setattr(ack, "SHORTEST", 0.1)
+    monkeypatch.setattr(ack, "MIN_ACK_INTERVAL_SECONDS", 0.1)
     told: list[dict[str, int]] = []
 
     def note(event: Event) -> None:
-        if event.channel == NOTICE + elsewhere.ANSWERED:
+        if event.channel == CONTROL_CHANNEL_PREFIX + elsewhere.ACKS_KIND:
             told.append(json.loads(event.payload)["answered"])
         receive(event)
 
     config = {**OFTEN, "broker": {"url": redis.url, "timeout": "30s"}}
     async with gateway_running(config) as one, gateway_running(config) as two:
-        receive = two.daemon.notices.receive
-        two.daemon.hub.on_notice = note
+        receive = two.daemon.control_channel.receive
+        two.daemon.hub.on_control_event = note
         async with answering(one, two.url) as client:
             await eventually(lambda: len(client.statuses) >= 1)
             path, nonce = client.sent[0]
@@ -307,9 +311,9 @@ async def test_garbage_is_not_told_to_the_log(redis: RedisServer, monkeypatch: p
 
 async def test_what_waits_for_the_log_is_bounded(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is away, each stream's newest answer waits, and more streams than that are told to try again."""
-    monkeypatch.setattr(ack, "SHORTEST", 0.1)
-    monkeypatch.setattr(elsewhere, "UNTOLD", 3)
-    monkeypatch.setattr(elsewhere, "GATHER_SECONDS", 600)
+    monkeypatch.setattr(ack, "MIN_ACK_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(elsewhere, "MAX_PENDING", 3)
+    monkeypatch.setattr(elsewhere, "BATCH_SECONDS", 600)
     config = {**OFTEN, "broker": {"url": redis.url, "timeout": "30s"}}
     async with gateway_running(config) as one, gateway_running(config) as two:
         questions = []
@@ -322,4 +326,4 @@ async def test_what_waits_for_the_log_is_bounded(redis: RedisServer, monkeypatch
             async with one.session.post(two.url + path, data=nonce) as answer:
                 got.append((answer.status, answer.headers.get("Retry-After")))
         assert got == [(202, None)] * 3 + [(503, "2"), (202, None)]
-        assert len(two.daemon.elsewhere._untold) == 3
+        assert len(two.daemon.ack_forwarder._pending) == 3

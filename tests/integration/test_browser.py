@@ -24,11 +24,11 @@ async def test_a_page_of_another_origin_gets_events_and_loses_none_over_a_drop()
         }
         async with gateway_running(over) as gateway:
             await listen(page, f"{gateway.url}/events?channel=orders,stock")
-            await eventually(lambda: gateway.daemon.streams.open)
+            await eventually(lambda: gateway.daemon.streams.active)
             await gateway.post("stock", "0")
             await gateway.post("orders", '{"type":"order.created","payload":1}')
             await eventually(lambda: has(page, [0, 1]))
-            for stream in list(gateway.daemon.streams.open):
+            for stream in list(gateway.daemon.streams.active):
                 stream.abort("test")
             await gateway.post("stock", "2")
             await eventually(lambda: has(page, [0, 1, 2]))
@@ -85,14 +85,14 @@ async def test_a_browser_is_not_disturbed_where_senders_have_certificates(tmp_pa
                     assert answer.status == 200
 
             await listen(page, f"{url}/events/orders")
-            await eventually(lambda: gateway.daemon.streams.open)
+            await eventually(lambda: gateway.daemon.streams.active)
             await post("1")
             await eventually(lambda: has(page, [1]))
             for old, new in zip(first, second, strict=True):
                 new.rename(old)
             await eventually(lambda: _reloaded(gateway))
             await post("2")
-            for stream in list(gateway.daemon.streams.open):
+            for stream in list(gateway.daemon.streams.active):
                 stream.abort("test")
             await post("3")
             await eventually(lambda: has(page, [1, 2, 3]))
@@ -123,7 +123,7 @@ async def test_pages_answer_heartbeats() -> None:
         ):
             await page.evaluate(f"{{{lines.replace('https://events.example.com', gateway.url)}}}")
             await page.evaluate(ours, gateway.url)
-            await eventually(lambda: len(gateway.daemon.streams.open) == 2)
+            await eventually(lambda: len(gateway.daemon.streams.active) == 2)
             silent = await other.subscribe("/events/news")
             assert (await silent.until("stream.close")).json["reason"] == "unacknowledged"
             await eventually(lambda: _answered(gateway, 10))

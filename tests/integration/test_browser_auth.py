@@ -121,7 +121,7 @@ async def sign_in(browser: Browser, expires: float | None = None, *, same_site: 
 
 def sever(gateway: Gateway) -> None:
     """Cut the connections of all streams."""
-    for stream in list(gateway.daemon.streams.open):
+    for stream in list(gateway.daemon.streams.active):
         stream.transport.abort()
 
 
@@ -150,7 +150,7 @@ async def test_a_public_channel_is_read_from_another_site(browser: Browser) -> N
     async with gateway_running({"cors": {"origins": [browser.origin(OTHER)]}}) as gateway:
         page = await browser.page(OTHER)
         await listen(page, url(gateway, "/events/orders"))
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("orders", "1")
         await eventually(lambda: has(page, [1]))
 
@@ -164,7 +164,7 @@ async def test_a_cookie_opens_a_stream_where_the_page_says_with_credentials(brow
         await eventually(lambda: is_in_state(page, CLOSED))
         assert await refused(gateway, "missing_token") == 1
         await listen(page, url(gateway, "/events/private"), withCredentials=True)
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("private", "1")
         await eventually(lambda: has(page, [1]))
         assert await refused(gateway, "missing_token") == 1  # the first one stayed closed
@@ -186,7 +186,7 @@ async def test_which_cookies_reach_a_gateway_of_another_site(
         async with gateway_running(config(browser, server={"tls": tls})) as gateway:
             await listen(page, url(gateway, "/events/private", "https"), withCredentials=True)
             if reaches:
-                await eventually(lambda: gateway.daemon.streams.open)
+                await eventually(lambda: gateway.daemon.streams.active)
                 await post_over_tls(gateway, "1")
                 await eventually(lambda: has(page, [1]))
             else:
@@ -208,7 +208,7 @@ async def test_a_ticket_opens_a_stream_and_opens_it_again_after_a_drop(browser: 
         ticket = await page.evaluate(BUY, [url(gateway, "/tickets?channel=private"), token()])
         await eventually(lambda: asked == ["POST authorization"])
         await listen(page, url(gateway, f"/events/private?ticket={ticket}"))
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         await gateway.post("private", "0")
         await eventually(lambda: has(page, [0]))
         sever(gateway)
@@ -267,7 +267,7 @@ async def opened_with_a_token(browser: Browser, gateway: Gateway) -> Page:
     page = await browser.page(APP)
     await sign_in(browser)
     await listen(page, url(gateway, "/events/private"), withCredentials=True)
-    await eventually(lambda: gateway.daemon.streams.open)
+    await eventually(lambda: gateway.daemon.streams.active)
     await gateway.post("private", "0")
     await eventually(lambda: has(page, [0]))
     return page
@@ -314,7 +314,7 @@ async def test_drops_while_events_flow_lose_and_repeat_nothing(browser: Browser)
     async with gateway_running(over) as gateway:
         page = await browser.page(APP)
         await listen(page, url(gateway, "/events?channel=orders,stock"))
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         published: list[object] = []
         enough = asyncio.Event()
 
@@ -338,10 +338,10 @@ async def test_drops_while_events_flow_lose_and_repeat_nothing(browser: Browser)
 
 async def drop(gateway: Gateway, page: Page) -> None:
     """Cut the page's stream in the middle of what it brings."""
-    await eventually(lambda: gateway.daemon.streams.open)
+    await eventually(lambda: gateway.daemon.streams.active)
     await page.wait_for_function("(before) => got.length > before", arg=len(await got(page)))
     sever(gateway)
-    await eventually(lambda: not gateway.daemon.streams.open)
+    await eventually(lambda: not gateway.daemon.streams.active)
 
 
 async def ends(page: Page, wanted: object) -> bool:
@@ -378,7 +378,7 @@ async def test_of_eight_tabs_six_are_live_and_the_others_wait_for_them(browser: 
     """What docs/http.md says of tabs is wrong: waiting ones fail, or do not get in when others close."""
     async with gateway_running(config(browser)) as gateway:
         pages = await tabs(browser, url(gateway, "/events/orders"))
-        await eventually(lambda: len(gateway.daemon.streams.open) == SOCKETS)
+        await eventually(lambda: len(gateway.daemon.streams.active) == SOCKETS)
         await gateway.post("orders", "0")
         await eventually(lambda: are_readers(pages, [0], SOCKETS))
         live = await readers(pages, [0])

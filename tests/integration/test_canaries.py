@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr
 
 from bench.process import free_port
 from gateway.cli.main import main
-from gateway.config.loader.faults import ConfigError
+from gateway.config.loader.issues import ConfigError
 from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from tests.integration.test_command import CLEAN, command
@@ -80,7 +80,7 @@ def slots(kind: Any, path: str = "") -> Iterator[str]:
 
 
 def test_every_secret_of_the_model_has_a_canary() -> None:
-    """A new secret without one would not be looked for: give it a line in `SLOTS`."""
+    """A new secret without one would not be looked for: give it a line in `BUCKETS`."""
     assert set(slots(Config)) == set(SLOTS)
 
 

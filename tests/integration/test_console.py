@@ -286,7 +286,7 @@ async def test_an_event_sent_from_the_panel_shows_up_and_figures_move() -> None:
         troubles: list[str] = []
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda line: troubles.append(line.text) if line.type == "error" else None)
-        await page.goto(f"http://127.0.0.1:{gateway.daemon.admin.port}/")
+        await page.goto(f"http://127.0.0.1:{gateway.daemon.admin_listener.port}/")
         await expect(page.locator("#readiness")).to_have_text("Ready")
         await page.get_by_label("Event type").fill("order.created")
         await page.get_by_label("Payload").fill('{"id": 12345678901234567890, "note": "<b>\\u00e9</b>"}')
@@ -307,7 +307,7 @@ async def test_an_event_sent_from_the_panel_shows_up_and_figures_move() -> None:
         await page.get_by_label("Channel", exact=True).fill("nothing")
         await page.get_by_role("button", name="Send event").click()
         await expect(page.locator("#try-state")).to_contain_text("Refused: there is no such channel")
-        await eventually(lambda: len(gateway.daemon.streams.open) == 1)
+        await eventually(lambda: len(gateway.daemon.streams.active) == 1)
         # The browser itself writes the refused request's 404 there.
         assert [trouble for trouble in troubles if "404" not in trouble] == []
 
@@ -361,7 +361,7 @@ async def test_the_token_is_asked_for_and_kept_for_the_tab() -> None:
     """A wrong one is told, the right one shows the figures, a reload of the tab does not ask again."""
     async with browser_running() as browser, gateway_running(LOCKED) as gateway:
         page = await browser.context.new_page()
-        await page.goto(f"http://127.0.0.1:{gateway.daemon.admin.port}/")
+        await page.goto(f"http://127.0.0.1:{gateway.daemon.admin_listener.port}/")
         await page.get_by_label("Token").fill("wrong")
         await page.keyboard.press("Enter")
         await expect(page.locator("#token-error")).to_have_text("That is not the token.")
@@ -381,7 +381,7 @@ async def test_a_fast_channel_does_not_freeze_the_page() -> None:
     """The newest events are shown, and all are counted."""
     async with browser_running() as browser, gateway_running({"server": {"development": True}}) as gateway:
         page = await browser.context.new_page()
-        await page.goto(f"http://127.0.0.1:{gateway.daemon.admin.port}/")
+        await page.goto(f"http://127.0.0.1:{gateway.daemon.admin_listener.port}/")
         await page.get_by_role("button", name="Listen").click()
         await expect(page.locator("#try-state")).to_have_text("Listening to orders.")
         for thousand in range(1, 6):

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from gateway.server.shutdown import Shutdown
-from gateway.server.systemd import Systemd
+from gateway.server.systemd import SystemdNotifier
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running
@@ -129,7 +129,7 @@ async def half_posted(folder: Path, broker: str, length: int, request: str) -> A
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         head = f"POST /hooks/hooks?topic=orders HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
         writer.write(head.encode() + b"12")
-        await eventually(lambda: gateway.daemon.bodies._held > 0)
+        await eventually(lambda: gateway.daemon.body_reader._reserved_bytes > 0)
         try:
             yield gateway, reader, writer
         finally:
@@ -196,7 +196,7 @@ async def test_a_post_just_behind_its_connection_is_taken() -> None:
     async with gateway_running() as gateway:
         connections = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(5)]
         stopping = asyncio.create_task(gateway.daemon.stop())
-        await eventually(lambda: len(gateway.daemon.public._fronts) == 5)
+        await eventually(lambda: len(gateway.daemon.public_listener._fast_path_deadlines) == 5)
         assert gateway.daemon.shutdown.phase == "streams"
         for connection in connections:
             connection.sendall(POST)
@@ -210,24 +210,28 @@ async def never() -> None:
 
 async def test_an_end_that_hangs_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever does not let go, the process is gone before somebody kills it."""
-    shutdown = Shutdown(pre_drain=0, drain=0.1, request=0.1, systemd=Systemd({}))
-    shutdown.seconds = 0.2
-    shutdown.ask()
-    assert await shutdown.carry_out(never, lambda: 3) is False
+    shutdown = Shutdown(
+        pre_drain_seconds=0, drain_seconds=0.1, request_seconds=0.1, systemd=SystemdNotifier({})
+    )
+    shutdown.max_seconds = 0.2
+    shutdown.request()
+    assert await shutdown.run(never, lambda: 3) is False
 
 
 async def test_asking_twice_at_once_ends_the_announcement() -> None:
     """SIGTERM to a worker, then Ctrl-C to its parent: nobody waits for balancers any more."""
-    shutdown = Shutdown(pre_drain=600, drain=0.1, request=0.1, systemd=Systemd({}))
-    shutdown.ask()
+    shutdown = Shutdown(
+        pre_drain_seconds=600, drain_seconds=0.1, request_seconds=0.1, systemd=SystemdNotifier({})
+    )
+    shutdown.request()
     ended = asyncio.Event()
 
     async def stop() -> None:
         ended.set()
 
-    ending = asyncio.create_task(shutdown.carry_out(stop, lambda: 0))
+    ending = asyncio.create_task(shutdown.run(stop, lambda: 0))
     await eventually(lambda: shutdown.phase == "pre_drain")
-    shutdown.ask(at_once=True)
+    shutdown.request(skip_pre_drain=True)
     async with safety_net():
         assert await ending
     assert ended.is_set()

@@ -86,7 +86,7 @@ async def test_ten_thousand_posts_answered_before_a_kill_9_are_delivered_after_i
             await asyncio.gather(*senders)
         await node.start()
         first = min(EventId.parse(id) or EventId(0, 0) for id in answered)
-        stream = await Stream.open(node.port, f"/events/orders?since={EventId.before(first.ms)}")
+        stream = await Stream.open(node.port, f"/events/orders?since={EventId.last_before_ms(first.ms)}")
         seen: set[str] = set()
         while not set(answered) <= seen:
             message = await stream.next()
@@ -107,7 +107,7 @@ async def test_what_redis_published_while_the_gateway_was_away_is_a_gap(
         channels={"orders": {"from": [{"source": "app", "topic": "orders.*"}]}},
     )
     async with gateway_running(more) as gateway:
-        await eventually(lambda: gateway.daemon.upstreams.supervisors["app"].is_leading)
+        await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].has_lease)
         stream = await gateway.subscribe("/events/orders")
         redis.publish("orders.x", "1")
         last = (await stream.next()).id

@@ -12,7 +12,7 @@ import pytest
 from gateway.broker.base import Broker
 from gateway.broker.redis.broker import RedisBroker
 from gateway.broker.sqlite.broker import SqliteBroker
-from gateway.config.model.config import Pool
+from gateway.config.model.config import PoolConfig
 from gateway.core.clock import unix_ms
 from gateway.core.event import Draft, EventId, Retention
 from tests.support.deadline import SAFETY_SECONDS, safety_net
@@ -42,7 +42,7 @@ async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
             broker = RedisBroker(
                 url,
                 prefix="sse",
-                limits=Pool.model_validate({}),
+                pool_limits=PoolConfig.model_validate({}),
                 timeout=SAFETY_SECONDS,
                 clock=unix_ms,
             )

@@ -49,7 +49,7 @@ async def leads(gateway: Gateway) -> None:
 
 
 async def _has(gateway: Gateway, cursor: str) -> bool:
-    return await gateway.daemon.broker.cursor(cursor) is not None
+    return await gateway.daemon.broker.read_offset(cursor) is not None
 
 
 async def payloads(stream: Stream, count: int) -> list[Any]:
@@ -171,14 +171,14 @@ async def _lags_by(gateway: Gateway, records: int) -> bool:
 
 
 async def _at(gateway: Gateway, offset: int) -> bool:
-    return (await gateway.daemon.broker.cursor("k/orders/0") or "").startswith(f"{offset}/")
+    return (await gateway.daemon.broker.read_offset("k/orders/0") or "").startswith(f"{offset}/")
 
 
 async def test_offsets_are_committed_for_others_to_see(
     kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lag tools look at the group; our own place is in the log, whatever is committed."""
-    monkeypatch.setattr(kafka_source, "COMMIT_SECONDS", 0.2)
+    monkeypatch.setattr(kafka_source, "COMMIT_INTERVAL_SECONDS", 0.2)
     await kafka.create({"orders": 1})
     async with gateway_running(config(kafka, group="web")) as gateway:
         await leads(gateway)

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from bench.process import free_port
-from gateway.cli.doctor.finding import Level
-from gateway.cli.doctor.timeouts import Patience
-from gateway.http.routes.client import BODY, FOR_EVER
+from gateway.cli.doctor.timeouts import ProbeTimeouts
+from gateway.cli.finding import Level
+from gateway.http.routes.client import CACHE_FOREVER, CLIENT_SCRIPT
 from tests.cli.doctor.examined import APP, examine
 from tests.support.authority import Authority
 from tests.support.deadline import SAFETY_SECONDS, safety_net
@@ -155,8 +155,12 @@ async def subscribed(found: Deployed) -> AsyncIterator[Subscriber]:
 async def test_the_doctor_finds_nothing(name: str, tmp_path: Path) -> None:
     """A stream lives for longer than the idle timeout; nothing is buffered, compressed or left out on the way."""
     async with deployed(name, tmp_path, idle=IDLE) as found:
-        patience = Patience(
-            listen=IDLE + 2, heartbeat=1.0, connect=SAFETY_SECONDS, answer=SAFETY_SECONDS, late=IDLE
+        patience = ProbeTimeouts(
+            listen_seconds=IDLE + 2,
+            heartbeat_seconds=1.0,
+            connect_seconds=SAFETY_SECONDS,
+            response_seconds=SAFETY_SECONDS,
+            late_seconds=IDLE,
         )
         seen = await examine(f"{found.url}/events/orders", ca=str(found.authority.file), patience=patience)
         assert [each for each in seen.findings if each.level is Level.BAD] == []
@@ -200,9 +204,9 @@ async def test_streams_and_posts_pass_as_they_are(name: str, tmp_path: Path) -> 
         ack = await found.client.post(f"{found.url}/streams/{'0' * 24}/ack", content="made up")
         assert ack.json()["error"] == "unknown_nonce", "answers to heartbeats reach a gateway"
         module = await found.client.get(f"{found.url}/client.js", headers={"Accept-Encoding": "gzip"})
-        assert (module.content, module.headers["Content-Encoding"]) == (BODY, "gzip")
+        assert (module.content, module.headers["Content-Encoding"]) == (CLIENT_SCRIPT, "gzip")
         named = await found.client.get(f"{found.url}/{module.headers['Content-Location']}")
-        assert (named.content, named.headers["Cache-Control"]) == (BODY, FOR_EVER)
+        assert (named.content, named.headers["Cache-Control"]) == (CLIENT_SCRIPT, CACHE_FOREVER)
         for path in ("/", "/metrics", "/status", "/streams", "/eventsource", "/hooks", "/client"):
             assert (await found.client.get(found.url + path)).status_code == 404, path
 

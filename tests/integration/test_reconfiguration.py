@@ -213,7 +213,7 @@ async def test_a_template_takes_over_from_a_fixed_name() -> None:
             await gateway.post("u:vip", '"' + "x" * 6_000_000 + '"')
         await eventually(lambda: gateway.daemon.streams.stalled)
         assert await gateway.reconfigure({"channels": {"u.vip": None}}) == 1
-        assert len(gateway.daemon.streams.open) == 1
+        assert len(gateway.daemon.streams.active) == 1
         new = await gateway.subscribe("/events/u.vip")
         await gateway.post("u:vip", "1")
         assert await payloads(new, 1) == [1]
@@ -233,7 +233,7 @@ async def test_webhooks_change_without_a_pause() -> None:
             url, data="1", headers={"Authorization": f"Bearer {'t' * 20}"}
         ) as answer:
             assert answer.status == 200
-        assert gateway.daemon.upstreams.supervisors["hooks"].state.restarts == 0
+        assert gateway.daemon.source_manager.supervisors["hooks"].state.restarts == 0
         more = {"sources": {"more": {"type": "webhook", "verify": {"none": True}}}}
         await gateway.reconfigure(more)
         async with gateway.session.post(f"{gateway.url}/hooks/more?topic=orders", data="1") as answer:
@@ -251,7 +251,7 @@ async def test_topics_of_pubsub_change_without_a_gap(redis: RedisServer) -> None
     }
     async with gateway_running(over) as gateway:
         a = await gateway.subscribe("/events/a")
-        supervisor = gateway.daemon.upstreams.supervisors["app"]
+        supervisor = gateway.daemon.source_manager.supervisors["app"]
         sent = 0
 
         async def send() -> None:
@@ -278,7 +278,7 @@ async def test_topics_of_pubsub_change_without_a_gap(redis: RedisServer) -> None
             sending.cancel()
         got = await payloads(a, sent - 1)
         assert got == list(range(1, sent))
-        assert gateway.daemon.upstreams.supervisors["app"] is supervisor
+        assert gateway.daemon.source_manager.supervisors["app"] is supervisor
         assert supervisor.state.restarts == 0
         _, status = await gateway.admin("/metrics")
         assert 'gaps_total{reason="source_interrupted"} 1' not in status
@@ -302,15 +302,15 @@ async def test_a_source_with_another_url_connects_again(redis: RedisServer) -> N
     async with gateway_running(over) as gateway:
         a = await gateway.subscribe("/events/a")
         await gateway.reconfigure({"sources": {"app": {"url": f"{redis.url}/3"}}})
-        await eventually(lambda: gateway.daemon.upstreams.supervisors["app"].state.status == "up")
-        await eventually(lambda: gateway.daemon.upstreams.supervisors["app"].is_leading)
+        await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].state.status == "up")
+        await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].has_lease)
         await asyncio.to_thread(redis.publish, "a", "1")
         told = [await a.next()]
         while told[-1].type == "stream.gap":  # what came meanwhile may be lost, and is told
             told.append(await a.next())
         assert told[-1].json["payload"] == 1
         await gateway.reconfigure({"sources": {"app": {"url": ""}}})
-        assert gateway.daemon.upstreams.off["app"].status == "off"
+        assert gateway.daemon.source_manager.disabled["app"].status == "off"
         await gateway.reconfigure({"channels": {"a": None}, "sources": {"app": None}})
         assert [source["name"] for source in (await gateway.admin("/status"))[1]["sources"]] == ["hooks"]
 
@@ -323,7 +323,7 @@ async def test_nobody_waits_for_a_server_that_is_frozen(redis: RedisServer) -> N
         "channels": {"a": {"from": [{"source": "app", "topic": "a"}], "access": "public"}},
     }
     async with gateway_running(over) as gateway:
-        upstreams = gateway.daemon.upstreams
+        upstreams = gateway.daemon.source_manager
         old = upstreams.supervisors["app"]
         redis.freeze()
         try:
@@ -335,7 +335,7 @@ async def test_nobody_waits_for_a_server_that_is_frozen(redis: RedisServer) -> N
             await gateway.post("alarms", "1")
         finally:
             redis.thaw()
-        await eventually(lambda: upstreams.supervisors["app"].is_leading)
+        await eventually(lambda: upstreams.supervisors["app"].has_lease)
         await reaches(redis, "a", await gateway.subscribe("/events/a"))
 
 
@@ -384,4 +384,4 @@ async def test_streams_that_open_during_a_change_are_looked_at() -> None:
         for stream in await asyncio.gather(*opening):
             await stream.rest()
             assert stream.status == 403 or stream.messages[-1].json["reason"] == "revoked"
-        assert not gateway.daemon.streams.open
+        assert not gateway.daemon.streams.active

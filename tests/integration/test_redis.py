@@ -104,7 +104,7 @@ async def test_a_server_that_is_not_there_yet_stops_nothing(redis: RedisServer) 
     """The gateway starts without Redis, says so, and comes up by itself."""
     redis.kill()
     async with gateway_running(config(redis)) as gateway:
-        await eventually(lambda: gateway.daemon.upstreams.supervisors["app"].state.status == "down")
+        await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].state.status == "down")
         stream = await gateway.subscribe("/events/orders")
         status, ready = await gateway.admin("/readyz")
         assert status == 200
@@ -226,7 +226,7 @@ async def test_no_password_in_any_answer(redis: RedisServer) -> None:
     """The URL holds a secret; status, metrics and readiness name the source only."""
     url = redis.url.replace("redis://", "redis://user:canary-password@")
     async with gateway_running(config(redis, url=url)) as gateway:
-        await eventually(lambda: gateway.daemon.upstreams.supervisors["app"].state.status == "down")
+        await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].state.status == "down")
         for path in ("/status", "/readyz", "/metrics"):
             _, body = await gateway.admin(path)
             assert "canary-password" not in str(body)
@@ -263,7 +263,7 @@ async def test_a_topic_of_everything_hears_no_gateway(redis: RedisServer) -> Non
         stream = await gateway.subscribe("/events/all")
         client = redis.client()
         with contextlib.closing(client), contextlib.closing(client.pubsub()) as marks:  # type: ignore[no-untyped-call]
-            marks.subscribe(redis_pubsub.MARKS)
+            marks.subscribe(redis_pubsub.MARKER_CHANNEL)
             redis.publish("one", "1")
             assert (await stream.next()).json["payload"] == "1"
             # The log told of it on a channel of its own, and the source marks its place on another one.

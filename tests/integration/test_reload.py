@@ -186,21 +186,23 @@ async def test_a_folder_that_is_swapped(tmp_path: Path, monkeypatch: pytest.Monk
         (mounted / name).symlink_to(f"..data/{name}")
     file = ConfigFile(mounted / "gateway.yaml")
     daemon = Daemon(file.load(), file=file)
-    assert daemon.reloads is not None
+    assert daemon.reloader is not None
 
     def result() -> Any:
-        return (daemon.reloads.told()["last_reload"] or {}).get("result")  # type: ignore[union-attr]
+        return (daemon.reloader.config_status()["last_reload"] or {}).get("result")  # type: ignore[union-attr]
 
     try:
         await daemon.start()
-        daemon.reloads.start()
-        orders = await Stream.open(daemon.public.port, "/events/orders")
+        daemon.reloader.start()
+        orders = await Stream.open(daemon.public_listener.port, "/events/orders")
         assert (await orders.next()).type == "stream.open"
         swap("..2", "b" * 20, settings)
         await eventually(lambda: result() == "ok")
-        assert daemon.reloads.told()["last_reload"]["changes"] == ["sources.hooks.verify.bearer: changed"]
-        assert await _posted(daemon.public.port, "a" * 20) == 401
-        assert await _posted(daemon.public.port, "b" * 20) == 200
+        assert daemon.reloader.config_status()["last_reload"]["changes"] == [
+            "sources.hooks.verify.bearer: changed"
+        ]
+        assert await _posted(daemon.public_listener.port, "a" * 20) == 401
+        assert await _posted(daemon.public_listener.port, "b" * 20) == 200
         swap("..3", "b" * 20, {**settings, "channels": {}})
         await eventually(lambda: result() == "failed")
         assert (await orders.next()).json["payload"] == 1

@@ -40,7 +40,7 @@ async def shown(port: int, context: ssl.SSLContext) -> int:
 
 
 async def opened(gateway: Gateway, context: ssl.SSLContext) -> list[Stream]:
-    """Open `STREAMS` streams, some at once."""
+    """Open `EVENTS_PATH` streams, some at once."""
     streams: list[Stream] = []
     while len(streams) < STREAMS:
         more = (gateway.subscribe("/events/orders", ssl=context) for _ in range(AT_ONCE))
@@ -103,7 +103,7 @@ async def test_a_thousand_streams_outlive_a_bad_and_a_good_certificate(
     timeouts = {"request": "10m", "write": "10m"}
     async with gateway_running({"server": {"tls": tls}, "timeouts": timeouts}) as gateway:
         streams = await opened(gateway, client)
-        assert len(gateway.daemon.streams.open) == STREAMS
+        assert len(gateway.daemon.streams.active) == STREAMS
         poster = Poster(gateway, client)
         reads = [asyncio.create_task(read(stream, "the end")) for stream in streams]
         await poster.more(5)
@@ -118,7 +118,7 @@ async def test_a_thousand_streams_outlive_a_bad_and_a_good_certificate(
         await poster.stop()
         for payloads in await asyncio.gather(*reads):
             assert payloads == poster.posted
-        assert len(gateway.daemon.streams.open) == STREAMS
+        assert len(gateway.daemon.streams.active) == STREAMS
         assert not [stream for stream in streams if stream.ended]
         assert await gateway.metric("connections_total") == STREAMS
         assert await gateway.metric("tls_certificate_expiry_timestamp_seconds") > 0

@@ -152,7 +152,7 @@ async def test_of_two_that_start_at_once_one_is_told_why(tmp_path: Path) -> None
     daemons = [Daemon(loads(json.dumps(merged(BASE, {"server": server})), environ={})) for _ in range(2)]
     try:
         for daemon in daemons:
-            await daemon.public.bind()
+            await daemon.public_listener.bind()
         await daemons[0].start()
         with pytest.raises(StartupError, match=r"\(server.listen\): the address is in use"):
             await daemons[1].start()
@@ -231,7 +231,7 @@ async def test_a_signal_in_the_last_moment_keeps_the_port_closed(tmp_path: Path)
     """The service manager has been told that it ends; a port that opens now would only break connections."""
     async with starting(ISSUER, tmp_path) as (daemon, silent, start):
         await eventually(lambda: silent.connections)
-        daemon.signalled(signal.SIGTERM)
+        daemon.on_signal(signal.SIGTERM)
         await start
         assert daemon.shutdown.phase == "starting"
         assert not accepts(daemon.config.server.listen.port)

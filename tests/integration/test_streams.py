@@ -36,13 +36,13 @@ def config(
 
 async def leads(gateway: Gateway) -> None:
     """Wait until the source reads from where it will go on."""
-    await eventually(lambda: gateway.daemon.upstreams.supervisors["s"].is_leading)
+    await eventually(lambda: gateway.daemon.source_manager.supervisors["s"].has_lease)
     await eventually(lambda: gateway.metric('source_up{source="s"}'))
     await eventually(lambda: knows(gateway))
 
 
 async def knows(gateway: Gateway) -> bool:
-    return await gateway.daemon.broker.cursor("s/*room:*") is not None
+    return await gateway.daemon.broker.read_offset("s/*room:*") is not None
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ async def test_streams_that_appear_are_read_from_their_first_entry(redis: RedisS
 
 
 async def _has(gateway: Gateway, cursor: str) -> bool:
-    return await gateway.daemon.broker.cursor(cursor) is not None
+    return await gateway.daemon.broker.read_offset(cursor) is not None
 
 
 async def test_what_was_trimmed_unread_is_a_gap_with_its_number(redis: RedisServer, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ async def test_more_than_one_read_holds_arrives_whole_and_in_order(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large entries make reads smaller, many streams share one; nothing is left out at their edges."""
-    monkeypatch.setattr(stream_reader, "BATCH_BYTES", 100_000)
+    monkeypatch.setattr(stream_reader, "TARGET_READ_BYTES", 100_000)
     with contextlib.closing(redis.client()) as client:
         pipe = client.pipeline(transaction=False)
         for number in range(5000):
@@ -395,7 +395,7 @@ async def test_a_new_stream_that_was_trimmed_before_it_was_found(redis: RedisSer
 
 async def test_streams_that_are_gone_make_room(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is on those that live, not on those that ever did."""
-    monkeypatch.setattr(stream_reader, "STREAMS", 20)
+    monkeypatch.setattr(stream_reader, "MAX_STREAM_KEYS", 20)
     # An empty database answers no XREAD before its time is over, and the scan comes only then.
     monkeypatch.setattr(stream_servers, "BLOCK_SECONDS", 0.1)
     async with gateway_running(config(redis.url)) as gateway:
@@ -411,7 +411,7 @@ async def test_streams_that_are_gone_make_room(redis: RedisServer, monkeypatch: 
 
 
 async def _parts(gateway: Gateway) -> set[str]:
-    return set(await gateway.daemon.broker.parts("s"))
+    return set(await gateway.daemon.broker.list_partitions("s"))
 
 
 @pytest.mark.parametrize("log", ["memory", "sqlite", "redis"])
@@ -449,7 +449,7 @@ async def test_a_stream_that_is_gone_is_noticed_while_others_come(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streams are looked after in turns: newcomers must not keep the others from theirs for ever."""
-    monkeypatch.setattr(stream_reader, "LOOKS", 20)
+    monkeypatch.setattr(stream_reader, "MAX_INSPECTED_KEYS", 20)
     async with gateway_running(config(redis.url)) as gateway:
         await leads(gateway)
         with adding(redis) as add, contextlib.closing(redis.client()) as client:
@@ -473,11 +473,11 @@ async def test_a_stream_that_comes_and_goes_is_looked_after_once(
     turns: list[list[bytes]] = []
 
     def noted(reader: stream_reader.StreamReader) -> list[bytes]:
-        turns.append(list(reader._looks))
+        turns.append(list(reader._inspection_queue))
         return original(reader)
 
-    original = stream_reader.StreamReader._next_looks
-    monkeypatch.setattr(stream_reader.StreamReader, "_next_looks", noted)
+    original = stream_reader.StreamReader._next_keys_to_inspect
+    monkeypatch.setattr(stream_reader.StreamReader, "_next_keys_to_inspect", noted)
     async with gateway_running(config(redis.url)) as gateway:
         await leads(gateway)
         with adding(redis) as add, contextlib.closing(redis.client()) as client:

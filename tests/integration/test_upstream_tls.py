@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.broker.redis.broker import RedisBroker
-from gateway.config.model.config import Pool
-from gateway.config.validation.warnings import tell, told
+from gateway.config.model.config import PoolConfig
+from gateway.config.validation.warnings import log_warnings, unaccepted_warnings
 from gateway.core.clock import unix_ms
 from tests.support.authority import Authority, Pair
 from tests.support.eventsource import Stream
@@ -72,10 +72,12 @@ async def test_a_log_behind_a_bad_certificate_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The password would go to whoever answers; the line of the log says what is wrong with the certificate."""
-    monkeypatch.setattr("gateway.broker.redis.broker.START_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.broker.redis.broker.START_TIMEOUT_SECONDS", 0.3)
     async with tunnel(upstream.port, serving(*shows(authority, tmp_path, fault))) as port:
         url = f"{kind}127.0.0.1:{port}{'/main' if 'sentinel' in kind else ''}?ssl_ca_certs={authority.file}"
-        broker = RedisBroker(url, prefix="t", limits=Pool.model_validate({}), timeout=60.0, clock=unix_ms)
+        broker = RedisBroker(
+            url, prefix="t", pool_limits=PoolConfig.model_validate({}), timeout=60.0, clock=unix_ms
+        )
         with capture_logs() as lines:
             await broker.start()
             await eventually(lambda: any(line["event"] == "broker_down" for line in lines))
@@ -162,7 +164,7 @@ async def _are_up(gateway: Gateway, names: dict[str, Any]) -> bool:
 
 
 async def _has(gateway: Gateway, cursor: str) -> bool:
-    return await gateway.daemon.broker.cursor(cursor) is not None
+    return await gateway.daemon.broker.read_offset(cursor) is not None
 
 
 async def test_a_host_that_is_not_checked_is_told(upstream: RedisServer, authority: Authority) -> None:
@@ -176,7 +178,7 @@ async def test_a_host_that_is_not_checked_is_told(upstream: RedisServer, authori
         async with gateway_running(reading(given)) as gateway:
             await eventually(lambda: _are_up(gateway, {"pubsub": 0, "stream": 0}))
         with capture_logs() as lines:
-            tell(told(gateway.daemon.config, {}))
+            log_warnings(unaccepted_warnings(gateway.daemon.config, {}))
     keys = [line["key"] for line in lines if line["code"] == "host-not-checked"]
     assert sorted(keys) == ["sources.kafka.tls.check_hostname", "sources.pubsub.url", "sources.stream.url"]
 

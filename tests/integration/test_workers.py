@@ -243,7 +243,7 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frozen is worse than dead: the kernel goes on giving it connections."""
-    monkeypatch.setattr(parent_module, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(parent_module, "LIVENESS_CHECK_SECONDS", 0.2)
     monkeypatch.setattr(
         parent_module, "HANG_SECONDS", 10.0
     )  # the other one may be slow, and must not be killed
@@ -261,18 +261,18 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
         os.kill(frozen, signal.SIGSTOP)
 
         async def is_told() -> bool:
-            return not (await parent.alive())[0]
+            return not (await parent.liveness())[0]
 
         await eventually(is_told)
         await eventually(lambda: parent._restarts[1] == 1 and parent._workers[1].is_listening)
         assert parent._workers[1].pid != frozen
 
         async def is_alive() -> bool:
-            return (await parent.alive())[0]
+            return (await parent.liveness())[0]
 
         await eventually(is_alive)
     finally:
-        parent.signalled(signal.SIGTERM)
+        parent.on_signal(signal.SIGTERM)
         assert await running == 0
 
 

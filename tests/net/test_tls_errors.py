@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.net.tls_errors import in_plain_words
+from gateway.net.tls_errors import humanize_tls_error
 
 SSL = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {} (_ssl.c:1006)"
 
@@ -22,10 +22,10 @@ SSL = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {} (_ssl.c:10
 def test_each_cause(given: str, expected: str) -> None:
     """Which of them it is decides who has to do something."""
     text = f"Error 1 connecting to h:6380. {SSL.format(given)}."
-    assert in_plain_words(text) == f"Error 1 connecting to h:6380. the server's certificate {expected}."
+    assert humanize_tls_error(text) == f"Error 1 connecting to h:6380. the server's certificate {expected}."
 
 
 @pytest.mark.parametrize("text", ["", "Connection refused", "certificate verify failed", SSL[:40]])
 def test_everything_else_stays(text: str) -> None:
     """Other errors are passed on as they are."""
-    assert in_plain_words(text) == text
+    assert humanize_tls_error(text) == text

@@ -16,22 +16,22 @@ from typing import Any
 import pytest
 
 from gateway.broker.sqlite.broker import SqliteBroker
-from gateway.broker.sqlite.store import Store
+from gateway.broker.sqlite.event_log import SqliteEventLog
 from gateway.config.loader.load import loads
 from gateway.core.errors import Unavailable
-from gateway.core.event import NOTICE, EventId
+from gateway.core.event import CONTROL_CHANNEL_PREFIX, EventId
 from gateway.hub.audience import Audience
-from gateway.observability import background as module
-from gateway.observability.background import TASKS, Background, TaskName
-from gateway.observability.logging import Writer
+from gateway.observability import task_supervisor as module
+from gateway.observability.logging import LogWriter
 from gateway.observability.metrics import Metrics
+from gateway.observability.task_supervisor import TASK_NAMES, TaskName, TaskSupervisor
 from gateway.server.daemon import Daemon
-from gateway.server.reload import ConfigFile, Reload
-from gateway.server.workers.child import DRAIN, Obedience
+from gateway.server.reload import ConfigFile, Reloader
+from gateway.server.workers.child import DRAIN, ControlLoop
 from gateway.server.workers.parent import Parent
-from gateway.server.workers.worker import Worker
-from gateway.streams.heartbeat import Sweep
-from gateway.streams.revocation_bus import REPLACED
+from gateway.server.workers.worker_handle import WorkerHandle
+from gateway.streams.heartbeat import HeartbeatSweep
+from gateway.streams.revocation_bus import REPLACED_KIND
 from tests.broker.contract import draft
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
@@ -47,52 +47,52 @@ SUPERVISED = {"start", "guarded", "thread"}
 
 KNOWN: Mapping[str, str] = {
     # The supervisor itself.
-    "observability/background.py Background.start": "supervised: every job runs in it",
-    "observability/background.py Background.thread": "supervised: every thread runs in it",
+    "observability/task_supervisor.py TaskSupervisor.start_task": "supervised: every job runs in it",
+    "observability/task_supervisor.py TaskSupervisor.create_thread": "supervised: every thread runs in it",
     # Timers whose callback is guarded.
     "http/listener.py Listener._sweep": "sets the timer of connection_sweep first",
-    "observability/loop_lag.py LoopLag.start": "sets the timer of loop_lag first",
-    "streams/acks/tracker.py Acks._schedule": "sets the timer of ack_sweep before anything that may fail",
-    "streams/heartbeat.py Sweep.start": "sets the timer of heartbeats first",
-    "streams/short_heartbeats.py ShortHeartbeats._schedule": "sets the timer of short_heartbeats first",
-    "broker/delivery.py Delivery.skip": "one call, which sets itself again where it fails",
+    "observability/loop_lag.py LoopLagMonitor.start": "sets the timer of loop_lag first",
+    "streams/acks/tracker.py AckTracker._schedule": "sets the timer of ack_sweep before anything that may fail",
+    "streams/heartbeat.py HeartbeatSweep.start": "sets the timer of heartbeats first",
+    "streams/short_heartbeats.py ShortHeartbeatSweep._schedule": "sets the timer of short_heartbeats first",
+    "broker/delivery.py Delivery.report_gap": "one call, which sets itself again where it fails",
     # Parts of a supervised task, which ends with them and is started again.
-    "broker/redis/broker.py RedisBroker._follow": "redis_follower ends with either of them",
+    "broker/redis/broker.py RedisBroker._follow_until_error": "redis_follower ends with either of them",
     "sources/kafka.py KafkaSource.run": "a task group of source",
     "sources/redis/pubsub.py RedisPubSubSource.run": "a task group of source",
     "sources/redis/stream.py RedisStreamSource.run": "a task group of source",
     "sources/redis/stream_reader.py StreamReader.run": "a task group of source",
     "sources/supervisor.py Supervisor._run": "awaited by source",
-    "sources/election.py Election._ask": "awaited by election",
-    "auth/jwks.py Jwks._fetch": "awaited by key_refresh, and by the tokens that wait for keys",
+    "sources/election.py Election._acquire": "awaited by election",
+    "auth/jwks.py JwksClient._start_fetch": "awaited by key_refresh, and by the tokens that wait for keys",
     # Short-lived: whoever waits is told, and the next one starts another.
-    "auth/authenticator.py Authenticator._keep": "waits for the first keys of a start or a reload",
-    "auth/forward.py ForwardAuth.look": "one question, awaited by its requests",
-    "auth/tickets.py Tickets.give": "one seat, awaited or given back",
-    "server/daemon.py Daemon._start_unless_asked_to_end": "awaited at once",
+    "auth/authenticator.py Authenticator._start_key_refresh": "waits for the first keys of a start or a reload",
+    "auth/forward.py ForwardAuth.resolve": "one question, awaited by its requests",
+    "auth/tickets.py TicketStore.issue": "one seat, awaited or given back",
+    "server/daemon.py Daemon._start_unless_stopped": "awaited at once",
     "http/listener.py Listener._accept_queued": "one connection, in the last moment before the port closes",
-    "http/fast_path.py Front._answer": "one request; what it raises is its answer",
-    "http/tls/acceptor.py Greeting._pause": "accepts again after a pause; the socket's reader stays",
-    "http/tls/acceptor.py Greeting._shake": "one handshake; the next ones have tasks of their own",
-    "hub/recent_ids.py RecentIds._wait": "reads while requests wait; they are told, and the next one starts another",
-    "sources/webhook.py Checks.run": "one check of a body, awaited by its request",
-    "http/fast_path.py Front._refuse_token": "closes one connection",
-    "hub/history_cache.py Reads._own": "one read, awaited by the streams that want it",
-    "hub/history_cache.py Reads._shrink": "drops what is old; the next read sets it again",
-    "hub/replay.py Replay._step": "one page of one stream, which ends if it fails",
-    "streams/registry.py Streams.expire": "ends one stream; heartbeats end it later where that fails",
-    "server/reload.py Reload._signalled": "one reload; what it raises is its outcome",
-    "server/shutdown.py Shutdown.carry_out": "the end, which has a deadline",
-    "server/shutdown.py Shutdown.progress": "log lines during a drain",
-    "sources/manager.py Upstreams._succeed": "one change of a source by a reload",
-    "sources/manager.py Upstreams._start": "waits for the first tries of a start",
-    "server/workers/child.py Obedience._follow": "one order; what it raises is its answer",
-    "server/workers/parent.py Parent._stop": "waits for the end of the workers",
-    "server/workers/worker.py Worker.probe": "one question, awaited by whoever probes",
+    "http/fast_path.py FastPathProtocol._handle_request": "one request; what it raises is its answer",
+    "http/tls/acceptor.py TlsAcceptor._pause_accepting": "accepts again after a pause; the socket's reader stays",
+    "http/tls/acceptor.py TlsAcceptor._start_handshake": "one handshake; the next ones have tasks of their own",
+    "hub/recent_ids.py RecentIds._wait_for_read": "reads while requests wait; they are told, and the next one starts another",
+    "sources/webhook.py BodyChecker.run": "one check of a body, awaited by its request",
+    "http/fast_path.py FastPathProtocol._refuse_long_token": "closes one connection",
+    "hub/history_cache.py HistoryCache._start_task": "one read, awaited by the streams that want it",
+    "hub/history_cache.py HistoryCache._evict": "drops what is old; the next read sets it again",
+    "hub/replay.py Replay._replay_page": "one page of one stream, which ends if it fails",
+    "streams/registry.py StreamRegistry.close_if_expired": "ends one stream; heartbeats end it later where that fails",
+    "server/reload.py Reloader._on_sighup": "one reload; what it raises is its outcome",
+    "server/shutdown.py Shutdown.run": "the end, which has a deadline",
+    "server/shutdown.py Shutdown.log_progress": "log lines during a drain",
+    "sources/manager.py SourceManager._replace": "one change of a source by a reload",
+    "sources/manager.py SourceManager._start_and_wait": "waits for the first tries of a start",
+    "server/workers/child.py ControlLoop._dispatch": "one order; what it raises is its answer",
+    "server/workers/parent.py Parent._stop_workers": "waits for the end of the workers",
+    "server/workers/worker_handle.py WorkerHandle.probe": "one question, awaited by whoever probes",
     "broker/sqlite/broker.py SqliteBroker.__init__": "threads for reads, each awaited",
     # Commands for people, which end with their exception.
-    "cli/check/source_checks.py _run": "a command",
-    "cli/terminal/follower.py Follower._answer": "a command",
+    "cli/check/source_checks.py _dry_run": "a command",
+    "cli/terminal/follower.py StreamFollower._acknowledge": "a command",
     "cli/tail.py _follow": "a command",
 }
 """Each place that starts a task, a timer or a thread without the supervisor, and why it may."""
@@ -120,7 +120,7 @@ def places() -> Iterator[tuple[str, str, str]]:
         for name, call in calls(ast.parse(file.read_text())):
             first = call.args[0] if call.args else None
             text = first.value if isinstance(first, ast.Constant) else None
-            if called(call) in SUPERVISED and isinstance(text, str) and text in TASKS:
+            if called(call) in SUPERVISED and isinstance(text, str) and text in TASK_NAMES:
                 yield where, name, text
             elif called(call) in STARTERS:
                 yield where, name, ""
@@ -130,7 +130,7 @@ def test_every_place_that_starts_something_is_known() -> None:
     """One that is not supervised dies of its first exception, and nobody hears of it."""
     alone = {f"{where} {name}" for where, name, task in places() if not task}
     assert alone == set(KNOWN), (
-        "supervise it (gateway.observability.background), or say here why it need not be"
+        "supervise it (gateway.observability.task_supervisor), or say here why it need not be"
     )
 
 
@@ -142,8 +142,8 @@ def test_every_task_is_started_somewhere_and_has_an_injection() -> None:
         for _, call in calls(ast.parse(file.read_text()))
         if called(call) == "failed" and call.args and isinstance(call.args[0], ast.Constant)
     }
-    assert {task for _, _, task in places() if task} | reported == set(TASKS)
-    assert set(INJECTIONS) | set(OTHERS) == set(TASKS)
+    assert {task for _, _, task in places() if task} | reported == set(TASK_NAMES)
+    assert set(INJECTIONS) | set(OTHERS) == set(TASK_NAMES)
     assert not set(INJECTIONS) & set(OTHERS)
 
 
@@ -200,24 +200,24 @@ ACK: dict[str, Any] = {
 
 
 async def view_the_console(gateway: Gateway) -> None:
-    gateway.streams.append(await Stream.open(gateway.daemon.admin.port, "/status/stream"))
+    gateway.streams.append(await Stream.open(gateway.daemon.admin_listener.port, "/status/stream"))
 
 
 async def watch_a_file(gateway: Gateway) -> None:
-    reloads = gateway.daemon.reloads
+    reloads = gateway.daemon.reloader
     assert reloads is not None
     reloads.start()
 
 
 async def leave_a_seat(gateway: Gateway) -> None:
     counted = gateway.daemon.limits.users
-    counted.enter("user", "m")
-    await counted.confirm("user", "m")
-    counted.leave("user", "m")
+    counted.acquire("user", "m")
+    await counted.reserve("user", "m")
+    counted.release("user", "m")
 
 
 async def run_again(gateway: Gateway) -> None:
-    supervisor = gateway.daemon.upstreams.supervisors["hooks"]
+    supervisor = gateway.daemon.source_manager.supervisors["hooks"]
     await supervisor.stop()
     supervisor.start()
 
@@ -228,12 +228,12 @@ async def announce(gateway: Gateway) -> None:
 
 
 async def miss_notices(gateway: Gateway) -> None:
-    gateway.daemon.notices.cut(EventId(0, 0), gateway.daemon.hub.head)
+    gateway.daemon.control_channel.read_missed(EventId(0, 0), gateway.daemon.hub.head)
 
 
 async def answer_elsewhere(gateway: Gateway) -> None:
-    gateway.daemon.elsewhere.tell("a" * 24, 1)
-    await eventually(lambda: not gateway.daemon.elsewhere._untold)
+    gateway.daemon.ack_forwarder.forward("a" * 24, 1)
+    await eventually(lambda: not gateway.daemon.ack_forwarder._pending)
 
 
 async def ask_for_heartbeats(gateway: Gateway) -> None:
@@ -241,56 +241,56 @@ async def ask_for_heartbeats(gateway: Gateway) -> None:
 
 
 async def feed_the_watchdog(gateway: Gateway) -> None:
-    gateway.daemon.systemd.watch(lambda: True)
+    gateway.daemon.systemd.start_watchdog(lambda: True)
 
 
 def is_replacing(*arguments: Any) -> bool:
-    return REPLACED in arguments
+    return REPLACED_KIND in arguments
 
 
 INJECTIONS: dict[TaskName, Injection] = {
     "ack_key": Injection(
-        lambda daemon: daemon.nonces, "_look", ACK, "sqlite",
-        quick={"streams.acks.nonces.AGAIN_SECONDS": 0.02, "streams.acks.nonces.LOOK_SECONDS": 0.05},
+        lambda daemon: daemon.nonces, "_poll_shared_key", ACK, "sqlite",
+        quick={"streams.acks.nonces.MIN_POLL_SECONDS": 0.02, "streams.acks.nonces.POLL_SECONDS": 0.05},
     ),
-    "ack_relay": Injection(lambda daemon: daemon.elsewhere, "_remember", ACK, "sqlite", answer_elsewhere),
-    "ack_sweep": Injection(lambda daemon: daemon.acks, "is_reached", ACK),
-    "canary": Injection(lambda daemon: daemon.canary, "_fly", quick={"hub.canary.EVERY_SECONDS": 0.05}),
+    "ack_relay": Injection(lambda daemon: daemon.ack_forwarder, "_mark_forwarded", ACK, "sqlite", answer_elsewhere),
+    "ack_sweep": Injection(lambda daemon: daemon.ack_tracker, "is_log_reachable", ACK),
+    "canary": Injection(lambda daemon: daemon.canary, "_probe", quick={"hub.canary.INTERVAL_SECONDS": 0.05}),
     "certificates": Injection(
-        lambda daemon: daemon.certificates, "look", {"server": {"tls": "made"}},
+        lambda daemon: daemon.certificate_watcher, "reload_if_changed", {"server": {"tls": "made"}},
         quick={"http.tls.certificates.POLL_SECONDS": 0.05},
     ),
     "client_announcements": Injection(
-        lambda daemon: daemon.notices, "send", {"limits": {"connections_per_user": 5}}, "sqlite",
+        lambda daemon: daemon.control_channel, "send", {"limits": {"connections_per_user": 5}}, "sqlite",
         announce, is_replacing,
     ),
     "config_watch": Injection(
-        lambda daemon: daemon.reloads._file, "looks",  # type: ignore[union-attr]
+        lambda daemon: daemon.reloader._file, "read_fingerprint",  # type: ignore[union-attr]
         stir=watch_a_file, quick={"server.reload.POLL_SECONDS": 0.05},
     ),
-    "connection_sweep": Injection(lambda daemon: daemon.public, "_late", quick={"http.listener._SWEEP": 0.05}),
+    "connection_sweep": Injection(lambda daemon: daemon.public_listener, "_pop_expired", quick={"http.listener._SWEEP_SECONDS": 0.05}),
     "console": Injection(
-        lambda daemon: daemon.feed, "_report", stir=view_the_console, quick={"admin.status_stream.SECONDS": 0.05}
+        lambda daemon: daemon.status_stream, "_retry_report", stir=view_the_console, quick={"admin.status_stream.REPORT_INTERVAL_SECONDS": 0.05}
     ),
-    "delivery": Injection(lambda daemon: daemon.broker._delivery, "_deliver"),  # type: ignore[attr-defined]
+    "delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),  # type: ignore[attr-defined]
     "freshness": Injection(
-        lambda daemon: daemon.freshness, "look", quick={"observability.staleness.TICK_SECONDS": 0.05}
+        lambda daemon: daemon.staleness_monitor, "update_all", quick={"observability.staleness.CHECK_INTERVAL_SECONDS": 0.05}
     ),
-    "heartbeats": Injection(lambda daemon: daemon.sweep, "_alone", {"timeouts": {"heartbeat": "1s"}}),
-    "hub": Injection(lambda daemon: daemon.hub, "_file"),
+    "heartbeats": Injection(lambda daemon: daemon.heartbeat_sweep, "_run_isolated", {"timeouts": {"heartbeat": "1s"}}),
+    "hub": Injection(lambda daemon: daemon.hub, "_enqueue"),
     "key_refresh": Injection(
-        lambda daemon: daemon.authenticator._means.rings[0], "_fetch",
+        lambda daemon: daemon.authenticator._backends.key_sets[0], "_start_fetch",
         {"auth": {"jwt": {"algorithms": ["RS256"], "jwks_url": "http://127.0.0.1:9/keys"}}},
-        quick={"auth.jwks.REFRESH_SECONDS": 0.05},
+        quick={"auth.jwks.REFRESH_INTERVAL_SECONDS": 0.05},
     ),
-    "loop_lag": Injection(lambda daemon: daemon.loop_lag, "_pump"),
+    "loop_lag": Injection(lambda daemon: daemon.loop_lag, "_run_after_writes"),
     "missed_notices": Injection(
         lambda daemon: daemon.broker, "read", stir=miss_notices, goes_on=False,
-        meant=lambda after, *_: all(name.startswith(NOTICE) for name in after),
+        meant=lambda after, *_: all(name.startswith(CONTROL_CHANNEL_PREFIX) for name in after),
     ),
-    "pump": Injection(lambda daemon: Audience, "step"),
+    "pump": Injection(lambda daemon: Audience, "write_slice"),
     "seats": Injection(
-        lambda daemon: daemon.limits.users, "_give_back", {"limits": {"connections_per_user": 5}}, "sqlite",
+        lambda daemon: daemon.limits.users, "_release_batches", {"limits": {"connections_per_user": 5}}, "sqlite",
         leave_a_seat,
     ),
     "short_heartbeats": Injection(
@@ -298,23 +298,23 @@ INJECTIONS: dict[TaskName, Injection] = {
         {"timeouts": {"heartbeat": "60s", "heartbeat_minimum": "1s"}}, stir=ask_for_heartbeats,
     ),
     "source": Injection(
-        lambda daemon: daemon.upstreams.supervisors["hooks"]._source, "run", stir=run_again
+        lambda daemon: daemon.source_manager.supervisors["hooks"]._source, "run", stir=run_again
     ),
-    "sqlite_follower": Injection(lambda daemon: daemon.broker, "_read_on", log="sqlite"),
+    "sqlite_follower": Injection(lambda daemon: daemon.broker, "_deliver_new_events", log="sqlite"),
     "sqlite_sweep": Injection(
-        lambda daemon: Store, "sweep", log="sqlite", quick={"broker.sqlite.broker.SWEEP_SECONDS": 0.05}
+        lambda daemon: SqliteEventLog, "sweep", log="sqlite", quick={"broker.sqlite.broker.SWEEP_SECONDS": 0.05}
     ),
-    "sqlite_writer": Injection(lambda daemon: daemon.broker, "_take", log="sqlite"),
+    "sqlite_writer": Injection(lambda daemon: daemon.broker, "_take_group", log="sqlite"),
     "watchdog": Injection(
-        lambda daemon: daemon.systemd, "_send", stir=feed_the_watchdog,
+        lambda daemon: daemon.systemd, "_send_page", stir=feed_the_watchdog,
         meant=lambda *words: "WATCHDOG=1" in words,
     ),
     "election": Injection(
-        lambda daemon: daemon.upstreams.supervisors["app"]._election, "_ask", log="redis",
+        lambda daemon: daemon.source_manager.supervisors["build"]._election, "_ask", log="redis",
         quick={"sources.election.RENEW_SECONDS": 0.05},
     ),
-    "redis_follower": Injection(lambda daemon: daemon.broker, "_take_in", log="redis"),
-    "redis_writer": Injection(lambda daemon: daemon.broker, "_settle", log="redis"),
+    "redis_follower": Injection(lambda daemon: daemon.broker, "_handle_live_message", log="redis"),
+    "redis_writer": Injection(lambda daemon: daemon.broker, "_resolve_append", log="redis"),
 }  # fmt: skip
 
 OTHERS: dict[TaskName, str] = {
@@ -362,7 +362,7 @@ async def running(
             file.write_text(json.dumps(merged(BASE, over)))
             reload = ConfigFile(file)
             reload.load()
-            gateway.daemon.reloads = Reload(reload, gateway.daemon)
+            gateway.daemon.reloader = Reloader(reload, gateway.daemon)
         yield gateway, tls
 
 
@@ -435,7 +435,7 @@ async def test_a_task_that_fails_again_and_again_makes_the_node_unready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that looks ready and delivers nothing keeps its clients; /readyz says which part it is."""
-    monkeypatch.setattr(module, "HEALTHY_SECONDS", 0.3)
+    monkeypatch.setattr(module, "HEALTHY_AFTER_SECONDS", 0.3)
 
     async def broken(self: SqliteBroker) -> None:
         raise RuntimeError("injected")
@@ -452,7 +452,7 @@ async def test_a_task_that_fails_again_and_again_makes_the_node_unready(
             return not await reasons()
 
         with monkeypatch.context() as patch:
-            patch.setattr(SqliteBroker, "_read_on", broken)
+            patch.setattr(SqliteBroker, "_deliver_new_events", broken)
             await eventually(is_failing)
         await eventually(is_ready)
 
@@ -461,16 +461,16 @@ async def test_a_stream_that_cannot_be_looked_after_is_ended_alone(monkeypatch: 
     """Its neighbours would get no heartbeats, and their proxies would cut them."""
     async with gateway_running({"timeouts": {"heartbeat": "1s"}}) as gateway:
         streams = [await gateway.subscribe("/events/orders") for _ in range(40)]
-        broken = next(iter(gateway.daemon.streams.open))
-        visit = Sweep._visit
+        broken = next(iter(gateway.daemon.streams.active))
+        visit = HeartbeatSweep._visit
 
-        def visits(self: Sweep, stream: Any, now: float) -> None:
+        def visits(self: HeartbeatSweep, stream: Any, now: float) -> None:
             if stream is broken:
                 raise RuntimeError("injected")
             visit(self, stream, now)
 
-        monkeypatch.setattr(Sweep, "_visit", visits)
-        await eventually(lambda: len(gateway.daemon.streams.open) == 39)
+        monkeypatch.setattr(HeartbeatSweep, "_visit", visits)
+        await eventually(lambda: len(gateway.daemon.streams.active) == 39)
         assert await gateway.metric('disconnects_total{reason="internal_error"}') == 1
         for stream in streams[1:]:
             while not stream.parser.comments:
@@ -486,7 +486,7 @@ def test_a_log_writer_that_fails_writes_on() -> None:
     counted: list[str] = []
     dropped: list[None] = []
     file = Odd()
-    writer = Writer(file, lambda: dropped.append(None), Background(counted.append))
+    writer = LogWriter(file, lambda: dropped.append(None), TaskSupervisor(counted.append))
     writer.write("lost")
     while not counted:
         pass
@@ -502,16 +502,16 @@ async def test_orders_are_followed_after_one_that_fails(monkeypatch: pytest.Monk
     async with gateway_running() as gateway:
         with os.fdopen(reading, "rb") as pipe:
             monkeypatch.setattr("sys.stdin", pipe)
-            obedience = Obedience(gateway.daemon)
-            monkeypatch.setattr(obedience, "_follow", Once(obedience._follow))
-            task = gateway.daemon.background.start("parent_orders", obedience.run)
+            obedience = ControlLoop(gateway.daemon)
+            monkeypatch.setattr(obedience, "_dispatch", Once(obedience._dispatch))
+            task = gateway.daemon.background.start_task("parent_orders", obedience.run)
             os.write(writing, DRAIN)
             await eventually(
                 lambda: gateway.daemon.metrics.background_failures.labels("parent_orders")._value.get() == 1
             )
-            assert not gateway.daemon.shutdown.asked.is_set()
+            assert not gateway.daemon.shutdown.requested.is_set()
             os.write(writing, DRAIN)
-            await eventually(gateway.daemon.shutdown.asked.is_set)
+            await eventually(gateway.daemon.shutdown.requested.is_set)
             os.close(writing)
             await asyncio.wait([task])
 
@@ -527,27 +527,29 @@ async def test_a_parent_keeps_its_workers_after_a_fault(
     parent = Parent(loads(json.dumps(merged(BASE, over)), environ={}), 2, metrics)
     listening = asyncio.Event()
     parent.on_listening = listening.set
-    asks = Once(Worker.ask, lambda *_: any(frame.function == "_look" for frame in inspect.stack(0)))
-    probes, retires = Once(Worker.probe), Once(parent._totals.retire)
+    asks = Once(
+        WorkerHandle.request_json, lambda *_: any(frame.function == "_look" for frame in inspect.stack(0))
+    )
+    probes, retires = Once(WorkerHandle.probe), Once(parent._metric_totals.retire)
     run = asyncio.create_task(parent.run())
     try:
         waiting = asyncio.create_task(listening.wait())
         await asyncio.wait([run, waiting], return_when=asyncio.FIRST_COMPLETED)
-        monkeypatch.setattr(Worker, "ask", asks)
-        monkeypatch.setattr(Worker, "probe", probes)
-        monkeypatch.setattr(parent._totals, "retire", retires)
+        monkeypatch.setattr(WorkerHandle, "request_json", asks)
+        monkeypatch.setattr(WorkerHandle, "probe", probes)
+        monkeypatch.setattr(parent._metric_totals, "retire", retires)
         await eventually(lambda: asks.later and probes.later)
         parent._workers[0].kill()
         await eventually(lambda: retires.later and parent._workers[0].is_listening)
 
         async def is_ready() -> bool:
-            return (await parent.ready())[0]
+            return (await parent.readiness())[0]
 
         await eventually(is_ready)
         for name in ("worker_look", "worker_probes", "worker_keeper"):
             assert metrics.background_failures.labels(name)._value.get() == 1, name
     finally:
-        parent.shutdown.ask(at_once=True)
+        parent.shutdown.request(skip_pre_drain=True)
         await run
 
 
@@ -563,7 +565,7 @@ async def test_a_cancelled_task_ends_whatever_it_raises_then() -> None:
         finally:
             raise RuntimeError("its log is closed")
 
-    task = Background(counted.append).start("canary", job)
+    task = TaskSupervisor(counted.append).start_task("canary", job)
     await entered.wait()
     task.cancel()
     await asyncio.wait([task])
@@ -582,5 +584,5 @@ async def test_a_cancellation_of_somebody_else_is_a_failure() -> None:
         if runs == 1:
             raise asyncio.CancelledError
 
-    await Background(counted.append).start("canary", job)
+    await TaskSupervisor(counted.append).start_task("canary", job)
     assert (runs, counted) == (2, ["canary"])

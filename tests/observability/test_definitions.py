@@ -10,7 +10,7 @@ import jwt
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.observability.metrics.definitions import BY_NAME, DEFINITIONS, PREFIX
+from gateway.observability.metrics.definitions import DEFINITIONS, DEFINITIONS_BY_NAME, METRIC_PREFIX
 from tests.support.gateway import gateway_running
 from tests.support.needs import need
 from tests.support.redis import RedisServer
@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
 }
 
 OF_A_FILE = {
-    PREFIX + name
+    METRIC_PREFIX + name
     for name in (
         "config_last_reload_successful",
         "config_last_reload_success_timestamp_seconds",
@@ -47,16 +47,16 @@ def literals(pattern: str) -> set[str]:
 
 def test_names_and_types_follow_the_rules() -> None:
     """Prometheus's naming practices: who reads a name knows what it is."""
-    assert len(BY_NAME) == len(DEFINITIONS)
+    assert len(DEFINITIONS_BY_NAME) == len(DEFINITIONS)
     for each in DEFINITIONS:
         assert re.fullmatch(r"[a-z]+(_[a-z]+)+", each.name)
-        assert each.name.startswith((PREFIX, "process_"))
+        assert each.name.startswith((METRIC_PREFIX, "process_"))
         assert (each.type == "counter") == each.name.endswith("_total"), each.name
         assert (each.type == "histogram") == bool(each.buckets), each.name
         assert each.buckets == tuple(sorted(each.buckets)), each.name
-        assert each.text[0].isupper() or each.text.startswith("1 "), each.name
-        assert not each.text.endswith("."), each.name
-        assert not each.values or len(each.labels) == 1, each.name
+        assert each.help_text[0].isupper() or each.help_text.startswith("1 "), each.name
+        assert not each.help_text.endswith("."), each.name
+        assert not each.label_values or len(each.labels) == 1, each.name
 
 
 def test_no_label_can_be_a_client() -> None:
@@ -70,12 +70,12 @@ def test_what_ends_and_refuses_streams_is_in_the_table() -> None:
     ends = literals(r'\.(?:end|abort)\("(\w+)"\)') | literals(r'closing = "(\w+)"')
     ends |= literals(r'(?m)closing = "(\w+)" if') | literals(r'else "(client_lost)"')
     ends |= {"max_age"} | literals(r'expiry = (?:[^"\n]+, )?"(\w+)"')
-    assert ends <= set(BY_NAME[PREFIX + "disconnects_total"].values)
+    assert ends <= set(DEFINITIONS_BY_NAME[METRIC_PREFIX + "disconnects_total"].label_values)
     told = (ROOT / "docs/http.md").read_text().partition("### Statuses")[2].partition("### On every path")[0]
     told += " `invalid_token`"
     documented = set(re.findall(r"`(\w+)`", "".join(re.findall(r"(?m)^\| (?:200|40\d) \|.*$", told))))
     documented -= {"retry", "refuse", "Allow", "not_found", "method_not_allowed"}  # no refused streams
-    assert documented == set(BY_NAME[PREFIX + "refused_total"].values)
+    assert documented == set(DEFINITIONS_BY_NAME[METRIC_PREFIX + "refused_total"].label_values)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_other_label_values_are_in_the_table(name: str, pattern: str) -> None:
     found = {
         word for words in re.findall(pattern, CODE) for word in ([words] if isinstance(words, str) else words)
     }
-    assert found - {""} == set(BY_NAME[PREFIX + name].values)
+    assert found - {""} == set(DEFINITIONS_BY_NAME[METRIC_PREFIX + name].label_values)
 
 
 def test_the_design_is_fulfilled() -> None:
@@ -108,8 +108,8 @@ def test_the_design_is_fulfilled() -> None:
         " lagging_streams source_up source_last_event_timestamp_seconds broker_up broker_append_seconds"
         " config_reloads_total build_info"
     )
-    assert {PREFIX + name for name in promised.split()} <= set(BY_NAME)
-    assert BY_NAME[PREFIX + "active_connections"].labels == ()
+    assert {METRIC_PREFIX + name for name in promised.split()} <= set(DEFINITIONS_BY_NAME)
+    assert DEFINITIONS_BY_NAME[METRIC_PREFIX + "active_connections"].labels == ()
 
 
 def samples(text: str) -> dict[str, list[dict[str, str]]]:
@@ -135,20 +135,22 @@ async def test_a_running_gateway_answers_for_every_metric(redis: RedisServer, tm
         "app": {"from": [{"source": "app", "topic": "t"}], "access": "public"},
     }
     async with gateway_running(config) as gateway:
-        bound = gateway.daemon.metrics.bound
-        assert {name for name, each in BY_NAME.items() if each.type == "gauge"} - bound - OF_A_FILE == set()
+        bound = gateway.daemon.metrics.bound_names
+        assert {
+            name for name, each in DEFINITIONS_BY_NAME.items() if each.type == "gauge"
+        } - bound - OF_A_FILE == set()
         status, text = await gateway.admin("/metrics")
         assert status == 200
         found = samples(text)
-        assert set(found) == set(BY_NAME) - OF_A_FILE
-        for name, each in BY_NAME.items():
+        assert set(found) == set(DEFINITIONS_BY_NAME) - OF_A_FILE
+        for name, each in DEFINITIONS_BY_NAME.items():
             if name in OF_A_FILE:
                 continue
             labels = [{key: value for key, value in one.items() if key != "le"} for one in found[name]]
             assert all(set(one) == set(each.labels) for one in labels), name
-            for value in each.values:
+            for value in each.label_values:
                 assert {each.labels[0]: value} in labels, name
-            if each.labels == ("channel",) and name != PREFIX + "channel_stale":
+            if each.labels == ("channel",) and name != METRIC_PREFIX + "channel_stale":
                 assert {one["channel"] for one in labels} == {
                     "orders",
                     "stock",
@@ -203,6 +205,8 @@ async def test_prometheus_has_nothing_to_say_against_it() -> None:
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
     (family,) = (
-        each for each in text_string_to_metric_families(text) if each.name == PREFIX + "events_received"
+        each
+        for each in text_string_to_metric_families(text)
+        if each.name == METRIC_PREFIX + "events_received"
     )
     assert {sample.labels["source"] for sample in family.samples} == {"hooks", odd + "\nline"}

@@ -1,7 +1,7 @@
 """What clients cause is told seldom: once a minute for each thing, and never too much at once."""
 
 from gateway.observability import log_throttle as seldom
-from gateway.observability.log_throttle import Seldom
+from gateway.observability.log_throttle import LogThrottle
 
 
 class Clock:
@@ -14,28 +14,28 @@ class Clock:
 def test_a_thing_is_told_once_a_minute_with_its_number() -> None:
     """A page that retries every three seconds is one line, and the next one says how often."""
     clock = Clock()
-    known = Seldom(clock)
+    known = LogThrottle(clock)
     told = []
     for _ in range(45):
-        told.append(known.tell("a"))
+        told.append(known.should_log("a"))
         clock.now += 3
     assert told == [1, *[None] * 19, 20, *[None] * 19, 20, *[None] * 4]
-    assert known.tell("b") == 1
+    assert known.should_log("b") == 1
 
 
 def test_all_things_together_have_a_rate() -> None:
     """Strangers can make any number of things up; what was not told is told later."""
     clock = Clock()
-    known = Seldom(clock)
-    told = [known.tell(number) for number in range(500)]
-    assert sum(each is not None for each in told) <= seldom.LINES_PER_SECOND + 1
+    known = LogThrottle(clock)
+    told = [known.should_log(number) for number in range(500)]
+    assert sum(each is not None for each in told) <= seldom.MAX_LINES_PER_SECOND + 1
     clock.now += 1
-    assert known.tell(499) == 2
+    assert known.should_log(499) == 2
 
 
 def test_memory_is_bounded() -> None:
     """Any number of things."""
-    known = Seldom()
-    for number in range(3 * seldom.THINGS):
-        known.tell(number)
-    assert len(known._told) == seldom.THINGS
+    known = LogThrottle()
+    for number in range(3 * seldom.MAX_THROTTLED_KEYS):
+        known.should_log(number)
+    assert len(known._last_logged) == seldom.MAX_THROTTLED_KEYS

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from gateway.observability import logging as logs
-from gateway.observability.logging import configure
+from gateway.observability.logging import configure_logging
 from tests.support.deadline import SAFETY_SECONDS
 
 
@@ -25,7 +25,7 @@ def restored() -> Iterator[None]:
 def test_json_lines_with_time_level_and_exceptions() -> None:
     """Each line is one JSON object, tracebacks and other libraries' lines too."""
     file = io.StringIO()
-    writer = configure(level="info", format="json", file=file)
+    writer = configure_logging(level="info", format="json", file=file)
     log = structlog.get_logger("gateway")
     log.debug("hidden")
     log.info("shown", channel="orders\n")
@@ -46,12 +46,14 @@ def test_json_lines_with_time_level_and_exceptions() -> None:
 
 def test_a_reader_that_stalls_does_not_stall_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full pipe costs lines, which are counted, and no time."""
-    monkeypatch.setattr(logs, "QUEUE_LINES", 100)
-    monkeypatch.setattr(logs, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(logs, "MAX_QUEUED_LINES", 100)
+    monkeypatch.setattr(logs, "FLUSH_TIMEOUT_SECONDS", 0.1)
     read, write = os.pipe()
     dropped = []
     with os.fdopen(write, "w") as file:
-        writer = configure(level="info", format="json", file=file, dropped=lambda: dropped.append(1))
+        writer = configure_logging(
+            level="info", format="json", file=file, on_line_dropped=lambda: dropped.append(1)
+        )
         log = structlog.get_logger("gateway")
         for number in range(5000):  # would not come back from a full pipe
             log.info("line", number=number, text="x" * 100)
@@ -70,7 +72,7 @@ def test_a_reader_that_stalls_does_not_stall_the_writer(monkeypatch: pytest.Monk
 def test_console_lines_are_for_people() -> None:
     """No colours where nobody sees them."""
     file = io.StringIO()
-    writer = configure(level="warning", format="console", file=file)
+    writer = configure_logging(level="warning", format="console", file=file)
     structlog.get_logger("gateway").info("hidden")
     structlog.get_logger("gateway").warning("shown", source="app")
     writer.close()
@@ -83,7 +85,7 @@ def test_console_lines_are_for_people() -> None:
 def test_tracebacks_hold_no_locals() -> None:
     """Locals hold tokens and payloads; the default of structlog's JSON tracebacks would print them."""
     file = io.StringIO()
-    writer = configure(level="info", format="json", file=file)
+    writer = configure_logging(level="info", format="json", file=file)
     authorization = "Bearer canary-token"
     try:
         raise RuntimeError(len(authorization))
@@ -108,7 +110,9 @@ def test_a_failed_write_is_counted_and_the_next_ones_come_through() -> None:
             return super().write(text)
 
     disk, dropped = Disk(), []
-    writer = configure(level="info", format="json", file=disk, dropped=lambda: dropped.append(1))
+    writer = configure_logging(
+        level="info", format="json", file=disk, on_line_dropped=lambda: dropped.append(1)
+    )
     structlog.get_logger("gateway").info("lost")
     while not dropped:
         time.sleep(0.001)
@@ -121,7 +125,7 @@ def test_a_failed_write_is_counted_and_the_next_ones_come_through() -> None:
 def test_a_clients_words_cannot_move_the_cursor() -> None:
     """Escape sequences in a header are shown, not obeyed."""
     file = io.StringIO()
-    writer = configure(level="info", format="console", file=file)
+    writer = configure_logging(level="info", format="console", file=file)
     structlog.get_logger("gateway").info("refused", origin="https://a\x1b]0;x\x07")
     writer.close()
     assert "\x1b" not in file.getvalue()
@@ -137,7 +141,7 @@ STEERING = "".join(
 def test_nothing_in_a_line_steers_what_shows_it(format: str) -> None:
     """C1 commands terminals as ESC does, bidi turns a line around, U+0085 and U+2028 end one for some readers."""
     file = io.StringIO()
-    writer = configure(level="info", format=format, file=file)
+    writer = configure_logging(level="info", format=format, file=file)
     log = structlog.get_logger("gateway")
     log.info(
         f"event{STEERING}", origin=f"https://a{STEERING}", channels=(STEERING,), about={STEERING: STEERING}
@@ -160,7 +164,7 @@ def test_nothing_in_a_line_steers_what_shows_it(format: str) -> None:
 def test_lines_leave_in_writes_that_a_pipe_takes_whole() -> None:
     """Workers share one pipe: a longer write may be cut by another's."""
     lines = ["x" * 1000, "y" * 3000, "z" * 200, "\u20ac" * 3000, "end"]
-    batches = list(logs._batches(lines))
+    batches = list(logs._pipe_sized_batches(lines))
     assert "".join(batches) == "".join(f"{line}\n" for line in lines)
     assert all(batch.endswith("\n") for batch in batches)
     assert [len(batch.encode()) for batch in batches] == [4002, 201, 9001, 4]

@@ -11,8 +11,14 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 
-from gateway.observability.metrics import Family, Metrics, in_turns, parts, render
-from gateway.observability.metrics.exposition import SAMPLES
+from gateway.observability.metrics import (
+    MetricFamily,
+    Metrics,
+    collect_cooperatively,
+    render,
+    render_in_parts,
+)
+from gateway.observability.metrics.exposition import SAMPLES_PER_PART
 
 
 def values(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -28,13 +34,13 @@ def test_only_what_is_defined_can_be_bound() -> None:
     """A name that the table does not have would be in no document, dashboard or test."""
     metrics = Metrics()
     with pytest.raises(LookupError, match="no gauge sse_gateway_streams is defined"):
-        metrics.bind("streams", lambda: 1)
+        metrics.bind_gauge("streams", lambda: 1)
     with pytest.raises(LookupError, match="connections_total"):
-        metrics.bind("connections_total", lambda: 1)
+        metrics.bind_gauge("connections_total", lambda: 1)
     with pytest.raises(ValueError, match="labels of sse_gateway_source_up are"):
-        metrics.bind("source_up", lambda: 1)
+        metrics.bind_gauge("source_up", lambda: 1)
     with pytest.raises(ValueError, match=r"not \('channel',\)"):
-        metrics.bind_each("source_up", dict, "channel")
+        metrics.bind_labeled_gauge("source_up", dict, "channel")
 
 
 def test_a_gauge_is_read_at_the_scrape() -> None:
@@ -42,10 +48,10 @@ def test_a_gauge_is_read_at_the_scrape() -> None:
     metrics = Metrics()
     streams = [1, 2]
     assert ("sse_gateway_active_connections",) not in values(metrics)
-    metrics.bind("active_connections", lambda: len(streams))
+    metrics.bind_gauge("active_connections", lambda: len(streams))
     streams.append(3)
     assert values(metrics)["sse_gateway_active_connections",] == 3
-    metrics.bind("active_connections", lambda: 7)  # another part took its place
+    metrics.bind_gauge("active_connections", lambda: 7)  # another part took its place
     assert values(metrics)["sse_gateway_active_connections",] == 7
 
 
@@ -54,17 +60,17 @@ def test_binding_during_a_scrape_does_not_end_it() -> None:
     metrics = Metrics()
     families = metrics.collect()
     next(families)
-    metrics.bind("active_connections", lambda: 1)
+    metrics.bind_gauge("active_connections", lambda: 1)
     assert len(list(families)) > 20
 
 
 def test_a_worker_can_tell_its_parent() -> None:
     """What does not come through JSON as it was is lost with the whole scrape."""
     metrics = Metrics()
-    metrics.bind("ready", lambda: True)
-    metrics.bind_each("source_up", lambda: {("app",): False}, "source")
+    metrics.bind_gauge("ready", lambda: True)
+    metrics.bind_labeled_gauge("source_up", lambda: {("app",): False}, "source")
     families = list(metrics.collect())
-    assert msgspec.json.decode(msgspec.json.encode(families), type=list[Family]) == families
+    assert msgspec.json.decode(msgspec.json.encode(families), type=list[MetricFamily]) == families
 
 
 def test_counters_begin_at_nothing() -> None:
@@ -97,7 +103,7 @@ def test_the_process_is_told_of() -> None:
 def test_parts_are_what_the_library_writes_in_one_go() -> None:
     """HELP and TYPE stand once, whatever the number of samples."""
     metrics = Metrics()
-    for number in range(3 * SAMPLES + 1):
+    for number in range(3 * SAMPLES_PER_PART + 1):
         metrics.events_delivered.labels(f"channel {number}").inc(number)
     families = list(metrics.collect())
 
@@ -110,7 +116,7 @@ def test_parts_are_what_the_library_writes_in_one_go() -> None:
                 yield metric
 
     assert render(families) == generate_latest(Whole())
-    assert max(part.count(b"\n") for part in parts(families)) <= SAMPLES + 2
+    assert max(part.count(b"\n") for part in render_in_parts(families)) <= SAMPLES_PER_PART + 2
 
 
 async def test_the_loop_turns_between_two_pieces_of_work() -> None:
@@ -128,5 +134,5 @@ async def test_the_loop_turns_between_two_pieces_of_work() -> None:
             yield turns
 
     task = asyncio.create_task(other())
-    assert await in_turns(work()) == list(range(10))
+    assert await collect_cooperatively(work()) == list(range(10))
     task.cancel()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.observability.staleness import Freshness, Watched
+from gateway.observability.staleness import StalenessMonitor, StalenessWatch
 from tests.support.gateway import eventually, gateway_running
 
 
@@ -16,26 +16,26 @@ class Clock:
 def test_silence_counts_from_the_last_word_or_from_when_somebody_listens() -> None:
     """A start is no silence, and a node that reads nothing misses nothing."""
     clock, last = Clock(), {"s": 0, "c": None}
-    freshness = Freshness(
+    freshness = StalenessMonitor(
         [
-            Watched("source", "s", 10, critical=True, last=lambda: last["s"]),
-            Watched("channel", "c", 10, critical=False, last=lambda: last["c"]),
+            StalenessWatch("source", "s", 10, is_critical=True, read_last_event_ms=lambda: last["s"]),
+            StalenessWatch("channel", "c", 10, is_critical=False, read_last_event_ms=lambda: last["c"]),
         ],
         clock,
     )
 
     def after(seconds: float) -> list[float | None]:
         clock.now += round(seconds * 1000)
-        freshness.look()
-        return [*freshness.samples("source").values(), *freshness.samples("channel").values()]
+        freshness.update_all()
+        return [*freshness.stale_samples("source").values(), *freshness.stale_samples("channel").values()]
 
     assert after(0) == [0, 0]
     assert after(9) == [0, 0]
     assert after(2) == [1, 0]
-    assert freshness.failing() == ["source s is stale"]
+    assert freshness.unready_reasons() == ["source s is stale"]
     last["s"], last["c"] = clock.now, 0
     assert after(0) == [0, 0]
-    assert freshness.failing() == []
+    assert freshness.unready_reasons() == []
     assert after(10.1) == [1, 1], "the channel is heard by now, from then on"
     last["c"] = None
     assert after(0) == [1, 0]
@@ -67,7 +67,7 @@ async def test_a_silent_channel_makes_a_node_unready_until_it_speaks(
 
         await eventually(is_ready)
         clock.now += 3_599_000
-        gateway.daemon.freshness.look()
+        gateway.daemon.staleness_monitor.update_all()
         assert await is_ready()
         clock.now += 2_000
         await eventually(is_unready)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.loader.document import MAX_BYTES
+from gateway.config.loader.document import MAX_CONFIG_BYTES
 from gateway.core.errors import GatewayError
 from gateway.server.reload import ConfigFile
 
@@ -55,7 +55,7 @@ def _endless(path: Path) -> None:
         (_loop, "Too many levels of symbolic links"),
         (_pipe, "no file that can be read again"),
         (_endless, "no file that can be read again"),
-        (lambda path: path.write_bytes(b"a: b\n" * (MAX_BYTES // 5 + 1)), "is larger than"),
+        (lambda path: path.write_bytes(b"a: b\n" * (MAX_CONFIG_BYTES // 5 + 1)), "is larger than"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not UTF-8 text"),
         (lambda path: path.write_text(json.dumps(GOOD)[:-9]), "not valid YAML"),
         (lambda path: path.write_text(json.dumps(GOOD).replace("token", "t\\u0000")), "no name of a file"),
@@ -65,13 +65,13 @@ def _endless(path: Path) -> None:
 )
 def test_whatever_becomes_of_it_is_told(file: ConfigFile, spoil: Callable[[Path], None], told: str) -> None:
     """It must neither hang nor fill the memory, and what is mended must be noticed."""
-    good = file.was_read
+    good = file.loaded_fingerprint
     spoil(file.path)
-    assert file.looks() != good
+    assert file.read_fingerprint() != good
     with pytest.raises(GatewayError) as caught:
         file.load()
     assert told in str(caught.value)
-    assert file.looks() == file.was_read
+    assert file.read_fingerprint() == file.loaded_fingerprint
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     try:
         file = ConfigFile(f"/dev/fd/{read}")
         assert list(file.load().channels) == ["orders"]
-        assert file.looks() == file.was_read
+        assert file.read_fingerprint() == file.loaded_fingerprint
         with pytest.raises(GatewayError, match="no file that can be read again"):
             file.load()
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.server.systemd import Systemd
+from gateway.server.systemd import SystemdNotifier
 from tests.support.gateway import eventually
 
 pytestmark = pytest.mark.idle_clock
@@ -37,22 +37,22 @@ def heard(listening: socket.socket) -> list[str]:
 def test_the_manager_hears_of_each_state(manager: tuple[socket.socket, str]) -> None:
     """A unit of Type=notify-reload waits for exactly these words."""
     listening, name = manager
-    systemd = Systemd({"NOTIFY_SOCKET": name})
-    systemd.ready("serving")
+    systemd = SystemdNotifier({"NOTIFY_SOCKET": name})
+    systemd.notify_ready("serving")
     assert heard(listening) == ["READY=1", "STATUS=serving"]
-    systemd.reloading()
+    systemd.notify_reloading()
     reloading, since = heard(listening)
     assert reloading == "RELOADING=1"
     assert since.removeprefix("MONOTONIC_USEC=").isdigit()
-    systemd.stopping("draining", 37.5)
+    systemd.notify_stopping("draining", 37.5)
     assert heard(listening) == ["STOPPING=1", "STATUS=draining", "EXTEND_TIMEOUT_USEC=37500000"]
 
 
 async def test_signs_of_life_stop_when_it_is_not_well(manager: tuple[socket.socket, str]) -> None:
     """A watchdog that is fed by habit never bites."""
     listening, name = manager
-    systemd, well = Systemd({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "100000"}), [True]
-    systemd.watch(lambda: well[0])
+    systemd, well = SystemdNotifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "100000"}), [True]
+    systemd.start_watchdog(lambda: well[0])
     try:
         await eventually(lambda: "WATCHDOG=1" in heard(listening))
         well[0] = False
@@ -75,19 +75,19 @@ async def test_signs_of_life_stop_when_it_is_not_well(manager: tuple[socket.sock
 )
 async def test_without_a_manager_nothing_happens(environ: dict[str, str]) -> None:
     """Most gateways run in containers."""
-    systemd = Systemd(environ)
-    systemd.ready("serving")
-    systemd.watch(lambda: True)
+    systemd = SystemdNotifier(environ)
+    systemd.notify_ready("serving")
+    systemd.start_watchdog(lambda: True)
     await asyncio.sleep(0.1)
-    systemd.stopping("draining", 1)
+    systemd.notify_stopping("draining", 1)
     systemd.close()
 
 
 async def test_a_watchdog_of_another_process_is_not_fed(manager: tuple[socket.socket, str]) -> None:
     """A child that inherits the environment must not vouch for its parent."""
     listening, name = manager
-    systemd = Systemd({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "20000", "WATCHDOG_PID": "1"})
-    systemd.watch(lambda: True)
+    systemd = SystemdNotifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "20000", "WATCHDOG_PID": "1"})
+    systemd.start_watchdog(lambda: True)
     await asyncio.sleep(0.2)
     assert heard(listening) == []
     systemd.close()
@@ -96,6 +96,6 @@ async def test_a_watchdog_of_another_process_is_not_fed(manager: tuple[socket.so
 def test_a_manager_that_does_not_listen_is_not_waited_for(manager: tuple[socket.socket, str]) -> None:
     """A full socket would stop the loop, and every stream with it."""
     _, name = manager
-    systemd = Systemd({"NOTIFY_SOCKET": name})
+    systemd = SystemdNotifier({"NOTIFY_SOCKET": name})
     for _ in range(10_000):
-        systemd.ready("x" * 100)
+        systemd.notify_ready("x" * 100)

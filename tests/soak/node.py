@@ -18,8 +18,8 @@ from tests.soak.caches import CACHES
 from tests.soak.containers import sizes, weigh
 
 TIMES = (
-    ("gateway.broker.redis.store", "CHANNEL_KEPT_MS", 5000),
-    ("gateway.broker.sqlite.store", "CHANNEL_KEPT_MS", 5000),
+    ("gateway.broker.redis.event_log", "CHANNEL_KEPT_MS", 5000),
+    ("gateway.broker.sqlite.event_log", "CHANNEL_KEPT_MS", 5000),
     ("gateway.sources.redis.recent_messages", "KEPT_SECONDS", 5.0),
 )
 """What is kept for a time, with a shorter one where the caches are bounded."""

@@ -35,8 +35,8 @@ FILLING = frozenset(
     {
         *(f"container {cache.container}" for cache in CACHES),
         # Addresses: they fill up to their bound and are then cleared of idle ones at once.
-        "objects gateway.streams.quotas.peers.Peer",
-        "objects gateway.core.rate_limit.Rate",
+        "objects gateway.streams.quotas.address_quotas.AddressUsage",
+        "objects gateway.core.token_bucket.TokenBucket",
     }
 )
 """Caches, and what is in them: those may grow, up to the bound of a cache."""
@@ -44,7 +44,7 @@ FILLING = frozenset(
 SLACK_MEMORY = 8 << 20
 """Bytes likewise, for the allocator."""
 
-COMPACTED = {"container gateway.core.history._Log.items": 512 * len(CHANNELS)}
+COMPACTED = {"container gateway.core.history._ChannelHistory.items": 512 * len(CHANNELS)}
 """Lists whose dropped entries are cleared away now and then, and by how much one may be larger for that."""
 
 SAMPLES = 18

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.catalog import Catalog
-from gateway.config.model.config import Channel
-from gateway.config.model.sources import EventFrom, Kafka, RedisStream
-from gateway.core.errors import Rejected
+from gateway.config.channel_catalog import ChannelCatalog
+from gateway.config.model.config import ChannelConfig
+from gateway.config.model.sources import EventMappingConfig, KafkaConfig, RedisStreamConfig
+from gateway.core.errors import RecordRejected
 from gateway.core.event import Record
 from gateway.sources.kafka import KafkaSource
 from gateway.sources.redis.stream import RedisStreamSource
-from gateway.sources.redis.stream_servers import key_of, part_of
+from gateway.sources.redis.stream_servers import key_of_partition, partition_of_key
 from gateway.sources.router import Router
 from gateway.webhooks.formats import cloud_batches as clouds
 from gateway.webhooks.formats import cloudevents, rest_proxy
@@ -26,18 +26,18 @@ from gateway.webhooks.formats.base import Post
 JAVA = b"\xac\xed\x00\x05t\x00\x02id"
 """How Java's own serialization, the default of Spring and Redisson, writes "id"."""
 
-CATALOG = Catalog(
-    {"all": Channel.model_validate({"from": [{"source": "s", "topic": "*"}], "access": "public"})}
+CATALOG = ChannelCatalog(
+    {"all": ChannelConfig.model_validate({"from": [{"source": "s", "topic": "*"}], "access": "public"})}
 )
 
 KAFKA = KafkaSource(
     "s",
-    Kafka.model_validate({"type": "kafka", "brokers": "localhost:9092"}),
+    KafkaConfig.model_validate({"type": "kafka", "brokers": "localhost:9092"}),
     [],
     frozenset({"key", "headers.id"}),
 )
 STREAM = RedisStreamSource(
-    RedisStream.model_validate({"type": "redis-stream", "url": "redis://localhost"}),
+    RedisStreamConfig.model_validate({"type": "redis-stream", "url": "redis://localhost"}),
     [],
     frozenset({"fields.id"}),
 )
@@ -46,17 +46,17 @@ STREAM = RedisStreamSource(
 def key_in(record: Record, place: str) -> str | None:
     """Return the deduplication key of a record by one place of it."""
     router = Router(
-        CATALOG, event_bytes=10_000, events={"s": EventFrom.model_validate({"deduplicate": place})}
+        CATALOG, event_bytes=10_000, events={"s": EventMappingConfig.model_validate({"deduplicate": place})}
     )
-    (draft,) = router.drafts("s", record, now=1)
-    return draft.key
+    (draft,) = router.route("s", record, now=1)
+    return draft.deduplication_key
 
 
 def kafka(key: bytes, headers: Sequence[tuple[str, bytes]]) -> Record:
     message = SimpleNamespace(
         topic="t", partition=0, offset=1, timestamp=1, key=key, value=b"1", headers=headers
     )
-    return KAFKA.record(message)
+    return KAFKA.decode_message(message)
 
 
 def base(data: bytes) -> str:
@@ -85,7 +85,7 @@ def aws(key: bytes, header: bytes) -> Record:
             ]
         },
     }
-    parsed = clouds.read_kafka(Post(json.dumps(body).encode(), "application/json"))
+    parsed = clouds.parse_kafka_records(Post(json.dumps(body).encode(), "application/json"))
     assert parsed is not None
     return only(parsed)
 
@@ -96,7 +96,7 @@ def proxy_v3(key: bytes, header: bytes) -> Record:
         "value": {"type": "JSON", "data": 1},
         "headers": [{"name": "id", "value": base(header)}],
     }
-    record = rest_proxy.read_v3(Post(b"", topic="t"), json.dumps(body).encode())
+    record = rest_proxy.parse_record_v3(Post(b"", topic="t"), json.dumps(body).encode())
     assert isinstance(record, Record), record
     return record
 
@@ -104,7 +104,7 @@ def proxy_v3(key: bytes, header: bytes) -> Record:
 def proxy_v2(key: bytes) -> Record:
     body = json.dumps({"records": [{"key": base(key), "value": base(b"1")}]}).encode()
     post = Post(body, "application/vnd.kafka.binary.v2+json", path="topics", topic="t")
-    return only(rest_proxy.read(post))
+    return only(rest_proxy.parse(post))
 
 
 def cloud_event(id: bytes) -> Record:
@@ -115,19 +115,19 @@ def cloud_event(id: bytes) -> Record:
         "ce-source": "/a",
         "ce-type": "t",
     }
-    return only(cloudevents.read(Post(b"1", headers=headers)))
+    return only(cloudevents.parse(Post(b"1", headers=headers)))
 
 
 def entry(**fields: bytes) -> Record:
     flat = [part for name, value in fields.items() for part in (name.encode(), value)]
-    return STREAM.record("t", b"1-0", flat)
+    return STREAM.decode_entry("t", b"1-0", flat)
 
 
 KEYS: dict[str, Callable[[bytes], str | None]] = {
     "Kafka, the key": lambda data: key_in(kafka(data, []), "{key}"),
     "Kafka, a header": lambda data: key_in(kafka(b"", [("id", data)]), "{headers.id}"),
     "Redis, a field": lambda data: key_in(entry(payload=b"1", id=data), "{fields.id}"),
-    "Redis, a topic": lambda data: key_in(STREAM.record(
+    "Redis, a topic": lambda data: key_in(STREAM.decode_entry(
         data.decode(errors="surrogateescape"), b"1-0", [b"payload", b"1"]), "{topic}"),
     "AWS, the key": lambda data: key_in(aws(data, b""), "{key}"),
     "AWS, a header": lambda data: key_in(aws(b"", data), "{headers.id}"),
@@ -155,7 +155,7 @@ def test_different_ids_of_cloudevents_are_different_keys(one: bytes, other: byte
     if b"%" in one + other:
         return
     keys = [key_in(cloud_event(id), "{ce.id}") for id in (one, other)]
-    own = [cloud_event(id).key for id in (one, other)]
+    own = [cloud_event(id).deduplication_key for id in (one, other)]
     assert (keys[0] == keys[1]) == (own[0] == own[1]) == (one == other)
 
 
@@ -178,11 +178,11 @@ def test_an_entry_without_a_payload_is_shown_whole_or_refused(fields: list[tuple
     try:
         texts = [(name.decode(), value.decode()) for name, value in fields]
     except UnicodeDecodeError:
-        with pytest.raises(Rejected) as caught:
-            STREAM.record("t", b"1-0", flat)
+        with pytest.raises(RecordRejected) as caught:
+            STREAM.decode_entry("t", b"1-0", flat)
         assert caught.value.code == "not_utf8"
         return
-    shown = json.loads(STREAM.record("t", b"1-0", flat).payload)
+    shown = json.loads(STREAM.decode_entry("t", b"1-0", flat).payload)
     pairs = [
         (name, value)
         for name, values in shown.items()
@@ -194,8 +194,8 @@ def test_an_entry_without_a_payload_is_shown_whole_or_refused(fields: list[tuple
 def test_a_foreign_serializer_is_named_with_its_remedy() -> None:
     """Spring's and Redisson's defaults write Java objects: the operator reads what to change, and where."""
     for flat in ([JAVA, b"1"], [b"id", JAVA], [b"payload", JAVA]):
-        with pytest.raises(Rejected, match=r"StringRedisTemplate.*StringCodec") as caught:
-            key_in(STREAM.record("t", b"1-0", flat), "{id}")
+        with pytest.raises(RecordRejected, match=r"StringRedisTemplate.*StringCodec") as caught:
+            key_in(STREAM.decode_entry("t", b"1-0", flat), "{id}")
         assert caught.value.code == "not_utf8"
         if flat[0] != b"payload":
             assert "field b'" in caught.value.message
@@ -209,13 +209,13 @@ def test_a_type_is_what_was_sent_or_refused(data: bytes) -> None:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        with pytest.raises(Rejected) as caught:
-            router.drafts("s", record, now=1)
+        with pytest.raises(RecordRejected) as caught:
+            router.route("s", record, now=1)
         assert caught.value.code == "not_utf8"
         return
     try:
-        (draft,) = router.drafts("s", record, now=1)
-    except Rejected as error:
+        (draft,) = router.route("s", record, now=1)
+    except RecordRejected as error:
         assert error.code == "bad_type"
     else:
         assert draft.type in (text or None, "message")
@@ -224,11 +224,11 @@ def test_a_type_is_what_was_sent_or_refused(data: bytes) -> None:
 @given(st.binary(max_size=8), st.sampled_from([b"", b"hex:", b"hex:ff"]))
 def test_a_stream_has_a_position_of_its_own(key: bytes, before: bytes) -> None:
     """Two streams whose keys look alike must not share how far they were read."""
-    part = part_of(before + key)
+    part = partition_of_key(before + key)
     part.encode()  # the log can store it
-    assert key_of(part) == before + key
+    assert key_of_partition(part) == before + key
 
 
 def test_of_several_headers_with_one_name_the_first_counts() -> None:
     """As for webhooks over HTTP; the names are compared without regard to case."""
-    assert kafka(b"", [("Id", b"1"), ("id", b"2")]).values["headers.id"] == "1"
+    assert kafka(b"", [("Id", b"1"), ("id", b"2")]).placeholder_values["headers.id"] == "1"

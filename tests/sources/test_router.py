@@ -6,17 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.catalog import Catalog
-from gateway.config.model.config import Channel
-from gateway.config.model.sources import EventFrom
-from gateway.core.errors import Rejected
+from gateway.config.channel_catalog import ChannelCatalog
+from gateway.config.model.config import ChannelConfig
+from gateway.config.model.sources import EventMappingConfig
+from gateway.core.errors import RecordRejected
 from gateway.core.event import Draft, Record, Retention
 from gateway.sources.router import Router
 
 
 def router(channels: dict[str, dict[str, object]]) -> Router:
-    specs = {name: Channel.model_validate({"access": "public", **spec}) for name, spec in channels.items()}
-    return Router(Catalog(specs), event_bytes=1000)
+    specs = {
+        name: ChannelConfig.model_validate({"access": "public", **spec}) for name, spec in channels.items()
+    }
+    return Router(ChannelCatalog(specs), event_bytes=1000)
 
 
 def at(topic: str, source: str = "s") -> dict[str, str]:
@@ -28,11 +30,11 @@ ONE = router({"c": {"from": [at("t")]}, "txt": {"from": [at("txt")], "payload": 
 
 
 def drafts(topic: str, payload: bytes, **more: object) -> list[Draft]:
-    return ONE.drafts("s", Record(topic, payload, **more), now=99)  # type: ignore[arg-type]
+    return ONE.route("s", Record(topic, payload, **more), now=99)  # type: ignore[arg-type]
 
 
 def reason(topic: str, payload: bytes, **more: object) -> str:
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(RecordRejected) as caught:
         drafts(topic, payload, **more)
     return caught.value.code
 
@@ -47,12 +49,12 @@ def test_a_record_goes_to_every_channel_that_takes_its_topic_once() -> None:
             "order.{id}": {"from": [at("orders.{id}")]},
         }
     )
-    found = many.drafts("s", Record("orders.new", b"1"), now=5)
+    found = many.route("s", Record("orders.new", b"1"), now=5)
     assert sorted(draft.channel for draft in found) == ["all", "new", "order.new"]
     retention = {draft.channel: draft.retention for draft in found}
     assert retention["new"] == Retention(0)
     assert retention["all"] == Retention(1000, 300_000)
-    assert {draft.timestamp for draft in found} == {5}
+    assert {draft.timestamp_ms for draft in found} == {5}
 
 
 def test_json_is_checked_and_embedded_as_it_is() -> None:
@@ -83,9 +85,9 @@ def test_text_takes_any_utf8() -> None:
 def test_an_envelope_gives_type_and_timestamp() -> None:
     """The payload is the exact slice of the record."""
     (draft,) = drafts("env", b'{"type":"created","timestamp":1763870000001,"payload":{"n": 1.10},"extra":1}')
-    assert (draft.type, draft.timestamp, draft.payload) == ("created", 1763870000001, b'{"n": 1.10}')
+    assert (draft.type, draft.timestamp_ms, draft.payload) == ("created", 1763870000001, b'{"n": 1.10}')
     (draft,) = drafts("env", b'{"payload":null}')
-    assert (draft.type, draft.timestamp, draft.payload) == (None, 99, b"null")
+    assert (draft.type, draft.timestamp_ms, draft.payload) == (None, 99, b"null")
 
 
 @pytest.mark.parametrize(
@@ -107,47 +109,49 @@ def test_types_are_made_safe() -> None:
 
 def test_no_route_is_a_404() -> None:
     """A topic that no channel takes can never succeed."""
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(RecordRejected) as caught:
         drafts("nowhere", b"1")
     assert (caught.value.status, caught.value.code) == (404, "no_route")
 
 
 def test_keys_belong_to_their_source() -> None:
     """Two sources may use the same key for different things."""
-    assert drafts("t", b"1", key="k")[0].key == "s/k"
+    assert drafts("t", b"1", key="k")[0].deduplication_key == "s/k"
 
 
 @given(st.binary(max_size=60), st.sampled_from(["t", "txt", "env"]))
 def test_no_bytes_escape_as_another_error(payload: bytes, topic: str) -> None:
     """Whatever an upstream sends is a draft or a Rejected."""
-    with contextlib.suppress(Rejected):
+    with contextlib.suppress(RecordRejected):
         assert len(drafts(topic, payload)) == 1
 
 
 MAPPED = Router(
-    Catalog(
+    ChannelCatalog(
         {
-            "user.{id}": Channel.model_validate(
+            "user.{id}": ChannelConfig.model_validate(
                 {"from": [{**at("users"), "fields": {"id": "{key}"}}], "access": "public"}
             ),
-            "all": Channel.model_validate({"from": [at("orders")], "access": "public"}),
+            "all": ChannelConfig.model_validate({"from": [at("orders")], "access": "public"}),
         }
     ),
     event_bytes=1000,
     events={
-        "s": EventFrom(type="{headers.kind}", timestamp="{/at}", deduplicate="{headers.delivery}-{/id}"),
+        "s": EventMappingConfig(
+            type="{headers.kind}", timestamp="{/at}", deduplicate="{headers.delivery}-{/id}"
+        ),
     },
 )
 
 
 def mapped(topic: str, payload: bytes, **more: object) -> Draft:
-    (draft,) = MAPPED.drafts("s", Record(topic, payload, **more), now=99)  # type: ignore[arg-type]
+    (draft,) = MAPPED.route("s", Record(topic, payload, **more), now=99)  # type: ignore[arg-type]
     return draft
 
 
 def test_a_record_names_its_own_channel() -> None:
     """One topic for all users, the user in the record's key: no topic per user is needed."""
-    assert mapped("users", b"{}", values={"key": "42"}).channel == "user.42"
+    assert mapped("users", b"{}", placeholder_values={"key": "42"}).channel == "user.42"
     for values, why in (
         ({}, ""),
         ({"key": ""}, ""),
@@ -157,8 +161,8 @@ def test_a_record_names_its_own_channel() -> None:
         ({"key": "x" * 200}, "{id} is longer than 128 characters"),
         ({"key": "a "}, ""),
     ):
-        with pytest.raises(Rejected, match=f"channel's name.*{why}") as caught:
-            mapped("users", b"{}", values=values)
+        with pytest.raises(RecordRejected, match=f"channel's name.*{why}") as caught:
+            mapped("users", b"{}", placeholder_values=values)
         assert caught.value.code == "no_field"
 
 
@@ -166,32 +170,38 @@ def test_type_time_and_key_come_from_where_the_file_says() -> None:
     """And from the format where the record does not hold them."""
     draft = mapped(
         "orders", b'{"at": "2026-01-01T00:00:00Z", "id": 7}',
-        values={"headers.kind": "new", "headers.delivery": "d"}, type="other", key="old",
+        placeholder_values={"headers.kind": "new", "headers.delivery": "d"}, type="other", deduplication_key="old",
     )  # fmt: skip
-    assert (draft.type, draft.timestamp) == ("new", 1767225600000)
-    assert draft.key not in (None, "s/old")
-    draft = mapped("orders", b"{}", type="other", timestamp=5, key="old")
-    assert (draft.type, draft.timestamp, draft.key) == ("other", 5, "s/old")
-    assert mapped("orders", b'{"at": 1767225600001}').timestamp == 1767225600001
+    assert (draft.type, draft.timestamp_ms) == ("new", 1767225600000)
+    assert draft.deduplication_key not in (None, "s/old")
+    draft = mapped("orders", b"{}", type="other", timestamp_ms=5, deduplication_key="old")
+    assert (draft.type, draft.timestamp_ms, draft.deduplication_key) == ("other", 5, "s/old")
+    assert mapped("orders", b'{"at": 1767225600001}').timestamp_ms == 1767225600001
 
 
 def test_what_all_records_of_a_request_share_is_no_key_of_one() -> None:
     """Else a batch under one delivery id would be one event."""
     shared = {"headers.delivery": "d"}
-    keys = {mapped("orders", b'{"id": 7}', shared=shared, index=index).key for index in range(3)}
+    keys = {
+        mapped("orders", b'{"id": 7}', shared_values=shared, index=index).deduplication_key for index in range(3)
+    }
     assert len(keys) == 3
 
 
 @pytest.mark.parametrize("at", ['"soon"', "-1", "1e20", "9999999999999999", '""'])
 def test_a_time_that_is_none_is_rejected(at: str) -> None:
     """A micro- or nanosecond taken for milliseconds would lie 50,000 years ahead."""
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(RecordRejected) as caught:
         mapped("orders", f'{{"at": {at}}}'.encode())
     assert caught.value.code == "bad_timestamp"
 
 
 def test_keys_that_no_log_stores_are_digests() -> None:
     """Too long, or with bytes that are no text: still the same for the same."""
-    long = drafts("t", b"1", key="k" * 300)[0].key
+    long = drafts("t", b"1", key="k" * 300)[0].deduplication_key
     assert long is not None and len(long) == 64
-    assert long == drafts("t", b"1", key="k" * 300)[0].key != drafts("t", b"1", key="\udcff")[0].key
+    assert (
+        long
+        == drafts("t", b"1", key="k" * 300)[0].deduplication_key
+        != drafts("t", b"1", key="\udcff")[0].deduplication_key
+    )

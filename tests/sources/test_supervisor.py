@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from gateway.broker.sqlite.broker import SqliteBroker
-from gateway.config.catalog import Catalog
-from gateway.config.model.config import Channel
+from gateway.config.channel_catalog import ChannelCatalog
+from gateway.config.model.config import ChannelConfig
 from gateway.core.clock import unix_ms
-from gateway.core.errors import Fenced, Unavailable
-from gateway.core.event import EventId, Fence, Record
+from gateway.core.errors import StaleFencingToken, Unavailable
+from gateway.core.event import EventId, FencingToken, Record
 from gateway.observability.metrics import Metrics
-from gateway.sources.base import Feed, Gap, Source, SourceState
-from gateway.sources.election import Election, Leases
+from gateway.sources.base import Source, SourceContext, SourceGap, SourceState
+from gateway.sources.election import Election, LeaseOperations
 from gateway.sources.publisher import Publisher
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
@@ -36,15 +36,15 @@ async def brokers(tmp_path) -> AsyncIterator[list[SqliteBroker]]:  # type: ignor
 class Scripted(Source):
     """Plays one script per run, and waits once they are used up."""
 
-    def __init__(self, *scripts: Callable[[Feed], object]) -> None:
+    def __init__(self, *scripts: Callable[[SourceContext], object]) -> None:
         self.runs = 0
-        self.feed: Feed | None = None
+        self.feed: SourceContext | None = None
         self._scripts = list(scripts)
 
-    async def run(self, feed: Feed) -> None:
+    async def run(self, feed: SourceContext) -> None:
         self.runs += 1
         self.feed = feed
-        feed.connected()
+        feed.report_connected()
         if not self._scripts:
             await asyncio.Event().wait()
         await self._scripts.pop(0)(feed)  # type: ignore[misc]
@@ -52,11 +52,16 @@ class Scripted(Source):
 
 def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
     spec = {"from": [{"source": "s", "topic": "t"}], "access": "public"}
-    router = Router(Catalog({"c": Channel.model_validate(spec)}), event_bytes=100)
-    state = SourceState("s", "scripted", critical=False)
+    router = Router(ChannelCatalog({"c": ChannelConfig.model_validate(spec)}), event_bytes=100)
+    state = SourceState("s", "scripted", is_critical=False)
     publisher = Publisher(state, router, broker.append, Metrics(), clock=unix_ms)
     return Supervisor(
-        source, publisher, Leases(broker.lease, broker.release), broker.cursor, broker.parts, unix_ms
+        source,
+        publisher,
+        LeaseOperations(broker.acquire_lease, broker.release_lease),
+        broker.read_offset,
+        broker.list_partitions,
+        unix_ms,
     )
 
 
@@ -64,7 +69,7 @@ async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
     """A shutdown that is cut short must not go on as if nothing had been said."""
     ending = asyncio.Event()
 
-    async def linger(feed: Feed) -> None:
+    async def linger(feed: SourceContext) -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -73,7 +78,7 @@ async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
 
     supervisor = supervised(Scripted(linger), brokers[0])
     supervisor.start()
-    await supervisor.tried()
+    await supervisor.wait_first_attempt()
     stopping = asyncio.create_task(supervisor.stop())
     await ending.wait()
     stopping.cancel()
@@ -81,7 +86,7 @@ async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
     assert stopping.cancelled()
 
 
-async def cancel(feed: Feed) -> None:
+async def cancel(feed: SourceContext) -> None:
     """What aiokafka does when its broker is gone."""
     raise asyncio.CancelledError
 
@@ -99,7 +104,7 @@ async def test_a_client_that_cancels_itself_is_started_again(brokers: list[Sqlit
     await supervisor.stop()
 
 
-async def fail(feed: Feed) -> None:
+async def fail(feed: SourceContext) -> None:
     await feed.publish([Record("t", b"1")])
     raise RuntimeError("broke")
 
@@ -131,10 +136,10 @@ async def test_who_was_exposed_before_the_source_was_up_is_told(brokers: list[Sq
     for is_exposed in (False, True):
         supervisor = supervised(Scripted(), brokers[0])
         if is_exposed:
-            supervisor.exposed()
+            supervisor.mark_serving()
         supervisor.start()
-        await supervisor.tried()
-        assert (supervisor.missed_since is not None) == is_exposed
+        await supervisor.wait_first_attempt()
+        assert (supervisor.missed_since_ms is not None) == is_exposed
         await supervisor.stop()
 
 
@@ -145,10 +150,10 @@ async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[Sqlit
     mended = asyncio.Event()
 
     class Breaking(Source):
-        async def run(self, feed: Feed) -> None:
+        async def run(self, feed: SourceContext) -> None:
             if broken.is_set():
                 await mended.wait()
-            feed.connected()
+            feed.report_connected()
             await broken.wait()
             if not mended.is_set():
                 raise RuntimeError("broke")
@@ -156,20 +161,20 @@ async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[Sqlit
 
     one, two = supervised(Breaking(), brokers[0]), supervised(Scripted(), brokers[1])
     one.start()
-    fence = await one.leading()
+    fence = await one.wait_for_lease()
     two.start()
-    await two.tried()
-    assert not two.is_leading
+    await two.wait_first_attempt()
+    assert not two.has_lease
     broken.set()
-    second = await two.leading()
-    assert second.token > fence.token
-    with pytest.raises(Fenced):
+    second = await two.wait_for_lease()
+    assert second.number > fence.number
+    with pytest.raises(StaleFencingToken):
         await one.publish([Record("t", b"late")], "1", fence)
     await two.publish([Record("t", b"1")], "2", second)
-    assert await one.position() == "2"
+    assert await one.read_offset() == "2"
     mended.set()
     await two.stop()  # which gives the lease back, so nobody waits for it to run out
-    await one.leading()
+    await one.wait_for_lease()
     await one.stop()
 
 
@@ -178,14 +183,14 @@ async def test_a_renewed_lease_outdates_what_is_under_way(brokers: list[SqliteBr
     source = Scripted()
     supervisor = supervised(source, brokers[0])
     supervisor.start()
-    first = await supervisor.leading()
-    supervisor.renew()
-    second = await supervisor.leading()
-    assert second.token > first.token
-    with pytest.raises(Fenced):
+    first = await supervisor.wait_for_lease()
+    supervisor.reacquire_lease()
+    second = await supervisor.wait_for_lease()
+    assert second.number > first.number
+    with pytest.raises(StaleFencingToken):
         await supervisor.publish([Record("t", b"1")], "1", first)
     await supervisor.publish([Record("t", b"2")], "2", second)
-    assert (supervisor.state.received, await supervisor.position()) == (1, "2")
+    assert (supervisor.state.received, await supervisor.read_offset()) == (1, "2")
     await supervisor.stop()
 
 
@@ -194,13 +199,13 @@ async def test_a_gap_and_what_follows_it_are_one_append(brokers: list[SqliteBrok
     source = Scripted()
     supervisor = supervised(source, brokers[0])
     supervisor.start()
-    fence = await supervisor.leading()
-    await supervisor.publish([Record("t", b"1")], "a", fence, part="p", gap=Gap(5, "t", 3))
+    fence = await supervisor.wait_for_lease()
+    await supervisor.publish([Record("t", b"1")], "a", fence, partition="p", gap=SourceGap(5, "t", 3))
     pages = await brokers[0].read({"c": EventId(0, 0)}, EventId(2**42, 0), 10)
     gap, event = pages["c"].events
     assert (gap.type, event.payload) == ("stream.gap", b"1")
     assert b'"missing":3' in gap.payload
-    assert await supervisor.position("p") == "a"
+    assert await supervisor.read_offset("p") == "a"
     await supervisor.stop()
 
 
@@ -208,27 +213,27 @@ async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_w
     """An append under the old token might still be on its way."""
     tokens, fails = [1], [True]
 
-    async def lease(name: str, seconds: float) -> Fence:
-        return Fence(name, tokens[0])
+    async def lease(name: str, seconds: float) -> FencingToken:
+        return FencingToken(name, tokens[0])
 
-    async def release(fence: Fence) -> None:
+    async def release(fence: FencingToken) -> None:
         if fails[0]:
             raise Unavailable("the log is away")
         tokens[0] += 1
 
-    election = Election("s", Leases(lease, release))
+    election = Election("s", LeaseOperations(lease, release))
     task = asyncio.create_task(election.run())
-    election.stand()
-    first = await election.won()
+    election.enter()
+    first = await election.wait_for_lease()
     election.resign()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    election.stand()
+    election.enter()
     await asyncio.sleep(0.05)
     assert election.fence is None
     fails[0] = False
     async with safety_net():
-        assert (await election.won()).token > first.token
+        assert (await election.wait_for_lease()).number > first.number
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -236,11 +241,11 @@ async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_w
 async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[SqliteBroker]) -> None:
     """A node that stops while it asks must not keep the others waiting until the lease expires."""
     one, other = brokers
-    leases = Leases(one.lease, one.release)
+    leases = LeaseOperations(one.acquire_lease, one.release_lease)
 
     async def campaign() -> None:
         election = Election("s", leases)
-        election.stand()
+        election.enter()
         running = asyncio.create_task(election.run())
         try:
             await asyncio.wait([running], timeout=0.05)
@@ -249,14 +254,14 @@ async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[
             await asyncio.wait([running])
 
     async def is_free(number: int) -> None:
-        fence = await other.lease("s", 30)
+        fence = await other.acquire_lease("s", 30)
         assert fence is not None, number
-        await other.release(fence)
+        await other.release_lease(fence)
 
     await campaign()
     await is_free(-1)
     for number in range(12):
         election = Election("s", leases)
-        election.stand()
+        election.enter()
         assert await cancelled_at(number, election.run()) or number
         await is_free(number)

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.broker.memory import MemoryBoard
-from gateway.config.catalog import Catalog
+from gateway.broker.memory import MemorySharedStore
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.loader.load import loads
-from gateway.config.model.config import Ack, Config
+from gateway.config.model.config import AckConfig, Config
 from gateway.core.clock import unix_ms
 from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
-from gateway.streams.acks.nonces import Nonces
-from gateway.streams.acks.state import Asked, Rule
-from gateway.streams.acks.tracker import GRACE_SECONDS, Acks
+from gateway.streams.acks.nonces import NonceSigner
+from gateway.streams.acks.state import AckRule, AckState
+from gateway.streams.acks.tracker import GRACE_SECONDS, AckTracker
 from tests.support.gateway import BASE, merged
 from tests.support.virtual import in_virtual_time, stand_still
 
@@ -39,8 +39,8 @@ class Ear:
     id: str
     subscription: Subscription
     answers: float | None = None
-    can_take: bool = True
-    closing: str | None = None
+    is_writable: bool = True
+    close_reason: str | None = None
     asked_at: list[float] = field(default_factory=list)
     ended_at: float = 0.0
 
@@ -51,8 +51,8 @@ class Ear:
         if self.answers is not None:
             loop.call_later(self.answers, self.world.post, self.id, nonce)
 
-    def end(self, reason: str) -> None:
-        self.closing, self.ended_at = reason, asyncio.get_running_loop().time()
+    def close(self, reason: str) -> None:
+        self.close_reason, self.ended_at = reason, asyncio.get_running_loop().time()
 
 
 class World:
@@ -60,13 +60,13 @@ class World:
 
     def __init__(self, over: Any = None) -> None:
         made = config(over)
-        self.catalog = Catalog(made.channels)
+        self.catalog = ChannelCatalog(made.channels)
         self.metrics = Metrics()
-        self.nonces = Nonces(MemoryBoard(unix_ms))
-        self.acks = Acks(self.nonces, self.metrics, made.ack, made.channels)
+        self.nonces = NonceSigner(MemorySharedStore(unix_ms))
+        self.acks = AckTracker(self.nonces, self.metrics, made.ack, made.channels)
         self.opened = 0
         self.is_reached = True
-        self.acks.is_reached = lambda: self.is_reached
+        self.acks.is_log_reachable = lambda: self.is_reached
 
     def subscription(self, *names: str) -> Subscription:
         found = [self.catalog.resolve(name) for name in names]
@@ -75,15 +75,15 @@ class World:
     def open(self, *names: str, answers: float | None = None) -> Ear:
         self.opened += 1
         ear = Ear(self, f"{self.opened:024x}", self.subscription(*(names or ("orders",))), answers)
-        rule = self.acks.rule(ear.subscription)
+        rule = self.acks.rule_for(ear.subscription)
         assert rule is not None
-        self.acks.begins(Asked(ear, rule))
+        self.acks.add(AckState(ear, rule))
         return ear
 
     def post(self, connection: str, nonce: str) -> None:
-        number = self.nonces.number(connection, nonce)
+        number = self.nonces.verify(connection, nonce)
         assert number is not None
-        self.acks.answered(connection, number)
+        self.acks.acknowledge(connection, number)
 
     @property
     def missed(self) -> int:
@@ -102,7 +102,7 @@ def test_who_never_answers_is_closed_after_so_many_misses() -> None:
         ear = world.open()
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(200)
-        assert ear.closing == "unacknowledged"
+        assert ear.close_reason == "unacknowledged"
         first, second, third, *_ = ear.asked_at
         assert 0 <= first - began <= 31 and 29 <= second - first <= 31
         assert third + 60 <= ear.ended_at <= third + 60 + 5, "not sooner than its timeout, and soon after it"
@@ -119,7 +119,7 @@ def test_who_answers_lives() -> None:
         world = World()
         ears = [world.open(answers=seconds) for seconds in (0.0, 29.0, 59.0)]
         await asyncio.sleep(3600)
-        assert {ear.closing for ear in ears} == {None}
+        assert {ear.close_reason for ear in ears} == {None}
         assert world.missed == 0
         assert all(118 <= len(ear.asked_at) <= 121 for ear in ears), "one question an interval"
 
@@ -133,7 +133,7 @@ def test_answers_that_are_too_late_are_misses_and_still_show_life() -> None:
         world = World()
         ear = world.open(answers=75.0)
         await asyncio.sleep(3600)
-        assert ear.closing is None
+        assert ear.close_reason is None
         assert world.missed > 50
 
     virtual(main())
@@ -150,7 +150,7 @@ def test_an_answer_begins_anew() -> None:
             await asyncio.sleep(100)
             ear.answers = 1.0
             await asyncio.sleep(40)
-        assert ear.closing is None
+        assert ear.close_reason is None
         assert 10 <= world.missed <= 20
 
     virtual(main())
@@ -165,7 +165,7 @@ def test_timeouts_of_any_length(timeout: float, limit: int) -> None:
         world = World({"ack": {**ACK, "timeout": f"{timeout}s", "retry_limit": limit}})
         ear = world.open()
         await asyncio.sleep(30 * limit + timeout + 60)
-        assert ear.closing == "unacknowledged"
+        assert ear.close_reason == "unacknowledged"
         assert timeout <= ear.ended_at - ear.asked_at[limit - 1] <= timeout + 10
         assert world.missed == limit
 
@@ -198,12 +198,12 @@ def test_nobody_is_closed_while_the_log_is_away() -> None:
         ear.answers, world.is_reached = None, False
         await asyncio.sleep(3600)
         assert len(ear.asked_at) > 100, "asked as ever: it may be answered here"
-        assert (ear.closing, world.missed) == (None, 0)
+        assert (ear.close_reason, world.missed) == (None, 0)
         world.is_reached = True
         await asyncio.sleep(GRACE_SECONDS + 55)
-        assert (ear.closing, world.missed) == (None, 0)
+        assert (ear.close_reason, world.missed) == (None, 0)
         await asyncio.sleep(200)
-        assert ear.closing == "unacknowledged"
+        assert ear.close_reason == "unacknowledged"
 
     virtual(main())
 
@@ -221,7 +221,7 @@ def test_an_outage_between_two_questions_is_seen() -> None:
         world.is_reached = True
         ear.answers = 0.0
         await asyncio.sleep(600)
-        assert (ear.closing, world.missed) == (None, 0)
+        assert (ear.close_reason, world.missed) == (None, 0)
 
     virtual(main())
 
@@ -238,7 +238,7 @@ def test_a_process_that_stood_still_blames_nobody() -> None:
         stand_still(600)
         ear.answers = 1.0
         await asyncio.sleep(300)
-        assert ear.closing is None
+        assert ear.close_reason is None
         assert world.missed == 0
 
     virtual(main())
@@ -251,13 +251,13 @@ def test_a_stream_that_takes_nothing_is_the_write_timeouts() -> None:
         world = World()
         ear = world.open()
         await asyncio.sleep(40)
-        ear.can_take = False
+        ear.is_writable = False
         asked = len(ear.asked_at)
         await asyncio.sleep(600)
-        assert (ear.closing, len(ear.asked_at), world.missed) == (None, asked, 0)
-        ear.can_take = True
+        assert (ear.close_reason, len(ear.asked_at), world.missed) == (None, asked, 0)
+        ear.is_writable = True
         await asyncio.sleep(1 + 60 + 95)
-        assert ear.closing == "unacknowledged"
+        assert ear.close_reason == "unacknowledged"
 
     virtual(main())
 
@@ -284,8 +284,8 @@ def test_the_strictest_of_a_streams_channels(channels: tuple[str, ...], interval
         "patient": {**route, "ack": {"interval": "5s", "timeout": "10m", "retry_limit": 20}},
     }
     world = World({"channels": own})
-    rule = world.acks.rule(world.subscription(*channels))
-    assert (None if rule is None else rule.interval) == interval
+    rule = world.acks.rule_for(world.subscription(*channels))
+    assert (None if rule is None else rule.interval_seconds) == interval
 
 
 def test_a_reload() -> None:
@@ -299,14 +299,14 @@ def test_a_reload() -> None:
         made = config({"channels": {"stock": {"ack": "none"}, "news": news}})
         world.acks.reconfigure(made.ack, made.channels)
         await asyncio.sleep(25)
-        assert ears["news"].closing == "unacknowledged"
-        assert ears["orders"].closing is None
+        assert ears["news"].close_reason == "unacknowledged"
+        assert ears["orders"].close_reason is None
         await asyncio.sleep(200)
-        assert ears["orders"].closing == "unacknowledged"
-        assert ears["stock"].closing is None and len(ears["stock"].asked_at) <= 3
+        assert ears["orders"].close_reason == "unacknowledged"
+        assert ears["stock"].close_reason is None and len(ears["stock"].asked_at) <= 3
         off = config({"ack": "none"})
         world.acks.reconfigure(off.ack, off.channels)
-        assert len(world.acks) == 0 and not world.acks.is_on
+        assert len(world.acks) == 0 and not world.acks.is_enabled
         await asyncio.sleep(1)
 
     virtual(main())
@@ -319,9 +319,9 @@ def test_while_none_is_asked_nothing_ticks() -> None:
         world = World()
         assert world.acks._timer is None
         ear = world.open()
-        asked = world.acks._asked[ear.id]
-        world.acks.ends(asked)
-        world.acks.ends(asked)
+        asked = world.acks._states[ear.id]
+        world.acks.remove(asked)
+        world.acks.remove(asked)
         await asyncio.sleep(1)
         assert world.acks._timer is None
         world.open(answers=0.0)
@@ -331,7 +331,7 @@ def test_while_none_is_asked_nothing_ticks() -> None:
     virtual(main())
 
 
-RULE = Rule.of(Ack.model_validate({"interval": "10s", "timeout": "25s", "retry_limit": 3}))
+RULE = AckRule.from_config(AckConfig.model_validate({"interval": "10s", "timeout": "25s", "retry_limit": 3}))
 
 
 @settings(max_examples=150, deadline=None)
@@ -341,17 +341,17 @@ RULE = Rule.of(Ack.model_validate({"interval": "10s", "timeout": "25s", "retry_l
 def test_nobody_is_blamed_who_answers_in_time(visits: list[tuple[float, bool]], delay: float) -> None:
     """However irregular the visits are: an answer within the timeout is never a miss."""
     late = 1.25
-    asked = Asked(Ear(None, "", None), RULE)  # type: ignore[arg-type]  # it is not asked by itself
+    asked = AckState(Ear(None, "", None), RULE)  # type: ignore[arg-type]  # it is not asked by itself
     now = 0.0
-    asked.begin(now)
+    asked.schedule_first(now)
     waiting: list[tuple[float, int]] = []
     for step, _ in visits:
         now += step
         while waiting and waiting[0][0] <= now:
-            asked.answer(waiting.pop(0)[1])
-        assert asked.judge(now, late) == 0
+            asked.acknowledge(waiting.pop(0)[1])
+        assert asked.overdue(now, late) == 0
         if asked.is_due(now):
-            waiting.append((now + delay, asked.ask(now, late)))
+            waiting.append((now + delay, asked.next_request(now, late)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -359,17 +359,17 @@ def test_nobody_is_blamed_who_answers_in_time(visits: list[tuple[float, bool]], 
 def test_whoever_is_silent_is_found_in_time(steps: list[float]) -> None:
     """However irregular the visits are: misses are as many as questions whose time is over, each once."""
     late = 1.25
-    asked = Asked(Ear(None, "", None), RULE)  # type: ignore[arg-type]
+    asked = AckState(Ear(None, "", None), RULE)  # type: ignore[arg-type]
     now, missed = 0.0, 0
     times: list[float] = []
-    asked.begin(now)
+    asked.schedule_first(now)
     for step in steps:
         now += step
-        missed += asked.judge(now, late)
-        assert missed == asked.missed
-        over = sum(time + RULE.timeout <= now for time in times)
-        surely = sum(time + RULE.timeout + (2 + len(times)) * late <= now for time in times)
+        missed += asked.overdue(now, late)
+        assert missed == asked.missed_in_a_row
+        over = sum(time + RULE.timeout_seconds <= now for time in times)
+        surely = sum(time + RULE.timeout_seconds + (2 + len(times)) * late <= now for time in times)
         assert surely <= missed <= over
         if asked.is_due(now):
             times.append(now)
-            asked.ask(now, late)
+            asked.next_request(now, late)

@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from gateway.core.sse import HEARTBEAT
-from gateway.streams.registry import DRAIN_RATE
+from gateway.core.sse import HEARTBEAT_COMMENT
+from gateway.streams.registry import DRAIN_STREAMS_PER_SECOND
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually, gateway_running
@@ -38,7 +38,7 @@ async def test_idle_streams_get_a_comment_and_busy_ones_do_not() -> None:
         while len([message for message in busy.messages if message.type == "message"]) < 20:
             await busy.read()
         assert busy.parser.comments == 0
-        assert idle.body.endswith(HEARTBEAT)
+        assert idle.body.endswith(HEARTBEAT_COMMENT)
         assert len(idle.messages) == 1
 
 
@@ -72,7 +72,7 @@ async def test_an_old_stream_is_ended_with_a_reason() -> None:
         assert 1500 <= stream.parser.retry <= 4500
         await stream.rest()
         assert stream.ended
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
         assert await gateway.metric('disconnects_total{reason="max_age"}') == 1
 
 
@@ -93,7 +93,7 @@ async def test_a_full_node_answers_200_and_says_come_back(version: str) -> None:
         assert await gateway.metric('refused_total{reason="overloaded"}') == 1
         assert await gateway.metric("active_connections") == 2
         held[0].close()
-        await eventually(lambda: len(gateway.daemon.streams.open) == 1)
+        await eventually(lambda: len(gateway.daemon.streams.active) == 1)
         await gateway.subscribe("/events/orders")
 
 
@@ -120,7 +120,7 @@ async def test_a_drain_ends_every_stream_at_a_boundary_and_refuses_new_ones() ->
         kept[1].write(b"HEAD /events/orders HTTP/1.1\r\nHost: x\r\n\r\n")
         await kept[0].readuntil(b"\r\n\r\n")
         drain = asyncio.create_task(gateway.daemon.streams.drain(1.0))
-        await eventually(lambda: 0 < len(gateway.daemon.streams.open) < 40)
+        await eventually(lambda: 0 < len(gateway.daemon.streams.active) < 40)
         status, ready = await gateway.admin("/readyz")
         assert (status, ready["not_ready"]) == (503, ["draining"])
         kept[1].write(b"GET /events/orders HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -150,7 +150,11 @@ async def test_a_drain_lasts_no_longer_than_its_streams_need() -> None:
             await stream.rest()
             ends.append(loop.time() - began)
         await drain
-        assert 0.8 * len(streams) / DRAIN_RATE < max(ends) < 2 * len(streams) / DRAIN_RATE
+        assert (
+            0.8 * len(streams) / DRAIN_STREAMS_PER_SECOND
+            < max(ends)
+            < 2 * len(streams) / DRAIN_STREAMS_PER_SECOND
+        )
 
 
 async def test_stopping_twice_is_harmless() -> None:
@@ -178,10 +182,10 @@ async def test_nothing_is_kept_of_channels_that_nobody_watches_any_more() -> Non
             names = ",".join(f"u.{number}" for number in range(first, first + 50))
             stream = await other.subscribe(f"/events?channel={names}")
             stream.close()
-        await eventually(lambda: not other.daemon.streams.open)
+        await eventually(lambda: not other.daemon.streams.active)
         assert not other.daemon.hub.channels
         assert not other.daemon.hub._audiences
-        assert other.daemon.hub._ring.channels == 0
+        assert other.daemon.hub._ring.channel_count == 0
 
 
 async def test_streams_beyond_the_rate_are_told_to_come_back_later() -> None:

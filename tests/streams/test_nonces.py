@@ -5,16 +5,16 @@ import secrets
 
 import pytest
 
-from gateway.broker.memory import MemoryBoard
+from gateway.broker.memory import MemorySharedStore
 from gateway.core.clock import unix_ms
 from gateway.core.errors import Unavailable
 from gateway.streams.acks import nonces
-from gateway.streams.acks.nonces import KNOWN, NOTE, Nonces
+from gateway.streams.acks.nonces import MAX_KNOWN_KEYS, SHARED_KEY_NAME, NonceSigner
 from tests.support.gateway import eventually
 from tests.support.virtual import in_virtual_time
 
 
-class Shared(MemoryBoard):
+class FakeSharedStore(MemorySharedStore):
     """A board that nodes of one process share, and that can be away."""
 
     is_shared = True
@@ -32,13 +32,13 @@ class Shared(MemoryBoard):
         return await super().get(name)
 
 
-def agree(nodes: list[Nonces]) -> bool:
+def agree(nodes: list[NonceSigner]) -> bool:
     """Tell whether each node knows what each of them makes."""
-    made = [node.make("a", 1) for node in nodes]
-    return all(node.number("a", nonce) == 1 for node in nodes for nonce in made)
+    made = [node.create("a", 1) for node in nodes]
+    return all(node.verify("a", nonce) == 1 for node in nodes for nonce in made)
 
 
-async def close(nodes: list[Nonces]) -> None:
+async def close(nodes: list[NonceSigner]) -> None:
     await asyncio.gather(*(node.close() for node in nodes))
 
 
@@ -46,13 +46,13 @@ def test_nodes_that_start_together_get_one_key() -> None:
     """Also if all of them find the board empty in the same moment."""
 
     async def main() -> None:
-        board = Shared()
-        nodes = [Nonces(board) for _ in range(5)]
+        board = FakeSharedStore()
+        nodes = [NonceSigner(board) for _ in range(5)]
         assert not agree(nodes)
         for node in nodes:
-            node.share()
-            node.share()
-        await asyncio.gather(*(node.settled() for node in nodes))
+            node.start_sharing()
+            node.start_sharing()
+        await asyncio.gather(*(node.wait_for_shared_key() for node in nodes))
         assert agree(nodes)
         await close(nodes)
 
@@ -63,19 +63,19 @@ def test_a_board_that_forgot_gets_the_key_back() -> None:
     """A Redis without persistence: the nodes that live have the key, and one that comes takes it."""
 
     async def main() -> None:
-        board = Shared()
-        nodes = [Nonces(board) for _ in range(3)]
+        board = FakeSharedStore()
+        nodes = [NonceSigner(board) for _ in range(3)]
         for node in nodes:
-            node.share()
+            node.start_sharing()
         await asyncio.sleep(60)
-        before = nodes[0].make("a", 1)
-        board._notes.clear()
+        before = nodes[0].create("a", 1)
+        board._entries.clear()
         await asyncio.sleep(60)
-        nodes.append(Nonces(board))
-        nodes[-1].share()
+        nodes.append(NonceSigner(board))
+        nodes[-1].start_sharing()
         await asyncio.sleep(60)
         assert agree(nodes)
-        assert nodes[-1].number("a", before) == 1
+        assert nodes[-1].verify("a", before) == 1
         await close(nodes)
 
     in_virtual_time(main())
@@ -85,25 +85,25 @@ def test_a_key_that_was_put_over_another_is_taken_and_the_old_one_known_on() -> 
     """What streams were asked before must be good here still, and nobody is blamed for what others refused."""
 
     async def main() -> None:
-        board = Shared()
-        node = Nonces(board)
+        board = FakeSharedStore()
+        node = NonceSigner(board)
         changes = []
         node.on_change = lambda: changes.append(1)
-        node.share()
+        node.start_sharing()
         await asyncio.sleep(60)
-        old = node.make("a", 1)
+        old = node.create("a", 1)
         assert changes == []
-        for number in range(KNOWN - 1):
-            await board.put(NOTE, secrets.token_bytes(32), 1000)
+        for number in range(MAX_KNOWN_KEYS - 1):
+            await board.put(SHARED_KEY_NAME, secrets.token_bytes(32), 1000)
             await asyncio.sleep(60)
             assert len(changes) == number + 1
-            assert node.number("a", old) == 1
-        await board.put(NOTE, secrets.token_bytes(32), 1000)
+            assert node.verify("a", old) == 1
+        await board.put(SHARED_KEY_NAME, secrets.token_bytes(32), 1000)
         await asyncio.sleep(60)
-        assert node.number("a", old) is None, "keys are not remembered for ever"
-        await board.put(NOTE, b"no key", 1000)
+        assert node.verify("a", old) is None, "keys are not remembered for ever"
+        await board.put(SHARED_KEY_NAME, b"no key", 1000)
         await asyncio.sleep(60)
-        assert node.number("a", node.make("a", 1)) == 1
+        assert node.verify("a", node.create("a", 1)) == 1
         await node.close()
 
     in_virtual_time(main())
@@ -113,17 +113,17 @@ def test_a_nonce_of_an_unknown_key_makes_it_known() -> None:
     """A node whose own file asks nobody yet gets answers too; and made-up ones cost the board little."""
 
     async def main() -> None:
-        board = Shared()
-        node, other = Nonces(board), Nonces(board)
-        node.share()
-        await node.settled()
-        made = node.make("a", 1)
-        assert other.number("a", made) is None
+        board = FakeSharedStore()
+        node, other = NonceSigner(board), NonceSigner(board)
+        node.start_sharing()
+        await node.wait_for_shared_key()
+        made = node.create("a", 1)
+        assert other.verify("a", made) is None
         await asyncio.sleep(2)
-        assert other.number("a", made) == 1
+        assert other.verify("a", made) == 1
         board.gets = 0
         for number in range(1000):
-            assert other.number("a", f"{number:08x}-1-{'0' * 32}") is None
+            assert other.verify("a", f"{number:08x}-1-{'0' * 32}") is None
             await asyncio.sleep(0.01)
         assert board.gets <= 15
         await close([node, other])
@@ -135,14 +135,14 @@ def test_a_board_that_is_away_delays_no_start() -> None:
     """A node serves while the log is down; it takes the key when it is back."""
 
     async def main() -> None:
-        board = Shared()
+        board = FakeSharedStore()
         board.is_away = True
-        nodes = [Nonces(board), Nonces(board)]
+        nodes = [NonceSigner(board), NonceSigner(board)]
         for node in nodes:
-            node.share()
+            node.start_sharing()
         began = asyncio.get_running_loop().time()
-        await nodes[0].settled()
-        assert asyncio.get_running_loop().time() - began <= nonces.FIRST_SECONDS + 0.1
+        await nodes[0].wait_for_shared_key()
+        assert asyncio.get_running_loop().time() - began <= nonces.FIRST_POLL_TIMEOUT_SECONDS + 0.1
         board.is_away = False
         await asyncio.sleep(60)
         assert agree(nodes)
@@ -154,9 +154,9 @@ def test_a_board_that_is_away_delays_no_start() -> None:
 
 async def test_a_process_of_its_own_asks_nobody() -> None:
     """memory:// has no other nodes."""
-    node = Nonces(MemoryBoard(unix_ms))
-    node.share()
-    await node.settled()
+    node = NonceSigner(MemorySharedStore(unix_ms))
+    node.start_sharing()
+    await node.wait_for_shared_key()
     assert node._task is None
     await node.close()
 
@@ -166,26 +166,26 @@ async def test_a_process_of_its_own_asks_nobody() -> None:
 )
 def test_what_nobody_made(nonce: str) -> None:
     """Anything may come."""
-    assert Nonces(MemoryBoard(unix_ms)).number("a", nonce) is None
+    assert NonceSigner(MemorySharedStore(unix_ms)).verify("a", nonce) is None
 
 
 def test_a_nonce_is_of_one_stream_and_one_question() -> None:
     """Or one client could answer for another, or today for tomorrow."""
-    node = Nonces(MemoryBoard(unix_ms))
-    made = node.make("a", 12)
-    assert node.number("a", made) == 12
-    assert node.number("b", made) is None
-    assert node.number("a", made.replace("-12-", "-13-")) is None
-    assert Nonces(MemoryBoard(unix_ms)).number("a", made) is None
+    node = NonceSigner(MemorySharedStore(unix_ms))
+    made = node.create("a", 12)
+    assert node.verify("a", made) == 12
+    assert node.verify("b", made) is None
+    assert node.verify("a", made.replace("-12-", "-13-")) is None
+    assert NonceSigner(MemorySharedStore(unix_ms)).verify("a", made) is None
 
 
 async def test_the_first_look_is_waited_for() -> None:
     """Clients come right after the start, and are asked with the key that others know."""
-    board = Shared()
-    first, second = Nonces(board), Nonces(board)
-    first.share()
-    await first.settled()
-    second.share()
-    await second.settled()
+    board = FakeSharedStore()
+    first, second = NonceSigner(board), NonceSigner(board)
+    first.start_sharing()
+    await first.wait_for_shared_key()
+    second.start_sharing()
+    await second.wait_for_shared_key()
     await eventually(lambda: agree([first, second]))
     await close([first, second])

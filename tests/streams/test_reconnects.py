@@ -7,20 +7,20 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.auth.grant import NOBODY
-from gateway.config.catalog import Catalog
+from gateway.auth.grant import ANONYMOUS
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.core.event import Event, EventId
-from gateway.hub.encoded_event import Entry
+from gateway.hub.encoded_event import EncodedEvent
 from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
-from gateway.streams import reconnects
-from gateway.streams.quotas.peers import Peer
-from gateway.streams.quotas.quota import Hold
-from gateway.streams.reconnects import REPEATS, SOON, Reconnects
+from gateway.streams import reconnect_loops as reconnects
+from gateway.streams.quotas.address_quotas import AddressUsage
+from gateway.streams.quotas.stream_quota import StreamQuota
+from gateway.streams.reconnect_loops import MIN_REPEATS, STUCK_WITHIN_SECONDS, ReconnectLoopDetector
 from tests.streams.test_acks import config
 from tests.support.gateway import Gateway, eventually, gateway_running
 
-CATALOG = Catalog(config().channels)
+CATALOG = ChannelCatalog(config().channels)
 HEARTBEAT = 15.0
 MATCH = CATALOG.resolve("orders")
 assert MATCH is not None
@@ -31,14 +31,14 @@ SUBSCRIPTION = Subscription.of((MATCH,))
 class Closed:
     """A stream that is over."""
 
-    hold: Hold
-    closing: str | None = "client_closed"
-    events: int = 0
+    quota: StreamQuota
+    close_reason: str | None = "client_closed"
+    events_sent: int = 0
     subscription: Subscription = SUBSCRIPTION
 
 
 def closed(address: str = "192.0.2.1", **more: Any) -> Closed:
-    return Closed(Hold(Peer(address, None), NOBODY, None, "", None, None), **more)
+    return Closed(StreamQuota(AddressUsage(address, None), ANONYMOUS, None, "", None, None), **more)
 
 
 class World:
@@ -46,22 +46,22 @@ class World:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.reconnects = Reconnects(self.metrics)
+        self.reconnects = ReconnectLoopDetector(self.metrics)
 
     def quiet(self, *ages: float, **more: Any) -> list[str]:
         with capture_logs() as lines:
             for age in ages:
-                self.reconnects.ended(closed(**more), age, HEARTBEAT)
+                self.reconnects.on_closed(closed(**more), age, HEARTBEAT)
         return [line["event"] for line in lines]
 
     def stuck(self, *ages: float, id: int = 1, **more: Any) -> list[Any]:
         with capture_logs() as lines:
             for age in ages:
-                stream = closed(events=1, **more)
+                stream = closed(events_sent=1, **more)
                 event = Event(EventId(id, 0), "orders", b"x" * 70_000, 1)
                 assert MATCH is not None
-                self.reconnects.begins_with(stream, Entry(event, MATCH.declared))
-                self.reconnects.ended(stream, age, HEARTBEAT)
+                self.reconnects.on_large_first_event(stream, EncodedEvent(event, MATCH.declared))
+                self.reconnects.on_closed(stream, age, HEARTBEAT)
         return lines
 
     @property
@@ -111,7 +111,7 @@ def test_addresses_do_not_add_up(world: World) -> None:
 
 def test_an_event_at_which_a_client_ends_again_and_again_is_named_once(world: World) -> None:
     """A client asks for the same event every two seconds for ever, and nothing says which."""
-    assert world.stuck(*[0.1] * (REPEATS - 1)) == []
+    assert world.stuck(*[0.1] * (MIN_REPEATS - 1)) == []
     (line,) = world.stuck(0.1)
     assert (line["event"], line["id"], line["bytes"]) == ("client_stuck", "1-0", 70_000)
     assert world.stuck(*[0.1] * 20) == []
@@ -120,15 +120,15 @@ def test_an_event_at_which_a_client_ends_again_and_again_is_named_once(world: Wo
 
 def test_clients_that_take_a_large_event_are_no_trouble(world: World) -> None:
     """Each large event is reported as one that no client can take."""
-    assert world.stuck(*[0.1] * 4, SOON + 1, *[0.1] * 4) == [], "it took it once"
-    assert world.stuck(*[0.1] * 9, closing="draining") == []
+    assert world.stuck(*[0.1] * 4, STUCK_WITHIN_SECONDS + 1, *[0.1] * 4) == [], "it took it once"
+    assert world.stuck(*[0.1] * 9, close_reason="draining") == []
     assert [world.stuck(0.1, id=number) for number in range(2, 20)] == [[]] * 18, "each another event"
     assert world.counts == (0, 0)
 
 
 def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strangers with many addresses fill the memory."""
-    monkeypatch.setattr(reconnects, "REMEMBERED", 100)
+    monkeypatch.setattr(reconnects, "MAX_TRACKED_ADDRESSES", 100)
     for number in range(1000):
         world.quiet(10.0, address=f"address {number}")
         world.stuck(0.1, address=f"address {number}", id=number)
@@ -142,11 +142,11 @@ CLIENT = {"X-Forwarded-For": "192.0.2.1"}
 async def test_a_read_timeout_below_the_heartbeat_is_found(gateway: Gateway) -> None:
     """okhttp-sse gives up after ten seconds: its quiet streams count as clients that leave."""
     with capture_logs() as lines:
-        for _ in range(REPEATS):
+        for _ in range(MIN_REPEATS):
             stream = await gateway.subscribe("/events/orders", CLIENT)
             await asyncio.sleep(4)
             stream.close()
-            await eventually(lambda: not gateway.daemon.streams.open)
+            await eventually(lambda: not gateway.daemon.streams.active)
     assert await gateway.metric("impatient_disconnects_total") == 1
     (line,) = [line for line in lines if line["event"] == "client_impatient"]
     assert (line["client"], line["channels"], line["heartbeat"]) == ("192.0.2.1", ("orders",), 15.0)
@@ -161,11 +161,11 @@ async def test_an_event_beyond_a_clients_buffer_is_found(gateway: Gateway) -> No
     first.close()
     (large,) = await gateway.post("orders", b'"' + b"x" * 100_000 + b'"')
     with capture_logs() as lines:
-        for _ in range(REPEATS):
+        for _ in range(MIN_REPEATS):
             stream = await gateway.subscribe("/events/orders", CLIENT | {"Last-Event-ID": id})
             await stream.next()
             stream.close()
-            await eventually(lambda: not gateway.daemon.streams.open)
+            await eventually(lambda: not gateway.daemon.streams.active)
     assert await gateway.metric("oversized_disconnects_total") == 1
     (line,) = [line for line in lines if line["event"] == "client_stuck"]
     assert (line["client"], line["channel"], line["id"]) == ("192.0.2.1", "orders", large)
@@ -175,11 +175,11 @@ async def test_an_event_beyond_a_clients_buffer_is_found(gateway: Gateway) -> No
 async def test_pages_that_show_the_last_large_event_are_no_trouble(gateway: Gateway) -> None:
     """People behind one address look at a page that begins with a large state, and leave."""
     await gateway.post("orders", b'"' + b"x" * 100_000 + b'"')
-    for _ in range(2 * REPEATS):
+    for _ in range(2 * MIN_REPEATS):
         stream = await gateway.subscribe("/events/orders?last=1", CLIENT)
         await stream.next()
         stream.close()
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
     assert await gateway.metric("oversized_disconnects_total") == 0
 
 
@@ -188,9 +188,9 @@ async def test_a_reconnect_loop_of_a_short_heartbeat_is_measured_by_it() -> None
     over = {"timeouts": {"heartbeat_minimum": "100ms"}}
     async with gateway_running(over) as gateway:
         stream = await gateway.subscribe("/events/orders?heartbeat=100ms", CLIENT)
-        assert not gateway.daemon.streams.reconnects._quiet
+        assert not gateway.daemon.streams.reconnect_loops._quiet_closes
         while stream.parser.comments < 30:
             await stream.read()
         stream.close()
-        await eventually(lambda: not gateway.daemon.streams.open)
-        assert not gateway.daemon.streams.reconnects._quiet
+        await eventually(lambda: not gateway.daemon.streams.active)
+        assert not gateway.daemon.streams.reconnect_loops._quiet_closes

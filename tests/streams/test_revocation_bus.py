@@ -10,12 +10,12 @@ import jwt
 import pytest
 
 from gateway.broker.memory import MemoryBroker
-from gateway.config.catalog import Catalog
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.core.clock import unix_ms
 from gateway.core.errors import Unavailable
-from gateway.core.event import Appended, Cursor, Draft, Fence
-from gateway.hub.control_channel import Notices
-from gateway.streams.revocation_bus import MOST, Ending
+from gateway.core.event import AppendedIds, Draft, FencingToken, SourceOffset
+from gateway.hub.control_channel import ControlChannel
+from gateway.streams.revocation_bus import MAX_STREAMS_PER_MESSAGE, RevocationBus
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
@@ -37,7 +37,7 @@ def bearer(subject: str, seconds: float = 600) -> dict[str, str]:
 
 
 async def end(gateway: Gateway, query: str) -> tuple[int, Any]:
-    url = f"http://127.0.0.1:{gateway.daemon.admin.port}/streams{query}"
+    url = f"http://127.0.0.1:{gateway.daemon.admin_listener.port}/streams{query}"
     async with gateway.session.delete(url) as answer:
         return answer.status, await answer.json()
 
@@ -55,7 +55,7 @@ async def test_a_stream_ends_with_its_token(heartbeat: int) -> None:
         closing = await stream.next()
         assert closing.json == {"reason": "token_expired", "reconnect": True}
         assert left - 0.1 <= loop.time() - began < 20 + 4
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
         assert await gateway.metric('disconnects_total{reason="token_expired"}') == 1
 
 
@@ -166,7 +166,7 @@ async def test_no_client_and_no_source_reaches_the_notices(gateway: Gateway) -> 
             f"{open_to_all.url}/hooks/hooks?topic=%21end", data=body
         ) as answer:
             assert answer.status == 404
-        assert isinstance(open_to_all.daemon.catalog, Catalog)
+        assert isinstance(open_to_all.daemon.catalog, ChannelCatalog)
 
 
 class Away(MemoryBroker):
@@ -178,8 +178,8 @@ class Away(MemoryBroker):
         self.gate = asyncio.Event()
 
     async def append(
-        self, drafts: Sequence[Draft], cursor: Cursor | None = None, fence: Fence | None = None
-    ) -> Appended:
+        self, drafts: Sequence[Draft], offset: SourceOffset | None = None, fence: FencingToken | None = None
+    ) -> AppendedIds:
         self.asked += 1
         await self.gate.wait()
         raise Unavailable("away")
@@ -189,8 +189,13 @@ async def test_clients_that_open_while_the_log_is_away_wait_for_it_once() -> Non
     """In batches one after the other, the last of many would wait for minutes, and more would come meanwhile."""
     async with gateway_running(CONFIG) as gateway:
         daemon, log = gateway.daemon, Away()
-        ending = Ending(Notices(log, unix_ms), daemon.streams, daemon.limits, daemon.authenticator)
-        opening = [asyncio.create_task(ending._announce("client", str(number))) for number in range(5 * MOST)]
+        ending = RevocationBus(
+            ControlChannel(log, unix_ms), daemon.streams, daemon.limits, daemon.authenticator
+        )
+        opening = [
+            asyncio.create_task(ending._announce("client", str(number)))
+            for number in range(5 * MAX_STREAMS_PER_MESSAGE)
+        ]
         async with safety_net():
             while not log.asked:
                 await asyncio.sleep(0)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.config.model.config import Timeouts
-from gateway.core.sse import HEARTBEAT
-from gateway.streams.short_heartbeats import ShortHeartbeat, ShortHeartbeats
+from gateway.config.model.config import TimeoutsConfig
+from gateway.core.sse import HEARTBEAT_COMMENT
+from gateway.streams.short_heartbeats import ShortHeartbeat, ShortHeartbeatSweep
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.virtual import in_virtual_time, stand_still
 
@@ -17,29 +17,29 @@ from tests.support.virtual import in_virtual_time, stand_still
 class Ear:
     """A stream that notes when it was written to."""
 
-    heartbeat: ShortHeartbeat | None = None
-    closing: str | None = None
-    can_take: bool = True
-    written: int = 0
+    short_heartbeat: ShortHeartbeat | None = None
+    close_reason: str | None = None
+    is_writable: bool = True
+    total_bytes: int = 0
     times: list[float] = field(default_factory=list)
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         self.write()
 
     def write(self) -> None:
-        self.written += 1
+        self.total_bytes += 1
         self.times.append(asyncio.get_running_loop().time())
 
 
-def timeouts(heartbeat: float = 15.0, minimum: float = 4.0) -> Timeouts:
-    return Timeouts.model_construct(heartbeat=heartbeat, heartbeat_minimum=minimum)
+def timeouts(heartbeat: float = 15.0, minimum: float = 4.0) -> TimeoutsConfig:
+    return TimeoutsConfig.model_construct(heartbeat=heartbeat, heartbeat_minimum=minimum)
 
 
-def opened(all: ShortHeartbeats, asked: float) -> Ear:
-    heartbeat = all.of(asked)
+def opened(all: ShortHeartbeatSweep, asked: float) -> Ear:
+    heartbeat = all.create_state(asked)
     assert heartbeat is not None
     ear = Ear(heartbeat, times=[asyncio.get_running_loop().time()])
-    all.begins(ear, heartbeat)
+    all.add(ear, heartbeat)
     return ear
 
 
@@ -55,8 +55,8 @@ def test_a_stream_is_never_silent_for_longer_than_its_interval(
     """A client whose read timeout is a little longer than what it asked for reconnects all the same."""
 
     async def main() -> None:
-        all = ShortHeartbeats(timeouts())
-        assert all.interval(asked) == interval
+        all = ShortHeartbeatSweep(timeouts())
+        assert all.effective_seconds(asked) == interval
         ears = [opened(all, asked) for _ in range(40)]
         ended = asyncio.get_running_loop().time() + 300
         while asyncio.get_running_loop().time() < ended:
@@ -76,15 +76,15 @@ def test_nothing_ticks_without_such_a_stream() -> None:
     """A node whose clients ask for nothing wakes up many times a second."""
 
     async def main() -> None:
-        all = ShortHeartbeats(timeouts())
+        all = ShortHeartbeatSweep(timeouts())
         assert all._timer is None
         ears = [opened(all, 5) for _ in range(3)]
         assert len(all) == 3
         await asyncio.sleep(60)
         for ear in ears:
-            assert ear.heartbeat is not None
-            all.ends(ear, ear.heartbeat)
-            all.ends(ear, ear.heartbeat)
+            assert ear.short_heartbeat is not None
+            all.remove(ear, ear.short_heartbeat)
+            all.remove(ear, ear.short_heartbeat)
         await asyncio.sleep(60)
         assert (len(all), all._timer) == (0, None)
         ear = opened(all, 5)
@@ -99,12 +99,12 @@ def test_a_stream_that_takes_nothing_is_sent_nothing() -> None:
     """Heartbeats pile up for a client that is full, or follow the end of a stream."""
 
     async def main() -> None:
-        all = ShortHeartbeats(timeouts())
+        all = ShortHeartbeatSweep(timeouts())
         full, ended = opened(all, 5), opened(all, 5)
-        full.can_take, ended.closing = False, "draining"
+        full.is_writable, ended.close_reason = False, "draining"
         await asyncio.sleep(60)
         assert len(full.times) == len(ended.times) == 1
-        full.can_take = True
+        full.is_writable = True
         await asyncio.sleep(2)
         assert len(full.times) == 2
         all.stop()
@@ -116,7 +116,7 @@ def test_a_process_that_stood_still_does_not_make_up_for_it() -> None:
     """After a pause of an hour a burst of ticks stops all streams."""
 
     async def main() -> None:
-        all = ShortHeartbeats(timeouts())
+        all = ShortHeartbeatSweep(timeouts())
         ear = opened(all, 5)
         stand_still(3600)
         await asyncio.sleep(5)
@@ -130,7 +130,7 @@ def test_bounds_follow_the_configuration() -> None:
     """A reload that forbids short heartbeats leaves those of open streams, or sends them too seldom."""
 
     async def main() -> None:
-        all = ShortHeartbeats(timeouts())
+        all = ShortHeartbeatSweep(timeouts())
         ear = opened(all, 5)
         all.reconfigure(timeouts(heartbeat=30, minimum=20))
         await asyncio.sleep(100)
@@ -140,7 +140,7 @@ def test_bounds_follow_the_configuration() -> None:
         del ear.times[:-1]
         await asyncio.sleep(20)
         assert max(silences(ear)[1:]) <= 2
-        assert all.of(1) is None, "none is shorter than the shortest"
+        assert all.create_state(1) is None, "none is shorter than the shortest"
         all.stop()
 
     in_virtual_time(main())
@@ -160,7 +160,7 @@ async def test_a_client_gets_heartbeats_as_often_as_it_asked(version: str) -> No
         assert (await usual.next()).json["heartbeat"] == 60_000
         while stream.parser.comments < 3:
             await stream.read()
-        assert stream.body.endswith(HEARTBEAT)
+        assert stream.body.endswith(HEARTBEAT_COMMENT)
         assert len(stream.messages) == 1
         assert usual.parser.comments == 0
         stream.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.clock import unix_ms
-from gateway.streams.connection import HIGH_WATER
+from gateway.streams.connection import HIGH_WATER_BYTES
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 
@@ -29,7 +29,7 @@ async def never_reading(gateway: Gateway, path: str) -> socket.socket:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(client, ("127.0.0.1", gateway.port))
     await loop.sock_sendall(client, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    await eventually(lambda: gateway.daemon.streams.open)
+    await eventually(lambda: gateway.daemon.streams.active)
     return client
 
 
@@ -42,14 +42,14 @@ async def test_a_client_that_never_reads_is_bounded_and_cut_after_the_write_time
     """Its buffers hold a known amount while 6 MB are published; then it is gone and the gauge is back at 0."""
     async with gateway_running({"timeouts": {"write": "1s"}}) as gateway:
         client = await never_reading(gateway, "/events/orders")
-        (stream,) = gateway.daemon.streams.open
+        (stream,) = gateway.daemon.streams.active
         largest = 0
         for _ in range(300):
             await gateway.post("orders", BIG)
-            if stream in gateway.daemon.streams.open:
+            if stream in gateway.daemon.streams.active:
                 largest = max(largest, stream.transport.get_write_buffer_size())
-        assert 0 < largest <= HIGH_WATER + 64 * 1024 + 1024
-        await eventually(lambda: not gateway.daemon.streams.open)
+        assert 0 < largest <= HIGH_WATER_BYTES + 64 * 1024 + 1024
+        await eventually(lambda: not gateway.daemon.streams.active)
         assert await gateway.metric("active_connections") == 0
         cut = await gateway.metric('disconnects_total{reason="write_timeout"}')
         lost = await gateway.metric('disconnects_total{reason="client_lost"}')  # the kernel's own deadline
@@ -77,8 +77,8 @@ async def test_a_client_that_pauses_and_reads_on_gets_every_event_once() -> None
         ids = []
         for _ in range(150):
             ids += await gateway.post("orders", BIG)
-        (stream,) = gateway.daemon.streams.open
-        assert stream.paused
+        (stream,) = gateway.daemon.streams.active
+        assert stream.is_paused
         got = Stream(*await asyncio.open_connection(sock=client))
         head = await got._reader.readuntil(b"\r\n\r\n")
         assert b" 200 " in head
@@ -187,7 +187,7 @@ async def test_how_far_the_slowest_lags_is_told() -> None:
         client = await never_reading(gateway, "/events/orders")
         for _ in range(60):
             await gateway.post("orders", BIG)
-        (stream,) = gateway.daemon.streams.open
+        (stream,) = gateway.daemon.streams.active
         await eventually(lambda: unix_ms() >= stream.cursor.ms + 100)
         await gateway.post("orders", "1")
         assert await gateway.metric("lagging_streams") == 1
@@ -206,7 +206,7 @@ async def test_a_client_that_closes_while_idle_is_noticed_at_once(gateway: Gatew
             stream.close()
         else:
             stream.writer.close()
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
         assert await gateway.metric("active_connections") == 0
     assert gateway.daemon.hub.channels == {}, "nothing is kept for channels that nobody watches"
 
@@ -218,7 +218,7 @@ async def test_a_client_that_sends_garbage_on_its_stream_is_cut(gateway: Gateway
     await gateway.post("orders", "1")
     assert (await stream.next()).json["payload"] == 1
     stream.writer.write(b"x" * 200_000)
-    await eventually(lambda: not gateway.daemon.streams.open)
+    await eventually(lambda: not gateway.daemon.streams.active)
     assert await gateway.metric('disconnects_total{reason="unexpected_input"}') == 1
 
 
@@ -227,15 +227,15 @@ async def test_a_slow_but_steady_reader_is_not_cut() -> None:
     async with gateway_running({"timeouts": {"write": "10s"}}) as gateway:
         client = await never_reading(gateway, "/events/orders")
         loop = asyncio.get_running_loop()
-        (stream,) = gateway.daemon.streams.open
+        (stream,) = gateway.daemon.streams.active
         # The kernel's own deadline goes by the real clock.
         stream.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
         await flood(gateway, 60)
-        assert stream.paused
+        assert stream.is_paused
         until = loop.time() + 30
         while loop.time() < until:
             await loop.sock_recv(client, 3000)
             await asyncio.sleep(0.5)
-        assert stream in gateway.daemon.streams.open
-        assert stream.paused, "or nothing is shown: its buffers were full all the time"
+        assert stream in gateway.daemon.streams.active
+        assert stream.is_paused, "or nothing is shown: its buffers were full all the time"
         client.close()

@@ -191,8 +191,12 @@ async def test_clients_that_leave_in_the_handshake_leave_nothing() -> None:
             writer.transport.abort()
         last = await gateway.subscribe("/events/orders")  # connections are accepted in their order
         last.close()
-        await eventually(lambda: not gateway.daemon.streams.open and not gateway.daemon.public.requests)
-        await eventually(lambda: gateway.daemon.streams._reserved == 0)
+        await eventually(
+            lambda: (
+                not gateway.daemon.streams.active and not gateway.daemon.public_listener.request_connections
+            )
+        )
+        await eventually(lambda: gateway.daemon.streams._reserved_count == 0)
         await eventually(lambda: not gateway.daemon.hub.channels)
 
 
@@ -223,9 +227,9 @@ async def test_a_close_behind_pipelined_requests_is_noticed() -> None:
         writer.write(
             b"GET /events/orders HTTP/1.1\r\nHost: x\r\n\r\n" + b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n" * 60
         )
-        await eventually(lambda: gateway.daemon.streams.open)
+        await eventually(lambda: gateway.daemon.streams.active)
         writer.close()
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
 
 
 async def test_a_silent_tls_connection_has_the_deadline_too(tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ async def test_a_client_that_vanishes_without_a_fin_is_noticed_in_time() -> None
                 [need("ip", "iproute2"), "netns", "exec", name, sys.executable, "-c", script]
             )
             try:
-                await eventually(lambda: gateway.daemon.streams.open)
+                await eventually(lambda: gateway.daemon.streams.active)
                 cut()
-                await eventually(lambda: not gateway.daemon.streams.open)
+                await eventually(lambda: not gateway.daemon.streams.active)
             finally:
                 client.kill()
                 client.wait()

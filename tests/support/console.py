@@ -13,8 +13,8 @@ from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page
 
-from gateway.admin.page import Page as ConsolePage
-from gateway.core.sse import block
+from gateway.admin.console_page import ConsolePage as ConsolePage
+from gateway.core.sse import encode_frame
 from tests.support.deadline import safety_net
 from tests.support.issuer import serving
 
@@ -215,7 +215,7 @@ class Frozen:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for told in self._reports:
-            await response.write(block(msgspec.json.encode(told), event="status"))
+            await response.write(encode_frame(msgspec.json.encode(told), event="status"))
         if not self._is_lost:
             await self.over.wait()
         return response

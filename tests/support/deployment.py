@@ -8,7 +8,7 @@ import yaml
 
 from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
-from gateway.config.model.units import parse_duration
+from gateway.config.model.value_types import parse_duration
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MOUNTED = "/run/secrets/sse-gateway"

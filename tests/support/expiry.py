@@ -6,6 +6,6 @@ from tests.support.gateway import Gateway
 def end_tokens(gateway: Gateway) -> None:
     """End the streams of a gateway as when their tokens end. Raises AssertionError if one would live longer."""
     streams = gateway.daemon.streams
-    for stream in list(streams.open):
-        assert stream.expiry == "token_expired"
-        streams.expire(stream, stream.expires, within=0.0)
+    for stream in list(streams.active):
+        assert stream.expiry_reason == "token_expired"
+        streams.close_if_expired(stream, stream.expires_at, within=0.0)

@@ -48,7 +48,7 @@ class Gateway:
 
     @property
     def port(self) -> int:
-        return self.daemon.public.port
+        return self.daemon.public_listener.port
 
     @property
     def url(self) -> str:
@@ -78,11 +78,11 @@ class Gateway:
     async def reconfigure(self, over: Mapping[str, Any]) -> int:
         """Lay ``over`` into its configuration, go over to that, and return how many streams end by it."""
         self._config = merged(self._config, dict(over))
-        return await self.daemon.go_over(loads(json.dumps(self._config), environ=self._environ))
+        return await self.daemon.apply_config(loads(json.dumps(self._config), environ=self._environ))
 
     async def admin(self, path: str) -> tuple[int, Any]:
         """Get a path of the admin port: status and body (parsed where it is JSON)."""
-        async with self.session.get(f"http://127.0.0.1:{self.daemon.admin.port}{path}") as answer:
+        async with self.session.get(f"http://127.0.0.1:{self.daemon.admin_listener.port}{path}") as answer:
             is_json = answer.content_type == "application/json"
             return answer.status, await answer.json() if is_json else await answer.text()
 
@@ -121,5 +121,5 @@ async def gateway_running(
     finally:
         for stream in gateway.streams if gateway else ():
             stream.close()
-        await daemon.streams.abort("test_over")
+        await daemon.streams.abort_all("test_over")
         await daemon.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from gateway.observability.metrics.definitions import BY_NAME, Definition
+from gateway.observability.metrics.definitions import DEFINITIONS_BY_NAME, MetricDefinition
 from tests.support.needs import need
 
 FROM_PROMETHEUS = {"up": frozenset[str]()}
@@ -51,11 +51,11 @@ def names(expression: str) -> tuple[set[str], set[str]]:
     return metrics, labels
 
 
-def defined(series: str) -> Definition | None:
+def defined(series: str) -> MetricDefinition | None:
     """Return the metric whose series has this name; None if there is none."""
-    found = BY_NAME.get(series)
+    found = DEFINITIONS_BY_NAME.get(series)
     if found is None:
-        parent = BY_NAME.get(re.sub(r"_(bucket|sum|count)$", "", series))
+        parent = DEFINITIONS_BY_NAME.get(re.sub(r"_(bucket|sum|count)$", "", series))
         found = parent if parent is not None and parent.type == "histogram" else None
     return None if found is not None and found.type == "histogram" and series == found.name else found
 

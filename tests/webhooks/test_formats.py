@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.placeholders import Expression
-from gateway.core.errors import BadRequest, GatewayError, PayloadTooLarge, Rejected, Unavailable
-from gateway.core.event import EventId, Record, pack
-from gateway.webhooks.detect import read
+from gateway.core.errors import BadRequest, GatewayError, PayloadTooLarge, RecordRejected, Unavailable
+from gateway.core.event import EventId, Record, pack_id
+from gateway.webhooks.detect import parse_post
 from gateway.webhooks.formats import rest_proxy
-from gateway.webhooks.formats.base import Parsed, Post
+from gateway.webhooks.formats.base import ParsedPost, Post
 
 ID = EventId(1_700_000_000_000, 3)
-OFFSET = pack(ID)
+OFFSET = pack_id(ID)
 V2 = "application/vnd.kafka.v2+json"
 
 
@@ -78,7 +78,7 @@ CASES = [
          [("t", b"\xff\x00", {})], 200, "application/json", accepted(1)),
     Case("NDJSON", post(b'{"a":1}\n\n{"a":2}\n', "application/x-ndjson", topic="t"),
          [("t", b'{"a":1}', {}), ("t", b'{"a":2}', {"index": 1})], 200, "application/json", accepted(2)),
-    Case("Debezium", post(b'{"op":"c"}', "application/json", topic="t", shared={"headers.x-debezium-h": b64("v")}),
+    Case("Debezium", post(b'{"op":"c"}', "application/json", topic="t", shared_values={"headers.x-debezium-h": b64("v")}),
          [("t", b'{"op":"c"}', {"shared": {"headers.x-debezium-h": b64("v")}})], 200, "application/json", accepted(1)),
     Case("a retry by its key", post(b"[1,2]", topic="t", id="abc"),
          [("t", b"1", {"key": "abc/0"}), ("t", b"2", {"key": "abc/1", "index": 1})], 200, "application/json", accepted(2)),
@@ -167,19 +167,19 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_format(case: Case) -> None:
     """Topic, payload bytes as they were sent, type, time, key, places; and the sender's own kind of answer."""
-    parsed = read(case.post)
+    parsed = parse_post(case.post)
     expected = [Record(topic, payload, **more) for topic, payload, more in case.records]
     expected = [
-        record if "shared" in more else Record(topic, payload, **{**more, "shared": case.post.shared})
+        record if "shared" in more else Record(topic, payload, **{**more, "shared": case.post.shared_values})
         for record, (topic, payload, more) in zip(expected, case.records, strict=True)
     ]
     assert list(parsed.records) == expected
     assert answered(case.post, parsed) == (case.status, case.content_type, case.answer)
 
 
-def answered(post: Post, parsed: Parsed) -> tuple[int, str, bytes]:
+def answered(post: Post, parsed: ParsedPost) -> tuple[int, str, bytes]:
     outcomes = [each if isinstance(each, GatewayError) else [ID] for each in parsed.records]
-    return tuple(parsed.format.reply(post, parsed, outcomes))  # type: ignore[return-value]
+    return tuple(parsed.format.build_response(post, parsed, outcomes))  # type: ignore[return-value]
 
 
 def test_a_record_of_rest_proxy_that_is_refused_is_told_in_its_place() -> None:
@@ -188,10 +188,10 @@ def test_a_record_of_rest_proxy_that_is_refused_is_told_in_its_place() -> None:
         b'{"records":[{"value":"aGk="},{"value":"%"},{"value":1},5,{"value":"aGk="}]}',
         "application/vnd.kafka.binary.v2+json", path="topics", topic="t",
     )  # fmt: skip
-    parsed = read(one)
+    parsed = parse_post(one)
     outcomes: list[Any] = [each if isinstance(each, GatewayError) else [ID] for each in parsed.records]
     outcomes[4] = Unavailable("later")
-    told = json.loads(parsed.format.reply(one, parsed, outcomes).body)["offsets"]
+    told = json.loads(parsed.format.build_response(one, parsed, outcomes).body)["offsets"]
     assert [each["error_code"] for each in told] == [None, 50002, 50002, 50002, 50003]
     assert [each["offset"] for each in told] == [OFFSET, None, None, None, None]
     assert told[1]["error"] == "the value is not base64"
@@ -222,7 +222,7 @@ def test_a_record_of_rest_proxy_that_is_refused_is_told_in_its_place() -> None:
 def test_what_can_never_be_taken(posted: Post, status: int, code: str) -> None:
     """A 4xx with a code, before anything of it is appended."""
     with pytest.raises(GatewayError) as caught:
-        read(posted)
+        parse_post(posted)
     assert (caught.value.status, caught.value.code) == (status, code)
 
 
@@ -241,10 +241,10 @@ def test_what_can_never_be_taken(posted: Post, status: int, code: str) -> None:
 def test_a_source_may_take_one_format_only(format: Any, good: list[bytes], bad: list[bytes]) -> None:
     """A file that says so is not guessed about."""
     for body in good:
-        assert len(read(post(body, topic="t"), format).records) == 1 + body.count(b"\n")
+        assert len(parse_post(post(body, topic="t"), format).records) == 1 + body.count(b"\n")
     for body in bad:
-        with pytest.raises((BadRequest, Rejected)):
-            read(post(body, topic="t"), format)
+        with pytest.raises((BadRequest, RecordRejected)):
+            parse_post(post(body, topic="t"), format)
 
 
 def test_a_topic_is_bounded_wherever_it_comes_from() -> None:
@@ -253,16 +253,16 @@ def test_a_topic_is_bounded_wherever_it_comes_from() -> None:
         post(b"1", headers={**CE, "ce-type": "x" * 300}),
         post(json.dumps([{**AWS, "topic": "x" * 300}]).encode()),
     ):
-        with pytest.raises(Rejected) as caught:
-            read(one)
+        with pytest.raises(RecordRejected) as caught:
+            parse_post(one)
         assert caught.value.code == "bad_topic"
 
 
 def test_what_only_one_decoder_takes_is_no_500() -> None:
     """A lone surrogate in a key, a time beyond the calendar, a record without a topic among others."""
     for path, key in (("topics", "records"), ("records:batch", "entries")):
-        with pytest.raises(Rejected):
-            read(
+        with pytest.raises(RecordRejected):
+            parse_post(
                 post(
                     f'{{"\\ud800":1,"{key}":[{{"value":1}}]}}'.encode(),
                     "application/json",
@@ -270,11 +270,11 @@ def test_what_only_one_decoder_takes_is_no_500() -> None:
                     topic="t",
                 )
             )
-    far = rest_proxy.read_v3(post(b"", topic="t"), b'{"timestamp":"9999-12-31T23:59:59-23:59"}')
-    assert isinstance(far, Rejected)
+    far = rest_proxy.parse_record_v3(post(b"", topic="t"), b'{"timestamp":"9999-12-31T23:59:59-23:59"}')
+    assert isinstance(far, RecordRejected)
     named = post(b'{"records":[{"key":"a","value":1},{"value":2}]}', "application/vnd.kafka.json.v2+json",
                  default_topic=Expression("{key}"))  # fmt: skip
-    assert [isinstance(each, GatewayError) for each in read(named).records] == [False, True]
+    assert [isinstance(each, GatewayError) for each in parse_post(named).records] == [False, True]
 
 
 def test_the_topic_of_a_record() -> None:
@@ -282,7 +282,7 @@ def test_the_topic_of_a_record() -> None:
     aws = json.dumps([AWS]).encode()
     fixed, named = Expression("fixed"), Expression("ce.{ce.source}")
     topics = [
-        read(posted).records[0].topic  # type: ignore[union-attr]
+        parse_post(posted).records[0].topic  # type: ignore[union-attr]
         for posted in (
             post(aws, topic="url", default_topic=fixed), post(aws, default_topic=fixed), post(b"1", default_topic=fixed),
             post(b"1", headers=CE, default_topic=named), post(b"1", headers=CE),
@@ -304,7 +304,9 @@ def test_refusals_in_the_words_of_the_rest_proxy(
     path: str, content_type: str, status: int, body: bytes
 ) -> None:
     """Its clients parse error_code."""
-    reply = rest_proxy.error_body(path, content_type, Rejected("m", code="no_route", status=404))
+    reply = rest_proxy.build_error_response(
+        path, content_type, RecordRejected("m", code="no_route", status=404)
+    )
     assert reply == (None if status is None else (status, reply.content_type if reply else "", body))
 
 
@@ -367,8 +369,8 @@ def test_no_request_escapes(
     """No exception but a 4xx, and an answer that can be encoded."""
     one = post(body, content_type, path=path, headers=headers, topic=topic)
     try:
-        parsed = read(one)
-    except (BadRequest, Rejected, PayloadTooLarge) as error:
+        parsed = parse_post(one)
+    except (BadRequest, RecordRejected, PayloadTooLarge) as error:
         assert 400 <= error.status < 500
         return
     for record in parsed.records:
@@ -382,8 +384,8 @@ def test_no_request_escapes(
 def test_no_record_of_v3_escapes(value: Any) -> None:
     """Each is a record or says what is wrong."""
     text = json.dumps(value).encode()
-    record = rest_proxy.read_v3(post(b"", topic="t"), text)
-    told = rest_proxy.receipt(
+    record = rest_proxy.parse_record_v3(post(b"", topic="t"), text)
+    told = rest_proxy.build_receipt(
         post(b"", topic="t"), record, record if isinstance(record, GatewayError) else [ID]
     )
     json.dumps(told)

@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.errors import BadRequest, PayloadTooLarge, Rejected
+from gateway.core.errors import BadRequest, PayloadTooLarge, RecordRejected
 from gateway.core.event import Record
-from gateway.webhooks.detect import read
+from gateway.webhooks.detect import parse_post
 from gateway.webhooks.formats import base as limits
 from gateway.webhooks.formats.base import Post
-from gateway.webhooks.strict_json import skeleton
+from gateway.webhooks.strict_json import check_strict_json
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 
 
 def payloads(content_type: str, body: bytes) -> list[bytes]:
-    records = read(Post(body, content_type=content_type, topic="t")).records
+    records = parse_post(Post(body, content_type=content_type, topic="t")).records
     return [record.payload for record in records if isinstance(record, Record)]
 
 
@@ -84,7 +84,7 @@ def test_no_body_escapes_as_another_error(body: bytes, content_type: str) -> Non
     """Any bytes are payloads or a 4xx; nothing is invented."""
     try:
         found = payloads(content_type, body)
-    except (BadRequest, Rejected):
+    except (BadRequest, RecordRejected):
         return
     assert all(payload in body for payload in found)
 
@@ -98,7 +98,7 @@ def test_no_body_escapes_as_another_error(body: bytes, content_type: str) -> Non
 )  # fmt: skip
 def test_what_readers_would_differ_on_is_refused(body: bytes) -> None:
     """Duplicate keys and numbers beyond a double mean one thing here and another in the browser."""
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(RecordRejected) as caught:
         payloads(JSON, body)
     assert (caught.value.status, caught.value.code) == (422, "bad_json")
 
@@ -109,14 +109,14 @@ def test_deep_nesting_is_refused_or_text_and_never_an_error() -> None:
         for body in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
             try:
                 payloads(JSON, body)
-            except Rejected as error:
+            except RecordRejected as error:
                 assert error.code == "bad_json"
 
 
 def test_a_key_that_is_given_twice_among_many_is_found_at_once() -> None:
     """Looking for each name among all would take hours for 16 MiB."""
     names = ",".join(f'"{number}":0' for number in range(300_000))
-    with pytest.raises(Rejected, match="a key is given twice"):
+    with pytest.raises(RecordRejected, match="a key is given twice"):
         payloads(JSON, f'{{{names},"z":1,"z":2}}'.encode())
 
 
@@ -130,6 +130,6 @@ def test_a_record_that_is_too_large_is_not_looked_at() -> None:
     """What json builds of 16 MiB of small values is a gigabyte."""
     for body in (b'{"a":[' + b"0," * 1000 + b"0]}", b"[[" + b"0," * 1000 + b"0]]"):
         with pytest.raises(PayloadTooLarge):
-            read(Post(body, topic="t", record_bytes=1000))
+            parse_post(Post(body, topic="t", max_record_bytes=1000))
     with pytest.raises(PayloadTooLarge, match="values"):
-        skeleton(b"[" + b"0," * 5_000_000 + b"0]")
+        check_strict_json(b"[" + b"0," * 5_000_000 + b"0]")

@@ -11,22 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from gateway.config.model.verify import Verify
+from gateway.config.model.verify import VerifyConfig
 from gateway.core.errors import Unauthorized, Unavailable
-from gateway.webhooks.formats.base import Reply
-from gateway.webhooks.signatures import ANSWER_BYTES, REPLAYS, Proof, Replays, verifier
+from gateway.webhooks.formats.base import WebhookResponse
+from gateway.webhooks.signatures import (
+    MAX_REMEMBERED_MESSAGES,
+    MAX_REMEMBERED_RESPONSE_BYTES,
+    IdempotencyCache,
+    VerifiedMessage,
+    build_verifier,
+)
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
 NOW = 1_700_000_000
 BODY = b'{"a" : 1}'
-STANDARD = verifier(Verify.model_validate({"standard_webhooks": [SECRET, OLD]}))
+STANDARD = build_verifier(VerifyConfig.model_validate({"standard_webhooks": [SECRET, OLD]}))
 
 
-def check(verify: dict[str, Any], headers: dict[str, str], body: bytes = BODY, now: float = NOW) -> Proof:
-    found = verifier(Verify.model_validate(verify))
-    found.before_body(headers, None)
-    return found.check(headers, body, now)
+def check(
+    verify: dict[str, Any], headers: dict[str, str], body: bytes = BODY, now: float = NOW
+) -> VerifiedMessage:
+    found = build_verifier(VerifyConfig.model_validate(verify))
+    found.check_headers(headers, None)
+    return found.verify_message(headers, body, now)
 
 
 def signed(secret: str = SECRET, id: str = "msg_1", at: int = NOW, names: str = "webhook") -> dict[str, str]:
@@ -45,8 +53,8 @@ def code(verify: dict[str, Any], headers: dict[str, str], body: bytes = BODY, no
 @pytest.mark.parametrize("secret", [SECRET, OLD, SECRET.removeprefix("whsec_")])
 def test_what_the_standard_library_signs_is_taken(secret: str, names: str) -> None:
     """Either secret of a rotation, and Svix's names."""
-    proof = STANDARD.check(signed(secret, names=names), BODY, NOW + 299)
-    assert proof == Proof("msg_1", f"msg_1 {NOW}")
+    proof = STANDARD.verify_message(signed(secret, names=names), BODY, NOW + 299)
+    assert proof == VerifiedMessage("msg_1", f"msg_1 {NOW}")
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40), st.text("abc_123", min_size=1, max_size=9))
@@ -55,15 +63,15 @@ def test_the_library_and_the_gateway_agree_both_ways(text: str, id: str) -> None
     now = datetime.now(UTC)
     headers = {"webhook-id": id, "webhook-timestamp": str(int(now.timestamp()))}
     headers["webhook-signature"] = Webhook(SECRET).sign(id, now, text)
-    assert STANDARD.check(headers, text.encode(), now.timestamp()).id == id
+    assert STANDARD.verify_message(headers, text.encode(), now.timestamp()).message_id == id
     ours = hmac.digest(b"k" * 32, f"{id}.{headers['webhook-timestamp']}.{text}".encode(), hashlib.sha256)
     ours_headers = {**headers, "webhook-signature": "v1,AAAA v1a,x v1," + base64.b64encode(ours).decode()}
     Webhook(SECRET).verify(text, ours_headers, json_parse=False)
-    STANDARD.check(ours_headers, text.encode(), now.timestamp())
+    STANDARD.verify_message(ours_headers, text.encode(), now.timestamp())
     with pytest.raises(WebhookVerificationError):
         Webhook(SECRET).verify(text + "x", headers)
     with pytest.raises(Unauthorized):
-        STANDARD.check(headers, text.encode() + b"x", now.timestamp())
+        STANDARD.verify_message(headers, text.encode() + b"x", now.timestamp())
 
 
 def test_standard_messages_that_must_not_pass() -> None:
@@ -97,7 +105,7 @@ def test_github() -> None:
         "x-github-delivery": "d-1", "x-github-event": "push",
     }  # fmt: skip
     verify = {"github": ["new", "It's a Secret to Everybody"]}
-    assert check(verify, headers, b"Hello, World!") == Proof("d-1", "d-1", "push")
+    assert check(verify, headers, b"Hello, World!") == VerifiedMessage("d-1", "d-1", "push")
     assert code(verify, headers, b"Hello, World?") == "bad_signature"
     assert code(verify, {}, b"Hello, World!") == "missing_signature"
     assert code(verify, {"x-hub-signature-256": "sha256=zz"}) == "bad_signature"
@@ -114,8 +122,8 @@ def test_stripe() -> None:
     proof = check(verify, {"stripe-signature": f"t={NOW},v1={'0' * 64},v1={stripe()},v0=x"})
     body = b'{"id":"evt_1","type":"charge.succeeded"}'
     event = check(verify, {"stripe-signature": f"t={NOW},v1={stripe(body=body)}"}, body)
-    assert (event.id, event.type) == ("evt_1", "charge.succeeded")
-    assert proof.once == check(verify, {"stripe-signature": f"v1={stripe()}, t={NOW}"}).once
+    assert (event.message_id, event.event_type) == ("evt_1", "charge.succeeded")
+    assert proof.attempt_id == check(verify, {"stripe-signature": f"v1={stripe()}, t={NOW}"}).attempt_id
     assert code(verify, {"stripe-signature": f"t={NOW},v1={stripe(b'other')}"}) == "bad_signature"
     assert code(verify, {"stripe-signature": f"t={NOW},v0={stripe()}"}) == "missing_signature"
     assert code(verify, {"stripe-signature": f"t={NOW},v1={stripe()}"}, now=NOW + 61) == "expired_signature"
@@ -129,19 +137,21 @@ def test_any_hmac() -> None:
     digest = hmac.new(b"s3cret", f"v0:{NOW}:".encode() + BODY, hashlib.sha256).hexdigest()
     headers = {"x-slack-signature": f"v0={digest}", "x-slack-request-timestamp": str(NOW)}
     proof = check(slack, headers)
-    assert proof.id == proof.once
-    assert str(NOW) in str(proof.once)
+    assert proof.message_id == proof.attempt_id
+    assert str(NOW) in str(proof.attempt_id)
     assert code(slack, {**headers, "x-slack-request-timestamp": str(NOW + 1)}) == "bad_signature"
     assert code(slack, headers, now=NOW + 1000) == "expired_signature"
     assert code(slack, {"x-slack-signature": digest}) == "missing_signature"
     shopify = {"hmac": {"secrets": ["old", "s3cret"], "header": "X-Shopify-Hmac-Sha256", "encoding": "base64",
                         "id_header": "X-Shopify-Webhook-Id"}}  # fmt: skip
     digest = base64.b64encode(hmac.digest(b"s3cret", BODY, "sha256")).decode()
-    assert check(shopify, {"x-shopify-hmac-sha256": digest, "x-shopify-webhook-id": "w"}) == Proof("w", "w")
+    assert check(shopify, {"x-shopify-hmac-sha256": digest, "x-shopify-webhook-id": "w"}) == VerifiedMessage(
+        "w", "w"
+    )
     assert code(shopify, {"x-shopify-hmac-sha256": digest}) == "missing_signature"
     for algorithm in ("sha1", "sha512"):
         plain = {"hmac": {"secrets": ["s3cret"], "header": "sig", "algorithm": algorithm}}
-        assert check(plain, {"sig": hmac.new(b"s3cret", BODY, algorithm).hexdigest()}) == Proof()
+        assert check(plain, {"sig": hmac.new(b"s3cret", BODY, algorithm).hexdigest()}) == VerifiedMessage()
         assert code(plain, {"sig": hmac.new(b"s3cret", BODY, "sha256").hexdigest()}) == "bad_signature"
 
 
@@ -152,46 +162,46 @@ def test_tokens_and_passwords() -> None:
     def header(text: str) -> dict[str, str]:
         return {"authorization": "Basic " + base64.b64encode(text.encode()).decode()}
 
-    assert check(basic, header("user:s3:cret")) == check(basic, header("old:pass")) == Proof()
+    assert check(basic, header("user:s3:cret")) == check(basic, header("old:pass")) == VerifiedMessage()
     for wrong in ("user:x", "user:", "", "s3:cret"):
         assert code(basic, header(wrong)) == "invalid_token"
     assert code(basic, {"authorization": "Basic \udcff"}) == "invalid_token"
     assert code(basic, {}) == "missing_token"
-    found = verifier(Verify.model_validate({"access_token": ["s3cret"]}))
-    found.before_body({}, "s3cret")
-    found.before_body({"authorization": "Bearer s3cret"}, None)
+    found = build_verifier(VerifyConfig.model_validate({"access_token": ["s3cret"]}))
+    found.check_headers({}, "s3cret")
+    found.check_headers({"authorization": "Bearer s3cret"}, None)
     for headers, token in (({}, None), ({}, "x"), ({"authorization": "Bearer x"}, "s3cret")):
         with pytest.raises(Unauthorized):
-            found.before_body(headers, token)
+            found.check_headers(headers, token)
     with pytest.raises(Unauthorized):
-        verifier(Verify.model_validate({"bearer": ["s3cret"]})).before_body({}, "s3cret")
+        build_verifier(VerifyConfig.model_validate({"bearer": ["s3cret"]})).check_headers({}, "s3cret")
 
 
 def test_a_message_is_taken_once() -> None:
     """The same id at the same time gets the first answer; a retry that signs the time anew is the log's to know."""
-    replays = Replays()
-    reply = Reply(200, "application/json", b"{}")
-    first, retry = (STANDARD.check(signed(at=at), BODY, NOW) for at in (NOW, NOW + 5))
+    replays = IdempotencyCache()
+    reply = WebhookResponse(200, "application/json", b"{}")
+    first, retry = (STANDARD.verify_message(signed(at=at), BODY, NOW) for at in (NOW, NOW + 5))
     assert replays.begin(first) is None
     with pytest.raises(Unavailable):
         replays.begin(first)  # at the same moment: whether the first one succeeds is open
-    replays.end(first, None)
+    replays.finish(first, None)
     assert replays.begin(first) is None, "what is not in the log may be tried again"
-    replays.end(first, reply, 2)
+    replays.finish(first, reply, 2)
     assert replays.begin(first) == (reply, 2)
     assert replays.begin(retry) is None
 
 
 def test_messages_are_remembered_within_bounds() -> None:
     """Neither many messages nor long answers fill the memory; the oldest are forgotten."""
-    replays = Replays()
-    long = Reply(200, "application/json", bytes(ANSWER_BYTES + 1))
-    for number in range(REPLAYS + 10):
-        assert replays.begin(Proof(once=str(number))) is None
-        replays.end(Proof(once=str(number)), long, 1)
-    assert len(replays._seen) == REPLAYS
-    assert replays.begin(Proof(once="20")) is None, "the log knows what was answered"
-    assert replays.begin(Proof(once="0")) is None
+    replays = IdempotencyCache()
+    long = WebhookResponse(200, "application/json", bytes(MAX_REMEMBERED_RESPONSE_BYTES + 1))
+    for number in range(MAX_REMEMBERED_MESSAGES + 10):
+        assert replays.begin(VerifiedMessage(attempt_id=str(number))) is None
+        replays.finish(VerifiedMessage(attempt_id=str(number)), long, 1)
+    assert len(replays._messages) == MAX_REMEMBERED_MESSAGES
+    assert replays.begin(VerifiedMessage(attempt_id="20")) is None, "the log knows what was answered"
+    assert replays.begin(VerifiedMessage(attempt_id="0")) is None
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"id": "evt_1"}', b"no JSON"])
@@ -206,12 +216,14 @@ def test_what_happens_once_has_an_id(body: bytes) -> None:
         "timestamp_header": "t",
     }
     proofs = [
-        verifier(Verify.model_validate({"stripe": ["s3cret"]})).check(
+        build_verifier(VerifyConfig.model_validate({"stripe": ["s3cret"]})).verify_message(
             {"stripe-signature": f"t={at},v1={stripe}"}, body, NOW
         ),
-        verifier(Verify.model_validate({"hmac": generic})).check({"sig": stripe, "t": at}, body, NOW),
+        build_verifier(VerifyConfig.model_validate({"hmac": generic})).verify_message(
+            {"sig": stripe, "t": at}, body, NOW
+        ),
     ]
-    assert all(proof.once is not None and proof.id for proof in proofs)
+    assert all(proof.attempt_id is not None and proof.message_id for proof in proofs)
 
 
 @given(

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.errors import PayloadTooLarge, Rejected
+from gateway.core.errors import PayloadTooLarge, RecordRejected
 from gateway.webhooks import strict_json as strict
 from gateway.webhooks.formats import base as limits
-from gateway.webhooks.strict_json import elements, has_more, member
+from gateway.webhooks.strict_json import array_elements, has_more_elements, object_member
 from tests.support.memory import traced
 
 VALUES = st.recursive(
@@ -27,18 +27,18 @@ def test_a_member_is_cut_out_as_it_was_written(
 ) -> None:
     """Records are slices of the body: whatever stands beside them, and however it is spaced."""
     body = json.dumps({**others, "records": value}, indent=2 if is_spaced else None).encode()
-    assert json.loads(member(white + body + white, "records")) == value
+    assert json.loads(object_member(white + body + white, "records")) == value
     without = {name: each for name, each in others.items() if name != "records"}
-    assert member(json.dumps(without).encode(), "records") == b""
+    assert object_member(json.dumps(without).encode(), "records") == b""
 
 
 @given(st.lists(VALUES, max_size=6), WHITE)
 def test_elements_are_cut_out_and_counted(values: list[Any], white: bytes) -> None:
     """The bound is on records, neither on what is in them nor on what stands before the body."""
     body = white + json.dumps(values).encode()
-    assert [json.loads(each) for each in elements(body)] == values
+    assert [json.loads(each) for each in array_elements(body)] == values
     for limit in range(1, 8):
-        assert has_more(body, limit) == (len(values) > limit)
+        assert has_more_elements(body, limit) == (len(values) > limit)
 
 
 @given(
@@ -50,7 +50,7 @@ def test_records_in_several_arrays_are_counted_together(arrays: list[list[Any]])
     """AWS sends an array for each partition, and the bound is on all of them."""
     body = json.dumps({str(number): each for number, each in enumerate(arrays)}).encode()
     for limit in range(1, 8):
-        assert has_more(body, limit, depth=2) == (sum(map(len, arrays)) > limit)
+        assert has_more_elements(body, limit, depth=2) == (sum(map(len, arrays)) > limit)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_records_in_several_arrays_are_counted_together(arrays: list[list[Any]])
 )
 def test_what_readers_would_differ_on_is_refused_beside_the_records(body: bytes) -> None:
     """A body that is only partly looked into must not hide what a whole look would find."""
-    with pytest.raises(Rejected):
-        member(body, "records")
+    with pytest.raises(RecordRejected):
+        object_member(body, "records")
 
 
 def test_bodies_that_hold_far_too_much_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of these would become a hundred times its size, before it was refused."""
-    monkeypatch.setattr(strict, "MAX_MEMBER", 100_000)
+    monkeypatch.setattr(strict, "MAX_MEMBER_BYTES", 100_000)
     names = b",".join(b'"%d":1' % number for number in range(30_000))
     bodies = [
         b'{"records":[%b]}' % b",".join([b"[[],{}]"] * 30_000),
@@ -85,10 +85,10 @@ def test_bodies_that_hold_far_too_much_are_not_built(monkeypatch: pytest.MonkeyP
     ]
     for body in bodies:
         with traced() as grown, pytest.raises(PayloadTooLarge):
-            member(body, "records")
+            object_member(body, "records")
         assert grown.peak() < 3 * len(body)
     with pytest.raises(PayloadTooLarge):
-        elements(member(b'{"records":[%b]}' % b",".join([b"1"] * 20_000), "records"))
+        array_elements(object_member(b'{"records":[%b]}' % b",".join([b"1"] * 20_000), "records"))
 
 
 def test_no_repetition_of_the_scan_holds_memory() -> None:
@@ -99,15 +99,15 @@ def test_no_repetition_of_the_scan_holds_memory() -> None:
         b'["%b"]' % (b"x" * 400_000),
     ):
         with traced() as grown:
-            assert len([*strict._structure(body)]) < 10
+            assert len([*strict._structural_tokens(body)]) < 10
             assert grown.peak() < len(body) // 2
 
 
 def test_the_bound_is_that_of_the_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     """One number for all of them."""
     monkeypatch.setattr(limits, "MAX_RECORDS", 3)
-    assert len(elements(b"[1,2,3]")) == 3
+    assert len(array_elements(b"[1,2,3]")) == 3
     with pytest.raises(PayloadTooLarge, match="3 records"):
-        elements(b"[1,2,3,4]")
+        array_elements(b"[1,2,3,4]")
     with pytest.raises(PayloadTooLarge, match="3 records"):
-        member(b'{"records":[[1],[2],[3],[{}]]}', "records")
+        object_member(b'{"records":[[1],[2],[3],[{}]]}', "records")

@@ -7,41 +7,43 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from gateway.broker.shared_store import Board, Seat
+from gateway.broker.shared_store import QuotaSlot, SharedStore
 
-_SEATS = files("gateway.broker.redis").joinpath("seats.lua").read_text()
+_QUOTA_SCRIPT = files("gateway.broker.redis").joinpath("quota.lua").read_text()
 
 
-class RedisBoard(Board):
+class RedisSharedStore(SharedStore):
     """``call`` returns a client for one exchange; all keys begin with ``base``."""
 
-    def __init__(self, call: Callable[[], AbstractAsyncContextManager[Redis]], base: str) -> None:
-        self._call = call
-        self._base = base
+    def __init__(
+        self, borrow_client: Callable[[], AbstractAsyncContextManager[Redis]], key_prefix: str
+    ) -> None:
+        self._borrow_client = borrow_client
+        self._key_prefix = key_prefix
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
-        async with self._call() as client:
-            await client.set(f"{self._base}note:{name}", value, px=max(round(seconds * 1000), 1))
+        async with self._borrow_client() as client:
+            await client.set(f"{self._key_prefix}note:{name}", value, px=max(round(seconds * 1000), 1))
 
     async def get(self, name: str) -> bytes | None:
-        async with self._call() as client:
-            found: Any = await client.get(f"{self._base}note:{name}")
+        async with self._borrow_client() as client:
+            found: Any = await client.get(f"{self._key_prefix}note:{name}")
             return None if found is None else bytes(found)
 
-    async def seats(self, wanted: Sequence[Seat], seconds: float) -> list[bool]:
-        return await self._run(wanted, max(round(seconds * 1000), 1))
+    async def acquire_slots(self, slots: Sequence[QuotaSlot], seconds: float) -> list[bool]:
+        return await self._run_quota_script(slots, max(round(seconds * 1000), 1))
 
-    async def leave(self, seats: Sequence[Seat]) -> None:
-        await self._run(seats, 0)
+    async def release_slots(self, slots: Sequence[QuotaSlot]) -> None:
+        await self._run_quota_script(slots, 0)
 
-    async def _run(self, seats: Sequence[Seat], milliseconds: int) -> list[bool]:
-        if not seats:
+    async def _run_quota_script(self, slots: Sequence[QuotaSlot], milliseconds: int) -> list[bool]:
+        if not slots:
             return []
         args: list[str | int] = []
-        for seat in seats:
+        for seat in slots:
             args += [seat.name, seat.member, -1 if seat.limit is None else seat.limit]
-        async with self._call() as client:
-            answer: list[int] = await client.register_script(_SEATS)(
-                keys=[f"{self._base}seats"], args=[milliseconds, *args]
+        async with self._borrow_client() as client:
+            answer: list[int] = await client.register_script(_QUOTA_SCRIPT)(
+                keys=[f"{self._key_prefix}seats"], args=[milliseconds, *args]
             )
         return [bool(each) for each in answer]

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway.broker.shared_store import Board, Seat
+from gateway.broker.shared_store import QuotaSlot, SharedStore
 
 SCHEMA = """
 CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
@@ -21,17 +21,19 @@ CREATE TABLE seats (
 CREATE INDEX seats_until ON seats (until);
 """
 
-Work = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
+RunOnDatabase = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
 
 
-class SqliteBoard(Board):
+class SqliteSharedStore(SharedStore):
     """``ask`` runs a function in a thread, ``change`` in a transaction too."""
 
-    def __init__(self, ask: Work, change: Work, clock: Callable[[], int]) -> None:
-        self._ask = ask
-        self._change = change
+    def __init__(
+        self, run: RunOnDatabase, run_in_transaction: RunOnDatabase, clock: Callable[[], int]
+    ) -> None:
+        self._run = run
+        self._run_in_transaction = run_in_transaction
         self._clock = clock
-        self._boot = boot_id()
+        self._boot_id = boot_id()
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
         now = self._clock()
@@ -40,7 +42,7 @@ class SqliteBoard(Board):
             db.execute("DELETE FROM notes WHERE until <= ?", (now,))
             db.execute("REPLACE INTO notes VALUES (?, ?, ?)", (name, value, now + round(seconds * 1000)))
 
-        await self._change(put)
+        await self._run_in_transaction(put)
 
     async def get(self, name: str) -> bytes | None:
         now = self._clock()
@@ -49,33 +51,35 @@ class SqliteBoard(Board):
             row = db.execute("SELECT value FROM notes WHERE name = ? AND until > ?", (name, now)).fetchone()
             return None if row is None else bytes(row[0])
 
-        found: bytes | None = await self._ask(get)
+        found: bytes | None = await self._run(get)
         return found
 
-    async def seats(self, wanted: Sequence[Seat], seconds: float) -> list[bool]:
-        boot, now = self._boot, boot_time()
+    async def acquire_slots(self, slots: Sequence[QuotaSlot], seconds: float) -> list[bool]:
+        boot, now = self._boot_id, seconds_since_boot()
 
         def take(db: sqlite3.Connection) -> list[bool]:
             db.execute("DELETE FROM seats WHERE until <= ?", (now,))
-            return [_take(db, seat, boot, now + seconds) for seat in wanted]
+            return [_acquire_slot(db, seat, boot, now + seconds) for seat in slots]
 
-        had: list[bool] = await self._change(take)
+        had: list[bool] = await self._run_in_transaction(take)
         return had
 
-    async def leave(self, seats: Sequence[Seat]) -> None:
-        rows = [(seat.name, seat.member) for seat in seats]
-        await self._change(lambda db: db.executemany("DELETE FROM seats WHERE name = ? AND member = ?", rows))
+    async def release_slots(self, slots: Sequence[QuotaSlot]) -> None:
+        rows = [(seat.name, seat.member) for seat in slots]
+        await self._run_in_transaction(
+            lambda db: db.executemany("DELETE FROM seats WHERE name = ? AND member = ?", rows)
+        )
 
 
-def _is_taken(db: sqlite3.Connection, seat: Seat) -> bool:
-    found = db.execute("SELECT 1 FROM seats WHERE name = ? AND member = ?", (seat.name, seat.member))
+def _is_taken(db: sqlite3.Connection, slot: QuotaSlot) -> bool:
+    found = db.execute("SELECT 1 FROM seats WHERE name = ? AND member = ?", (slot.name, slot.member))
     return found.fetchone() is not None
 
 
-def _is_full(db: sqlite3.Connection, seat: Seat) -> bool:
-    if not seat.limit:
+def _is_full(db: sqlite3.Connection, slot: QuotaSlot) -> bool:
+    if not slot.limit:
         return True
-    last = db.execute("SELECT 1 FROM seats WHERE name = ? LIMIT 1 OFFSET ?", (seat.name, seat.limit - 1))
+    last = db.execute("SELECT 1 FROM seats WHERE name = ? LIMIT 1 OFFSET ?", (slot.name, slot.limit - 1))
     return last.fetchone() is not None
 
 
@@ -84,15 +88,15 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def boot_time() -> float:
+def seconds_since_boot() -> float:
     """Return seconds of a clock that all processes of a boot share and nobody sets."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _take(db: sqlite3.Connection, seat: Seat, boot: str, until: float) -> bool:
-    if seat.limit is not None and not _is_taken(db, seat) and _is_full(db, seat):
-        db.execute("DELETE FROM seats WHERE name = ? AND boot <> ?", (seat.name, boot))
-        if _is_full(db, seat):
+def _acquire_slot(db: sqlite3.Connection, slot: QuotaSlot, boot: str, until: float) -> bool:
+    if slot.limit is not None and not _is_taken(db, slot) and _is_full(db, slot):
+        db.execute("DELETE FROM seats WHERE name = ? AND boot <> ?", (slot.name, boot))
+        if _is_full(db, slot):
             return False
-    db.execute("REPLACE INTO seats VALUES (?, ?, ?, ?)", (seat.name, seat.member, boot, until))
+    db.execute("REPLACE INTO seats VALUES (?, ?, ?, ?)", (slot.name, slot.member, boot, until))
     return True

@@ -12,65 +12,68 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from gateway.broker.sqlite.shared_store import boot_id, boot_time
+from gateway.broker.sqlite.shared_store import boot_id, seconds_since_boot
 
-NAME = "sqlite-nodes"
+SOCKETS_QUOTA_NAME = "sqlite-nodes"
 """Under which the board has the sockets' names."""
 
-NAMED_SECONDS = 60.0
+REGISTRATION_SECONDS = 60.0
 """How long the name of a dead process is nudged."""
 
 RENEW_SECONDS = 20.0
 """How often a living one renews its own."""
 
 
-class Nudges:
+class ProcessWakeups:
     """Wakes the other processes, and is woken by them. Raises OSError where there can be no such socket."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_nudge: Callable[[], None]) -> None:
-        self._own = secrets.token_hex(8)
-        self._boot = boot_id()
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_wakeup: Callable[[], None]) -> None:
+        self._own_name = secrets.token_hex(8)
+        self._boot_id = boot_id()
         self._loop = loop
-        self._on_nudge = on_nudge
-        self._renewed = float("-inf")
+        self._on_wakeup = on_wakeup
+        self._registered_at = float("-inf")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._socket.setblocking(False)
-            self._socket.bind(_address(self._own))
-            loop.add_reader(self._socket.fileno(), self._read)
+            self._socket.bind(_socket_address(self._own_name))
+            loop.add_reader(self._socket.fileno(), self._drain_socket)
         except BaseException:
             self._socket.close()
             raise
 
     # In the writer thread, inside a transaction.
 
-    def join(self, db: sqlite3.Connection, *, is_new: bool = False) -> None:
+    def register(self, db: sqlite3.Connection, *, is_new_file: bool = False) -> None:
         """Write the own name into the file where it is time to; ``is_new``: the file may be another one."""
-        now = boot_time()
-        if is_new or now - self._renewed >= RENEW_SECONDS:
+        now = seconds_since_boot()
+        if is_new_file or now - self._registered_at >= RENEW_SECONDS:
             db.execute(
-                "DELETE FROM seats WHERE name = ? AND (until <= ? OR boot <> ?)", (NAME, now, self._boot)
+                "DELETE FROM seats WHERE name = ? AND (until <= ? OR boot <> ?)",
+                (SOCKETS_QUOTA_NAME, now, self._boot_id),
             )
-            row = (NAME, self._own, self._boot, now + NAMED_SECONDS)
+            row = (SOCKETS_QUOTA_NAME, self._own_name, self._boot_id, now + REGISTRATION_SECONDS)
             db.execute("REPLACE INTO seats VALUES (?, ?, ?, ?)", row)
-            self._renewed = now
+            self._registered_at = now
 
-    def others(self, db: sqlite3.Connection) -> list[str]:
+    def other_processes(self, db: sqlite3.Connection) -> list[str]:
         """Return the names of the other processes."""
-        found = db.execute("SELECT member FROM seats WHERE name = ? AND member <> ?", (NAME, self._own))
+        found = db.execute(
+            "SELECT member FROM seats WHERE name = ? AND member <> ?", (SOCKETS_QUOTA_NAME, self._own_name)
+        )
         return [name for (name,) in found]
 
-    def leave(self, db: sqlite3.Connection) -> None:
+    def unregister(self, db: sqlite3.Connection) -> None:
         """Remove the own name."""
-        db.execute("DELETE FROM seats WHERE name = ? AND member = ?", (NAME, self._own))
+        db.execute("DELETE FROM seats WHERE name = ? AND member = ?", (SOCKETS_QUOTA_NAME, self._own_name))
 
     # Anywhere.
 
-    def send(self, names: Sequence[str]) -> None:
+    def wake(self, names: Sequence[str]) -> None:
         """Wake other processes."""
         for name in names:
             with suppress(OSError):  # it is gone; or its queue is full, so it is awake
-                self._socket.sendto(b"\n", _address(name))
+                self._socket.sendto(b"\n", _socket_address(name))
 
     def close(self) -> None:
         """Stop listening; harmless when repeated."""
@@ -78,12 +81,12 @@ class Nudges:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
 
-    def _read(self) -> None:
+    def _drain_socket(self) -> None:
         with suppress(BlockingIOError):
             while self._socket.recv(64):
                 pass
-        self._on_nudge()
+        self._on_wakeup()
 
 
-def _address(name: str) -> str:
+def _socket_address(name: str) -> str:
     return f"\0sse-gateway-{name}"

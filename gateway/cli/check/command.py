@@ -5,14 +5,14 @@ import asyncio
 import sys
 
 from gateway.cli.check.explain import explain
-from gateway.cli.check.local import faults
-from gateway.cli.check.report import FORMATS, Report
-from gateway.config.loader.document import MAX_BYTES
-from gateway.config.loader.load import Reading, decoded, read, reads
-from gateway.config.model.paths import folder_of
+from gateway.cli.check.local_checks import find_local_issues
+from gateway.cli.check.report import FORMATS, CheckReport
+from gateway.config.loader.document import MAX_CONFIG_BYTES
+from gateway.config.loader.load import LoadResult, decode_config_text, try_load, try_loads
+from gateway.config.model.paths import config_folder
 from gateway.core.errors import StartupError
 
-_INTERRUPTED = 130
+_EXIT_INTERRUPTED = 130
 """The exit status that shells give to what SIGINT ended."""
 
 _STDIN = "-"
@@ -43,27 +43,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, and return the exit status: 0 good, 1 a mistake or something not reached, 130 interrupted."""
-    report = Report(FORMATS[options.format], is_strict=options.strict)
+    report = CheckReport(FORMATS[options.format], is_strict=options.strict)
     try:
-        reading = _read(options.config)
+        reading = _read_config(options.config)
     except StartupError as error:
-        return report.unreadable(options.config, error.message)
-    report.reading(reading)
+        return report.add_unreadable(options.config, error.message)
+    report.add_result(reading)
     if reading.config is not None:
         if options.explain:
-            report.explained(explain(reading.config))
+            report.add_explanation(explain(reading.config))
         if options.connect:
-            from gateway.cli.check.connect import connect  # noqa: PLC0415 -- clients of all upstreams take a while
+            from gateway.cli.check.connect import run_connection_checks  # noqa: PLC0415 -- clients of all upstreams take a while
 
             try:
-                report.reached(asyncio.run(connect(reading.config)))
+                report.add_findings(asyncio.run(run_connection_checks(reading.config)))
             except KeyboardInterrupt:
-                return _INTERRUPTED
+                return _EXIT_INTERRUPTED
     return report.finish()
 
 
-def _read(file: str) -> Reading:
+def _read_config(file: str) -> LoadResult:
     if file != _STDIN:
-        return read(file, local=faults)
-    content = sys.stdin.buffer.read(MAX_BYTES + 1)
-    return reads(decoded(content, "<stdin>"), file="<stdin>", folder=folder_of(_STDIN), local=faults)
+        return try_load(file, local_checker=find_local_issues)
+    content = sys.stdin.buffer.read(MAX_CONFIG_BYTES + 1)
+    return try_loads(
+        decode_config_text(content, "<stdin>"),
+        file="<stdin>",
+        folder=config_folder(_STDIN),
+        local_checker=find_local_issues,
+    )

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 
-from gateway.config.loader.faults import printable
-from gateway.config.model.auth import Jwt
-from gateway.config.model.config import Channel, ClaimsAccess, Config, History
-from gateway.config.model.sources import Kafka, Webhook, why_off
-from gateway.config.model.units import UnixPath
+from gateway.config.loader.issues import replace_unprintable
+from gateway.config.model.auth import JwtConfig
+from gateway.config.model.config import ChannelConfig, ClaimsAccessConfig, Config, HistoryConfig
+from gateway.config.model.sources import KafkaConfig, WebhookConfig, disabled_reason
+from gateway.config.model.value_types import UnixSocketPath
 from gateway.config.template import Template
-from gateway.core.text import shown
+from gateway.core.sanitize import redact_url
 
-_WIDTH = 14
+_TITLE_WIDTH = 14
 
 
 def explain(config: Config) -> str:
@@ -26,28 +26,28 @@ def _node(config: Config) -> Iterator[str]:
     scheme = "https" if server.tls else "http"
     guard = " with a token" if server.admin_token else ""
     public = ", ".join(
-        str(place) if isinstance(place, UnixPath) else f"{scheme}://{place}{server.base_path}"
+        str(place) if isinstance(place, UnixSocketPath) else f"{scheme}://{place}{server.base_path}"
         for place in server.listen
     )
-    admin = str(server.admin) if isinstance(server.admin, UnixPath) else f"http://{server.admin}"
-    yield f"{'listens':<{_WIDTH}}{public}; admin {admin}{guard}"
-    yield f"{'log':<{_WIDTH}}{_log(config)}"
+    admin = str(server.admin) if isinstance(server.admin, UnixSocketPath) else f"http://{server.admin}"
+    yield f"{'listens':<{_TITLE_WIDTH}}{public}; admin {admin}{guard}"
+    yield f"{'log':<{_TITLE_WIDTH}}{_log(config)}"
     nodes = "" if server.workers == 1 else f" in each of {server.workers} workers"
-    yield f"{'streams':<{_WIDTH}}at most {limits.connections}{nodes}"
+    yield f"{'streams':<{_TITLE_WIDTH}}at most {limits.connections}{nodes}"
     per = [
         f"{limits.connections_per_user} for one user" if limits.connections_per_user else "",
         f"{limits.connections_per_address} from one address" if limits.connections_per_address else "",
         f"{limits.channels_per_stream} channels on one",
     ]
-    yield f"{'':<{_WIDTH}}{', '.join(text for text in per if text)}"
+    yield f"{'':<{_TITLE_WIDTH}}{', '.join(text for text in per if text)}"
 
 
-def _asked(channel: Channel, config: Config) -> list[str]:
+def _acknowledgements(channel: ChannelConfig, config: Config) -> list[str]:
     ack = config.ack if channel.ack is None else channel.ack
     if ack == "none":
         return []
     misses = "one" if ack.retry_limit == 1 else f"{ack.retry_limit} in a row"
-    asked = f"each client must answer one every {_seconds(ack.interval)}, within {_seconds(ack.timeout)}"
+    asked = f"each client must answer one every {_format_duration(ack.interval)}, within {_format_duration(ack.timeout)}"
     return [f"{asked}; who misses {misses} is closed"]
 
 
@@ -60,7 +60,7 @@ def _log(config: Config) -> str:
     return f"in Redis, keys {config.broker.prefix}:…: any number of hosts"
 
 
-def _channel(name: str, channel: Channel, config: Config) -> Iterator[str]:
+def _channel(name: str, channel: ChannelConfig, config: Config) -> Iterator[str]:
     fields = Template(name).fields
     each = f" (one for each {', '.join(f'{{{field}}}' for field in fields)})" if fields else ""
     yield f"{name}{each}"
@@ -69,41 +69,43 @@ def _channel(name: str, channel: Channel, config: Config) -> Iterator[str]:
     yield from _rows("fed by", [_route(name, at, channel, config) for at in range(len(channel.from_))])
     yield from _rows("payload", [_payload(channel)])
     yield from _rows("history", [_history(channel)])
-    yield from _rows("slow clients", [_slow(channel)])
-    yield from _rows("heartbeats", _asked(channel, config))
+    yield from _rows("slow clients", [_slow_clients(channel)])
+    yield from _rows("heartbeats", _acknowledgements(channel, config))
     if channel.stale_after is not None:
         unready = ", and then the node is unready" if channel.critical else ""
-        yield from _rows("stale", [f"after {_seconds(channel.stale_after)} without an event{unready}"])
+        yield from _rows(
+            "stale", [f"after {_format_duration(channel.stale_after)} without an event{unready}"]
+        )
 
 
 def _rows(title: str, texts: list[str]) -> Iterator[str]:
     for number, text in enumerate(texts):
-        yield f"  {title if not number else '':<{_WIDTH}}{printable(text)}"
+        yield f"  {title if not number else '':<{_TITLE_WIDTH}}{replace_unprintable(text)}"
 
 
-def _readers(channel: Channel, config: Config) -> str:
+def _readers(channel: ChannelConfig, config: Config) -> str:
     access = channel.access
     if access == "public":
         return "everybody"
     if access == "forward":
-        url = shown(config.auth.forward.url) if config.auth and config.auth.forward else ""
+        url = redact_url(config.auth.forward.url) if config.auth and config.auth.forward else ""
         return f"whom {url} lets in"
     token = ", or ".join(_issuer(jwt) for jwt in (config.auth.jwt if config.auth else None) or ())
     comma = "," if ", or" in token else ""
-    if isinstance(access, ClaimsAccess):
+    if isinstance(access, ClaimsAccessConfig):
         claims = " and ".join(f"{claim} {value}" for claim, value in access.claims.items())
         return f"who has a token {token}{comma} with {claims}"
     return f"who has a token {token}{comma} whose channels claim lists it"
 
 
-def _issuer(jwt: Jwt) -> str:
+def _issuer(jwt: JwtConfig) -> str:
     parts = [f"signed with {'/'.join(jwt.algorithms)}"]
     parts += [f"by {jwt.issuer}"] if jwt.issuer else []
     parts += [f"for {jwt.audience}"] if jwt.audience else []
     return " ".join(parts)
 
 
-def _origins(channel: Channel, config: Config) -> list[str]:
+def _origins(channel: ChannelConfig, config: Config) -> list[str]:
     origins = channel.cors.origins if channel.cors is not None else config.cors.origins
     cookies = ", with cookies" if config.cors.credentials and origins else ""
     if "*" in origins:
@@ -111,23 +113,23 @@ def _origins(channel: Channel, config: Config) -> list[str]:
     return [", ".join(origins) + cookies] if origins else ["its own origin only"]
 
 
-def _route(name: str, at: int, channel: Channel, config: Config) -> str:
-    route = channel.from_[at]
+def _route(name: str, index: int, channel: ChannelConfig, config: Config) -> str:
+    route = channel.from_[index]
     source = config.sources[route.source]
-    if why_off(source):
+    if disabled_reason(source):
         return f"{route.source} ({source.type}), which is off"
     what = {"redis-pubsub": "PUBLISH", "redis-stream": "XADD", "kafka": "topic"}.get(source.type, "")
-    if isinstance(source, Webhook):
+    if isinstance(source, WebhookConfig):
         text = f"POST /hooks/{route.source}, topic {route.topic}"
     else:
         text = f"{route.source}: {what} {route.topic}"
-    if isinstance(source, Kafka):
+    if isinstance(source, KafkaConfig):
         text += f" of {source.brokers}"
     named = ", ".join(f"{{{field}}} from {place}" for field, place in route.fields.items())
     return f"{text}{f', {named}' if named else ''}"
 
 
-def _payload(channel: Channel) -> str:
+def _payload(channel: ChannelConfig) -> str:
     taken = {
         "json": "JSON as it is",
         "text": "text as it is",
@@ -137,23 +139,23 @@ def _payload(channel: Channel) -> str:
     return f"{taken}; clients get it {given}"
 
 
-def _history(channel: Channel) -> str:
-    if not isinstance(channel.history, History):
+def _history(channel: ChannelConfig) -> str:
+    if not isinstance(channel.history, HistoryConfig):
         return "none: who reconnects missed what came meanwhile, and is told so"
     age = channel.history.age
-    return f"{channel.history.events} events{'' if age is None else f', at most {_seconds(age)} old'}"
+    return f"{channel.history.events} events{'' if age is None else f', at most {_format_duration(age)} old'}"
 
 
-def _slow(channel: Channel) -> str:
+def _slow_clients(channel: ChannelConfig) -> str:
     return {
         "disconnect": "are disconnected once what they missed is gone, and come back to a gap",
         "skip": "get a gap, then the oldest event that is still held",
         "conflate": "get the newest event of each type"
         + ("" if isinstance(channel.slow_client, str) else f" and key {channel.slow_client.conflate}"),
-    }[channel.policy]
+    }[channel.slow_client_policy]
 
 
-def _seconds(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:g}{unit}"

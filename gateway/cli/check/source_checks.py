@@ -8,116 +8,116 @@ import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
-from gateway.cli.check.messages import kafka_mend, plain, redis_mend
-from gateway.cli.doctor.finding import Finding, bad, ok, skip, warn
-from gateway.config.catalog import Catalog
+from gateway.cli.check.messages import describe_upstream_error, suggest_kafka_fix, suggest_redis_fix
+from gateway.cli.finding import Finding, bad, ok, skip, warn
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import Config
-from gateway.config.model.sources import Kafka, RedisPubSub, RedisStream, why_off
+from gateway.config.model.sources import KafkaConfig, RedisPubSubConfig, RedisStreamConfig, disabled_reason
 from gateway.config.template import Template
-from gateway.core.event import Fence, Record
-from gateway.sources.base import Feed, Gap, Source
-from gateway.sources.manager import source_of
+from gateway.core.event import FencingToken, Record
+from gateway.sources.base import Source, SourceContext, SourceGap
+from gateway.sources.manager import build_source
 from gateway.sources.router import Router
-from gateway.sources.webhook import Checks
+from gateway.sources.webhook import BodyChecker
 from gateway.webhooks.formats.base import Outcome
 
-PATIENCE_SECONDS = 5.0
+MAX_TIMEOUT_SECONDS = 5.0
 """How long an answer may take here, where the file allows more."""
 
-Upstream = RedisPubSub | RedisStream | Kafka
+UpstreamConfig = RedisPubSubConfig | RedisStreamConfig | KafkaConfig
 
 
-class Dry(Feed):
+class DryRunFeed(SourceContext):
     """A feed that takes nothing, and remembers of which parts a source asked where it was."""
 
-    def __init__(self, patterns: int) -> None:
+    def __init__(self, pattern_count: int) -> None:
         self.is_connected = asyncio.Event()
-        self.has_looked = asyncio.Event()
-        self.tried: set[str] = set()
-        self._patterns = patterns
+        self.has_listed_topics = asyncio.Event()
+        self.seen_partitions: set[str] = set()
+        self._pattern_count = pattern_count
 
-    def connected(self) -> None:
+    def report_connected(self) -> None:
         self.is_connected.set()
 
     async def publish(
         self,
         records: Sequence[Record],
-        position: str | None = None,
-        fence: Fence | None = None,
+        offset: str | None = None,
+        fence: FencingToken | None = None,
         *,
-        part: str = "",
-        gap: Gap | None = None,
+        partition: str = "",
+        gap: SourceGap | None = None,
     ) -> None:
         if records:
             await asyncio.Event().wait()  # until cancelled: what was read is not moved on from
-        self.tried.add(part)
-        if sum(each.startswith("*") for each in self.tried) == self._patterns:
-            self.has_looked.set()
+        self.seen_partitions.add(partition)
+        if sum(each.startswith("*") for each in self.seen_partitions) == self._pattern_count:
+            self.has_listed_topics.set()
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
         raise NotImplementedError("nothing is posted to a source that is tried")
 
-    def repeated(self, events: int) -> None:
+    def count_duplicates(self, events: int) -> None:
         return
 
-    def reject(self, reason: str, why: str = "", **about: str | None) -> None:
+    def count_rejection(self, reason: str, message: str = "", **details: str | None) -> None:
         return
 
-    async def leading(self) -> Fence:
-        return Fence("check", 1)
+    async def wait_for_lease(self) -> FencingToken:
+        return FencingToken("check", 1)
 
     @property
-    def is_leading(self) -> bool:
+    def has_lease(self) -> bool:
         return True
 
-    def renew(self) -> None:
+    def reacquire_lease(self) -> None:
         return
 
-    async def position(self, part: str = "") -> str | None:
+    async def read_offset(self, partition: str = "") -> str | None:
         return None
 
-    async def parts(self) -> list[str]:
+    async def list_partitions(self) -> list[str]:
         return []
 
-    def lags(self, records: int) -> None:
+    def report_lag(self, records: int) -> None:
         return
 
     @property
-    def missed_since(self) -> int | None:
+    def missed_since_ms(self) -> int | None:
         return None
 
 
-def tries(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Finding]]]:
+def pending_checks(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Finding]]]:
     """Yield what there is to try."""
-    router = Router(Catalog(config.channels), event_bytes=config.limits.event_bytes)
+    router = Router(ChannelCatalog(config.channels), event_bytes=config.limits.event_bytes)
     for name, source in config.sources.items():
         what = f"sources.{name}"
-        if not isinstance(source, Upstream):
+        if not isinstance(source, UpstreamConfig):
             continue
         topics = router.topics(name)
-        if why_off(source):
+        if disabled_reason(source):
             yield what, _skipped(what, "off: its url or brokers are empty")
         elif not topics:
             yield what, _skipped(what, "no channel reads from it")
         else:
-            yield what, _source(what, name, source, topics, router.places(name))
+            yield what, _check_source(what, name, source, topics, router.placeholders(name))
 
 
 async def _skipped(what: str, why: str) -> Finding:
     return skip(what, why)
 
 
-async def _source(
-    what: str, name: str, config: Upstream, topics: Sequence[Template], places: frozenset[str]
+async def _check_source(
+    what: str, name: str, config: UpstreamConfig, topics: Sequence[Template], placeholders: frozenset[str]
 ) -> Finding:
-    config = config.model_copy(update={"timeout": min(config.timeout, PATIENCE_SECONDS)})
+    config = config.model_copy(update={"timeout": min(config.timeout, MAX_TIMEOUT_SECONDS)})
     try:
-        source = source_of(name, config, topics, places, 0, Checks())
-        missing = await _run(source, config, topics)
+        source = build_source(name, config, topics, placeholders, 0, BodyChecker())
+        missing = await _dry_run(source, config, topics)
     except TimeoutError:
-        return _bad(what, TimeoutError(f"no answer within {3 * config.timeout:g} s"), config)
+        return _source_failure(what, TimeoutError(f"no answer within {3 * config.timeout:g} s"), config)
     except Exception as error:  # whatever ends a source is told, as its supervisor would
-        return _bad(what, error, config)
+        return _source_failure(what, error, config)
     if missing:
         return warn(
             what,
@@ -128,13 +128,13 @@ async def _source(
     return ok(what, f"reached; {count} {'topic' if count == 1 else 'topics'} can be read")
 
 
-async def _run(source: Source, config: Upstream, topics: Sequence[Template]) -> Sequence[str]:
+async def _dry_run(source: Source, config: UpstreamConfig, topics: Sequence[Template]) -> Sequence[str]:
     """Run a source until it has looked around; return the topics that are not there. Raises its errors."""
     # A stream that is missing is nothing: XADD makes it. Kafka tells what there is.
-    is_kafka = isinstance(config, Kafka)
-    feed = Dry(len(topics))
+    is_kafka = isinstance(config, KafkaConfig)
+    feed = DryRunFeed(len(topics))
     running = asyncio.create_task(source.run(feed), name="try a source")
-    looked = asyncio.create_task((feed.has_looked if is_kafka else feed.is_connected).wait())
+    looked = asyncio.create_task((feed.has_listed_topics if is_kafka else feed.is_connected).wait())
     try:
         async with asyncio.timeout(3 * config.timeout):
             await asyncio.wait((running, looked), return_when=asyncio.FIRST_COMPLETED)
@@ -146,12 +146,12 @@ async def _run(source: Source, config: Upstream, topics: Sequence[Template]) -> 
         await asyncio.gather(running, looked, return_exceptions=True)
     if not is_kafka:
         return []
-    found = {part.rpartition("/")[0] for part in feed.tried if not part.startswith("*")}
+    found = {part.rpartition("/")[0] for part in feed.seen_partitions if not part.startswith("*")}
     return [topic.text for topic in topics if not any(topic.match(each) is not None for each in found)]
 
 
-def _bad(what: str, error: Exception, config: Upstream) -> Finding:
-    text = plain(error)
-    if isinstance(config, Kafka):
-        return bad(what, text, kafka_mend(text))
-    return bad(what, text, redis_mend(text, tls=config.url.get_secret_value().startswith("rediss")))
+def _source_failure(what: str, error: Exception, config: UpstreamConfig) -> Finding:
+    text = describe_upstream_error(error)
+    if isinstance(config, KafkaConfig):
+        return bad(what, text, suggest_kafka_fix(text))
+    return bad(what, text, suggest_redis_fix(text, is_tls=config.url.get_secret_value().startswith("rediss")))

@@ -12,80 +12,80 @@ import aiohttp
 from aiohttp import hdrs
 
 from gateway import __version__
-from gateway.cli.doctor.answer import REDIRECTS, Head
-from gateway.cli.doctor.cors import ASKED
-from gateway.cli.doctor.target import Target
-from gateway.cli.doctor.timeouts import Patience
-from gateway.cli.doctor.transcript import Ear, End, Heard
+from gateway.cli.doctor.cors import PREFLIGHT_HEADERS
+from gateway.cli.doctor.response import REDIRECTS, ResponseHead
+from gateway.cli.doctor.target import ProbeTarget
+from gateway.cli.doctor.timeouts import ProbeTimeouts
+from gateway.cli.doctor.transcript import EndReason, Transcript, TranscriptRecorder
 
 BROWSER_ENCODINGS = "gzip, deflate, br, zstd"
 """What browsers offer with every request."""
 
-MAX_HOPS = 10
+MAX_REDIRECTS = 10
 """Redirects that are followed; browsers follow 20."""
 
-_MAX_BODY = 64 * 1024
+_MAX_BODY_BYTES = 64 * 1024
 """Bytes of an error's body that are read."""
 
-_LOST = (aiohttp.ClientError, OSError)
+_CONNECTION_ERRORS = (aiohttp.ClientError, OSError)
 
 
-class Stream:
+class ProbeStream:
     """An answer whose head has come. Times are in seconds since the request."""
 
     def __init__(self, response: aiohttp.ClientResponse, began: float) -> None:
         self._response = response
-        self._began = began
-        self.head_at = self._now()
-        self.head = _head(response)
-        self.ear = Ear(self.head_at)
+        self._started_at = began
+        self.head_at_seconds = self._elapsed_seconds()
+        self.head = _response_head(response)
+        self.recorder = TranscriptRecorder(self.head_at_seconds)
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time() - self._began
+    def _elapsed_seconds(self) -> float:
+        return asyncio.get_running_loop().time() - self._started_at
 
-    async def hear(self, until: float, enough: Callable[[], bool] = lambda: False) -> Heard:
+    async def listen(self, until: float, is_done: Callable[[], bool] = lambda: False) -> Transcript:
         """Listen until that many seconds after the request, or until ``enough``. Cancelling is safe."""
         try:
-            async with asyncio.timeout_at(self._began + until):
-                while not enough():
+            async with asyncio.timeout_at(self._started_at + until):
+                while not is_done():
                     data = await self._response.content.readany()
                     if not data:
-                        return self.ear.heard(self._now(), End.ENDED)
-                    self.ear.feed(data, self._now())
+                        return self.recorder.finish(self._elapsed_seconds(), EndReason.BODY_ENDED)
+                    self.recorder.feed(data, self._elapsed_seconds())
         except TimeoutError:
             pass
-        except _LOST:
-            return self.ear.heard(self._now(), End.CUT)
-        return self.ear.heard(self._now(), End.TIME)
+        except _CONNECTION_ERRORS:
+            return self.recorder.finish(self._elapsed_seconds(), EndReason.CONNECTION_LOST)
+        return self.recorder.finish(self._elapsed_seconds(), EndReason.STILL_OPEN)
 
-    async def body(self, seconds: float) -> bytes:
+    async def read_body(self, seconds: float) -> bytes:
         """Return what comes of the body within some seconds, or nothing of one that cannot be read."""
         body = b""
         try:
             async with asyncio.timeout(seconds):
-                while len(body) < _MAX_BODY and (data := await self._response.content.readany()):
+                while len(body) < _MAX_BODY_BYTES and (data := await self._response.content.readany()):
                     body += data
-        except (TimeoutError, *_LOST):
+        except (TimeoutError, *_CONNECTION_ERRORS):
             pass
-        return _plain(body, self.head.get("Content-Encoding").lower())
+        return _decompress(body, self.head.get("Content-Encoding").lower())
 
     def close(self) -> None:
         """End the connection."""
         self._response.close()
 
 
-class Client:
+class ProbeClient:
     """Asks for one target. Every request has a connection of its own, as a reconnect has."""
 
-    def __init__(self, target: Target, context: ssl.SSLContext, patience: Patience) -> None:
+    def __init__(self, target: ProbeTarget, context: ssl.SSLContext, timeouts: ProbeTimeouts) -> None:
         self._target = target
-        self._patience = patience
+        self._timeouts = timeouts
         context.set_alpn_protocols(["http/1.1"])  # aiohttp speaks nothing newer; the handshake offered h2
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # an answer in a coding that is not installed would be no answer
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=patience.connect),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_seconds),
         )
 
     async def __aenter__(self) -> Self:
@@ -96,10 +96,10 @@ class Client:
     ) -> None:
         await self._session.close()
 
-    async def stream(self, *, encodings: str = "identity", last_id: str = "") -> Stream:
+    async def open_stream(self, *, encodings: str = "identity", last_id: str = "") -> ProbeStream:
         """Ask for the stream. Raises TimeoutError (no head), aiohttp.ClientError or OSError."""
         headers = {
-            **self._page(),
+            **self._page_headers(),
             hdrs.ACCEPT: "text/event-stream",
             hdrs.ACCEPT_ENCODING: encodings,
             hdrs.CACHE_CONTROL: "no-cache",
@@ -107,32 +107,32 @@ class Client:
         if last_id:
             headers["Last-Event-ID"] = last_id
         began = asyncio.get_running_loop().time()
-        return Stream(await self._answer(hdrs.METH_GET, self._target.url, headers), began)
+        return ProbeStream(await self._request(hdrs.METH_GET, self._target.url, headers), began)
 
-    async def head(self) -> Head | None:
+    async def fetch_head(self) -> ResponseHead | None:
         """Ask for the head alone; None if it does not come."""
-        headers = self._page()
+        headers = self._page_headers()
         headers[hdrs.ACCEPT] = "text/event-stream"
         headers[hdrs.ACCEPT_ENCODING] = BROWSER_ENCODINGS
-        return await self._head_only(hdrs.METH_HEAD, headers)
+        return await self._request_head(hdrs.METH_HEAD, headers)
 
-    async def preflight(self) -> Head | None:
+    async def send_preflight(self) -> ResponseHead | None:
         """Ask as browsers do before a fetch with headers, without a token; None without answer."""
         headers: dict[str, str] = {
             hdrs.ORIGIN: self._target.origin or "",
             hdrs.ACCESS_CONTROL_REQUEST_METHOD: hdrs.METH_GET,
-            hdrs.ACCESS_CONTROL_REQUEST_HEADERS: ",".join(ASKED),
+            hdrs.ACCESS_CONTROL_REQUEST_HEADERS: ",".join(PREFLIGHT_HEADERS),
         }
-        return await self._head_only(hdrs.METH_OPTIONS, headers)
+        return await self._request_head(hdrs.METH_OPTIONS, headers)
 
-    async def follow(self, location: str) -> str | None:
+    async def follow_redirects(self, location: str) -> str | None:
         """Return where redirects end, or None. The token is not sent: they may leave the site."""
         url = self._target.url
-        for _ in range(MAX_HOPS):
+        for _ in range(MAX_REDIRECTS):
             try:
                 url = urljoin(url, location)
-                response = await self._answer(hdrs.METH_GET, url, {hdrs.ACCEPT: "text/event-stream"})
-            except (ValueError, TimeoutError, *_LOST):
+                response = await self._request(hdrs.METH_GET, url, {hdrs.ACCEPT: "text/event-stream"})
+            except (ValueError, TimeoutError, *_CONNECTION_ERRORS):
                 return None
             response.close()
             if response.status not in REDIRECTS:
@@ -140,7 +140,7 @@ class Client:
             location = response.headers.get(hdrs.LOCATION, "")
         return None
 
-    def _page(self) -> dict[str, str]:
+    def _page_headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
         if self._target.origin is not None:
             headers[hdrs.ORIGIN] = self._target.origin
@@ -148,29 +148,29 @@ class Client:
             headers[hdrs.AUTHORIZATION] = f"Bearer {self._target.token}"
         return headers
 
-    async def _head_only(self, method: str, headers: dict[str, str]) -> Head | None:
+    async def _request_head(self, method: str, headers: dict[str, str]) -> ResponseHead | None:
         try:
-            response = await self._answer(method, self._target.url, headers)
-        except (TimeoutError, *_LOST):
+            response = await self._request(method, self._target.url, headers)
+        except (TimeoutError, *_CONNECTION_ERRORS):
             return None
         response.close()
-        return _head(response)
+        return _response_head(response)
 
-    async def _answer(self, method: str, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _request(self, method: str, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
         own = {hdrs.USER_AGENT: f"sse-gateway-doctor/{__version__}"}
-        async with asyncio.timeout(self._patience.answer):
+        async with asyncio.timeout(self._timeouts.response_seconds):
             return await self._session.request(method, url, headers=own | headers, allow_redirects=False)
 
 
-def _plain(body: bytes, encoding: str) -> bytes:
+def _decompress(body: bytes, encoding: str) -> bytes:
     if encoding in ("gzip", "deflate"):
         try:
-            return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, _MAX_BODY)
+            return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, _MAX_BODY_BYTES)
         except zlib.error:
             return b""
-    return b"" if encoding else body[:_MAX_BODY]
+    return b"" if encoding else body[:_MAX_BODY_BYTES]
 
 
-def _head(response: aiohttp.ClientResponse) -> Head:
+def _response_head(response: aiohttp.ClientResponse) -> ResponseHead:
     pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers)
-    return Head(response.status, pairs)
+    return ResponseHead(response.status, pairs)

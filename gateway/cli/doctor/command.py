@@ -11,52 +11,54 @@ from dataclasses import asdict
 from typing import TextIO
 
 from gateway.cli.doctor import network
-from gateway.cli.doctor.finding import Finding, Level
-from gateway.cli.doctor.probe import Walk
-from gateway.cli.doctor.target import Target
-from gateway.cli.doctor.timeouts import COMMON_TIMEOUT, Patience
-from gateway.config.model.origins import normalise
-from gateway.config.model.units import parse_duration
+from gateway.cli.doctor.probe import Probe
+from gateway.cli.doctor.target import ProbeTarget
+from gateway.cli.doctor.timeouts import COMMON_PROXY_TIMEOUT_SECONDS, ProbeTimeouts
+from gateway.cli.finding import Finding, Level
+from gateway.config.model.origins import normalize_origin_rule
+from gateway.config.model.value_types import parse_duration
 
 # Findings to text, a line each as they come, or to one JSON document.
 
-_WIDTH = 13
+_CHECK_WIDTH = 13
 """Characters of the longest check's name."""
 
-_LONGEST = 400
+_MAX_TEXT_CHARS = 400
 """Characters of one text: some of it is a stranger's."""
 
 
-class Report:
+class DoctorReport:
     """Takes findings; what it prints holds no secret of the target and no control character."""
 
-    def __init__(self, target: Target, out: TextIO, *, as_json: bool = False) -> None:
+    def __init__(self, target: ProbeTarget, out: TextIO, *, is_json: bool = False) -> None:
         self._target = target
         self._out = out
-        self._as_json = as_json
+        self._is_json = is_json
         self._findings: list[Finding] = []
 
-    def begin(self, seconds: float) -> None:
+    def start(self, seconds: float) -> None:
         """Say what is examined, and for how long at most the stream is listened to."""
-        if not self._as_json:
-            self._print(f"{self._clean(self._target.shown)}, listening for {seconds:g} s")
+        if not self._is_json:
+            self._print(f"{self._sanitize(self._target.display_url)}, listening for {seconds:g} s")
 
-    def tell(self, finding: Finding) -> None:
+    def add(self, finding: Finding) -> None:
         """Take a finding, and print it."""
-        clean = Finding(finding.level, finding.check, self._clean(finding.found), self._clean(finding.mend))
+        clean = Finding(
+            finding.level, finding.check, self._sanitize(finding.found), self._sanitize(finding.mend)
+        )
         self._findings.append(clean)
-        if self._as_json:
+        if self._is_json:
             return
-        self._print(f"{clean.level:<5} {clean.check:<{_WIDTH}} {clean.found}")
+        self._print(f"{clean.level:<5} {clean.check:<{_CHECK_WIDTH}} {clean.found}")
         if clean.mend:
-            self._print(f"{'':<5} {'':<{_WIDTH}} -> {clean.mend}")
+            self._print(f"{'':<5} {'':<{_CHECK_WIDTH}} -> {clean.mend}")
 
     def finish(self) -> int:
         """Print the count and return the exit status: 1 if anything is bad, else 0."""
         counts = Counter(finding.level for finding in self._findings)
-        if self._as_json:
+        if self._is_json:
             told = {
-                "url": self._clean(self._target.shown),
+                "url": self._sanitize(self._target.display_url),
                 "counts": {level.value: counts[level] for level in Level},
                 "findings": [asdict(finding) for finding in self._findings],
             }
@@ -66,15 +68,15 @@ class Report:
             self._print(", ".join(f"{counts[level]} {word}" for level, word in words.items()))
         return 1 if counts[Level.BAD] else 0
 
-    def _clean(self, text: str) -> str:
-        seen = "".join(char if char.isprintable() else "\ufffd" for char in self._target.scrub(text))
-        return seen if len(seen) <= _LONGEST else f"{seen[:_LONGEST]}…"
+    def _sanitize(self, text: str) -> str:
+        seen = "".join(char if char.isprintable() else "\ufffd" for char in self._target.redact(text))
+        return seen if len(seen) <= _MAX_TEXT_CHARS else f"{seen[:_MAX_TEXT_CHARS]}…"
 
     def _print(self, line: str) -> None:
         print(line, file=self._out, flush=True)
 
 
-_INTERRUPTED = 130
+_EXIT_INTERRUPTED = 130
 """The exit status that shells give to what SIGINT ended."""
 
 EPILOG = """exit status:
@@ -86,7 +88,7 @@ EPILOG = """exit status:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command's parser. Wrong values are told by it, and never repeated."""
-    usual = Patience()
+    usual = ProbeTimeouts()
     parser.add_argument("url", metavar="URL", type=_url, help="a stream's: https://host/events/channel")
     parser.add_argument(
         "--origin",
@@ -105,22 +107,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         metavar="N",
         type=_seconds,
-        default=usual.listen,
-        help=f"how long to listen; default {usual.listen:g}: longer than the common"
-        f" proxy timeout of {COMMON_TIMEOUT:g} s",
+        default=usual.listen_seconds,
+        help=f"how long to listen; default {usual.listen_seconds:g}: longer than the common"
+        f" proxy timeout of {COMMON_PROXY_TIMEOUT_SECONDS:g} s",
     )
     parser.add_argument(
         "--heartbeat",
         metavar="DURATION",
         type=_duration,
-        default=usual.heartbeat,
-        help=f"timeouts.heartbeat of the gateway; default {usual.heartbeat:g}s",
+        default=usual.heartbeat_seconds,
+        help=f"timeouts.heartbeat of the gateway; default {usual.heartbeat_seconds:g}s",
     )
     parser.add_argument(
         "--ca",
         metavar="FILE",
         dest="context",
-        type=_context,
+        type=_tls_context,
         help="certificates to trust beside the system's, as PEM",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document at the end, in place of lines")
@@ -128,23 +130,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Examine and return the exit status: 0 nothing is bad, 1 something is, 130 interrupted."""
-    target: Target = Target.parse(options.url, origin=options.origin, token=options.token)
-    patience = Patience(listen=options.seconds, heartbeat=options.heartbeat)
-    context = options.context or network.trusting(None)
-    report = Report(target, sys.stdout, as_json=options.json)
-    report.begin(patience.listen)
+    target: ProbeTarget = ProbeTarget.parse(options.url, origin=options.origin, token=options.token)
+    patience = ProbeTimeouts(listen_seconds=options.seconds, heartbeat_seconds=options.heartbeat)
+    context = options.context or network.client_tls_context(None)
+    report = DoctorReport(target, sys.stdout, is_json=options.json)
+    report.start(patience.listen_seconds)
     try:
-        asyncio.run(Walk(target, report.tell, context, patience).run())
+        asyncio.run(Probe(target, report.add, context, patience).run())
     except KeyboardInterrupt:
         report.finish()
-        return _INTERRUPTED
+        return _EXIT_INTERRUPTED
     return report.finish()
 
 
 def _url(text: str) -> str:
     # argparse would repeat the text of a ValueError's argument, which may hold a ticket.
     try:
-        Target.parse(text)
+        ProbeTarget.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -152,7 +154,7 @@ def _url(text: str) -> str:
 
 def _origin(text: str) -> str:
     try:
-        origin = normalise(text)
+        origin = normalize_origin_rule(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if "*" in origin:
@@ -188,8 +190,8 @@ def _duration(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _context(file: str) -> ssl.SSLContext:
+def _tls_context(file: str) -> ssl.SSLContext:
     try:
-        return network.trusting(file)
+        return network.client_tls_context(file)
     except OSError as error:  # ssl.SSLError is one: the file holds no certificate
-        raise argparse.ArgumentTypeError(f"{file}: {network.reason(error)}") from None
+        raise argparse.ArgumentTypeError(f"{file}: {network.describe_network_error(error)}") from None

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from gateway.cli.doctor.certificate import Handshake, Leaf
+from gateway.cli.doctor.tls import ServerCertificate, TlsHandshake
 
 MAX_ADDRESSES = 8
 """Addresses of one name that are tried."""
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class ConnectAttempt:
     """A connection to one address: how many seconds it took, or why there is none."""
 
     address: str
@@ -24,11 +24,11 @@ class Attempt:
     error: str = ""
 
 
-def trusting(ca: str | None) -> ssl.SSLContext:
+def client_tls_context(ca_file: str | None) -> ssl.SSLContext:
     """Return what trusts the system's CAs, and those of a file. Raises OSError (ssl.SSLError is one)."""
     context = ssl.create_default_context()
-    if ca is not None:
-        context.load_verify_locations(ca)
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
     return context
 
 
@@ -39,39 +39,41 @@ async def resolve(host: str, port: int, seconds: float) -> Sequence[str]:
     return list(dict.fromkeys(str(each[4][0]) for each in found))[:MAX_ADDRESSES]
 
 
-async def connect(addresses: Sequence[str], port: int, seconds: float) -> Sequence[Attempt]:
+async def connect_all(addresses: Sequence[str], port: int, seconds: float) -> Sequence[ConnectAttempt]:
     """Connect to each address for at most ``seconds``, all at once, and close again."""
-    return await asyncio.gather(*(_attempt(address, port, seconds) for address in addresses))
+    return await asyncio.gather(*(_connect_once(address, port, seconds) for address in addresses))
 
 
-async def _attempt(address: str, port: int, seconds: float) -> Attempt:
+async def _connect_once(address: str, port: int, seconds: float) -> ConnectAttempt:
     loop = asyncio.get_running_loop()
     began = loop.time()
     try:
         async with asyncio.timeout(seconds):
             _, writer = await asyncio.open_connection(address, port)
     except TimeoutError:
-        return Attempt(address, seconds, f"no answer within {seconds:g} s")
+        return ConnectAttempt(address, seconds, f"no answer within {seconds:g} s")
     except OSError as error:
-        return Attempt(address, loop.time() - began, reason(error))
+        return ConnectAttempt(address, loop.time() - began, describe_network_error(error))
     took = loop.time() - began
     writer.transport.abort()
-    return Attempt(address, took)
+    return ConnectAttempt(address, took)
 
 
-async def handshake(host: str, port: int, context: ssl.SSLContext, seconds: float) -> Handshake:
+async def handshake(host: str, port: int, context: ssl.SSLContext, seconds: float) -> TlsHandshake:
     """Shake hands as a browser would; where that fails, once more without conditions, to say why."""
     try:
-        return await _shake(host, port, context, seconds)
+        return await _perform_handshake(host, port, context, seconds)
     except ssl.SSLCertVerificationError as error:
-        seen = await _look(host, port, seconds)
-        return Handshake(seen.version or "TLS", seen.alpn, seen.leaf, error.verify_code, error.verify_message)
+        seen = await _handshake_unverified(host, port, seconds)
+        return TlsHandshake(
+            seen.version or "TLS", seen.alpn, seen.certificate, error.verify_code, error.verify_message
+        )
     except (OSError, TimeoutError) as error:
-        seen = await _look(host, port, seconds)
-        return seen if seen.version else Handshake(failure=reason(error))
+        seen = await _handshake_unverified(host, port, seconds)
+        return seen if seen.version else TlsHandshake(failure=describe_network_error(error))
 
 
-async def _look(host: str, port: int, seconds: float) -> Handshake:
+async def _handshake_unverified(host: str, port: int, seconds: float) -> TlsHandshake:
     """Shake hands with anything. Nothing is sent over that connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -79,33 +81,37 @@ async def _look(host: str, port: int, seconds: float) -> Handshake:
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     context.set_ciphers("ALL:@SECLEVEL=0")
     try:
-        return await _shake(host, port, context, seconds)
+        return await _perform_handshake(host, port, context, seconds)
     except (OSError, TimeoutError) as error:
-        return Handshake(failure=reason(error))
+        return TlsHandshake(failure=describe_network_error(error))
 
 
-async def _shake(host: str, port: int, context: ssl.SSLContext, seconds: float) -> Handshake:
+async def _perform_handshake(host: str, port: int, context: ssl.SSLContext, seconds: float) -> TlsHandshake:
     context.set_alpn_protocols(["h2", "http/1.1"])
     async with asyncio.timeout(seconds):
         _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=host)
     try:
         made: ssl.SSLObject = writer.get_extra_info("ssl_object")
         der = made.getpeercert(binary_form=True)
-        return Handshake(made.version(), made.selected_alpn_protocol(), _leaf(der) if der else None)
+        return TlsHandshake(
+            made.version(), made.selected_alpn_protocol(), _parse_certificate(der) if der else None
+        )
     finally:
         writer.transport.abort()
 
 
-def _leaf(der: bytes) -> Leaf | None:
+def _parse_certificate(der: bytes) -> ServerCertificate | None:
     try:
         made = x509.load_der_x509_certificate(der)
         issuer = made.issuer.rfc4514_string()
-        return Leaf(_names(made), issuer, made.not_valid_before_utc, made.not_valid_after_utc)
+        return ServerCertificate(
+            _subject_names(made), issuer, made.not_valid_before_utc, made.not_valid_after_utc
+        )
     except ValueError:
         return None  # the library is stricter than OpenSSL, whose verdict counts
 
 
-def _names(made: x509.Certificate) -> list[str]:
+def _subject_names(made: x509.Certificate) -> list[str]:
     try:
         names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -114,7 +120,7 @@ def _names(made: x509.Certificate) -> list[str]:
     return [*names.get_values_for_type(x509.DNSName), *addresses]
 
 
-def reason(error: BaseException) -> str:
+def describe_network_error(error: BaseException) -> str:
     """Return an error in words."""
     if isinstance(error, ssl.SSLError):
         return error.reason or str(error)

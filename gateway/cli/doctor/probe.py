@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 import aiohttp
 
 from gateway.cli.doctor import network
-from gateway.cli.doctor.answer import (
+from gateway.cli.doctor.client import BROWSER_ENCODINGS, ProbeClient, ProbeStream
+from gateway.cli.doctor.cors import origin_verdict, preflight_verdict, vary_verdict
+from gateway.cli.doctor.response import (
     REDIRECTS,
-    Head,
+    ResponseHead,
     compression_verdict,
     headers_verdict,
     query_verdict,
@@ -17,189 +19,197 @@ from gateway.cli.doctor.answer import (
     status_verdict,
     type_verdict,
 )
-from gateway.cli.doctor.arrivals import (
+from gateway.cli.doctor.streaming import (
     ending_verdict,
     first_bytes_verdict,
     heartbeat_verdict,
     resume_verdict,
     unanswered_verdict,
 )
-from gateway.cli.doctor.certificate import alpn_verdict, handshake_verdicts
-from gateway.cli.doctor.client import BROWSER_ENCODINGS, Client, Stream
-from gateway.cli.doctor.cors import origin_verdict, preflight_verdict, vary_verdict
-from gateway.cli.doctor.finding import Finding, Level, bad, ok, skip, warn
-from gateway.cli.doctor.target import Target
-from gateway.cli.doctor.timeouts import Patience
-from gateway.cli.doctor.transcript import Heard
-from gateway.core.sse import can_be_sent
-from gateway.core.text import shown
+from gateway.cli.doctor.target import ProbeTarget
+from gateway.cli.doctor.timeouts import ProbeTimeouts
+from gateway.cli.doctor.tls import alpn_verdict, handshake_verdicts
+from gateway.cli.doctor.transcript import Transcript
+from gateway.cli.finding import Finding, Level, bad, ok, skip, warn
+from gateway.core.sanitize import redact_url
+from gateway.core.sse import is_valid_last_event_id
 
-Tell = Callable[[Finding], None]
+OnFinding = Callable[[Finding], None]
 
-MOST_NAMES = 5
+MAX_UNKNOWN_NAMES = 5
 """Most unknown query names in one report."""
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
-class Walk:
+class Probe:
     """Examines one target. `run` it once."""
 
     def __init__(
-        self, target: Target, tell: Tell, context: ssl.SSLContext, patience: Patience | None = None
+        self,
+        target: ProbeTarget,
+        on_finding: OnFinding,
+        context: ssl.SSLContext,
+        timeouts: ProbeTimeouts | None = None,
     ) -> None:
         self._target = target
-        self._tell = tell
+        self._on_finding = on_finding
         self._context = context
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or ProbeTimeouts()
 
     async def run(self) -> None:
         """Take all steps. Cancelling is safe."""
-        if not await self._reach():
-            self._tell(skip("the rest", "cannot be seen before that is mended"))
+        if not await self._check_transport():
+            self._on_finding(skip("the rest", "cannot be seen before that is mended"))
             return
-        async with Client(self._target, self._context, self._patience) as client:
-            await self._ask(client)
+        async with ProbeClient(self._target, self._context, self._timeouts) as client:
+            await self._check_http(client)
 
     # Before HTTP.
 
-    async def _reach(self) -> bool:
+    async def _check_transport(self) -> bool:
         """Resolve, connect, shake hands; False where nothing can follow."""
-        addresses = await self._resolve()
-        return bool(addresses) and await self._connect(addresses) and await self._secure()
+        addresses = await self._check_name()
+        return bool(addresses) and await self._check_tcp(addresses) and await self._check_tls()
 
-    async def _resolve(self) -> Sequence[str]:
+    async def _check_name(self) -> Sequence[str]:
         host = self._target.host
         try:
-            addresses = await network.resolve(host, self._target.port, self._patience.connect)
+            addresses = await network.resolve(host, self._target.port, self._timeouts.connect_seconds)
         except (OSError, TimeoutError, UnicodeError) as error:
             mend = "check the spelling, and the name's A and AAAA records"
-            self._tell(bad("name", f"{host} does not resolve: {network.reason(error)}", mend))
+            self._on_finding(
+                bad("name", f"{host} does not resolve: {network.describe_network_error(error)}", mend)
+            )
             return []
-        self._tell(ok("name", f"{host} is {', '.join(addresses)}"))
+        self._on_finding(ok("name", f"{host} is {', '.join(addresses)}"))
         return addresses
 
-    async def _connect(self, addresses: Sequence[str]) -> bool:
+    async def _check_tcp(self, addresses: Sequence[str]) -> bool:
         port = self._target.port
-        attempts = await network.connect(addresses, port, self._patience.connect)
+        attempts = await network.connect_all(addresses, port, self._timeouts.connect_seconds)
         failed = [f"{each.address}: {each.error}" for each in attempts if each.error]
         if len(failed) == len(attempts):
             mend = "check that the proxy listens there, and the firewall"
-            self._tell(bad("tcp", f"no connection to port {port} ({'; '.join(failed)})", mend))
+            self._on_finding(bad("tcp", f"no connection to port {port} ({'; '.join(failed)})", mend))
             return False
         if failed:
             mend = "take dead addresses out of the DNS (or is it this machine that has no route there?)"
-            self._tell(warn("tcp", f"port {port} is not open at every address ({'; '.join(failed)})", mend))
+            self._on_finding(
+                warn("tcp", f"port {port} is not open at every address ({'; '.join(failed)})", mend)
+            )
         else:
             slowest = max(each.seconds for each in attempts)
-            self._tell(ok("tcp", f"connected to port {port} in {slowest * 1000:.0f} ms"))
+            self._on_finding(ok("tcp", f"connected to port {port} in {slowest * 1000:.0f} ms"))
         return True
 
-    async def _secure(self) -> bool:
+    async def _check_tls(self) -> bool:
         target = self._target
         if not target.is_tls:
-            if target.host not in _LOOPBACK:
+            if target.host not in _LOOPBACK_HOSTS:
                 found = (
                     "plain HTTP: pages that came by https may not open it, and tokens can be read on the way"
                 )
-                self._tell(warn("tls", found, "put TLS in front of it, and give clients the https URL"))
-            self._tell(alpn_verdict(None))
+                self._on_finding(warn("tls", found, "put TLS in front of it, and give clients the https URL"))
+            self._on_finding(alpn_verdict(None))
             return True
-        seen = await network.handshake(target.host, target.port, self._context, self._patience.connect)
+        seen = await network.handshake(
+            target.host, target.port, self._context, self._timeouts.connect_seconds
+        )
         findings = handshake_verdicts(seen, target.host, datetime.datetime.now(datetime.UTC))
         for finding in findings:
-            self._tell(finding)
+            self._on_finding(finding)
         # The token, or a ticket in the URL, is not sent to whom the certificate does not name.
         if any(finding.level is Level.BAD for finding in findings):
             return False
-        self._tell(alpn_verdict(seen.alpn))
+        self._on_finding(alpn_verdict(seen.alpn))
         return True
 
     # HTTP.
 
-    async def _ask(self, client: Client) -> None:
-        for name in self._target.unknown_names[:MOST_NAMES]:
-            self._tell(query_verdict(name))
+    async def _check_http(self, client: ProbeClient) -> None:
+        for name in self._target.unknown_query_names[:MAX_UNKNOWN_NAMES]:
+            self._on_finding(query_verdict(name))
         try:
-            stream = await client.stream(encodings=BROWSER_ENCODINGS)
+            stream = await client.open_stream(encodings=BROWSER_ENCODINGS)
         except TimeoutError:
-            await self._unanswered(client)
+            await self._check_without_answer(client)
             return
         except (aiohttp.ClientError, OSError) as error:
             mend = "see the log of what listens there"
-            self._tell(bad("status", f"no HTTP answer: {network.reason(error)}", mend))
+            self._on_finding(bad("status", f"no HTTP answer: {network.describe_network_error(error)}", mend))
             return
         try:
-            if not await self._is_stream(client, stream):
+            if not await self._check_response(client, stream):
                 return
-            is_plain = self._headers(stream.head)
-            heard = stream if is_plain else await self._uncompressed(client)
+            is_plain = self._check_headers(stream.head)
+            heard = stream if is_plain else await self._reopen_uncompressed(client)
             if heard is None:
-                self._tell(skip("heartbeat", "cannot be seen: the stream is compressed for everybody"))
+                self._on_finding(skip("heartbeat", "cannot be seen: the stream is compressed for everybody"))
             else:
-                await self._listen(client, heard)
-            await self._preflight(client)
+                await self._check_stream(client, heard)
+            await self._check_preflight(client)
         finally:
             stream.close()
 
-    async def _unanswered(self, client: Client) -> None:
-        head = await client.head()
-        self._tell(unanswered_verdict(self._patience.answer, head.status if head else None))
+    async def _check_without_answer(self, client: ProbeClient) -> None:
+        head = await client.fetch_head()
+        self._on_finding(unanswered_verdict(self._timeouts.response_seconds, head.status if head else None))
         if head is not None and head.status == 200:
-            self._headers(head)
-            await self._preflight(client)
-        self._tell(skip("the rest", "cannot be seen before that is mended"))
+            self._check_headers(head)
+            await self._check_preflight(client)
+        self._on_finding(skip("the rest", "cannot be seen before that is mended"))
 
-    async def _is_stream(self, client: Client, stream: Stream) -> bool:
+    async def _check_response(self, client: ProbeClient, stream: ProbeStream) -> bool:
         head, target = stream.head, self._target
         if head.status in REDIRECTS:
-            final = await client.follow(head.get("Location"))
-            self._tell(redirect_verdict(head.status, None if final is None else shown(final)))
+            final = await client.follow_redirects(head.get("Location"))
+            self._on_finding(redirect_verdict(head.status, None if final is None else redact_url(final)))
             return False
-        body = b"" if head.status == 200 else await stream.body(self._patience.late)
+        body = b"" if head.status == 200 else await stream.read_body(self._timeouts.late_seconds)
         status = status_verdict(head, body, has_token=target.token is not None)
-        self._tell(status)
+        self._on_finding(status)
         if status.level is Level.OK:
             kind = type_verdict(head)
-            self._tell(kind)
+            self._on_finding(kind)
             if kind.level is not Level.BAD:
                 return True
-        self._cors(head)
+        self._check_cors(head)
         if target.origin is not None:
-            await self._preflight(client)
-        self._tell(skip("the rest", "cannot be seen before that is mended"))
+            await self._check_preflight(client)
+        self._on_finding(skip("the rest", "cannot be seen before that is mended"))
         return False
 
-    def _headers(self, head: Head) -> bool:
+    def _check_headers(self, head: ResponseHead) -> bool:
         """Tell about the headers of a stream; False if it is compressed."""
         compression = compression_verdict(head)
-        self._tell(compression)
-        self._tell(headers_verdict(head))
-        self._cors(head)
+        self._on_finding(compression)
+        self._on_finding(headers_verdict(head))
+        self._check_cors(head)
         return compression.level is Level.OK
 
-    def _cors(self, head: Head) -> None:
+    def _check_cors(self, head: ResponseHead) -> None:
         if self._target.origin is None:
-            self._tell(skip("cors", "not looked at: name the page by --origin https://app.example.com"))
+            self._on_finding(skip("cors", "not looked at: name the page by --origin https://app.example.com"))
             return
-        self._tell(origin_verdict(head, self._target.origin))
-        self._tell(vary_verdict(head))
+        self._on_finding(origin_verdict(head, self._target.origin))
+        self._on_finding(vary_verdict(head))
 
-    async def _preflight(self, client: Client) -> None:
+    async def _check_preflight(self, client: ProbeClient) -> None:
         if self._target.origin is None:
             return
-        head = await client.preflight()
+        head = await client.send_preflight()
         if head is None:
-            self._tell(bad("preflight", "OPTIONS is not answered", "pass OPTIONS on to the gateway"))
+            self._on_finding(bad("preflight", "OPTIONS is not answered", "pass OPTIONS on to the gateway"))
         else:
-            self._tell(preflight_verdict(head, self._target.origin))
+            self._on_finding(preflight_verdict(head, self._target.origin))
 
     # The stream.
 
-    async def _uncompressed(self, client: Client) -> Stream | None:
+    async def _reopen_uncompressed(self, client: ProbeClient) -> ProbeStream | None:
         """Ask again so that no compressor may take part, and the rest can be seen; None if one does."""
         try:
-            stream = await client.stream()
+            stream = await client.open_stream()
         except (TimeoutError, aiohttp.ClientError, OSError):
             return None
         if stream.head.status == 200 and compression_verdict(stream.head).level is Level.OK:
@@ -207,32 +217,41 @@ class Walk:
         stream.close()
         return None
 
-    async def _listen(self, client: Client, stream: Stream) -> None:
-        patience = self._patience
-        ear = stream.ear
+    async def _check_stream(self, client: ProbeClient, stream: ProbeStream) -> None:
+        patience = self._timeouts
+        ear = stream.recorder
         try:
-            first = await stream.hear(stream.head_at + patience.answer, lambda: ear.has_begun)
-            self._tell(first_bytes_verdict(first, patience))
+            first = await stream.listen(
+                stream.head_at_seconds + patience.response_seconds, lambda: ear.has_first_event
+            )
+            self._on_finding(first_bytes_verdict(first, patience))
             if not first.arrivals:
-                self._tell(skip("heartbeat", "cannot be seen before that is mended"))
+                self._on_finding(skip("heartbeat", "cannot be seen before that is mended"))
                 return
-            heard = await stream.hear(patience.listen)
+            heard = await stream.listen(patience.listen_seconds)
         finally:
             stream.close()
-        if heard.close_reason is None or heard.opened is not None:
-            self._tell(heartbeat_verdict(heard, patience))
-        self._tell(ending_verdict(heard, patience))
-        self._tell(resume_verdict(heard, await self._again(client, heard)))
+        if heard.close_reason is None or heard.open_event is not None:
+            self._on_finding(heartbeat_verdict(heard, patience))
+        self._on_finding(ending_verdict(heard, patience))
+        self._on_finding(resume_verdict(heard, await self._resume(client, heard)))
 
-    async def _again(self, client: Client, heard: Heard) -> Heard | None:
+    async def _resume(self, client: ProbeClient, transcript: Transcript) -> Transcript | None:
         """Reconnect as a browser does."""
-        if heard.opened is None or not heard.last_id or not can_be_sent(heard.last_id):
+        if (
+            transcript.open_event is None
+            or not transcript.last_id
+            or not is_valid_last_event_id(transcript.last_id)
+        ):
             return None
         try:
-            stream = await client.stream(last_id=heard.last_id)
+            stream = await client.open_stream(last_id=transcript.last_id)
         except (TimeoutError, aiohttp.ClientError, OSError):
             return None
         try:
-            return await stream.hear(stream.head_at + self._patience.answer, lambda: stream.ear.has_begun)
+            return await stream.listen(
+                stream.head_at_seconds + self._timeouts.response_seconds,
+                lambda: stream.recorder.has_first_event,
+            )
         finally:
             stream.close()

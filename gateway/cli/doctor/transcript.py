@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-LONGEST_LINE = 1 << 20
+MAX_LINE_BYTES = 1 << 20
 """Bytes of a line that are kept: a server that sends no line end must not fill the memory."""
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _OPEN, _CLOSE, _HEARTBEAT = "stream.open", "stream.close", "stream.heartbeat"
 
 
-class End(StrEnum):
+class EndReason(StrEnum):
     """Why listening ended."""
 
-    TIME = "time"
+    STILL_OPEN = "time"
     """It is still open."""
-    ENDED = "ended"
+    BODY_ENDED = "ended"
     """The answer's body ended as its framing says."""
-    CUT = "cut"
+    CONNECTION_LOST = "cut"
     """The connection broke in the middle of the body."""
 
 
@@ -28,91 +28,100 @@ class End(StrEnum):
 class Arrival:
     """Bytes that came together: ``at`` is in seconds since the request, ``beats`` are its heartbeats."""
 
-    at: float
-    size: int
-    beats: int
+    at_seconds: float
+    size_bytes: int
+    heartbeats: int
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenEvent:
     """What ``stream.open`` said."""
 
     resume: str
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Transcript:
     """One stream, as far as it was listened to. Times are in seconds since the request."""
 
-    head_at: float
+    head_at_seconds: float
     arrivals: Sequence[Arrival]
-    over_at: float
-    end: End
-    opened: Opened | None
+    end_at_seconds: float
+    end_reason: EndReason
+    open_event: OpenEvent | None
     close_reason: str | None
     last_id: str
 
     @property
     def silences(self) -> list[float]:
         """The seconds between one arrival and the next."""
-        return [after.at - before.at for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)]
+        return [
+            after.at_seconds - before.at_seconds
+            for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)
+        ]
 
     @property
     def last_silence(self) -> float:
         """The seconds from the last arrival, or the head, to the end of listening."""
-        return self.over_at - (self.arrivals[-1].at if self.arrivals else self.head_at)
+        return self.end_at_seconds - (self.arrivals[-1].at_seconds if self.arrivals else self.head_at_seconds)
 
 
-class Ear:
+class TranscriptRecorder:
     """Takes the pieces of a body, parsed by WHATWG HTML §9.2.6 as far as a diagnosis needs it."""
 
-    def __init__(self, head_at: float) -> None:
-        self._head_at = head_at
+    def __init__(self, head_at_seconds: float) -> None:
+        self._head_at_seconds = head_at_seconds
         self._arrivals: list[Arrival] = []
-        self._rest = b""
+        self._partial_line = b""
         self._type = ""
         self._data: list[str] = []
         self._id = ""
-        self._beats = 0
-        self.opened: Opened | None = None
+        self._heartbeats = 0
+        self.open_event: OpenEvent | None = None
         self.close_reason: str | None = None
         self.last_id = ""
 
     @property
-    def has_heard(self) -> bool:
+    def has_data(self) -> bool:
         """Whether any byte of the body came."""
         return bool(self._arrivals)
 
     @property
-    def has_begun(self) -> bool:
+    def has_first_event(self) -> bool:
         """Whether the first event is whole."""
-        return self.opened is not None or self.close_reason is not None
+        return self.open_event is not None or self.close_reason is not None
 
-    def feed(self, data: bytes, at: float) -> None:
+    def feed(self, data: bytes, at_seconds: float) -> None:
         """Take a piece that came ``at`` seconds after the request."""
-        self._beats = 0
-        text = self._rest + data
+        self._heartbeats = 0
+        text = self._partial_line + data
         whole = text.removesuffix(b"\r")  # an LF may follow, and both are one line end
         *lines, rest = _LINE_END.split(whole)
-        self._rest = rest[:LONGEST_LINE] + text[len(whole) :]
+        self._partial_line = rest[:MAX_LINE_BYTES] + text[len(whole) :]
         for line in lines:
-            self._line(line.decode("utf-8", "replace"))
-        self._arrivals.append(Arrival(at, len(data), self._beats))
+            self._parse_line(line.decode("utf-8", "replace"))
+        self._arrivals.append(Arrival(at_seconds, len(data), self._heartbeats))
 
-    def heard(self, over_at: float, end: End) -> Heard:
+    def finish(self, end_at_seconds: float, end_reason: EndReason) -> Transcript:
         """Return all of it, at the end of listening."""
-        return Heard(
-            self._head_at, tuple(self._arrivals), over_at, end, self.opened, self.close_reason, self.last_id
+        return Transcript(
+            self._head_at_seconds,
+            tuple(self._arrivals),
+            end_at_seconds,
+            end_reason,
+            self.open_event,
+            self.close_reason,
+            self.last_id,
         )
 
-    def _line(self, line: str) -> None:
+    def _parse_line(self, line: str) -> None:
         if not line:
             self._dispatch()
             return
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if not name:
-            self._beats += 1
+            self._heartbeats += 1
         elif name == "event":
             self._type = value
         elif name == "data" and self._type in (_OPEN, _CLOSE, _HEARTBEAT):
@@ -124,15 +133,15 @@ class Ear:
         self.last_id = self._id
         if self._type == _HEARTBEAT:
             # One that asks for an answer comes at a time of its own, and is no sign of bytes that were held.
-            self._beats += 0 if _word("\n".join(self._data), "nonce") else 1
+            self._heartbeats += 0 if _json_field("\n".join(self._data), "nonce") else 1
         elif self._type == _OPEN:
-            self.opened = Opened(_word("\n".join(self._data), "resume"))
+            self.open_event = OpenEvent(_json_field("\n".join(self._data), "resume"))
         elif self._type == _CLOSE:
-            self.close_reason = _word("\n".join(self._data), "reason")
+            self.close_reason = _json_field("\n".join(self._data), "reason")
         self._type, self._data = "", []
 
 
-def _word(data: str, name: str) -> str:
+def _json_field(data: str, name: str) -> str:
     try:
         told = json.loads(data)
     except ValueError:

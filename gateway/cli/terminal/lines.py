@@ -7,50 +7,50 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.core.sse_parser import Message
-from gateway.core.text import safe, safe_lines
+from gateway.core.sanitize import escape_unprintable, escape_unprintable_lines
+from gateway.core.sse_parser import SseMessage
 
 # Colours. Pure.
 
 Colour = Literal["dim", "cyan", "green", "yellow", "red"]
-When = Literal["auto", "always", "never"]
+ColourMode = Literal["auto", "always", "never"]
 
-_CODES: Mapping[Colour, str] = {"dim": "2", "cyan": "36", "green": "32", "yellow": "33", "red": "1;31"}
+_ANSI_CODES: Mapping[Colour, str] = {"dim": "2", "cyan": "36", "green": "32", "yellow": "33", "red": "1;31"}
 
 
-def is_coloured(when: When, *, is_terminal: bool, environ: Mapping[str, str]) -> bool:
+def should_use_colour(mode: ColourMode, *, is_terminal: bool, environ: Mapping[str, str]) -> bool:
     """Tell whether to use colours: https://no-color.org, and only on a terminal that knows them."""
-    if when != "auto":
-        return when == "always"
+    if mode != "auto":
+        return mode == "always"
     return is_terminal and not environ.get("NO_COLOR") and environ.get("TERM", "dumb") != "dumb"
 
 
-class Paint:
+class Painter:
     """Puts colours around texts, or does not."""
 
-    def __init__(self, on: bool) -> None:
-        self._on = on
+    def __init__(self, is_enabled: bool) -> None:
+        self._is_enabled = is_enabled
 
     def __call__(self, colour: Colour, text: str) -> str:
         """Return the text in a colour."""
-        return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if self._on and text else text
+        return f"\x1b[{_ANSI_CODES[colour]}m{text}\x1b[0m" if self._is_enabled and text else text
 
 
-Style = Literal["envelope", "data", "json"]
+LineFormat = Literal["envelope", "data", "json"]
 
 OPEN, GAP, CLOSE, HEARTBEAT = "stream.open", "stream.gap", "stream.close", "stream.heartbeat"
-OWN = "stream."
+CONTROL_PREFIX = "stream."
 """What the types of the gateway's own events begin with."""
 
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def is_own(message: Message) -> bool:
+def is_control_event(message: SseMessage) -> bool:
     """Tell whether the gateway itself says it."""
-    return message.type.startswith(OWN)
+    return message.type.startswith(CONTROL_PREFIX)
 
 
-def told(message: Message) -> dict[str, Any]:
+def control_data(message: SseMessage) -> dict[str, Any]:
     """Return what one of the gateway's own events says; nothing where it is not what it should be."""
     try:
         found = json.loads(message.data)
@@ -59,54 +59,60 @@ def told(message: Message) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def event_line(message: Message, style: Style, paint: Paint) -> str:
+def event_line(message: SseMessage, style: LineFormat, paint: Painter) -> str:
     """Return the line of an ordinary event, or the lines of its payload."""
     if style == "data":
-        return safe_lines(message.data)
+        return escape_unprintable_lines(message.data)
     if style == "json":
         return _json_line(message)
     try:
-        envelope = _object.decode(message.data)
+        envelope = _object_decoder.decode(message.data)
         payload = bytes(envelope["payload"]).decode()
         channel, timestamp = (json.loads(bytes(envelope[name])) for name in ("channel", "timestamp"))
         time = datetime.fromtimestamp(timestamp / 1000).astimezone().strftime("%H:%M:%S.%f")[:-3]
     except (msgspec.MsgspecError, KeyError, ValueError, TypeError, OverflowError, OSError, RecursionError):
-        return safe(message.data)  # from something that is no gateway
-    type_ = "" if message.type == "message" else paint("green", safe(message.type)) + " "
+        return escape_unprintable(message.data)  # from something that is no gateway
+    type_ = "" if message.type == "message" else paint("green", escape_unprintable(message.type)) + " "
     return (
-        f"{paint('dim', time)} {paint('dim', safe(message.id) or '-')} {paint('cyan', safe(str(channel)))} "
+        f"{paint('dim', time)} {paint('dim', escape_unprintable(message.id) or '-')} {paint('cyan', escape_unprintable(str(channel)))} "
         f"{type_}{_one_line(payload)}"
     )
 
 
-def own_line(message: Message) -> str:
+def control_event_line(message: SseMessage) -> str:
     """Return one of the gateway's own events as a JSON object."""
-    return control_line(message.type.removeprefix(OWN), **told(message), id=message.id or None)
+    return control_json(
+        message.type.removeprefix(CONTROL_PREFIX), **control_data(message), id=message.id or None
+    )
 
 
-def control_line(kind: str, **values: Any) -> str:
+def control_json(kind: str, **values: Any) -> str:
     """Return what is no event as a JSON object: ``kind`` says what it is."""
-    return safe(json.dumps({"kind": kind} | values))
+    return escape_unprintable(json.dumps({"kind": kind} | values))
 
 
-def gap_words(message: Message) -> str:
+def describe_gap(message: SseMessage) -> str:
     """Return a gap in words."""
-    gap = {name: safe(str(value)) for name, value in told(message).items() if value is not None}
+    gap = {
+        name: escape_unprintable(str(value))
+        for name, value in control_data(message).items()
+        if value is not None
+    }
     missing = f"{gap['missing']} events" if "missing" in gap else "events"
     between = f" after {gap['after']}" if "after" in gap else ""
     between += f" and before {gap['oldest']}" if "oldest" in gap else ""
     return f"GAP on {gap.get('channel', '?')}: {missing}{between} may be missing ({gap.get('reason', '?')})"
 
 
-def _json_line(message: Message) -> str:
+def _json_line(message: SseMessage) -> str:
     """Return the envelope with its kind, each number as it was sent: nothing is decoded and encoded again."""
     try:
-        _object.decode(message.data)
+        _object_decoder.decode(message.data)
     except (msgspec.MsgspecError, RecursionError):
-        return control_line("event", id=message.id or None, type=message.type, payload=message.data)
-    return '{"kind":"event",' + safe(_one_line(message.data.strip())[1:].lstrip())
+        return control_json("event", id=message.id or None, type=message.type, payload=message.data)
+    return '{"kind":"event",' + escape_unprintable(_one_line(message.data.strip())[1:].lstrip())
 
 
 def _one_line(payload: str) -> str:
     """Return JSON on one line. Its line ends are white space: within strings they are escaped."""
-    return safe(payload.strip().replace("\r", " ").replace("\n", " ").replace("\t", " "))
+    return escape_unprintable(payload.strip().replace("\r", " ").replace("\n", " ").replace("\t", " "))

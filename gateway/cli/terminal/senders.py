@@ -24,27 +24,27 @@ except ImportError:  # the extra is not installed
     KafkaError = OSError
 
 from gateway import __version__
-from gateway.cli.doctor.network import reason
-from gateway.cli.terminal.endpoint import Door
-from gateway.cli.terminal.follower import error_words
-from gateway.cli.terminal.signing import headers, method
-from gateway.cli.terminal.test_record import Parcel
+from gateway.cli.doctor.network import describe_network_error
+from gateway.cli.terminal.endpoint import Endpoint
+from gateway.cli.terminal.follower import parse_error
+from gateway.cli.terminal.signing import signature_headers, verification_method
+from gateway.cli.terminal.test_record import TestRecord
 from gateway.config.model.redis_url import RedisUrl
-from gateway.config.model.sources import Kafka, RedisPubSub, RedisStream, Webhook
-from gateway.core.text import safe
-from gateway.net.redis_target import Target
-from gateway.net.tls_errors import in_plain_words
+from gateway.config.model.sources import KafkaConfig, RedisPubSubConfig, RedisStreamConfig, WebhookConfig
+from gateway.core.sanitize import escape_unprintable
+from gateway.net.redis_locator import RedisLocator
+from gateway.net.tls_errors import humanize_tls_error
 from gateway.sources.kafka import connection_options
 
-SECONDS = 10.0
+EXCHANGE_TIMEOUT_SECONDS = 10.0
 """How long one exchange may take."""
 
-MAX_ANSWER = 1024 * 1024
+MAX_RESPONSE_BYTES = 1024 * 1024
 """Bytes of an answer that are read."""
 
-_HOOKS = "/hooks/"
+_HOOKS_PATH = "/hooks/"
 
-_MENDS = {
+_STATUS_FIXES = {
     401: "are the secrets of this configuration the running gateway's?",
     404: "does the running gateway have this configuration, and is --url right?",
     429: "over the source's rate: wait, or say a longer --interval",
@@ -52,96 +52,99 @@ _MENDS = {
 }
 
 
-class NotSent(Exception):
+class SendError(Exception):
     """Nothing is known to have arrived; ``mend`` says what to do."""
 
-    def __init__(self, message: str, mend: str = "") -> None:
+    def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SendResult:
     """What became of a parcel: the ids of its events, where the way tells them, and how it went."""
 
-    how: str
-    ids: Sequence[str] = ()
+    summary: str
+    event_ids: Sequence[str] = ()
 
 
-async def send(parcel: Parcel, door: Callable[[], Door]) -> Sent:
+async def send_record(record: TestRecord, endpoint: Callable[[], Endpoint]) -> SendResult:
     """Send. ``door`` is asked for where a post goes. Raises NotSent. Cancelling is safe."""
-    config = parcel.config
-    if isinstance(config, Webhook):
-        return await _post(parcel, config, door())
-    sending: Awaitable[Sent]
-    if isinstance(config, RedisPubSub):
-        sending = _publish(parcel, config)
-    elif isinstance(config, RedisStream):
-        sending = _add(parcel, config)
+    config = record.source_config
+    if isinstance(config, WebhookConfig):
+        return await _post(record, config, endpoint())
+    sending: Awaitable[SendResult]
+    if isinstance(config, RedisPubSubConfig):
+        sending = _publish(record, config)
+    elif isinstance(config, RedisStreamConfig):
+        sending = _xadd(record, config)
     else:
-        sending = _produce(parcel, config)
+        sending = _produce(record, config)
     try:
-        async with asyncio.timeout(2 * SECONDS):
+        async with asyncio.timeout(2 * EXCHANGE_TIMEOUT_SECONDS):
             return await sending
     except TimeoutError:
-        raise NotSent(f"the upstream of {parcel.source} gave no answer in time") from None
+        raise SendError(f"the upstream of {record.source} gave no answer in time") from None
     except (RedisError, KafkaError, OSError) as error:
-        raise NotSent(
-            f"the upstream of {parcel.source}: {safe(in_plain_words(str(error))) or type(error).__name__}",
+        raise SendError(
+            f"the upstream of {record.source}: {escape_unprintable(humanize_tls_error(str(error))) or type(error).__name__}",
             "is it reachable from here? The configuration names it as the gateway sees it",
         ) from None
 
 
-async def _post(parcel: Parcel, config: Webhook, door: Door) -> Sent:
-    path, media, body, more = _body(parcel, config)
-    url = f"{door.url}{path}"
-    signed = dict(headers(config.verify, body, time.time(), parcel.type, parcel.key))
+async def _post(record: TestRecord, config: WebhookConfig, endpoint: Endpoint) -> SendResult:
+    path, media, body, more = _encode_post(record, config)
+    url = f"{endpoint.url}{path}"
+    signed = dict(signature_headers(config.verify, body, time.time(), record.type, record.key))
     own: dict[str, str] = {hdrs.USER_AGENT: f"sse-gateway-publish/{__version__}", hdrs.CONTENT_TYPE: media}
-    if parcel.key is not None:
-        own["Idempotency-Key"] = parcel.key
-    tls: ssl.SSLContext | bool = True if door.context is None else door.context
+    if record.key is not None:
+        own["Idempotency-Key"] = record.key
+    tls: ssl.SSLContext | bool = True if endpoint.tls_context is None else endpoint.tls_context
     try:
         async with (
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=tls), timeout=aiohttp.ClientTimeout(total=SECONDS)
+                connector=aiohttp.TCPConnector(ssl=tls),
+                timeout=aiohttp.ClientTimeout(total=EXCHANGE_TIMEOUT_SECONDS),
             ) as session,
             session.post(
-                url, data=body, headers={**own, **parcel.headers, **more, **signed}, allow_redirects=False
+                url, data=body, headers={**own, **record.headers, **more, **signed}, allow_redirects=False
             ) as answer,
         ):
-            told = await answer.content.read(MAX_ANSWER)
+            told = await answer.content.read(MAX_RESPONSE_BYTES)
             status = answer.status
     except ValueError as error:  # a secret with a line end, say: its words must not be shown
         if isinstance(error, aiohttp.ClientError):
-            raise NotSent(f"{door.url} cannot be asked") from None
-        raise NotSent("a header cannot be sent: does a secret or --key hold a line end?") from None
+            raise SendError(f"{endpoint.url} cannot be asked") from None
+        raise SendError("a header cannot be sent: does a secret or --key hold a line end?") from None
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        why = safe(in_plain_words(reason(getattr(error, "os_error", error))))
-        raise NotSent(
-            f"{door.url} does not answer: {why}", "does the gateway run? --url says where"
+        why = escape_unprintable(
+            humanize_tls_error(describe_network_error(getattr(error, "os_error", error)))
+        )
+        raise SendError(
+            f"{endpoint.url} does not answer: {why}", "does the gateway run? --url says where"
         ) from None
-    how = f"POST {url} ({method(config.verify)}): {status}"
+    how = f"POST {url} ({verification_method(config.verify)}): {status}"
     if 200 <= status < 300:
-        return Sent(how, _ids(told))
-    code, message = error_words(told)
-    raise NotSent(f"{how} {code}: {message}" if code else how, _MENDS.get(status, ""))
+        return SendResult(how, _parse_event_ids(told))
+    code, message = parse_error(told)
+    raise SendError(f"{how} {code}: {message}" if code else how, _STATUS_FIXES.get(status, ""))
 
 
-def _body(parcel: Parcel, config: Webhook) -> tuple[str, str, bytes, dict[str, str]]:
+def _encode_post(record: TestRecord, config: WebhookConfig) -> tuple[str, str, bytes, dict[str, str]]:
     """Return path, content type, body and headers of a post that is one record, in the source's format."""
-    base = _HOOKS + quote(parcel.source, safe="")
-    topic = quote(parcel.topic, safe="")
+    base = _HOOKS_PATH + quote(record.source, safe="")
+    topic = quote(record.topic, safe="")
     plain = f"{base}?topic={topic}"
-    payload, kind = parcel.payload, "application/json"
-    is_typed = parcel.type is not None and not config.verify.github
+    payload, kind = record.payload, "application/json"
+    is_typed = record.type is not None and not config.verify.github
     if config.format == "cloudevents" or is_typed:
         attributes = {
             "specversion": "1.0",
-            "id": parcel.key or str(uuid4()),
+            "id": record.key or str(uuid4()),
             "source": "/sse-gateway/publish",
         }
-        attributes["type"] = parcel.type or "test"
+        attributes["type"] = record.type or "test"
         return (
             plain,
             kind,
@@ -161,59 +164,59 @@ def _body(parcel: Parcel, config: Webhook) -> tuple[str, str, bytes, dict[str, s
     return plain, kind, payload, {}
 
 
-def _ids(answer: bytes) -> Sequence[str]:
+def _parse_event_ids(answer: bytes) -> Sequence[str]:
     try:
         told: Any = json.loads(answer)
     except ValueError:
         return ()
     ids = told.get("ids") if isinstance(told, dict) else None
-    return [safe(str(id)) for id in ids] if isinstance(ids, list) else ()
+    return [escape_unprintable(str(id)) for id in ids] if isinstance(ids, list) else ()
 
 
-async def _redis(url: str, key: str) -> Redis:
-    options = await Target(RedisUrl.parse(url)).locate(key, SECONDS)
-    limits = {"socket_timeout": SECONDS, "socket_connect_timeout": SECONDS}
+async def _redis_client(url: str, key: str) -> Redis:
+    options = await RedisLocator(RedisUrl.parse(url)).locate(key, EXCHANGE_TIMEOUT_SECONDS)
+    limits = {"socket_timeout": EXCHANGE_TIMEOUT_SECONDS, "socket_connect_timeout": EXCHANGE_TIMEOUT_SECONDS}
     return Redis(connection_pool=ConnectionPool(**{**options, **limits}))
 
 
-async def _publish(parcel: Parcel, config: RedisPubSub) -> Sent:
-    client = await _redis(config.url.get_secret_value(), parcel.topic)
+async def _publish(record: TestRecord, config: RedisPubSubConfig) -> SendResult:
+    client = await _redis_client(config.url.get_secret_value(), record.topic)
     try:
-        heard = int(await client.publish(parcel.topic, parcel.payload))
+        heard = int(await client.publish(record.topic, record.payload))
     finally:
         await client.aclose()
     if not heard:
-        raise NotSent(
-            f"PUBLISH {parcel.topic}: nobody is subscribed at that Redis",
-            f"does the gateway run, and is the source {parcel.source} up (/status)?",
+        raise SendError(
+            f"PUBLISH {record.topic}: nobody is subscribed at that Redis",
+            f"does the gateway run, and is the source {record.source} up (/status)?",
         )
-    return Sent(f"PUBLISH {parcel.topic}: {heard} subscribed")
+    return SendResult(f"PUBLISH {record.topic}: {heard} subscribed")
 
 
-async def _add(parcel: Parcel, config: RedisStream) -> Sent:
-    entry: dict[Any, Any] = {**parcel.fields, config.payload or "payload": parcel.payload}
-    if parcel.type is not None:
-        entry["type"] = parcel.type
-    client = await _redis(config.url.get_secret_value(), parcel.topic)
+async def _xadd(record: TestRecord, config: RedisStreamConfig) -> SendResult:
+    entry: dict[Any, Any] = {**record.fields, config.payload or "payload": record.payload}
+    if record.type is not None:
+        entry["type"] = record.type
+    client = await _redis_client(config.url.get_secret_value(), record.topic)
     try:
-        id = await client.xadd(parcel.topic, entry)
+        id = await client.xadd(record.topic, entry)
     finally:
         await client.aclose()
-    return Sent(f"XADD {parcel.topic}: the entry {id.decode() if isinstance(id, bytes) else id}")
+    return SendResult(f"XADD {record.topic}: the entry {id.decode() if isinstance(id, bytes) else id}")
 
 
-async def _produce(parcel: Parcel, config: Kafka) -> Sent:
+async def _produce(record: TestRecord, config: KafkaConfig) -> SendResult:
     if AIOKafkaProducer is None:
-        raise NotSent("Kafka needs the extra", "pip install 'sse-gateway[kafka]'")
-    producer = AIOKafkaProducer(**connection_options(parcel.source, config))
+        raise SendError("Kafka needs the extra", "pip install 'sse-gateway[kafka]'")
+    producer = AIOKafkaProducer(**connection_options(record.source, config))
     try:
         await producer.start()
         sent = await producer.send_and_wait(
-            parcel.topic,
-            parcel.payload,
-            key=None if parcel.key is None else parcel.key.encode(),
-            headers=[(name, text.encode()) for name, text in parcel.headers.items()],
+            record.topic,
+            record.payload,
+            key=None if record.key is None else record.key.encode(),
+            headers=[(name, text.encode()) for name, text in record.headers.items()],
         )
     finally:
         await producer.stop()
-    return Sent(f"Kafka {parcel.topic}: partition {sent.partition}, offset {sent.offset}")
+    return SendResult(f"Kafka {record.topic}: partition {sent.partition}, offset {sent.offset}")

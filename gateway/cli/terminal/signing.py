@@ -6,28 +6,28 @@ import hmac
 from collections.abc import Mapping
 from uuid import uuid4
 
-from gateway.config.model.verify import Hmac, Verify, standard_key
+from gateway.config.model.verify import HmacConfig, VerifyConfig, decode_standard_webhooks_key
 
 
-class Unsignable(ValueError):
+class CannotSign(ValueError):
     """Nothing that the configuration holds can prove us; says what can."""
 
 
-def method(verify: Verify) -> str:
+def verification_method(verify: VerifyConfig) -> str:
     """Return the name of the way in which a source's posts are verified."""
     return next(name for name in type(verify).model_fields if name != "tolerance" and getattr(verify, name))
 
 
-def check(verify: Verify) -> None:
+def check_can_sign(verify: VerifyConfig) -> None:
     """Raise Unsignable for a source that nobody can post to with what the configuration holds."""
     if verify.client_certificate:
-        raise Unsignable(
+        raise CannotSign(
             "wants a client certificate, whose key is not in the configuration: curl --cert can post there"
         )
 
 
-def headers(
-    verify: Verify, body: bytes, now: float, type_: str | None, key: str | None = None
+def signature_headers(
+    verify: VerifyConfig, body: bytes, now: float, type_: str | None, key: str | None = None
 ) -> Mapping[str, str]:
     """Return the headers of a post. Of several secrets the first signs. ``now`` is in unix seconds.
 
@@ -35,21 +35,23 @@ def headers(
 
     Raises Unsignable.
     """
-    check(verify)
+    check_can_sign(verify)
     id, seconds = key or f"msg_{uuid4().hex}", str(int(now))
     if verify.standard_webhooks:
-        secret = standard_key(verify.standard_webhooks[0].get_secret_value())
-        signature = base64.b64encode(_digest(secret, f"{id}.{seconds}.".encode() + body)).decode()
+        secret = decode_standard_webhooks_key(verify.standard_webhooks[0].get_secret_value())
+        signature = base64.b64encode(_hmac_sha256(secret, f"{id}.{seconds}.".encode() + body)).decode()
         return {"webhook-id": id, "webhook-timestamp": seconds, "webhook-signature": f"v1,{signature}"}
     if verify.github:
-        signature = _digest(verify.github[0].get_secret_value().encode(), body).hex()
+        signature = _hmac_sha256(verify.github[0].get_secret_value().encode(), body).hex()
         signed = {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Delivery": id}
         return signed | ({"X-GitHub-Event": type_} if type_ else {})
     if verify.stripe:
         secret = verify.stripe[0].get_secret_value().encode()
-        return {"Stripe-Signature": f"t={seconds},v1={_digest(secret, f'{seconds}.'.encode() + body).hex()}"}
+        return {
+            "Stripe-Signature": f"t={seconds},v1={_hmac_sha256(secret, f'{seconds}.'.encode() + body).hex()}"
+        }
     if verify.hmac:
-        return _generic(verify.hmac, body, id, seconds)
+        return _hmac_headers(verify.hmac, body, id, seconds)
     if verify.basic:
         user = base64.b64encode(verify.basic[0].get_secret_value().encode()).decode()
         return {"Authorization": f"Basic {user}"}
@@ -57,7 +59,7 @@ def headers(
     return {"Authorization": f"Bearer {tokens[0].get_secret_value()}"} if tokens else {}
 
 
-def _generic(config: Hmac, body: bytes, id: str, seconds: str) -> Mapping[str, str]:
+def _hmac_headers(config: HmacConfig, body: bytes, id: str, seconds: str) -> Mapping[str, str]:
     before, _, after = config.content.partition("{body}")
     content = b"".join(
         part if isinstance(part, bytes) else part.replace("{id}", id).replace("{timestamp}", seconds).encode()
@@ -73,5 +75,5 @@ def _generic(config: Hmac, body: bytes, id: str, seconds: str) -> Mapping[str, s
     return signed
 
 
-def _digest(key: bytes, content: bytes) -> bytes:
+def _hmac_sha256(key: bytes, content: bytes) -> bytes:
     return hmac.digest(key, content, hashlib.sha256)

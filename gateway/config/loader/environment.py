@@ -9,114 +9,120 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from gateway.config.loader.faults import SECRET_KEYS, Fault, Path, nearest
-from gateway.config.model.paths import absolute
+from gateway.config.loader.issues import SECRET_KEYS, ConfigIssue, ConfigPath, suggest_nearest
+from gateway.config.model.paths import absolute_path
 
 MAX_FILE_BYTES = 1024 * 1024
 """Largest file that a ``file:`` reference may name."""
 
 _REFERENCE = re.compile(r"(\$?)\$\{([^}]*)\}?")
-_UNBRACED = re.compile(
+_UNBRACED_VARIABLE = re.compile(
     r"(?:^|(?<=[/:@=,]))\$([A-Z_][A-Z0-9_]+)(?=$|[/:@?&,])|^\$([A-Za-z_][A-Za-z0-9_]*)$"
     r"|^\$\(([A-Za-z_][A-Za-z0-9_]*)\)$|^%([A-Za-z_][A-Za-z0-9_]*)%$"
 )
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
-def resolve(data: Any, environ: Mapping[str, str], folder: FilePath, faults: list[Fault]) -> Any:
+def resolve_references(
+    data: Any, environ: Mapping[str, str], folder: FilePath, errors: list[ConfigIssue]
+) -> Any:
     """Return ``data`` with every reference replaced by what it names; mistakes go to ``faults``.
 
     Relative ``file:`` paths start at ``folder``. Trailing line ends of a file are dropped.
     """
-    return _Resolver(environ, folder, faults).value(data, ())
+    return _ReferenceResolver(environ, folder, errors).resolve(data, ())
 
 
-def _unbraced(text: str, path: Path) -> str | None:
+def _find_unbraced_variable(text: str, path: ConfigPath) -> str | None:
     """Return the name of a variable that is written as shells, make and Windows do, where names are rare."""
     if path[:1] == ("channels",) or "event" in path or path[-1:] == ("topic",):
         return None  # Redis and MQTT have topics such as $SYS
-    found = _UNBRACED.search(text)
+    found = _UNBRACED_VARIABLE.search(text)
     return None if found is None else next(name for name in found.groups() if name)
 
 
-def variables(text: str, environ: Mapping[str, str]) -> str:
+def expand_variables(text: str, environ: Mapping[str, str]) -> str:
     """Return a text with what its variables stand for; what is wrong with one stands for nothing."""
-    return _Resolver(environ, FilePath(), []).expanded(text, ())
+    return _ReferenceResolver(environ, FilePath(), []).expand(text, ())
 
 
-class _Resolver:
-    def __init__(self, environ: Mapping[str, str], folder: FilePath, faults: list[Fault]) -> None:
+class _ReferenceResolver:
+    def __init__(self, environ: Mapping[str, str], folder: FilePath, faults: list[ConfigIssue]) -> None:
         self._environ = environ
         self._folder = folder
-        self._faults = faults
+        self._errors = faults
 
-    def value(self, data: Any, path: Path) -> Any:
+    def resolve(self, data: Any, path: ConfigPath) -> Any:
         if isinstance(data, dict):
-            return {key: self.value(item, (*path, key)) for key, item in data.items()}
+            return {key: self.resolve(item, (*path, key)) for key, item in data.items()}
         if isinstance(data, list):
-            return [self.value(item, (*path, index)) for index, item in enumerate(data)]
+            return [self.resolve(item, (*path, index)) for index, item in enumerate(data)]
         if not isinstance(data, str):
             return data
-        if (name := _unbraced(data, path)) is not None:
-            self._faults.append(
-                Fault(path, f"a variable needs braces: ${{{name}}}; without them this is the text itself")
+        if (name := _find_unbraced_variable(data, path)) is not None:
+            self._errors.append(
+                ConfigIssue(
+                    path, f"a variable needs braces: ${{{name}}}; without them this is the text itself"
+                )
             )
             return ""
-        text = self.expanded(data, path)
+        text = self.expand(data, path)
         # It is meant for a page that was opened from a file, and `origins` says why that is wrong.
         is_origin = "origins" in path and data.startswith("file://")
-        return self._file(text[5:], path) if data.startswith("file:") and not is_origin else text
+        return self._read_file(text[5:], path) if data.startswith("file:") and not is_origin else text
 
-    def expanded(self, text: str, path: Path) -> str:
+    def expand(self, text: str, path: ConfigPath) -> str:
         if "${" not in text:
             return text
-        return _REFERENCE.sub(lambda match: self._variable(match, path), text)
+        return _REFERENCE.sub(lambda match: self._expand_variable(match, path), text)
 
-    def _variable(self, match: re.Match[str], path: Path) -> str:
+    def _expand_variable(self, match: re.Match[str], path: ConfigPath) -> str:
         escaped, body = match[1], match[2]
         if escaped:
             return match[0][1:]
         parsed = _NAME.fullmatch(body) if match[0].endswith("}") else None
         if parsed is not None and "${" in (parsed[2] or ""):
-            self._faults.append(
-                Fault(path, f"{parsed[1]}'s default holds a reference, and they do not nest; write it out")
+            self._errors.append(
+                ConfigIssue(
+                    path, f"{parsed[1]}'s default holds a reference, and they do not nest; write it out"
+                )
             )
             return ""
         if parsed is None:
             shown = "this" if any(part in SECRET_KEYS for part in path) else repr(match[0])
-            self._faults.append(
-                Fault(path, f"{shown} is not a reference; write ${{NAME}} or ${{NAME:-default}}")
+            self._errors.append(
+                ConfigIssue(path, f"{shown} is not a reference; write ${{NAME}} or ${{NAME:-default}}")
             )
             return ""
         name, default = parsed[1], parsed[2]
         value = self._environ.get(name)
         if value is None and default is None:
-            close = nearest(name, (key for key in self._environ if key[:3] == name[:3]))
+            close = suggest_nearest(name, (key for key in self._environ if key[:3] == name[:3]))
             hint = close if close.startswith("did") else f"set it, or write ${{{name}:-default}}"
-            self._faults.append(Fault(path, f"the environment has no {name}; {hint}"))
+            self._errors.append(ConfigIssue(path, f"the environment has no {name}; {hint}"))
             return ""
         if not value and default is not None:
             return default
         if value == "":
-            self._faults.append(
-                Fault(path, f"{name} is set but empty; give it a value, or write ${{{name}:-default}}")
+            self._errors.append(
+                ConfigIssue(path, f"{name} is set but empty; give it a value, or write ${{{name}:-default}}")
             )
         return value or ""
 
-    def _file(self, name: str, path: Path) -> str:
-        file = FilePath(absolute(name, self._folder))
+    def _read_file(self, name: str, path: ConfigPath) -> str:
+        file = FilePath(absolute_path(name, self._folder))
         try:
             with file.open("rb") as opened:
                 content = opened.read(MAX_FILE_BYTES + 1)
         except (OSError, ValueError) as error:  # ValueError: what no name can hold
             reason = error.strerror if isinstance(error, OSError) else "that is no name of a file"
-            self._faults.append(Fault(path, f"cannot read {str(file)!r}: {reason}"))
+            self._errors.append(ConfigIssue(path, f"cannot read {str(file)!r}: {reason}"))
             return ""
         if len(content) > MAX_FILE_BYTES:
-            self._faults.append(Fault(path, f"{file} is larger than {MAX_FILE_BYTES} bytes"))
+            self._errors.append(ConfigIssue(path, f"{file} is larger than {MAX_FILE_BYTES} bytes"))
             return ""
         try:
             return content.decode().rstrip("\r\n")
         except UnicodeDecodeError:
-            self._faults.append(Fault(path, f"{file} is not UTF-8 text"))
+            self._errors.append(ConfigIssue(path, f"{file} is not UTF-8 text"))
             return ""

@@ -14,43 +14,41 @@ import yaml
 _HAS_KEY = re.compile(r"""\s*(?:-\s+)*(?:"[^"]*"|'[^']*'|[^\s#'"][^#]*?):(?:\s|$)""")
 _CLOSERS = {"mapping": ("{", "}"), "sequence": ("[", "]")}
 _BLOCK_END = re.compile(r"expected <block end>, but found '(.*)'")
-_STRANGE = re.compile(r"found character '(.+)' that cannot start any token")
+_INVALID_FIRST_CHAR = re.compile(r"found character '(.+)' that cannot start any token")
 
 
-_QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a\u2033\u2032"
-_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
-_BLANKS = re.compile("[\u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]")
-_DASH_ITEM = re.compile(rf"[{_DASHES}]\s")
+_TYPOGRAPHIC_QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a\u2033\u2032"
+_TYPOGRAPHIC_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+_UNICODE_BLANKS = re.compile("[\u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]")
+_DASH_ITEM = re.compile(rf"[{_TYPOGRAPHIC_DASHES}]\s")
 
 
-def typographic(text: str) -> str | None:
+def typographic_error(text: str) -> str | None:
     """Return what is wrong with unquoted text that a word processor or a web page has changed.
 
     It quotes one character, and nothing of what may be a secret.
     """
-    if text[:1] and text[0] in _QUOTES:
+    if text[:1] and text[0] in _TYPOGRAPHIC_QUOTES:
         return (
-            f"begins with the typographic quote {text[0]} ({_named(text[0])}), which quotes nothing in YAML;"
+            f"begins with the typographic quote {text[0]} ({_char_name(text[0])}), which quotes nothing in YAML;"
             " write \" or '"
         )
     if _DASH_ITEM.match(text):
-        return (
-            f"begins with the dash {text[0]} ({_named(text[0])}); an item of a list begins with a hyphen: -"
-        )
-    blank = _BLANKS.search(text)
+        return f"begins with the dash {text[0]} ({_char_name(text[0])}); an item of a list begins with a hyphen: -"
+    blank = _UNICODE_BLANKS.search(text)
     if blank is not None:
         return (
-            f"holds {_named(blank[0])}, which looks like a blank and is none; write a blank, or quote the"
+            f"holds {_char_name(blank[0])}, which looks like a blank and is none; write a blank, or quote the"
             " text if the character is meant"
         )
     return None
 
 
-def _named(char: str) -> str:
+def _char_name(char: str) -> str:
     return f"U+{ord(char):04X}, {unicodedata.name(char, 'no name').lower()}"
 
 
-class Trouble(NamedTuple):
+class YamlProblem(NamedTuple):
     """A place, counted from 1, and what is wrong there."""
 
     line: int
@@ -58,110 +56,112 @@ class Trouble(NamedTuple):
     message: str
 
 
-def trouble(error: Exception, text: str, lines: Sequence[str]) -> Trouble:
+def explain_yaml_error(error: Exception, text: str, lines: Sequence[str]) -> YamlProblem:
     """Return what PyYAML's error, or its RecursionError, says of a text and its lines."""
     if isinstance(error, RecursionError):
-        return Trouble(1, 1, "not valid YAML: nested too deeply")
+        return YamlProblem(1, 1, "not valid YAML: nested too deeply")
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: error.position]
         column = len(before) - (before.rfind("\n") + 1) + 1
         sentence = f"not valid YAML: the character U+{error.character:04X} is not allowed; remove it"
-        return Trouble(before.count("\n") + 1, column, sentence)
+        return YamlProblem(before.count("\n") + 1, column, sentence)
     assert isinstance(error, yaml.MarkedYAMLError)
-    found = _told(error, lines)
-    return Trouble(found.line, found.column, f"not valid YAML: {found.message}")
+    found = _explain_marked_error(error, lines)
+    return YamlProblem(found.line, found.column, f"not valid YAML: {found.message}")
 
 
-def _told(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> Trouble:
+def _explain_marked_error(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> YamlProblem:
     problem, context = str(error.problem or ""), str(error.context or "")
-    here = _place(error.problem_mark)
-    began = _place(error.context_mark) if error.context_mark else here
+    here = _position_of(error.problem_mark)
+    began = _position_of(error.context_mark) if error.context_mark else here
     line = lines[here[0] - 1] if here[0] <= len(lines) else ""
-    strange = _STRANGE.fullmatch(problem)
+    strange = _INVALID_FIRST_CHAR.fullmatch(problem)
     if strange is not None:
         if strange[1] == r"\t":
-            return Trouble(*here, "a tab; YAML is indented with spaces, two for each level")
-        return Trouble(*here, f"a value cannot begin with {strange[1]!r}; quote it")
+            return YamlProblem(*here, "a tab; YAML is indented with spaces, two for each level")
+        return YamlProblem(*here, f"a value cannot begin with {strange[1]!r}; quote it")
     if problem == "mapping values are not allowed here":
-        return _second_colon(here, lines)
+        return _explain_second_colon(here, lines)
     if problem == "could not find expected ':'":
-        return Trouble(*began, "a key without its colon; write 'key: value', with a space after the colon")
+        return YamlProblem(
+            *began, "a key without its colon; write 'key: value', with a space after the colon"
+        )
     if problem == "found unexpected end of stream" and "quoted scalar" in context:
-        return Trouble(*began, "the quote that opens here is not closed")
+        return YamlProblem(*began, "the quote that opens here is not closed")
     if problem.startswith("sequence entries are not allowed"):
-        return Trouble(*here, "a list of this form begins on a line of its own, below its key")
+        return YamlProblem(*here, "a list of this form begins on a line of its own, below its key")
     if context.startswith("while scanning an a"):  # alias, anchor
-        return Trouble(*began, f"a value cannot begin with {line[began[1] - 1 : began[1]]!r}; quote it")
+        return YamlProblem(*began, f"a value cannot begin with {line[began[1] - 1 : began[1]]!r}; quote it")
     if "escape" in problem:
-        return Trouble(
+        return YamlProblem(
             *here, "in double quotes a backslash begins an escape; write \\\\, or use single quotes"
         )
     for kind, (opens, closes) in _CLOSERS.items():
         if context == f"while parsing a flow {kind}":
-            return _unclosed(here, began, problem, lines, opens, closes)
+            return _explain_unclosed(here, began, problem, lines, opens, closes)
     block = _BLOCK_END.fullmatch(problem)
     if block is not None:
-        return _block_end(here, block[1])
+        return _explain_block_end(here, block[1])
     if "but found another document" in problem:
-        return Trouble(*here, "a second document begins here; remove the line ---")
-    return Trouble(*here, " ".join(part for part in (context, problem) if part))
+        return YamlProblem(*here, "a second document begins here; remove the line ---")
+    return YamlProblem(*here, " ".join(part for part in (context, problem) if part))
 
 
-def _second_colon(here: tuple[int, int], lines: Sequence[str]) -> Trouble:
+def _explain_second_colon(here: tuple[int, int], lines: Sequence[str]) -> YamlProblem:
     number, column = here
     line = lines[number - 1]
     if _HAS_KEY.match(line[: column - 1]):
-        return Trouble(
+        return YamlProblem(
             *here, "a second colon in one value; quote the value, or begin the mapping on the next line"
         )
     above = next((at for at in range(number - 1, 0, -1) if lines[at - 1].split("#")[0].strip()), None)
     if above is None:
-        return Trouble(*here, "a colon that no key of at most 1024 characters stands before")
+        return YamlProblem(*here, "a colon that no key of at most 1024 characters stands before")
     indent = len(lines[above - 1]) - len(lines[above - 1].lstrip()) + 1
     if not _HAS_KEY.match(lines[above - 1]):
-        return Trouble(
+        return YamlProblem(
             above, indent, "a key without its colon; write 'key: value', with a space after the colon"
         )
-    return Trouble(
+    return YamlProblem(
         number,
         len(line) - len(line.lstrip()) + 1,
         f"indented deeper than line {above}, which has a value already; align the two",
     )
 
 
-def _unclosed(
+def _explain_unclosed(
     here: tuple[int, int],
     began: tuple[int, int],
     problem: str,
     lines: Sequence[str],
     opens: str,
     closes: str,
-) -> Trouble:
+) -> YamlProblem:
     line = lines[here[0] - 1] if here[0] <= len(lines) else ""
     if problem.endswith("'{'") and line[: here[1] - 1].endswith("$"):
-        return Trouble(
+        return YamlProblem(
             here[0],
             here[1] - 1,
             f'within {opens} {closes} a reference needs quotes: "${{NAME}}"',
         )
     if here[0] == began[0] and "stream end" not in problem:
-        return Trouble(
+        return YamlProblem(
             *here, f"a comma is missing before this, or quotes around a value of the {opens} {closes}"
         )
-    return Trouble(*began, f"the {opens} that opens here is not closed; a {closes} is missing")
+    return YamlProblem(*began, f"the {opens} that opens here is not closed; a {closes} is missing")
 
 
-def _block_end(here: tuple[int, int], found: str) -> Trouble:
+def _explain_block_end(here: tuple[int, int], found: str) -> YamlProblem:
     if found in ("}", "]"):
-        return Trouble(*here, f"a {found} that nothing opened; remove it")
+        return YamlProblem(*here, f"a {found} that nothing opened; remove it")
     if found == "<scalar>" and here[1] > 1:
-        return Trouble(
+        return YamlProblem(
             *here, "text after a value that has ended; quote the whole value, or align the line with its key"
         )
-    return Trouble(
+    return YamlProblem(
         *here, "indented differently from the keys above it; align it with those that it belongs to"
     )
 
 
-def _place(mark: yaml.Mark | None) -> tuple[int, int]:
+def _position_of(mark: yaml.Mark | None) -> tuple[int, int]:
     return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)

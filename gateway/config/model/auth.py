@@ -10,39 +10,39 @@ from pydantic_core import CoreSchema
 
 from gateway.config.model import patterns
 from gateway.config.model.paths import File
-from gateway.config.model.section import Section, preset
-from gateway.config.model.units import (
+from gateway.config.model.section import Section, yaml_default
+from gateway.config.model.value_types import (
+    Boolean,
     Duration,
     DurationOrNull,
     DurationOrZero,
-    Positive,
+    PositiveInt,
     Secret,
-    Switch,
-    fault,
-    kind_of,
+    config_value_error,
+    describe_yaml_type,
 )
 
 HMAC_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"]
 
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_HTTP_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
-MOST_LEEWAY, MOST_TIMEOUT = 300.0, 30.0
+MAX_LEEWAY_SECONDS, MAX_FORWARD_TIMEOUT_SECONDS = 300.0, 30.0
 """Seconds."""
 
-ALLOW_HTTP = "allow http:// to another host; whoever is between could answer in its place"
+ALLOW_HTTP_DESCRIPTION = "allow http:// to another host; whoever is between could answer in its place"
 
 
 def _http_url(value: str) -> str:
     try:
         parts = urlsplit(value)
     except ValueError:  # an open bracket
-        raise fault("must be a URL: https://id.example.com/path") from None
+        raise config_value_error("must be a URL: https://id.example.com/path") from None
     if parts.scheme not in ("https", "http") or not parts.hostname or any(map(str.isspace, value)):
-        raise fault("must be a URL: https://id.example.com/path")
+        raise config_value_error("must be a URL: https://id.example.com/path")
     if parts.username or parts.password:
-        raise fault("a URL here has no user or password")
+        raise config_value_error("a URL here has no user or password")
     return value
 
 
@@ -50,94 +50,104 @@ Url = Annotated[
     str,
     AfterValidator(_http_url),
     WithJsonSchema(
-        {"title": "URL", **patterns.text(patterns.URL), "examples": ["https://id.example.com/keys"]}
+        {"title": "URL", **patterns.text_schema(patterns.URL), "examples": ["https://id.example.com/keys"]}
     ),
 ]
 
 
-def is_safe(url: str) -> bool:
+def is_secure_url(url: str) -> bool:
     """Tell whether nobody between can answer in the place of this URL's host."""
     parts = urlsplit(url)
-    return parts.scheme == "https" or parts.hostname in _LOCAL
+    return parts.scheme == "https" or parts.hostname in _LOOPBACK_HOSTS
 
 
-OWN_QUERY = {"ticket", "channel", "format", "types", "last", "since", "heartbeat", "client"} | {
+RESERVED_QUERY_NAMES = {"ticket", "channel", "format", "types", "last", "since", "heartbeat", "client"} | {
     "lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event_id", "lastEvent"
 }  # fmt: skip
 """Query names that have a meaning of their own."""
 
-_SPELLINGS = {name.lower(): name for name in OWN_QUERY}
+_RESERVED_BY_LOWER_CASE = {name.lower(): name for name in RESERVED_QUERY_NAMES}
 
 
-def usual(name: str) -> str:
-    """Return a query name as the gateway spells it, if it is one of `OWN_QUERY` in whatever case."""
-    return _SPELLINGS.get(name.lower(), name)
+def canonical_query_name(name: str) -> str:
+    """Return a query name as the gateway spells it, if it is one of `RESERVED_QUERY_NAMES` in whatever case."""
+    return _RESERVED_BY_LOWER_CASE.get(name.lower(), name)
 
 
-SET_HERE = {"host", "connection", "content-length", "transfer-encoding", "upgrade", "expect", "te"} | {
+GATEWAY_SET_HEADERS = {"host", "connection", "content-length", "transfer-encoding", "upgrade", "expect", "te"} | {
     "trailer", "x-original-uri", "x-original-method", "x-forwarded-for"
 }  # fmt: skip
 """Headers of a question that the gateway sets itself."""
 
 
-def _passed_on(value: Any) -> Any:
-    if isinstance(_header_name(value), str) and value.lower() in SET_HERE:
-        raise fault(f"{value!r} is set by the gateway itself, and not passed on")
+def _forwarded_header(value: Any) -> Any:
+    if isinstance(_header_name(value), str) and value.lower() in GATEWAY_SET_HEADERS:
+        raise config_value_error(f"{value!r} is set by the gateway itself, and not passed on")
     return value
 
 
 def _header_name(value: Any) -> Any:
-    if isinstance(value, str) and not _TOKEN.fullmatch(value):
-        raise fault("must be a name of letters, digits and dashes")
+    if isinstance(value, str) and not _HTTP_TOKEN.fullmatch(value):
+        raise config_value_error("must be a name of letters, digits and dashes")
     return value
 
 
-def _own_query(value: Any) -> Any:
-    if isinstance(value, str) and usual(value) in OWN_QUERY:
-        raise fault(f"{value!r} has a meaning of its own in a stream's URL; choose another")
+def _unreserved_query_name(value: Any) -> Any:
+    if isinstance(value, str) and canonical_query_name(value) in RESERVED_QUERY_NAMES:
+        raise config_value_error(f"{value!r} has a meaning of its own in a stream's URL; choose another")
     return _header_name(value)
 
 
-def _most(seconds: float, why: str) -> AfterValidator:
+def _at_most(seconds: float, why: str) -> AfterValidator:
     def check(value: float) -> float:
         if value > seconds:
-            raise fault(f"{why}, and may be {seconds:g}s at the most")
+            raise config_value_error(f"{why}, and may be {seconds:g}s at the most")
         return value
 
     return AfterValidator(check)
 
 
-def _named(title: str, pattern: str, example: str) -> WithJsonSchema:
-    return WithJsonSchema({"title": title, **patterns.text(pattern), "examples": [example]})
+def _name_schema(title: str, pattern: str, example: str) -> WithJsonSchema:
+    return WithJsonSchema({"title": title, **patterns.text_schema(pattern), "examples": [example]})
 
 
-Name = Annotated[str, BeforeValidator(_header_name), _named("cookie's name", patterns.WORD, "session")]
+CookieName = Annotated[
+    str, BeforeValidator(_header_name), _name_schema("cookie's name", patterns.HTTP_TOKEN, "session")
+]
 QueryName = Annotated[
     str,
-    BeforeValidator(_own_query),
-    _named("name", rf"(?!(?:{patterns.caseless(set(_SPELLINGS))})$){patterns.WORD}", "access_token"),
+    BeforeValidator(_unreserved_query_name),
+    _name_schema(
+        "name",
+        rf"(?!(?:{patterns.case_insensitive(set(_RESERVED_BY_LOWER_CASE))})$){patterns.HTTP_TOKEN}",
+        "access_token",
+    ),
 ]
 HeaderName = Annotated[
     str,
-    BeforeValidator(_passed_on),
-    _named("header", rf"(?!(?:{patterns.caseless(SET_HERE)})$){patterns.WORD}", "Authorization"),
+    BeforeValidator(_forwarded_header),
+    _name_schema(
+        "header",
+        rf"(?!(?:{patterns.case_insensitive(GATEWAY_SET_HEADERS)})$){patterns.HTTP_TOKEN}",
+        "Authorization",
+    ),
 ]
-Leeway = Annotated[DurationOrZero, _most(MOST_LEEWAY, "is for clocks that differ")]
-Timeout = Annotated[Duration, _most(MOST_TIMEOUT, "is how long clients may hang")]
+Leeway = Annotated[DurationOrZero, _at_most(MAX_LEEWAY_SECONDS, "is for clocks that differ")]
+ForwardTimeout = Annotated[Duration, _at_most(MAX_FORWARD_TIMEOUT_SECONDS, "is how long clients may hang")]
 
 
-_HS = {"pattern": "^HS"}
-_ALLOWED = {"properties": {"allow_http": {"anyOf": [{"const": True}, patterns.text("true")]}}}
+_HMAC_ALGORITHM = {"pattern": "^HS"}
+_HTTP_ALLOWED = {"properties": {"allow_http": {"anyOf": [{"const": True}, patterns.text_schema("true")]}}}
 
 
-def _safe(key: str) -> dict[str, Any]:
+def _secure_url_rule(key: str) -> dict[str, Any]:
     """Return the rule for a URL: nobody between, or ``allow_http``."""
     return {
-        "if": patterns.given(key),
+        "if": patterns.requires_keys(key),
         "then": {
             "anyOf": [
-                {"properties": {key: patterns.text(patterns.SAFE_URL)}},
-                {"required": ["allow_http"], **_ALLOWED},
+                {"properties": {key: patterns.text_schema(patterns.SECURE_URL)}},
+                {"required": ["allow_http"], **_HTTP_ALLOWED},
             ]
         },
     }
@@ -145,21 +155,21 @@ def _safe(key: str) -> dict[str, Any]:
 
 _JWT_RULES: dict[str, Any] = {
     "allOf": [
-        {"oneOf": [patterns.given(key) for key in ("secret", "public_key_file", "jwks_url")]},
+        {"oneOf": [patterns.requires_keys(key) for key in ("secret", "public_key_file", "jwks_url")]},
         {
-            "if": {"properties": {"algorithms": {"contains": _HS}}},
-            "then": {"properties": {"algorithms": {"items": _HS}}, "required": ["secret"]},
+            "if": {"properties": {"algorithms": {"contains": _HMAC_ALGORITHM}}},
+            "then": {"properties": {"algorithms": {"items": _HMAC_ALGORITHM}}, "required": ["secret"]},
             "else": {"properties": {"secret": {"type": "null"}}},
         },
         *(
             {
                 "if": {"properties": {"algorithms": {"contains": {"const": name}}}},
-                "then": {"properties": {"secret": patterns.text(rf"[\s\S]{{{size},}}")}},
+                "then": {"properties": {"secret": patterns.text_schema(rf"[\s\S]{{{size},}}")}},
             }
             for name, size in HMAC_KEY_BYTES.items()
         ),
         {
-            "if": patterns.given("public_key_file"),
+            "if": patterns.requires_keys("public_key_file"),
             "then": {
                 "properties": {
                     "algorithms": {
@@ -168,12 +178,12 @@ _JWT_RULES: dict[str, Any] = {
                 }
             },
         },
-        _safe("jwks_url"),
+        _secure_url_rule("jwks_url"),
     ]
 }
 
 
-class Jwt(Section):
+class JwtConfig(Section):
     """How tokens are checked. ``exp`` is always required."""
 
     model_config = ConfigDict(json_schema_extra=_JWT_RULES)
@@ -182,11 +192,11 @@ class Jwt(Section):
     secret: Secret | None = Field(None, description="for HS algorithms, at least as long as the hash")
     public_key_file: File | None = Field(None, description="PEM file, for RS, ES and EdDSA")
     jwks_url: Url | None = Field(None, description="where the issuer publishes its keys (RFC 7517)")
-    allow_http: Switch = Field(False, description=ALLOW_HTTP)
+    allow_http: Boolean = Field(False, description=ALLOW_HTTP_DESCRIPTION)
     audience: str | None = Field(None, min_length=1, description="what aud must be; without it any is taken")
     issuer: str | None = Field(None, min_length=1, description="what iss must be; without it any is taken")
-    leeway: Leeway = preset("30s", "how far the clocks of issuer and gateway may differ")
-    max_lifetime: Duration = preset("30d", "a token that expires later than this from now is refused")
+    leeway: Leeway = yaml_default("30s", "how far the clocks of issuer and gateway may differ")
+    max_lifetime: Duration = yaml_default("30d", "a token that expires later than this from now is refused")
 
 
 class _OneOrMany:
@@ -199,69 +209,73 @@ class _OneOrMany:
 
 
 def _one_or_many(value: Any) -> Any:
-    if not isinstance(value, (list, dict, Jwt)):
-        raise fault(
+    if not isinstance(value, (list, dict, JwtConfig)):
+        raise config_value_error(
             'must be a mapping, such as {algorithms: [HS256], secret: "${JWT_SECRET}"}, or a list of them,'
-            f" and is {kind_of(value)}"
+            f" and is {describe_yaml_type(value)}"
         )
     return value if isinstance(value, list) else [value]
 
 
 Issuers = Annotated[
-    list[Jwt],
+    list[JwtConfig],
     Field(min_length=1),
     BeforeValidator(_one_or_many),
     _OneOrMany,
 ]
 
 
-class Tickets(Section):
+class TicketsConfig(Section):
     """``POST /tickets``: a token for a value that may stand in a URL, for a native EventSource."""
 
-    lifetime: Duration = preset("5m", "how long a ticket opens streams; never longer than its token lives")
+    lifetime: Duration = yaml_default(
+        "5m", "how long a ticket opens streams; never longer than its token lives"
+    )
 
 
-class Forward(Section):
+class ForwardConfig(Section):
     """An endpoint of yours that is asked before a stream opens, for channels with ``access: forward``."""
 
-    model_config = ConfigDict(json_schema_extra={"allOf": [_safe("url")]})
+    model_config = ConfigDict(json_schema_extra={"allOf": [_secure_url_rule("url")]})
 
     url: Url = Field(description="asked with GET; 2xx opens, 401 and 403 refuse, anything else is an outage")
-    allow_http: Switch = Field(False, description=ALLOW_HTTP)
-    timeout: Timeout = preset("2s", "an answer that takes longer is an outage")
-    cache: DurationOrNull = preset("30s", "how long an answer holds for the same question; null: not at all")
+    allow_http: Boolean = Field(False, description=ALLOW_HTTP_DESCRIPTION)
+    timeout: ForwardTimeout = yaml_default("2s", "an answer that takes longer is an outage")
+    cache: DurationOrNull = yaml_default(
+        "30s", "how long an answer holds for the same question; null: not at all"
+    )
     headers: list[HeaderName] = Field(
         ["Authorization", "Cookie"], description="request headers that are passed on, and tell clients apart"
     )
     on_outage: Literal["retry", "refuse", "open"] = Field(
         "retry", description="retry: tell clients to come back; refuse: 403; open: let them in"
     )
-    connections: Positive = Field(100, description="questions under way at once; others wait for a turn")
+    connections: PositiveInt = Field(100, description="questions under way at once; others wait for a turn")
 
 
 _AUTH_RULES: dict[str, Any] = {
     "allOf": [
         {
-            "if": {"anyOf": [patterns.given(key) for key in ("tickets", "cookie", "query")]},
-            "then": patterns.given("jwt"),
+            "if": {"anyOf": [patterns.requires_keys(key) for key in ("tickets", "cookie", "query")]},
+            "then": patterns.requires_keys("jwt"),
         },
         {
             "if": {"properties": {"jwt": {"type": "array", "minItems": 2}}, "required": ["jwt"]},
-            "then": {"properties": {"jwt": {"items": patterns.given("issuer")}}},
+            "then": {"properties": {"jwt": {"items": patterns.requires_keys("issuer")}}},
         },
     ]
 }
 
 
-class Auth(Section):
+class AuthConfig(Section):
     """Where credentials are looked for: ``Authorization: Bearer`` first, then the cookie, then the query."""
 
     model_config = ConfigDict(json_schema_extra=_AUTH_RULES)
 
     jwt: Issuers | None = Field(None, description="one issuer of tokens, or a list, each with its issuer")
-    cookie: Name | None = Field(None, description="a cookie of this name may hold the token")
+    cookie: CookieName | None = Field(None, description="a cookie of this name may hold the token")
     query: QueryName | None = Field(
         None, description="a query value of this name may hold the token; such URLs end up in others' logs"
     )
-    tickets: Tickets | None = None
-    forward: Forward | None = None
+    tickets: TicketsConfig | None = None
+    forward: ForwardConfig | None = None

@@ -10,70 +10,74 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from gateway.config.loader.faults import nearest
+from gateway.config.loader.issues import suggest_nearest
 from gateway.config.model import patterns
-from gateway.config.model.auth import Auth
-from gateway.config.model.paths import SQLITE_URL, resolved_url
-from gateway.config.model.section import Section, preset, redis_url, section
-from gateway.config.model.sources import Source
-from gateway.config.model.tls import Tls
-from gateway.config.model.units import (
+from gateway.config.model.auth import AuthConfig
+from gateway.config.model.paths import SQLITE_URL, resolve_url_files
+from gateway.config.model.section import Section, section_default, validate_redis_url, yaml_default
+from gateway.config.model.sources import SourceConfig
+from gateway.config.model.tls import TlsConfig
+from gateway.config.model.value_types import (
+    BearerSecret,
+    Boolean,
+    ByteSize,
     ChannelName,
     Duration,
     DurationOrNull,
     DurationOrZero,
-    Events,
-    Expressed,
+    EventCount,
+    ExpressionText,
     Listen,
-    ListenAll,
+    ListenAddress,
+    ListenOneOrMany,
     Network,
     Origin,
-    Place,
-    Positive,
+    PositiveInt,
     Rate,
     Secret,
-    Size,
-    Switch,
-    Token,
     Topic,
-    UnixPath,
-    fault,
-    kind_of,
+    UnixSocketPath,
+    config_value_error,
+    describe_yaml_type,
 )
-from gateway.config.validation.codes import CODES
+from gateway.config.validation.warning_codes import WARNING_CODES
 
 # Heartbeats that clients answer: what finds a stream that nobody hears, behind any proxy.
 
-SHORTEST = 1.0
+MIN_ACK_INTERVAL_SECONDS = 1.0
 """Seconds: each question is a request of each client."""
 
 
-def _interval(value: float) -> float:
-    if value < SHORTEST:
-        raise fault(f"must be at least {SHORTEST:g}s: each client sends a request that often")
+def _ack_interval(value: float) -> float:
+    if value < MIN_ACK_INTERVAL_SECONDS:
+        raise config_value_error(
+            f"must be at least {MIN_ACK_INTERVAL_SECONDS:g}s: each client sends a request that often"
+        )
     return value
 
 
-class Ack(Section):
+class AckConfig(Section):
     """Heartbeats that clients answer: after so many misses in a row a stream is closed."""
 
-    interval: Annotated[Duration, AfterValidator(_interval)] = preset("30s", "how often a client is asked")
-    timeout: Duration = preset("60s", "a question that is not answered within this is a miss")
-    retry_limit: Positive = Field(3, description="misses in a row after which the stream is closed")
+    interval: Annotated[Duration, AfterValidator(_ack_interval)] = yaml_default(
+        "30s", "how often a client is asked"
+    )
+    timeout: Duration = yaml_default("60s", "a question that is not answered within this is a miss")
+    retry_limit: PositiveInt = Field(3, description="misses in a row after which the stream is closed")
 
     @property
-    def patience(self) -> float:
+    def max_silence_seconds(self) -> float:
         """Seconds after which a client that never answered is closed, at the latest but for the sweep."""
         return self.interval * self.retry_limit + self.timeout
 
 
 def _ack(value: Any) -> Any:
-    if isinstance(value, (dict, Ack)) or value == "none":
+    if isinstance(value, (dict, AckConfig)) or value == "none":
         return value
-    raise fault("must be none, or {interval: 30s, timeout: 60s, retry_limit: 3}")
+    raise config_value_error("must be none, or {interval: 30s, timeout: 60s, retry_limit: 3}")
 
 
-AckSetting = Annotated[Literal["none"] | Ack, Field(union_mode="left_to_right"), BeforeValidator(_ack)]
+AckSetting = Annotated[Literal["none"] | AckConfig, Field(union_mode="left_to_right"), BeforeValidator(_ack)]
 
 
 MAX_WORKERS = 64
@@ -83,7 +87,7 @@ def _workers(value: Any) -> Any:
     text = str(value)
     if text == "auto" or (not isinstance(value, bool) and text.isdigit() and 1 <= int(text) <= MAX_WORKERS):
         return "auto" if text == "auto" else int(text)
-    raise fault(f"must be auto or a number from 1 to {MAX_WORKERS}")
+    raise config_value_error(f"must be auto or a number from 1 to {MAX_WORKERS}")
 
 
 Workers = Annotated[
@@ -94,7 +98,7 @@ Workers = Annotated[
             "anyOf": [
                 {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS},
                 {"enum": ["auto"]},
-                patterns.text("[1-9][0-9]?"),
+                patterns.text_schema("[1-9][0-9]?"),
             ]
         }
     ),
@@ -104,53 +108,55 @@ Workers = Annotated[
 def _host_name(value: Any) -> str:
     text = str(value).lower()
     if not isinstance(value, str) or len(text) > 253 or not re.fullmatch(_HOST_NAME, text):
-        raise fault("must be a host name without a port, such as gateway.monitoring.svc")
+        raise config_value_error("must be a host name without a port, such as gateway.monitoring.svc")
     return text
 
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*"
-HostName = Annotated[str, BeforeValidator(_host_name), WithJsonSchema(patterns.text(_HOST_NAME))]
+HostName = Annotated[str, BeforeValidator(_host_name), WithJsonSchema(patterns.text_schema(_HOST_NAME))]
 
 
 def _base_path(value: Any) -> str:
     text = str(value)
     if not isinstance(value, str) or not re.fullmatch(patterns.BASE_PATH, text):
-        raise fault("must be a path of letters, digits, '.', '_', '~' and '-', with a slash in front: /sse")
+        raise config_value_error(
+            "must be a path of letters, digits, '.', '_', '~' and '-', with a slash in front: /sse"
+        )
     return text.removesuffix("/")
 
 
 BasePath = Annotated[
     str,
     BeforeValidator(_base_path),
-    WithJsonSchema({"title": "path", **patterns.text(patterns.BASE_PATH), "examples": ["/sse"]}),
+    WithJsonSchema({"title": "path", **patterns.text_schema(patterns.BASE_PATH), "examples": ["/sse"]}),
 ]
 
 
-class Server(Section):
+class ServerConfig(Section):
     """Where the gateway listens."""
 
-    listen: ListenAll = preset(
+    listen: ListenOneOrMany = yaml_default(
         "0.0.0.0:8080",
         "public: subscribe, webhooks; host:port, *:port (IPv4 and IPv6), unix:/path, or a list of them",
     )
-    admin: Listen = preset("127.0.0.1:9090", "metrics, health, status; keep it private; or unix:/path")
+    admin: Listen = yaml_default("127.0.0.1:9090", "metrics, health, status; keep it private; or unix:/path")
     base_path: BasePath = Field(
         "",
         description="in front of all public paths, for a proxy that cannot take it off: /sse serves"
         " /sse/events, /sse/hooks, /sse/client.js",
     )
-    health_on_public: Switch = Field(
+    health_on_public: Boolean = Field(
         False,
         description="true: /healthz and /readyz are on the public port too, with their status only, for"
         " platforms that know one port",
     )
-    admin_token: Token | None = Field(
+    admin_token: BearerSecret | None = Field(
         None,
         description="who asks the admin port must send it as Authorization: Bearer; without it /healthz and"
         " /readyz tell their status only",
     )
-    admin_open: Switch = Field(
+    admin_open: Boolean = Field(
         False, description="true: server.admin may be reached from elsewhere without a token"
     )
     admin_hosts: list[HostName] = Field(
@@ -158,7 +164,7 @@ class Server(Section):
         description="other names of the admin port, such as gateway.monitoring.svc; without a token, and on"
         " loopback, a Host with a dot that is not listed is refused, unless it is an IP address",
     )
-    development: Switch = Field(
+    development: Boolean = Field(
         False,
         description="true: who may ask the admin port reads any channel, whatever its access, and sends"
         " events, in the console's try-it panel; not for production",
@@ -168,7 +174,7 @@ class Server(Section):
         description="processes that share the port, each a node with limits of its own;"
         " auto: one per core; more than one need a broker.url other than memory://",
     )
-    tls: Tls | None = None
+    tls: TlsConfig | None = None
     trusted_proxies: list[Network] = Field(
         [ip_network("127.0.0.0/8"), ip_network("::1/128")],
         description="networks whose X-Forwarded-For is believed; they have no limit as addresses themselves",
@@ -179,42 +185,52 @@ class Server(Section):
 
         It is the first that is no Unix socket; ``unix:/path`` where all are.
         """
-        return self._public_url(self.listen.tcp or self.listen[0], port)
+        return self._public_url(self.listen.first_tcp or self.listen[0], port)
 
     def public_urls(self, ports: Sequence[int]) -> str:
         """Return all of them, by the ports that each is listened on."""
         return ", ".join(self._public_url(*each) for each in zip(self.listen, ports, strict=True))
 
-    def _public_url(self, place: Place, port: int) -> str:
-        if isinstance(place, UnixPath):
+    def _public_url(self, place: ListenAddress, port: int) -> str:
+        if isinstance(place, UnixSocketPath):
             return str(place)
-        return f"{'https' if self.tls else 'http'}://{place.reachable(port)}{self.base_path}"
+        return f"{'https' if self.tls else 'http'}://{place.connect_address(port)}{self.base_path}"
 
     def admin_url(self, port: int) -> str:
         """Return the URL of the admin port, likewise."""
-        return str(self.admin) if isinstance(self.admin, UnixPath) else f"http://{self.admin.reachable(port)}"
+        return (
+            str(self.admin)
+            if isinstance(self.admin, UnixSocketPath)
+            else f"http://{self.admin.connect_address(port)}"
+        )
 
 
-def _code(value: Any) -> Any:
+def _warning_code(value: Any) -> Any:
     if not isinstance(value, str):
-        raise fault(f"must be the code of a warning, such as drain-over-grace, and is {kind_of(value)}")
-    if value not in CODES:
-        raise fault(f"no warning has the code {value!r}; {nearest(value, CODES)}")
+        raise config_value_error(
+            f"must be the code of a warning, such as drain-over-grace, and is {describe_yaml_type(value)}"
+        )
+    if value not in WARNING_CODES:
+        raise config_value_error(
+            f"no warning has the code {value!r}; {suggest_nearest(value, WARNING_CODES)}"
+        )
     return value
 
 
-Code = Annotated[str, BeforeValidator(_code), WithJsonSchema({"title": "code", "enum": list(CODES)})]
+WarningCode = Annotated[
+    str, BeforeValidator(_warning_code), WithJsonSchema({"title": "code", "enum": list(WARNING_CODES)})
+]
 
 
-class Check(Section):
+class CheckConfig(Section):
     """What `sse-gateway check` and the log need not repeat."""
 
-    allow: list[Code] = Field(
+    allow: list[WarningCode] = Field(
         [], description="codes of warnings that are meant, such as drain-over-grace: docs/check.md lists all"
     )
 
 
-class Log(Section):
+class LoggingConfig(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lines below it are not written"
     )
@@ -226,8 +242,8 @@ def _broker_url(value: Any) -> Any:
     if text == "memory://" or re.fullmatch(SQLITE_URL, text):
         return value
     if re.match(r"(rediss?(\+\w+)?|unix)://", text):
-        return redis_url(value)
-    raise fault(
+        return validate_redis_url(value)
+    raise config_value_error(
         "must be memory://, sqlite:///file (relative to this file; sqlite:////file is absolute), redis://, rediss://,"
         " redis+sentinel:// or redis+cluster://"
     )
@@ -236,7 +252,7 @@ def _broker_url(value: Any) -> Any:
 _BROKER_SCHEMA = WithJsonSchema(
     {
         "title": "URL",
-        **patterns.text(patterns.BROKER),
+        **patterns.text_schema(patterns.BROKER),
         "examples": [
             "sqlite:////var/lib/sse-gateway/log.db",
             "${REDIS_URL}",
@@ -246,124 +262,130 @@ _BROKER_SCHEMA = WithJsonSchema(
 )
 
 
-class Pool(Section):
+class PoolConfig(Section):
     """Connections to Redis; two more follow the log."""
 
-    max_connections: Positive = Field(10, description="open at once, per node")
-    connect: Duration = preset("2s", "a connection that is not made within this has failed")
-    wait: Duration = preset("2s", "a call that gets no connection within this has failed")
-    idle: Duration = preset("1m", "a connection that nobody used for this long is closed")
+    max_connections: PositiveInt = Field(10, description="open at once, per node")
+    connect: Duration = yaml_default("2s", "a connection that is not made within this has failed")
+    wait: Duration = yaml_default("2s", "a call that gets no connection within this has failed")
+    idle: Duration = yaml_default("1m", "a connection that nobody used for this long is closed")
 
 
 def _prefix(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(PREFIX, value):
-        raise fault("must be 1 to 64 letters, digits, '_', '.', ':' or '-'")
+    if isinstance(value, str) and not re.fullmatch(BROKER_PREFIX_PATTERN, value):
+        raise config_value_error("must be 1 to 64 letters, digits, '_', '.', ':' or '-'")
     return value
 
 
-PREFIX = r"[A-Za-z0-9_.:\-]{1,64}"
-Prefix = Annotated[str, BeforeValidator(_prefix), WithJsonSchema({"title": "text", **patterns.text(PREFIX)})]
+BROKER_PREFIX_PATTERN = r"[A-Za-z0-9_.:\-]{1,64}"
+Prefix = Annotated[
+    str,
+    BeforeValidator(_prefix),
+    WithJsonSchema({"title": "text", **patterns.text_schema(BROKER_PREFIX_PATTERN)}),
+]
 
 
-class Broker(Section):
+class BrokerConfig(Section):
     """The ordered event log."""
 
-    url: Annotated[Secret, BeforeValidator(resolved_url), BeforeValidator(_broker_url), _BROKER_SCHEMA] = (
-        preset(
-            "memory://",
-            "memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host,"
-            " relative to this file, sqlite:////file absolute; redis://, rediss://,"
-            " redis+sentinel://host,host/master or redis+cluster://host,host: for any number of hosts",
-        )
+    url: Annotated[
+        Secret, BeforeValidator(resolve_url_files), BeforeValidator(_broker_url), _BROKER_SCHEMA
+    ] = yaml_default(
+        "memory://",
+        "memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host,"
+        " relative to this file, sqlite:////file absolute; redis://, rediss://,"
+        " redis+sentinel://host,host/master or redis+cluster://host,host: for any number of hosts",
     )
     prefix: Prefix = Field("sse", description="Redis: every key begins with {prefix}")
-    timeout: Duration = preset("2s", "Redis: a call without an answer, a follower without a sign of life")
-    pool: Pool = section(Pool, "Redis: bounds of the connections")
+    timeout: Duration = yaml_default(
+        "2s", "Redis: a call without an answer, a follower without a sign of life"
+    )
+    pool: PoolConfig = section_default(PoolConfig, "Redis: bounds of the connections")
 
 
-class Cors(Section):
+class CorsConfig(Section):
     """Which web pages may read. Without origins no page of another origin can."""
 
     origins: list[Origin] = Field(
         [], description="exact, or one leading wildcard label (https://*.example.com), or '*' alone"
     )
-    credentials: Switch = Field(False, description="allow cookies (EventSource's withCredentials)")
-    max_age: Duration = preset("12h", "how long browsers may keep a preflight's answer")
+    credentials: Boolean = Field(False, description="allow cookies (EventSource's withCredentials)")
+    max_age: Duration = yaml_default("12h", "how long browsers may keep a preflight's answer")
     allow_headers: list[str] = Field(
         ["Authorization", "Last-Event-ID", "Cache-Control", "Content-Type", "X-Requested-With"],
         description="request headers that fetch-based clients may send",
     )
 
 
-class Timeouts(Section):
-    heartbeat: Duration = preset("15s", "a comment line after this long without an event")
-    heartbeat_minimum: Duration = preset(
+class TimeoutsConfig(Section):
+    heartbeat: Duration = yaml_default("15s", "a comment line after this long without an event")
+    heartbeat_minimum: Duration = yaml_default(
         "4s", "the shortest that clients may ask for (heartbeat=5s); if not below heartbeat, they cannot"
     )
-    write: Duration = preset("20s", "a client that takes nothing for this long is disconnected")
-    request: Duration = preset("10s", "headers and body of a request")
-    connection: Duration = preset("1h", "maximum age of a stream, jittered by 20 %")
-    retry: Duration = preset("3s", "reconnect delay told to clients, jittered when many are told")
-    pre_drain: DurationOrZero = preset(
+    write: Duration = yaml_default("20s", "a client that takes nothing for this long is disconnected")
+    request: Duration = yaml_default("10s", "headers and body of a request")
+    connection: Duration = yaml_default("1h", "maximum age of a stream, jittered by 20 %")
+    retry: Duration = yaml_default("3s", "reconnect delay told to clients, jittered when many are told")
+    pre_drain: DurationOrZero = yaml_default(
         "5s", "after SIGTERM, how long a node serves on while /readyz answers 503, for balancers to see it"
     )
-    drain: Duration = preset(
+    drain: Duration = yaml_default(
         "20s", "a shutdown spreads the closes of its streams over this at most; few streams take less"
     )
 
 
-class Limits(Section):
-    connections: Positive = Field(15000, description="streams per node")
+class LimitsConfig(Section):
+    connections: PositiveInt = Field(15000, description="streams per node")
     connect_rate: Rate | None = Field(
         None, description="streams opened, per node; more are told to come back at a time of their own"
     )
-    connections_per_user: Positive | None = Field(
+    connections_per_user: PositiveInt | None = Field(
         10, description="streams of one token's subject, over all nodes; null: any number"
     )
-    connections_per_address: Positive | None = Field(
+    connections_per_address: PositiveInt | None = Field(
         1000, description="connections and streams of one client address (IPv6: /64), per node"
     )
-    connect_rate_per_address: Rate | None = preset(
+    connect_rate_per_address: Rate | None = yaml_default(
         "200/s", "streams opened by one client address, per node, and preflights; null: any number"
     )
-    channels_per_stream: Positive = Field(50, description="channels in one request")
-    event_bytes: Size = preset("256KiB", "largest payload of one event")
-    webhook_body: Size = preset("16MiB", "largest webhook body, after decompression")
-    history_bytes: Size = preset(
+    channels_per_stream: PositiveInt = Field(50, description="channels in one request")
+    event_bytes: ByteSize = yaml_default("256KiB", "largest payload of one event")
+    webhook_body: ByteSize = yaml_default("16MiB", "largest webhook body, after decompression")
+    history_bytes: ByteSize = yaml_default(
         "256MiB",
         "history in memory, all channels together; the rings of live channels may take as much again",
     )
 
 
-class Route(Section):
+class RouteConfig(Section):
     """Which topics of which source feed a channel."""
 
     source: str = Field(description="a name under sources")
     topic: Topic = Field(description="exact, glob (orders.*), or template (user:{id})")
-    fields: dict[str, Expressed] = Field(
+    fields: dict[str, ExpressionText] = Field(
         {}, description="fields of the channel's name that the topic does not hold: {id: '{key}'}"
     )
 
 
-class History(Section):
-    events: Events = Field(1000, description="kept at the most, per channel")
-    age: DurationOrNull = preset("5m", "null: kept until the count pushes it out")
+class HistoryConfig(Section):
+    events: EventCount = Field(1000, description="kept at the most, per channel")
+    age: DurationOrNull = yaml_default("5m", "null: kept until the count pushes it out")
 
 
-class ClaimsAccess(Section):
+class ClaimsAccessConfig(Section):
     """Claims that a token must have; ``{field}`` stands for what the channel's name holds there."""
 
     claims: dict[str, str] = Field(min_length=1)
 
 
 def _access(value: Any) -> Any:
-    if isinstance(value, (dict, ClaimsAccess)) or value in ("public", "token", "forward"):
+    if isinstance(value, (dict, ClaimsAccessConfig)) or value in ("public", "token", "forward"):
         return value
-    raise fault('must be public, token, forward, or {claims: {sub: "{id}"}}')
+    raise config_value_error('must be public, token, forward, or {claims: {sub: "{id}"}}')
 
 
 Access = Annotated[
-    Literal["public", "token", "forward"] | ClaimsAccess,
+    Literal["public", "token", "forward"] | ClaimsAccessConfig,
     Field(union_mode="left_to_right"),
     BeforeValidator(_access),
 ]
@@ -371,45 +393,45 @@ Access = Annotated[
 
 def _history(value: Any) -> Any:
     if value is None or (isinstance(value, str) and value != "none"):
-        raise fault("must be none, or {events: 1000, age: 5m}")
+        raise config_value_error("must be none, or {events: 1000, age: 5m}")
     return value
 
 
-class ChannelCors(Section):
+class ChannelCorsConfig(Section):
     origins: list[Origin] = Field(description="replaces the global list for this channel")
 
 
-class Conflate(Section):
+class ConflateConfig(Section):
     """Slow clients get the newest event of each type and key only."""
 
-    conflate: Expressed = Field(description="key of an event, from JSON pointers: {/symbol}")
+    conflate: ExpressionText = Field(description="key of an event, from JSON pointers: {/symbol}")
 
 
 def _slow_client(value: Any) -> Any:
-    if isinstance(value, (dict, Conflate)) or value in ("disconnect", "skip", "conflate"):
+    if isinstance(value, (dict, ConflateConfig)) or value in ("disconnect", "skip", "conflate"):
         return value
-    raise fault('must be disconnect, skip, conflate, or {conflate: "{/symbol}"}')
+    raise config_value_error('must be disconnect, skip, conflate, or {conflate: "{/symbol}"}')
 
 
 SlowClient = Annotated[
-    Literal["disconnect", "skip", "conflate"] | Conflate,
+    Literal["disconnect", "skip", "conflate"] | ConflateConfig,
     Field(union_mode="left_to_right"),
     BeforeValidator(_slow_client),
 ]
 
 
-class Channel(Section):
+class ChannelConfig(Section):
     """A name that clients subscribe to."""
 
-    from_: list[Route] = Field(alias="from", min_length=1, description="what feeds the channel")
+    from_: list[RouteConfig] = Field(alias="from", min_length=1, description="what feeds the channel")
     payload: Literal["json", "text", "envelope"] = Field(
         "json", description="envelope: the record is {type, payload, timestamp}"
     )
     format: Literal["envelope", "data", "message"] = Field(
         "envelope", description="what clients get; message: the envelope, but no event is named by its type"
     )
-    history: Annotated[Literal["none"] | History, BeforeValidator(_history)] = section(
-        History, "none: fan-out only; events carry no id"
+    history: Annotated[Literal["none"] | HistoryConfig, BeforeValidator(_history)] = section_default(
+        HistoryConfig, "none: fan-out only; events carry no id"
     )
     slow_client: SlowClient = Field(
         "disconnect",
@@ -418,19 +440,19 @@ class Channel(Section):
         " or of each type and key; for channels that tell a state",
     )
     access: Access = Field(description="who may read; a mapping names claims that a token must have")
-    cors: ChannelCors | None = None
+    cors: ChannelCorsConfig | None = None
     ack: AckSetting | None = Field(
         None, description="replaces the global one for this channel; none: it asks nobody"
     )
     stale_after: Duration | None = Field(
         None, description="without an event for longer, and channel_stale is 1, on all nodes"
     )
-    critical: Switch = Field(False, description="while this channel is stale, /readyz answers 503")
+    critical: Boolean = Field(False, description="while this channel is stale, /readyz answers 503")
 
     @property
-    def policy(self) -> Literal["disconnect", "skip", "conflate"]:
+    def slow_client_policy(self) -> Literal["disconnect", "skip", "conflate"]:
         """What `slow_client` says, without its key."""
-        return "conflate" if isinstance(self.slow_client, Conflate) else self.slow_client
+        return "conflate" if isinstance(self.slow_client, ConflateConfig) else self.slow_client
 
 
 class Config(Section):
@@ -438,19 +460,19 @@ class Config(Section):
 
     model_config = ConfigDict(title="sse-gateway configuration")
 
-    server: Server = section(Server)
-    log: Log = section(Log)
-    check: Check = section(Check)
-    broker: Broker = section(Broker)
-    cors: Cors = section(Cors)
-    timeouts: Timeouts = section(Timeouts)
-    limits: Limits = section(Limits)
+    server: ServerConfig = section_default(ServerConfig)
+    log: LoggingConfig = section_default(LoggingConfig)
+    check: CheckConfig = section_default(CheckConfig)
+    broker: BrokerConfig = section_default(BrokerConfig)
+    cors: CorsConfig = section_default(CorsConfig)
+    timeouts: TimeoutsConfig = section_default(TimeoutsConfig)
+    limits: LimitsConfig = section_default(LimitsConfig)
     ack: AckSetting = Field(
         "none", description="heartbeats that clients answer, on all channels that do not say otherwise"
     )
-    auth: Auth | None = None
-    sources: dict[str, Source] = Field({})
-    channels: dict[ChannelName, Channel] = Field(
+    auth: AuthConfig | None = None
+    sources: dict[str, SourceConfig] = Field({})
+    channels: dict[ChannelName, ChannelConfig] = Field(
         min_length=1,
         json_schema_extra={
             "propertyNames": {"pattern": f"^(?:{patterns.CHANNEL})$", "examples": ["user.{id}"]}

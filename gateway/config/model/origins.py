@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-MAX_ORIGIN = 500
+MAX_ORIGIN_CHARS = 500
 """Characters of the longest origin that is allowed: a scheme, a host name of 253 and a port are far less."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.ASCII)
@@ -18,11 +18,11 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LABEL = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _PRINTABLE = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
-OTHER_ORIGINS = ("cross-site", "same-site")
+CROSS_ORIGIN_FETCH_SITES = ("cross-site", "same-site")
 """``Sec-Fetch-Site`` of a request that a page of another origin makes (Fetch Metadata, W3C)."""
 
 
-def normalise(rule: str) -> str:
+def normalize_origin_rule(rule: str) -> str:
     """Return a rule in the form that browsers send.
 
     Raises ValueError with a sentence that says what is wrong and what would be right.
@@ -71,16 +71,16 @@ def normalise(rule: str) -> str:
     return f"{scheme}://{wildcard}{host}{suffix}"
 
 
-class Origins:
+class OriginRules:
     """A list of rules, ready to be asked."""
 
-    __slots__ = ("_any", "_exact", "_wild", "rules")
+    __slots__ = ("_allows_any", "_exact", "_wildcards", "rules")
 
     def __init__(self, rules: Iterable[str]) -> None:
-        self.rules = tuple(normalise(rule) for rule in rules)
-        self._any = "*" in self.rules
+        self.rules = tuple(normalize_origin_rule(rule) for rule in rules)
+        self._allows_any = "*" in self.rules
         self._exact = frozenset(rule for rule in self.rules if "*" not in rule)
-        self._wild = tuple(
+        self._wildcards = tuple(
             (scheme + "://", "." + host)
             for scheme, _, host in (rule.partition("://*.") for rule in self.rules if "://*." in rule)
         )
@@ -89,11 +89,11 @@ class Origins:
         """Tell whether a page of ``origin`` (the header's value) may read."""
         if origin in self._exact:
             return True
-        if len(origin) > MAX_ORIGIN:
+        if len(origin) > MAX_ORIGIN_CHARS:
             return False
-        if self._any:
+        if self._allows_any:
             return _PRINTABLE.fullmatch(origin) is not None
-        for scheme, suffix in self._wild:
+        for scheme, suffix in self._wildcards:
             if origin.startswith(scheme) and origin.endswith(suffix):
                 label = origin[len(scheme) : -len(suffix)]
                 if _LABEL.fullmatch(label):

@@ -11,57 +11,59 @@ from urllib.parse import quote, unquote
 
 from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema
 
-FOLDER = "folder"
+FOLDER_CONTEXT_KEY = "folder"
 """The key of pydantic's context that holds the folder."""
 
 SQLITE_URL = r"sqlite:///(.+)"
-REDIS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path")
+REDIS_FILE_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path")
 """Options of a Redis URL that name files; the last one a folder."""
 
-_REDIS_FILE = re.compile(rf"(?<=[?&])({'|'.join(REDIS_FILES)})=([^&#]+)")
-_STREAMS = ("/dev/", "/proc/")
+_REDIS_FILE_OPTION = re.compile(rf"(?<=[?&])({'|'.join(REDIS_FILE_OPTIONS)})=([^&#]+)")
+_PIPE_PREFIXES = ("/dev/", "/proc/")
 
 
-def folder_of(file: str | Path) -> Path:
+def config_folder(file: str | Path) -> Path:
     """Return where the relative paths of a configuration start: at its folder.
 
     What is read from a pipe or standard input has none; its paths start at the working folder.
     """
-    if str(file) == "-" or str(file).startswith(_STREAMS):
+    if str(file) == "-" or str(file).startswith(_PIPE_PREFIXES):
         return Path.cwd()
-    return Path(absolute(str(Path(file).parent)))
+    return Path(absolute_path(str(Path(file).parent)))
 
 
-def absolute(path: str, folder: str | Path | None = None) -> str:
+def absolute_path(path: str, folder: str | Path | None = None) -> str:
     """Return a path from the root on; a relative one starts at ``folder``, else at the working folder."""
     return os.path.abspath(Path(folder or "", path))  # noqa: PTH100 -- resolve() would follow links
 
 
-def _resolved(value: Any, info: ValidationInfo) -> Any:
-    folder = (info.context or {}).get(FOLDER)
-    return absolute(value, folder) if isinstance(value, str) and folder is not None else value
+def _resolve_path(value: Any, info: ValidationInfo) -> Any:
+    folder = (info.context or {}).get(FOLDER_CONTEXT_KEY)
+    return absolute_path(value, folder) if isinstance(value, str) and folder is not None else value
 
 
 File = Annotated[
     str,
     Field(min_length=1),
-    AfterValidator(_resolved),
+    AfterValidator(_resolve_path),
     WithJsonSchema({"title": "file", "type": "string", "minLength": 1, "examples": ["tls/file.pem"]}),
 ]
 """The path of a file. `resolved_url` does the same for paths within URLs."""
 
 
-def resolved_url(value: Any, info: ValidationInfo) -> Any:
+def resolve_url_files(value: Any, info: ValidationInfo) -> Any:
     """Return a URL of a log or a Redis with the files in it resolved; for pydantic's validators."""
-    folder = (info.context or {}).get(FOLDER)
+    folder = (info.context or {}).get(FOLDER_CONTEXT_KEY)
     if folder is None or not isinstance(value, str):
         return value
     if (sqlite := re.fullmatch(SQLITE_URL, value, re.DOTALL)) is not None:
-        return f"sqlite:///{absolute(sqlite[1], folder)}"
-    return _REDIS_FILE.sub(lambda found: f"{found[1]}={quote(absolute(unquote(found[2]), folder))}", value)
+        return f"sqlite:///{absolute_path(sqlite[1], folder)}"
+    return _REDIS_FILE_OPTION.sub(
+        lambda found: f"{found[1]}={quote(absolute_path(unquote(found[2]), folder))}", value
+    )
 
 
-def looks_absolute(url: str) -> str | None:
+def folder_of_misread_sqlite_url(url: str) -> str | None:
     """Return the first folder of a relative path in ``sqlite:///tmp/x.db``, with a slash before it."""
     sqlite = re.fullmatch(SQLITE_URL, url, re.DOTALL)
     if sqlite is None or sqlite[1].startswith("/"):

@@ -8,109 +8,117 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator
 
 from gateway.config.model import patterns
-from gateway.config.model.paths import File, resolved_url
-from gateway.config.model.section import Section, preset, redis_url, section
-from gateway.config.model.units import (
+from gateway.config.model.paths import File, resolve_url_files
+from gateway.config.model.section import Section, section_default, validate_redis_url, yaml_default
+from gateway.config.model.value_types import (
     MAX_PORT,
+    Boolean,
     Duration,
-    Expressed,
+    ExpressionText,
     Rate,
     Secret,
-    Switch,
-    fault,
+    config_value_error,
     parse_duration,
     secret_schema,
 )
-from gateway.config.model.verify import Verify
+from gateway.config.model.verify import VerifyConfig
 
 
-def _source_url(value: Any) -> Any:
+def _pubsub_url(value: Any) -> Any:
     if value == "":
         return value
     if "+" in str(value).partition(":")[0]:
-        raise fault("must be redis://, rediss:// or unix://; Sentinel and cluster are for broker.url")
-    return redis_url(value)
+        raise config_value_error(
+            "must be redis://, rediss:// or unix://; Sentinel and cluster are for broker.url"
+        )
+    return validate_redis_url(value)
 
 
 def _stream_url(value: Any) -> Any:
-    return value if value == "" else redis_url(value)
+    return value if value == "" else validate_redis_url(value)
 
 
-_ONE_SCHEMA = secret_schema(rf"(?:{patterns.REDIS_ONE})?")
+_SINGLE_URL_SCHEMA = secret_schema(rf"(?:{patterns.REDIS_SINGLE})?")
 _URL_SCHEMA = secret_schema(rf"(?:{patterns.REDIS})?")
-_START_SCHEMA = WithJsonSchema(
+_STREAM_START_SCHEMA = WithJsonSchema(
     {
         "anyOf": [
             {
                 "title": "start",
-                **patterns.text(r"new|oldest|[0-9]{1,15}(?:-[0-9]{1,19})?"),
+                **patterns.text_schema(r"new|oldest|[0-9]{1,15}(?:-[0-9]{1,19})?"),
                 "examples": ["oldest"],
             },
             {"title": "entry", "type": "integer", "minimum": 0, "examples": [1526919030474]},
         ]
     }
 )
-_SINCE_SCHEMA = WithJsonSchema(
+_KAFKA_START_SCHEMA = WithJsonSchema(
     {
         "title": "start",
-        **patterns.text(rf"new|oldest|{patterns.DURATION_OR_ZERO}|[0-9]{{4}}-?[0-9W][0-9T:.,Z+\-W ]+"),
+        **patterns.text_schema(rf"new|oldest|{patterns.DURATION_OR_ZERO}|[0-9]{{4}}-?[0-9W][0-9T:.,Z+\-W ]+"),
         "examples": ["oldest"],
     }
 )
 
 
-class EventFrom(Section):
+class EventMappingConfig(Section):
     """What of a record becomes the event's type and times; each may name places of the record."""
 
-    type: Expressed | None = Field(None, description="the event's type; else the one that the format gives")
-    timestamp: Expressed | None = Field(
+    type: ExpressionText | None = Field(
+        None, description="the event's type; else the one that the format gives"
+    )
+    timestamp: ExpressionText | None = Field(
         None, description="unix milliseconds or ISO 8601; else the one that the format gives"
     )
-    deduplicate: Expressed | None = Field(
+    deduplicate: ExpressionText | None = Field(
         None, description="records with the same text are one event; else the key that the format gives"
     )
 
 
-class SourceBase(Section):
-    event: EventFrom = section(EventFrom, "what of a record becomes the event; not its payload")
+class BaseSourceConfig(Section):
+    event: EventMappingConfig = section_default(
+        EventMappingConfig, "what of a record becomes the event; not its payload"
+    )
     stale_after: Duration | None = Field(
         None,
         description="silent for longer, and source_stale is 1; on the node that reads it or is posted to",
     )
-    critical: Switch = Field(False, description="while this source is down or stale, /readyz answers 503")
+    critical: Boolean = Field(False, description="while this source is down or stale, /readyz answers 503")
 
     @property
-    def connection(self) -> Mapping[str, Any]:
+    def connection_settings(self) -> Mapping[str, Any]:
         """What its connection is made of: while that stays the same, a reload leaves it alone."""
         aside = ("event", "stale_after", "critical")
         return {name: value for name, value in self if name not in aside}
 
 
-class RedisPubSub(SourceBase):
+class RedisPubSubConfig(BaseSourceConfig):
     """Redis PUBLISH. The topic of a record is the Redis channel."""
 
     type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
-    url: Annotated[Secret, BeforeValidator(resolved_url), BeforeValidator(_source_url), _ONE_SCHEMA] = Field(
-        description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}"
-    )
-    timeout: Duration = preset("5s", "no sign of life for this long and the connection counts as lost")
+    url: Annotated[
+        Secret, BeforeValidator(resolve_url_files), BeforeValidator(_pubsub_url), _SINGLE_URL_SCHEMA
+    ] = Field(description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}")
+    timeout: Duration = yaml_default("5s", "no sign of life for this long and the connection counts as lost")
 
 
-def _start(value: Any) -> Any:
+def _stream_start(value: Any) -> Any:
     text = str(value)
     if text in ("new", "oldest") or re.fullmatch(r"[0-9]{1,15}(-[0-9]{1,19})?", text, re.ASCII):
         return text
-    raise fault("must be new, oldest, or an entry's id such as 1526919030474-0")
+    raise config_value_error("must be new, oldest, or an entry's id such as 1526919030474-0")
 
 
-class RedisStream(SourceBase):
+class RedisStreamConfig(BaseSourceConfig):
     """Entries of Redis streams (XADD). The topic of a record is the stream's key."""
 
     type: Literal["redis-stream"] = Field(description="reads the streams that the topics of all routes name")
-    url: Annotated[Secret, BeforeValidator(resolved_url), BeforeValidator(_stream_url), _URL_SCHEMA] = Field(
-        description="as broker.url, for a Redis 7 or Valkey; empty turns the source off: ${REDIS_URL:-}"
+    url: Annotated[Secret, BeforeValidator(resolve_url_files), BeforeValidator(_stream_url), _URL_SCHEMA] = (
+        Field(
+            description="as broker.url, for a Redis 7 or Valkey; empty turns the source off: ${REDIS_URL:-}"
+        )
     )
-    start: Annotated[str, PlainValidator(_start), _START_SCHEMA] = preset(
+    start: Annotated[str, PlainValidator(_stream_start), _STREAM_START_SCHEMA] = yaml_default(
         "new", "where a stream begins that was never read: new, oldest, or an entry's id"
     )
     payload: str | None = Field(
@@ -118,24 +126,24 @@ class RedisStream(SourceBase):
         description="field that holds the payload; without this key the field payload where an entry has one,"
         " else the whole entry as a JSON object",
     )  # fmt: skip
-    scan: Duration = preset("5s", "how often streams that a glob or template names are looked for")
-    timeout: Duration = preset("5s", "a Redis that gives no answer within this counts as lost")
+    scan: Duration = yaml_default("5s", "how often streams that a glob or template names are looked for")
+    timeout: Duration = yaml_default("5s", "a Redis that gives no answer within this counts as lost")
 
 
-def _since(value: Any) -> Any:
+def _kafka_start(value: Any) -> Any:
     text = str(value)
     if text in ("new", "oldest"):
         return text
     try:
-        parse_since(text)
+        parse_start_time(text)
     except ValueError:
-        raise fault(
+        raise config_value_error(
             "must be new, oldest, a time such as 2026-01-31T12:00:00Z, or a duration such as 1h"
         ) from None
     return text
 
 
-def parse_since(text: str) -> float | datetime:
+def parse_start_time(text: str) -> float | datetime:
     """Return how many seconds back, or which moment, ``text`` names. Raises ValueError."""
     try:
         return parse_duration(text)
@@ -144,16 +152,16 @@ def parse_since(text: str) -> float | datetime:
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-class KafkaTls(Section):
+class KafkaTlsConfig(Section):
     """TLS to the Kafka brokers."""
 
     ca_file: File | None = Field(None, description="PEM file of the authority; else the system's")
     certificate: File | None = Field(None, description="PEM file, where the brokers ask for one")
     key: File | None = Field(None, description="PEM file of its private key")
-    check_hostname: Switch = Field(True, description="whether the certificate must be the host's")
+    check_hostname: Boolean = Field(True, description="whether the certificate must be the host's")
 
 
-class KafkaSasl(Section):
+class KafkaSaslConfig(Section):
     """Who we are to the Kafka brokers."""
 
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(description="as the brokers ask")
@@ -164,13 +172,13 @@ class KafkaSasl(Section):
 _BROKERS_SCHEMA = WithJsonSchema(
     {
         "title": "addresses",
-        **patterns.text(f"(?:{patterns.BOOTSTRAP})?"),
+        **patterns.text_schema(f"(?:{patterns.BOOTSTRAP})?"),
         "examples": ["k1:9092,k2:9092"],
     }
 )
 
 
-class Kafka(SourceBase):
+class KafkaConfig(BaseSourceConfig):
     """Records of Kafka topics; needs the extra ``sse-gateway[kafka]``."""
 
     type: Literal["kafka"] = Field(
@@ -180,22 +188,22 @@ class Kafka(SourceBase):
         description="host:port, several with commas; empty turns the source off: ${KAFKA_BROKERS:-}"
     )
     group: str = Field("sse-gateway", min_length=1, description="where offsets are committed, for lag tools")
-    start: Annotated[str, PlainValidator(_since), _SINCE_SCHEMA] = preset(
+    start: Annotated[str, PlainValidator(_kafka_start), _KAFKA_START_SCHEMA] = yaml_default(
         "new", "where a partition begins that was never read: new, oldest, a time, or a duration back"
     )
-    tls: KafkaTls | None = None
-    sasl: KafkaSasl | None = None
-    scan: Duration = preset("5s", "how often new topics and partitions are looked for")
-    timeout: Duration = preset("10s", "brokers that give no answer within this count as lost")
+    tls: KafkaTlsConfig | None = None
+    sasl: KafkaSaslConfig | None = None
+    scan: Duration = yaml_default("5s", "how often new topics and partitions are looked for")
+    timeout: Duration = yaml_default("10s", "brokers that give no answer within this count as lost")
 
     @field_validator("brokers")
     @classmethod
     def _addresses(cls, value: str) -> str:
         ports = [each.rpartition(":")[2].strip() for each in value.split(",")]
         if any(re.fullmatch(r"[0-9]{5,9}", port, re.ASCII) and int(port) > MAX_PORT for port in ports):
-            raise fault(f"has a port beyond {MAX_PORT}; write host:port, such as k1:9092")
+            raise config_value_error(f"has a port beyond {MAX_PORT}; write host:port, such as k1:9092")
         if value and not all(re.fullmatch(r"[^:,\s]+:[0-9]{1,5}", each.strip()) for each in value.split(",")):
-            raise fault("must be host:port, several with commas: k1:9092,k2:9092")
+            raise config_value_error("must be host:port, several with commas: k1:9092,k2:9092")
         return value
 
 
@@ -204,13 +212,13 @@ FormatName = Literal[
 ]
 
 
-class Webhook(SourceBase):
+class WebhookConfig(BaseSourceConfig):
     """``POST /hooks/{name}``."""
 
     type: Literal["webhook"] = Field(description="posts to /hooks/<name>")
-    verify: Verify
+    verify: VerifyConfig
     format: FormatName = Field("auto", description="what bodies hold; auto finds out, see docs/webhooks.md")
-    topic: Expressed | None = Field(
+    topic: ExpressionText | None = Field(
         None, description="topic of records for which neither the URL nor the format says one"
     )
     rate: Rate | None = Field(
@@ -218,14 +226,16 @@ class Webhook(SourceBase):
     )
 
 
-Source = Annotated[RedisPubSub | RedisStream | Kafka | Webhook, Field(discriminator="type")]
+SourceConfig = Annotated[
+    RedisPubSubConfig | RedisStreamConfig | KafkaConfig | WebhookConfig, Field(discriminator="type")
+]
 
-TYPES = ("redis-pubsub", "redis-stream", "kafka", "webhook")
+SOURCE_TYPES = ("redis-pubsub", "redis-stream", "kafka", "webhook")
 """The types of sources."""
 
 
-def why_off(source: Source) -> str:
+def disabled_reason(source: SourceConfig) -> str:
     """Return why a source is switched off; nothing for one that has where to read from."""
-    if isinstance(source, Kafka):
+    if isinstance(source, KafkaConfig):
         return "" if source.brokers else "its brokers are empty"
-    return "" if isinstance(source, Webhook) or source.url.get_secret_value() else "its url is empty"
+    return "" if isinstance(source, WebhookConfig) or source.url.get_secret_value() else "its url is empty"

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from gateway.config.model.paths import File
 from gateway.config.model.section import Section
-from gateway.config.model.units import fault
+from gateway.config.model.value_types import config_value_error
 
 
 def _ciphers(value: Any) -> Any:
@@ -15,15 +15,17 @@ def _ciphers(value: Any) -> Any:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     for part in str(value).split(":"):
         name = part.lstrip("!-+")
-        if not name.startswith("@") and not _knows(context, name):
+        if not name.startswith("@") and not _is_supported(context, name):
             shown = repr(name) if len(name) <= 80 else f"of {len(name)} characters"
-            raise fault(f"OpenSSL knows no cipher {shown}; openssl ciphers -s -tls1_2 -v lists them")
-    if not _knows(context, str(value)):
-        raise fault("leaves no cipher at all")
+            raise config_value_error(
+                f"OpenSSL knows no cipher {shown}; openssl ciphers -s -tls1_2 -v lists them"
+            )
+    if not _is_supported(context, str(value)):
+        raise config_value_error("leaves no cipher at all")
     return value
 
 
-def _knows(context: ssl.SSLContext, text: str) -> bool:
+def _is_supported(context: ssl.SSLContext, text: str) -> bool:
     try:
         context.set_ciphers(text)
     except ssl.SSLError:
@@ -31,7 +33,7 @@ def _knows(context: ssl.SSLContext, text: str) -> bool:
     return True
 
 
-class Tls(Section):
+class TlsConfig(Section):
     """Certificate of the public port."""
 
     certificate: File = Field(description="PEM file with the certificate and its chain")

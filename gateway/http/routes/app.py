@@ -4,20 +4,20 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from gateway.http.cors import CorsPolicy, Preflights
-from gateway.http.paths import STREAMS, spellings
-from gateway.http.responses import errors_as_json, plain_headers
+from gateway.http.cors import CorsPolicy, PreflightHandler
+from gateway.http.paths import EVENTS_PATH, route_patterns
+from gateway.http.responses import add_common_headers, errors_as_json
 from gateway.http.routes import client
-from gateway.http.routes.acks import PATH as ACK
-from gateway.http.routes.acks import Acknowledge
-from gateway.http.routes.health import Health
-from gateway.http.routes.hooks import Hooks
-from gateway.http.routes.subscribe import Subscribe
-from gateway.http.routes.tickets import PATH as TICKETS
-from gateway.http.routes.tickets import TicketOffice
-from gateway.webhooks.formats.base import Path
+from gateway.http.routes.acks import ACK_PATH as ACK
+from gateway.http.routes.acks import AckHandler
+from gateway.http.routes.health import HealthHandler
+from gateway.http.routes.hooks import WebhookHandler
+from gateway.http.routes.subscribe import SubscribeHandler
+from gateway.http.routes.tickets import TICKETS_PATH as TICKETS
+from gateway.http.routes.tickets import TicketHandler
+from gateway.webhooks.formats.base import PostPath
 
-HOOKS: Mapping[str, Path] = {
+HOOK_PATHS: Mapping[str, PostPath] = {
     "/hooks/{source}": "plain",
     "/hooks/{source}/topics/{topic}": "topics",
     "/hooks/{source}/topics/{topic}/partitions/{partition:[0-9]{1,9}}": "topics",
@@ -28,42 +28,47 @@ HOOKS: Mapping[str, Path] = {
 """A source's own path, REST Proxy's v2 and v3, and Event Hubs'."""
 
 
-def public_app(
-    subscribe: Subscribe,
-    hooks: Hooks,
+def build_public_app(
+    subscribe_handler: SubscribeHandler,
+    hooks: WebhookHandler,
     policy: CorsPolicy,
-    tickets: TicketOffice,
-    acknowledge: Acknowledge,
-    base: str = "",
-    health: Health | None = None,
+    tickets: TicketHandler,
+    acknowledge: AckHandler,
+    base_path: str = "",
+    health: HealthHandler | None = None,
 ) -> web.Application:
     """Return the application of the public port, all of it below ``base``; with ``health`` for its probes."""
-    app = web.Application(middlewares=[hooks.refusals.trace, errors_as_json])
-    preflights = Preflights(app, policy, subscribe.note_refusal, subscribe.hurry_preflight)
+    app = web.Application(middlewares=[hooks.refusals.middleware, errors_as_json])
+    preflights = PreflightHandler(
+        app, policy, subscribe_handler.record_refusal, subscribe_handler.check_preflight_rate
+    )
     # After the library's hook, which asserts that nobody touched the CORS headers before it.
-    app.on_response_prepare.append(plain_headers)
-    for path in (*spellings(base, "/events/{channel}"), *spellings(base, STREAMS)):
+    app.on_response_prepare.append(add_common_headers)
+    for path in (*route_patterns(base_path, "/events/{channel}"), *route_patterns(base_path, EVENTS_PATH)):
         resource = app.router.add_resource(path)
-        resource.add_route("GET", subscribe.get)
-        resource.add_route("HEAD", subscribe.get)
+        resource.add_route("GET", subscribe_handler.get)
+        resource.add_route("HEAD", subscribe_handler.get)
         preflights.add(resource)
-    for path in spellings(base, TICKETS):
+    for path in route_patterns(base_path, TICKETS):
         office = app.router.add_resource(path)
         office.add_route("POST", tickets.post)
         preflights.add(office, "POST")
-    for path in spellings(base, ACK):
+    for path in route_patterns(base_path, ACK):
         ack = app.router.add_resource(path)
         ack.add_route("POST", acknowledge.post)
-        preflights.add(ack, "POST", of_any=True)
-    for path in (*spellings(base, client.PATH), *spellings(base, client.VERSIONED)):
+        preflights.add(ack, "POST", is_for_any_channel=True)
+    for path in (
+        *route_patterns(base_path, client.CLIENT_PATH),
+        *route_patterns(base_path, client.VERSIONED_CLIENT_PATH),
+    ):
         module = app.router.add_resource(path)
-        module.add_route("GET", client.get)
-        module.add_route("HEAD", client.get)
+        module.add_route("GET", client.serve_script)
+        module.add_route("HEAD", client.serve_script)
     if health is not None:
-        health.add_to(app, base)
-    for url, kind in HOOKS.items():
-        hook = app.router.add_resource(base + url)
-        hook.add_route("POST", hooks.post(kind), expect_handler=hooks.expect(kind))
+        health.add_routes(app, base_path)
+    for url, kind in HOOK_PATHS.items():
+        hook = app.router.add_resource(base_path + url)
+        hook.add_route("POST", hooks.post_handler(kind), expect_handler=hooks.expect_handler(kind))
         hook.add_route("HEAD", hooks.head)
         hook.add_route("OPTIONS", hooks.options)
     return app

@@ -8,27 +8,27 @@ from importlib.resources import files
 
 from aiohttp import hdrs, web
 
-PATH = "/client.js"
-VERSIONED = "/client.{version:[0-9a-f]{12}}.js"
+CLIENT_PATH = "/client.js"
+VERSIONED_CLIENT_PATH = "/client.{version:[0-9a-f]{12}}.js"
 
-BODY = (files("gateway.http.routes") / "client.js").read_bytes()
+CLIENT_SCRIPT = (files("gateway.http.routes") / "client.js").read_bytes()
 """The module. In the source tree it is a link to ``client/client.js``; a wheel has the file itself."""
 
-VERSION = sha256(BODY).hexdigest()[:12]
+SCRIPT_VERSION = sha256(CLIENT_SCRIPT).hexdigest()[:12]
 """What stands in its versioned name: another text has another one."""
 
-ZIPPED = gzip.compress(BODY, 9, mtime=0)
+GZIPPED_SCRIPT = gzip.compress(CLIENT_SCRIPT, 9, mtime=0)
 
-FOR_EVER = "public, max-age=31536000, immutable"
+CACHE_FOREVER = "public, max-age=31536000, immutable"
 
-_NEVER = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")
+_ZERO_WEIGHT = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")
 
 _HEADERS: Mapping[str, str] = {
     hdrs.CONTENT_TYPE: "text/javascript; charset=utf-8",
     # Weak: the same text, packed or not (RFC 9110 §8.8.1).
-    hdrs.ETAG: f'W/"{VERSION}"',
+    hdrs.ETAG: f'W/"{SCRIPT_VERSION}"',
     # Relative, because a proxy may serve the gateway below a path of its own.
-    hdrs.CONTENT_LOCATION: f"client.{VERSION}.js",
+    hdrs.CONTENT_LOCATION: f"client.{SCRIPT_VERSION}.js",
     hdrs.VARY: hdrs.ACCEPT_ENCODING,
     # A module of another origin is loaded by CORS, whatever pages `cors.origins` lets read streams.
     hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*",
@@ -36,29 +36,29 @@ _HEADERS: Mapping[str, str] = {
 }
 
 
-async def get(request: web.Request) -> web.Response:
+async def serve_script(request: web.Request) -> web.Response:
     """Give the module, or tell that the one which the page has is the newest."""
-    headers = {**_HEADERS, hdrs.CACHE_CONTROL: _kept(request.match_info.get("version"))}
-    if any(tag.value in (VERSION, "*") for tag in request.if_none_match or ()):
+    headers = {**_HEADERS, hdrs.CACHE_CONTROL: _cache_control(request.match_info.get("version"))}
+    if any(tag.value in (SCRIPT_VERSION, "*") for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)
-    if not _takes_gzip(request):
-        return web.Response(body=BODY, headers=headers)
-    return web.Response(body=ZIPPED, headers={**headers, hdrs.CONTENT_ENCODING: "gzip"})
+    if not _accepts_gzip(request):
+        return web.Response(body=CLIENT_SCRIPT, headers=headers)
+    return web.Response(body=GZIPPED_SCRIPT, headers={**headers, hdrs.CONTENT_ENCODING: "gzip"})
 
 
-def _kept(version: str | None) -> str:
+def _cache_control(version: str | None) -> str:
     """Return for how long caches may keep an answer to a name."""
     if version is None:
         return "no-cache"
     # Nodes of two versions may stand behind one name while they are replaced. A page that came from the other
     # one gets what this one has, and nobody may keep that under a name which is not its own.
-    return FOR_EVER if version == VERSION else "no-store"
+    return CACHE_FOREVER if version == SCRIPT_VERSION else "no-store"
 
 
-def _takes_gzip(request: web.Request) -> bool:
+def _accepts_gzip(request: web.Request) -> bool:
     """Tell whether ``Accept-Encoding`` names gzip, and not with ``q=0`` (RFC 9110 §12.5.3)."""
     for each in ",".join(request.headers.getall(hdrs.ACCEPT_ENCODING, ())).lower().split(","):
         coding, _, weight = each.partition(";")
         if coding.strip() in ("gzip", "x-gzip"):
-            return not _NEVER.fullmatch(weight)
+            return not _ZERO_WEIGHT.fullmatch(weight)
     return False

@@ -10,42 +10,42 @@ from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 
-from gateway.http.paths import spellings
+from gateway.http.paths import route_patterns
 from gateway.http.responses import json_response
 
 
-class Healthy(Protocol):
+class HealthSource(Protocol):
     """What knows how a node is."""
 
-    async def alive(self) -> tuple[bool, Mapping[str, Any]]:
+    async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether this should go on running, and what speaks against it."""
 
-    async def ready(self) -> tuple[bool, Mapping[str, Any]]:
+    async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether new clients should come here, and the parts that decide it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class HealthHandler:
     """The handlers."""
 
-    node: Healthy
+    node: HealthSource
 
-    def add_to(self, app: web.Application, base: str) -> None:
+    def add_routes(self, app: web.Application, base_path: str) -> None:
         """Add the paths, below ``base``."""
         for path, handler in (("/healthz", self._healthz), ("/readyz", self._readyz)):
-            for each in spellings(base, path):
+            for each in route_patterns(base_path, path):
                 app.router.add_get(each, handler)
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        alive, _ = await self.node.alive()
-        return _answer("alive", alive)
+        alive, _ = await self.node.liveness()
+        return _health_response("alive", alive)
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        ready, _ = await self.node.ready()
-        return _answer("ready", ready)
+        ready, _ = await self.node.readiness()
+        return _health_response("ready", ready)
 
 
-def _answer(word: str, is_so: bool) -> web.Response:
-    response = json_response({word: is_so}, status=200 if is_so else 503)
+def _health_response(name: str, is_healthy: bool) -> web.Response:
+    response = json_response({name: is_healthy}, status=200 if is_healthy else 503)
     response.headers[hdrs.CACHE_CONTROL] = "no-store"
     return response

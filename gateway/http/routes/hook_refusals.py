@@ -13,24 +13,24 @@ from urllib.parse import unquote
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.core.errors import GatewayError, Rejected
-from gateway.http.request import caller_of, forwarded
+from gateway.core.errors import GatewayError, RecordRejected
+from gateway.http.request import caller_of, forwarded_for
 from gateway.http.responses import Handler, error_response
-from gateway.observability.log_throttle import Seldom
+from gateway.observability.log_throttle import LogThrottle
 from gateway.observability.metrics import Metrics
-from gateway.observability.recent_errors import Refusal, Refusals
+from gateway.observability.recent_errors import RecentError, RecentErrors
 from gateway.sources.webhook import WebhookSource
-from gateway.streams.quotas.addresses import Proxies
-from gateway.streams.quotas.limits import Caller
+from gateway.streams.quotas.client_address import TrustedProxies
+from gateway.streams.quotas.client_limits import Caller
 
 log = structlog.get_logger("gateway.http")
 
-METHODS = "POST, HEAD, OPTIONS"
+HOOK_METHODS = "POST, HEAD, OPTIONS"
 
-_NOTED = "noted"
-_METHODS_KNOWN = frozenset(hdrs.METH_ALL)
+_IS_RECORDED = "noted"
+_KNOWN_METHODS = frozenset(hdrs.METH_ALL)
 _THROTTLED = HTTPStatus.TOO_MANY_REQUESTS
-_NEVER = HTTPStatus.METHOD_NOT_ALLOWED
+_METHOD_NOT_ALLOWED = HTTPStatus.METHOD_NOT_ALLOWED
 
 
 class HookRefusals:
@@ -39,106 +39,116 @@ class HookRefusals:
     def __init__(
         self,
         sources: Mapping[str, WebhookSource],
-        proxies: Proxies,
+        proxies: TrustedProxies,
         metrics: Metrics,
-        refusals: Refusals,
-        base: str = "",
+        recent_errors: RecentErrors,
+        base_path: str = "",
     ) -> None:
         """``base`` is `server.base_path`."""
-        self._root = f"{base}/hooks"
-        root = re.escape(self._root.encode())
-        self._begins = re.compile(rb"[A-Za-z]+ (?:https?://[^/ ]*)?" + root + rb"(?:/([^/? ]*))?(?=[/? ]|$)")
+        self._root_path = f"{base_path}/hooks"
+        root = re.escape(self._root_path.encode())
+        self._request_line_pattern = re.compile(
+            rb"[A-Za-z]+ (?:https?://[^/ ]*)?" + root + rb"(?:/([^/? ]*))?(?=[/? ]|$)"
+        )
         self._sources = sources
         self._proxies = proxies
         self._metrics = metrics
-        self._refusals = refusals
-        self._seldom = Seldom()
+        self._recent_errors = recent_errors
+        self._log_throttle = LogThrottle()
 
-    def note(self, name: str, error: GatewayError, *, client: str | None, method: str = "") -> None:
+    def record(self, source_name: str, error: GatewayError, *, client: str | None, method: str = "") -> None:
         """Take note of a refusal. ``name`` is the source in the URL, which need not exist."""
-        source = self._sources.get(name)
-        if source is not None and error.status != _THROTTLED and source.refused(error, client):
+        source = self._sources.get(source_name)
+        if source is not None and error.status != _THROTTLED and source.count_rejection(error, client):
             return
-        label = "" if source is None else name
+        label = "" if source is None else source_name
         if error.status == _THROTTLED:
             self._metrics.webhook_throttled.labels(label).inc()
         elif error.status >= 500:
             self._metrics.webhook_unavailable.labels(label, error.code).inc()
         else:
             self._metrics.events_rejected.labels(label, error.code).inc()
-        refusal = Refusal("hook", error.code, error.message, label or None, client=client)
-        self._refusals.note(label or client, refusal)
-        times = self._seldom.tell((label, error.code))
+        refusal = RecentError("hook", error.code, error.message, label or None, client=client)
+        self._recent_errors.record(label or client, refusal)
+        times = self._log_throttle.should_log((label, error.code))
         if times is None:
             return
         # Not the name in the URL: what leads nowhere may be anything, a token in the wrong place too.
-        near = get_close_matches(name[:100], self._sources, 1) if source is None else []
+        near = get_close_matches(source_name[:100], self._sources, 1) if source is None else []
         log.warning(
             "webhook_refused",
             source=label or None,
             status=error.status,
             reason=error.code,
             why=error.message,
-            method=_shown(method) if method else None,
+            method=_safe_method(method) if method else None,
             nearest_source=near[0] if near else None,
             client=client,
             times=times,
         )
 
-    def note_request(self, request: web.Request, error: GatewayError) -> None:
+    def record_request(self, request: web.Request, error: GatewayError) -> None:
         """Take note of the refusal of a request."""
-        self.note(self._source(request), error, client=self.client(request), method=request.method)
+        self.record(
+            self._source_name(request), error, client=self.client_address(request), method=request.method
+        )
 
-    def client(self, request: web.Request) -> str | None:
+    def client_address(self, request: web.Request) -> str | None:
         """Return the address of a request's sender, also behind trusted proxies."""
-        return self._proxies.client(caller_of(request).address, forwarded(request.headers))
+        return self._proxies.client_address(caller_of(request).address, forwarded_for(request.headers))
 
-    def note_unread(self, first: bytes, error: GatewayError, caller: Caller) -> None:
+    def record_unparsed(self, request_prefix: bytes, error: GatewayError, caller: Caller) -> None:
         """Take note of the refusal of what begins so, if it is a webhook that could not be read."""
-        if (begins := self._begins.match(first)) is not None:
+        if (begins := self._request_line_pattern.match(request_prefix)) is not None:
             name = unquote((begins[1] or b"").decode(errors="replace"))
-            self.note(name, error, client=caller.address)
+            self.record(name, error, client=caller.address)
 
-    def refusal(self, request: web.Request, error: GatewayError, response: web.Response) -> web.Response:
+    def record_response(
+        self, request: web.Request, error: GatewayError, response: web.Response
+    ) -> web.Response:
         """Take note of a refusal, and return its response, which is then not noted again."""
-        self.note_request(request, error)
-        response[_NOTED] = True
+        self.record_request(request, error)
+        response[_IS_RECORDED] = True
         return response
 
     @web.middleware
-    async def trace(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Take note of refusals that no handler made: no such path, another method, a fault."""
         response = await handler(request)
-        if response.status < 400 or _NOTED in response or not self._is_below_root(request):
+        if response.status < 400 or _IS_RECORDED in response or not self._is_below_root(request):
             return response
-        if response.status == _NEVER:
-            error = _of_method(request.method)
+        if response.status == _METHOD_NOT_ALLOWED:
+            error = _method_error(request.method)
             answer = error_response(error)
-            answer.headers[hdrs.ALLOW] = METHODS
-            return self.refusal(request, error, answer)
+            answer.headers[hdrs.ALLOW] = HOOK_METHODS
+            return self.record_response(request, error, answer)
         code = {404: "not_found", 500: "internal"}.get(response.status, "http_error")
-        self.note_request(
+        self.record_request(
             request,
-            Rejected("the path or the request is not one of a webhook", code=code, status=response.status),
+            RecordRejected(
+                "the path or the request is not one of a webhook", code=code, status=response.status
+            ),
         )
         return response
 
     def _is_below_root(self, request: web.Request) -> bool:
         path = request.rel_url.raw_path
-        return path == self._root or path.startswith(f"{self._root}/")
+        return path == self._root_path or path.startswith(f"{self._root_path}/")
 
-    def _source(self, request: web.Request) -> str:
+    def _source_name(self, request: web.Request) -> str:
         """Return the name of the source in a request's path; empty where there is none."""
-        parts = request.rel_url.raw_path.removeprefix(self._root).split("/", 2)
+        parts = request.rel_url.raw_path.removeprefix(self._root_path).split("/", 2)
         return unquote(parts[1]) if len(parts) > 1 else ""
 
 
-def _of_method(method: str) -> Rejected:
-    message = f"this path takes POST, and the request was {_shown(method)}: set the sender's method to POST"
+def _method_error(method: str) -> RecordRejected:
+    message = (
+        f"this path takes POST, and the request was {_safe_method(method)}: set the sender's method to POST"
+    )
     if method == hdrs.METH_GET:
         message += " (HTTP clients send GET unless they are told otherwise; Camel: CamelHttpMethod)"
-    return Rejected(message, code="method_not_allowed", status=_NEVER)
+    return RecordRejected(message, code="method_not_allowed", status=_METHOD_NOT_ALLOWED)
 
 
-def _shown(method: str) -> str:
-    return method if method in _METHODS_KNOWN else "another method"
+def _safe_method(method: str) -> str:
+    return method if method in _KNOWN_METHODS else "another method"

@@ -3,7 +3,7 @@
 asyncio and uvloop report a connection only after its handshake. A client that never completes one would hold
 memory that no limit counts. Here the address is known before the handshake begins.
 
-How it works. At most `MOST` handshakes are in progress; further connections wait, unread, and addresses take
+How it works. At most `MAX_HANDSHAKES` handshakes are in progress; further connections wait, unread, and addresses take
 turns. A connection whose address has less than another one's share does not wait: it takes the place of the
 oldest handshake of the address that has most, so nobody is kept out by another who is slow on purpose. Those
 in progress and those that wait are together at most half of the connections that there is room for, by the
@@ -20,58 +20,58 @@ from contextlib import suppress
 
 import structlog
 
-from gateway.http.fast_path import Front
-from gateway.observability.log_throttle import Seldom
-from gateway.streams.quotas.addresses import unit
-from gateway.streams.quotas.limits import UNKNOWN, Caller, Limits
+from gateway.http.fast_path import FastPathProtocol
+from gateway.observability.log_throttle import LogThrottle
+from gateway.streams.quotas.client_address import address_key
+from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, Caller, ClientLimits
 
 log = structlog.get_logger("gateway.http")
 
-MOST = 1000
+MAX_HANDSHAKES = 1000
 """Handshakes in progress: 60 KB each with uvloop, 300 KB without; one core ends as many in a second."""
 
-ACCEPTS = 64
+ACCEPTS_PER_TURN = 64
 """Connections that are accepted in one turn of the loop."""
 
-RETRY_SECONDS = 1.0
+ACCEPT_RETRY_SECONDS = 1.0
 """Pause after the system had no descriptor or memory for a connection."""
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_EXHAUSTION_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class _Accepted:
+class _PendingConnection:
     """A connection before the end of its handshake."""
 
-    __slots__ = ("address", "caller", "connection", "deadline", "is_given", "task")
+    __slots__ = ("address", "caller", "connection", "deadline", "is_owned_by_loop", "task")
 
     def __init__(
-        self, connection: socket.socket, address: "_Address", caller: Caller, deadline: float
+        self, connection: socket.socket, address: "_ClientAddress", caller: Caller, deadline: float
     ) -> None:
         self.connection = connection
         self.address = address
         self.caller = caller
         self.deadline = deadline
         self.task: asyncio.Task[None] | None = None
-        self.is_given = False
+        self.is_owned_by_loop = False
         """Whether the socket is the event loop's to close: closed here, its number may be another's."""
 
 
-class _Address:
+class _ClientAddress:
     """All of one address. A trusted proxy stands for many clients: it ``is_many``, and keeps its places."""
 
-    __slots__ = ("is_many", "name", "shaking", "waiting")
+    __slots__ = ("handshakes", "is_proxy", "name", "waiting")
 
-    def __init__(self, name: str, *, is_many: bool) -> None:
+    def __init__(self, name: str, *, is_proxy: bool) -> None:
         self.name = name
-        self.is_many = is_many
-        self.shaking: dict[Front, _Accepted] = {}
-        self.waiting: deque[_Accepted] = deque()
+        self.is_proxy = is_proxy
+        self.handshakes: dict[FastPathProtocol, _PendingConnection] = {}
+        self.waiting: deque[_PendingConnection] = deque()
 
     def __len__(self) -> int:
-        return len(self.shaking) + len(self.waiting)
+        return len(self.handshakes) + len(self.waiting)
 
 
-class Greeting:
+class TlsAcceptor:
     """The listening sockets of a port with TLS, and the connections that did not end their handshake yet.
 
     ``room`` is how many more connections there may be, ``seconds`` how long a handshake may take now.
@@ -80,232 +80,242 @@ class Greeting:
 
     def __init__(
         self,
-        listening: Sequence[socket.socket],
+        listen_sockets: Sequence[socket.socket],
         context: ssl.SSLContext,
         *,
-        make: Callable[[], Front],
-        seconds: Callable[[], float],
-        room: Callable[[], int],
-        crowded: Callable[[], None],
-        limits: Limits | None,
+        make_protocol: Callable[[], FastPathProtocol],
+        handshake_seconds: Callable[[], float],
+        available_connections: Callable[[], int],
+        count_no_room: Callable[[], None],
+        limits: ClientLimits | None,
     ) -> None:
-        self._listening = listening
+        self._listen_sockets = listen_sockets
         self._context = context
-        self._make = make
-        self._seconds = seconds
-        self._room = room
-        self._crowded = crowded
+        self._make_protocol = make_protocol
+        self._handshake_seconds = handshake_seconds
+        self._available_connections = available_connections
+        self._count_no_room = count_no_room
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._addresses: dict[str, _Address] = {}
-        self._shaking: dict[Front, _Accepted] = {}
-        self._queue: dict[str, _Address] = {}
+        self._addresses: dict[str, _ClientAddress] = {}
+        self._handshakes: dict[FastPathProtocol, _PendingConnection] = {}
+        self._waiting_addresses: dict[str, _ClientAddress] = {}
         """Addresses with a connection that waits, in the order of their turns."""
-        self._waiting = 0
-        self._later: asyncio.TimerHandle | None = None
-        self._seldom = Seldom()
+        self._waiting_count = 0
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._log_throttle = LogThrottle()
 
     def __len__(self) -> int:
-        return len(self._shaking) + self._waiting
+        return len(self._handshakes) + self._waiting_count
 
     def start(self, backlog: int) -> None:
         """Listen, and accept."""
-        for listening in self._listening:
+        for listening in self._listen_sockets:
             listening.listen(backlog)
-        self._resume()
+        self._resume_accepting()
 
     def accept_queued(self) -> None:
         """Accept all connections that wait in the kernel's queues: it would reset them at `close`."""
-        for listening in self._open():
-            while self._accept(listening):
+        for listening in self._open_sockets():
+            while self._accept_batch(listening):
                 pass
 
-    def _open(self) -> list[socket.socket]:
+    def _open_sockets(self) -> list[socket.socket]:
         """Return the sockets that listen; none after `close`."""
-        return [listening for listening in self._listening if listening.fileno() >= 0]
+        return [listening for listening in self._listen_sockets if listening.fileno() >= 0]
 
     def close(self) -> None:
         """Accept no more; handshakes go on. Harmless when repeated."""
-        if self._later is not None:
-            self._later.cancel()
-        for listening in self._open():
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        for listening in self._open_sockets():
             self._loop.remove_reader(listening.fileno())
             listening.close()
 
     async def stop(self) -> None:
         """End the handshakes too."""
         self.close()
-        while (accepted := self._next()) is not None:
-            self._end(accepted)
-        tasks = [each.task for each in self._shaking.values() if each.task is not None]
+        while (accepted := self._pop_waiting()) is not None:
+            self._close_connection(accepted)
+        tasks = [each.task for each in self._handshakes.values() if each.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def sweep(self) -> None:
+    def close_expired(self) -> None:
         """End what waited for too long."""
         now = self._loop.time()
-        for address in list(self._queue.values()):
+        for address in list(self._waiting_addresses.values()):
             while address.waiting and address.waiting[0].deadline <= now:
                 accepted = address.waiting.popleft()
-                self._waiting -= 1
-                self._end(accepted)
-            self._tidy(address)
+                self._waiting_count -= 1
+                self._close_connection(accepted)
+            self._remove_if_idle(address)
 
-    def is_over(self, front: Front) -> bool:
+    def finish_handshake(self, protocol: FastPathProtocol) -> bool:
         """Tell whether a connection was accepted here; its handshake is over, and its caller is counted."""
-        return self._forget(front) is not None
+        return self._remove_handshake(protocol) is not None
 
     # Accepting.
 
-    def _accept(self, listening: socket.socket) -> bool:
+    def _accept_batch(self, listen_socket: socket.socket) -> bool:
         """Accept some; returns whether there may be more."""
-        for _ in range(ACCEPTS):
+        for _ in range(ACCEPTS_PER_TURN):
             try:
-                connection, name = listening.accept()
+                connection, name = listen_socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return False
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
+                if error.errno not in _EXHAUSTION_ERRNOS:
                     raise
-                self._pause(error)
+                self._pause_accepting(error)
                 return False
             connection.setblocking(False)
-            self._take(connection, name[0])
+            self._admit(connection, name[0])
         return True
 
-    def _pause(self, error: OSError) -> None:
+    def _pause_accepting(self, error: OSError) -> None:
         """Leave connections in the kernel's queues for a while: a socket would be ready again at once."""
-        times = self._seldom.tell(error.errno)
+        times = self._log_throttle.should_log(error.errno)
         if times is not None:
             log.error("accept_failed", error=error.strerror, times=times)
-        for listening in self._open():
+        for listening in self._open_sockets():
             self._loop.remove_reader(listening.fileno())
-        self._later = self._loop.call_later(RETRY_SECONDS, self._resume)
+        self._retry_timer = self._loop.call_later(ACCEPT_RETRY_SECONDS, self._resume_accepting)
 
-    def _resume(self) -> None:
-        for listening in self._open():
-            self._loop.add_reader(listening.fileno(), self._accept, listening)
+    def _resume_accepting(self) -> None:
+        for listening in self._open_sockets():
+            self._loop.add_reader(listening.fileno(), self._accept_batch, listening)
 
-    def _take(self, connection: socket.socket, name: str) -> None:
-        address, caller = self._address(name), UNKNOWN
-        if len(self) >= (self._room() + len(self) + 1) // 2 and not self._make_room(address):
-            self._crowded()
+    def _admit(self, connection: socket.socket, name: str) -> None:
+        address, caller = self._address_of(name), UNKNOWN_CALLER
+        if len(self) >= (self._available_connections() + len(self) + 1) // 2 and not self._evict_connection(
+            address
+        ):
+            self._count_no_room()
             connection.close()
             return
         if self._limits is not None:
-            caller = Caller(name, self._limits.peers.of(name))
-            if not self._limits.peers.connects(caller.peer):
-                self._limits.cut()
+            caller = Caller(name, self._limits.addresses.usage_of(name))
+            if not self._limits.addresses.try_add_connection(caller.address_usage):
+                self._limits.count_rejected_connection()
                 connection.close()
                 return
         self._addresses[address.name] = address
-        accepted = _Accepted(connection, address, caller, self._loop.time() + self._seconds())
-        if len(self._shaking) < MOST or self._make_way(address):
-            self._shake(accepted)
+        accepted = _PendingConnection(
+            connection, address, caller, self._loop.time() + self._handshake_seconds()
+        )
+        if len(self._handshakes) < MAX_HANDSHAKES or self._evict_handshake(address):
+            self._start_handshake(accepted)
         else:
             address.waiting.append(accepted)
-            self._waiting += 1
-            self._queue.setdefault(address.name, address)
+            self._waiting_count += 1
+            self._waiting_addresses.setdefault(address.name, address)
 
-    def _address(self, name: str) -> _Address:
-        own = unit(name)
+    def _address_of(self, name: str) -> _ClientAddress:
+        own = address_key(name)
         known = self._addresses.get(own)
         if known is not None:
             return known
-        return _Address(own, is_many=self._limits is not None and self._limits.proxies.trusts(name))
+        return _ClientAddress(
+            own, is_proxy=self._limits is not None and self._limits.proxies.is_trusted(name)
+        )
 
-    def _make_room(self, address: _Address) -> bool:
+    def _evict_connection(self, address: _ClientAddress) -> bool:
         """End one of the address that has most; False where that is the one which wants another."""
-        most = _most(self._addresses.values(), len)
-        if most is None or (not address.is_many and len(address) + 1 >= len(most)):
+        most = _busiest(self._addresses.values(), len)
+        if most is None or (not address.is_proxy and len(address) + 1 >= len(most)):
             return False
-        self._crowded()
+        self._count_no_room()
         if most.waiting:
             accepted = most.waiting.popleft()
-            self._waiting -= 1
-            self._end(accepted)
-            self._tidy(most)
+            self._waiting_count -= 1
+            self._close_connection(accepted)
+            self._remove_if_idle(most)
         else:
-            self._cut(next(iter(most.shaking)))
+            self._cancel_handshake(next(iter(most.handshakes)))
         return True
 
-    def _make_way(self, address: _Address) -> bool:
+    def _evict_handshake(self, address: _ClientAddress) -> bool:
         """End the oldest handshake of the address with most, where that has more than its share."""
-        most = _most({each.address for each in self._shaking.values()}, lambda each: len(each.shaking))
-        if most is None or len(most.shaking) <= len(address.shaking) + 1:
+        most = _busiest(
+            {each.address for each in self._handshakes.values()}, lambda each: len(each.handshakes)
+        )
+        if most is None or len(most.handshakes) <= len(address.handshakes) + 1:
             return False
-        self._crowded()
-        self._cut(next(iter(most.shaking)))
+        self._count_no_room()
+        self._cancel_handshake(next(iter(most.handshakes)))
         return True
 
     # Handshakes.
 
-    def _shake(self, accepted: _Accepted) -> None:
-        front = self._make()
-        front.caller = accepted.caller
-        self._shaking[front] = accepted.address.shaking[front] = accepted
-        accepted.task = self._loop.create_task(self._handshake(accepted, front), name="TLS handshake")
+    def _start_handshake(self, pending: _PendingConnection) -> None:
+        front = self._make_protocol()
+        front.caller = pending.caller
+        self._handshakes[front] = pending.address.handshakes[front] = pending
+        pending.task = self._loop.create_task(self._run_handshake(pending, front), name="TLS handshake")
         # Also of one that is cancelled before it begins.
-        accepted.task.add_done_callback(lambda _: self._done(front, accepted))
+        pending.task.add_done_callback(lambda _: self._on_handshake_done(front, pending))
 
-    async def _handshake(self, accepted: _Accepted, front: Front) -> None:
+    async def _run_handshake(self, pending: _PendingConnection, protocol: FastPathProtocol) -> None:
         # Its context counts a failure (`gateway.http.tls.handshake_errors`), without a line in the log.
         with suppress(OSError):
-            accepted.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            accepted.is_given = True
+            pending.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            pending.is_owned_by_loop = True
             await self._loop.connect_accepted_socket(
-                lambda: front,
-                accepted.connection,
+                lambda: protocol,
+                pending.connection,
                 ssl=self._context,
-                ssl_handshake_timeout=max(accepted.deadline - self._loop.time(), 0.001),
+                ssl_handshake_timeout=max(pending.deadline - self._loop.time(), 0.001),
             )
 
-    def _done(self, front: Front, accepted: _Accepted) -> None:
-        if self._forget(front) is not None:  # it failed
-            self._end(accepted)
-        while len(self._shaking) < MOST and (waiting := self._next()) is not None:
-            self._shake(waiting)
+    def _on_handshake_done(self, protocol: FastPathProtocol, pending: _PendingConnection) -> None:
+        if self._remove_handshake(protocol) is not None:  # it failed
+            self._close_connection(pending)
+        while len(self._handshakes) < MAX_HANDSHAKES and (waiting := self._pop_waiting()) is not None:
+            self._start_handshake(waiting)
 
-    def _next(self) -> _Accepted | None:
+    def _pop_waiting(self) -> _PendingConnection | None:
         """Take out who waited longest of the address whose turn it is."""
-        if not self._queue:
+        if not self._waiting_addresses:
             return None
-        address = self._queue.pop(next(iter(self._queue)))
+        address = self._waiting_addresses.pop(next(iter(self._waiting_addresses)))
         accepted = address.waiting.popleft()
-        self._waiting -= 1
+        self._waiting_count -= 1
         if address.waiting:
-            self._queue[address.name] = address
+            self._waiting_addresses[address.name] = address
         return accepted
 
-    def _cut(self, front: Front) -> None:
-        accepted = self._forget(front)
+    def _cancel_handshake(self, protocol: FastPathProtocol) -> None:
+        accepted = self._remove_handshake(protocol)
         assert accepted is not None
         if accepted.task is not None:
             accepted.task.cancel()
-        self._end(accepted)
+        self._close_connection(accepted)
 
-    def _end(self, accepted: _Accepted) -> None:
-        if not accepted.is_given:
-            accepted.connection.close()
+    def _close_connection(self, pending: _PendingConnection) -> None:
+        if not pending.is_owned_by_loop:
+            pending.connection.close()
         if self._limits is not None:
-            self._limits.peers.disconnects(accepted.caller.peer)
-        self._tidy(accepted.address)
+            self._limits.addresses.remove_connection(pending.caller.address_usage)
+        self._remove_if_idle(pending.address)
 
-    def _forget(self, front: Front) -> _Accepted | None:
-        accepted = self._shaking.pop(front, None)
+    def _remove_handshake(self, protocol: FastPathProtocol) -> _PendingConnection | None:
+        accepted = self._handshakes.pop(protocol, None)
         if accepted is not None:
-            del accepted.address.shaking[front]
-            self._tidy(accepted.address)
+            del accepted.address.handshakes[protocol]
+            self._remove_if_idle(accepted.address)
         return accepted
 
-    def _tidy(self, address: _Address) -> None:
+    def _remove_if_idle(self, address: _ClientAddress) -> None:
         if not address.waiting:
-            self._queue.pop(address.name, None)
-            if not address.shaking:
+            self._waiting_addresses.pop(address.name, None)
+            if not address.handshakes:
                 self._addresses.pop(address.name, None)
 
 
-def _most(addresses: Iterable[_Address], count: Callable[[_Address], int]) -> _Address | None:
+def _busiest(
+    addresses: Iterable[_ClientAddress], count: Callable[[_ClientAddress], int]
+) -> _ClientAddress | None:
     """Return the address with most that is not many clients'."""
-    return max((each for each in addresses if not each.is_many), key=count, default=None)
+    return max((each for each in addresses if not each.is_proxy), key=count, default=None)

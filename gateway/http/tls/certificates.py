@@ -15,73 +15,73 @@ from typing import Literal
 
 import structlog
 
-from gateway.config.model.tls import Tls
+from gateway.config.model.tls import TlsConfig
 from gateway.core.errors import StartupError
-from gateway.http.tls.context import Loaded, Rotating, load
-from gateway.http.tls.handshake_errors import Handshakes
-from gateway.observability.background import UNCOUNTED, Background
-from gateway.observability.file_fingerprint import Looks, look
+from gateway.http.tls.context import LoadedCertificate, RotatingSSLContext, load_certificate
+from gateway.http.tls.handshake_errors import HandshakeErrors
+from gateway.observability.file_fingerprint import FileFingerprint, file_fingerprint
 from gateway.observability.metrics import Metrics
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 log = structlog.get_logger("gateway.http")
 
 POLL_SECONDS = 2.0
 """How often the files are looked at."""
 
-SOON_SECONDS = 14 * 86400.0
+EXPIRY_WARNING_SECONDS = 14 * 86400.0
 """How long before its end a certificate is warned about; at most a quarter of its life."""
 
-Age = Literal["good", "soon", "expired", "early"]
+Validity = Literal["good", "soon", "expired", "early"]
 
 
-class Certificates:
+class CertificateWatcher:
     """The files of ``server.tls``, and the context of whoever connects now."""
 
     def __init__(
         self,
-        tls: Tls,
+        tls: TlsConfig,
         metrics: Metrics,
-        now: Callable[[], float] = time.time,
-        background: Background = UNCOUNTED,
+        clock: Callable[[], float] = time.time,
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
         """Load the files. Raises StartupError, with one line, where one cannot be used."""
         self._background = background
         self._tls = tls
-        self._reloads = metrics.tls_reloads
-        self._now = now
-        self._handshakes = Handshakes(metrics)
-        self._files = self._looks()
-        self._told_age: Age = "good"
-        self._fault = ""
+        self._reload_counter = metrics.tls_reloads
+        self._clock = clock
+        self._handshake_errors = HandshakeErrors(metrics)
+        self._file_fingerprints = self._read_fingerprints()
+        self._logged_validity: Validity = "good"
+        self._last_error = ""
         self._task: asyncio.Task[None] | None = None
-        self.context = Rotating(ssl.PROTOCOL_TLS_SERVER)
-        self._use(load(tls))
+        self.context = RotatingSSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._activate(load_certificate(tls))
 
     @property
-    def expires(self) -> float:
+    def expires_at(self) -> float:
         """When the certificate in use ends (unix seconds)."""
-        return self._loaded.ends
+        return self._loaded.valid_until
 
-    def crowded(self) -> None:
+    def count_no_room(self) -> None:
         """Count a handshake that found no place, or lost it to another address's."""
-        self._handshakes.crowded()
+        self._handshake_errors.count_no_room()
 
     @staticmethod
-    def load(tls: Tls) -> Loaded:
+    def load(tls: TlsConfig) -> LoadedCertificate:
         """Return what other files hold, for `reconfigure`. Raises StartupError. Blocks on the disk."""
-        return load(tls)
+        return load_certificate(tls)
 
-    def reconfigure(self, tls: Tls, loaded: Loaded) -> None:
+    def reconfigure(self, tls: TlsConfig, loaded: LoadedCertificate) -> None:
         """Go over to other files, or other rules of a handshake, for connections that come from now on."""
         if tls != self._tls:
             self._tls = tls
-            self._files, self._fault = self._looks(), ""
-            self._use(loaded)
+            self._file_fingerprints, self._last_error = self._read_fingerprints(), ""
+            self._activate(loaded)
 
     def start(self) -> None:
         """Begin to watch. Needs a running loop."""
-        self._tell_age()
-        self._task = self._background.start("certificates", self._watch)
+        self._log_validity()
+        self._task = self._background.start_task("certificates", self._watch)
 
     async def stop(self) -> None:
         """End the watch; harmless when repeated."""
@@ -90,77 +90,88 @@ class Certificates:
             task.cancel()
             await asyncio.wait([task])  # not `await task`: its cancellation must not hide the caller's
 
-    async def look(self) -> None:
+    async def reload_if_changed(self) -> None:
         """Take the files up if they changed, or could not be used before. Cancelling is safe."""
-        files = await asyncio.to_thread(self._looks)  # before they are read: a later change is seen later
-        if files != self._files or self._fault:
+        files = await asyncio.to_thread(
+            self._read_fingerprints
+        )  # before they are read: a later change is seen later
+        if files != self._file_fingerprints or self._last_error:
             try:
-                loaded = await asyncio.to_thread(load, self._tls)
-                self._refuse_worse(loaded)
+                loaded = await asyncio.to_thread(load_certificate, self._tls)
+                self._check_not_worse(loaded)
             except StartupError as error:
-                self._failed(error.message)
+                self._report_failure(error.message)
             else:
-                self._files = files
-                self._use(loaded)
-                self._fault = ""
-                self._reloads.labels("ok").inc()
-                log.info("certificate_reloaded", file=self._tls.certificate, expires=_date(loaded.ends))
-        self._tell_age()
+                self._file_fingerprints = files
+                self._activate(loaded)
+                self._last_error = ""
+                self._reload_counter.labels("ok").inc()
+                log.info(
+                    "certificate_reloaded",
+                    file=self._tls.certificate,
+                    expires=_format_date(loaded.valid_until),
+                )
+        self._log_validity()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
-                await self.look()
+                await self.reload_if_changed()
             except Exception as error:
-                self._background.failed("certificates", error)
+                self._background.record_failure("certificates", error)
 
-    def _looks(self) -> Looks:
+    def _read_fingerprints(self) -> FileFingerprint:
         files = (self._tls.certificate, self._tls.key, self._tls.client_ca)
-        return look(file for file in files if file is not None)
+        return file_fingerprint(file for file in files if file is not None)
 
-    def _use(self, loaded: Loaded) -> None:
-        loaded.context.sslobject_class = self._handshakes.observed
+    def _activate(self, loaded: LoadedCertificate) -> None:
+        loaded.context.sslobject_class = self._handshake_errors.ssl_object_class
         self._loaded = loaded
         self.context.current = loaded.context
-        self._told_age = "good"
+        self._logged_validity = "good"
 
-    def _refuse_worse(self, loaded: Loaded) -> None:
+    def _check_not_worse(self, loaded: LoadedCertificate) -> None:
         """Raise StartupError for a certificate that is not good while the one in use is."""
-        age = self._age(loaded)
-        if age in ("expired", "early") and self._age(self._loaded) not in ("expired", "early"):
-            what = f"expired on {_date(loaded.ends)}"
+        age = self._validity(loaded)
+        if age in ("expired", "early") and self._validity(self._loaded) not in ("expired", "early"):
+            what = f"expired on {_format_date(loaded.valid_until)}"
             if age == "early":
-                what = f"is not valid before {_date(loaded.begins)}"
+                what = f"is not valid before {_format_date(loaded.valid_from)}"
             raise StartupError(f"server.tls: {self._tls.certificate} {what}")
 
-    def _failed(self, why: str) -> None:
-        if why != self._fault:  # one line and one count per cause, not per look
-            self._reloads.labels("failed").inc()
+    def _report_failure(self, why: str) -> None:
+        if why != self._last_error:  # one line and one count per cause, not per look
+            self._reload_counter.labels("failed").inc()
             log.error("certificate_not_reloaded", error=why, note="the old one goes on")
-        self._fault = why
+        self._last_error = why
 
-    def _age(self, loaded: Loaded) -> Age:
-        now = self._now()
-        if now < loaded.begins:
+    def _validity(self, loaded: LoadedCertificate) -> Validity:
+        now = self._clock()
+        if now < loaded.valid_from:
             return "early"
-        if now >= loaded.ends:
+        if now >= loaded.valid_until:
             return "expired"
-        return "soon" if loaded.ends - now < min(SOON_SECONDS, (loaded.ends - loaded.begins) / 4) else "good"
+        return (
+            "soon"
+            if loaded.valid_until - now
+            < min(EXPIRY_WARNING_SECONDS, (loaded.valid_until - loaded.valid_from) / 4)
+            else "good"
+        )
 
-    def _tell_age(self) -> None:
+    def _log_validity(self) -> None:
         """Write one line when the certificate in use gets old."""
-        age = self._age(self._loaded)
-        if age != self._told_age:
-            about = {"file": self._tls.certificate, "expires": _date(self._loaded.ends)}
+        age = self._validity(self._loaded)
+        if age != self._logged_validity:
+            about = {"file": self._tls.certificate, "expires": _format_date(self._loaded.valid_until)}
             if age == "soon":
                 log.warning("certificate_expires_soon", **about)
             elif age == "expired":
                 log.error("certificate_expired", **about, note="clients refuse it")
             elif age == "early":
-                log.error("certificate_not_yet_valid", **about, begins=_date(self._loaded.begins))
-        self._told_age = age
+                log.error("certificate_not_yet_valid", **about, begins=_format_date(self._loaded.valid_from))
+        self._logged_validity = age
 
 
-def _date(seconds: float) -> str:
+def _format_date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -4,20 +4,20 @@ import ssl
 
 import structlog
 
-from gateway.observability.log_throttle import Seldom
+from gateway.observability.log_throttle import LogThrottle
 from gateway.observability.metrics import Metrics
 
 log = structlog.get_logger("gateway.http")
 
-_HTTP = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
+_PLAIN_HTTP_REASONS = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
 
-class Handshakes:
+class HandshakeErrors:
     """Counts what fails. ``observed`` is what contexts make of each connection."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._failures = metrics.tls_handshake_failures
-        self._seldom = Seldom()
+        self._log_throttle = LogThrottle()
         handshakes = self
 
         class Observed(ssl.SSLObject):
@@ -27,21 +27,21 @@ class Handshakes:
                 except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                     raise
                 except ssl.SSLError as error:
-                    handshakes.failed(error)
+                    handshakes.count_error(error)
                     raise
 
-        self.observed: type[ssl.SSLObject] = Observed
+        self.ssl_object_class: type[ssl.SSLObject] = Observed
 
-    def crowded(self) -> None:
+    def count_no_room(self) -> None:
         """Count one that found no place, or lost it."""
         self._failures.labels("no_room").inc()
 
-    def failed(self, error: ssl.SSLError) -> None:
+    def count_error(self, error: ssl.SSLError) -> None:
         """Count a failure, and tell a refused certificate once a minute: its sender needs an answer."""
         if isinstance(error, ssl.SSLCertVerificationError):
             self._failures.labels("client_certificate").inc()
-            times = self._seldom.tell(error.verify_code)
+            times = self._log_throttle.should_log(error.verify_code)
             if times is not None:
                 log.warning("client_certificate_refused", error=error.verify_message, times=times)
         else:
-            self._failures.labels("plain_http" if error.reason in _HTTP else "protocol").inc()
+            self._failures.labels("plain_http" if error.reason in _PLAIN_HTTP_REASONS else "protocol").inc()

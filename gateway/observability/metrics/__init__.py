@@ -5,14 +5,24 @@ added up. Counters are incremented where things happen; gauges are bound to read
 """
 
 from gateway.observability.metrics.exposition import (
-    CONTENT_TYPE,
-    Family,
+    METRICS_CONTENT_TYPE,
     Labels,
-    Merge,
-    in_turns,
-    parts,
+    MergeRule,
+    MetricFamily,
+    collect_cooperatively,
     render,
+    render_in_parts,
 )
-from gateway.observability.metrics.registry import Metrics, Tally
+from gateway.observability.metrics.registry import Metrics, PlainCounter
 
-__all__ = ["CONTENT_TYPE", "Family", "Labels", "Merge", "Metrics", "Tally", "in_turns", "parts", "render"]
+__all__ = [
+    "METRICS_CONTENT_TYPE",
+    "Labels",
+    "MergeRule",
+    "MetricFamily",
+    "Metrics",
+    "PlainCounter",
+    "collect_cooperatively",
+    "render",
+    "render_in_parts",
+]

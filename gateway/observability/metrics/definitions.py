@@ -10,41 +10,41 @@ from typing import Literal
 
 import msgspec
 
-from gateway.observability.background import TASKS
-from gateway.observability.metrics.exposition import Merge
+from gateway.observability.metrics.exposition import MergeRule
+from gateway.observability.task_supervisor import TASK_NAMES
 
-PREFIX = "sse_gateway_"
+METRIC_PREFIX = "sse_gateway_"
 
 
-class Definition(msgspec.Struct, frozen=True):
+class MetricDefinition(msgspec.Struct, frozen=True):
     """One metric, by its full name."""
 
     name: str
     type: Literal["counter", "gauge", "histogram"]
-    text: str
+    help_text: str
     note: str = ""
     labels: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()
+    label_values: tuple[str, ...] = ()
     """All that its one label can be, where that is a list in the code: they are there at 0 from the start."""
-    merge: Merge = "sum"
+    merge_rule: MergeRule = "sum"
     """How the gauges of several workers become one."""
     buckets: tuple[float, ...] = ()
 
 
 def _counter(
-    name: str, text: str, note: str = "", *, by: tuple[str, ...] = (), values: tuple[str, ...] = ()
-) -> Definition:
-    return Definition(PREFIX + name, "counter", text, note, by, values)
+    name: str, text: str, note: str = "", *, labels: tuple[str, ...] = (), label_values: tuple[str, ...] = ()
+) -> MetricDefinition:
+    return MetricDefinition(METRIC_PREFIX + name, "counter", text, note, labels, label_values)
 
 
 def _gauge(
-    name: str, text: str, note: str = "", *, by: tuple[str, ...] = (), merge: Merge = "sum"
-) -> Definition:
-    return Definition(PREFIX + name, "gauge", text, note, by, merge=merge)
+    name: str, text: str, note: str = "", *, labels: tuple[str, ...] = (), merge_rule: MergeRule = "sum"
+) -> MetricDefinition:
+    return MetricDefinition(METRIC_PREFIX + name, "gauge", text, note, labels, merge_rule=merge_rule)
 
 
-def _histogram(name: str, text: str, note: str = "", *, buckets: tuple[float, ...]) -> Definition:
-    return Definition(PREFIX + name, "histogram", text, note, buckets=buckets)
+def _histogram(name: str, text: str, note: str = "", *, buckets: tuple[float, ...]) -> MetricDefinition:
+    return MetricDefinition(METRIC_PREFIX + name, "histogram", text, note, buckets=buckets)
 
 
 STREAMS = (
@@ -54,14 +54,14 @@ STREAMS = (
         "Streams that may be open: limits.connections of every worker",
         'Beyond it clients are told to come back: `refused_total{reason="overloaded"}`.',
     ),
-    _gauge("channel_connections", "Streams open now, by channel", by=("channel",)),
+    _gauge("channel_connections", "Streams open now, by channel", labels=("channel",)),
     _counter("connections_total", "Streams opened"),
     _counter(
         "disconnects_total",
         "Streams ended, by reason",
         "The reasons are in [operations.md](operations.md#why-streams-ended-and-why-some-were-refused).",
-        by=("reason",),
-        values=(
+        labels=("reason",),
+        label_values=(
             *("client_closed", "client_lost", "write_timeout", "slow_client", "max_age", "token_expired"),
             *(
                 "revoked",
@@ -80,8 +80,8 @@ STREAMS = (
         "refused_total",
         "Subscriptions refused, by reason",
         "The reasons are the codes of [http.md](http.md#statuses).",
-        by=("reason",),
-        values=(
+        labels=("reason",),
+        label_values=(
             *("no_channel", "too_many_channels", "bad_query", "unknown_channel", "origin_refused"),
             *("cors_refused", "missing_token", "invalid_token", "channel_forbidden", "auth_refused"),
             *("auth_unavailable", "unavailable", "overloaded", "connect_rate", "draining"),
@@ -110,8 +110,8 @@ STREAMS = (
         "Answers to heartbeats, by result",
         "`here`: for a stream of the node that it came to; `elsewhere`: for another one's, told through the "
         "log; `late`: for none that is known; `refused`: not taken, such as a nonce that nobody made.",
-        by=("result",),
-        values=("here", "elsewhere", "late", "refused"),
+        labels=("result",),
+        label_values=("here", "elsewhere", "late", "refused"),
     ),
     _histogram(
         "connection_seconds",
@@ -128,44 +128,46 @@ STREAMS = (
     _gauge(
         "lag_seconds",
         "How far the stream that is furthest behind the newest event is behind it",
-        merge="max",
+        merge_rule="max",
     ),
 )
 
 EVENTS = (
-    _counter("events_received_total", "Records that sources yielded", by=("source",)),
+    _counter("events_received_total", "Records that sources yielded", labels=("source",)),
     _counter(
         "events_rejected_total",
         "Records and posts that can never become events, by reason",
         "A line in the log (`rejected`, `webhook_refused`) has the cause. A series is there from its first"
         " rejection on. Without a source: posts to one that the file does not declare.",
-        by=("source", "reason"),
+        labels=("source", "reason"),
     ),
     _counter(
         "webhook_throttled_total",
         "Posts that were answered 429",
         "The source's `rate`: senders try again.",
-        by=("source",),
+        labels=("source",),
     ),
     _counter(
         "webhook_unavailable_total",
         "Posts that were answered 5xx, by reason",
         "Senders try again. A line in the log (`webhook_refused`) has the cause.",
-        by=("source", "reason"),
+        labels=("source", "reason"),
     ),
     _counter(
         "events_duplicate_total",
         "Events that were sent again, and not made again",
         "The sender is answered as the first time. A line in the log (`duplicates_dropped`) says so.",
-        by=("source",),
+        labels=("source",),
     ),
     _counter(
         "events_published_total",
         "Events that this node appended to the log",
         "Summed over all nodes: what all of them together appended, each event once.",
-        by=("channel",),
+        labels=("channel",),
     ),
-    _counter("events_delivered_total", "Events written to streams, counted once per stream", by=("channel",)),
+    _counter(
+        "events_delivered_total", "Events written to streams, counted once per stream", labels=("channel",)
+    ),
     _counter("bytes_sent_total", "Bytes written to streams, framing included"),
     _histogram(
         "delivery_lag_seconds",
@@ -184,15 +186,15 @@ EVENTS = (
         "`source_interrupted`: an upstream lost records, one for each channel. To single streams: `expired`: "
         "away for longer than the history reaches; `unknown_id`: their id is not this log's; "
         "`no_resume_point`: a named client came back without one; `slow_client`.",
-        by=("reason",),
-        values=("source_interrupted", "expired", "unknown_id", "no_resume_point", "slow_client"),
+        labels=("reason",),
+        label_values=("source_interrupted", "expired", "unknown_id", "no_resume_point", "slow_client"),
     ),
     _gauge(
         "channel_stale",
         "1 while the channel has been silent for longer than its stale_after",
         "Only channels that have a `stale_after`.",
-        by=("channel",),
-        merge="max",
+        labels=("channel",),
+        merge_rule="max",
     ),
 )
 
@@ -201,38 +203,38 @@ SOURCES = (
         "source_up",
         "1 while the source delivers, 0 while it does not",
         "A source that is switched off (an empty url) has no series.",
-        by=("source",),
-        merge="max",
+        labels=("source",),
+        merge_rule="max",
     ),
     _gauge(
         "source_leader",
         "1 on the node that reads the source for all of them",
         "Only sources that one node reads; the sum over all nodes is 1 but for seconds.",
-        by=("source",),
-        merge="max",
+        labels=("source",),
+        merge_rule="max",
     ),
     _gauge(
         "source_last_event_timestamp_seconds",
         "Unix time of a source's last record",
-        by=("source",),
-        merge="max",
+        labels=("source",),
+        merge_rule="max",
     ),
     _gauge(
         "source_lag_records",
         "Records that wait upstream; on the node that reads, where the source can tell",
-        by=("source",),
+        labels=("source",),
     ),
     _gauge(
         "source_stale",
         "1 while the source has been silent for longer than its stale_after; where it is read",
         "Only sources that have a `stale_after`; of a webhook, every node hears its own posts alone.",
-        by=("source",),
-        merge="min",  # each worker hears the posts of its own connections only
+        labels=("source",),
+        merge_rule="min",  # each worker hears the posts of its own connections only
     ),
 )
 
 BROKER = (
-    _gauge("broker_up", "1 while the event log can be reached", merge="min"),
+    _gauge("broker_up", "1 while the event log can be reached", merge_rule="min"),
     _histogram(
         "broker_append_seconds",
         "Duration of one append to the broker",
@@ -248,18 +250,18 @@ HEALTH = (
         "ready",
         "1 while new clients may come here: what /readyz says",
         "The body of `/readyz` says which part is not.",
-        merge="max",  # the others take the clients of a worker that is not
+        merge_rule="max",  # the others take the clients of a worker that is not
     ),
-    _gauge("draining", "1 while the node shuts down", merge="max"),
+    _gauge("draining", "1 while the node shuts down", merge_rule="max"),
     _gauge(
         "loop_lag_seconds",
         "How late the event loop was at worst in the last 15 to 30 seconds",
-        merge="max",
+        merge_rule="max",
     ),
     _gauge(
         "canary_seconds",
         "The last canary event's way through broker and hub; of one that is late: how long it is away",
-        merge="max",
+        merge_rule="max",
     ),
     _counter("canary_failures_total", "Canary events that did not come back through broker and hub in time"),
     _counter(
@@ -267,45 +269,45 @@ HEALTH = (
         "Unexpected exceptions in background tasks, by task",
         "Each is a fault of the gateway: `background_task_failed` in the log has the traceback. The task was "
         "started again.",
-        by=("task",),
-        values=TASKS,
+        labels=("task",),
+        label_values=TASK_NAMES,
     ),
     _gauge(
         "config_last_reload_successful",
         "1 if the last reload of the configuration was taken up, or there was none",
         "0: the old one goes on; `/status` has file, line and column of the fault.",
-        merge="min",
+        merge_rule="min",
     ),
     _gauge(
         "config_last_reload_success_timestamp_seconds",
         "When the configuration in use was loaded (unix seconds)",
-        merge="min",
+        merge_rule="min",
     ),
     _counter(
         "config_reloads_total",
         "Reloads of the configuration, by result",
-        by=("result",),
-        values=("ok", "unchanged", "failed"),
+        labels=("result",),
+        label_values=("ok", "unchanged", "failed"),
     ),
     _gauge("workers", "Processes that serve streams"),
     _counter("worker_restarts_total", "Workers that were started again after their death"),
     _counter("log_lines_dropped_total", "Log lines lost because the reader was too slow"),
-    _gauge("build_info", "Always 1; the label tells the version", by=("version",), merge="max"),
+    _gauge("build_info", "Always 1; the label tells the version", labels=("version",), merge_rule="max"),
 )
 
 AUTH = (
     _counter(
         "jwks_fetches_total",
         "Fetches of issuers' keys, by result",
-        by=("result",),
-        values=("ok", "failed"),
+        labels=("result",),
+        label_values=("ok", "failed"),
     ),
     _counter(
         "forward_auth_total",
         "Questions to the forward auth endpoint, by result",
         "`outage`: it could not be asked, or answered what is no answer.",
-        by=("result",),
-        values=("opened", "refused", "outage"),
+        labels=("result",),
+        label_values=("opened", "refused", "outage"),
     ),
 )
 
@@ -314,48 +316,52 @@ TLS = (
         "tls_certificate_expiry_timestamp_seconds",
         "When the certificate of the public port ends (unix seconds)",
         "Only where `server.tls` is set.",
-        merge="min",
+        merge_rule="min",
     ),
     _counter(
         "tls_reloads_total",
         "Changes of the certificate's files, by result",
-        by=("result",),
-        values=("ok", "failed"),
+        labels=("result",),
+        label_values=("ok", "failed"),
     ),
     _counter(
         "tls_handshake_failures_total",
         "TLS handshakes that failed, by reason",
         "Scanners make some; a jump in `protocol` may be clients that do not trust the certificate. "
         "`no_room`: one address has so many unfinished ones that others took their places.",
-        by=("reason",),
-        values=("client_certificate", "plain_http", "protocol", "no_room"),
+        labels=("reason",),
+        label_values=("client_certificate", "plain_http", "protocol", "no_room"),
     ),
 )
 
 PROCESS = (
-    Definition(
+    MetricDefinition(
         "process_cpu_seconds_total",
         "counter",
         "User and system CPU time",
         "With workers the sum of all of them and their parent; one process fills one core.",
     ),
-    Definition("process_resident_memory_bytes", "gauge", "Memory that is in RAM", "With workers the sum."),
-    Definition("process_open_fds", "gauge", "Open file descriptors", "With workers the sum."),
-    Definition("process_max_fds", "gauge", "File descriptors that may be open", "With workers the sum."),
-    Definition(
+    MetricDefinition(
+        "process_resident_memory_bytes", "gauge", "Memory that is in RAM", "With workers the sum."
+    ),
+    MetricDefinition("process_open_fds", "gauge", "Open file descriptors", "With workers the sum."),
+    MetricDefinition(
+        "process_max_fds", "gauge", "File descriptors that may be open", "With workers the sum."
+    ),
+    MetricDefinition(
         "process_start_time_seconds",
         "gauge",
         "When the process began (unix seconds)",
         "With workers the first of them, their parent.",
-        merge="min",
+        merge_rule="min",
     ),
     _gauge(
         "descriptor_usage_ratio",
         "Share of its file descriptors that a process has open; of workers the highest",
         "At 1 nobody can connect, and no upstream be reached. The last 128 are kept from streams.",
-        merge="max",
+        merge_rule="max",
     ),
 )
 
 DEFINITIONS = (*STREAMS, *EVENTS, *SOURCES, *BROKER, *HEALTH, *AUTH, *TLS, *PROCESS)
-BY_NAME = {defined.name: defined for defined in DEFINITIONS}
+DEFINITIONS_BY_NAME = {defined.name: defined for defined in DEFINITIONS}

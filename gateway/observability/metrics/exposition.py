@@ -16,17 +16,17 @@ from prometheus_client.registry import Collector
 # One metric with its samples, as processes tell it to each other and to Prometheus.
 
 Labels = tuple[tuple[str, str], ...]
-Merge = Literal["sum", "min", "max"]
+MergeRule = Literal["sum", "min", "max"]
 """How the gauges of several workers become one; counters and histograms are added up."""
 
 
-class Family(msgspec.Struct, frozen=True):
+class MetricFamily(msgspec.Struct, frozen=True):
     """One metric with its samples: (name, labels, value)."""
 
     name: str
     type: str
     text: str
-    merge: Merge
+    merge: MergeRule
     samples: list[tuple[str, Labels, float]]
 
 
@@ -35,7 +35,7 @@ class Family(msgspec.Struct, frozen=True):
 T = TypeVar("T")
 
 
-async def in_turns(work: Iterable[T]) -> list[T]:
+async def collect_cooperatively(work: Iterable[T]) -> list[T]:
     """Return all of ``work``; the loop turns after each piece of it. Cancelling is safe."""
     done = []
     for piece in work:
@@ -44,16 +44,16 @@ async def in_turns(work: Iterable[T]) -> list[T]:
     return done
 
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-SAMPLES = 200
+SAMPLES_PER_PART = 200
 """Samples in a part: about a millisecond and a half."""
 
 
-class _Given(Collector):
+class _StaticCollector(Collector):
     """One metric that is there already."""
 
-    def __init__(self, family: Family, samples: Sequence[tuple[str, Labels, float]]) -> None:
+    def __init__(self, family: MetricFamily, samples: Sequence[tuple[str, Labels, float]]) -> None:
         self._family = family
         self._samples = samples
 
@@ -64,20 +64,20 @@ class _Given(Collector):
         yield metric
 
 
-def parts(families: Iterable[Family]) -> Iterator[bytes]:
+def render_in_parts(families: Iterable[MetricFamily]) -> Iterator[bytes]:
     """Yield metrics in Prometheus's text format, a part at a time."""
     for family in families:
-        first = family.samples[:SAMPLES]
-        yield _written(family, first)
-        head = len(_written(family, ()))  # HELP and TYPE stand once, before all samples of a metric
-        for start in range(SAMPLES, len(family.samples), SAMPLES):
-            yield _written(family, family.samples[start : start + SAMPLES])[head:]
+        first = family.samples[:SAMPLES_PER_PART]
+        yield _render_family(family, first)
+        head = len(_render_family(family, ()))  # HELP and TYPE stand once, before all samples of a metric
+        for start in range(SAMPLES_PER_PART, len(family.samples), SAMPLES_PER_PART):
+            yield _render_family(family, family.samples[start : start + SAMPLES_PER_PART])[head:]
 
 
-def render(families: Iterable[Family]) -> bytes:
+def render(families: Iterable[MetricFamily]) -> bytes:
     """Return metrics in Prometheus's text format."""
-    return b"".join(parts(families))
+    return b"".join(render_in_parts(families))
 
 
-def _written(family: Family, samples: Sequence[tuple[str, Labels, float]]) -> bytes:
-    return generate_latest(_Given(family, samples))
+def _render_family(family: MetricFamily, samples: Sequence[tuple[str, Labels, float]]) -> bytes:
+    return generate_latest(_StaticCollector(family, samples))

@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-_FDS = Path("/proc/self/fd")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_FD_FOLDER = Path("/proc/self/fd")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_bytes() -> float:
     """Return the memory that is in RAM, shared libraries included."""
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
 
 
 def open_descriptors() -> float:
     """Return how many descriptors are open."""
     # Linux has counted them since 6.2, and says 0 before (proc(5)): then they are listed, 1 us for each.
-    return _FDS.stat().st_size or sum(1 for _ in _FDS.iterdir())
+    return _FD_FOLDER.stat().st_size or sum(1 for _ in _FD_FOLDER.iterdir())
 
 
 def descriptor_limit() -> float:
@@ -30,7 +30,7 @@ def descriptor_limit() -> float:
     return 2**31 if soft == resource.RLIM_INFINITY else soft  # the kernel numbers no more
 
 
-def started_at() -> float:
+def process_start_seconds() -> float:
     """Return when this process began (unix seconds)."""
     # Field 22 of stat(5), in ticks after the boot; the second field may hold anything, so count behind it.
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -38,14 +38,16 @@ def started_at() -> float:
     return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
-_STARTED = started_at()  # asked for once: a step of the clock must not look like a restart
+_STARTED_AT_SECONDS = (
+    process_start_seconds()
+)  # asked for once: a step of the clock must not look like a restart
 
-READERS: Mapping[str, Callable[[], float]] = {
+PROCESS_GAUGE_READERS: Mapping[str, Callable[[], float]] = {
     "process_cpu_seconds_total": time.process_time,
     "process_resident_memory_bytes": resident_bytes,
     "process_open_fds": open_descriptors,
     "process_max_fds": descriptor_limit,
-    "process_start_time_seconds": lambda: _STARTED,
+    "process_start_time_seconds": lambda: _STARTED_AT_SECONDS,
     "sse_gateway_descriptor_usage_ratio": lambda: open_descriptors() / descriptor_limit(),
 }
 """By the name of the metric."""

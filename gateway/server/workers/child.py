@@ -1,4 +1,4 @@
-"""A worker process, started by `gateway.server.workers.worker` and nobody else.
+"""A worker process, started by `gateway.server.workers.worker_handle` and nobody else.
 
 It is a node like any other. Its configuration comes on standard input, ready made, so that all workers
 have the same one even if the file changed meanwhile. The pipe stays open, and is how the parent goes on
@@ -20,34 +20,34 @@ import structlog
 
 from gateway.config.model.config import Config
 from gateway.core.errors import StartupError
-from gateway.core.text import safe_lines
-from gateway.observability.background import Background
+from gateway.core.sanitize import escape_unprintable_lines
 from gateway.observability.metrics import Metrics
+from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.server import runtime
-from gateway.server.components import Shared
-from gateway.server.daemon import Daemon, Prepared
+from gateway.server.components import WorkerSockets
+from gateway.server.daemon import Daemon, PreparedConfig
 
 log = structlog.get_logger("gateway.workers")
 
 LISTENING = b"listening\n"
-DRAIN, DRAIN_AT_ONCE, END = b"d", b"a", b"e"
+DRAIN, DRAIN_NOW, FORCE_STOP = b"d", b"a", b"e"
 PREPARE, COMMIT, DISCARD = b"p", b"c", b"x"
 """A reload: make ready for the configuration that follows, go over to it, or forget it. Each is answered."""
 
-LENGTH = 4
+LENGTH_BYTES = 4
 """Bytes before a body, which say how long it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class WorkerInit:
     """What a worker is told by its parent."""
 
     number: int
     config: Config
-    shared: Shared
+    sockets: WorkerSockets
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True):
     """What a worker says to an order of a reload."""
 
     number: int
@@ -57,14 +57,14 @@ class Answer(msgspec.Struct, frozen=True):
     """Streams that had to end."""
 
 
-class Obedience:
+class ControlLoop:
     """Hears the parent's orders, and lets the node follow them."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._prepared: Prepared | None = None
-        self._turn = asyncio.Lock()
-        self._reloading: set[asyncio.Task[None]] = set()
+        self._prepared: PreparedConfig | None = None
+        self._lock = asyncio.Lock()
+        self._reload_tasks: set[asyncio.Task[None]] = set()
         self._pipe: asyncio.StreamReader | None = None
 
     async def run(self) -> None:
@@ -79,56 +79,56 @@ class Obedience:
                 order = await pipe.readexactly(1)
                 body = b""
                 if order in (PREPARE, COMMIT, DISCARD):
-                    body = await pipe.readexactly(int.from_bytes(await pipe.readexactly(LENGTH), "big"))
-                self._follow(order, body)
+                    body = await pipe.readexactly(int.from_bytes(await pipe.readexactly(LENGTH_BYTES), "big"))
+                self._dispatch(order, body)
         log.warning("parent_is_gone")
         self._daemon.drain()
 
-    def _follow(self, order: bytes, body: bytes) -> None:
-        if order == END:
-            self._daemon.end_now()
-        elif order in (DRAIN, DRAIN_AT_ONCE):
-            self._daemon.drain(at_once=order == DRAIN_AT_ONCE)
+    def _dispatch(self, command: bytes, body: bytes) -> None:
+        if command == FORCE_STOP:
+            self._daemon.force_stop()
+        elif command in (DRAIN, DRAIN_NOW):
+            self._daemon.drain(skip_pre_drain=command == DRAIN_NOW)
         else:  # takes a while, in which other orders are heard; the parent waits for its answer
             number, config = pickle.loads(body)  # noqa: S301 -- a private pipe from our own parent
-            task = asyncio.create_task(self._reload(order, number, config), name="reload")
-            self._reloading.add(task)
-            task.add_done_callback(self._reloading.discard)
+            task = asyncio.create_task(self._reload(command, number, config), name="reload")
+            self._reload_tasks.add(task)
+            task.add_done_callback(self._reload_tasks.discard)
 
-    async def _reload(self, order: bytes, number: int, config: Config | None) -> None:
-        answer = Answer(number)
+    async def _reload(self, command: bytes, number: int, config: Config | None) -> None:
+        answer = Reply(number)
         try:
-            async with self._turn:  # in their order, also where several waited while this process was frozen
+            async with self._lock:  # in their order, also where several waited while this process was frozen
                 if config is not None:
-                    self._discard()
+                    self._discard_prepared()
                     self._prepared = await self._daemon.prepare(config)
-                elif order == DISCARD:
-                    self._discard()
+                elif command == DISCARD:
+                    self._discard_prepared()
                 elif self._prepared is not None:
                     prepared, self._prepared = self._prepared, None
-                    answer = Answer(number, ended=self._daemon.commit(prepared))
+                    answer = Reply(number, ended=self._daemon.commit(prepared))
         except StartupError as error:
-            answer = Answer(number, error.message)
+            answer = Reply(number, error.message)
         except Exception as error:
             log.exception("config_reload_broke")
-            answer = Answer(number, f"{type(error).__name__}; the log has more")
+            answer = Reply(number, f"{type(error).__name__}; the log has more")
         os.write(1, msgspec.json.encode(answer) + b"\n")
 
-    def _discard(self) -> None:
+    def _discard_prepared(self) -> None:
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
             self._daemon.discard(prepared)
 
 
-async def _serve(orders: Orders, metrics: Metrics) -> int:
-    daemon = Daemon(orders.config, metrics, orders.shared)
+async def _serve(init: WorkerInit, metrics: Metrics) -> int:
+    daemon = Daemon(init.config, metrics, init.sockets)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.drain)
 
     def listening() -> None:
         os.write(1, LISTENING)
 
     daemon.on_listening = listening
-    obeying = daemon.background.start("parent_orders", Obedience(daemon).run)
+    obeying = daemon.background.start_task("parent_orders", ControlLoop(daemon).run)
     try:
         return await daemon.run()
     finally:
@@ -139,23 +139,23 @@ def main() -> int:
     """Serve until told to go. The exit status is that of ``sse-gateway run``."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
-    length = int.from_bytes(os.read(0, LENGTH), "big")
+    length = int.from_bytes(os.read(0, LENGTH_BYTES), "big")
     data = b""
     while len(data) < length:
         part = os.read(0, length - len(data))
         if not part:
             return 1
         data += part
-    orders: Orders = pickle.loads(data)  # noqa: S301 -- a private pipe from our own parent
+    orders: WorkerInit = pickle.loads(data)  # noqa: S301 -- a private pipe from our own parent
     metrics = Metrics()
     try:
-        return runtime.run(
+        return runtime.run_process(
             lambda: _serve(orders, metrics),
             orders.config.log,
-            metrics.log_dropped.inc,
+            metrics.log_lines_dropped.inc,
             worker=orders.number,
-            background=Background(metrics.background_failed),
+            background=TaskSupervisor(metrics.count_background_failure),
         )
     except StartupError as error:
-        print(safe_lines(error.message), file=sys.stderr)
+        print(escape_unprintable_lines(error.message), file=sys.stderr)
         return 1

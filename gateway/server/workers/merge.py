@@ -10,50 +10,54 @@ from typing import Any
 
 import msgspec
 
-from gateway.observability.metrics import Family, Labels, Merge
-from gateway.observability.recent_errors import KEPT, Refusal
+from gateway.observability.metrics import Labels, MergeRule, MetricFamily
+from gateway.observability.recent_errors import MAX_ERRORS, RecentError
 from gateway.server.shutdown import PHASES
 
-_COMBINE: dict[Merge, Callable[[float, float], float]] = {"sum": lambda a, b: a + b, "min": min, "max": max}
-_STREAMS = ("active", "lagging", "limit")
-_TOTALS = (
+_COMBINE: dict[MergeRule, Callable[[float, float], float]] = {
+    "sum": lambda a, b: a + b,
+    "min": min,
+    "max": max,
+}
+_STREAM_KEYS = ("active", "lagging", "limit")
+_TOTAL_KEYS = (
     *("opened", "refused", "received", "rejected", "published", "delivered", "bytes_sent", "gaps"),
     *("lag_seconds", "lag_count"),
 )
-_CAUSE = ("kind", "code", "source", "origin", "client")
-_WORST = ("down", "starting", "off", "up")
+_CAUSE_KEYS = ("kind", "code", "source", "origin", "client")
+_WORST_FIRST = ("down", "starting", "off", "up")
 
 
-class Totals:
+class MetricTotals:
     """Metrics of all workers, those that are gone included."""
 
     def __init__(self) -> None:
-        self._retired: list[Family] = []
+        self._retired: list[MetricFamily] = []
 
-    def retire(self, families: Sequence[Family]) -> None:
+    def retire(self, families: Sequence[MetricFamily]) -> None:
         """Keep the counters of a worker that is gone; its gauges went with it."""
         counters = [family for family in families if family.type != "gauge"]
-        self._retired = merged([self._retired, counters])
+        self._retired = merge_families([self._retired, counters])
 
-    def with_retired(self, living: Iterable[Sequence[Family]]) -> list[Family]:
+    def combine(self, living: Iterable[Sequence[MetricFamily]]) -> list[MetricFamily]:
         """Return one family for each metric."""
-        return merged([self._retired, *living])
+        return merge_families([self._retired, *living])
 
 
-def merged(all_of: Iterable[Sequence[Family]]) -> list[Family]:
+def merge_families(family_lists: Iterable[Sequence[MetricFamily]]) -> list[MetricFamily]:
     """Return the families by name, samples with the same labels combined as each family says."""
-    kinds: dict[str, Family] = {}
+    kinds: dict[str, MetricFamily] = {}
     samples: dict[str, dict[tuple[str, Labels], float]] = {}
-    for families in all_of:
+    for families in family_lists:
         for family in families:
             kinds.setdefault(family.name, family)
             values = samples.setdefault(family.name, {})
-            rule: Merge = family.merge if family.type == "gauge" else "sum"
+            rule: MergeRule = family.merge if family.type == "gauge" else "sum"
             for name, labels, value in family.samples:
                 key = (name, labels)
                 values[key] = _COMBINE[rule](values[key], value) if key in values else value
     return [
-        Family(
+        MetricFamily(
             family.name,
             family.type,
             family.text,
@@ -64,15 +68,19 @@ def merged(all_of: Iterable[Sequence[Family]]) -> list[Family]:
     ]
 
 
-def merged_status(reports: Sequence[Mapping[str, Any]], own: Sequence[Refusal] = ()) -> dict[str, Any]:
+def merge_status(
+    reports: Sequence[Mapping[str, Any]], parent_errors: Sequence[RecentError] = ()
+) -> dict[str, Any]:
     """Return one ``/status`` of those of the workers, in their shape; ``own`` are the parent's refusals."""
-    refusals = _refusals([*(msgspec.structs.asdict(each) for each in own), *_each(reports, "refusals")])
+    refusals = _merge_errors(
+        [*(msgspec.structs.asdict(each) for each in parent_errors), *_chain_lists(reports, "refusals")]
+    )
     if not reports:
         return {
             "phase": None,
             "broker": None,
-            "streams": dict.fromkeys((*_STREAMS, "behind_seconds"), 0),
-            "totals": dict.fromkeys(_TOTALS, 0),
+            "streams": dict.fromkeys((*_STREAM_KEYS, "behind_seconds"), 0),
+            "totals": dict.fromkeys(_TOTAL_KEYS, 0),
             "sources": [],
             "channels": [],
             "refusals": refusals,
@@ -84,66 +92,66 @@ def merged_status(reports: Sequence[Mapping[str, Any]], own: Sequence[Refusal] =
         "broker": {
             **brokers[0],
             "up": all(broker["up"] for broker in brokers),
-            "head": max((broker["head"] for broker in brokers), key=_id_of),
+            "head": max((broker["head"] for broker in brokers), key=_parse_event_id),
         },
         "streams": {
-            **{name: sum(report["streams"][name] for report in reports) for name in _STREAMS},
+            **{name: sum(report["streams"][name] for report in reports) for name in _STREAM_KEYS},
             "behind_seconds": max(report["streams"]["behind_seconds"] for report in reports),
         },
-        "totals": {name: sum(report["totals"][name] for report in reports) for name in _TOTALS},
+        "totals": {name: sum(report["totals"][name] for report in reports) for name in _TOTAL_KEYS},
         "sources": [
-            _source([report["sources"][number] for report in reports])
+            _merge_source([report["sources"][number] for report in reports])
             for number in range(len(first["sources"]))
         ],
         "channels": [
-            _channel([report["channels"][number] for report in reports])
+            _merge_channel([report["channels"][number] for report in reports])
             for number in range(len(first["channels"]))
         ],
         "refusals": refusals,
     }
 
 
-def _each(reports: Sequence[Mapping[str, Any]], name: str) -> Iterator[Mapping[str, Any]]:
+def _chain_lists(reports: Sequence[Mapping[str, Any]], key: str) -> Iterator[Mapping[str, Any]]:
     for report in reports:
-        yield from report[name]
+        yield from report[key]
 
 
-def _refusals(told: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _merge_errors(errors: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the newest, the same refusal of the same cause as one."""
     found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for each in sorted(told, key=lambda refusal: refusal["at_ms"]):
-        cause = tuple(each[name] for name in _CAUSE)
+    for each in sorted(errors, key=lambda refusal: refusal["at_ms"]):
+        cause = tuple(each[name] for name in _CAUSE_KEYS)
         times = each["times"] + (found[cause]["times"] if cause in found else 0)
         found[cause] = {**each, "times": times}
-    return sorted(found.values(), key=lambda refusal: -refusal["at_ms"])[:KEPT]
+    return sorted(found.values(), key=lambda refusal: -refusal["at_ms"])[:MAX_ERRORS]
 
 
-def _id_of(head: str) -> tuple[int, ...]:
+def _parse_event_id(head: str) -> tuple[int, ...]:
     return tuple(int(part) for part in head.split("-"))
 
 
-def _source(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge_source(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a source as the worker that reads it sees it, else as the one that is worst off."""
-    leaders = [each for each in told if each.get("leader")]
-    shown = min(leaders or told, key=lambda each: _WORST.index(each["status"]))
+    leaders = [each for each in reports if each.get("leader")]
+    shown = min(leaders or reports, key=lambda each: _WORST_FIRST.index(each["status"]))
     sums: dict[str, Any] = {
-        name: sum(each[name] for each in told) for name in ("received", "duplicates", "restarts")
+        name: sum(each[name] for each in reports) for name in ("received", "duplicates", "restarts")
     }
     rejected: Counter[str] = Counter()
-    for each in told:
+    for each in reports:
         rejected.update(each["rejected"])
     sums["rejected"] = dict(rejected)
-    last = max((each["last_event_ms"] for each in told if each["last_event_ms"] is not None), default=None)
+    last = max((each["last_event_ms"] for each in reports if each["last_event_ms"] is not None), default=None)
     # Without a reader for all, each hears the posts of its own connections only.
     stale = shown["stale"]
     if stale and not leaders:
-        stale = all(each["stale"] for each in told)
+        stale = all(each["stale"] for each in reports)
     return {**shown, **sums, "last_event_ms": last, "stale": stale}
 
 
-def _channel(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge_channel(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        **told[0],
-        **{name: sum(each[name] for each in told) for name in ("listeners", "published", "delivered")},
-        "stale": any(each["stale"] for each in told),
+        **reports[0],
+        **{name: sum(each[name] for each in reports) for name in ("listeners", "published", "delivered")},
+        "stale": any(each["stale"] for each in reports),
     }

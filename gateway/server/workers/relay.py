@@ -6,39 +6,41 @@ from pathlib import Path
 import aiohttp
 from aiohttp import hdrs, web
 
-from gateway.admin.try_panel import PATH
+from gateway.admin.try_panel import TRY_PATH
 from gateway.core.errors import Unavailable
 from gateway.http.request import is_proxied
-from gateway.http.routes.subscribe import HEADERS
+from gateway.http.routes.subscribe import STREAM_HEADERS
 
-SECONDS = 2.0
+CONNECT_SECONDS = 2.0
 """How long a worker may take to answer at all."""
 
 
-class Relay:
+class TryPanelRelay:
     """The handlers. ``sockets`` are those of the workers that listen just now."""
 
-    def __init__(self, sockets: Callable[[], Iterable[Path]], *, idle_seconds: float) -> None:
+    def __init__(self, socket_paths: Callable[[], Iterable[Path]], *, idle_seconds: float) -> None:
         """Take a worker that sends nothing for ``idle_seconds`` for dead; heartbeats must come sooner."""
-        self._sockets = sockets
+        self._socket_paths = socket_paths
         self._idle_seconds = idle_seconds
 
-    def add_to(self, app: web.Application) -> None:
+    def add_routes(self, app: web.Application) -> None:
         """Add the routes."""
-        app.router.add_get(PATH, self._hand_on, allow_head=False)
-        app.router.add_post(PATH, self._hand_on)
+        app.router.add_get(TRY_PATH, self._forward, allow_head=False)
+        app.router.add_post(TRY_PATH, self._forward)
 
-    async def _hand_on(self, request: web.Request) -> web.StreamResponse:
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         headers = {hdrs.CONTENT_TYPE: request.headers.get(hdrs.CONTENT_TYPE, "")}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=self._idle_seconds)
-        for socket in self._sockets():
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS, sock_read=self._idle_seconds
+        )
+        for socket in self._socket_paths():
             connector = aiohttp.UnixConnector(str(socket))
             async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
                 try:
                     answer = await session.request(
                         request.method,
-                        f"http://worker{PATH}",
+                        f"http://worker{TRY_PATH}",
                         params=request.query,
                         data=body,
                         headers=headers,
@@ -51,11 +53,13 @@ class Relay:
                     return web.Response(
                         body=await answer.read(), status=answer.status, content_type=answer.content_type
                     )
-                return await self._stream(request, answer)
+                return await self._forward_stream(request, answer)
         raise Unavailable("no worker answered")
 
-    async def _stream(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-        response = web.StreamResponse(headers=HEADERS)
+    async def _forward_stream(
+        self, request: web.Request, answer: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers=STREAM_HEADERS)
         if is_proxied(request.headers):
             response.force_close()  # it ends by a drain, and the connection with it
         await response.prepare(request)

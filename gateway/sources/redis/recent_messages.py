@@ -19,37 +19,37 @@ from dataclasses import dataclass
 
 from gateway.core.event import Record
 
-KEPT_SECONDS = 60.0
+TAKEOVER_RETENTION_SECONDS = 60.0
 """How long records stay for a takeover: longer than a lease, and than a log is away as a rule."""
 
-WRITTEN_SECONDS = 10.0
+WRITTEN_RETENTION_SECONDS = 10.0
 """How long the reader keeps what it wrote into the log: for a failover that loses the log's last writes."""
 
-KEPT_BYTES = 64 * 1024 * 1024
+MAX_BUFFERED_BYTES = 64 * 1024 * 1024
 """Bytes of records that may wait for the log; the oldest go first, and that is a gap."""
 
-RECORD_OVERHEAD = 400
+RECORD_OVERHEAD_BYTES = 400
 """Bytes that a record takes beside its payload and topic (314 were measured for a payload of 9)."""
 
-MARKERS = 1000
+MAX_MARKERS = 1000
 """How many markers are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MarkerOffset:
     """Behind the ``count``-th record after a marker, of nodes that read the same topics (``plan``)."""
 
-    plan: str
+    topics_fingerprint: str
     marker: str
     count: int
-    ms: int
+    reached_ms: int
     """When it was reached, in unix milliseconds."""
 
     def __str__(self) -> str:
-        return f"{self.plan}/{self.marker}/{self.count}/{self.ms}"
+        return f"{self.topics_fingerprint}/{self.marker}/{self.count}/{self.reached_ms}"
 
     @classmethod
-    def parse(cls, text: str) -> "Place | None":
+    def parse(cls, text: str) -> "MarkerOffset | None":
         """Return the place that ``text`` spells, or None."""
         try:
             plan, marker, count, ms = text.split("/")
@@ -58,100 +58,104 @@ class Place:
             return None
 
 
-class Tail:
+class RecentMessages:
     """One connection's records since its first marker, by number."""
 
-    def __init__(self, plan: str) -> None:
-        self.first = 0
+    def __init__(self, topics_fingerprint: str) -> None:
+        self.first_number = 0
         """The number of the oldest record that is held."""
-        self.end = 0
+        self.next_number = 0
         """The number that the next record gets."""
-        self.written = 0
+        self.written_until = 0
         """The number behind what this node knows to be in the log; ahead of ``end`` where it is late."""
-        self._plan = plan
+        self._topics_fingerprint = topics_fingerprint
         self._records: deque[tuple[float, Record]] = deque()
         self._bytes = 0
         self._markers: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._changed = asyncio.Event()
 
     @property
-    def is_anchored(self) -> bool:
+    def has_marker(self) -> bool:
         """Whether a marker was seen, so that records have places."""
         return bool(self._markers)
 
     @property
-    def since_marker(self) -> int:
+    def records_since_marker(self) -> int:
         """How many records came after the last marker."""
-        return self.end - next(reversed(self._markers.values()))[0] if self._markers else 0
+        return self.next_number - next(reversed(self._markers.values()))[0] if self._markers else 0
 
-    def replan(self, plan: str) -> None:
+    def switch_topics(self, topics_fingerprint: str) -> None:
         """Count the records of other topics from the next marker on; before it, add none of them."""
-        self._plan = plan
+        self._topics_fingerprint = topics_fingerprint
 
-    def mark(self, marker: str) -> None:
+    def add_marker(self, marker: str) -> None:
         """Note a marker that just came."""
-        self._markers[marker] = self.end, self._plan
+        self._markers[marker] = self.next_number, self._topics_fingerprint
         self._markers.move_to_end(marker)
-        if len(self._markers) > MARKERS:
+        if len(self._markers) > MAX_MARKERS:
             self._markers.popitem(last=False)
         self._changed.set()
 
-    def has_seen(self, marker: str) -> bool:
+    def has_seen_marker(self, marker: str) -> bool:
         """Tell whether a marker came."""
         return marker in self._markers
 
-    def add(self, records: Sequence[Record], now: float) -> None:
+    def add_records(self, records: Sequence[Record], now: float) -> None:
         """Note records that just came; ``now`` is the loop's time."""
         if not self._markers:
             return
         for record in records:
             self._records.append((now, record))
-            self._bytes += _size(record)
-        self.end += len(records)
-        while self._bytes > KEPT_BYTES:
-            self._drop()
+            self._bytes += _record_bytes(record)
+        self.next_number += len(records)
+        while self._bytes > MAX_BUFFERED_BYTES:
+            self._drop_oldest()
         self._changed.set()
 
-    def forget(self, now: float, *, is_leading: bool) -> None:
+    def drop_expired(self, now: float, *, has_lease: bool) -> None:
         """Drop the records that no takeover can need any more; ``now`` is the loop's time."""
-        until, seconds = (self.written, WRITTEN_SECONDS) if is_leading else (self.end, KEPT_SECONDS)
-        while self._records and self.first < until and self._records[0][0] < now - seconds:
-            self._drop()
+        until, seconds = (
+            (self.written_until, WRITTEN_RETENTION_SECONDS)
+            if has_lease
+            else (self.next_number, TAKEOVER_RETENTION_SECONDS)
+        )
+        while self._records and self.first_number < until and self._records[0][0] < now - seconds:
+            self._drop_oldest()
 
-    def since(self, then: float) -> int:
+    def first_number_since(self, then: float) -> int:
         """Return the number of the first record that came after a moment of the loop's time."""
-        return self.first + sum(1 for came, _ in self._records if came <= then)
+        return self.first_number + sum(1 for came, _ in self._records if came <= then)
 
-    def find(self, place: Place) -> int | None:
+    def find_number(self, offset: MarkerOffset) -> int | None:
         """Return the number of the record behind a place; None if it cannot be known, or is gone."""
-        start, plan = self._markers.get(place.marker, (None, ""))
-        if start is None or place.plan != plan or start + place.count < self.first:
+        start, plan = self._markers.get(offset.marker, (None, ""))
+        if start is None or offset.topics_fingerprint != plan or start + offset.count < self.first_number:
             return None
-        return start + place.count
+        return start + offset.count
 
-    def place(self, number: int, ms: int) -> Place:
+    def offset_at(self, number: int, ms: int) -> MarkerOffset:
         """Return the place before record ``number``; a marker must have come before it."""
         marks = list(self._markers.values())
         position = max(0, bisect_right(marks, number, key=lambda mark: mark[0]) - 1)
         start, plan = marks[position]
-        return Place(plan, list(self._markers)[position], number - start, ms)
+        return MarkerOffset(plan, list(self._markers)[position], number - start, ms)
 
     def records(self, number: int, limit: int) -> list[Record]:
         """Return at most ``limit`` records from ``number`` on."""
-        skip = number - self.first
-        count = min(limit, self.end - number)
+        skip = number - self.first_number
+        count = min(limit, self.next_number - number)
         return [self._records[position][1] for position in range(skip, skip + count)]
 
-    async def change(self) -> None:
+    async def wait_for_change(self) -> None:
         """Wait until something came since this was last waited for. Cancelling is safe."""
         await self._changed.wait()
         self._changed.clear()
 
-    def _drop(self) -> None:
-        self._bytes -= _size(self._records.popleft()[1])
-        self.first += 1
+    def _drop_oldest(self) -> None:
+        self._bytes -= _record_bytes(self._records.popleft()[1])
+        self.first_number += 1
 
 
-def _size(record: Record) -> int:
+def _record_bytes(record: Record) -> int:
     """Return about how many bytes a record takes."""
-    return len(record.payload) + len(record.topic) + RECORD_OVERHEAD
+    return len(record.payload) + len(record.topic) + RECORD_OVERHEAD_BYTES

@@ -11,38 +11,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-Id = tuple[int, int]
-UNKNOWN = -1
+EntryId = tuple[int, int]
+UNKNOWN_COUNT = -1
 """A number of entries that nobody can tell."""
 
 
-def parse_id(text: bytes | str) -> Id:
+def parse_entry_id(text: bytes | str) -> EntryId:
     """Return an entry's id as numbers, in the order of the stream. Raises ValueError."""
     ms, _, seq = (text.decode() if isinstance(text, bytes) else text).partition("-")
     return int(ms), int(seq or 0)
 
 
 @dataclass(frozen=True, slots=True)
-class StreamPlace:
-    """Behind the entry ``id``, which was the ``count``-th of its stream (`UNKNOWN` where nobody counted)."""
+class RedisStreamOffset:
+    """Behind the entry ``id``, which was the ``count``-th of its stream (`UNKNOWN_CALLER` where nobody counted)."""
 
-    id: Id
+    id: EntryId
     count: int
 
     def __str__(self) -> str:
         return f"{self.id[0]}-{self.id[1]}/{self.count}"
 
     @property
-    def text(self) -> str:
+    def id_text(self) -> str:
         """The id as XREAD takes it."""
         return f"{self.id[0]}-{self.id[1]}"
 
     @classmethod
-    def parse(cls, text: str) -> "StreamPlace | None":
+    def parse(cls, text: str) -> "RedisStreamOffset | None":
         """Return the place that ``text`` spells, or None."""
         id, _, count = text.partition("/")
         try:
-            return cls(parse_id(id), int(count))
+            return cls(parse_entry_id(id), int(count))
         except ValueError:
             return None
 
@@ -51,17 +51,17 @@ class StreamInfo(NamedTuple):
     """What XINFO STREAM says."""
 
     length: int
-    added: int
-    last: Id
+    entries_added: int
+    last_generated_id: EntryId
     """The highest id that was ever given."""
-    deleted: Id
+    max_deleted_id: EntryId
     """The highest id that XDEL ever took; trimming does not count here."""
-    first: Id
+    first_id: EntryId
     """The first entry that is left, and `newest` the last one; `last` where none is."""
-    newest: Id
+    newest_id: EntryId
 
     @classmethod
-    def of(cls, answer: Sequence[Any]) -> "StreamInfo | None":
+    def parse(cls, answer: Sequence[Any]) -> "StreamInfo | None":
         """Return what an answer (RESP2) says; None where the server is too old to count (before Redis 7)."""
         pairs: Mapping[bytes, Any] = dict(zip(answer[::2], answer[1::2], strict=False))
         if b"entries-added" not in pairs:
@@ -71,53 +71,57 @@ class StreamInfo(NamedTuple):
         return cls(
             pairs[b"length"],
             pairs[b"entries-added"],
-            parse_id(last),
-            parse_id(pairs[b"max-deleted-entry-id"]),
-            parse_id(first[0] if first else last),
-            parse_id(newest[0] if newest else last),
+            parse_entry_id(last),
+            parse_entry_id(pairs[b"max-deleted-entry-id"]),
+            parse_entry_id(first[0] if first else last),
+            parse_entry_id(newest[0] if newest else last),
         )
 
 
-START = StreamPlace((0, 0), 0)
+START_OFFSET = RedisStreamOffset((0, 0), 0)
 """Before the first entry of all."""
 
 
-def read_on(place: StreamPlace, ids: Sequence[Id], info: StreamInfo) -> tuple[StreamPlace, int]:
+def advance(
+    offset: RedisStreamOffset, ids: Sequence[EntryId], info: StreamInfo
+) -> tuple[RedisStreamOffset, int]:
     """Return the place behind the entries ``ids``, which XREAD gave for ``place``, and how many are missing.
 
-    ``info`` was asked for after they were read. Missing is 0, a number, or `UNKNOWN` (some, not how many).
+    ``info`` was asked for after they were read. Missing is 0, a number, or `UNKNOWN_CALLER` (some, not how many).
     """
-    is_counted = place.count != UNKNOWN
-    behind = StreamPlace(ids[-1], place.count + len(ids) if is_counted else UNKNOWN)
-    may_miss = info.first > place.id or info.deleted > place.id
-    if info.last == behind.id:
+    is_counted = offset.count != UNKNOWN_COUNT
+    behind = RedisStreamOffset(ids[-1], offset.count + len(ids) if is_counted else UNKNOWN_COUNT)
+    may_miss = info.first_id > offset.id or info.max_deleted_id > offset.id
+    if info.last_generated_id == behind.id:
         # The end: the server's count is ours. Less than we read: it was deleted and begun anew.
-        exact = StreamPlace(behind.id, info.added)
-        if is_counted and info.added >= behind.count:
-            return exact, info.added - behind.count
-        return exact, UNKNOWN if is_counted or may_miss else 0
-    if may_miss and info.deleted <= place.id and info.first == ids[0]:
-        before = info.added - info.length  # trimmed, all of them before the first that is left
-        if is_counted and before >= place.count:
-            return StreamPlace(behind.id, before + len(ids)), before - place.count
-        return StreamPlace(behind.id, before + len(ids)), UNKNOWN
-    if place.id < info.deleted < ids[0]:
-        return StreamPlace(behind.id, UNKNOWN), UNKNOWN
+        exact = RedisStreamOffset(behind.id, info.entries_added)
+        if is_counted and info.entries_added >= behind.count:
+            return exact, info.entries_added - behind.count
+        return exact, UNKNOWN_COUNT if is_counted or may_miss else 0
+    if may_miss and info.max_deleted_id <= offset.id and info.first_id == ids[0]:
+        before = info.entries_added - info.length  # trimmed, all of them before the first that is left
+        if is_counted and before >= offset.count:
+            return RedisStreamOffset(behind.id, before + len(ids)), before - offset.count
+        return RedisStreamOffset(behind.id, before + len(ids)), UNKNOWN_COUNT
+    if offset.id < info.max_deleted_id < ids[0]:
+        return RedisStreamOffset(behind.id, UNKNOWN_COUNT), UNKNOWN_COUNT
     return behind, 0  # or not yet known: the count tells it at the end
 
 
-def at_rest(place: StreamPlace, info: StreamInfo | None) -> tuple[StreamPlace, int]:
+def check_idle_stream(offset: RedisStreamOffset, info: StreamInfo | None) -> tuple[RedisStreamOffset, int]:
     """Return where to go on in a stream that gave nothing, and how many entries are missing.
 
     A stream whose last id lies before our place was deleted and begun anew, or a failover lost its end: what
     comes from now on would be hidden behind our place. ``info`` is None where the key is gone.
     """
     if info is None:
-        return START, 0 if place.id == START.id else UNKNOWN
-    if info.last < place.id:
-        return StreamPlace(info.last, info.added), UNKNOWN
-    if info.last > place.id and (info.length == 0 or info.newest <= place.id):
+        return START_OFFSET, 0 if offset.id == START_OFFSET.id else UNKNOWN_COUNT
+    if info.last_generated_id < offset.id:
+        return RedisStreamOffset(info.last_generated_id, info.entries_added), UNKNOWN_COUNT
+    if info.last_generated_id > offset.id and (info.length == 0 or info.newest_id <= offset.id):
         # All that came after our place was deleted again, unread.
-        is_counted = place.count != UNKNOWN and info.added > place.count
-        return StreamPlace(info.last, info.added), info.added - place.count if is_counted else UNKNOWN
-    return place, 0
+        is_counted = offset.count != UNKNOWN_COUNT and info.entries_added > offset.count
+        return RedisStreamOffset(
+            info.last_generated_id, info.entries_added
+        ), info.entries_added - offset.count if is_counted else UNKNOWN_COUNT
+    return offset, 0

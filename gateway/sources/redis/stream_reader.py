@@ -16,46 +16,52 @@ from redis.exceptions import ResponseError
 
 from gateway.config.template import Template
 from gateway.core.backoff import jittered
-from gateway.core.errors import Fenced, Rejected
-from gateway.core.event import GONE, Fence, Record, text_of
-from gateway.sources.base import Feed, Gap
+from gateway.core.errors import RecordRejected, StaleFencingToken
+from gateway.core.event import DELETED_OFFSET, FencingToken, Record, decode_lossless
+from gateway.sources.base import SourceContext, SourceGap
 from gateway.sources.redis.stream_offset import (
-    START,
-    UNKNOWN,
+    START_OFFSET,
+    UNKNOWN_COUNT,
+    RedisStreamOffset,
     StreamInfo,
-    StreamPlace,
-    at_rest,
-    parse_id,
-    read_on,
+    advance,
+    check_idle_stream,
+    parse_entry_id,
 )
-from gateway.sources.redis.stream_servers import AT_ONCE, Page, StreamServers, key_of, part_of
+from gateway.sources.redis.stream_servers import (
+    MAX_PIPELINE_COMMANDS,
+    EntryBatch,
+    StreamServers,
+    key_of_partition,
+    partition_of_key,
+)
 
 log = structlog.get_logger("gateway.sources")
 
-STREAMS = 10_000
+MAX_STREAM_KEYS = 10_000
 """Most streams that one source reads; further ones are named in the log and not read."""
 
-BATCH = 1000
+MAX_READ_ENTRIES = 1000
 """Most entries of one read, all streams together."""
 
-FIRST_BATCH = 4
+FIRST_READ_ENTRIES = 4
 """Entries of the first read: how large they are is not known yet. The next takes at most twice as many."""
 
-BATCH_BYTES = 4 * 1024 * 1024
+TARGET_READ_BYTES = 4 * 1024 * 1024
 """About how many bytes one read may bring."""
 
-LOOKS = 100
+MAX_INSPECTED_KEYS = 100
 """Most streams that are looked after at once, the others in turns: XINFO sends two whole entries of each."""
 
-APPEND_BYTES = 1024 * 1024
+TARGET_APPEND_BYTES = 1024 * 1024
 """About how many bytes are appended at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReadPlan:
     """What is to be read."""
 
-    exact: Sequence[bytes]
+    exact_keys: Sequence[bytes]
     """Keys that topics name in full."""
     patterns: Sequence[Template]
     """Topics that may name many keys."""
@@ -70,224 +76,242 @@ class StreamReader:
 
     def __init__(
         self,
-        plan: Plan,
-        record: Callable[[str, bytes, Sequence[bytes]], Record],
-        feed: Feed,
+        plan: ReadPlan,
+        decode_entry: Callable[[str, bytes, Sequence[bytes]], Record],
+        context: SourceContext,
         servers: StreamServers,
     ) -> None:
         self._plan = plan
-        self._record = record
-        self._feed = feed
+        self._decode_entry = decode_entry
+        self._context = context
         self._servers = servers
-        self._places: dict[bytes, StreamPlace] = {}
-        self._earlier: dict[bytes, StreamPlace] = {}
-        self._refused: set[bytes] = set()
-        self._count = FIRST_BATCH
+        self._offsets: dict[bytes, RedisStreamOffset] = {}
+        self._previous_offsets: dict[bytes, RedisStreamOffset] = {}
+        self._non_stream_keys: set[bytes] = set()
+        self._read_entries_target = FIRST_READ_ENTRIES
         self._has_more = False
-        self._looks: deque[bytes] = deque()
+        self._inspection_queue: deque[bytes] = deque()
         """The streams in the order in which they are looked after, each once."""
-        self._waiting: dict[bytes, int] = {}
+        self._lag_by_key: dict[bytes, int] = {}
 
-    async def probe(self) -> None:
+    async def check_permissions(self) -> None:
         """Try what reading needs, so that what is not allowed is told at once. Raises RedisError."""
-        await self._servers.infos(self._plan.exact[:1])
+        await self._servers.read_infos(self._plan.exact_keys[:1])
         for pattern in self._plan.patterns[:1]:
             await self._servers.scan(pattern)
 
-    async def run(self, fence: Fence) -> None:
+    async def run(self, fence: FencingToken) -> None:
         """Read under a lease until it is lost. Raises Fenced, Unavailable, RedisError or TimeoutError."""
         # Places count from the log; these ones only where the log forgot all.
-        self._earlier |= self._places
-        self._places = {}
-        self._looks.clear()
-        existing = await self._find(fence)
-        self._earlier = {key: place for key, place in self._earlier.items() if key in existing}
-        await self._forget_absent(existing, fence)
+        self._previous_offsets |= self._offsets
+        self._offsets = {}
+        self._inspection_queue.clear()
+        existing = await self._discover_keys(fence)
+        self._previous_offsets = {
+            key: place for key, place in self._previous_offsets.items() if key in existing
+        }
+        await self._remove_absent_keys(existing, fence)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep_finding(fence))
-                group.create_task(self._keep_reading(fence))
+                group.create_task(self._run_discovery(fence))
+                group.create_task(self._run_reading(fence))
         except ExceptionGroup as group_of:
             raise group_of.exceptions[0] from None
 
-    async def _keep_reading(self, fence: Fence) -> None:
+    async def _run_reading(self, fence: FencingToken) -> None:
         loop = asyncio.get_running_loop()
         looked = loop.time()
         while True:
-            await self._step(fence)
+            await self._read_once(fence)
             if loop.time() - looked >= self._plan.scan_seconds:
-                await self._look_after(fence)
+                await self._inspect_idle_keys(fence)
                 looked = loop.time()
 
     # Which streams there are.
 
-    async def _keep_finding(self, fence: Fence) -> None:
+    async def _run_discovery(self, fence: FencingToken) -> None:
         while True:
             await asyncio.sleep(jittered(self._plan.scan_seconds, 0.2))
-            await self._find(fence)
+            await self._discover_keys(fence)
 
-    async def _find(self, fence: Fence) -> set[bytes]:
+    async def _discover_keys(self, fence: FencingToken) -> set[bytes]:
         """Add the streams that are not known yet, and remember from when on a pattern is watched.
 
         Returns the keys of all that exist, and those that topics name in full.
         """
         unwatched: list[str] = []
-        new: dict[bytes, bool] = dict.fromkeys(self._plan.exact, False)
+        new: dict[bytes, bool] = dict.fromkeys(self._plan.exact_keys, False)
         for pattern in self._plan.patterns:
             mark = f"*{pattern.redis_pattern}"
-            is_watched = await self._feed.position(mark) is not None
+            is_watched = await self._context.read_offset(mark) is not None
             if not is_watched:
                 unwatched.append(mark)
             for key in await self._servers.scan(pattern):
                 # A stream that appears under a watched pattern is new as a whole.
                 new[key] = new.get(key, False) or is_watched
-        self._refused &= new.keys()
-        await self._begin(new, fence)
+        self._non_stream_keys &= new.keys()
+        await self._add_keys(new, fence)
         for mark in unwatched:
-            await self._feed.publish([], "watched", fence, part=mark)
+            await self._context.publish([], "watched", fence, partition=mark)
         return set(new)
 
-    async def _begin(self, found: dict[bytes, bool], fence: Fence) -> None:
-        new = [key for key in found if key not in self._places]
-        room = STREAMS - len(self._places)
+    async def _add_keys(self, found: dict[bytes, bool], fence: FencingToken) -> None:
+        new = [key for key in found if key not in self._offsets]
+        room = MAX_STREAM_KEYS - len(self._offsets)
         if len(new) > room:
-            log.warning("source_has_too_many_streams", limit=STREAMS, not_read=len(new) - room)
+            log.warning("source_has_too_many_streams", limit=MAX_STREAM_KEYS, not_read=len(new) - room)
             new = new[:room]
-        for first in range(0, len(new), AT_ONCE):
-            some = new[first : first + AT_ONCE]
-            infos = await self._servers.infos(some)
-            await _all(
-                self._begin_one(key, found[key], info, fence) for key, info in zip(some, infos, strict=True)
+        for first in range(0, len(new), MAX_PIPELINE_COMMANDS):
+            some = new[first : first + MAX_PIPELINE_COMMANDS]
+            infos = await self._servers.read_infos(some)
+            await _gather_all(
+                self._add_key(key, found[key], info, fence) for key, info in zip(some, infos, strict=True)
             )
 
-    async def _begin_one(
-        self, key: bytes, is_new: bool, info: StreamInfo | ResponseError | None, fence: Fence
+    async def _add_key(
+        self, key: bytes, is_new: bool, info: StreamInfo | ResponseError | None, fence: FencingToken
     ) -> None:
         if isinstance(info, ResponseError):
-            if key not in self._refused:
-                log.warning("stream_refused", key=text_of(key), error=str(info))
-            self._refused.add(key)
+            if key not in self._non_stream_keys:
+                log.warning("stream_refused", key=decode_lossless(key), error=str(info))
+            self._non_stream_keys.add(key)
             return
-        is_new = is_new or key in self._refused  # it became a stream before our eyes
-        self._refused.discard(key)
-        part = part_of(key)
-        stored = await self._feed.position(part)
-        place = StreamPlace.parse(stored) if stored is not None else None
+        is_new = is_new or key in self._non_stream_keys  # it became a stream before our eyes
+        self._non_stream_keys.discard(key)
+        part = partition_of_key(key)
+        stored = await self._context.read_offset(part)
+        place = RedisStreamOffset.parse(stored) if stored is not None else None
         if place is None:
-            place = self._earlier.get(key) or (START if is_new else _beginning(self._plan.start, info))
-            await self._feed.publish([], str(place), fence, part=part)
-        self._places[key] = place
-        self._looks.append(key)
+            place = self._previous_offsets.get(key) or (
+                START_OFFSET if is_new else _start_offset(self._plan.start, info)
+            )
+            await self._context.publish([], str(place), fence, partition=part)
+        self._offsets[key] = place
+        self._inspection_queue.append(key)
 
-    async def _forget_absent(self, existing: set[bytes], fence: Fence) -> None:
+    async def _remove_absent_keys(self, existing: set[bytes], fence: FencingToken) -> None:
         """Report the streams that disappeared while nobody read the source, and remove their positions.
 
         A key that is not found at this moment may be written again right after; it is then a new stream.
         """
-        for part in await self._feed.parts():
-            key = key_of(part)
-            is_ours = any(pattern.match(text_of(key)) is not None for pattern in self._plan.patterns)
+        for part in await self._context.list_partitions():
+            key = key_of_partition(part)
+            is_ours = any(pattern.match(decode_lossless(key)) is not None for pattern in self._plan.patterns)
             if key in existing or not is_ours:
                 continue
-            stored = await self._feed.position(part)
-            place = StreamPlace.parse(stored) if stored is not None else None
+            stored = await self._context.read_offset(part)
+            place = RedisStreamOffset.parse(stored) if stored is not None else None
             if place is not None:
-                await self._end(key, place, fence)
+                await self._remove_offset(key, place, fence)
 
-    async def _end(self, key: bytes, before: StreamPlace, fence: Fence) -> None:
+    async def _remove_offset(self, key: bytes, before: RedisStreamOffset, fence: FencingToken) -> None:
         """Remove the position of a stream whose key is gone; what it held unread is a gap."""
-        gap = self._gap(text_of(key), before, at_rest(before, None)[1])
-        await self._feed.publish([], GONE, fence, part=part_of(key), gap=gap)
+        gap = self._gap(decode_lossless(key), before, check_idle_stream(before, None)[1])
+        await self._context.publish([], DELETED_OFFSET, fence, partition=partition_of_key(key), gap=gap)
 
-    async def _look_after(self, fence: Fence) -> None:
+    async def _inspect_idle_keys(self, fence: FencingToken) -> None:
         """See what became of the streams that gave nothing, and how much waits; some of them, in turns."""
-        keys = self._next_looks()
-        for key, info in zip(keys, await self._servers.infos(keys), strict=True):
+        keys = self._next_keys_to_inspect()
+        for key, info in zip(keys, await self._servers.read_infos(keys), strict=True):
             found = info if isinstance(info, StreamInfo) else None
-            before = self._places[key]
-            if found is not None and before.count != UNKNOWN:
-                self._waiting[key] = max(0, found.added - before.count)
-            if found is None and key not in self._plan.exact:
-                await self._end(key, before, fence)
-                del self._places[key]  # a scan finds it when it is there again
-                self._earlier.pop(key, None)
+            before = self._offsets[key]
+            if found is not None and before.count != UNKNOWN_COUNT:
+                self._lag_by_key[key] = max(0, found.entries_added - before.count)
+            if found is None and key not in self._plan.exact_keys:
+                await self._remove_offset(key, before, fence)
+                del self._offsets[key]  # a scan finds it when it is there again
+                self._previous_offsets.pop(key, None)
                 continue
-            self._looks.append(key)  # once for each stream: one that is gone is added when it is found again
-            place, missing = at_rest(before, found)
+            self._inspection_queue.append(
+                key
+            )  # once for each stream: one that is gone is added when it is found again
+            place, missing = check_idle_stream(before, found)
             if place != before:
-                gap = self._gap(text_of(key), before, missing)
-                await self._feed.publish([], str(place), fence, part=part_of(key), gap=gap)
-                self._places[key] = place
-        self._waiting = {key: count for key, count in self._waiting.items() if key in self._places}
-        self._feed.lags(sum(self._waiting.values()))
+                gap = self._gap(decode_lossless(key), before, missing)
+                await self._context.publish([], str(place), fence, partition=partition_of_key(key), gap=gap)
+                self._offsets[key] = place
+        self._lag_by_key = {key: count for key, count in self._lag_by_key.items() if key in self._offsets}
+        self._context.report_lag(sum(self._lag_by_key.values()))
 
-    def _next_looks(self) -> list[bytes]:
-        return [self._looks.popleft() for _ in range(min(LOOKS, len(self._looks)))]
+    def _next_keys_to_inspect(self) -> list[bytes]:
+        return [
+            self._inspection_queue.popleft()
+            for _ in range(min(MAX_INSPECTED_KEYS, len(self._inspection_queue)))
+        ]
 
     # Reading.
 
-    async def _step(self, fence: Fence) -> None:
-        if not self._feed.is_leading:
-            raise Fenced("the lease is another node's")
-        ready = await self._servers.ready(self._places, wait=not self._has_more)
-        some = ready[: self._count]
-        pages = await self._servers.read(some, self._places, max(1, self._count // max(1, len(some))))
+    async def _read_once(self, fence: FencingToken) -> None:
+        if not self._context.has_lease:
+            raise StaleFencingToken("the lease is another node's")
+        ready = await self._servers.find_readable_keys(self._offsets, wait=not self._has_more)
+        some = ready[: self._read_entries_target]
+        pages = await self._servers.read_entries(
+            some, self._offsets, max(1, self._read_entries_target // max(1, len(some)))
+        )
         self._has_more = len(ready) > len(some) or any(
-            page.info.newest > parse_id(page.entries[-1][0]) for page in pages
+            page.info.newest_id > parse_entry_id(page.entries[-1][0]) for page in pages
         )
         for key in some:
-            self._places[key] = self._places.pop(key)  # the others are asked first next time
+            self._offsets[key] = self._offsets.pop(key)  # the others are asked first next time
         if not pages:
             return
         entries = sum(len(page.entries) for page in pages)
         size = sum(len(part) for page in pages for _, flat in page.entries for part in flat)
-        self._count = max(1, min(BATCH, 2 * self._count, entries * BATCH_BYTES // max(1, size)))
-        await _all(self._take(page, fence) for page in pages)
+        self._read_entries_target = max(
+            1,
+            min(MAX_READ_ENTRIES, 2 * self._read_entries_target, entries * TARGET_READ_BYTES // max(1, size)),
+        )
+        await _gather_all(self._append_entries(page, fence) for page in pages)
 
-    async def _take(self, page: Page, fence: Fence) -> None:
-        before = self._places[page.key]
-        topic, part = text_of(page.key), part_of(page.key)
-        place, missing = read_on(before, [parse_id(id) for id, _ in page.entries], page.info)
+    async def _append_entries(self, batch: EntryBatch, fence: FencingToken) -> None:
+        before = self._offsets[batch.key]
+        topic, part = decode_lossless(batch.key), partition_of_key(batch.key)
+        place, missing = advance(before, [parse_entry_id(id) for id, _ in batch.entries], batch.info)
         gap = self._gap(topic, before, missing)
         records: list[Record] = []
         size = 0
-        for number, (id, flat) in enumerate(page.entries, 1):
+        for number, (id, flat) in enumerate(batch.entries, 1):
             try:
-                record = self._record(topic, id, flat)
-            except Rejected as error:
-                self._feed.reject(error.code, error.message, topic=topic)
+                record = self._decode_entry(topic, id, flat)
+            except RecordRejected as error:
+                self._context.count_rejection(error.code, error.message, topic=topic)
             else:
                 records.append(record)
                 size += len(record.payload)
-            if size >= APPEND_BYTES and number < len(page.entries):
-                left = len(page.entries) - number
-                so_far = StreamPlace(parse_id(id), UNKNOWN if place.count == UNKNOWN else place.count - left)
-                await self._feed.publish(records, str(so_far), fence, part=part, gap=gap)
-                self._places[page.key] = so_far
+            if size >= TARGET_APPEND_BYTES and number < len(batch.entries):
+                left = len(batch.entries) - number
+                so_far = RedisStreamOffset(
+                    parse_entry_id(id), UNKNOWN_COUNT if place.count == UNKNOWN_COUNT else place.count - left
+                )
+                await self._context.publish(records, str(so_far), fence, partition=part, gap=gap)
+                self._offsets[batch.key] = so_far
                 gap, records, size = None, [], 0
-        await self._feed.publish(records, str(place), fence, part=part, gap=gap)
-        self._places[page.key] = place
+        await self._context.publish(records, str(place), fence, partition=part, gap=gap)
+        self._offsets[batch.key] = place
 
-    def _gap(self, topic: str, before: StreamPlace, missing: int) -> Gap | None:
+    def _gap(self, topic: str, before: RedisStreamOffset, missing: int) -> SourceGap | None:
         if not missing:
             return None
-        since = before.id[0] if before != START else None
-        return Gap(since, topic, None if missing == UNKNOWN else missing)
+        since = before.id[0] if before != START_OFFSET else None
+        return SourceGap(since, topic, None if missing == UNKNOWN_COUNT else missing)
 
 
-def _beginning(start: str, info: StreamInfo | None) -> StreamPlace:
+def _start_offset(start: str, info: StreamInfo | None) -> RedisStreamOffset:
     if info is None:
-        return START
+        return START_OFFSET
     if start == "oldest":
         # What was trimmed before anybody wanted it is not missing.
-        return StreamPlace(START.id, info.added - info.length)
+        return RedisStreamOffset(START_OFFSET.id, info.entries_added - info.length)
     if start == "new":
-        return StreamPlace(info.last, info.added)
-    id = parse_id(start)
-    return StreamPlace(id, 0 if info.added == info.length and id < info.first else UNKNOWN)
+        return RedisStreamOffset(info.last_generated_id, info.entries_added)
+    id = parse_entry_id(start)
+    return RedisStreamOffset(
+        id, 0 if info.entries_added == info.length and id < info.first_id else UNKNOWN_COUNT
+    )
 
 
-async def _all(work: Iterable[Any]) -> None:
+async def _gather_all(work: Iterable[Any]) -> None:
     """Await all of it, then raise the first error: nothing of one batch may go on behind the next."""
     jobs = list(work)
     if len(jobs) == 1:

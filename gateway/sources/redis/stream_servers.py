@@ -15,17 +15,17 @@ from redis.exceptions import ResponseError
 
 from gateway.config.template import Template
 from gateway.core.errors import SourceError
-from gateway.core.event import text_of
-from gateway.net.redis_target import Topology
-from gateway.sources.redis.stream_offset import StreamInfo, StreamPlace
+from gateway.core.event import decode_lossless
+from gateway.net.redis_locator import RedisTopology
+from gateway.sources.redis.stream_offset import RedisStreamOffset, StreamInfo
 
 BLOCK_SECONDS = 1.0
-"""How long `StreamServers.ready` waits; new streams are waited for from then on."""
+"""How long `StreamServers.find_readable_keys` waits; new streams are waited for from then on."""
 
-ASK_SECONDS = 0.05
+CLUSTER_POLL_SECONDS = 0.05
 """How often the streams of a cluster are asked when all were silent."""
 
-AT_ONCE = 500
+MAX_PIPELINE_COMMANDS = 500
 """Most commands in a pipeline."""
 
 _SCAN_COUNT = 1000
@@ -33,7 +33,7 @@ _SCAN_COUNT = 1000
 Entries = Sequence[tuple[bytes, Sequence[bytes]]]
 
 
-class Page(NamedTuple):
+class EntryBatch(NamedTuple):
     """Entries of one stream, and what its server said of it at that moment."""
 
     key: bytes
@@ -44,9 +44,9 @@ class Page(NamedTuple):
 class StreamServers:
     """The servers. All methods raise RedisError or TimeoutError, and are safe to cancel."""
 
-    def __init__(self, servers: Sequence[Redis], topology: Topology, timeout: float) -> None:
+    def __init__(self, servers: Sequence[Redis], topology: RedisTopology, timeout: float) -> None:
         self._servers = servers
-        self._owner = topology.owner
+        self._owner_index = topology.server_index
         self._is_cluster = topology.is_cluster
         self._timeout = timeout
 
@@ -61,59 +61,61 @@ class StreamServers:
                     cursor, keys = await server.scan(
                         cursor, match=pattern.redis_pattern, count=_SCAN_COUNT, _type="stream"
                     )
-                found.update(key for key in keys if pattern.match(text_of(key)) is not None)
+                found.update(key for key in keys if pattern.match(decode_lossless(key)) is not None)
                 if not int(cursor):
                     break
         return sorted(found)
 
-    async def infos(self, keys: Sequence[bytes]) -> list[StreamInfo | ResponseError | None]:
+    async def read_infos(self, keys: Sequence[bytes]) -> list[StreamInfo | ResponseError | None]:
         """Return what the servers say of keys: None where there is none, an error where it is no stream."""
         found: dict[bytes, Any] = {}
-        for first in range(0, len(keys), AT_ONCE):
-            for server, own in self._by_server(keys[first : first + AT_ONCE]):
+        for first in range(0, len(keys), MAX_PIPELINE_COMMANDS):
+            for server, own in self._group_by_server(keys[first : first + MAX_PIPELINE_COMMANDS]):
                 pipe = server.pipeline(transaction=False)
                 for key in own:
                     pipe.execute_command("XINFO STREAM", key)
                 async with asyncio.timeout(self._timeout):
                     answers = await pipe.execute(raise_on_error=False)
                 found.update(zip(own, answers, strict=True))
-        return [_info(found[key]) for key in keys]
+        return [_parse_info(found[key]) for key in keys]
 
-    async def ready(self, places: Mapping[bytes, StreamPlace], *, wait: bool) -> list[bytes]:
+    async def find_readable_keys(
+        self, offsets: Mapping[bytes, RedisStreamOffset], *, wait: bool
+    ) -> list[bytes]:
         """Return the streams that hold something behind their places; ``wait`` a while, if none does."""
-        if not places:
+        if not offsets:
             await asyncio.sleep(BLOCK_SECONDS)
             return []
         if self._is_cluster:
             found: list[bytes] = []
-            for server, own in self._by_server(list(places)):
+            for server, own in self._group_by_server(list(offsets)):
                 pipe = server.pipeline(transaction=False)
-                for keys in _by_slot(own):
-                    pipe.execute_command("XREAD", "COUNT", 1, *_behind(keys, places))
+                for keys in _group_by_slot(own):
+                    pipe.execute_command("XREAD", "COUNT", 1, *_xread_arguments(keys, offsets))
                 async with asyncio.timeout(self._timeout):
                     for answer in await pipe.execute():
                         found += [key for key, _ in answer or ()]
             if wait and not found:
-                await asyncio.sleep(ASK_SECONDS)
+                await asyncio.sleep(CLUSTER_POLL_SECONDS)
             return found
         block = ["BLOCK", round(BLOCK_SECONDS * 1000)] if wait else []
         async with asyncio.timeout(BLOCK_SECONDS + self._timeout):
             answer = await self._servers[0].execute_command(  # type: ignore[no-untyped-call]
-                "XREAD", "COUNT", 1, *block, *_behind(list(places), places)
+                "XREAD", "COUNT", 1, *block, *_xread_arguments(list(offsets), offsets)
             )
         return [key for key, _ in answer or ()]
 
-    async def read(
-        self, keys: Sequence[bytes], places: Mapping[bytes, StreamPlace], count: int
-    ) -> list[Page]:
+    async def read_entries(
+        self, keys: Sequence[bytes], offsets: Mapping[bytes, RedisStreamOffset], count: int
+    ) -> list[EntryBatch]:
         """Return at most ``count`` entries of each of these streams behind its place."""
-        found: list[Page] = []
-        for server, own in self._by_server(keys):
-            groups = _by_slot(own) if self._is_cluster else [own]
+        found: list[EntryBatch] = []
+        for server, own in self._group_by_server(keys):
+            groups = _group_by_slot(own) if self._is_cluster else [own]
             pipe = server.pipeline(transaction=False)
             for group in groups:
                 pipe.execute_command("MULTI")
-                pipe.execute_command("XREAD", "COUNT", count, *_behind(group, places))
+                pipe.execute_command("XREAD", "COUNT", count, *_xread_arguments(group, offsets))
                 for key in group:
                     pipe.execute_command("XINFO STREAM", key)
                 pipe.execute_command("EXEC")
@@ -121,56 +123,60 @@ class StreamServers:
                 answers = await pipe.execute(raise_on_error=False)
             for group in groups:
                 answer = answers[len(group) + 2]
-                _check(answers[: len(group) + 3])
+                _raise_first_error(answers[: len(group) + 3])
                 del answers[: len(group) + 3]
-                infos = {key: _info(each) for key, each in zip(group, answer[1:], strict=True)}
+                infos = {key: _parse_info(each) for key, each in zip(group, answer[1:], strict=True)}
                 for key, entries in answer[0] or ():
                     info = infos[key]
                     if isinstance(info, StreamInfo):
-                        found.append(Page(key, entries, info))
+                        found.append(EntryBatch(key, entries, info))
         return found
 
-    def _by_server(self, keys: Sequence[bytes]) -> Iterable[tuple[Redis, list[bytes]]]:
+    def _group_by_server(self, keys: Sequence[bytes]) -> Iterable[tuple[Redis, list[bytes]]]:
         if len(self._servers) == 1:
             return [(self._servers[0], list(keys))] if keys else []
         groups: dict[int, list[bytes]] = {}
         for key in keys:
-            groups.setdefault(self._owner(key), []).append(key)
+            groups.setdefault(self._owner_index(key), []).append(key)
         return [(self._servers[owner], own) for owner, own in groups.items()]
 
 
-_HEX = "hex:"
+_HEX_PREFIX = "hex:"
 
 
-def part_of(key: bytes) -> str:
+def partition_of_key(key: bytes) -> str:
     """Return the name of a stream's position in the log: its key; in hex, where no log can store that."""
     try:
         part = key.decode()
     except UnicodeDecodeError:
-        return f"{_HEX}{key.hex()}"
-    return f"{_HEX}{key.hex()}" if part.startswith(_HEX) else part
+        return f"{_HEX_PREFIX}{key.hex()}"
+    return f"{_HEX_PREFIX}{key.hex()}" if part.startswith(_HEX_PREFIX) else part
 
 
-def key_of(part: str) -> bytes:
+def key_of_partition(partition: str) -> bytes:
     """Return the key of a stream from the name of its position."""
     try:
-        return bytes.fromhex(part.removeprefix(_HEX)) if part.startswith(_HEX) else part.encode()
+        return (
+            bytes.fromhex(partition.removeprefix(_HEX_PREFIX))
+            if partition.startswith(_HEX_PREFIX)
+            else partition.encode()
+        )
     except ValueError:
-        return part.encode()  # what another version wrote
+        return partition.encode()  # what another version wrote
 
 
-def _behind(keys: Sequence[bytes], places: Mapping[bytes, StreamPlace]) -> list[bytes | str]:
-    return ["STREAMS", *keys, *(places[key].text for key in keys)]
+def _xread_arguments(keys: Sequence[bytes], offsets: Mapping[bytes, RedisStreamOffset]) -> list[bytes | str]:
+    return ["STREAMS", *keys, *(offsets[key].id_text for key in keys)]
 
 
-def _by_slot(keys: Sequence[bytes]) -> list[list[bytes]]:
+def _group_by_slot(keys: Sequence[bytes]) -> list[list[bytes]]:
     slots: dict[int, list[bytes]] = {}
     for key in keys:
         slots.setdefault(key_slot(key), []).append(key)
     return list(slots.values())
 
 
-def _check(answers: Sequence[Any]) -> None:
+def _raise_first_error(answers: Sequence[Any]) -> None:
     """Raise the first error of a transaction."""
     for answer in answers:
         if isinstance(answer, Exception):
@@ -179,14 +185,14 @@ def _check(answers: Sequence[Any]) -> None:
         raise answers[-1][0]
 
 
-def _info(answer: Any) -> StreamInfo | ResponseError | None:
+def _parse_info(answer: Any) -> StreamInfo | ResponseError | None:
     if isinstance(answer, ResponseError) and "no such key" in str(answer):
         return None
     if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
         return answer
     if isinstance(answer, Exception):
         raise answer  # moved, denied, busy: says nothing about the stream
-    info = StreamInfo.of(answer)
+    info = StreamInfo.parse(answer)
     if info is None:
         raise SourceError("Redis 7 or Valkey is needed: an older one does not tell what was trimmed")
     return info

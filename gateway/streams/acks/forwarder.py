@@ -13,86 +13,94 @@ from typing import Any
 from gateway.core.backoff import Backoff
 from gateway.core.errors import Unavailable
 from gateway.core.event import EventId
-from gateway.hub.control_channel import Notices
-from gateway.observability.background import UNCOUNTED, Background
-from gateway.streams.acks.tracker import Acks
+from gateway.hub.control_channel import ControlChannel
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
+from gateway.streams.acks.tracker import AckTracker
 
-ANSWERED = "answered"
+ACKS_KIND = "answered"
 
-GATHER_SECONDS = 0.25
+BATCH_SECONDS = 0.25
 """How long answers are gathered for one notice."""
 
-MOST = 500
+MAX_ACKS_PER_MESSAGE = 500
 """Answers in one notice."""
 
-UNTOLD = 20_000
+MAX_PENDING = 20_000
 """Streams whose answers may wait to be told."""
 
-TOLD = 20_000
+MAX_FORWARDED = 20_000
 """Streams of which it is remembered what was told."""
 
 
-class Elsewhere:
+class AckForwarder:
     """Tells other nodes, and hears what they tell. Without a shared log there are none."""
 
     def __init__(
-        self, notices: Notices, acks: Acks, *, is_shared: bool, background: Background = UNCOUNTED
+        self,
+        control_channel: ControlChannel,
+        tracker: AckTracker,
+        *,
+        is_shared: bool,
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
-        self._notices = notices
+        self._control_channel = control_channel
         self._background = background
-        self._acks = acks
+        self._tracker = tracker
         self._is_shared = is_shared
-        self._untold: dict[str, int] = {}
-        self._told: OrderedDict[str, int] = OrderedDict()
-        self._telling: asyncio.Task[None] | None = None
-        notices.handle(ANSWERED, self._hear, kept=False)
+        self._pending: dict[str, int] = {}
+        self._forwarded: OrderedDict[str, int] = OrderedDict()
+        self._send_task: asyncio.Task[None] | None = None
+        control_channel.add_handler(ACKS_KIND, self._on_acks, has_history=False)
 
-    def tell(self, connection: str, number: int) -> bool:
+    def forward(self, connection: str, number: int) -> bool:
         """Let the node that has a stream know of an answer; False where there can be no such node.
 
         Raises Unavailable where too many wait, as the log cannot be reached.
         """
         if not self._is_shared:
             return False
-        if number <= max(self._told.get(connection, 0), self._untold.get(connection, 0)):
+        if number <= max(self._forwarded.get(connection, 0), self._pending.get(connection, 0)):
             return True
-        if connection not in self._untold and len(self._untold) >= UNTOLD:
+        if connection not in self._pending and len(self._pending) >= MAX_PENDING:
             raise Unavailable("other nodes cannot be told just now", retry_after=2)
-        self._untold[connection] = number
-        if self._telling is None or self._telling.done():
-            self._telling = self._background.start("ack_relay", self._tell)
+        self._pending[connection] = number
+        if self._send_task is None or self._send_task.done():
+            self._send_task = self._background.start_task("ack_relay", self._send_batches)
         return True
 
     async def close(self) -> None:
         """Tell nobody any more; harmless when repeated."""
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
+        if self._send_task is not None:
+            self._send_task.cancel()
+            await asyncio.gather(self._send_task, return_exceptions=True)
 
-    async def _tell(self) -> None:
-        backoff = Backoff(base=GATHER_SECONDS, cap=2.0)
-        delay = GATHER_SECONDS
-        while self._untold:
+    async def _send_batches(self) -> None:
+        backoff = Backoff(base_seconds=BATCH_SECONDS, cap_seconds=2.0)
+        delay = BATCH_SECONDS
+        while self._pending:
             await asyncio.sleep(delay)
-            news = {connection: self._untold[connection] for connection in list(self._untold)[:MOST]}
+            news = {
+                connection: self._pending[connection]
+                for connection in list(self._pending)[:MAX_ACKS_PER_MESSAGE]
+            }
             try:
-                await self._notices.send(ANSWERED, {"answered": news})
+                await self._control_channel.send(ACKS_KIND, {"answered": news})
             except Unavailable:
-                delay = backoff.next()
+                delay = backoff.next_delay()
                 continue
             for connection, number in news.items():
-                self._remember(connection, number)
+                self._mark_forwarded(connection, number)
             backoff.reset()
-            delay = 0.0 if len(self._untold) >= MOST else GATHER_SECONDS
+            delay = 0.0 if len(self._pending) >= MAX_ACKS_PER_MESSAGE else BATCH_SECONDS
 
-    def _remember(self, connection: str, number: int) -> None:
-        if self._untold.get(connection) == number:  # else it answered again meanwhile
-            del self._untold[connection]
-        self._told[connection] = number
-        self._told.move_to_end(connection)
-        if len(self._told) > TOLD:
-            self._told.popitem(last=False)
+    def _mark_forwarded(self, connection: str, number: int) -> None:
+        if self._pending.get(connection) == number:  # else it answered again meanwhile
+            del self._pending[connection]
+        self._forwarded[connection] = number
+        self._forwarded.move_to_end(connection)
+        if len(self._forwarded) > MAX_FORWARDED:
+            self._forwarded.popitem(last=False)
 
-    def _hear(self, about: Mapping[str, Any], id: EventId) -> None:
+    def _on_acks(self, about: Mapping[str, Any], id: EventId) -> None:
         for connection, number in about["answered"].items():
-            self._acks.answered(connection, number)
+            self._tracker.acknowledge(connection, number)

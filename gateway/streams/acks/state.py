@@ -12,41 +12,41 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.config.model.config import Ack
+from gateway.config.model.config import AckConfig
 from gateway.hub.subscription import Subscription
 
 
-class Askable(Protocol):
+class AckStream(Protocol):
     """What is needed of a stream."""
 
     id: str
     subscription: Subscription
-    closing: str | None
+    close_reason: str | None
 
     @property
-    def can_take(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether it is neither closing nor paused."""
 
     def send(self, blocks: bytes, events: int) -> None:
         """Write whole blocks."""
 
-    def end(self, reason: str) -> None:
+    def close(self, reason: str) -> None:
         """Tell the client why, and close."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class AckRule:
     """How streams are asked. Durations are in seconds."""
 
-    interval: float
-    timeout: float
+    interval_seconds: float
+    timeout_seconds: float
     retry_limit: int
-    patience: float
-    told: bytes
+    close_after_seconds: float
+    open_member: bytes
     """The member of ``stream.open`` that tells clients, with the comma before it."""
 
     @classmethod
-    def of(cls, ack: Ack) -> "Rule":
+    def from_config(cls, ack: AckConfig) -> "AckRule":
         """Return the rule of a configuration's section."""
         told = {
             "interval": round(1000 * ack.interval),
@@ -54,66 +54,68 @@ class Rule:
             "retry_limit": ack.retry_limit,
         }
         member = b',"ack":' + msgspec.json.encode(told)
-        return cls(ack.interval, ack.timeout, ack.retry_limit, ack.patience, member)
+        return cls(ack.interval, ack.timeout, ack.retry_limit, ack.max_silence_seconds, member)
 
 
-class Asked:
+class AckState:
     """The questions to one stream."""
 
-    __slots__ = ("_answered", "_due", "_judged", "rule", "sequence", "slot", "stream")
+    __slots__ = ("_acknowledged", "_last_overdue", "_next_request_at", "bucket", "rule", "sequence", "stream")
 
-    def __init__(self, stream: Askable, rule: Rule) -> None:
+    def __init__(self, stream: AckStream, rule: AckRule) -> None:
         self.stream = stream
         self.rule = rule
         self.sequence = 0
         """The number of the last question; the first is 1."""
-        self.slot = 0
-        self._due = 0.0  # when the next one is
-        self._judged = 0  # the last one whose time was found to be over
-        self._answered = 0
+        self.bucket = 0
+        self._next_request_at = 0.0  # when the next one is
+        self._last_overdue = 0  # the last one whose time was found to be over
+        self._acknowledged = 0
 
     @property
-    def asked_at(self) -> float:
+    def last_request_at(self) -> float:
         """When the last question was due; it was written at the visit after that."""
-        return self._due - self.rule.interval
+        return self._next_request_at - self.rule.interval_seconds
 
     @property
-    def missed(self) -> int:
+    def missed_in_a_row(self) -> int:
         """Misses in a row."""
-        return max(self._judged - self._answered, 0)
+        return max(self._last_overdue - self._acknowledged, 0)
 
-    def begin(self, now: float) -> None:
+    def schedule_first(self, now: float) -> None:
         """Ask for the first time within an interval: a herd that came together must not answer together."""
-        self._due = now + random.random() * self.rule.interval
+        self._next_request_at = now + random.random() * self.rule.interval_seconds
 
     def is_due(self, now: float) -> bool:
         """Tell whether it is time for the next question."""
-        return now >= self._due
+        return now >= self._next_request_at
 
-    def ask(self, now: float, late: float) -> int:
+    def next_request(self, now: float, max_delay_seconds: float) -> int:
         """Return the number of the next question, which is written now.
 
         ``late`` is how many seconds after its time a stream may be visited; by more than that, and all that
         follows moves.
         """
         self.sequence += 1
-        self._due = max(self._due, now - late) + self.rule.interval
+        self._next_request_at = (
+            max(self._next_request_at, now - max_delay_seconds) + self.rule.interval_seconds
+        )
         return self.sequence
 
-    def answer(self, number: int) -> None:
+    def acknowledge(self, sequence: int) -> None:
         """Take an answer; one to a question that was answered already, or never asked, says nothing."""
-        if self._answered < number <= self.sequence:
-            self._answered = number
+        if self._acknowledged < sequence <= self.sequence:
+            self._acknowledged = sequence
 
-    def forgive(self) -> None:
+    def reset(self) -> None:
         """Let everything that was asked until now count as answered."""
-        self._answered = self.sequence
+        self._acknowledged = self.sequence
 
-    def judge(self, now: float, late: float) -> int:
+    def overdue(self, now: float, max_delay_seconds: float) -> int:
         """Return how many more questions were missed, since it was asked for last."""
         rule = self.rule
-        left = self.asked_at + late + rule.timeout - now
-        over = self.sequence - max(math.ceil(left / rule.interval), 0)
-        before = max(self._judged, self._answered)
-        self._judged = max(self._judged, over)
+        left = self.last_request_at + max_delay_seconds + rule.timeout_seconds - now
+        over = self.sequence - max(math.ceil(left / rule.interval_seconds), 0)
+        before = max(self._last_overdue, self._acknowledged)
+        self._last_overdue = max(self._last_overdue, over)
         return max(over - before, 0)

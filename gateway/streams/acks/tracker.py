@@ -5,8 +5,8 @@ How it works. Streams that are asked are dealt into slots, and each tick visits 
 counts what was missed, closes a stream that missed too much in a row, and asks where it is time.
 
 When nobody is blamed. An answer may land on any node, and comes here through the log. So while the log
-cannot be reached, for `GRACE_SECONDS` after that, and after a time in which this process itself stood still,
-nothing that was asked until then counts: see `Acks.forgive`. A stream that takes no bytes is the write
+cannot be reached, for `KUBERNETES_GRACE_SECONDS` after that, and after a time in which this process itself stood still,
+nothing that was asked until then counts: see `AckTracker.reset`. A stream that takes no bytes is the write
 timeout's to judge.
 """
 
@@ -14,104 +14,110 @@ import asyncio
 from collections.abc import Callable, Mapping
 from itertools import count
 
-from gateway.config.model.config import AckSetting, Channel
-from gateway.core.sse import control_block
+from gateway.config.model.config import AckSetting, ChannelConfig
+from gateway.core.sse import encode_control_frame
 from gateway.hub.subscription import Subscription
-from gateway.observability.background import UNCOUNTED, Background
 from gateway.observability.metrics import Metrics
-from gateway.streams.acks.nonces import Nonces
-from gateway.streams.acks.state import Asked, Rule
+from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
+from gateway.streams.acks.nonces import NonceSigner
+from gateway.streams.acks.state import AckRule, AckState
 
-SLOTS = 32
+BUCKETS = 32
 
-VISITS = 8
+VISITS_PER_INTERVAL = 8
 """Visits of each stream in the shortest interval, or timeout, of any: how exact times are kept."""
 
-LONGEST_TICK = 0.25
+MAX_TICK_SECONDS = 0.25
 """Seconds between two ticks at the most, so that no trouble of the log comes and goes unseen."""
 
-STOOD_STILL = 2.0
+STALL_SECONDS = 2.0
 """Seconds by which a tick may be late before this process must have missed answers itself."""
 
 GRACE_SECONDS = 10.0
 """How long after a trouble answers may still be on their way, or other nodes in it."""
 
 
-class Acks:
+class AckTracker:
     """The streams of this node that are asked."""
 
     def __init__(
         self,
-        nonces: Nonces,
+        nonces: NonceSigner,
         metrics: Metrics,
         default: AckSetting,
-        channels: Mapping[str, Channel],
-        background: Background = UNCOUNTED,
+        channels: Mapping[str, ChannelConfig],
+        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
         self._nonces = nonces
         self._background = background
-        self._guarded = background.guarded("ack_sweep", self._sweep)
+        self._guarded_sweep = background.guard_callback("ack_sweep", self._sweep)
         self._metrics = metrics
-        self._asked: dict[str, Asked] = {}
-        self._slots: list[dict[Asked, None]] = [{} for _ in range(SLOTS)]
-        self._deal = count()
-        self._next = 0
+        self._states: dict[str, AckState] = {}
+        self._buckets: list[dict[AckState, None]] = [{} for _ in range(BUCKETS)]
+        self._bucket_numbers = count()
+        self._next_bucket = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._forgiven = float("-inf")
-        self._rules: dict[str, Rule] = {}
-        self.is_reached: Callable[[], bool] = lambda: True
+        self._next_tick_at = 0.0
+        self._grace_until = float("-inf")
+        self._rules: dict[str, AckRule] = {}
+        self.is_log_reachable: Callable[[], bool] = lambda: True
         """Tells whether answers that land on other nodes come here just now."""
         self.reconfigure(default, channels)
 
     @property
-    def is_on(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether streams of any channel are asked."""
         return bool(self._rules)
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return len(self._states)
 
-    def reconfigure(self, default: AckSetting, channels: Mapping[str, Channel]) -> None:
+    def reconfigure(self, default: AckSetting, channels: Mapping[str, ChannelConfig]) -> None:
         """Ask by other rules. Streams that are asked follow; those that opened without it are not asked."""
         settings = {name: default if spec.ack is None else spec.ack for name, spec in channels.items()}
-        self._rules = {name: Rule.of(setting) for name, setting in settings.items() if setting != "none"}
-        shortest = min((min(rule.interval, rule.timeout) for rule in self._rules.values()), default=1.0)
-        self._tick = min(shortest / VISITS / SLOTS, LONGEST_TICK)
-        for asked in list(self._asked.values()):
-            rule = self.rule(asked.stream.subscription)
+        self._rules = {
+            name: AckRule.from_config(setting) for name, setting in settings.items() if setting != "none"
+        }
+        shortest = min(
+            (min(rule.interval_seconds, rule.timeout_seconds) for rule in self._rules.values()), default=1.0
+        )
+        self._tick_seconds = min(shortest / VISITS_PER_INTERVAL / BUCKETS, MAX_TICK_SECONDS)
+        for asked in list(self._states.values()):
+            rule = self.rule_for(asked.stream.subscription)
             if rule is None:
-                self.ends(asked)
+                self.remove(asked)
             elif rule != asked.rule:
                 asked.rule = rule
-                asked.forgive()
-                asked.begin(asyncio.get_running_loop().time())
+                asked.reset()
+                asked.schedule_first(asyncio.get_running_loop().time())
 
-    def rule(self, subscription: Subscription) -> Rule | None:
+    def rule_for(self, subscription: Subscription) -> AckRule | None:
         """Return how a stream is asked: by the strictest of its channels; None where none asks.
 
         The strictest is the one that would close a client which never answers first.
         """
         if not self._rules:
             return None
-        found = [self._rules[name] for name in subscription.names if name in self._rules]
-        return min(found, key=lambda rule: (rule.patience, rule.interval)) if found else None
+        found = [self._rules[name] for name in subscription.declared_names if name in self._rules]
+        return (
+            min(found, key=lambda rule: (rule.close_after_seconds, rule.interval_seconds)) if found else None
+        )
 
-    def begins(self, asked: Asked) -> None:
+    def add(self, asked: AckState) -> None:
         """Ask a stream from now on. Pair with `ends`."""
         loop = asyncio.get_running_loop()
-        asked.begin(loop.time())
-        asked.slot = next(self._deal) % SLOTS
-        self._asked[asked.stream.id] = asked
-        self._slots[asked.slot][asked] = None
+        asked.schedule_first(loop.time())
+        asked.bucket = next(self._bucket_numbers) % BUCKETS
+        self._states[asked.stream.id] = asked
+        self._buckets[asked.bucket][asked] = None
         if self._timer is None:
-            self._due = loop.time()
+            self._next_tick_at = loop.time()
             self._schedule()
 
-    def ends(self, asked: Asked) -> None:
+    def remove(self, asked: AckState) -> None:
         """Ask a stream no more. Harmless when repeated."""
-        if self._asked.pop(asked.stream.id, None) is not None:
-            del self._slots[asked.slot][asked]
+        if self._states.pop(asked.stream.id, None) is not None:
+            del self._buckets[asked.bucket][asked]
 
     def stop(self) -> None:
         """Ask nobody any more; harmless when repeated."""
@@ -119,57 +125,59 @@ class Acks:
             self._timer.cancel()
             self._timer = None
 
-    def answered(self, connection: str, number: int) -> bool:
+    def acknowledge(self, connection: str, number: int) -> bool:
         """Take an answer; return False where the stream is not one of this node's that are asked."""
-        asked = self._asked.get(connection)
+        asked = self._states.get(connection)
         if asked is not None:
-            asked.answer(number)
+            asked.acknowledge(number)
         return asked is not None
 
-    def forgive(self) -> None:
-        """Blame nobody for what was asked until now, or is asked in the next `GRACE_SECONDS`."""
-        self._forgiven = asyncio.get_running_loop().time() + GRACE_SECONDS
+    def reset(self) -> None:
+        """Blame nobody for what was asked until now, or is asked in the next `KUBERNETES_GRACE_SECONDS`."""
+        self._grace_until = asyncio.get_running_loop().time() + GRACE_SECONDS
 
     @property
-    def _late(self) -> float:
+    def _max_delay_seconds(self) -> float:
         """Seconds between two visits of a stream: by so much what is asked may be late."""
-        return self._tick * SLOTS
+        return self._tick_seconds * BUCKETS
 
     def _schedule(self) -> None:
-        self._due += self._tick
-        self._timer = asyncio.get_running_loop().call_at(self._due, self._guarded)
+        self._next_tick_at += self._tick_seconds
+        self._timer = asyncio.get_running_loop().call_at(self._next_tick_at, self._guarded_sweep)
 
     def _sweep(self) -> None:
-        if not self._asked:
+        if not self._states:
             self._timer = None
             return
         now = asyncio.get_running_loop().time()
-        late = now - self._due
-        self._due = max(self._due, now - self._tick)  # what was late is not made up for
+        late = now - self._next_tick_at
+        self._next_tick_at = max(
+            self._next_tick_at, now - self._tick_seconds
+        )  # what was late is not made up for
         self._schedule()
-        if late > STOOD_STILL or not self.is_reached():
-            self.forgive()
-        slot = self._slots[self._next]
-        self._next = (self._next + 1) % SLOTS
+        if late > STALL_SECONDS or not self.is_log_reachable():
+            self.reset()
+        slot = self._buckets[self._next_bucket]
+        self._next_bucket = (self._next_bucket + 1) % BUCKETS
         for asked in list(slot):
             try:
                 self._visit(asked, now)
             except Exception as error:  # the others are asked all the same; this one may answer later
-                self._background.failed("ack_sweep", error)
-                asked.forgive()
+                self._background.record_failure("ack_sweep", error)
+                asked.reset()
 
-    def _visit(self, asked: Asked, now: float) -> None:
+    def _visit(self, asked: AckState, now: float) -> None:
         stream = asked.stream
-        if stream.closing is not None:
+        if stream.close_reason is not None:
             return
-        can_take = stream.can_take
-        if not can_take or asked.asked_at <= self._forgiven:
-            asked.forgive()
-        elif missed := asked.judge(now, self._late):
+        can_take = stream.is_writable
+        if not can_take or asked.last_request_at <= self._grace_until:
+            asked.reset()
+        elif missed := asked.overdue(now, self._max_delay_seconds):
             self._metrics.acks_missed.value += missed
-            if asked.missed >= asked.rule.retry_limit:
-                stream.end("unacknowledged")
+            if asked.missed_in_a_row >= asked.rule.retry_limit:
+                stream.close("unacknowledged")
                 return
         if can_take and asked.is_due(now):
-            nonce = self._nonces.make(stream.id, asked.ask(now, self._late))
-            stream.send(control_block("stream.heartbeat", {"nonce": nonce}), 0)
+            nonce = self._nonces.create(stream.id, asked.next_request(now, self._max_delay_seconds))
+            stream.send(encode_control_frame("stream.heartbeat", {"nonce": nonce}), 0)

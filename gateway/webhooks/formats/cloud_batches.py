@@ -10,16 +10,24 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gateway.config.placeholders import scalar
-from gateway.core.errors import Rejected
-from gateway.core.event import Record, text_of
+from gateway.config.placeholders import decode_json_scalar
+from gateway.core.errors import RecordRejected
+from gateway.core.event import Record, decode_lossless
 from gateway.webhooks.formats import base as limits
-from gateway.webhooks.formats.base import Format, Outcome, Parsed, Post, Reply, empty, too_many
+from gateway.webhooks.formats.base import (
+    Outcome,
+    ParsedPost,
+    Post,
+    WebhookFormat,
+    WebhookResponse,
+    empty_body_error,
+    too_many_records_error,
+)
 from gateway.webhooks.formats.plain import PLAIN
-from gateway.webhooks.strict_json import has_more, is_json, skeleton
+from gateway.webhooks.strict_json import check_strict_json, has_more_elements, is_json
 
-EVENT_HUBS_BATCH = "application/vnd.microsoft.servicebus.json"
-_SOURCES = (b'"aws:kafka"', b'"SelfManagedKafka"')
+EVENT_HUBS_BATCH_TYPE = "application/vnd.microsoft.servicebus.json"
+_AWS_EVENT_SOURCES = (b'"aws:kafka"', b'"SelfManagedKafka"')
 
 
 class _KafkaRecord(msgspec.Struct):
@@ -34,133 +42,137 @@ class _KafkaRecord(msgspec.Struct):
     bootstrapServers: str = ""
 
 
-class _Invocation(msgspec.Struct):
+class _LambdaInvocation(msgspec.Struct):
     records: dict[str, list[_KafkaRecord]]
     eventSourceArn: str = ""
     bootstrapServers: str = ""
 
 
-class _Outline(msgspec.Struct):
+class _RawInvocation(msgspec.Struct):
     records: msgspec.Raw
 
 
-class _Message(msgspec.Struct):
+class _EventHubsMessage(msgspec.Struct):
     Body: msgspec.Raw
     UserProperties: dict[str, msgspec.Raw] = {}
     BrokerProperties: dict[str, msgspec.Raw] = {}
 
 
-_pipes = msgspec.json.Decoder(list[_KafkaRecord])
-_invocation = msgspec.json.Decoder(_Invocation)
-_outline = msgspec.json.Decoder(_Outline)
-_messages = msgspec.json.Decoder(list[_Message])
-_string = msgspec.json.Decoder(str)
+_pipes_decoder = msgspec.json.Decoder(list[_KafkaRecord])
+_invocation_decoder = msgspec.json.Decoder(_LambdaInvocation)
+_raw_invocation_decoder = msgspec.json.Decoder(_RawInvocation)
+_messages_decoder = msgspec.json.Decoder(list[_EventHubsMessage])
+_string_decoder = msgspec.json.Decoder(str)
 
 
-class EventHubs(Format):
+class EventHubsFormat(WebhookFormat):
     """Answers 201, as Event Hubs does."""
 
-    def reply(self, post: Post, parsed: Parsed, outcomes: Sequence[Outcome]) -> Reply:
+    def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
         """Return 201 without a body."""
-        return Reply(201)
+        return WebhookResponse(201)
 
 
-EVENT_HUBS = EventHubs()
+EVENT_HUBS = EventHubsFormat()
 
 
-def is_kafka(post: Post) -> bool:
+def may_hold_kafka_records(post: Post) -> bool:
     """Tell whether a post may hold AWS's Kafka records; `read_kafka` decides."""
-    return any(word in post.body for word in _SOURCES)
+    return any(word in post.body for word in _AWS_EVENT_SOURCES)
 
 
-def read_kafka(post: Post) -> Parsed | None:
+def parse_kafka_records(post: Post) -> ParsedPost | None:
     """Return the records of an array of Pipes or an invocation of MSK; None where it is neither.
 
     Raises Rejected or PayloadTooLarge.
     """
     try:
         if post.body.lstrip()[:1] == b"[":
-            _count(post.body, depth=1)
-            cluster, found = "", _pipes.decode(post.body)
+            _check_record_count(post.body, depth=1)
+            cluster, found = "", _pipes_decoder.decode(post.body)
         else:
-            _count(bytes(_outline.decode(post.body).records), depth=2)
-            whole = _invocation.decode(post.body)
+            _check_record_count(bytes(_raw_invocation_decoder.decode(post.body).records), depth=2)
+            whole = _invocation_decoder.decode(post.body)
             cluster = whole.eventSourceArn or whole.bootstrapServers
             found = [record for part in whole.records.values() for record in part]
     except (msgspec.MsgspecError, RecursionError):
         return None
-    skeleton(post.body)
+    check_strict_json(post.body)
     if not found:
-        raise empty()
-    return Parsed(PLAIN, [_kafka(post, record, cluster, index) for index, record in enumerate(found)])
-
-
-def _kafka(post: Post, record: _KafkaRecord, cluster: str, index: int) -> Record:
-    values = {"partition": str(record.partition), "offset": str(record.offset)}
-    if record.key is not None:
-        values["key"] = text_of(_base64(record.key, "key"))
-    for header in record.headers:
-        for name, numbers in header.items():
-            if not all(-128 <= number <= 255 for number in numbers):
-                raise Rejected("a header is not written as bytes", code="bad_records")
-            # Java's bytes are signed. Of a name that is given twice the first counts.
-            text = text_of(bytes(number % 256 for number in numbers))
-            values.setdefault(f"headers.{name.lower()}", text)
-    cluster = record.eventSourceArn or record.bootstrapServers or cluster
-    return post.record(
-        b"null" if record.value is None else _base64(record.value, "value"),
-        index,
-        topic=record.topic,
-        key=f"{cluster}/{record.topic}/{record.partition}/{record.offset}",
-        timestamp=record.timestamp,
-        values=values,
+        raise empty_body_error()
+    return ParsedPost(
+        PLAIN, [_build_kafka_record(post, record, cluster, index) for index, record in enumerate(found)]
     )
 
 
-def read_event_hubs(post: Post) -> Parsed:
+def _build_kafka_record(post: Post, record: _KafkaRecord, cluster: str, index: int) -> Record:
+    values = {"partition": str(record.partition), "offset": str(record.offset)}
+    if record.key is not None:
+        values["key"] = decode_lossless(_decode_base64(record.key, "key"))
+    for header in record.headers:
+        for name, numbers in header.items():
+            if not all(-128 <= number <= 255 for number in numbers):
+                raise RecordRejected("a header is not written as bytes", code="bad_records")
+            # Java's bytes are signed. Of a name that is given twice the first counts.
+            text = decode_lossless(bytes(number % 256 for number in numbers))
+            values.setdefault(f"headers.{name.lower()}", text)
+    cluster = record.eventSourceArn or record.bootstrapServers or cluster
+    return post.build_record(
+        b"null" if record.value is None else _decode_base64(record.value, "value"),
+        index,
+        topic=record.topic,
+        deduplication_key=f"{cluster}/{record.topic}/{record.partition}/{record.offset}",
+        timestamp_ms=record.timestamp,
+        placeholder_values=values,
+    )
+
+
+def parse_event_hubs(post: Post) -> ParsedPost:
     """Return the messages of an Event Hubs request: one as it is, or a batch by its content type.
 
     Raises BadRequest, Rejected or PayloadTooLarge.
     """
-    if post.content_type != EVENT_HUBS_BATCH:
+    if post.content_type != EVENT_HUBS_BATCH_TYPE:
         if not post.body:
-            raise empty()
-        return Parsed(EVENT_HUBS, [post.record(post.body)])
+            raise empty_body_error()
+        return ParsedPost(EVENT_HUBS, [post.build_record(post.body)])
     if post.body.lstrip()[:1] == b"[":
-        _count(post.body, depth=1)
-    skeleton(post.body)
+        _check_record_count(post.body, depth=1)
+    check_strict_json(post.body)
     try:
-        found = _messages.decode(post.body)
+        found = _messages_decoder.decode(post.body)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise Rejected(f'the body must be [{{"Body": …}}, …]: {error}', code="bad_records") from None
+        raise RecordRejected(f'the body must be [{{"Body": …}}, …]: {error}', code="bad_records") from None
     if not found:
-        raise empty()
-    return Parsed(EVENT_HUBS, [_message(post, message, index) for index, message in enumerate(found)])
+        raise empty_body_error()
+    return ParsedPost(
+        EVENT_HUBS, [_build_event_hubs_record(post, message, index) for index, message in enumerate(found)]
+    )
 
 
-def _count(body: bytes, *, depth: int) -> None:
+def _check_record_count(body: bytes, *, depth: int) -> None:
     """Refuse a body with too many records before they are built. Raises PayloadTooLarge."""
-    if is_json(body) and has_more(body, limits.MAX_RECORDS, depth):
-        raise too_many()
+    if is_json(body) and has_more_elements(body, limits.MAX_RECORDS, depth):
+        raise too_many_records_error()
 
 
-def _message(post: Post, message: _Message, index: int) -> Record:
+def _build_event_hubs_record(post: Post, message: _EventHubsMessage, index: int) -> Record:
     body = bytes(message.Body)
     values = {
         f"headers.{name.lower()}": text
         for name, raw in reversed(message.UserProperties.items())
-        if (text := scalar(raw)) is not None
+        if (text := decode_json_scalar(raw)) is not None
     }
-    key = scalar(message.BrokerProperties.get("PartitionKey", b"null"))
+    key = decode_json_scalar(message.BrokerProperties.get("PartitionKey", b"null"))
     if key is not None:
         values["key"] = key
     # A text is the message's content; anything else was meant as JSON.
-    payload = _string.decode(body).encode() if body[:1] == b'"' else body
-    return post.record(payload, index, values=values)
+    payload = _string_decoder.decode(body).encode() if body[:1] == b'"' else body
+    return post.build_record(payload, index, placeholder_values=values)
 
 
-def _base64(text: str, what: str) -> bytes:
+def _decode_base64(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Rejected(f"a record's {what} is not base64", code="bad_records") from None
+        raise RecordRejected(f"a record's {what} is not base64", code="bad_records") from None

@@ -12,119 +12,121 @@ from urllib.parse import unquote
 
 import msgspec
 
-from gateway.core.errors import Rejected
-from gateway.core.event import Record, parse_time
+from gateway.core.errors import RecordRejected
+from gateway.core.event import Record, parse_iso8601_ms
 from gateway.webhooks.formats import base as limits
-from gateway.webhooks.formats.base import Format, Outcome, Parsed, Post, Reply
-from gateway.webhooks.strict_json import elements, skeleton
+from gateway.webhooks.formats.base import Outcome, ParsedPost, Post, WebhookFormat, WebhookResponse
+from gateway.webhooks.strict_json import array_elements, check_strict_json
 
-STRUCTURED = "application/cloudevents"
-BATCH = "application/cloudevents-batch"
-REQUIRED = ("ce-specversion", "ce-id", "ce-source", "ce-type")
+STRUCTURED_TYPE = "application/cloudevents"
+BATCH_TYPE = "application/cloudevents-batch"
+REQUIRED_HEADERS = ("ce-specversion", "ce-id", "ce-source", "ce-type")
 
-_JSON = re.compile(r"[\w.\-]+/(?:json|[\w.\-]+\+json)(?:\s*;.*)?", re.ASCII)
-_KNATIVE = re.compile(r"partition:([0-9]{1,9})/offset:([0-9]{1,18})", re.ASCII)
-_BYTES = re.compile("[\udc80-\udcff]")
+_JSON_TYPE = re.compile(r"[\w.\-]+/(?:json|[\w.\-]+\+json)(?:\s*;.*)?", re.ASCII)
+_KNATIVE_ID = re.compile(r"partition:([0-9]{1,9})/offset:([0-9]{1,18})", re.ASCII)
+_UNDECODED_BYTES = re.compile("[\udc80-\udcff]")
 """Bytes that are no UTF-8, as the HTTP server hands them on (PEP 383)."""
 
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_string = msgspec.json.Decoder(str)
-_scalar = msgspec.json.Decoder(str | int | bool | None)
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_string_decoder = msgspec.json.Decoder(str)
+_scalar_decoder = msgspec.json.Decoder(str | int | bool | None)
 
 
-class CloudEvents(Format):
+class CloudEventsFormat(WebhookFormat):
     """Answers without a body: Knative takes one for an event of its own, and fails."""
 
-    def reply(self, post: Post, parsed: Parsed, outcomes: Sequence[Outcome]) -> Reply:
+    def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
         """Return 204."""
-        return Reply(204)
+        return WebhookResponse(204)
 
 
-CLOUDEVENTS = CloudEvents()
+CLOUDEVENTS = CloudEventsFormat()
 
 
-def is_spoken(post: Post) -> bool:
+def matches(post: Post) -> bool:
     """Tell whether a post is in one of the three modes; four headers make binary mode, whatever the type."""
-    return post.content_type.startswith(STRUCTURED) or all(name in post.headers for name in REQUIRED)
+    return post.content_type.startswith(STRUCTURED_TYPE) or all(
+        name in post.headers for name in REQUIRED_HEADERS
+    )
 
 
-def read(post: Post) -> Parsed:
+def parse(post: Post) -> ParsedPost:
     """Return the events of a post. Raises Rejected or PayloadTooLarge."""
-    if not post.content_type.startswith(STRUCTURED):
-        if not all(name in post.headers for name in REQUIRED):
-            raise _bad(f"binary mode needs the headers {', '.join(REQUIRED)}")
-        return Parsed(CLOUDEVENTS, [_binary(post)])
-    suffix = post.content_type.removeprefix(BATCH).removeprefix(STRUCTURED)
+    if not post.content_type.startswith(STRUCTURED_TYPE):
+        if not all(name in post.headers for name in REQUIRED_HEADERS):
+            raise _invalid_event_error(f"binary mode needs the headers {', '.join(REQUIRED_HEADERS)}")
+        return ParsedPost(CLOUDEVENTS, [_parse_binary(post)])
+    suffix = post.content_type.removeprefix(BATCH_TYPE).removeprefix(STRUCTURED_TYPE)
     if suffix not in ("", "+json"):
-        raise limits.unknown_type("write events as +json, or in binary mode")
-    return Parsed(CLOUDEVENTS, list(_structured(post)))
+        raise limits.unsupported_type_error("write events as +json, or in binary mode")
+    return ParsedPost(CLOUDEVENTS, list(_parse_structured(post)))
 
 
-def _binary(post: Post) -> Record:
+def _parse_binary(post: Post) -> Record:
     attributes = {
         name[3:]: unquote(text, errors="surrogateescape")
         for name, text in post.headers.items()
         if name.startswith("ce-")
     }
     # No body is an event without data.
-    return _record(post, attributes, post.body or b"null", 0)
+    return _build_record(post, attributes, post.body or b"null", 0)
 
 
-def _shown(text: str) -> str:
+def _bytes_as_latin1(text: str) -> str:
     """Return a text that is shown: bytes that are no UTF-8 are Latin-1, as some clients send it unencoded."""
-    return _BYTES.sub(lambda match: chr(ord(match[0]) - 0xDC00), text)
+    return _UNDECODED_BYTES.sub(lambda match: chr(ord(match[0]) - 0xDC00), text)
 
 
-def _structured(post: Post) -> Iterator[Record]:
+def _parse_structured(post: Post) -> Iterator[Record]:
     # Debezium posts arrays under the media type of one event.
     if post.body.lstrip()[:1] == b"[":
-        items = elements(post.body)
+        items = array_elements(post.body)
     else:
-        skeleton(post.body)
+        check_strict_json(post.body)
         items = [post.body]
     for index, item in enumerate(items):
         try:
-            yield _event(post, _object.decode(item), index)
+            yield _parse_event(post, _object_decoder.decode(item), index)
         except (msgspec.MsgspecError, RecursionError):
-            raise _bad(
+            raise _invalid_event_error(
                 "an event must be a JSON object whose attributes are text, numbers or booleans"
             ) from None
 
 
-def _event(post: Post, members: dict[str, msgspec.Raw], index: int) -> Record:
+def _parse_event(post: Post, members: dict[str, msgspec.Raw], index: int) -> Record:
     data, encoded = members.pop("data", None), members.pop("data_base64", None)
     attributes = {}
     for name, raw in members.items():
-        value = _scalar.decode(raw)
+        value = _scalar_decoder.decode(raw)
         if value is not None:
             attributes[name] = value if isinstance(value, str) else bytes(raw).decode()
     if data is not None and encoded is not None:
-        raise _bad("data and data_base64 exclude each other")
+        raise _invalid_event_error("data and data_base64 exclude each other")
     payload = b"null"
     if encoded is not None:
         try:
-            payload = base64.b64decode(_string.decode(encoded), validate=True)
+            payload = base64.b64decode(_string_decoder.decode(encoded), validate=True)
         except (binascii.Error, ValueError):
-            raise _bad("data_base64 is not base64") from None
+            raise _invalid_event_error("data_base64 is not base64") from None
     elif data is not None:
         payload = bytes(data)
         kind = attributes.get("datacontenttype", "application/json")
-        if payload[:1] == b'"' and not _JSON.fullmatch(kind):
-            payload = _string.decode(payload).encode()
-    return _record(post, attributes, payload, index)
+        if payload[:1] == b'"' and not _JSON_TYPE.fullmatch(kind):
+            payload = _string_decoder.decode(payload).encode()
+    return _build_record(post, attributes, payload, index)
 
 
-def _record(post: Post, attributes: Mapping[str, str], payload: bytes, index: int) -> Record:
+def _build_record(post: Post, attributes: Mapping[str, str], payload: bytes, index: int) -> Record:
     for name in ("specversion", "id", "source", "type"):
         if not attributes.get(name):
-            raise _bad(f"the attribute {name} is missing")
+            raise _invalid_event_error(f"the attribute {name} is missing")
     if not attributes["specversion"].startswith("1."):
-        raise _bad("only specversion 1.0 is understood")
+        raise _invalid_event_error("only specversion 1.0 is understood")
     values = {f"ce.{name}": text for name, text in attributes.items()}
     topic = None
     if attributes["type"] == "dev.knative.kafka.event":
         topic = attributes["source"].rpartition("#")[2]
-        place = _KNATIVE.fullmatch(attributes["id"])
+        place = _KNATIVE_ID.fullmatch(attributes["id"])
         if place:
             values["partition"], values["offset"] = place.groups()
         for name, text in attributes.items():
@@ -132,26 +134,26 @@ def _record(post: Post, attributes: Mapping[str, str], payload: bytes, index: in
                 values[f"headers.{name[11:]}"] = text
     if "key" in attributes:
         values["key"] = attributes["key"]
-    return post.record(
+    return post.build_record(
         payload,
         index,
         topic=topic,
-        key=f"{attributes['source']} {attributes['id']}",  # a source holds no space
-        type=_shown(attributes["type"]),
-        timestamp=_time(attributes.get("time")),
-        values=values,
-        fallback=_shown(attributes["type"]),
+        deduplication_key=f"{attributes['source']} {attributes['id']}",  # a source holds no space
+        type=_bytes_as_latin1(attributes["type"]),
+        timestamp_ms=_parse_timestamp(attributes.get("time")),
+        placeholder_values=values,
+        fallback_topic=_bytes_as_latin1(attributes["type"]),
     )
 
 
-def _time(text: str | None) -> int | None:
+def _parse_timestamp(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return parse_time(text)
+        return parse_iso8601_ms(text)
     except ValueError:
-        raise _bad("the attribute time is not RFC 3339") from None
+        raise _invalid_event_error("the attribute time is not RFC 3339") from None
 
 
-def _bad(message: str) -> Rejected:
-    return Rejected(f"CloudEvents: {message}", code="bad_cloudevent")
+def _invalid_event_error(message: str) -> RecordRejected:
+    return RecordRejected(f"CloudEvents: {message}", code="bad_cloudevent")

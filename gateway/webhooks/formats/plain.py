@@ -9,97 +9,107 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gateway.core.errors import PayloadTooLarge, Rejected
+from gateway.core.errors import PayloadTooLarge, RecordRejected
 from gateway.webhooks.formats import base as limits
-from gateway.webhooks.formats.base import Format, Outcome, Parsed, Post, Reply, empty, too_many
-from gateway.webhooks.strict_json import has_more, is_json, skeleton
+from gateway.webhooks.formats.base import (
+    Outcome,
+    ParsedPost,
+    Post,
+    WebhookFormat,
+    WebhookResponse,
+    empty_body_error,
+    too_many_records_error,
+)
+from gateway.webhooks.strict_json import check_strict_json, has_more_elements, is_json
 
-NDJSON = frozenset(
+NDJSON_TYPES = frozenset(
     {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 )
 
-TOMBSTONE = "mqb.kafka.tombstone"
+TOMBSTONE_HEADER = "mqb.kafka.tombstone"
 """mq-bridge's header for a Kafka record without a value."""
 
-_WHITE = b" \t\r\n"
+_WHITESPACE = b" \t\r\n"
 _TRAILING_COMMA = re.compile(rb",\s*\]\s*\Z")
-_array = msgspec.json.Decoder(list[msgspec.Raw])
+_array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class Plain(Format):
+class PlainFormat(WebhookFormat):
     """Answers with the ids of all events."""
 
-    def reply(self, post: Post, parsed: Parsed, outcomes: Sequence[Outcome]) -> Reply:
+    def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
         """Return ``{"accepted": n, "ids": […]}``."""
         ids = [str(id) for ids in outcomes if not isinstance(ids, Exception) for id in ids]
-        return Reply(200, "application/json", msgspec.json.encode({"accepted": len(ids), "ids": ids}) + b"\n")
+        return WebhookResponse(
+            200, "application/json", msgspec.json.encode({"accepted": len(ids), "ids": ids}) + b"\n"
+        )
 
 
-PLAIN = Plain()
+PLAIN = PlainFormat()
 
 
-def detect(post: Post) -> Parsed:
+def parse_auto(post: Post) -> ParsedPost:
     """An array is one record each, a JSON value one, lines of JSON one each; all else is one as it is.
 
     Senders' content types are too often wrong to be believed (``curl -d`` says form data).
     Raises BadRequest, Rejected or PayloadTooLarge.
     """
-    if post.content_type in NDJSON:
-        return lines(post)
-    if post.headers.get(TOMBSTONE) == "true":
-        return _parsed(post, [b"null"])
-    body = _not_empty(post.body)
-    if body.lstrip(_WHITE)[:1] == b"[":
-        found = _as_json(body)
+    if post.content_type in NDJSON_TYPES:
+        return parse_lines(post)
+    if post.headers.get(TOMBSTONE_HEADER) == "true":
+        return _build_parsed(post, [b"null"])
+    body = _require_content(post.body)
+    if body.lstrip(_WHITESPACE)[:1] == b"[":
+        found = _without_trailing_comma(body)
         if found is not None:
-            return _elements(post, found)
+            return _parse_elements(post, found)
     elif is_json(body):
-        _look(post, body)
-        return _parsed(post, [body])
+        _check_payload(post, body)
+        return _build_parsed(post, [body])
     if body.count(b"\n") <= limits.MAX_RECORDS:  # a text of more lines is one record
-        split = _split(body)
+        split = _split_lines(body)
         if len(split) > 1 and all(is_json(line) for line in split):
             for line in split:
-                _look(post, line)
-            return _parsed(post, split)
-    return _parsed(post, [body])
+                _check_payload(post, line)
+            return _build_parsed(post, split)
+    return _build_parsed(post, [body])
 
 
-def single(post: Post) -> Parsed:
+def parse_single(post: Post) -> ParsedPost:
     """Return the whole body as one record."""
-    return _parsed(post, [_not_empty(post.body)])
+    return _build_parsed(post, [_require_content(post.body)])
 
 
-def lines(post: Post) -> Parsed:
+def parse_lines(post: Post) -> ParsedPost:
     """Return one record per line that is not empty."""
-    found = _split(_not_empty(post.body))
+    found = _split_lines(_require_content(post.body))
     for line in found:
         if is_json(line):  # else its channel says what is wrong with it, if it minds
-            _look(post, line)
-    return _parsed(post, found)
+            _check_payload(post, line)
+    return _build_parsed(post, found)
 
 
-def array(post: Post) -> Parsed:
+def parse_array(post: Post) -> ParsedPost:
     """Return one record per element of a JSON array; a comma after the last one is forgiven (Lenses)."""
-    body = _not_empty(post.body)
-    found = _as_json(body)
-    if found is None or found.lstrip(_WHITE)[:1] != b"[":
-        skeleton(body)  # says what is wrong with it as JSON
-        raise Rejected("the body is not a JSON array", code="bad_json")
-    return _elements(post, found)
+    body = _require_content(post.body)
+    found = _without_trailing_comma(body)
+    if found is None or found.lstrip(_WHITESPACE)[:1] != b"[":
+        check_strict_json(body)  # says what is wrong with it as JSON
+        raise RecordRejected("the body is not a JSON array", code="bad_json")
+    return _parse_elements(post, found)
 
 
-def _elements(post: Post, body: bytes) -> Parsed:
+def _parse_elements(post: Post, body: bytes) -> ParsedPost:
     """Return the elements of an array that is valid JSON."""
-    if has_more(body, limits.MAX_RECORDS):
-        raise too_many()
-    elements = [bytes(item) for item in _array.decode(body)]
+    if has_more_elements(body, limits.MAX_RECORDS):
+        raise too_many_records_error()
+    elements = [bytes(item) for item in _array_decoder.decode(body)]
     for element in elements:
-        _look(post, element)
-    return _parsed(post, elements)
+        _check_payload(post, element)
+    return _build_parsed(post, elements)
 
 
-def _as_json(body: bytes) -> bytes | None:
+def _without_trailing_comma(body: bytes) -> bytes | None:
     """Return a body that is JSON, without a comma after its last element; None if it is none."""
     if is_json(body):
         return body
@@ -107,35 +117,35 @@ def _as_json(body: bytes) -> bytes | None:
     return shorter if len(shorter) != len(body) and is_json(shorter) else None
 
 
-def _look(post: Post, payload: bytes) -> None:
+def _check_payload(post: Post, payload: bytes) -> None:
     """Refuse one record that readers would differ on; one that is too large is not even looked at."""
-    if post.record_bytes is not None and len(payload) > post.record_bytes:
+    if post.max_record_bytes is not None and len(payload) > post.max_record_bytes:
         raise PayloadTooLarge(f"a record has {len(payload)} bytes, and limits.event_bytes allows far less")
-    skeleton(payload)
+    check_strict_json(payload)
 
 
-def _parsed(post: Post, payloads: Sequence[bytes]) -> Parsed:
+def _build_parsed(post: Post, payloads: Sequence[bytes]) -> ParsedPost:
     if not payloads:
-        raise empty()
-    return Parsed(PLAIN, [post.record(payload, index) for index, payload in enumerate(payloads)])
+        raise empty_body_error()
+    return ParsedPost(PLAIN, [post.build_record(payload, index) for index, payload in enumerate(payloads)])
 
 
-def _not_empty(body: bytes) -> bytes:
-    if not body.strip(_WHITE):
-        raise empty()
+def _require_content(body: bytes) -> bytes:
+    if not body.strip(_WHITESPACE):
+        raise empty_body_error()
     return body
 
 
-def _split(body: bytes) -> list[bytes]:
+def _split_lines(body: bytes) -> list[bytes]:
     found: list[bytes] = []
     start = 0
     while start < len(body):
         end = body.find(b"\n", start)
         end = len(body) if end < 0 else end
-        line = body[start:end].strip(_WHITE)
+        line = body[start:end].strip(_WHITESPACE)
         if line:
             if len(found) == limits.MAX_RECORDS:
-                raise too_many()
+                raise too_many_records_error()
             found.append(line)
         start = end + 1
     return found

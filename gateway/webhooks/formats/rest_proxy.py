@@ -15,20 +15,43 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.errors import GatewayError, PayloadTooLarge, Rejected
-from gateway.core.event import MAX_TIMESTAMP, Record, bytes_of, pack, parse_time, text_of
-from gateway.webhooks.formats.base import Format, Outcome, Parsed, Post, Reply, unknown_type
-from gateway.webhooks.strict_json import elements, member
+from gateway.core.errors import GatewayError, PayloadTooLarge, RecordRejected
+from gateway.core.event import (
+    MAX_TIMESTAMP_MS,
+    Record,
+    decode_lossless,
+    encode_lossless,
+    pack_id,
+    parse_iso8601_ms,
+)
+from gateway.webhooks.formats.base import (
+    Outcome,
+    ParsedPost,
+    Post,
+    WebhookFormat,
+    WebhookResponse,
+    unsupported_type_error,
+)
+from gateway.webhooks.strict_json import array_elements, object_member
 
-CLUSTER = "sse-gateway"
+CLUSTER_ID = "sse-gateway"
 
-WRITTEN = 4
-"""How many times `Post.record_bytes` a record may be as it is written: with escapes, its key and headers."""
+ENCODED_SIZE_FACTOR = 4
+"""How many times `Post.max_record_bytes` a record may be as it is written: with escapes, its key and headers."""
 
-_MEDIA = re.compile(r"application/vnd\.kafka(?:\.(json|binary|text))?(?:\.(v1|v2))?\+json")
-_VENDOR = "application/vnd.kafka"
-_CODES = {401: 40101, 403: 40301, 404: 40401, 408: 40801, 413: 41301, 422: 42206, 429: 42901, 503: 50301}
-_FINAL, _LATER = 50002, 50003
+_MEDIA_TYPE = re.compile(r"application/vnd\.kafka(?:\.(json|binary|text))?(?:\.(v1|v2))?\+json")
+_MEDIA_TYPE_PREFIX = "application/vnd.kafka"
+_ERROR_CODES = {
+    401: 40101,
+    403: 40301,
+    404: 40401,
+    408: 40801,
+    413: 41301,
+    422: 42206,
+    429: 42901,
+    503: 50301,
+}
+_PERMANENT_ERROR, _RETRIABLE_ERROR = 50002, 50003
 _NULL = msgspec.Raw(b"null")
 
 
@@ -38,7 +61,7 @@ class _Header(msgspec.Struct):
     key: str = ""  # Strimzi's word
 
 
-class _Record(msgspec.Struct):
+class _RecordV2(msgspec.Struct):
     value: msgspec.Raw = _NULL
     key: msgspec.Raw = _NULL
     partition: int | None = None
@@ -46,32 +69,32 @@ class _Record(msgspec.Struct):
     headers: list[_Header] = []
 
 
-class _Typed(msgspec.Struct):
+class _TypedValue(msgspec.Struct):
     type: str = ""
     data: msgspec.Raw = _NULL
 
 
 class _RecordV3(msgspec.Struct):
-    value: _Typed | None = None
-    key: _Typed | None = None
+    value: _TypedValue | None = None
+    key: _TypedValue | None = None
     partition_id: int | None = None
     timestamp: str | None = None
     headers: list[_Header] = []
 
 
-class _Entry(_RecordV3):
+class _BatchEntry(_RecordV3):
     id: str = ""
 
 
-_record = msgspec.json.Decoder(_Record)
-_record_v3 = msgspec.json.Decoder(_RecordV3)
-_entry = msgspec.json.Decoder(_Entry)
-_string = msgspec.json.Decoder(str)
+_record_v2_decoder = msgspec.json.Decoder(_RecordV2)
+_record_v3_decoder = msgspec.json.Decoder(_RecordV3)
+_batch_entry_decoder = msgspec.json.Decoder(_BatchEntry)
+_string_decoder = msgspec.json.Decoder(str)
 
 
-def is_spoken(post: Post) -> bool:
+def matches(post: Post) -> bool:
     """Tell whether a post speaks v1 or v2; ``{"records": […]}`` as plain JSON does on its own path only."""
-    if post.content_type.startswith(_VENDOR):
+    if post.content_type.startswith(_MEDIA_TYPE_PREFIX):
         return True
     return (
         post.path == "topics"
@@ -81,221 +104,236 @@ def is_spoken(post: Post) -> bool:
     )
 
 
-def read(post: Post) -> Parsed:
+def parse(post: Post) -> ParsedPost:
     """Return the records of a v1 or v2 request. Raises Rejected or PayloadTooLarge."""
-    media = _MEDIA.fullmatch(post.content_type)
-    if media is None and post.content_type.startswith(_VENDOR):
-        raise unknown_type("embedded formats are json, binary and text, without schemas")
+    media = _MEDIA_TYPE.fullmatch(post.content_type)
+    if media is None and post.content_type.startswith(_MEDIA_TYPE_PREFIX):
+        raise unsupported_type_error("embedded formats are json, binary and text, without schemas")
     # Without an embedded format it is base64: what v1's clients post.
     embedded = (media[1] or "binary") if media else "json"
-    items = _items(post, "records")
-    records = [_attempt(_v2, post, item, embedded, index) for index, item in enumerate(items)]
-    return Parsed(V1 if media and media[2] == "v1" else V2, records)
+    items = _encoded_records(post, "records")
+    records = [_decode_or_error(_decode_v2, post, item, embedded, index) for index, item in enumerate(items)]
+    return ParsedPost(V1 if media and media[2] == "v1" else V2, records)
 
 
-def read_batch(post: Post) -> Parsed:
+def parse_batch(post: Post) -> ParsedPost:
     """Return the records of a v3 ``records:batch`` request. Raises Rejected or PayloadTooLarge."""
-    entries = _items(post, "entries")
-    records = [read_v3(post, item, index) for index, item in enumerate(entries)]
-    return Parsed(Batch([_id_of(item) for item in entries]), records)
+    entries = _encoded_records(post, "entries")
+    records = [parse_record_v3(post, item, index) for index, item in enumerate(entries)]
+    return ParsedPost(RestProxyBatch([_entry_id(item) for item in entries]), records)
 
 
-def _items(post: Post, key: str) -> list[bytes]:
+def _encoded_records(post: Post, key: str) -> list[bytes]:
     """Return the records of a body, as they were written. Raises Rejected or PayloadTooLarge."""
-    found = member(post.body, key)
+    found = object_member(post.body, key)
     if found[:1] != b"[" or not found[1:-1].strip():
-        raise Rejected(f'the body must be {{"{key}": [{{"value": …}}, …]}}', code="bad_records")
-    return elements(found, _most(post))
+        raise RecordRejected(f'the body must be {{"{key}": [{{"value": …}}, …]}}', code="bad_records")
+    return array_elements(found, _max_encoded_bytes(post))
 
 
-def _most(post: Post) -> int | None:
+def _max_encoded_bytes(post: Post) -> int | None:
     """Return how many bytes a record may have as it is written; one with more can never become an event."""
-    return None if post.record_bytes is None else WRITTEN * post.record_bytes
+    return None if post.max_record_bytes is None else ENCODED_SIZE_FACTOR * post.max_record_bytes
 
 
-def read_v3(post: Post, text: bytes, index: int = 0) -> Record | GatewayError:
+def parse_record_v3(post: Post, text: bytes, index: int = 0) -> Record | GatewayError:
     """Return one record of v3, or what is wrong with it."""
-    return _attempt(_v3, post, text, "", index)
+    return _decode_or_error(_decode_v3, post, text, "", index)
 
 
-def error_body(path: str, content_type: str, error: GatewayError) -> Reply | None:
+def build_error_response(path: str, content_type: str, error: GatewayError) -> WebhookResponse | None:
     """Return a refusal in the words of the REST Proxy that was asked, or None where none was."""
     # REST Proxy knows no 400 for a body: what it cannot read is 422.
     status = 422 if error.status == 400 else error.status
     if path in ("records", "records:batch"):
-        return _json(status, {"error_code": status, "message": safe(error.message)})
-    if path != "topics" and not content_type.startswith(_VENDOR):
+        return _json_response(status, {"error_code": status, "message": escape_surrogates(error.message)})
+    if path != "topics" and not content_type.startswith(_MEDIA_TYPE_PREFIX):
         return None
-    code = _CODES.get(status, status * 100)
-    return _json(status, {"error_code": code, "message": safe(error.message)}, V2.media)
+    code = _ERROR_CODES.get(status, status * 100)
+    return _json_response(
+        status, {"error_code": code, "message": escape_surrogates(error.message)}, V2.media_type
+    )
 
 
-def safe(message: str) -> str:
+def escape_surrogates(message: str) -> str:
     """Return a message that can be encoded: headers that are not UTF-8 arrive with surrogates."""
     return message.encode(errors="backslashreplace").decode()
 
 
-def _attempt(read: Any, post: Post, text: bytes, embedded: str, index: int) -> Record | GatewayError:
-    most = _most(post)
+def _decode_or_error(
+    decode: Any, post: Post, text: bytes, embedded: str, index: int
+) -> Record | GatewayError:
+    most = _max_encoded_bytes(post)
     if most is not None and len(text) > most:
         return PayloadTooLarge(
             f"record {index} has {len(text)} bytes, and limits.event_bytes allows far less"
         )
     try:
-        record: Record = read(post, text, embedded, index)
+        record: Record = decode(post, text, embedded, index)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        return Rejected(f"record {index} has the wrong shape: {error}", code="bad_records")
+        return RecordRejected(f"record {index} has the wrong shape: {error}", code="bad_records")
     except GatewayError as error:
         return error
     return record
 
 
-def _v2(post: Post, text: bytes, embedded: str, index: int) -> Record:
-    record = _record.decode(text)
+def _decode_v2(post: Post, text: bytes, embedded: str, index: int) -> Record:
+    record = _record_v2_decoder.decode(text)
     partition = post.partition if record.partition is None else record.partition
-    key = None if record.key == _NULL else text_of(_content(record.key, embedded, "key"))
-    return post.record(
-        b"null" if record.value == _NULL else _content(record.value, embedded, "value"),
+    key = None if record.key == _NULL else decode_lossless(_decode_embedded(record.key, embedded, "key"))
+    return post.build_record(
+        b"null" if record.value == _NULL else _decode_embedded(record.value, embedded, "value"),
         index,
-        timestamp=record.timestamp,
-        values=_values(key, partition or 0, record.headers),
+        timestamp_ms=record.timestamp,
+        placeholder_values=_placeholder_values(key, partition or 0, record.headers),
     )
 
 
-def _v3(post: Post, text: bytes, embedded: str, index: int) -> Record:
-    record = _record_v3.decode(text)
+def _decode_v3(post: Post, text: bytes, embedded: str, index: int) -> Record:
+    record = _record_v3_decoder.decode(text)
     key = None
     if record.key is not None and record.key.data != _NULL:
-        key = text_of(_typed(record.key, "key"))
-    return post.record(
-        b"null" if record.value is None or record.value.data == _NULL else _typed(record.value, "value"),
+        key = decode_lossless(_decode_typed(record.key, "key"))
+    return post.build_record(
+        b"null"
+        if record.value is None or record.value.data == _NULL
+        else _decode_typed(record.value, "value"),
         index,
-        timestamp=None if record.timestamp is None else _time(record.timestamp),
-        values=_values(key, record.partition_id or 0, record.headers),
+        timestamp_ms=None if record.timestamp is None else _parse_timestamp(record.timestamp),
+        placeholder_values=_placeholder_values(key, record.partition_id or 0, record.headers),
     )
 
 
-def _content(raw: msgspec.Raw, embedded: str, what: str) -> bytes:
+def _decode_embedded(raw: msgspec.Raw, embedded: str, what: str) -> bytes:
     if embedded == "json":
         text = bytes(raw)
-        return _string.decode(text).encode() if what == "key" and text[:1] == b'"' else text
-    decoded = _string.decode(raw)
-    return _base64(decoded, what) if embedded == "binary" else decoded.encode()
+        return _string_decoder.decode(text).encode() if what == "key" and text[:1] == b'"' else text
+    decoded = _string_decoder.decode(raw)
+    return _decode_base64(decoded, what) if embedded == "binary" else decoded.encode()
 
 
-def _typed(value: _Typed, what: str) -> bytes:
+def _decode_typed(value: _TypedValue, what: str) -> bytes:
     if value.type == "JSON":
-        return _content(value.data, "json", what)
+        return _decode_embedded(value.data, "json", what)
     if value.type in ("STRING", "BINARY"):
-        return _content(value.data, "text" if value.type == "STRING" else "binary", what)
-    raise Rejected(f"the {what}'s type must be JSON, STRING or BINARY, without a schema", code="bad_records")
+        return _decode_embedded(value.data, "text" if value.type == "STRING" else "binary", what)
+    raise RecordRejected(
+        f"the {what}'s type must be JSON, STRING or BINARY, without a schema", code="bad_records"
+    )
 
 
-def _values(key: str | None, partition: int, headers: Sequence[_Header]) -> Mapping[str, str]:
+def _placeholder_values(key: str | None, partition: int, headers: Sequence[_Header]) -> Mapping[str, str]:
     values = {"partition": str(partition)}
     if key is not None:
         values["key"] = key
     for header in headers:
         if header.value is not None:
             name = (header.name or header.key).lower()
-            values.setdefault(f"headers.{name}", text_of(_base64(header.value, "header")))
+            values.setdefault(f"headers.{name}", decode_lossless(_decode_base64(header.value, "header")))
     return values
 
 
-def _base64(text: str, what: str) -> bytes:
+def _decode_base64(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Rejected(f"the {what} is not base64", code="bad_records") from None
+        raise RecordRejected(f"the {what} is not base64", code="bad_records") from None
 
 
-def _time(text: str) -> int:
+def _parse_timestamp(text: str) -> int:
     try:
-        found = parse_time(text)
+        found = parse_iso8601_ms(text)
     except ValueError:
-        raise Rejected("the timestamp is not ISO 8601", code="bad_timestamp") from None
-    if not 0 <= found < MAX_TIMESTAMP:
-        raise Rejected("the timestamp lies too far away", code="bad_timestamp")
+        raise RecordRejected("the timestamp is not ISO 8601", code="bad_timestamp") from None
+    if not 0 <= found < MAX_TIMESTAMP_MS:
+        raise RecordRejected("the timestamp lies too far away", code="bad_timestamp")
     return found
 
 
-def _id_of(entry: bytes) -> str:
+def _entry_id(entry: bytes) -> str:
     try:
-        return _entry.decode(entry).id
+        return _batch_entry_decoder.decode(entry).id
     except (msgspec.MsgspecError, RecursionError):
         return ""
 
 
-def _partition(record: Record | GatewayError) -> int:
-    return 0 if isinstance(record, GatewayError) else int(record.values["partition"])
+def _partition_of(record: Record | GatewayError) -> int:
+    return 0 if isinstance(record, GatewayError) else int(record.placeholder_values["partition"])
 
 
-class _Offsets(Format):
+class _RestProxyOffsets(WebhookFormat):
     """v1 and v2: an offset or an error for each record."""
 
-    atomic = False
+    is_atomic = False
 
     def __init__(self, version: str) -> None:
-        self.media = f"application/vnd.kafka.{version}+json"
+        self.media_type = f"application/vnd.kafka.{version}+json"
 
-    def reply(self, post: Post, parsed: Parsed, outcomes: Sequence[Outcome]) -> Reply:
+    def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
         """Return ``{"offsets": […]}``."""
         offsets = [
-            _offset(_partition(record), outcome)
+            _offset_entry(_partition_of(record), outcome)
             for record, outcome in zip(parsed.records, outcomes, strict=True)
         ]
-        return _json(200, {"offsets": offsets, "key_schema_id": None, "value_schema_id": None}, self.media)
+        return _json_response(
+            200, {"offsets": offsets, "key_schema_id": None, "value_schema_id": None}, self.media_type
+        )
 
 
-def _offset(partition: int, outcome: Outcome) -> dict[str, Any]:
+def _offset_entry(partition: int, outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, GatewayError):
-        code = _LATER if outcome.status >= 500 else _FINAL
-        return {"partition": None, "offset": None, "error_code": code, "error": safe(outcome.message)}
-    return {"partition": partition, "offset": pack(outcome[-1]), "error_code": None, "error": None}
+        code = _RETRIABLE_ERROR if outcome.status >= 500 else _PERMANENT_ERROR
+        return {
+            "partition": None,
+            "offset": None,
+            "error_code": code,
+            "error": escape_surrogates(outcome.message),
+        }
+    return {"partition": partition, "offset": pack_id(outcome[-1]), "error_code": None, "error": None}
 
 
-V2 = _Offsets("v2")
-V1 = _Offsets("v1")
+V2 = _RestProxyOffsets("v2")
+V1 = _RestProxyOffsets("v1")
 
 
-class Batch(Format):
+class RestProxyBatch(WebhookFormat):
     """v3's ``records:batch``."""
 
-    atomic = False
+    is_atomic = False
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = ids
 
-    def reply(self, post: Post, parsed: Parsed, outcomes: Sequence[Outcome]) -> Reply:
+    def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
         """Return successes and failures by the ids that the sender gave."""
         successes: list[dict[str, Any]] = []
         failures: list[dict[str, Any]] = []
         for id, record, outcome in zip(self._ids, parsed.records, outcomes, strict=True):
-            told = receipt(post, record, outcome)
+            told = build_receipt(post, record, outcome)
             (failures if isinstance(outcome, GatewayError) else successes).append({"id": id, **told})
-        return _json(207, {"successes": successes, "failures": failures})
+        return _json_response(207, {"successes": successes, "failures": failures})
 
 
-def receipt(post: Post, record: Record | GatewayError, outcome: Outcome) -> dict[str, Any]:
+def build_receipt(post: Post, record: Record | GatewayError, outcome: Outcome) -> dict[str, Any]:
     """Return what v3 tells of one record."""
     if isinstance(outcome, GatewayError) or isinstance(record, GatewayError):
         error = outcome if isinstance(outcome, GatewayError) else record
         assert isinstance(error, GatewayError)
-        return {"error_code": error.status, "message": safe(error.message)}
+        return {"error_code": error.status, "message": escape_surrogates(error.message)}
     id = outcome[-1]
-    time = datetime.fromtimestamp((id.ms if record.timestamp is None else record.timestamp) / 1000, UTC)
+    time = datetime.fromtimestamp((id.ms if record.timestamp_ms is None else record.timestamp_ms) / 1000, UTC)
     told = {
         "error_code": 200,
-        "cluster_id": post.cluster or CLUSTER,
+        "cluster_id": post.cluster or CLUSTER_ID,
         "topic_name": record.topic,
-        "partition_id": int(record.values["partition"]),
-        "offset": pack(id),
+        "partition_id": int(record.placeholder_values["partition"]),
+        "offset": pack_id(id),
         "timestamp": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
-    if "key" in record.values:
-        told["key"] = {"size": len(bytes_of(record.values["key"]))}
+    if "key" in record.placeholder_values:
+        told["key"] = {"size": len(encode_lossless(record.placeholder_values["key"]))}
     return told | {"value": {"size": len(record.payload)}}
 
 
-def _json(status: int, data: object, media: str = "application/json") -> Reply:
-    return Reply(status, media, msgspec.json.encode(data))
+def _json_response(status: int, data: object, media: str = "application/json") -> WebhookResponse:
+    return WebhookResponse(status, media, msgspec.json.encode(data))

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from bench.process import free_port
-from gateway.cli.check.connect import connect
-from gateway.cli.doctor.finding import Finding, Level
+from gateway.cli.check.connect import run_connection_checks
+from gateway.cli.finding import Finding, Level
 from gateway.config.loader.load import loads
 from tests.support.authority import Authority
 from tests.support.deadline import safety_net
@@ -48,7 +48,7 @@ def authority(tmp_path: Path) -> Authority:
 async def reached(text: str) -> dict[str, Finding]:
     """Return what is found of each thing that a file names; the rest of the file is good."""
     more = text if "sources:" in text else f"{text}\nsources:\n{HOOKS}{CHANNEL}"
-    found = await connect(loads(more, environ={}))
+    found = await run_connection_checks(loads(more, environ={}))
     assert len({each.check for each in found}) == len(found)
     return {each.check: each for each in found}
 
@@ -378,7 +378,7 @@ async def test_a_password_means_the_same_for_all_that_read_redis(
         routes = [{"source": name, "topic": "orders"} for name in sources]
         channels = {"orders": {"from": routes, "access": "public"}}
         async with gateway_running({"sources": sources, "channels": channels}) as gateway:
-            states = [each for each in gateway.daemon.upstreams.states() if each.name in sources]
+            states = [each for each in gateway.daemon.source_manager.states() if each.name in sources]
             assert {each.status == "up" for each in states} == {not said}
             for each in states:
                 assert said.lower() in str(each.last_error).lower()

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.cli.doctor import network
-from gateway.cli.doctor.finding import Finding, Level
-from gateway.cli.doctor.probe import Walk
-from gateway.cli.doctor.target import Target
-from gateway.cli.doctor.timeouts import Patience
+from gateway.cli.doctor.probe import Probe
+from gateway.cli.doctor.target import ProbeTarget
+from gateway.cli.doctor.timeouts import ProbeTimeouts
+from gateway.cli.finding import Finding, Level
 
 APP = "https://app.example.com"
 BEAT = 1.0
@@ -17,7 +17,9 @@ CONFIG: dict[str, Any] = {
     "timeouts": {"heartbeat": f"{BEAT:g}s"},
     "cors": {"origins": [APP], "credentials": True},
 }
-BRIEF = Patience(listen=2.5 * BEAT, heartbeat=BEAT, connect=600.0, answer=600.0)
+BRIEF = ProbeTimeouts(
+    listen_seconds=2.5 * BEAT, heartbeat_seconds=BEAT, connect_seconds=600.0, response_seconds=600.0
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ async def examine(
     origin: str | None = APP,
     token: str | None = None,
     ca: str | None = None,
-    patience: Patience = BRIEF,
+    patience: ProbeTimeouts = BRIEF,
 ) -> Examined:
     """Walk a URL."""
     findings: list[Finding] = []
-    target = Target.parse(url, origin=origin, token=token)
-    await Walk(target, findings.append, network.trusting(ca), patience).run()
+    target = ProbeTarget.parse(url, origin=origin, token=token)
+    await Probe(target, findings.append, network.client_tls_context(ca), patience).run()
     return Examined(findings)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gateway.cli.doctor import network
-from gateway.cli.doctor.certificate import handshake_verdicts
-from gateway.cli.doctor.finding import Finding, Level
+from gateway.cli.doctor.tls import handshake_verdicts
+from gateway.cli.finding import Finding, Level
 from tests.cli.doctor.authority import NOW, Authority, days, server_context
 
 
@@ -37,7 +37,7 @@ async def verdicts(
     context: ssl.SSLContext | None, ca: Path | None, host: str = "127.0.0.1"
 ) -> dict[str, Finding]:
     async with tls_server(context) as port:
-        seen = await network.handshake(host, port, network.trusting(str(ca) if ca else None), 5.0)
+        seen = await network.handshake(host, port, network.client_tls_context(str(ca) if ca else None), 5.0)
     findings = handshake_verdicts(seen, host, datetime.datetime.now(datetime.UTC))
     return {finding.check: finding for finding in findings}
 
@@ -109,7 +109,7 @@ async def test_a_port_without_tls() -> None:
 async def test_the_second_look_sends_nothing(tmp_path: Path) -> None:
     """A look at a bad certificate must leave the context of the requests as strict as it was."""
     authority = Authority(tmp_path)
-    context = network.trusting(str(authority.root))
+    context = network.client_tls_context(str(authority.root))
     async with tls_server(server_context(authority.leaf("other.example"))) as port:
         await network.handshake("127.0.0.1", port, context, 5.0)
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -119,6 +119,6 @@ async def test_the_second_look_sends_nothing(tmp_path: Path) -> None:
 async def test_addresses_that_are_dead_are_told_one_by_one() -> None:
     """A name with one dead address works for most, and hangs for some."""
     async with tls_server(None) as port:
-        alive, dead = await network.connect(["127.0.0.1", "127.0.0.2"], port, 5.0)
+        alive, dead = await network.connect_all(["127.0.0.1", "127.0.0.2"], port, 5.0)
     assert (alive.address, alive.error) == ("127.0.0.1", "")
     assert dead.error == "Connection refused"

@@ -5,29 +5,29 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.cli.doctor.answer import Head, headers_verdict, status_verdict, type_verdict
-from gateway.cli.doctor.arrivals import (
+from gateway.cli.doctor.cors import origin_verdict, preflight_verdict, vary_verdict
+from gateway.cli.doctor.response import ResponseHead, headers_verdict, status_verdict, type_verdict
+from gateway.cli.doctor.streaming import (
     ending_verdict,
     first_bytes_verdict,
     heartbeat_verdict,
     resume_verdict,
     unanswered_verdict,
 )
-from gateway.cli.doctor.certificate import Handshake, handshake_verdicts
-from gateway.cli.doctor.cors import origin_verdict, preflight_verdict, vary_verdict
-from gateway.cli.doctor.finding import Level
-from gateway.cli.doctor.timeouts import Patience
-from gateway.cli.doctor.transcript import Arrival, End, Heard, Opened
+from gateway.cli.doctor.timeouts import ProbeTimeouts
+from gateway.cli.doctor.tls import TlsHandshake, handshake_verdicts
+from gateway.cli.doctor.transcript import Arrival, EndReason, OpenEvent, Transcript
+from gateway.cli.finding import Level
 
 APP = "https://app.example.com"
-PATIENCE = Patience()
-WELL = Heard(
-    0.01, tuple(Arrival(0.02 + 15 * beat, 2, min(beat, 1)) for beat in range(5)), 70, End.TIME, Opened("none"), None, "1-0"
+PATIENCE = ProbeTimeouts()
+WELL = Transcript(
+    0.01, tuple(Arrival(0.02 + 15 * beat, 2, min(beat, 1)) for beat in range(5)), 70, EndReason.STILL_OPEN, OpenEvent("none"), None, "1-0"
 )  # fmt: skip
 
 
-def head(*headers: tuple[str, str], status: int = 200) -> Head:
-    return Head(status, headers)
+def head(*headers: tuple[str, str], status: int = 200) -> ResponseHead:
+    return ResponseHead(status, headers)
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,17 @@ def test_a_stream_that_is_well() -> None:
 
 def test_first_bytes() -> None:
     """Headers that come alone are a buffering proxy; late ones are not."""
-    none = replace(WELL, arrivals=(), over_at=10.0, opened=None)
+    none = replace(WELL, arrivals=(), end_at_seconds=10.0, open_event=None)
     assert "then no byte within 10.0 s: a proxy buffers" in first_bytes_verdict(none, PATIENCE).found
-    assert "ended without a byte" in first_bytes_verdict(replace(none, end=End.ENDED), PATIENCE).found
+    assert (
+        "ended without a byte"
+        in first_bytes_verdict(replace(none, end_reason=EndReason.BODY_ENDED), PATIENCE).found
+    )
     late = replace(WELL, arrivals=(Arrival(6.0, 200, 0),))
     assert "a proxy held them" in first_bytes_verdict(late, PATIENCE).found
-    slow = replace(WELL, head_at=6.0, arrivals=(Arrival(6.0, 200, 0),))
+    slow = replace(WELL, head_at_seconds=6.0, arrivals=(Arrival(6.0, 200, 0),))
     assert first_bytes_verdict(slow, PATIENCE).level is Level.WARN
-    assert "another server" in first_bytes_verdict(replace(WELL, opened=None), PATIENCE).mend
+    assert "another server" in first_bytes_verdict(replace(WELL, open_event=None), PATIENCE).mend
     assert "check that the proxy reaches" in unanswered_verdict(10.0, None).mend
 
 
@@ -170,16 +173,20 @@ def test_heartbeats() -> None:
     assert heartbeat_verdict(events, PATIENCE).level is Level.OK
     rare = replace(WELL, arrivals=(*WELL.arrivals[:1], Arrival(50.0, 2, 1)))
     assert "up to 50.0 s" in heartbeat_verdict(rare, PATIENCE).found
-    short = replace(WELL, arrivals=WELL.arrivals[:1], over_at=5.0)
+    short = replace(WELL, arrivals=WELL.arrivals[:1], end_at_seconds=5.0)
     assert "--seconds 40" in heartbeat_verdict(short, PATIENCE).mend
-    assert heartbeat_verdict(replace(short, end=End.CUT), PATIENCE).level is Level.SKIP
+    assert (
+        heartbeat_verdict(replace(short, end_reason=EndReason.CONNECTION_LOST), PATIENCE).level is Level.SKIP
+    )
 
 
 def test_what_ends_a_stream() -> None:
     """Cut in silence is an idle timeout; cut after a longer silence was survived is not."""
-    idle = replace(WELL, arrivals=WELL.arrivals[:1], over_at=10.02, end=End.CUT)
+    idle = replace(
+        WELL, arrivals=WELL.arrivals[:1], end_at_seconds=10.02, end_reason=EndReason.CONNECTION_LOST
+    )
     assert "cut after 10.0 s without a byte" in ending_verdict(idle, PATIENCE).found
-    limit = replace(WELL, over_at=65.0, end=End.ENDED)
+    limit = replace(WELL, end_at_seconds=65.0, end_reason=EndReason.BODY_ENDED)
     assert "ended 65.0 s after the request" in ending_verdict(limit, PATIENCE).found
     assert "duration of requests" in ending_verdict(limit, PATIENCE).found
     unknown = replace(WELL, close_reason="new_reason")
@@ -189,16 +196,16 @@ def test_what_ends_a_stream() -> None:
 def test_resume() -> None:
     """A channel without ids has nothing to resume; a second stream that is refused is told."""
     assert resume_verdict(replace(WELL, last_id=""), None).level is Level.SKIP
-    assert resume_verdict(replace(WELL, opened=None), None).level is Level.SKIP
+    assert resume_verdict(replace(WELL, open_event=None), None).level is Level.SKIP
     assert resume_verdict(WELL, None).level is Level.BAD
-    refused = replace(WELL, opened=None, close_reason="overloaded")
+    refused = replace(WELL, open_event=None, close_reason="overloaded")
     assert resume_verdict(WELL, refused).found.endswith("overloaded")
-    assert resume_verdict(WELL, replace(WELL, opened=Opened("complete"))).level is Level.OK
+    assert resume_verdict(WELL, replace(WELL, open_event=OpenEvent("complete"))).level is Level.OK
 
 
 @pytest.mark.parametrize(("code", "word"), [(19, "root"), (23, "revoked"), (77, "strange")])
 def test_rarer_reasons_not_to_trust(code: int, word: str) -> None:
     """Every code of OpenSSL has a sentence, without the certificate too."""
-    seen = Handshake("TLSv1.3", verify_code=code, verify_message="strange")
+    seen = TlsHandshake("TLSv1.3", verify_code=code, verify_message="strange")
     *_, finding = handshake_verdicts(seen, "host", datetime.datetime.now(datetime.UTC))
     assert word in finding.found

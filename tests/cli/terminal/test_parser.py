@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core import sse_parser as module
-from gateway.core.sse_parser import Parser, TooLong
+from gateway.core.sse_parser import MessageTooLong, SseParser
 from tests.support.eventsource import Parser as Other
 
 LINES = st.sampled_from(
@@ -19,7 +19,7 @@ ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
 def test_it_hears_what_a_browser_hears(lines: list[tuple[bytes, bytes]], sizes: list[int]) -> None:
     """However the pieces fall: messages, last id and delay are those of WHATWG's algorithm."""
     body = b"".join(line + end for line, end in lines).replace(b"\xff", b"f") + b"data: torn"
-    ours, other = Parser(), Other()
+    ours, other = SseParser(), Other()
     heard = []
     at = 0
     while at < len(body):
@@ -35,17 +35,17 @@ def test_it_hears_what_a_browser_hears(lines: list[tuple[bytes, bytes]], sizes: 
 
 def test_the_id_of_a_torn_message_never_counts() -> None:
     """It would be skipped by the resume, and lost."""
-    parser = Parser("1-0")
+    parser = SseParser("1-0")
     assert parser.feed(b"id: 2-0\ndata: x\n") == []
     assert parser.last_id == "1-0"
 
 
 def test_a_message_without_an_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is no gateway may send anything."""
-    monkeypatch.setattr(module, "LONGEST", 1000)
-    with pytest.raises(TooLong):
-        Parser().feed(b"x" * 1001)
-    parser = Parser()
-    with pytest.raises(TooLong):
+    monkeypatch.setattr(module, "MAX_MESSAGE_BYTES", 1000)
+    with pytest.raises(MessageTooLong):
+        SseParser().feed(b"x" * 1001)
+    parser = SseParser()
+    with pytest.raises(MessageTooLong):
         for _ in range(101):
             parser.feed(b"data: 123456\n")

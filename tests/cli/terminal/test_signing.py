@@ -4,9 +4,9 @@ import base64
 
 import pytest
 
-from gateway.cli.terminal.signing import Unsignable, headers, method
-from gateway.config.model.verify import Verify
-from gateway.webhooks.signatures import verifier
+from gateway.cli.terminal.signing import CannotSign, signature_headers, verification_method
+from gateway.config.model.verify import VerifyConfig
+from gateway.webhooks.signatures import build_verifier
 
 KEY = "whsec_" + base64.b64encode(b"k" * 32).decode()
 NOW = 1_763_870_000.5
@@ -30,16 +30,16 @@ NOW = 1_763_870_000.5
 )  # fmt: skip
 def test_the_verifier_takes_it(config: dict[str, object]) -> None:
     """A test event that is refused says nothing about the gateway."""
-    verify = Verify.model_validate(config)
+    verify = VerifyConfig.model_validate(config)
     body = '{"a": "é"}'.encode()
-    made = {name.lower(): text for name, text in headers(verify, body, NOW, "push").items()}
-    checker = verifier(verify)
-    checker.before_body(made, None)
-    checker.check(made, body, NOW)
-    assert method(verify) == next(iter(config))
+    made = {name.lower(): text for name, text in signature_headers(verify, body, NOW, "push").items()}
+    checker = build_verifier(verify)
+    checker.check_headers(made, None)
+    checker.verify_message(made, body, NOW)
+    assert verification_method(verify) == next(iter(config))
 
 
 def test_a_client_certificate_cannot_be_signed() -> None:
     """Its private key is the sender's."""
-    with pytest.raises(Unsignable, match="curl --cert"):
-        headers(Verify.model_validate({"client_certificate": ["a"]}), b"", NOW, None)
+    with pytest.raises(CannotSign, match="curl --cert"):
+        signature_headers(VerifyConfig.model_validate({"client_certificate": ["a"]}), b"", NOW, None)

@@ -47,8 +47,8 @@ async def test_an_answer_is_text_or_json() -> None:
         for body in (nonce, f"{nonce}\n", json.dumps({"nonce": nonce})):
             status, _, headers = await answer(gateway, path, body)
             assert (status, headers["Cache-Control"]) == (204, "no-store")
-        (asked,) = gateway.daemon.acks._asked.values()
-        assert asked._answered == 1, "the same answer thrice is one"
+        (asked,) = gateway.daemon.ack_tracker._states.values()
+        assert asked._acknowledged == 1, "the same answer thrice is one"
         assert await gateway.metric('acks_total{result="here"}') == 3
 
 
@@ -76,7 +76,7 @@ async def test_what_is_no_answer() -> None:
         ):
             assert (await answer(gateway, where, body))[:2] == (status, error), (where, body)
         assert (await answer(gateway, path, method="GET"))[:2] == (405, "method_not_allowed")
-        assert all(asked._answered == 0 for asked in gateway.daemon.acks._asked.values())
+        assert all(asked._acknowledged == 0 for asked in gateway.daemon.ack_tracker._states.values())
         assert await gateway.metric('acks_total{result="refused"}') == 11
 
 
@@ -86,8 +86,8 @@ async def test_an_answer_to_a_stream_that_has_ended() -> None:
         stream = await gateway.subscribe("/events/orders")
         path, nonce = await question(stream)
         stream.close()
-        await eventually(lambda: not gateway.daemon.streams.open)
-        assert len(gateway.daemon.acks) == 0
+        await eventually(lambda: not gateway.daemon.streams.active)
+        assert len(gateway.daemon.ack_tracker) == 0
         assert (await answer(gateway, path, nonce))[0] == 204
         assert await gateway.metric('acks_total{result="late"}') == 1
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.http.routes.client import BODY, VERSION, ZIPPED
+from gateway.http.routes.client import CLIENT_SCRIPT, GZIPPED_SCRIPT, SCRIPT_VERSION
 from tests.support.browser import page_of_another_origin
 from tests.support.gateway import Gateway, gateway_running
 
 ROOT = Path(__file__).parents[3]
-OWN_NAME = f"/client.{VERSION}.js"
+OWN_NAME = f"/client.{SCRIPT_VERSION}.js"
 ANOTHER_NAME = "/client.0123456789ab.js"
 
 
@@ -48,15 +48,15 @@ async def test_how_long_a_name_is_kept(gateway: Gateway, path: str, kept: str) -
     """A year under its own name alone: else pages keep an old client, or load it again each time."""
     async with gateway.session.get(gateway.url + path) as answer:
         assert (answer.status, answer.headers["Cache-Control"]) == (200, kept)
-        assert await answer.read() == BODY
+        assert await answer.read() == CLIENT_SCRIPT
         tag = answer.headers["ETag"]
     for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
         async with gateway.session.get(gateway.url + path, headers={"If-None-Match": known}) as answer:
             assert (answer.status, await answer.read()) == (304, b"")
             assert (answer.headers["ETag"], answer.headers["Cache-Control"]) == (tag, kept)
-    for unknown in ('"other"', 'W/"other"', VERSION, "", '"'):
+    for unknown in ('"other"', 'W/"other"', SCRIPT_VERSION, "", '"'):
         async with gateway.session.get(gateway.url + path, headers={"If-None-Match": unknown}) as answer:
-            assert (answer.status, await answer.read()) == (200, BODY)
+            assert (answer.status, await answer.read()) == (200, CLIENT_SCRIPT)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ async def test_it_is_packed_for_whom_can_unpack_it(gateway: Gateway, accepted: s
     ):
         assert answer.headers.get("Content-Encoding") == ("gzip" if is_zipped else None)
         assert answer.headers["Vary"] == "Accept-Encoding"
-        assert await answer.read() == (ZIPPED if is_zipped else BODY)
-    assert gzip.decompress(ZIPPED) == BODY
+        assert await answer.read() == (GZIPPED_SCRIPT if is_zipped else CLIENT_SCRIPT)
+    assert gzip.decompress(GZIPPED_SCRIPT) == CLIENT_SCRIPT
 
 
 async def test_head_tells_what_get_would(gateway: Gateway) -> None:
@@ -144,8 +144,8 @@ def test_a_wheel_and_an_sdist_hold_the_module_itself(tmp_path: Path) -> None:
     )
     sdist, wheel = re.findall(r"^(sse_gateway-[\w.-]+)$", done.stdout, re.MULTILINE)
     with zipfile.ZipFile(tmp_path / wheel) as packed:
-        assert packed.read("gateway/http/routes/client.js") == BODY
+        assert packed.read("gateway/http/routes/client.js") == CLIENT_SCRIPT
     shutil.unpack_archive(tmp_path / sdist, tmp_path / "unpacked")
     (module,) = (tmp_path / "unpacked").glob("*/gateway/http/routes/client.js")
     assert not module.is_symlink()
-    assert module.read_bytes() == BODY
+    assert module.read_bytes() == CLIENT_SCRIPT

@@ -77,7 +77,7 @@ CASES = [
 
 async def answer_to(gateway: Gateway, request: str) -> tuple[int, bytes]:
     """Send a request, and return the status and all of the answer."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.daemon.public.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.daemon.public_listener.port)
     try:
         writer.write(request.encode())
         async with safety_net():
@@ -148,7 +148,7 @@ async def test_a_method_is_named_with_its_remedy(gateway: Gateway) -> None:
 
 async def test_a_log_that_is_away_is_counted(gateway: Gateway) -> None:
     """503s have a counter of their own: senders try again, so they are no loss, but they are no success either."""
-    gateway.daemon.upstreams.pause_webhooks()
+    gateway.daemon.source_manager.pause_webhooks()
     status, _ = await answer_to(gateway, posted("/hooks/hooks?topic=orders"))
     assert status == 503
     assert await gateway.metric('webhook_unavailable_total{reason="unavailable",source="hooks"}') == 1

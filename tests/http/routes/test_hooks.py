@@ -13,7 +13,7 @@ from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
 
 from gateway.http import bodies
-from gateway.http.bodies import Bodies
+from gateway.http.bodies import BodyReader
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
 
@@ -210,13 +210,13 @@ async def test_others_have_their_turns_while_a_bomb_is_inflated() -> None:
             await asyncio.sleep(0)
             turns += 1
 
-    size = 100 * bodies.STEP
+    size = 100 * bodies.DECOMPRESS_STEP_BYTES
     content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
     content.feed_data(gzip.compress(b"0" * size))
     content.feed_eof()
     request: Any = SimpleNamespace(headers={"Content-Encoding": "gzip"}, content=content)
     task = asyncio.create_task(others())
-    got = sum([len(part) async for part in Bodies(size, 10)._inflated(request)])
+    got = sum([len(part) async for part in BodyReader(size, 10)._decompressed_parts(request)])
     task.cancel()
     assert got == size and turns > 90
 
@@ -250,7 +250,7 @@ async def test_a_disconnect_in_mid_body_loses_nothing_else(gateway: Gateway) -> 
         writer.transport.abort()
     await gateway.post("orders", '"whole"')
     assert (await stream.next()).json["payload"] == "whole"
-    server = gateway.daemon.public._runner.server
+    server = gateway.daemon.public_listener._runner.server
     await eventually(lambda: len(server.connections) <= 2)  # type: ignore[union-attr]
 
 

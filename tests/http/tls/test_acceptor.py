@@ -24,7 +24,7 @@ GET = b"GET /events/orders HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    monkeypatch.setattr(greeting, "MOST", MOST)
+    monkeypatch.setattr(greeting, "MAX_HANDSHAKES", MOST)
     return Authority(tmp_path)
 
 
@@ -92,21 +92,23 @@ async def is_served(gateway: Gateway, client: ssl.SSLContext, address: str) -> N
 
 def held(gateway: Gateway) -> int:
     """Return how many connections the limits count for the address of those that are silent."""
-    peer = gateway.daemon.limits.peers.of("127.0.0.1")
-    return 0 if peer is None else peer.connections
+    peer = gateway.daemon.limits.addresses.usage_of("127.0.0.1")
+    return 0 if peer is None else peer.connection_count
 
 
 async def test_one_address_does_not_take_all_places(authority: Authority) -> None:
     """Slow handshakes of one client, in any number, are not in another one's way."""
     async with patient(authority) as gateway, silence() as silent:
-        before = gateway.daemon.public.requests
+        before = gateway.daemon.public_listener.request_connections
         await silent.come(gateway.port, 3 * MOST)
-        await eventually(lambda: gateway.daemon.public.requests == before + 3 * MOST)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == before + 3 * MOST)
         for number in range(2, 5):
             await is_served(gateway, authority.client(), f"127.0.0.{number}")
         assert await gateway.metric('tls_handshake_failures_total{reason="no_room"}') == 3
         silent.close()
-        await eventually(lambda: gateway.daemon.public.requests == before and held(gateway) == 0)
+        await eventually(
+            lambda: gateway.daemon.public_listener.request_connections == before and held(gateway) == 0
+        )
         await is_served(gateway, authority.client(), "127.0.0.1")
 
 
@@ -123,7 +125,9 @@ async def test_slow_ones_end_at_a_deadline(authority: Authority) -> None:
     async with patient(authority, "300ms") as gateway, silence() as silent:
         await silent.come(gateway.port, 2 * MOST)
         await silent.ends(2 * MOST)
-        await eventually(lambda: gateway.daemon.public.requests == 0 and held(gateway) == 0)
+        await eventually(
+            lambda: gateway.daemon.public_listener.request_connections == 0 and held(gateway) == 0
+        )
 
 
 async def test_addresses_take_turns(authority: Authority) -> None:
@@ -131,9 +135,9 @@ async def test_addresses_take_turns(authority: Authority) -> None:
     async with patient(authority) as gateway, silence() as first, silence() as second:
         await first.come(gateway.port, 2 * MOST, "127.0.0.1")
         await second.come(gateway.port, 2 * MOST, "127.0.0.2")
-        public: Any = gateway.daemon.public
-        await eventually(lambda: len(public._greeting) == 4 * MOST - MOST // 2)
-        shares = {name: len(each.shaking) for name, each in public._greeting._addresses.items()}
+        public: Any = gateway.daemon.public_listener
+        await eventually(lambda: len(public._tls_acceptor) == 4 * MOST - MOST // 2)
+        shares = {name: len(each.handshakes) for name, each in public._tls_acceptor._addresses.items()}
         assert shares == {"127.0.0.1": MOST // 2, "127.0.0.2": MOST // 2}
         await is_served(gateway, authority.client(), "127.0.0.3")
 
@@ -141,12 +145,12 @@ async def test_addresses_take_turns(authority: Authority) -> None:
 async def test_half_of_the_room_is_for_others(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections before their handshake leave descriptors to streams that open and requests."""
     async with patient(authority) as gateway, silence() as silent:
-        monkeypatch.setattr(gateway.daemon, "descriptors", 128 + 30)
-        before = gateway.daemon.public.requests
+        monkeypatch.setattr(gateway.daemon, "max_descriptors", 128 + 30)
+        before = gateway.daemon.public_listener.request_connections
         await silent.come(gateway.port, 40)
-        await eventually(lambda: gateway.daemon.public.requests > before)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections > before)
         await silent.ends(20)
-        assert gateway.daemon._room() >= 10
+        assert gateway.daemon._available_connections() >= 10
         await is_served(gateway, authority.client(), "127.0.0.2")
 
 
@@ -155,5 +159,5 @@ async def test_a_stop_ends_them(authority: Authority) -> None:
     async with silence() as silent:
         async with patient(authority) as gateway:
             await silent.come(gateway.port, 2 * MOST)
-            await eventually(lambda: gateway.daemon.public.requests == 2 * MOST)
+            await eventually(lambda: gateway.daemon.public_listener.request_connections == 2 * MOST)
         await silent.ends(2 * MOST)

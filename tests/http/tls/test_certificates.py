@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.model.tls import Tls
-from gateway.http.tls.certificates import SOON_SECONDS, Certificates
+from gateway.config.model.tls import TlsConfig
+from gateway.http.tls.certificates import EXPIRY_WARNING_SECONDS, CertificateWatcher
 from gateway.observability.metrics import Metrics
 from tests.http.tls.test_tls import handshake
 from tests.support.authority import Authority, Pair, serial, serial_of
@@ -40,7 +40,7 @@ class Held:
         self.metrics = Metrics()
         self.late = 0.0
         tls = {"certificate": str(self.files.certificate), "key": str(self.files.key), **more}
-        self.of = Certificates(Tls.model_validate(tls), self.metrics, self._now)
+        self.of = CertificateWatcher(TlsConfig.model_validate(tls), self.metrics, self._now)
 
     def put(self, pair: Pair) -> None:
         """Write over both files."""
@@ -81,11 +81,11 @@ async def test_new_files_are_for_new_connections(held: Held, change: Callable[[H
     """Written over, or moved into place: one look takes both up, and one that finds nothing new does nothing."""
     new = held.authority.server()
     number = serial_of(new.certificate)
-    await held.of.look()
+    await held.of.reload_if_changed()
     assert held.reloads("ok") == 0
     change(held, new)
-    await held.of.look()
-    await held.of.look()
+    await held.of.reload_if_changed()
+    await held.of.reload_if_changed()
     assert serial_of(held.files.certificate) == number
     assert held.serves(held.files)
     assert held.reloads("ok") == 1
@@ -103,10 +103,10 @@ async def test_a_swap_of_symlinks_is_seen(authority: Authority, tmp_path: Path) 
     for file in ("tls.crt", "tls.key"):
         (tmp_path / file).symlink_to(f"..data/{file}")
     tls = {"certificate": str(tmp_path / "tls.crt"), "key": str(tmp_path / "tls.key")}
-    certificates = Certificates(Tls.model_validate(tls), Metrics())
+    certificates = CertificateWatcher(TlsConfig.model_validate(tls), Metrics())
     (tmp_path / "..new").symlink_to("two")
     (tmp_path / "..new").rename(data)
-    await certificates.look()
+    await certificates.reload_if_changed()
     shown = handshake(certificates.context, authority.client()).getpeercert(binary_form=True)
     assert shown is not None
     assert serial(shown) == serial_of(tmp_path / "two" / "tls.crt")
@@ -117,18 +117,18 @@ async def test_a_bad_change_leaves_the_old_one_and_tells_each_cause_once(held: H
     old, new = Pair(*map(_kept, held.files)), held.authority.server()
     held.files.certificate.write_bytes(new.certificate.read_bytes()[:200])
     for _ in range(3):
-        await held.of.look()
+        await held.of.reload_if_changed()
     assert held.serves(old)
     shutil.copyfile(new.certificate, held.files.certificate)
     for _ in range(3):
-        await held.of.look()
+        await held.of.reload_if_changed()
     assert held.serves(old)
     told = [line for line in lines if line["event"] == "certificate_not_reloaded"]
     assert [line["log_level"] for line in told] == ["error", "error"]
     assert "is not the key of" in told[1]["error"]
     assert (held.reloads("ok"), held.reloads("failed")) == (0, 2)
     shutil.copyfile(new.key, held.files.key)
-    await held.of.look()
+    await held.of.reload_if_changed()
     assert held.serves(new)
     assert (held.reloads("ok"), held.reloads("failed")) == (1, 2)
 
@@ -141,11 +141,11 @@ async def test_files_that_vanish_change_nothing(held: Held, lines: Lines) -> Non
     """A volume that is away for a moment is no reason to stop; the same files are taken up when it is back."""
     old = Pair(*map(_kept, held.files))
     held.files.key.unlink()
-    await held.of.look()
+    await held.of.reload_if_changed()
     assert held.serves(old)
     assert "No such file" in lines[-1]["error"]
     held.put(old)
-    await held.of.look()
+    await held.of.reload_if_changed()
     assert held.reloads("ok") == 1
 
 
@@ -153,24 +153,24 @@ async def test_an_expired_certificate_does_not_replace_a_good_one(held: Held, li
     """Yesterday's file, copied by mistake, would cut off every client; with both expired the file decides."""
     old, expired = Pair(*map(_kept, held.files)), held.authority.server(begins=-3, ends=-1)
     held.put(expired)
-    await held.of.look()
+    await held.of.reload_if_changed()
     assert held.serves(old)
     assert "expired on" in lines[-1]["error"]
     held.late = 2 * 86400.0
-    await held.of.look()
-    assert held.of.expires < held._now() - 2 * 86400.0
+    await held.of.reload_if_changed()
+    assert held.of.expires_at < held._now() - 2 * 86400.0
 
 
 async def test_a_certificate_for_later_waits_for_its_time(held: Held, lines: Lines) -> None:
     """Renewed on a machine whose clock is ahead: it is used once it is valid, and not before."""
     old, early = Pair(*map(_kept, held.files)), held.authority.server(begins=0.5, ends=9)
     held.put(early)
-    await held.of.look()
+    await held.of.reload_if_changed()
     assert held.serves(old)
     assert "not valid before" in lines[-1]["error"]
     held.late = 0.6 * 86400.0
-    await held.of.look()
-    assert held.of.expires > held._now() + 8 * 86400.0
+    await held.of.reload_if_changed()
+    assert held.of.expires_at > held._now() + 8 * 86400.0
     assert held.reloads("ok") == 1
 
 
@@ -180,7 +180,7 @@ async def test_the_old_kind_of_key_is_not_served_beside_the_new_one(
     """OpenSSL keeps a certificate per kind of key in a context: clients of RSA would see the expired one."""
     held = Held(authority, tmp_path, authority.server(kind="rsa"))
     held.put(authority.server(kind="ec"))
-    await held.of.look()
+    await held.of.reload_if_changed()
     client = authority.client()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     client.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
@@ -197,7 +197,7 @@ async def test_another_authority_of_clients_replaces_the_first(authority: Author
     ours.maximum_version = theirs.maximum_version = ssl.TLSVersion.TLSv1_2  # a refusal is seen by both
     assert held.serves(held.files, ours)
     shutil.copyfile(second.file, trusted)
-    await held.of.look()
+    await held.of.reload_if_changed()
     assert held.serves(held.files, theirs)
     with pytest.raises(ssl.SSLError, match=r"(?i)verify failed|unknown ca"):
         held.serves(held.files, ours)
@@ -222,7 +222,7 @@ async def test_a_certificate_that_gets_old_is_told(
     held.late = late * 86400.0
     held.of.start()
     for _ in range(3):
-        await held.of.look()
+        await held.of.reload_if_changed()
     await held.of.stop()
     assert [line["event"] for line in lines] == said
 
@@ -230,11 +230,11 @@ async def test_a_certificate_that_gets_old_is_told(
 async def test_each_age_is_told_when_it_comes(authority: Authority, tmp_path: Path, lines: Lines) -> None:
     """Who missed the warning reads the error; a new certificate ends it."""
     held = Held(authority, tmp_path, authority.server(ends=100))
-    for held.late in (0.0, 100 * 86400.0 - SOON_SECONDS + 60.0, 101 * 86400.0):
-        await held.of.look()
-        await held.of.look()
+    for held.late in (0.0, 100 * 86400.0 - EXPIRY_WARNING_SECONDS + 60.0, 101 * 86400.0):
+        await held.of.reload_if_changed()
+        await held.of.reload_if_changed()
     held.put(authority.server(ends=200))
-    await held.of.look()
+    await held.of.reload_if_changed()
     assert [line["event"] for line in lines] == [
         "certificate_expires_soon",
         "certificate_expired",

@@ -14,9 +14,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from structlog.testing import capture_logs
 
-from gateway.config.model.tls import Tls
+from gateway.config.model.tls import TlsConfig
 from gateway.core.errors import StartupError
-from gateway.http.tls.context import load
+from gateway.http.tls.context import load_certificate
 from tests.support.authority import Authority, Pair
 from tests.support.deadline import safety_net
 from tests.support.gateway import Gateway, eventually, gateway_running
@@ -39,7 +39,7 @@ async def behind(pair: Pair, over: dict[str, Any] | None = None, **more: Any) ->
 
 
 def context_of(pair: Pair, **more: Any) -> ssl.SSLContext:
-    return load(Tls.model_validate(tls(pair, **more))).context
+    return load_certificate(TlsConfig.model_validate(tls(pair, **more))).context
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
@@ -134,7 +134,7 @@ def test_files_that_cannot_be_used_are_one_line(authority: Authority, tmp_path: 
         given["client_ca"] = str(empty)
         said = rf"server.tls.client_ca: {empty} holds no PEM certificate"
     with pytest.raises(StartupError, match=said) as error:
-        load(Tls.model_validate(given))
+        load_certificate(TlsConfig.model_validate(given))
     assert "\n" not in error.value.message
 
 
@@ -282,25 +282,25 @@ async def _tell(port: int, data: bytes) -> bytes:
 async def test_handshakes_count_as_connections_until_they_end(authority: Authority) -> None:
     """Silent handshakes hold descriptors: uncounted, they would take those that the log and upstreams need."""
     async with behind(authority.server(), {"timeouts": {"request": "10m"}}) as gateway:
-        before = gateway.daemon.public.requests
+        before = gateway.daemon.public_listener.request_connections
         writers = [(await asyncio.open_connection("127.0.0.1", gateway.port))[1] for _ in range(30)]
-        await eventually(lambda: gateway.daemon.public.requests == before + 30)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == before + 30)
         for writer in writers[:10]:
             writer.close()
         for writer in writers[10:20]:
             writer.write(NO_TLS["plain HTTP"])
-        await eventually(lambda: gateway.daemon.public.requests == before + 10)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == before + 10)
         for writer in writers[20:]:
             writer.transport.abort()
-        await eventually(lambda: gateway.daemon.public.requests == before)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == before)
         assert await gateway.metric('tls_handshake_failures_total{reason="plain_http"}') == 10
         stream = await gateway.subscribe("/events/orders", ssl=authority.client())
-        assert gateway.daemon.public.requests == before
+        assert gateway.daemon.public_listener.request_connections == before
         stream.close()
     async with behind(authority.server(), {"timeouts": {"request": "300ms"}}) as gateway:
         silent = await asyncio.gather(*(_tell(gateway.port, NO_TLS["silence"]) for _ in range(10)))
         assert silent == [b""] * 10
-        await eventually(lambda: gateway.daemon.public.requests == 0)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)
 
 
 @pytest.mark.both_loops
@@ -311,11 +311,11 @@ async def test_without_room_a_handshake_is_refused_at_once(
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     async with behind(authority.server(), {"timeouts": {"request": "30s"}}) as gateway:
-        monkeypatch.setattr(gateway.daemon, "descriptors", 128 + 10)
+        monkeypatch.setattr(gateway.daemon, "max_descriptors", 128 + 10)
         ends = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(30)]
         reads = [asyncio.create_task(_until_the_end(reader)) for reader, _ in ends]
         await eventually(lambda: sum(read.done() for read in reads) >= 20)
-        assert gateway.daemon.public.requests > 0
+        assert gateway.daemon.public_listener.request_connections > 0
         for _, writer in ends:
             writer.transport.abort()
         await asyncio.gather(*reads)

@@ -4,17 +4,17 @@ from typing import Any
 
 import msgspec
 
-from gateway.observability.metrics import Family, Merge, Metrics, render
-from gateway.observability.recent_errors import KEPT, Refusal
-from gateway.server.workers.merge import Totals, merged, merged_status
+from gateway.observability.metrics import MergeRule, MetricFamily, Metrics, render
+from gateway.observability.recent_errors import MAX_ERRORS, RecentError
+from gateway.server.workers.merge import MetricTotals, merge_families, merge_status
 
 
-def family(name: str, type: str, value: float, merge: Merge = "sum", **labels: str) -> Family:
+def family(name: str, type: str, value: float, merge: MergeRule = "sum", **labels: str) -> MetricFamily:
     """Return a metric with one sample."""
-    return Family(name, type, "text", merge, [(name, tuple(labels.items()), value)])
+    return MetricFamily(name, type, "text", merge, [(name, tuple(labels.items()), value)])
 
 
-def values(families: list[Family]) -> dict[str, float]:
+def values(families: list[MetricFamily]) -> dict[str, float]:
     """Return the samples by name."""
     return {name: value for each in families for name, _, value in each.samples}
 
@@ -33,21 +33,23 @@ def test_counters_are_added_and_gauges_follow_their_rule() -> None:
         family("c", "gauge", 0, "min"),
         family("d", "gauge", 1, "max"),
     ]
-    assert values(merged([one, two])) == {"a": 7, "b": 11, "c": 0, "d": 1}
+    assert values(merge_families([one, two])) == {"a": 7, "b": 11, "c": 0, "d": 1}
 
 
 def test_samples_are_told_apart_by_their_labels() -> None:
     """Two channels are not one."""
-    both = merged([[family("a", "counter", 1, channel="x")], [family("a", "counter", 2, channel="y")]])
+    both = merge_families(
+        [[family("a", "counter", 1, channel="x")], [family("a", "counter", 2, channel="y")]]
+    )
     assert both[0].samples == [("a", (("channel", "x"),), 1), ("a", (("channel", "y"),), 2)]
 
 
 def test_what_a_dead_worker_counted_stays_and_its_gauges_go() -> None:
     """A sum that fell would look like a restart of everything, a gauge that stayed like streams that live."""
-    totals = Totals()
+    totals = MetricTotals()
     totals.retire([family("a", "counter", 3), family("g", "gauge", 3)])
     totals.retire([family("a", "counter", 2)])
-    assert values(totals.with_retired([[family("a", "counter", 1), family("g", "gauge", 1)]])) == {
+    assert values(totals.combine([[family("a", "counter", 1), family("g", "gauge", 1)]])) == {
         "a": 6,
         "g": 1,
     }
@@ -56,13 +58,13 @@ def test_what_a_dead_worker_counted_stays_and_its_gauges_go() -> None:
 def test_the_exposition_is_what_a_single_process_shows() -> None:
     """Histograms, counters and gauges come out as prometheus-client writes them."""
     metrics = Metrics()
-    metrics.bind("active_connections", lambda: 3)
+    metrics.bind_gauge("active_connections", lambda: 3)
     metrics.connections.value += 5
     metrics.disconnects.labels("max_age").inc()
     metrics.connection_seconds.observe(2)
     families = list(metrics.collect())
-    assert render(merged([families])) == render(families)
-    text = render(merged([families, families])).decode()
+    assert render(merge_families([families])) == render(families)
+    text = render(merge_families([families, families])).decode()
     assert "# TYPE sse_gateway_connection_seconds histogram" in text
     assert 'sse_gateway_connection_seconds_bucket{le="10.0"} 2.0' in text
     assert 'sse_gateway_disconnects_total{reason="max_age"} 2.0' in text
@@ -77,7 +79,7 @@ TOTALS = (
 
 def refusal(**over: Any) -> dict[str, Any]:
     """Return a refusal as ``/status`` tells it."""
-    told = msgspec.structs.asdict(Refusal("stream", "origin_refused", "no", origin="https://x", times=2))
+    told = msgspec.structs.asdict(RecentError("stream", "origin_refused", "no", origin="https://x", times=2))
     return told | over
 
 
@@ -109,7 +111,7 @@ def test_a_source_is_shown_as_the_worker_that_reads_it_sees_it() -> None:
     """The others stand by, and know neither its lag nor its error."""
     reading = report("9-0", True, {"status": "down", "leader": True, "last_event_ms": 7})
     standing = report("10-0", True, {"status": "up", "leader": False})
-    told = merged_status([standing, reading])
+    told = merge_status([standing, reading])
     assert told["sources"][0]["status"] == "down"
     assert told["sources"][0]["received"] == 2
     assert told["sources"][0]["rejected"] == {"bad_json": 2}
@@ -122,39 +124,37 @@ def test_a_source_is_shown_as_the_worker_that_reads_it_sees_it() -> None:
 
 def test_without_a_leader_the_worst_is_shown() -> None:
     """One worker that cannot reach the upstream is worth a look."""
-    told = merged_status([report("1-0", True, {"status": "up"}), report("1-0", False, {"status": "down"})])
+    told = merge_status([report("1-0", True, {"status": "up"}), report("1-0", False, {"status": "down"})])
     assert told["sources"][0]["status"] == "down"
     assert told["broker"]["up"] is False
 
 
 def test_no_worker_is_no_fault() -> None:
     """All of them may be starting."""
-    assert merged_status([])["streams"]["active"] == 0
-    assert merged_status([]).keys() == merged_status([report("1-0", True, {"status": "up"})]).keys()
+    assert merge_status([])["streams"]["active"] == 0
+    assert merge_status([]).keys() == merge_status([report("1-0", True, {"status": "up"})]).keys()
 
 
 def test_refusals_of_one_cause_are_one_and_the_newest_are_kept() -> None:
     """A page that every worker refuses is one page; the parent's own are among them."""
     one, two = report("10-0", True, {"status": "up"}), report("30-0", True, {"status": "up"})
-    own = Refusal("admin", "missing_token", "no", client="127.0.0.1", times=1, at_ms=20)
-    (both, guard) = merged_status([one, two], [own])["refusals"]
+    own = RecentError("admin", "missing_token", "no", client="127.0.0.1", times=1, at_ms=20)
+    (both, guard) = merge_status([one, two], [own])["refusals"]
     assert (both["code"], both["times"], both["at_ms"]) == ("origin_refused", 4, 30)
     assert (guard["code"], guard["times"], guard["at_ms"]) == ("missing_token", 1, 20)
-    many = [refusal(client=str(number), at_ms=number) for number in range(2 * KEPT)]
-    kept = merged_status([one | {"refusals": many}])["refusals"]
-    assert [each["at_ms"] for each in kept] == list(range(2 * KEPT - 1, KEPT - 1, -1))
+    many = [refusal(client=str(number), at_ms=number) for number in range(2 * MAX_ERRORS)]
+    kept = merge_status([one | {"refusals": many}])["refusals"]
+    assert [each["at_ms"] for each in kept] == list(range(2 * MAX_ERRORS - 1, MAX_ERRORS - 1, -1))
 
 
 def test_a_webhook_is_stale_when_all_say_so() -> None:
     """Each worker hears the posts of its own connections only."""
     silent, busy = {"status": "up", "stale": True}, {"status": "up", "stale": False}
     assert (
-        merged_status([report("1-0", True, silent), report("1-0", True, busy)])["sources"][0]["stale"]
-        is False
+        merge_status([report("1-0", True, silent), report("1-0", True, busy)])["sources"][0]["stale"] is False
     )
-    assert merged_status([report("1-0", True, silent)] * 2)["sources"][0]["stale"] is True
+    assert merge_status([report("1-0", True, silent)] * 2)["sources"][0]["stale"] is True
     leading = silent | {"leader": True}
     assert (
-        merged_status([report("1-0", True, busy), report("1-0", True, leading)])["sources"][0]["stale"]
-        is True
+        merge_status([report("1-0", True, busy), report("1-0", True, leading)])["sources"][0]["stale"] is True
     )

@@ -4,9 +4,9 @@ from ipaddress import ip_network
 
 import pytest
 
-from gateway.streams.quotas.addresses import Proxies, unit
+from gateway.streams.quotas.client_address import TrustedProxies, address_key
 
-TRUSTED = Proxies([ip_network("10.0.0.0/8"), ip_network("2001:db8:1::/48"), ip_network("127.0.0.0/8")])
+TRUSTED = TrustedProxies([ip_network("10.0.0.0/8"), ip_network("2001:db8:1::/48"), ip_network("127.0.0.0/8")])
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ TRUSTED = Proxies([ip_network("10.0.0.0/8"), ip_network("2001:db8:1::/48"), ip_n
 )
 def test_the_client_behind_proxies(peer: str | None, forwarded: str | None, client: str | None) -> None:
     """The last address that no trusted proxy has; what stands before it is anybody's word."""
-    assert TRUSTED.client(peer, forwarded) == client
+    assert TRUSTED.client_address(peer, forwarded) == client
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_the_client_behind_proxies(peer: str | None, forwarded: str | None, clie
 )
 def test_what_counts_as_one(address: str, expected: str) -> None:
     """A subscriber's IPv6 network, not each of its addresses."""
-    assert unit(address) == expected
+    assert address_key(address) == expected

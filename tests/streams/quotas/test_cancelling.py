@@ -10,13 +10,13 @@ import pytest
 
 from gateway.auth import tickets
 from gateway.auth.grant import Grant
-from gateway.auth.revocation import Revocations
-from gateway.broker.shared_store import Board, Seat
-from gateway.hub.replay import Start
+from gateway.auth.revocation import RecentRevocations
+from gateway.broker.shared_store import QuotaSlot, SharedStore
+from gateway.hub.replay import ResumePoint
 from gateway.hub.subscription import Subscription
-from gateway.streams.quotas import users
-from gateway.streams.quotas.limits import Caller
-from gateway.streams.quotas.users import user_name
+from gateway.streams.quotas import user_quotas as users
+from gateway.streams.quotas.client_limits import Caller
+from gateway.streams.quotas.user_quotas import user_key
 from tests.support.cancelling import cancel_everywhere, cancelled_at
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import redis_server
@@ -40,12 +40,12 @@ async def gateway(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
                 yield gateway
 
 
-async def has_room(board: Board, name: str, limit: int = 1) -> bool:
+async def has_room(board: SharedStore, name: str, limit: int = 1) -> bool:
     """Tell whether a name has fewer members than ``limit``; takes no seat."""
-    probe = Seat(name, "probe", limit)
-    if not (await board.seats([probe], 60.0))[0]:
+    probe = QuotaSlot(name, "probe", limit)
+    if not (await board.acquire_slots([probe], 60.0))[0]:
         return False
-    await board.leave([probe])
+    await board.release_slots([probe])
     return True
 
 
@@ -59,24 +59,24 @@ async def test_a_stream_that_is_given_up_while_it_opens_counts_nowhere(
     assert match is not None
     subscription = Subscription.of((match,))
     grant = Grant(subject="7")
-    caller = Caller("192.0.2.7", daemon.limits.peers.of("192.0.2.7"))
-    monkeypatch.setattr(users, "RENEW_SECONDS", 3600.0)
+    caller = Caller("192.0.2.7", daemon.limits.addresses.usage_of("192.0.2.7"))
+    monkeypatch.setattr(users, "RENEW_INTERVAL_SECONDS", 3600.0)
 
     async def open_and_close() -> None:
-        hold = daemon.limits.hold(caller, grant, client)
-        place = daemon.streams.reserve(subscription, hold)
+        hold = daemon.limits.acquire(caller, grant, client)
+        place = daemon.streams.acquire_slot(subscription, hold)
         with place:
-            await daemon.subscribe.ready(place, Start())
+            await daemon.subscribe_handler.prepare(place, ResumePoint())
 
     async def check(number: int) -> None:
-        assert daemon.streams._reserved == 0, number
-        assert caller.peer is not None
-        assert daemon.limits.peers.answers(caller.peer), number
+        assert daemon.streams._reserved_count == 0, number
+        assert caller.address_usage is not None
+        assert daemon.limits.addresses.try_ack(caller.address_usage), number
         assert not daemon.limits.users._members, number
-        await eventually(lambda: has_room(daemon.broker.board, user_name("7", None)))
+        await eventually(lambda: has_room(daemon.broker.shared_store, user_key("7", None)))
 
     waits = await cancel_everywhere(open_and_close, check)
-    assert waits or not daemon.limits.users.must_ask
+    assert waits or not daemon.limits.users.is_shared
     await open_and_close()
 
 
@@ -84,41 +84,41 @@ async def test_a_client_that_leaves_while_the_board_is_busy_takes_no_seat(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The board is asked in batches: who leaves while one is under way must not be in the next."""
-    board, counted = gateway.daemon.broker.board, gateway.daemon.limits.users
-    if not counted.must_ask:
+    board, counted = gateway.daemon.broker.shared_store, gateway.daemon.limits.users
+    if not counted.is_shared:
         pytest.skip("alone, nobody is asked")
-    monkeypatch.setattr(users, "RENEW_SECONDS", 3600.0)
-    name, entered, gate, take = user_name("8", None), asyncio.Event(), asyncio.Event(), board.seats
+    monkeypatch.setattr(users, "RENEW_INTERVAL_SECONDS", 3600.0)
+    name, entered, gate, take = user_key("8", None), asyncio.Event(), asyncio.Event(), board.acquire_slots
 
-    async def busy(wanted: Sequence[Seat], seconds: float) -> list[bool]:
+    async def busy(wanted: Sequence[QuotaSlot], seconds: float) -> list[bool]:
         entered.set()
         await gate.wait()
         return await take(wanted, seconds)
 
     async def enter_and_leave() -> None:
-        counted.enter(name, "m")
+        counted.acquire(name, "m")
         try:
-            await counted.confirm(name, "m")
+            await counted.reserve(name, "m")
         finally:
-            counted.leave(name, "m")
+            counted.release(name, "m")
 
     number, is_cancelled = 0, True
     while is_cancelled:
         gate.clear()
         entered.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(board, "seats", busy)
-            counted.enter("other", "o")
-            before = asyncio.create_task(counted.confirm("other", "o"))
+            patch.setattr(board, "acquire_slots", busy)
+            counted.acquire("other", "o")
+            before = asyncio.create_task(counted.reserve("other", "o"))
             await entered.wait()
             asyncio.get_running_loop().call_later(0.05, gate.set)
             is_cancelled = await cancelled_at(number, enter_and_leave())
             gate.set()
             await before
-            counted.leave("other", "o")
-        counted.enter("later", "l")
-        await counted.confirm("later", "l")  # whatever was asked for before is settled by now
-        counted.leave("later", "l")
+            counted.release("other", "o")
+        counted.acquire("later", "l")
+        await counted.reserve("later", "l")  # whatever was asked for before is settled by now
+        counted.release("later", "l")
         assert await has_room(board, name), number
         number += 1
     assert number > 1
@@ -134,34 +134,34 @@ async def test_a_node_that_stops_while_a_seat_is_taken_leaves_none(tmp_path: Pat
         async with gateway_running(over) as gateway:
             counted = gateway.daemon.limits.users
             for number in range(20):
-                name = user_name(str(number), None)
-                counted.enter(name, "m")
-                opening = asyncio.create_task(counted.confirm(name, "m"))
+                name = user_key(str(number), None)
+                counted.acquire(name, "m")
+                opening = asyncio.create_task(counted.reserve(name, "m"))
                 for _ in range(number % 5):
                     await asyncio.sleep(0)
                 opening.cancel()
-                counted.leave(name, "m")
+                counted.release(name, "m")
         for number in range(20):
-            assert await has_room(other.daemon.broker.board, user_name(str(number), None)), number
+            assert await has_room(other.daemon.broker.shared_store, user_key(str(number), None)), number
 
 
 async def test_a_ticket_that_nobody_gets_leaves_no_seat(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred requests that were cut off would keep a subject from tickets for their whole lifetime."""
-    monkeypatch.setattr(tickets, "OF_ONE", 1)
-    board = gateway.daemon.broker.board
-    giving = tickets.Tickets(board, 600.0, Revocations(), time.time)
-    grant, name = Grant(subject="7"), tickets._hashed("tickets", "7")
+    monkeypatch.setattr(tickets, "MAX_TICKETS_PER_SUBJECT", 1)
+    board = gateway.daemon.broker.shared_store
+    giving = tickets.TicketStore(board, 600.0, RecentRevocations(), time.time)
+    grant, name = Grant(subject="7"), tickets._store_key("tickets", "7")
     given: list[str] = []
 
     async def give() -> None:
-        given.append((await giving.give(grant, ["orders"], None)).text)
+        given.append((await giving.issue(grant, ["orders"], None)).value)
 
     async def check(number: int) -> None:
         if given:  # the last one, which nothing cancelled, or after its last await
-            await board.leave([Seat(name, tickets._hashed("ticket", given.pop()), None)])
-        await eventually(lambda: not giving._returning)
+            await board.release_slots([QuotaSlot(name, tickets._store_key("ticket", given.pop()), None)])
+        await eventually(lambda: not giving._release_tasks)
         assert await has_room(board, name), number
 
     await cancel_everywhere(give, check)

@@ -9,12 +9,12 @@ from typing import Any
 import jwt
 import pytest
 
-from gateway.auth.grant import NOBODY
+from gateway.auth.grant import ANONYMOUS
 from gateway.auth.revocation import Revocation
 from gateway.broker.memory import MemoryBroker
 from gateway.config.loader.load import loads
 from gateway.observability.metrics import Metrics
-from gateway.streams.quotas.limits import UNKNOWN, Limits
+from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, ClientLimits
 from tests.support.eventsource import Message, Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
@@ -51,7 +51,7 @@ async def test_a_reconnect_is_never_refused_because_of_its_own_ghost() -> None:
         ghost = await gateway.subscribe("/events/private?client=tab-1", bearer("1"))
         again = await gateway.subscribe("/events/private?client=tab-1", bearer("1"))
         assert await closing(ghost) == {"reason": "replaced", "reconnect": False}
-        await eventually(lambda: len(gateway.daemon.streams.open) == 1)
+        await eventually(lambda: len(gateway.daemon.streams.active) == 1)
         await gateway.subscribe("/events/private?client=tab-1", bearer("1"))
         assert (await closing(again))["reason"] == "replaced"
         assert await gateway.metric('disconnects_total{reason="replaced"}') == 2
@@ -103,8 +103,8 @@ async def test_a_stream_that_ends_leaves_the_newer_one_alone() -> None:
         ghost = await gateway.subscribe("/events/private?client=t", bearer("1"))
         await gateway.subscribe("/events/private?client=t", bearer("1"))
         ghost.close()
-        await eventually(lambda: len(gateway.daemon.streams.open) == 1)
-        assert len(gateway.daemon.limits.clients) == 1
+        await eventually(lambda: len(gateway.daemon.streams.active) == 1)
+        assert len(gateway.daemon.limits.quotas_by_client) == 1
         assert (await closing(await gateway.open("/events/private?client=u", bearer("1"))))[
             "reason"
         ] == "address_limit"
@@ -147,11 +147,11 @@ async def test_of_three_the_newest_lives(redis: RedisServer) -> None:
             newest = await one.subscribe(path)
             for stream in older:
                 assert (await closing(stream))["reason"] == "replaced"
-            await eventually(lambda: len(one.daemon.streams.open) == 1 and not two.daemon.streams.open)
+            await eventually(lambda: len(one.daemon.streams.active) == 1 and not two.daemon.streams.active)
             await one.post("orders", "1")
             assert (await after_gaps(newest)).type == "message"
             newest.close()
-            await eventually(lambda: not one.daemon.streams.open)
+            await eventually(lambda: not one.daemon.streams.active)
 
 
 async def test_a_herd_is_told_of_in_a_few_notices(
@@ -161,9 +161,9 @@ async def test_a_herd_is_told_of_in_a_few_notices(
     config = {**CONFIG, "limits": {}, "broker": {"url": redis.url}}
     async with gateway_running(config) as one, gateway_running(config) as two:
         seen: list[Any] = []
-        receive = two.daemon.hub.on_notice
-        two.daemon.hub.on_notice = lambda event: (seen.append(event), receive(event))[1]  # type: ignore[func-returns-value]
-        send, gate = one.daemon.notices.send, asyncio.Event()
+        receive = two.daemon.hub.on_control_event
+        two.daemon.hub.on_control_event = lambda event: (seen.append(event), receive(event))[1]  # type: ignore[func-returns-value]
+        send, gate = one.daemon.control_channel.send, asyncio.Event()
         on_its_way = 0
 
         async def slowly(kind: str, about: Any) -> Any:
@@ -172,9 +172,9 @@ async def test_a_herd_is_told_of_in_a_few_notices(
             await gate.wait()
             return await send(kind, about)
 
-        monkeypatch.setattr(one.daemon.notices, "send", slowly)
+        monkeypatch.setattr(one.daemon.control_channel, "send", slowly)
         herd = [asyncio.create_task(one.open(f"/events/orders?client={number}")) for number in range(200)]
-        await eventually(lambda: on_its_way and on_its_way + len(one.daemon.ending._untold) == 200)
+        await eventually(lambda: on_its_way and on_its_way + len(one.daemon.revocation_bus._pending) == 200)
         gate.set()
         await asyncio.gather(*herd)
         await eventually(lambda: sum(event.payload.count(b"client:") for event in seen) == 200)
@@ -188,12 +188,12 @@ async def test_a_replaced_stream_that_nobody_reads_is_gone_at_once() -> None:
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(b"GET /events/orders?client=t HTTP/1.1\r\nHost: x\r\n\r\n")
         streams = gateway.daemon.streams
-        await eventually(lambda: streams.open)
-        (ghost,) = streams.open
-        while not ghost.paused:
+        await eventually(lambda: streams.active)
+        (ghost,) = streams.active
+        while not ghost.is_paused:
             await gateway.post("orders", '"' + "x" * 200_000 + '"')
         await gateway.subscribe("/events/orders?client=t")
-        await eventually(lambda: ghost not in streams.open)
+        await eventually(lambda: ghost not in streams.active)
         writer.transport.abort()
 
 
@@ -201,7 +201,7 @@ async def test_names_are_each_addresss_own_where_addresses_have_no_limit() -> No
     """Without limits nobody is counted; a name must not be the world's all the same."""
     async with gateway_running({**CONFIG, "limits": {}}) as gateway:
         limits = gateway.daemon.limits
-        limits.peers._limit = limits.peers._rate = None
+        limits.addresses._max_streams = limits.addresses._rate_per_second = None
         stream = await gateway.subscribe("/events/orders?client=t", {"X-Forwarded-For": "198.51.100.7"})
         await gateway.subscribe("/events/orders?client=t", {"X-Forwarded-For": "203.0.113.9"})
         await gateway.post("orders", "1")
@@ -222,7 +222,7 @@ async def test_a_client_that_lost_its_id_is_told_a_gap(gateway: Gateway) -> None
     await gateway.post("orders", "1")
     assert (await first.next()).type == "message", "a first stream has no gap"
     first.close()
-    await eventually(lambda: not gateway.daemon.streams.open)
+    await eventually(lambda: not gateway.daemon.streams.active)
     (missed,) = await gateway.post("orders", "2")
     again = await gateway.open("/events?channel=orders,stock&client=tab")
     opened = await again.next()
@@ -240,7 +240,7 @@ async def test_a_client_that_lost_its_id_is_told_a_gap(gateway: Gateway) -> None
 async def test_a_client_that_says_where_it_was_is_told_none(gateway: Gateway, more: str) -> None:
     """A gap that is none makes pages fetch what they have; another client's stream is none of its own."""
     (await gateway.subscribe("/events/orders?client=tab")).close()
-    await eventually(lambda: not gateway.daemon.streams.open)
+    await eventually(lambda: not gateway.daemon.streams.active)
     client = "tab" if more else "other"
     stream = await gateway.subscribe(f"/events/orders?client={client}{more}")
     await gateway.post("orders", "1")
@@ -253,7 +253,7 @@ async def test_the_last_events_come_after_the_gap(gateway: Gateway) -> None:
     """last=N gives some of what was missed, and the gap says that it may not be all."""
     await gateway.post("orders", "1")
     (await gateway.subscribe("/events/orders?client=tab")).close()
-    await eventually(lambda: not gateway.daemon.streams.open)
+    await eventually(lambda: not gateway.daemon.streams.active)
     stream = await gateway.subscribe("/events/orders?client=tab&last=1")
     assert (await gap_of(stream))["reason"] == "no_resume_point"
     assert (await stream.next()).json["payload"] == 1
@@ -264,7 +264,7 @@ async def test_a_client_that_comes_back_to_another_node_is_told(tmp_path: Path) 
     config = {"broker": {"url": f"sqlite:///{tmp_path}/log.db"}}
     async with gateway_running(config) as one, gateway_running(config) as two:
         first = await one.subscribe("/events/orders?client=tab")
-        await eventually(lambda: two.daemon.limits._latest)
+        await eventually(lambda: two.daemon.limits._newest_stream)
         first.close()
         stream = await two.subscribe("/events/orders?client=tab")
         assert (await gap_of(stream))["reason"] == "no_resume_point"
@@ -272,20 +272,20 @@ async def test_a_client_that_comes_back_to_another_node_is_told(tmp_path: Path) 
 
 def test_clients_that_are_gone_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new client= with every stream, for ever, must not fill the memory."""
-    monkeypatch.setattr("gateway.streams.quotas.limits.SERVED", 10)
+    monkeypatch.setattr("gateway.streams.quotas.client_limits.MAX_RECENT_CLIENTS", 10)
     config = loads(json.dumps(BASE))
-    limits = Limits(config.server, config.limits, MemoryBroker(history_bytes=1).board, Metrics())
+    limits = ClientLimits(config.server, config.limits, MemoryBroker(history_bytes=1).shared_store, Metrics())
     for number in range(100):
-        hold = limits.hold(UNKNOWN, NOBODY, f"tab-{number}")
-        hold.begins(_Ended())
+        hold = limits.acquire(UNKNOWN_CALLER, ANONYMOUS, f"tab-{number}")
+        hold.activate(_Ended())
         hold.release()
-    assert len(limits._served) == 10
-    assert limits.was_served(limits.hold(UNKNOWN, NOBODY, "tab-99"))
-    assert not limits.was_served(limits.hold(UNKNOWN, NOBODY, "tab-1"))
+    assert len(limits._recently_served) == 10
+    assert limits.was_recently_served(limits.acquire(UNKNOWN_CALLER, ANONYMOUS, "tab-99"))
+    assert not limits.was_recently_served(limits.acquire(UNKNOWN_CALLER, ANONYMOUS, "tab-1"))
 
 
 class _Ended:
     id = "0" * 24
 
-    def give_way(self) -> None:
+    def close_replaced(self) -> None:
         """End, as it did."""

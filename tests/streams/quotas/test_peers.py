@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from gateway.streams.quotas import peers
-from gateway.streams.quotas.peers import AddressFull, Peers
+from gateway.streams.quotas import address_quotas as peers
+from gateway.streams.quotas.address_quotas import AddressLimitReached, AddressQuotas
 from tests.support.eventsource import Stream
 from tests.support.gateway import Gateway, eventually, gateway_running
 
@@ -27,7 +27,7 @@ async def test_streams_of_one_address() -> None:
         assert [await reason(gateway, "192.0.2.1") for _ in range(3)] == ["open", "open", "address_limit"]
         assert await reason(gateway, "192.0.2.2") == "open"
         gateway.streams[0].close()
-        await eventually(lambda: len(gateway.daemon.streams.open) == 2)
+        await eventually(lambda: len(gateway.daemon.streams.active) == 2)
         assert await reason(gateway, "192.0.2.1") == "open"
         assert await gateway.metric('refused_total{reason="address_limit"}') == 1
 
@@ -73,49 +73,49 @@ async def test_a_place_that_was_not_used_is_given_back() -> None:
         assert await reason(gateway, "192.0.2.2") == "open"
         assert await reason(gateway, "192.0.2.1") == "overloaded"
         gateway.streams[3].close()
-        await eventually(lambda: not gateway.daemon.streams.open)
+        await eventually(lambda: not gateway.daemon.streams.active)
         assert await reason(gateway, "192.0.2.1") == "open"
 
 
 def test_addresses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of addresses may pass by."""
-    monkeypatch.setattr(peers, "IDLE", 1000)
-    known = Peers(10, 1000.0, lambda address: False)
-    held = known.of("192.0.2.1")
-    known.enter(held)
-    for number in range(3 * peers.IDLE):
-        known.of(f"2001:db8:{number >> 8:x}:{number & 255:x}::1")
-    assert len(known) <= peers.IDLE
-    assert known.of("192.0.2.1") is held
+    monkeypatch.setattr(peers, "CLEANUP_THRESHOLD", 1000)
+    known = AddressQuotas(10, 1000.0, lambda address: False)
+    held = known.usage_of("192.0.2.1")
+    known.acquire(held)
+    for number in range(3 * peers.CLEANUP_THRESHOLD):
+        known.usage_of(f"2001:db8:{number >> 8:x}:{number & 255:x}::1")
+    assert len(known) <= peers.CLEANUP_THRESHOLD
+    assert known.usage_of("192.0.2.1") is held
 
 
 def test_addresses_that_all_used_their_rate_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has many addresses may use each of them once in the time in which a rate recovers."""
-    monkeypatch.setattr(peers, "IDLE", 100)
-    monkeypatch.setattr(peers, "MOST", 1000)
-    known = Peers(10, 1 / 3600, lambda address: False)
-    held = known.of("192.0.2.1")
-    known.enter(held)
-    for number in range(5 * peers.MOST):
-        peer = known.of(f"2001:db8:{number >> 8:x}:{number & 255:x}::1")
-        assert peer is not None and peer.rate is not None and peer.rate.try_take()
-    assert peers.MOST // 2 <= len(known) <= peers.MOST + 1
-    assert known.of("192.0.2.1") is held
+    monkeypatch.setattr(peers, "CLEANUP_THRESHOLD", 100)
+    monkeypatch.setattr(peers, "MAX_IDLE_ADDRESSES", 1000)
+    known = AddressQuotas(10, 1 / 3600, lambda address: False)
+    held = known.usage_of("192.0.2.1")
+    known.acquire(held)
+    for number in range(5 * peers.MAX_IDLE_ADDRESSES):
+        peer = known.usage_of(f"2001:db8:{number >> 8:x}:{number & 255:x}::1")
+        assert peer is not None and peer.connect_rate is not None and peer.connect_rate.try_acquire()
+    assert peers.MAX_IDLE_ADDRESSES // 2 <= len(known) <= peers.MAX_IDLE_ADDRESSES + 1
+    assert known.usage_of("192.0.2.1") is held
 
 
 def test_far_too_many_connections_are_not_even_taken() -> None:
     """Over the limit an address is told why; over that it is cut."""
-    known = Peers(2, None, lambda address: False)
-    peer = known.of("192.0.2.1")
-    taken = [known.connects(peer) for _ in range(2 + peers.SLACK + 1)]
-    assert taken == [True] * (2 + peers.SLACK) + [False]
-    known.disconnects(peer)
-    assert known.connects(peer)
-    known.enter(peer)
-    known.enter(peer)
-    with pytest.raises(AddressFull):
-        known.enter(peer)
-    known.enter(peer, replaces=True)
+    known = AddressQuotas(2, None, lambda address: False)
+    peer = known.usage_of("192.0.2.1")
+    taken = [known.try_add_connection(peer) for _ in range(2 + peers.EXTRA_CONNECTIONS + 1)]
+    assert taken == [True] * (2 + peers.EXTRA_CONNECTIONS) + [False]
+    known.remove_connection(peer)
+    assert known.try_add_connection(peer)
+    known.acquire(peer)
+    known.acquire(peer)
+    with pytest.raises(AddressLimitReached):
+        known.acquire(peer)
+    known.acquire(peer, is_replacing=True)
 
 
 async def test_connections_that_ask_for_nothing_count_too() -> None:
@@ -127,7 +127,10 @@ async def test_connections_that_ask_for_nothing_count_too() -> None:
     }
     async with gateway_running(config) as gateway:
         stream = await gateway.subscribe("/events/orders")
-        silent = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(2 + peers.SLACK)]
+        silent = [
+            await asyncio.open_connection("127.0.0.1", gateway.port)
+            for _ in range(2 + peers.EXTRA_CONNECTIONS)
+        ]
         reader, _ = silent[-1]
         assert await reader.read() == b""  # cut at once
         assert await gateway.metric('refused_total{reason="address_limit"}') == 1
@@ -136,12 +139,14 @@ async def test_connections_that_ask_for_nothing_count_too() -> None:
         assert (await other.next()).type == "stream.open"
         for _, writer in silent:
             writer.transport.abort()
-        await eventually(lambda: gateway.daemon.public.requests == 0)
+        await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)
         await gateway.post("orders", "1")
         assert (await stream.next()).type == "message"
         # Every way out gives the count back: idle keep-alive, a stream, a request that never came.
         await gateway.session.close()
         stream.close()
         other.close()
-        known = gateway.daemon.limits.peers._peers
-        await eventually(lambda: all(peer.connections == peer.streams == 0 for peer in known.values()))
+        known = gateway.daemon.limits.addresses._usages
+        await eventually(
+            lambda: all(peer.connection_count == peer.stream_count == 0 for peer in known.values())
+        )

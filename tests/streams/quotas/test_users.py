@@ -9,8 +9,8 @@ from typing import Any
 import jwt
 import pytest
 
-from gateway.broker.shared_store import Seat
-from gateway.streams.quotas import users
+from gateway.broker.shared_store import QuotaSlot
+from gateway.streams.quotas import user_quotas as users
 from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
 
@@ -46,13 +46,13 @@ async def test_streams_of_one_user() -> None:
         assert await reason(gateway, "2") == "open"
         assert await reason(gateway, "1", "/events/orders") == "open"
         gateway.streams[0].close()
-        await eventually(lambda: len(gateway.daemon.streams.open) == 3)
+        await eventually(lambda: len(gateway.daemon.streams.active) == 3)
         assert await reason(gateway, "1") == "open"
 
 
 async def test_two_issuers_name_two_users() -> None:
     """Subject 1 of one issuer is not subject 1 of the other."""
-    names = {users.user_name("1", issuer) for issuer in (None, "https://a", "https://b")}
+    names = {users.user_key("1", issuer) for issuer in (None, "https://a", "https://b")}
     assert len(names) == 3
 
 
@@ -84,7 +84,7 @@ async def test_a_dead_node_takes_nothing_along(
     shared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its seats expire; those of living streams are kept."""
-    monkeypatch.setattr(users, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(users, "RENEW_INTERVAL_SECONDS", 0.1)
     async with gateway_running(shared) as one, gateway_running(shared) as other:
         async with gateway_running(shared) as dead:
             assert [await reason(one, "1"), await reason(dead, "1")] == ["open", "open"]
@@ -95,7 +95,7 @@ async def test_a_dead_node_takes_nothing_along(
         assert await reason(other, "1") == "user_limit"
         living = one.daemon.limits.users
         renewed = 0
-        renew = living._renew
+        renew = living._renew_slots
 
         async def counted() -> None:
             nonlocal renewed
@@ -104,12 +104,12 @@ async def test_a_dead_node_takes_nothing_along(
 
         async def a_minute_passes() -> None:
             """Let all seats of now expire, and those of streams that live be asked for again."""
-            seats = [Seat(*place, None) for place in (*_places(one), *dead_places)]
-            await living._board.seats(seats, 0.001)
+            seats = [QuotaSlot(*place, None) for place in (*_places(one), *dead_places)]
+            await living._shared_store.acquire_slots(seats, 0.001)
             before = renewed
             await eventually(lambda: renewed > before + 1)
 
-        monkeypatch.setattr(living, "_renew", counted)
+        monkeypatch.setattr(living, "_renew_slots", counted)
         await a_minute_passes()
         assert [await reason(other, "1") for _ in range(2)] == ["open", "user_limit"]
 
@@ -132,8 +132,8 @@ async def test_null_is_no_limit() -> None:
 
 def _places(node: Gateway) -> list[tuple[str, str]]:
     """Return user and member of each stream that a node counts."""
-    return [(seat.name, seat.member) for seat in node.daemon.limits.users._seats()]
+    return [(seat.name, seat.member) for seat in node.daemon.limits.users._held_slots()]
 
 
 def _has_no_place(node: Gateway) -> bool:
-    return not node.daemon.streams._reserved
+    return not node.daemon.streams._reserved_count

@@ -1,0 +1,30 @@
+"""The codes of warnings, by which ``check.allow`` accepts them. They do not change."""
+
+WARNING_CODES = (
+    "ack-impatient",
+    "ack-often",
+    "ack-over-connection",
+    "any-audience",
+    "any-origin",
+    "channel-without-source",
+    "connection-under-heartbeat",
+    "cookie-without-credentials",
+    "critical-at-once",
+    "drain-over-grace",
+    "heartbeat-over-proxy",
+    "history-in-memory",
+    "history-under-retry",
+    "host-not-checked",
+    "log-looks-absolute",
+    "open-admin",
+    "open-on-outage",
+    "open-webhook",
+    "place-in-memory",
+    "public-template",
+    "route-twice",
+    "token-in-query",
+    "unread-source",
+    "unsafe-url",
+    "unused-auth",
+)
+"""All that can be accepted."""

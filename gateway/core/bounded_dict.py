@@ -1,0 +1,84 @@
+"""Mappings whose keys and values come from outside: bounded in entries and in bytes. Pure."""
+
+import hashlib
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+MAX_KEY_CHARS = 256
+"""Characters of a text that is part of a key as it is; a longer one is known by its digest."""
+
+ENTRY_OVERHEAD_BYTES = 250
+"""Bytes that an entry takes beside its key and value: measured, rounded up."""
+
+ENTRY_SIZE_DIVISOR = 16
+"""Into which part of the bytes an entry must fit, or it is not stored: one must not push out many."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class BoundedDict(OrderedDict[K, V]):
+    """Holds at most so many ``entries`` and ``max_bytes``; the oldest go first. Change it by its own methods.
+
+    What is in it must not change: an entry is weighed when it comes and when it goes.
+    """
+
+    def __init__(self, max_entries: int, max_bytes: int) -> None:
+        super().__init__()
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self.total_bytes = 0
+
+    def put(self, key: K, value: V) -> None:
+        """Store an entry as the newest one."""
+        self.remove(key)
+        size = _entry_bytes(key, value)
+        if size > self._max_bytes // ENTRY_SIZE_DIVISOR:
+            return
+        self[key] = value
+        self.total_bytes += size
+        while len(self) > self._max_entries or self.total_bytes > self._max_bytes:
+            self.total_bytes -= _entry_bytes(*self.popitem(last=False))
+
+    def remove(self, key: K) -> None:
+        """Remove an entry; harmless where there is none."""
+        if key in self:
+            self.total_bytes -= _entry_bytes(key, self[key])
+            del self[key]
+
+    def clear(self) -> None:
+        """Remove all of them."""
+        super().clear()
+        self.total_bytes = 0
+
+
+def _entry_bytes(key: object, value: object) -> int:
+    return estimate_bytes(key) + estimate_bytes(value) + ENTRY_OVERHEAD_BYTES
+
+
+def estimate_bytes(value: object) -> int:
+    """Return about how many bytes a value takes: text, numbers, collections and structs of them."""
+    total = 0
+    left: list[Any] = [value]
+    while left:
+        each = left.pop()
+        total += sys.getsizeof(each)
+        if isinstance(each, (str, bytes, int, float)) or each is None:
+            continue
+        if isinstance(each, Mapping):
+            left += each.keys()
+            left += each.values()
+        elif isinstance(each, (list, tuple, set, frozenset)):
+            left += each
+        else:
+            left += [getattr(each, name) for name in getattr(type(each), "__struct_fields__", ())]
+    return total
+
+
+def bounded_key(text: str) -> str:
+    """Return a text that can be part of a key: itself, or the digest of a long one."""
+    if len(text) <= MAX_KEY_CHARS:
+        return text
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

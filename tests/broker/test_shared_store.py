@@ -1,0 +1,41 @@
+"""Boards: what has ended leaves nothing behind, however many names there were."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from gateway.broker import memory as memory_board
+from gateway.broker.memory import MemorySharedStore
+from gateway.broker.shared_store import QuotaSlot
+from gateway.broker.sqlite import shared_store as sqlite_board
+from gateway.broker.sqlite.broker import SqliteBroker
+from gateway.core.clock import unix_ms
+
+
+async def test_names_of_seats_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each subject that ever bought a ticket has one."""
+    monkeypatch.setattr(memory_board, "MAX_QUOTA_NAMES", 3)
+    board = MemorySharedStore(unix_ms)
+    for number in range(10):
+        assert await board.acquire_slots([QuotaSlot(f"tickets:{number}", "a", 1)], 60.0) == [True]
+    assert len(board._slots) == 3
+
+
+async def test_ended_seats_leave_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of a name that nobody asks for again."""
+    clock = [1000.0]
+    monkeypatch.setattr(sqlite_board, "seconds_since_boot", lambda: clock[0])
+    broker = SqliteBroker(tmp_path / "log.db", clock=unix_ms)
+    await broker.start()
+    try:
+        assert await broker.shared_store.acquire_slots(
+            [QuotaSlot("a", "x", 1), QuotaSlot("a", "y", 1)], 60.0
+        ) == [True, False]
+        clock[0] += 61
+        assert await broker.shared_store.acquire_slots([QuotaSlot("b", "x", 1)], 60.0) == [True]
+        with closing(sqlite3.connect(tmp_path / "log.db")) as file:
+            assert file.execute("SELECT name FROM seats").fetchall() == [("b",)]
+    finally:
+        await broker.close()
