@@ -11,8 +11,11 @@ from aiohttp import hdrs, web
 PATH = "/client.js"
 VERSIONED = "/client.{version:[0-9a-f]{12}}.js"
 
-BODY = (files("gateway.http") / "client.js").read_bytes()
-"""The module. In the source tree it is a link to ``client/client.js``; a wheel has the file itself."""
+BODY = (files("gateway.http") / "client.js").read_bytes().partition(b"//# sourceMappingURL=")[0]
+"""The module. In the source tree it is a link to ``client/client.js``; a wheel has the file itself.
+
+It leaves out the name of the source map, which only the npm package has: developer tools would get a 404.
+"""
 
 VERSION = sha256(BODY).hexdigest()[:12]
 """What stands in its versioned name: another text has another one."""
