@@ -37,5 +37,6 @@ for (const [name, [text, expected]] of Object.entries(CASES))
     });
 
 test("messages do not share fields", () => {
-  assert.deepEqual(parse("id: 1\nevent: a\ndata: x\n\ndata: y\n\n"), [{ id: "1", event: "a", data: "x" }, { data: "y" }]);
+  const messages = parse("id: 1\nevent: a\ndata: x\n\ndata: y\n\n");
+  assert.deepEqual(messages, [{ id: "1", event: "a", data: "x" }, { data: "y" }]);
 });
