@@ -14,7 +14,7 @@ PYTEST = $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 # Names a step, and prints its wall time.
 STEP = @sh tests/timed.sh
 
-.PHONY: run demo install test test-all test-extended check format docs types clients-table bench soak image release \
+.PHONY: run demo install test test-all test-extended check format docs client types clients-table bench soak image release \
   test-versions test-floors test-newest debian bench-debian clean
 
 run: $(VENV)/.installed
@@ -49,9 +49,17 @@ docs: $(VENV)/.installed
 	$(BIN)/sse-gateway schema > config/schema.json
 	$(BIN)/python docs/reference.py
 
-# What TypeScript reads of the client, from its JSDoc.
-types: $(VENV)/.developed
-	$(BIN)/python -m tests.client.types
+# The module that the gateway serves and npm packs, from client/src. Needs Node 20 and npm, and no Python.
+client: client/node_modules/.npm-ci
+	cd client && npm run --silent build
+
+# The declarations that TypeScript reads, from the same sources.
+types: client/node_modules/.npm-ci
+	cd client && npm run --silent types
+
+client/node_modules/.npm-ci: client/package-lock.json
+	cd client && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
 
 # What real clients make of streams: runs them, and writes docs/clients.md.
 clients-table: $(VENV)/.developed debian

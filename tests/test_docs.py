@@ -78,7 +78,20 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["run", "demo", "test", "check", "install", "image", "bench", "format", "docs", "types", "release"],
+    [
+        "run",
+        "demo",
+        "test",
+        "check",
+        "install",
+        "image",
+        "bench",
+        "format",
+        "docs",
+        "client",
+        "types",
+        "release",
+    ],
 )
 def test_make_targets_exist(target: str) -> None:
     """README and CONTRIBUTING name them."""

@@ -1,4 +1,4 @@
-"""The client as npm packs it, and the tools that its tests take from npm."""
+"""The client as npm packs it, and the tools from npm that build and test it."""
 
 import json
 import subprocess
@@ -12,7 +12,6 @@ from tests.support.needs import need, need_npm
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "client"
 FOLDER = Path(__file__).parent
-MODULES = FOLDER / "node_modules"
 
 
 def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -27,10 +26,17 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def tool(path: str) -> Path:
-    """Return a program of one of npm's packages, installed if need be."""
-    need_npm(FOLDER)
-    return MODULES / path
+def tool(path: str, folder: Path = SOURCE) -> Path:
+    """Return a program of one of npm's packages: of the client's own, or of another folder's. Installs them first."""
+    need_npm(folder)
+    return folder / "node_modules" / path
+
+
+def built(kind: str, folder: Path) -> None:
+    """Build the client's ``bundles`` or ``types`` into a folder."""
+    need_npm(SOURCE)
+    done = run(need("node", "nodejs"), "build.mjs", kind, folder, folder=SOURCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def packed(folder: Path) -> dict[str, Any]:

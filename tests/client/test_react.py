@@ -14,7 +14,7 @@ from playwright.async_api import Page, expect
 from tests.client.package import FOLDER, SOURCE, run, tool
 from tests.support.browser import browser_running
 from tests.support.gateway import Gateway, eventually, gateway_running
-from tests.support.needs import need
+from tests.support.needs import need, need_npm
 
 pytestmark = pytest.mark.extended
 
@@ -23,6 +23,7 @@ REACTS = {"18": "-18", "19": ""}
 
 def bundled(page: str, react: str, folder: Path, *options: str) -> Path:
     """Bundle a page, as an application would be, with one of the Reacts. Development mode: StrictMode does its work."""
+    need_npm(FOLDER)
     out = folder / "bundle.js"
     done = run(
         tool("esbuild/bin/esbuild"), f"hook/{page}", "--bundle", "--jsx=automatic", f"--outfile={out}", "--log-level=warning",

@@ -53,7 +53,11 @@ async def test_an_event_that_cannot_be_filed_is_read_from_the_log(
         def is_meant(*arguments: Any) -> bool:
             return bool(arguments[1].event.payload in (b"14", b"15"))
 
-        name, owner = {"first": ("_enqueue", Hub), "middle": ("enqueue", Audience), "behind": ("_drop_backlog", Hub)}[place]
+        name, owner = {
+            "first": ("_enqueue", Hub),
+            "middle": ("enqueue", Audience),
+            "behind": ("_drop_backlog", Hub),
+        }[place]
         if place == "behind":  # after the event was filed: an audience that is flooded
             monkeypatch.setattr(Audience, "is_flooded", property(lambda self: True))
             monkeypatch.setattr(Hub, name, once(Hub._drop_backlog))

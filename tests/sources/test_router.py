@@ -183,7 +183,8 @@ def test_what_all_records_of_a_request_share_is_no_key_of_one() -> None:
     """Else a batch under one delivery id would be one event."""
     shared = {"headers.delivery": "d"}
     keys = {
-        mapped("orders", b'{"id": 7}', shared_values=shared, index=index).deduplication_key for index in range(3)
+        mapped("orders", b'{"id": 7}', shared_values=shared, index=index).deduplication_key
+        for index in range(3)
     }
     assert len(keys) == 3
 

@@ -40,9 +40,10 @@ def need(program: str, package: str, folder: str = "/usr/sbin") -> str:
 
 
 def need_npm(folder: Path) -> None:
-    """Install what the package.json of a folder names, once for all workers that want it."""
+    """Install what the package.json of a folder names, or its lock file, once for all workers that want it."""
     npm = need("npm", "npm")
-    wanted = (folder / "package.json").read_bytes()
+    lock = folder / "package-lock.json"
+    wanted = b"".join(file.read_bytes() for file in (folder / "package.json", lock) if file.exists())
     modules = folder / "node_modules"
     done = modules / ".installed"
     # The lock is not in the folder: npm may empty that.
@@ -50,7 +51,8 @@ def need_npm(folder: Path) -> None:
         if done.exists() and done.read_bytes() == wanted:
             return
         done.unlink(missing_ok=True)  # an npm that is killed must leave nothing that looks complete
-        command = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error"]
+        install = ["ci"] if lock.exists() else ["install", "--no-package-lock"]
+        command = [npm, *install, "--no-audit", "--no-fund", "--loglevel=error"]
         said = ""
         for _ in range(NPM_ATTEMPTS):
             try:

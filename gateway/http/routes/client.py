@@ -11,8 +11,13 @@ from aiohttp import hdrs, web
 CLIENT_PATH = "/client.js"
 VERSIONED_CLIENT_PATH = "/client.{version:[0-9a-f]{12}}.js"
 
-CLIENT_SCRIPT = (files("gateway.http.routes") / "client.js").read_bytes()
-"""The module. In the source tree it is a link to ``client/client.js``; a wheel has the file itself."""
+CLIENT_SCRIPT = (
+    (files("gateway.http.routes") / "client.js").read_bytes().partition(b"//# sourceMappingURL=")[0]
+)
+"""The module. In the source tree it is a link to ``client/client.js``; a wheel has the file itself.
+
+It leaves out the name of the source map, which only the npm package has: developer tools would get a 404.
+"""
 
 SCRIPT_VERSION = sha256(CLIENT_SCRIPT).hexdigest()[:12]
 """What stands in its versioned name: another text has another one."""

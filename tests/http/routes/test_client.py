@@ -16,6 +16,7 @@ from tests.support.browser import page_of_another_origin
 from tests.support.gateway import Gateway, gateway_running
 
 ROOT = Path(__file__).parents[3]
+MODULE = (ROOT / "client/client.js").read_bytes()
 OWN_NAME = f"/client.{SCRIPT_VERSION}.js"
 ANOTHER_NAME = "/client.0123456789ab.js"
 
@@ -26,7 +27,7 @@ async def test_it_is_the_module_of_this_repository(gateway: Gateway) -> None:
         f"{gateway.url}/client.js", headers={"Origin": "https://a.test"}
     ) as answer:
         assert answer.status == 200
-        assert await answer.read() == (ROOT / "client/client.js").read_bytes()
+        assert await answer.read() == MODULE.partition(b"//# sourceMappingURL=")[0]
         assert answer.headers["Content-Type"] == "text/javascript; charset=utf-8"
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
         assert "Access-Control-Allow-Credentials" not in answer.headers
@@ -111,6 +112,15 @@ async def test_it_is_no_stream() -> None:
         await gateway.subscribe("/events/orders")
 
 
+async def test_it_names_no_file_that_the_gateway_lacks(gateway: Gateway) -> None:
+    """Developer tools load the source map that a module names: here that would be a 404 for each page."""
+    assert b"sourceMappingURL=client.js.map" in MODULE
+    for path in ("/client.js", OWN_NAME):
+        async with gateway.session.get(gateway.url + path) as answer:
+            assert b"sourceMappingURL" not in await answer.read()
+            assert "SourceMap" not in answer.headers
+
+
 @pytest.mark.extended
 async def test_a_page_of_another_origin_imports_it(gateway: Gateway) -> None:
     """Also one that isolates itself (COEP), which loads nothing that does not say that it may."""
@@ -144,8 +154,8 @@ def test_a_wheel_and_an_sdist_hold_the_module_itself(tmp_path: Path) -> None:
     )
     sdist, wheel = re.findall(r"^(sse_gateway-[\w.-]+)$", done.stdout, re.MULTILINE)
     with zipfile.ZipFile(tmp_path / wheel) as packed:
-        assert packed.read("gateway/http/routes/client.js") == CLIENT_SCRIPT
+        assert packed.read("gateway/http/routes/client.js") == MODULE
     shutil.unpack_archive(tmp_path / sdist, tmp_path / "unpacked")
     (module,) = (tmp_path / "unpacked").glob("*/gateway/http/routes/client.js")
     assert not module.is_symlink()
-    assert module.read_bytes() == CLIENT_SCRIPT
+    assert module.read_bytes() == MODULE

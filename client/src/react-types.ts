@@ -1,8 +1,8 @@
-/** What react.js takes and gives. */
+/** The public types of `sse-gateway-client/react`. */
 
 import type { Change, ChannelEvent, Gap, Options, Stream } from "./types.js";
 
-/** What `useStream` of react.js calls, by channel, and for "gap", "state" and "*"; always that of the last render. */
+/** Handlers by channel, and for "gap", "state" and "*". The handlers of the latest render are called. */
 export type Handlers<C extends object> = string extends keyof C
   ? { [name: string]: (value: any) => void }
   : { [K in keyof C]?: (event: ChannelEvent<C[K]>) => void } & {
@@ -11,15 +11,15 @@ export type Handlers<C extends object> = string extends keyof C
       "*"?: (event: ChannelEvent<C[keyof C]> | Gap) => void;
     };
 
-/** The options of `connect`, by value, and handlers. A `token` that is a function may be another one with each render. */
+/** The options of `connect`, compared by value, and handlers. A `token` function may differ between renders. */
 export interface StreamOptions<C extends object> extends Omit<Options, "signal"> {
   on?: Handlers<C>;
 }
 
 export interface StreamState<C extends object> extends Change {
   /**
-   * Null until it was open for the first time, and another one when the options change. An effect that depends on it
-   * may fetch what was there before: nothing that comes after falls into a hole.
+   * Null until the stream is open for the first time, and a new object when the options change. An effect that
+   * depends on it can fetch the current state: no later event is missed.
    */
   stream: Stream<C> | null;
 }
