@@ -111,7 +111,7 @@ class AdminGuard:
         )
         is_elsewhere = request.headers.get("Sec-Fetch-Site") in CROSS_ORIGIN_FETCH_SITES
         if is_foreign or (is_elsewhere and not is_link):
-            raise Forbidden("pages of other origins may not ask here", code="page_refused")
+            raise Forbidden("pages of other origins may not ask here", code="cross_origin")
 
     def _check_token(self, request: web.Request) -> None:
         is_page = request.path == CONSOLE_PATH and request.method in (hdrs.METH_GET, hdrs.METH_HEAD)

@@ -75,7 +75,7 @@ class StatusStream:
             return response
         self._viewers += 1
         if self._publish_task is None:
-            self._publish_task = self._background.start_task("console", self._publish_reports)
+            self._publish_task = self._background.start_task("status_stream", self._publish_reports)
         try:
             await self._send_reports(response)
         except ConnectionError:
@@ -106,7 +106,7 @@ class StatusStream:
                 report = await self._report()
                 self._publish(encode_frame(_json.encode(report), event="status"))
             except Exception as error:
-                self._background.record_failure("console", error)
+                self._background.record_failure("status_stream", error)
             await asyncio.sleep(
                 min(max(REPORT_INTERVAL_SECONDS, PAUSE_FACTOR * (loop.time() - began)), MAX_INTERVAL_SECONDS)
             )

@@ -85,7 +85,7 @@ class TryPanel:
         match = self._resolve_channel(sent.channel)
         draft = self.router.create_draft(match, _payload(match, sent), sent.type or None, unix_ms())
         (id,) = await self.append([draft], None, None)
-        log.info("sent_by_hand", channel=match.declared.name, id=str(id), client=request.remote)
+        log.info("test_event_published", channel=match.declared.name, id=str(id), client=request.remote)
         return json_response({"id": str(id)})
 
     def _resolve_channel(self, name: str) -> ChannelMatch:

@@ -63,7 +63,7 @@ def check_fetch_metadata(headers: Mapping[str, str]) -> None:
     """
     if headers.get("Sec-Fetch-Site") in CROSS_ORIGIN_FETCH_SITES and headers.get("Sec-Fetch-Mode") != "cors":
         raise Forbidden(
-            "a page of another origin may open this by EventSource or fetch alone", code="page_refused"
+            "a page of another origin may open this by EventSource or fetch alone", code="cross_origin"
         )
 
 

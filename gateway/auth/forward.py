@@ -252,12 +252,12 @@ class ForwardAuth:
         expires = said.expires if said.expires_in is None else now + said.expires_in
         if expires is not None and expires <= now:
             return self._refusal(now + min(cache, MAX_REFUSAL_CACHE_SECONDS), 403)
-        self._metrics.forward_auth.labels("opened").inc()
+        self._metrics.forward_auth.labels("allowed").inc()
         until = now + cache if expires is None else min(now + cache, expires)
         return _Decision(until, Grant(said.subject, opened=frozenset(opened), expires=expires), status)
 
     def _refusal(self, until: float, status: int) -> _Decision:
-        self._metrics.forward_auth.labels("refused").inc()
+        self._metrics.forward_auth.labels("denied").inc()
         return _Decision(until, None, status)
 
     def _headers(self, request: AuthRequest) -> dict[str, str]:
@@ -294,7 +294,7 @@ class ForwardAuth:
         or refuse those who ask too often, and neither may let them in.
         """
         why = str(error)
-        self._metrics.forward_auth.labels("outage").inc()
+        self._metrics.forward_auth.labels("unavailable").inc()
         if self._log_throttle.should_log(why) is not None:
             log.error("forward_auth_down", url=self._display_url, error=why, answer=self._config.on_outage)
         if self._config.on_outage == "open" and not isinstance(error, NoDecisionError):

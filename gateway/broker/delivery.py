@@ -44,7 +44,7 @@ class Delivery:
         try:
             self._on_events(events)
         except Exception as error:
-            self._background.record_failure("delivery", error)
+            self._background.record_failure("event_delivery", error)
             self.report_gap(events[-1].id)
 
     def report_gap(self, until: EventId) -> None:
@@ -53,7 +53,7 @@ class Delivery:
             self._on_gap(until)
             self._unreported_gap = None
         except Exception as error:
-            self._background.record_failure("delivery", error)
+            self._background.record_failure("event_delivery", error)
             self._unreported_gap = until
             if self._retry_timer is not None:
                 self._retry_timer.cancel()

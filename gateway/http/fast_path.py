@@ -85,7 +85,7 @@ class HeadParser:
                 assert read == ("GET", ("a", "b"), True, sent, "192.0.2.1", "a=b"), read
         except Exception as error:
             log.warning(
-                "aiohttp_changed",
+                "fast_path_disabled",
                 version=aiohttp.__version__,
                 error=f"{type(error).__name__}: {error}",
                 note="aiohttp reads all requests: to open a stream costs three times the CPU",

@@ -66,7 +66,7 @@ class ControlChannel:
 
     def read_missed(self, after: EventId, until: EventId) -> None:
         """Read what was missed between two ids."""
-        task = self._background.start_task("missed_notices", partial(self._read_range, after, until))
+        task = self._background.start_task("control_channel", partial(self._read_range, after, until))
         self._read_tasks.add(task)
         task.add_done_callback(self._read_tasks.discard)
 
@@ -86,12 +86,12 @@ class ControlChannel:
                 await asyncio.sleep(backoff.next_delay())
                 continue
             except Exception as error:  # what cannot be read must not be taken for nothing
-                self._background.record_failure("missed_notices", error)
+                self._background.record_failure("control_channel", error)
                 self.on_gap()
                 return
             for page in pages.values():
                 if page.floor > after:
-                    log.error("notices_lost", after=str(after), until=str(until))
+                    log.error("control_messages_lost", after=str(after), until=str(until))
                     self.on_gap()
                 for event in page.events:
                     self.receive(event)

@@ -223,7 +223,7 @@ class RecentIds:
                 except Unavailable as unavailable:
                     error = unavailable.message
                 except Exception:
-                    log.exception("last_ids_failed")
+                    log.exception("last_events_lookup_failed")
                     error = "the last events cannot be found; the gateway's logs say why"
                 finally:
                     _complete(wants, error)

@@ -298,7 +298,7 @@ class Replay:
                     stream.subscription.with_history, stream.cursor, self._read_until(stream)
                 )
         except Unavailable as error:
-            log.warning("replay_waits", error=error.message)
+            log.warning("replay_delayed", error=error.message)
             await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
         except Exception:
             log.exception("replay_failed")

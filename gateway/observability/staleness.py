@@ -77,7 +77,7 @@ class StalenessMonitor:
             if each.update(now):
                 tell = log.warning if each.is_stale else log.info
                 tell(
-                    "stale" if each.is_stale else "fresh_again",
+                    "staleness_started" if each.is_stale else "staleness_ended",
                     **{each.kind: each.name},
                     after=each.stale_after_seconds,
                 )

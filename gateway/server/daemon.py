@@ -216,7 +216,7 @@ class Daemon(Components):
         # 4. Upstreams, and the issuers' keys.
         await self.source_manager.start(SOURCE_START_SECONDS)
         await self.authenticator.start()
-        self._staleness_task = self.background.start_task("freshness", self.staleness_monitor.run)
+        self._staleness_task = self.background.start_task("staleness", self.staleness_monitor.run)
         # 5. Clients.
         if self.shutdown.requested.is_set():
             return
@@ -285,7 +285,7 @@ class Daemon(Components):
                 await self.body_reader.drain()
                 await self.public_listener.stop()
         except TimeoutError:
-            log.warning("requests_cut", requests=self.public_listener.request_connections)
+            log.warning("requests_aborted", requests=self.public_listener.request_connections)
 
 
 def _raise_descriptor_limit(connections: int) -> int:

@@ -235,7 +235,7 @@ class Reloader:
         except GatewayError as error:
             return ReloadResult(unix_ms(), "failed", error.message)
         except Exception as error:
-            log.exception("config_reload_broke")
+            log.exception("config_reload_crashed")
             return ReloadResult(unix_ms(), "failed", f"{type(error).__name__}; the log has more")
         if not changes and not ended:
             message = "nothing in the file differs from what is served; what it refers to was read again"

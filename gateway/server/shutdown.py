@@ -94,7 +94,7 @@ class Shutdown:
             await ending
             return True
         if hurried.done():
-            log.warning("ended_by_second_signal", phase=self.phase, streams=count_streams())
+            log.warning("shutdown_forced", phase=self.phase, streams=count_streams())
         else:
             hurried.cancel()
             log.error("drain_overdue", phase=self.phase, seconds=self.max_seconds, streams=count_streams())

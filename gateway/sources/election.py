@@ -109,7 +109,7 @@ class Election:
         if self._stale_fence is not None:
             return  # it was renewed while this was asked for
         if (fence is None) != (self.fence is None):
-            log.info("source_leads" if fence is not None else "source_stands_by", source=self._name)
+            log.info("source_lease_acquired" if fence is not None else "source_lease_lost", source=self._name)
         self.fence = fence
         if fence is not None and self._is_candidate:
             self._lease_acquired.set()

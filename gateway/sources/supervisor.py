@@ -99,7 +99,7 @@ class Supervisor:
         if gap is not None:
             self.missed_since_ms = None
             about = {name: value for name, value in gap._asdict().items() if value is not None}
-            log.warning("source_gap_told", source=self.state.name, **about)
+            log.warning("source_gap_reported", source=self.state.name, **about)
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
         return await self._publisher.publish_each(records, atomic=atomic)

@@ -135,7 +135,7 @@ class WebhookSource(Source):
             and headers.get("sec-fetch-site") in CROSS_ORIGIN_FETCH_SITES
         ):
             # A form or a fetch without a preflight carries certificates and passwords that the browser holds.
-            raise Forbidden("pages of other origins may not post here", code="page_refused")
+            raise Forbidden("pages of other origins may not post here", code="cross_origin")
         self._verifier.check_certificate(certificate, self._now())
         self._verifier.check_headers(headers, token)
         if self._rate is not None:

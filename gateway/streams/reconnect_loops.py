@@ -95,7 +95,7 @@ class ReconnectLoopDetector:
             _put_bounded(self._quiet_closes, address, (seconds, repeats))
             if self._should_report(repeats, self._metrics.impatient_disconnects, ("impatient", address)):
                 log.warning(
-                    "client_impatient",
+                    "client_read_timeout_too_short",
                     client=address or None,
                     channels=stream.subscription.channels,
                     seconds=round(seconds, 1),
@@ -114,7 +114,7 @@ class ReconnectLoopDetector:
         _put_bounded(self._closes_by_event, key, repeats)
         if self._should_report(repeats, self._metrics.oversized_disconnects, ("oversized", *key)):
             log.warning(
-                "client_stuck",
+                "client_buffer_too_small",
                 client=key[0] or None,
                 channel=large.channel,
                 id=str(large.id),

@@ -87,7 +87,7 @@ async def can_detach_handler(server: web.Server) -> bool:
     if _log_throttle.should_log("retire") is None:  # each port tries it
         return False
     note = "streams that aiohttp reads the requests of keep its task, which takes memory"
-    log.warning("aiohttp_changed", version=aiohttp.__version__, error=why, note=note)
+    log.warning("fast_path_disabled", version=aiohttp.__version__, error=why, note=note)
     return False
 
 

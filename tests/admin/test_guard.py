@@ -135,7 +135,7 @@ async def test_pages_of_other_origins_may_not_ask(gateway: Gateway) -> None:
         found, answered, body = await ask(gateway, "/status", method, **headers)
         assert found == status, (method, headers)
         assert "access-control-allow-origin" not in answered
-        assert status != 403 or body["error"] == "page_refused"
+        assert status != 403 or body["error"] == "cross_origin"
 
 
 @pytest.mark.parametrize("over", [{}, LOCKED], ids=["open", "locked"])

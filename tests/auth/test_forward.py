@@ -160,7 +160,7 @@ async def test_an_outage_has_the_answer_that_the_file_says(on_outage: str, expec
         assert stream.status == expected
         if expected == 200:
             assert (await stream.next()).type == ("stream.open" if on_outage == "open" else "stream.close")
-        assert await gateway.metric('forward_auth_total{result="outage"}') == 1
+        assert await gateway.metric('forward_auth_total{result="unavailable"}') == 1
         endpoint.gate.set()
 
 

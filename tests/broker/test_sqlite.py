@@ -99,7 +99,7 @@ async def test_a_file_that_all_can_read_is_reported(tmp_path: Path, clock: Clock
         broker = SqliteBroker(path, clock=clock)
         await broker.start()
         await broker.close()
-    assert [line["event"] for line in logs] == ["log_readable_by_all"]
+    assert [line["event"] for line in logs] == ["log_file_world_readable"]
     assert modes(tmp_path)["log.db"] == 0o644
 
 

@@ -29,8 +29,8 @@ once; [the settings](#settings) that each library needs are below.
 - A connection can die without an end (a laptop that slept, a firewall that forgot): only clients that wait for bytes
   notice. The gateway sends some every `timeouts.heartbeat` (15 s); let a client give up after 2.5 to 3 of that, or ask for more
   of them: with `?heartbeat=4s`, or anything from `timeouts.heartbeat_minimum` (4 s) up. A client whose read timeout is shorter
-  than the heartbeat reconnects for ever; the gateway finds it, logs `client_impatient` once, and counts it in
-  `impatient_disconnects_total`.
+  than the heartbeat reconnects for ever; the gateway finds it, logs `client_read_timeout_too_short` once, and counts it in
+  `client_timeout_disconnects_total`.
 - `format=envelope` (the default) is safe from every parser: one line of JSON. With `format=data` some alter text that
   has line ends or blanks at its beginning.
 
@@ -113,7 +113,7 @@ event, and go on; `overloaded` makes them ask every 1 to 6 s until there is room
 
 An event that is larger than a client's buffer ends its stream, again and again, and nothing that follows arrives: Go's scanners take
 64 KiB, WebClient 256 KiB, and `limits.event_bytes` is 256 KiB without the envelope. The gateway finds that too, and logs
-`client_stuck` with the id and size: [runbook](runbook.md#ssegatewayeventtoolarge).
+`client_buffer_too_small` with the id and size: [runbook](runbook.md#ssegatewayeventtoolarge).
 """
 
 _LOOPS = """

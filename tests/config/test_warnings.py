@@ -17,4 +17,4 @@ def test_a_start_with_very_many_warnings_writes_some_and_their_number() -> None:
     with capture_logs() as lines:
         log_warnings(unaccepted_warnings(config, {}))
     assert len(lines) == MAX_LOGGED_WARNINGS + 1
-    assert (lines[-1]["event"], lines[-1]["number"]) == ("config_warnings_left_out", 21)
+    assert (lines[-1]["event"], lines[-1]["number"]) == ("config_warnings_truncated", 21)

@@ -63,10 +63,10 @@ async def test_no_other_site_opens_a_stream_by_a_users_cookie(way: str) -> None:
         stream = await gateway.subscribe(PATHS[way], cookie())
         for name, headers in EMBEDDED.items():
             other = await gateway.open(PATHS[way], {**cookie(), **headers})
-            assert (other.status, "page_refused" in (await other.rest()).decode()) == (403, True), name
+            assert (other.status, "cross_origin" in (await other.rest()).decode()) == (403, True), name
         await gateway.post("p", "1")
         assert (await stream.next()).json["payload"] == 1, "the user reads on"
-        assert await gateway.metric('refused_total{reason="page_refused"}') == len(EMBEDDED)
+        assert await gateway.metric('refused_total{reason="cross_origin"}') == len(EMBEDDED)
         stream.close()
         for name, headers in OWN.items():
             await eventually(lambda: not gateway.daemon.streams.active)
@@ -149,7 +149,7 @@ async def test_no_other_site_posts_by_what_a_browser_proves_itself() -> None:
             for headers in (*EMBEDDED.values(), fetched("cross-site", "cors", Origin="https://evil.example")):
                 async with gateway.session.post(url, data="1", headers={**proof, **headers}) as answer:
                     assert answer.status == (200 if name == "bearer" else 403), name
-                    assert name == "bearer" or (await answer.json())["error"] == "page_refused"
+                    assert name == "bearer" or (await answer.json())["error"] == "cross_origin"
             for headers in OWN.values():
                 if headers.get("Sec-Fetch-Site") in (None, "none", "same-origin"):
                     async with gateway.session.post(url, data="1", headers={**proof, **headers}) as answer:

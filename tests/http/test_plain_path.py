@@ -79,7 +79,7 @@ async def without(part: Any, patch: pytest.MonkeyPatch) -> AsyncIterator[Gateway
     part(patch)
     with capture_logs() as logs:
         async with gateway_running(CONFIG) as gateway:
-            told = [line for line in logs if line["event"] == "aiohttp_changed"]
+            told = [line for line in logs if line["event"] == "fast_path_disabled"]
             assert len(told) == PARTS[part], told
             yield gateway
 

@@ -192,7 +192,7 @@ async def test_an_answer_that_lands_on_another_node(log: str, redis: RedisServer
         assert elsewhere.is_open and set(elsewhere.statuses) == {202}
         assert here.is_open and set(here.statuses) == {204}
         assert await one.metric("acks_missed_total") >= 2, "those of the silent one"
-        assert await two.metric('acks_total{result="elsewhere"}') == len(elsewhere.statuses)
+        assert await two.metric('acks_total{result="forwarded"}') == len(elsewhere.statuses)
 
 
 @pytest.mark.extended

@@ -132,4 +132,4 @@ async def test_pages_answer_heartbeats() -> None:
 
 
 async def _answered(gateway: Gateway, times: int) -> bool:
-    return await gateway.metric('acks_total{result="here"}') >= times
+    return await gateway.metric('acks_total{result="local"}') >= times

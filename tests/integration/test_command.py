@@ -110,7 +110,7 @@ async def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
         gateway.process.send_signal(signal.SIGINT)
         async with safety_net():
             assert await gateway.process.wait() == 1
-        assert "ended_by_second_signal" in [line["event"] for line in gateway.lines()]
+        assert "shutdown_forced" in [line["event"] for line in gateway.lines()]
         for stream in streams:
             stream.close()
 

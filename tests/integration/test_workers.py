@@ -207,7 +207,7 @@ async def test_a_signal_to_the_whole_group_drains_once(tmp_path: Path, number: s
         gateway.signal(number)
         assert (await stream.until("stream.close")).json["reason"] == "draining"
         assert await gateway.ended() == 0
-        assert "ended_by_second_signal" not in [line["event"] for line in gateway.lines()]
+        assert "shutdown_forced" not in [line["event"] for line in gateway.lines()]
         await eventually(lambda: not any(_lives(worker["pid"]) for worker in workers))
 
 

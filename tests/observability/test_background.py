@@ -253,10 +253,10 @@ INJECTIONS: dict[TaskName, Injection] = {
         lambda daemon: daemon.nonces, "_poll_shared_key", ACK, "sqlite",
         quick={"streams.acks.nonces.MIN_POLL_SECONDS": 0.02, "streams.acks.nonces.POLL_SECONDS": 0.05},
     ),
-    "ack_relay": Injection(lambda daemon: daemon.ack_forwarder, "_mark_forwarded", ACK, "sqlite", answer_elsewhere),
+    "ack_forwarder": Injection(lambda daemon: daemon.ack_forwarder, "_mark_forwarded", ACK, "sqlite", answer_elsewhere),
     "ack_sweep": Injection(lambda daemon: daemon.ack_tracker, "is_log_reachable", ACK),
     "canary": Injection(lambda daemon: daemon.canary, "_probe", quick={"hub.canary.INTERVAL_SECONDS": 0.05}),
-    "certificates": Injection(
+    "certificate_watcher": Injection(
         lambda daemon: daemon.certificate_watcher, "reload_if_changed", {"server": {"tls": "made"}},
         quick={"http.tls.certificates.POLL_SECONDS": 0.05},
     ),
@@ -269,11 +269,11 @@ INJECTIONS: dict[TaskName, Injection] = {
         stir=watch_a_file, quick={"server.reload.POLL_SECONDS": 0.05},
     ),
     "connection_sweep": Injection(lambda daemon: daemon.public_listener, "_pop_expired", quick={"http.listener._SWEEP_SECONDS": 0.05}),
-    "console": Injection(
+    "status_stream": Injection(
         lambda daemon: daemon.status_stream, "_retry_report", stir=view_the_console, quick={"admin.status_stream.REPORT_INTERVAL_SECONDS": 0.05}
     ),
-    "delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),  # type: ignore[attr-defined]
-    "freshness": Injection(
+    "event_delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),  # type: ignore[attr-defined]
+    "staleness": Injection(
         lambda daemon: daemon.staleness_monitor, "update_all", quick={"observability.staleness.CHECK_INTERVAL_SECONDS": 0.05}
     ),
     "heartbeats": Injection(lambda daemon: daemon.heartbeat_sweep, "_run_isolated", {"timeouts": {"heartbeat": "1s"}}),
@@ -284,12 +284,12 @@ INJECTIONS: dict[TaskName, Injection] = {
         quick={"auth.jwks.REFRESH_INTERVAL_SECONDS": 0.05},
     ),
     "loop_lag": Injection(lambda daemon: daemon.loop_lag, "_run_after_writes"),
-    "missed_notices": Injection(
+    "control_channel": Injection(
         lambda daemon: daemon.broker, "read", stir=miss_notices, goes_on=False,
         meant=lambda after, *_: all(name.startswith(CONTROL_CHANNEL_PREFIX) for name in after),
     ),
     "pump": Injection(lambda daemon: Audience, "write_slice"),
-    "seats": Injection(
+    "user_quotas": Injection(
         lambda daemon: daemon.limits.users, "_release_batches", {"limits": {"connections_per_user": 5}}, "sqlite",
         leave_a_seat,
     ),
@@ -319,9 +319,9 @@ INJECTIONS: dict[TaskName, Injection] = {
 
 OTHERS: dict[TaskName, str] = {
     "log_writer": "test_a_log_writer_that_fails_writes_on",
-    "parent_orders": "test_orders_are_followed_after_one_that_fails",
-    "worker_keeper": "test_a_parent_keeps_its_workers_after_a_fault",
-    "worker_look": "test_a_parent_keeps_its_workers_after_a_fault",
+    "worker_control_loop": "test_orders_are_followed_after_one_that_fails",
+    "worker_supervisor": "test_a_parent_keeps_its_workers_after_a_fault",
+    "worker_liveness": "test_a_parent_keeps_its_workers_after_a_fault",
     "worker_probes": "test_a_parent_keeps_its_workers_after_a_fault",
 }
 """Those that are not of one node, and the test that injects the exception."""
@@ -504,10 +504,12 @@ async def test_orders_are_followed_after_one_that_fails(monkeypatch: pytest.Monk
             monkeypatch.setattr("sys.stdin", pipe)
             obedience = ControlLoop(gateway.daemon)
             monkeypatch.setattr(obedience, "_dispatch", Once(obedience._dispatch))
-            task = gateway.daemon.background.start_task("parent_orders", obedience.run)
+            task = gateway.daemon.background.start_task("worker_control_loop", obedience.run)
             os.write(writing, DRAIN)
             await eventually(
-                lambda: gateway.daemon.metrics.background_failures.labels("parent_orders")._value.get() == 1
+                lambda: (
+                    gateway.daemon.metrics.background_failures.labels("worker_control_loop")._value.get() == 1
+                )
             )
             assert not gateway.daemon.shutdown.requested.is_set()
             os.write(writing, DRAIN)
@@ -546,7 +548,7 @@ async def test_a_parent_keeps_its_workers_after_a_fault(
             return (await parent.readiness())[0]
 
         await eventually(is_ready)
-        for name in ("worker_look", "worker_probes", "worker_keeper"):
+        for name in ("worker_liveness", "worker_probes", "worker_supervisor"):
             assert metrics.background_failures.labels(name)._value.get() == 1, name
     finally:
         parent.shutdown.request(skip_pre_drain=True)

@@ -80,4 +80,4 @@ async def test_a_silent_channel_makes_a_node_unready_until_it_speaks(
         assert await gateway.metric('source_stale{source="hooks"}') == 0
     lines = "".join(capfd.readouterr())
     assert '"event": "stale"' in lines or "stale" in lines
-    assert "fresh_again" in lines
+    assert "staleness_ended" in lines

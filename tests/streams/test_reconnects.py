@@ -77,7 +77,7 @@ def world() -> World:
 def test_quiet_streams_that_end_at_one_age_are_counted_and_logged_once(world: World) -> None:
     """A client with a read timeout of ten seconds reconnects for ever, and nothing says why."""
     assert world.quiet(*[10.0, 10.1, 10.0, 9.9]) == []
-    assert world.quiet(10.1) == ["client_impatient"]
+    assert world.quiet(10.1) == ["client_read_timeout_too_short"]
     assert world.quiet(*[10.0] * 20) == []
     assert world.counts == (21, 0)
 
@@ -113,7 +113,7 @@ def test_an_event_at_which_a_client_ends_again_and_again_is_named_once(world: Wo
     """A client asks for the same event every two seconds for ever, and nothing says which."""
     assert world.stuck(*[0.1] * (MIN_REPEATS - 1)) == []
     (line,) = world.stuck(0.1)
-    assert (line["event"], line["id"], line["bytes"]) == ("client_stuck", "1-0", 70_000)
+    assert (line["event"], line["id"], line["bytes"]) == ("client_buffer_too_small", "1-0", 70_000)
     assert world.stuck(*[0.1] * 20) == []
     assert world.counts == (0, 21)
 
@@ -147,8 +147,8 @@ async def test_a_read_timeout_below_the_heartbeat_is_found(gateway: Gateway) -> 
             await asyncio.sleep(4)
             stream.close()
             await eventually(lambda: not gateway.daemon.streams.active)
-    assert await gateway.metric("impatient_disconnects_total") == 1
-    (line,) = [line for line in lines if line["event"] == "client_impatient"]
+    assert await gateway.metric("client_timeout_disconnects_total") == 1
+    (line,) = [line for line in lines if line["event"] == "client_read_timeout_too_short"]
     assert (line["client"], line["channels"], line["heartbeat"]) == ("192.0.2.1", ("orders",), 15.0)
     assert 3.5 < line["seconds"] < 4.5
     assert "heartbeat=" in line["note"]
@@ -166,8 +166,8 @@ async def test_an_event_beyond_a_clients_buffer_is_found(gateway: Gateway) -> No
             await stream.next()
             stream.close()
             await eventually(lambda: not gateway.daemon.streams.active)
-    assert await gateway.metric("oversized_disconnects_total") == 1
-    (line,) = [line for line in lines if line["event"] == "client_stuck"]
+    assert await gateway.metric("large_event_disconnects_total") == 1
+    (line,) = [line for line in lines if line["event"] == "client_buffer_too_small"]
     assert (line["client"], line["channel"], line["id"]) == ("192.0.2.1", "orders", large)
     assert line["bytes"] == 100_002
 
@@ -180,7 +180,7 @@ async def test_pages_that_show_the_last_large_event_are_no_trouble(gateway: Gate
         await stream.next()
         stream.close()
         await eventually(lambda: not gateway.daemon.streams.active)
-    assert await gateway.metric("oversized_disconnects_total") == 0
+    assert await gateway.metric("large_event_disconnects_total") == 0
 
 
 async def test_a_reconnect_loop_of_a_short_heartbeat_is_measured_by_it() -> None:

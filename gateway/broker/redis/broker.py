@@ -152,7 +152,7 @@ class RedisBroker(Broker):
         try:
             await asyncio.wait_for(self._first_attempt_done.wait(), START_TIMEOUT_SECONDS)
         except TimeoutError:
-            log.warning("starting_without_broker", note="streams are opened once Redis answers")
+            log.warning("broker_not_reached_at_start", note="streams are opened once Redis answers")
         if self._fatal_error is not None:
             raise StartupError(f"the log (broker.url) cannot be used: {self._fatal_error}")
 
@@ -355,13 +355,13 @@ class RedisBroker(Broker):
             client, *self._last_stored_event
         ):
             log.error(
-                "log_lost_events",
+                "event_log_lost_events",
                 known=str(self._last_known_id),
                 note="Redis forgot what it had acknowledged",
             )
         if head > self._head:
             if self._head != _ZERO:
-                log.warning("follower_catches_up", after=str(self._head), until=str(head))
+                log.warning("follower_skipped_ahead", after=str(self._head), until=str(head))
             self._head = head
             self._delivery.report_gap(head)
 
@@ -395,7 +395,7 @@ class RedisBroker(Broker):
         """Deliver what a live message brings; skip what is here already, and over what never came."""
         before, events = decode_live_message(message)
         if before > self._head:
-            log.warning("hole_in_live_messages", after=str(self._head), until=str(before))
+            log.warning("live_messages_missed", after=str(self._head), until=str(before))
             self._head = before
             self._delivery.report_gap(before)
         events = [event for event in events if event.id > self._head]

@@ -153,7 +153,7 @@ class SqliteBroker(Broker):
             raise StartupError(f"the log {self._path} (broker.url) cannot be used: {why}") from None
         if is_world_readable(self._path):
             log.warning(
-                "log_readable_by_all",
+                "log_file_world_readable",
                 file=str(self._path),
                 note="every user of this machine can read the events of all channels; chmod 600",
             )
@@ -164,7 +164,7 @@ class SqliteBroker(Broker):
             self._wakeups = ProcessWakeups(self._loop, self._follower_wakeup.set)
         except OSError as error:
             note = f"other processes on the file see an event up to {POLL_SECONDS:g} s late"
-            log.warning("log_without_nudges", error=str(error), note=note)
+            log.warning("sqlite_wakeups_unavailable", error=str(error), note=note)
         self._writer = self._background.create_thread("sqlite_writer", self._run_writer, is_vital=True)
         self._writer.start()
         self._follower = self._background.start_task("sqlite_follower", self._run_follower, is_vital=True)
@@ -285,7 +285,7 @@ class SqliteBroker(Broker):
             if self._file_identity not in (None, store.file_identity):
                 self._is_file_replaced = True
                 note = "what the former file held is lost, and reported as a gap"
-                log.error("log_replaced", file=str(self._path), note=note)
+                log.error("event_log_replaced", file=str(self._path), note=note)
             self._file_identity = store.file_identity
         return store
 
@@ -311,7 +311,7 @@ class SqliteBroker(Broker):
                 await self._deliver_new_events()
                 self._is_up = True
             except Unavailable as error:
-                log.warning("log_unreadable", error=error.message)
+                log.warning("event_log_unreadable", error=error.message)
                 await asyncio.sleep(POLL_SECONDS)
             finally:
                 self._is_follower_reading = False
@@ -374,7 +374,7 @@ class SqliteBroker(Broker):
 
     def _on_write_failed(self, requests: Sequence[_PendingAppend], error: Exception) -> None:
         if self._is_up:
-            log.error("log_unwritable", error=str(error))
+            log.error("event_log_unwritable", error=str(error))
         self._is_up = False
         self.last_error = f"the log cannot be written: {error}"
         for request in requests:

@@ -145,7 +145,7 @@ def log_warnings(found: Sequence[ConfigIssue]) -> None:
         log.warning("config_warning", code=each.warning_code, key=format_path(each.path), note=each.message)
     if len(found) > MAX_LOGGED_WARNINGS:
         log.warning(
-            "config_warnings_left_out",
+            "config_warnings_truncated",
             number=len(found) - MAX_LOGGED_WARNINGS,
             note="sse-gateway check tells all",
         )

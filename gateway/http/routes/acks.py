@@ -47,7 +47,7 @@ class AckHandler:
         ask = self.cors.parse_request(request)
         try:
             result = await self._process(ask, request)
-            response = web.Response(status=202 if result == "elsewhere" else 204)
+            response = web.Response(status=202 if result == "forwarded" else 204)
         except GatewayError as error:
             result = "refused"
             response = raw_error_response(error).to_aiohttp()
@@ -78,8 +78,8 @@ class AckHandler:
         if number is None:
             raise Forbidden("this nonce was not told on that stream", code="unknown_nonce")
         if self.tracker.acknowledge(connection, number):
-            return "here"
-        return "elsewhere" if self.forwarder.forward(connection, number) else "late"
+            return "local"
+        return "forwarded" if self.forwarder.forward(connection, number) else "late"
 
     def _is_from_proxy(self, request: StreamRequest) -> bool:
         address = request.caller.address

@@ -81,7 +81,7 @@ class CertificateWatcher:
     def start(self) -> None:
         """Begin to watch. Needs a running loop."""
         self._log_validity()
-        self._task = self._background.start_task("certificates", self._watch)
+        self._task = self._background.start_task("certificate_watcher", self._watch)
 
     async def stop(self) -> None:
         """End the watch; harmless when repeated."""
@@ -119,7 +119,7 @@ class CertificateWatcher:
             try:
                 await self.reload_if_changed()
             except Exception as error:
-                self._background.record_failure("certificates", error)
+                self._background.record_failure("certificate_watcher", error)
 
     def _read_fingerprints(self) -> FileFingerprint:
         files = (self._tls.certificate, self._tls.key, self._tls.client_ca)

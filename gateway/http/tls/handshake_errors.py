@@ -34,7 +34,7 @@ class HandshakeErrors:
 
     def count_no_room(self) -> None:
         """Count one that found no place, or lost it."""
-        self._failures.labels("no_room").inc()
+        self._failures.labels("too_many_unfinished").inc()
 
     def count_error(self, error: ssl.SSLError) -> None:
         """Count a failure, and tell a refused certificate once a minute: its sender needs an answer."""

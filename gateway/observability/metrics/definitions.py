@@ -85,19 +85,19 @@ STREAMS = (
             *("no_channel", "too_many_channels", "bad_query", "unknown_channel", "origin_refused"),
             *("cors_refused", "missing_token", "invalid_token", "channel_forbidden", "auth_refused"),
             *("auth_unavailable", "unavailable", "overloaded", "connect_rate", "draining"),
-            *("user_limit", "address_limit", "address_rate", "page_refused"),
+            *("user_limit", "address_limit", "address_rate", "cross_origin"),
         ),
     ),
     _counter(
-        "impatient_disconnects_total",
+        "client_timeout_disconnects_total",
         "Quiet streams that their clients ended before a heartbeat, again and again at the same age",
-        "Their read timeout is shorter than the heartbeat. `client_impatient` in the log names the address "
+        "Their read timeout is shorter than the heartbeat. `client_read_timeout_too_short` in the log names the address "
         "and the age; [clients.md](clients.md) has the settings.",
     ),
     _counter(
-        "oversized_disconnects_total",
+        "large_event_disconnects_total",
         "Resumed streams that their clients ended at the same large event, again and again",
-        "Their buffer is smaller than the event. `client_stuck` in the log names its id and size.",
+        "Their buffer is smaller than the event. `client_buffer_too_small` in the log names its id and size.",
     ),
     _counter(
         "acks_missed_total",
@@ -108,10 +108,10 @@ STREAMS = (
     _counter(
         "acks_total",
         "Answers to heartbeats, by result",
-        "`here`: for a stream of the node that it came to; `elsewhere`: for another one's, told through the "
+        "`local`: for a stream of this node; `forwarded`: for another node's stream, sent through the "
         "log; `late`: for none that is known; `refused`: not taken, such as a nonce that nobody made.",
         labels=("result",),
-        label_values=("here", "elsewhere", "late", "refused"),
+        label_values=("local", "forwarded", "late", "refused"),
     ),
     _histogram(
         "connection_seconds",
@@ -304,10 +304,10 @@ AUTH = (
     ),
     _counter(
         "forward_auth_total",
-        "Questions to the forward auth endpoint, by result",
-        "`outage`: it could not be asked, or answered what is no answer.",
+        "Requests to the forward auth endpoint, by result",
+        "`unavailable`: it could not be reached, or its response was invalid.",
         labels=("result",),
-        label_values=("opened", "refused", "outage"),
+        label_values=("allowed", "denied", "unavailable"),
     ),
 )
 
@@ -328,9 +328,9 @@ TLS = (
         "tls_handshake_failures_total",
         "TLS handshakes that failed, by reason",
         "Scanners make some; a jump in `protocol` may be clients that do not trust the certificate. "
-        "`no_room`: one address has so many unfinished ones that others took their places.",
+        "`too_many_unfinished`: one address has so many unfinished ones that others took their places.",
         labels=("reason",),
-        label_values=("client_certificate", "plain_http", "protocol", "no_room"),
+        label_values=("client_certificate", "plain_http", "protocol", "too_many_unfinished"),
     ),
 )
 

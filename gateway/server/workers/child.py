@@ -81,7 +81,7 @@ class ControlLoop:
                 if order in (PREPARE, COMMIT, DISCARD):
                     body = await pipe.readexactly(int.from_bytes(await pipe.readexactly(LENGTH_BYTES), "big"))
                 self._dispatch(order, body)
-        log.warning("parent_is_gone")
+        log.warning("parent_lost")
         self._daemon.drain()
 
     def _dispatch(self, command: bytes, body: bytes) -> None:
@@ -110,7 +110,7 @@ class ControlLoop:
         except StartupError as error:
             answer = Reply(number, error.message)
         except Exception as error:
-            log.exception("config_reload_broke")
+            log.exception("config_reload_crashed")
             answer = Reply(number, f"{type(error).__name__}; the log has more")
         os.write(1, msgspec.json.encode(answer) + b"\n")
 
@@ -128,7 +128,7 @@ async def _serve(init: WorkerInit, metrics: Metrics) -> int:
         os.write(1, LISTENING)
 
     daemon.on_listening = listening
-    obeying = daemon.background.start_task("parent_orders", ControlLoop(daemon).run)
+    obeying = daemon.background.start_task("worker_control_loop", ControlLoop(daemon).run)
     try:
         return await daemon.run()
     finally:

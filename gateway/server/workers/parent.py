@@ -132,7 +132,7 @@ class Parent:
             reserve_addresses(self.config.server.listen, "server.listen") as self._reserved_addresses,
         ):
             looking = [
-                self.background.start_task("worker_look", self._check_liveness),
+                self.background.start_task("worker_liveness", self._check_liveness),
                 self.background.start_task("worker_probes", self._refresh_probes),
             ]
             try:
@@ -176,7 +176,9 @@ class Parent:
         self.systemd.start_watchdog(self._is_any_worker_alive)
         tasks = [
             *(
-                self.background.start_task("worker_keeper", partial(self._supervise_worker, number, folder))
+                self.background.start_task(
+                    "worker_supervisor", partial(self._supervise_worker, number, folder)
+                )
                 for number in self._workers
             ),
         ]
@@ -290,7 +292,9 @@ class Parent:
                     worker.kill()
                 silent = time.monotonic() - worker.last_answer_at
                 if silent > (HANG_SECONDS if worker.is_listening else START_SECONDS):
-                    log.error("worker_hangs", worker=worker.number, pid=worker.pid, seconds=round(silent, 1))
+                    log.error(
+                        "worker_unresponsive", worker=worker.number, pid=worker.pid, seconds=round(silent, 1)
+                    )
                     worker.kill()
 
     async def _stop_workers(self) -> None:

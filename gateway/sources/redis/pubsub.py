@@ -224,7 +224,7 @@ class RedisPubSubSource(Source):
     def _disable_markers(self, error: NoPermissionError) -> None:
         """Go on with markers of this node's own, which no other one sees: a takeover tells a gap."""
         self._can_publish_markers = False
-        log.info("source_without_markers", channel=MARKER_CHANNEL, error=str(error))
+        log.info("source_markers_unavailable", channel=MARKER_CHANNEL, error=str(error))
 
     async def _run_topic_changes(self, client: Redis, pubsub: PubSub, recent: RecentMessages) -> None:
         """Bring the subscriptions to what is wanted, a step whenever `_parse_record` or a reload has news."""

@@ -159,7 +159,7 @@ class StreamReader:
         new = [key for key in found if key not in self._offsets]
         room = MAX_STREAM_KEYS - len(self._offsets)
         if len(new) > room:
-            log.warning("source_has_too_many_streams", limit=MAX_STREAM_KEYS, not_read=len(new) - room)
+            log.warning("source_stream_keys_exceeded", limit=MAX_STREAM_KEYS, not_read=len(new) - room)
             new = new[:room]
         for first in range(0, len(new), MAX_PIPELINE_COMMANDS):
             some = new[first : first + MAX_PIPELINE_COMMANDS]

@@ -65,7 +65,7 @@ class AckForwarder:
             raise Unavailable("other nodes cannot be told just now", retry_after=2)
         self._pending[connection] = number
         if self._send_task is None or self._send_task.done():
-            self._send_task = self._background.start_task("ack_relay", self._send_batches)
+            self._send_task = self._background.start_task("ack_forwarder", self._send_batches)
         return True
 
     async def close(self) -> None:

@@ -74,7 +74,7 @@ class UserQuotas:
     def start(self) -> None:
         """Begin to ask the board where there is a limit. Needs a running loop. Harmless when repeated."""
         if self._task is None and self.limit is not None and self.is_shared:
-            self._task = self._background.start_task("seats", self._run)
+            self._task = self._background.start_task("user_quotas", self._run)
 
     async def stop(self) -> None:
         """Give all seats back and end; harmless when repeated."""
@@ -166,7 +166,7 @@ class UserQuotas:
                 )  # nobody's question may wait for a board that is away
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as error:  # whatever it was, whoever asks next must get an answer
-                self._background.record_failure("seats", error)
+                self._background.record_failure("user_quotas", error)
                 _resolve_reservations(self._pending_reservations, None)
                 await asyncio.sleep(RETRY_SECONDS)
             if self._pending_reservations or self._pending_releases:
@@ -226,7 +226,7 @@ class UserQuotas:
     def _log_unshared(self, error: Unavailable) -> None:
         if self._log_throttle.should_log("alone") is not None:
             log.warning(
-                "users_counted_alone", error=error.message, note="limits.connections_per_user is per node"
+                "user_quotas_unshared", error=error.message, note="limits.connections_per_user is per node"
             )
 
 

@@ -84,7 +84,7 @@ async def test_heartbeats_that_ask_are_answered() -> None:
             assert (await tail.told())["kind"] == "open"
 
             async def answered() -> bool:
-                return await gateway.metric('acks_total{result="here"}') >= 2
+                return await gateway.metric('acks_total{result="local"}') >= 2
 
             await eventually(answered)
             await gateway.post("orders", "1")

@@ -49,7 +49,7 @@ async def test_an_answer_is_text_or_json() -> None:
             assert (status, headers["Cache-Control"]) == (204, "no-store")
         (asked,) = gateway.daemon.ack_tracker._states.values()
         assert asked._acknowledged == 1, "the same answer thrice is one"
-        assert await gateway.metric('acks_total{result="here"}') == 3
+        assert await gateway.metric('acks_total{result="local"}') == 3
 
 
 async def test_what_is_no_answer() -> None:

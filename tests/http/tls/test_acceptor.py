@@ -104,7 +104,7 @@ async def test_one_address_does_not_take_all_places(authority: Authority) -> Non
         await eventually(lambda: gateway.daemon.public_listener.request_connections == before + 3 * MOST)
         for number in range(2, 5):
             await is_served(gateway, authority.client(), f"127.0.0.{number}")
-        assert await gateway.metric('tls_handshake_failures_total{reason="no_room"}') == 3
+        assert await gateway.metric('tls_handshake_failures_total{reason="too_many_unfinished"}') == 3
         silent.close()
         await eventually(
             lambda: gateway.daemon.public_listener.request_connections == before and held(gateway) == 0
@@ -117,7 +117,7 @@ async def test_a_herd_of_one_address_waits_for_its_turn(authority: Authority) ->
     async with patient(authority) as gateway:
         client = authority.client()
         await asyncio.gather(*(is_served(gateway, client, "127.0.0.1") for _ in range(5 * MOST)))
-        assert await gateway.metric('tls_handshake_failures_total{reason="no_room"}') == 0
+        assert await gateway.metric('tls_handshake_failures_total{reason="too_many_unfinished"}') == 0
 
 
 async def test_slow_ones_end_at_a_deadline(authority: Authority) -> None:

@@ -195,7 +195,7 @@ async def test_no_page_posts_by_a_certificate_that_its_browser_holds(authority: 
     async with behind(authority.server(), HOOKS, client_ca=str(authority.file)) as gateway:
         client = authority.client(sender)
         found = await posted(gateway, client, **{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"})
-        assert found == (403, "page_refused")
+        assert found == (403, "cross_origin")
 
 
 async def test_who_has_no_certificate_streams_and_posts_elsewhere(authority: Authority) -> None:
