@@ -722,7 +722,7 @@ def test_every_container_of_the_source_is_listed() -> None:
         ("x = {'a': 1}\ndef f(key): x[key] = 1", {"x"}),
         ("x = ['a']\ndef f(key): x.append(key)", {"x"}),
         (
-            "class A:\n def f(self):\n  self.x = [{} for _ in range(3)]\n  self.y = Bounded(1, 2)",
+            "class A:\n def f(self):\n  self.x = [{} for _ in range(3)]\n  self.y = BoundedDict(1, 2)",
             {"A.x", "A.y"},
         ),
         ("class A:\n def f(self):\n  self.x = given or {}\n  self.y = dict.fromkeys(b)", {"A.x", "A.y"}),
@@ -763,8 +763,8 @@ LABELS = {
     "state.name": "sources as they are declared",
     "self.state.name": "sources as they are declared",
     "value": "words of `gateway.observability.metrics.definitions`",
-    "AddressFull.code": "a word",
-    "INTERRUPTED": "a word",
+    "AddressLimitReached.code": "a word",
+    "SOURCE_INTERRUPTED": "a word",
 }
 """What metrics are labelled with besides words that stand there, and why it is a closed set."""
 
@@ -799,10 +799,15 @@ def test_codes_of_errors_are_words_of_the_code() -> None:
 
 def test_reasons_of_ends_are_words_of_the_code() -> None:
     """`disconnects_total` has a child for each, which is kept for ever."""
-    words, found = {"reason", "stream.expiry", "why"}, 0
-    for name in ("end", "abort"):
+    words, found = {"reason", "stream.expiry_reason", "why"}, 0
+    for name in ("close", "abort"):
         for file, node in calls(name):
-            of_stream = ast.unparse(node.func).rpartition(".")[0] in ("stream", "self", "streams.pop()")
+            of_stream = ast.unparse(node.func).rpartition(".")[0] in (
+                "stream",
+                "self",
+                "member",
+                "streams.pop()",
+            )
             if not {"streams", "hub"} & set(file.parts) or not of_stream:
                 continue
             found += 1

@@ -45,7 +45,7 @@ def test_every_code_and_reason_is_documented() -> None:
     text = DOCS["http.md"] + DOCS["operations.md"]
     missing = {code for code in codes - internal if f"`{code}`" not in text}
     assert not missing
-    ends = literals(r'\.(?:end|abort)\("(\w+)"\)') | literals(r'closing = "(\w+)"') | {"drain_timeout"}
+    ends = literals(r'\.(?:close|abort)\("(\w+)"\)') | literals(r'close_reason = "(\w+)"') | {"drain_timeout"}
     assert len(ends) > 5
     assert not {reason for reason in ends if f"`{reason}`" not in DOCS["operations.md"]}
 

@@ -125,7 +125,7 @@ async def test_a_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
 import asyncio, sys
 from pathlib import Path
 from gateway.core.clock import unix_ms
-from gateway.broker.base import CHANNEL_KEPT_MS
+from gateway.broker.base import IDLE_CHANNEL_TTL_MS
 from gateway.broker.sqlite.broker import SqliteBroker
 from tests.broker.contract import draft
 

@@ -153,32 +153,32 @@ ENDS = {
     "admin/status_stream.py _get: response.force_close": "figures by way of a proxy",
     "http/routes/acks.py post: response.force_close": "an answer to a heartbeat",
     "http/cors.py options: response.force_close": "beyond a rate: `test_a_flood_of_preflights_is_limited`",
-    "http/fast_path.py _fail: self.transport.abort": "a fault: no answer at all",
+    "http/fast_path.py _abort_on_bug: self.transport.abort": "a fault: no answer at all",
     "http/fast_path.py _refuse: self.transport.close": "a stream that is refused",
     "http/fast_path.py _refuse: self.transport.write": "a stream that is refused",
-    "http/fast_path.py _refuse_token: self.transport.close": "a token that is too long",
-    "http/fast_path.py _refuse_token: self.transport.write": "a token that is too long",
+    "http/fast_path.py _refuse_long_token: self.transport.close": "a token that is too long",
+    "http/fast_path.py _refuse_long_token: self.transport.write": "a token that is too long",
     "http/fast_path.py force_close: self.transport.abort": "no request came: no answer",
-    "http/routes/hooks.py expect: request.transport.write": "100 Continue is no answer yet",
+    "http/routes/hooks.py expect_handler: request.transport.write": "100 Continue is no answer yet",
     "http/aiohttp_protocol.py finish_response: resp.force_close": "chunks of HTTP/1.0",
     "http/aiohttp_protocol.py handle_error: response.force_close": "no HTTP",
     "http/routes/records.py write: self._request.transport.abort": "the sender does not read: its answer is cut",
     "http/responses.py close_connection_after: response.force_close": "an unknown path with a body that never comes",
-    "http/listener.py _announce_end: close_after": "an unknown path with a body that never comes",
-    "http/listener.py _cut: protocol.force_close": "no request came: no answer",
-    "http/listener.py _seen: request.protocol.force_close": "another version, where aiohttp changed: no answer",
+    "http/listener.py _announce_close: close_connection_after": "an unknown path with a body that never comes",
+    "http/listener.py _force_close: protocol.force_close": "no request came: no answer",
+    "http/listener.py _on_aiohttp_request: request.protocol.force_close": "another version, where aiohttp changed: no answer",
     "http/listener.py connection_made: transport.abort": "no room: no answer",
-    "http/listener.py meets: front.force_close": "too many of one address: no answer",
+    "http/listener.py on_connect: protocol.force_close": "too many of one address: no answer",
     "http/listener.py stop: front.force_close": "no request came: no answer",
     "http/routes/subscribe.py get: response.force_close": "the same by way of aiohttp",
-    "http/routes/subscribe.py open: transport.write": "a stream",
-    "hub/audience.py _write_all: frame.recipients[position].transport.write": "within a stream",
-    "hub/audience.py _write_each: member.transport.write": "within a stream",
+    "http/routes/subscribe.py open_on_transport: transport.write": "a stream",
+    "hub/audience.py _write_direct: frame.recipients[position].transport.write": "within a stream",
+    "hub/audience.py _write_checked: member.transport.write": "within a stream",
     "streams/connection.py _write: self.transport.write": "within a stream",
     "streams/connection.py abort: self.transport.abort": "a stream, which is cut",
-    "streams/connection.py end: self.transport.close": "a stream",
+    "streams/connection.py close: self.transport.close": "a stream",
     "streams/upgrade.py take_over: response.force_close": "as in `STREAM_HEADERS_FOR_PROXIES`, where aiohttp changed",
-    "server/workers/relay.py _stream: response.force_close": "as in `TryPanel`, by way of a parent",
+    "server/workers/relay.py _forward_stream: response.force_close": "as in `TryPanel`, by way of a parent",
 }
 """Each place that ends a connection, or writes to one past aiohttp; and the request above that comes there, or why none."""
 
@@ -315,7 +315,7 @@ def _ends(tree: ast.AST, function: str = "") -> Iterator[str]:
     if isinstance(tree, ast.Attribute | ast.Name):
         text = ast.unparse(tree)
         name = text.rpartition(".")[2]
-        if name in ("force_close", "close_after") or (
+        if name in ("force_close", "close_connection_after") or (
             "transport" in text and name in ("abort", "close", "write", "writelines", "write_eof")
         ):
             yield f"{function}: {text}"

@@ -141,7 +141,7 @@ async def freeze(gateway: Gateway, redis: RedisServer) -> None:
     redis.freeze()
     try:
         await eventually(lambda: is_down(gateway))
-        gateway.daemon.upstreams.supervisors["app"]._source._timeout = 60.0  # type: ignore[attr-defined]
+        gateway.daemon.source_manager.supervisors["app"]._source._timeout = 60.0  # type: ignore[attr-defined]
     finally:
         redis.thaw()
 

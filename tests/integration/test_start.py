@@ -36,10 +36,11 @@ PEERS = [LOG, ISSUER, *SOURCES]
 """All that a start connects to."""
 
 PATIENT = """
-from gateway import daemon
+from gateway.server import daemon
 from gateway.auth import authenticator, jwks
-from gateway.broker import redis
-daemon.FIRST_TRY_SECONDS = authenticator.FIRST_KEYS_SECONDS = jwks.FETCH_SECONDS = redis.START_SECONDS = 3600.0
+from gateway.broker.redis import broker as redis
+daemon.SOURCE_START_SECONDS = authenticator.FIRST_FETCH_TIMEOUT_SECONDS = 3600.0
+jwks.FETCH_TIMEOUT_SECONDS = redis.START_TIMEOUT_SECONDS = 3600.0
 """
 """A module for `site`: a start that waits for ever, in the parent and in its workers, so that no machine is too slow."""
 

@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2] / "gateway"
 # The enumeration: where work begins that nobody awaits.
 
 STARTERS = {"create_task", "ensure_future", "Thread", "Timer", "call_later", "call_at", "ThreadPoolExecutor"}
-SUPERVISED = {"start", "guarded", "thread"}
+SUPERVISED = {"start_task", "guard_callback", "create_thread"}
 
 KNOWN: Mapping[str, str] = {
     # The supervisor itself.
@@ -140,7 +140,7 @@ def test_every_task_is_started_somewhere_and_has_an_injection() -> None:
         call.args[0].value
         for file in sorted(ROOT.rglob("*.py"))
         for _, call in calls(ast.parse(file.read_text()))
-        if called(call) == "failed" and call.args and isinstance(call.args[0], ast.Constant)
+        if called(call) == "record_failure" and call.args and isinstance(call.args[0], ast.Constant)
     }
     assert {task for _, _, task in places() if task} | reported == set(TASK_NAMES)
     assert set(INJECTIONS) | set(OTHERS) == set(TASK_NAMES)
@@ -270,7 +270,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     ),
     "connection_sweep": Injection(lambda daemon: daemon.public_listener, "_pop_expired", quick={"http.listener._SWEEP_SECONDS": 0.05}),
     "status_stream": Injection(
-        lambda daemon: daemon.status_stream, "_retry_report", stir=view_the_console, quick={"admin.status_stream.REPORT_INTERVAL_SECONDS": 0.05}
+        lambda daemon: daemon.status_stream, "_report", stir=view_the_console, quick={"admin.status_stream.REPORT_INTERVAL_SECONDS": 0.05}
     ),
     "event_delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),  # type: ignore[attr-defined]
     "staleness": Injection(
@@ -306,7 +306,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     ),
     "sqlite_writer": Injection(lambda daemon: daemon.broker, "_take_group", log="sqlite"),
     "watchdog": Injection(
-        lambda daemon: daemon.systemd, "_send_page", stir=feed_the_watchdog,
+        lambda daemon: daemon.systemd, "_send", stir=feed_the_watchdog,
         meant=lambda *words: "WATCHDOG=1" in words,
     ),
     "election": Injection(
@@ -522,7 +522,7 @@ async def test_a_parent_keeps_its_workers_after_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that dies, or hangs, must still be started again."""
-    for name in ("LOOK_SECONDS", "ASK_EVERY_SECONDS"):
+    for name in ("LIVENESS_CHECK_SECONDS", "PROBE_REFRESH_SECONDS"):
         monkeypatch.setattr(f"gateway.server.workers.parent.{name}", 0.05)
     over = {"broker": {"url": f"sqlite:///{tmp_path}/log.db"}, "timeouts": {"pre_drain": "0s"}}
     metrics = Metrics()
@@ -530,7 +530,8 @@ async def test_a_parent_keeps_its_workers_after_a_fault(
     listening = asyncio.Event()
     parent.on_listening = listening.set
     asks = Once(
-        WorkerHandle.request_json, lambda *_: any(frame.function == "_look" for frame in inspect.stack(0))
+        WorkerHandle.request_json,
+        lambda *_: any(frame.function == "_check_liveness" for frame in inspect.stack(0)),
     )
     probes, retires = Once(WorkerHandle.probe), Once(parent._metric_totals.retire)
     run = asyncio.create_task(parent.run())

@@ -83,11 +83,11 @@ def test_what_ends_and_refuses_streams_is_in_the_table() -> None:
     [
         (
             "gaps_total",
-            r'_gaps\([^\n]*"(\w+)"|reason = "(\w+)" if|else "(slow_client)"|(?:INTERRUPTED|NO_POINT) = "(\w+)"',
+            r'_encode_gaps\([^\n]*"(\w+)"|\breason = "(\w+)" if|else "(slow_client)"|(?:SOURCE_INTERRUPTED|NO_RESUME_POINT) = "(\w+)"|_start_with_gaps\([^\n]*"(\w+)"',
         ),
         ("jwks_fetches_total", r'jwks_fetches\.labels\("(\w+)"\)'),
         ("forward_auth_total", r'forward_auth\.labels\("(\w+)"\)'),
-        ("tls_reloads_total", r'_reloads\.labels\("(\w+)"\)'),
+        ("tls_reloads_total", r'_reload_counter\.labels\("(\w+)"\)'),
         ("tls_handshake_failures_total", r'_failures\.labels\("(\w+)"(?: if [^\n]+ else "(\w+)")?\)'),
     ],
 )

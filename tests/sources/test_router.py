@@ -116,7 +116,7 @@ def test_no_route_is_a_404() -> None:
 
 def test_keys_belong_to_their_source() -> None:
     """Two sources may use the same key for different things."""
-    assert drafts("t", b"1", key="k")[0].deduplication_key == "s/k"
+    assert drafts("t", b"1", deduplication_key="k")[0].deduplication_key == "s/k"
 
 
 @given(st.binary(max_size=60), st.sampled_from(["t", "txt", "env"]))
@@ -183,7 +183,7 @@ def test_what_all_records_of_a_request_share_is_no_key_of_one() -> None:
     """Else a batch under one delivery id would be one event."""
     shared = {"headers.delivery": "d"}
     keys = {
-        mapped("orders", b'{"id": 7}', shared_values=shared, index=index).deduplication_key
+        mapped("orders", b'{"id": 7}', shared_values=shared, batch_index=index).deduplication_key
         for index in range(3)
     }
     assert len(keys) == 3
@@ -199,10 +199,10 @@ def test_a_time_that_is_none_is_rejected(at: str) -> None:
 
 def test_keys_that_no_log_stores_are_digests() -> None:
     """Too long, or with bytes that are no text: still the same for the same."""
-    long = drafts("t", b"1", key="k" * 300)[0].deduplication_key
+    long = drafts("t", b"1", deduplication_key="k" * 300)[0].deduplication_key
     assert long is not None and len(long) == 64
     assert (
         long
-        == drafts("t", b"1", key="k" * 300)[0].deduplication_key
-        != drafts("t", b"1", key="\udcff")[0].deduplication_key
+        == drafts("t", b"1", deduplication_key="k" * 300)[0].deduplication_key
+        != drafts("t", b"1", deduplication_key="\udcff")[0].deduplication_key
     )

@@ -89,8 +89,8 @@ def test_quiet_streams_that_end_at_one_age_are_counted_and_logged_once(world: Wo
         ([0.2] * 9, {}),
         ([20.0] * 9, {}),
         ([10.0] * 4 + [300.0] + [10.0] * 4, {}),
-        ([10.0] * 9, {"events": 1}),
-        ([10.0] * 9, {"closing": "draining"}),
+        ([10.0] * 9, {"events_sent": 1}),
+        ([10.0] * 9, {"close_reason": "draining"}),
     ],
     ids=["other ages", "at once", "after a heartbeat", "one that waits", "with events", "ended by us"],
 )

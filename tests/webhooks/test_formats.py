@@ -70,96 +70,96 @@ AWS = {"topic": "orders", "partition": 1, "offset": 9, "timestamp": 1_700_000_00
 CASES = [
     Case("one JSON value", post(b' {"a": 1}', topic="t"), [("t", b' {"a": 1}', {})], 200, "application/json", accepted(1)),
     Case("an array of a Connect sink", post(b'[{"a":1},"x"]', "application/json", topic="t"),
-         [("t", b'{"a":1}', {}), ("t", b'"x"', {"index": 1})], 200, "application/json", accepted(2)),
+         [("t", b'{"a":1}', {}), ("t", b'"x"', {"batch_index": 1})], 200, "application/json", accepted(2)),
     Case("lines of a Connect sink", post(b'{"a":1}\n{"a":2}', topic="t"),
-         [("t", b'{"a":1}', {}), ("t", b'{"a":2}', {"index": 1})], 200, "application/json", accepted(2)),
+         [("t", b'{"a":1}', {}), ("t", b'{"a":2}', {"batch_index": 1})], 200, "application/json", accepted(2)),
     Case("text", post(b"hello", "text/plain", topic="t"), [("t", b"hello", {})], 200, "application/json", accepted(1)),
     Case("octets", post(b"\xff\x00", "application/octet-stream", topic="t"),
          [("t", b"\xff\x00", {})], 200, "application/json", accepted(1)),
     Case("NDJSON", post(b'{"a":1}\n\n{"a":2}\n', "application/x-ndjson", topic="t"),
-         [("t", b'{"a":1}', {}), ("t", b'{"a":2}', {"index": 1})], 200, "application/json", accepted(2)),
+         [("t", b'{"a":1}', {}), ("t", b'{"a":2}', {"batch_index": 1})], 200, "application/json", accepted(2)),
     Case("Debezium", post(b'{"op":"c"}', "application/json", topic="t", shared_values={"headers.x-debezium-h": b64("v")}),
-         [("t", b'{"op":"c"}', {"shared": {"headers.x-debezium-h": b64("v")}})], 200, "application/json", accepted(1)),
-    Case("a retry by its key", post(b"[1,2]", topic="t", id="abc"),
-         [("t", b"1", {"key": "abc/0"}), ("t", b"2", {"key": "abc/1", "index": 1})], 200, "application/json", accepted(2)),
+         [("t", b'{"op":"c"}', {"shared_values": {"headers.x-debezium-h": b64("v")}})], 200, "application/json", accepted(1)),
+    Case("a retry by its key", post(b"[1,2]", topic="t", message_id="abc"),
+         [("t", b"1", {"deduplication_key": "abc/0"}), ("t", b"2", {"deduplication_key": "abc/1", "batch_index": 1})], 200, "application/json", accepted(2)),
     Case("REST Proxy v2, json", post(
             b'{"records":[{"key":"k","value":{"a" : 1},"partition":3},{"value":null},{"key":{"id":1},"value":"x"}]}',
             "application/vnd.kafka.json.v2+json", path="topics", topic="orders"),
-         [("orders", b'{"a" : 1}', {"values": {"partition": "3", "key": "k"}}),
-          ("orders", b"null", {"values": {"partition": "0"}, "index": 1}),
-          ("orders", b'"x"', {"values": {"partition": "0", "key": '{"id":1}'}, "index": 2})],
+         [("orders", b'{"a" : 1}', {"placeholder_values": {"partition": "3", "key": "k"}}),
+          ("orders", b"null", {"placeholder_values": {"partition": "0"}, "batch_index": 1}),
+          ("orders", b'"x"', {"placeholder_values": {"partition": "0", "key": '{"id":1}'}, "batch_index": 2})],
          200, V2, offsets((3, 0), (0, 0), (0, 0))),
     Case("REST Proxy v2, binary", post(
             json.dumps({"records": [{"key": b64("k"), "value": b64('{"a":1}')}]}).encode(),
             "application/vnd.kafka.binary.v2+json", path="topics", topic="orders", partition=4),
-         [("orders", b'{"a":1}', {"values": {"partition": "4", "key": "k"}})], 200, V2, offsets((4, 0))),
+         [("orders", b'{"a":1}', {"placeholder_values": {"partition": "4", "key": "k"}})], 200, V2, offsets((4, 0))),
     Case("Strimzi's bridge, text", post(
             json.dumps({"records": [{"value": "hello", "timestamp": 5, "headers": [{"key": "H", "value": b64("v")}]}]}).encode(),
             "application/vnd.kafka.text.v2+json", path="topics", topic="orders"),
-         [("orders", b"hello", {"values": {"partition": "0", "headers.h": "v"}, "timestamp": 5})], 200, V2, offsets((0, 0))),
+         [("orders", b"hello", {"placeholder_values": {"partition": "0", "headers.h": "v"}, "timestamp_ms": 5})], 200, V2, offsets((0, 0))),
     Case("REST Proxy v1", post(b'{"records":[{"value":1}]}', "application/vnd.kafka.json.v1+json", path="topics", topic="orders"),
-         [("orders", b"1", {"values": {"partition": "0"}})], 200, "application/vnd.kafka.v1+json", offsets((0, 0))),
+         [("orders", b"1", {"placeholder_values": {"partition": "0"}})], 200, "application/vnd.kafka.v1+json", offsets((0, 0))),
     Case("REST Proxy v1 without an embedded format", post(b'{"records":[{"key":null,"value":"aGk=","partition":null}]}',
             "application/vnd.kafka.v1+json", path="topics", topic="orders"),
-         [("orders", b"hi", {"values": {"partition": "0"}})], 200, "application/vnd.kafka.v1+json", offsets((0, 0))),
+         [("orders", b"hi", {"placeholder_values": {"partition": "0"}})], 200, "application/vnd.kafka.v1+json", offsets((0, 0))),
     Case("mq-bridge's tombstone", post(b"", topic="t", headers={"mqb.kafka.tombstone": "true"}),
          [("t", b"null", {})], 200, "application/json", accepted(1)),
     Case("REST Proxy v2 as plain JSON", post(b'{"records":[{"value":1}]}', "application/json", path="topics", topic="orders"),
-         [("orders", b"1", {"values": {"partition": "0"}})], 200, V2, offsets((0, 0))),
+         [("orders", b"1", {"placeholder_values": {"partition": "0"}})], 200, V2, offsets((0, 0))),
     Case("records elsewhere are data", post(b'{"records":[{"value":1}]}', "application/json", topic="t"),
          [("t", b'{"records":[{"value":1}]}', {})], 200, "application/json", accepted(1)),
     Case("REST Proxy v3, batch", post(
             b'{"entries":[{"id":"a","key":{"type":"STRING","data":"k"},"value":{"type":"JSON","data":{"n" : 1}},'
             b'"timestamp":"2026-01-01T00:00:00Z","partition_id":2},{"id":"b","value":{"type":"BINARY","data":"aGk="}}]}',
             "application/json", path="records:batch", topic="orders", cluster="c"),
-         [("orders", b'{"n" : 1}', {"values": {"partition": "2", "key": "k"}, "timestamp": 1_767_225_600_000}),
-          ("orders", b"hi", {"values": {"partition": "0"}, "index": 1})],
+         [("orders", b'{"n" : 1}', {"placeholder_values": {"partition": "2", "key": "k"}, "timestamp_ms": 1_767_225_600_000}),
+          ("orders", b"hi", {"placeholder_values": {"partition": "0"}, "batch_index": 1})],
          207, "application/json",
          f'{{"successes":[{{"id":"a","error_code":200,"cluster_id":"c","topic_name":"orders","partition_id":2,'
          f'"offset":{OFFSET},"timestamp":"2026-01-01T00:00:00.000Z","key":{{"size":1}},"value":{{"size":9}}}},'
          f'{{"id":"b","error_code":200,"cluster_id":"c","topic_name":"orders","partition_id":0,"offset":{OFFSET},'
          f'"timestamp":"2023-11-14T22:13:20.000Z","value":{{"size":2}}}}],"failures":[]}}'.encode()),
     Case("CloudEvents, binary", post(b'{"a":1}', "application/json", headers=CE),
-         [("order.created", b'{"a":1}', {"type": "order.created", "key": "/shop 17",
-           "values": {"ce.specversion": "1.0", "ce.type": "order.created", "ce.source": "/shop", "ce.id": "17"}})], 204, "", b""),
+         [("order.created", b'{"a":1}', {"type": "order.created", "deduplication_key": "/shop 17",
+           "placeholder_values": {"ce.specversion": "1.0", "ce.type": "order.created", "ce.source": "/shop", "ce.id": "17"}})], 204, "", b""),
     Case("CloudEvents, binary, without data", post(b"", headers=CE, topic="t"),
-         [("t", b"null", {"type": "order.created", "key": "/shop 17",
-           "values": {"ce.specversion": "1.0", "ce.type": "order.created", "ce.source": "/shop", "ce.id": "17"}})], 204, "", b""),
+         [("t", b"null", {"type": "order.created", "deduplication_key": "/shop 17",
+           "placeholder_values": {"ce.specversion": "1.0", "ce.type": "order.created", "ce.source": "/shop", "ce.id": "17"}})], 204, "", b""),
     Case("Knative's KafkaSource", post(b"raw", "application/octet-stream", headers=KNATIVE),
-         [("orders", b"raw", {"type": "dev.knative.kafka.event", "key": "/apis/v1/kafkasource#orders partition:2/offset:7",
-           "timestamp": 1_767_225_600_000, "values": {
+         [("orders", b"raw", {"type": "dev.knative.kafka.event", "deduplication_key": "/apis/v1/kafkasource#orders partition:2/offset:7",
+           "timestamp_ms": 1_767_225_600_000, "placeholder_values": {
              **{f"ce.{name[3:]}": text for name, text in KNATIVE.items()}, "ce.key": "k é", "key": "k é",
              "partition": "2", "offset": "7", "headers.trace": "t1"}})], 204, "", b""),
     Case("CloudEvents, structured", post(STRUCTURED, "application/cloudevents+json"),
-         [("order.created", b'{"a" : 1}', {"type": "order.created", "key": "/shop 17", "values": {
+         [("order.created", b'{"a" : 1}', {"type": "order.created", "deduplication_key": "/shop 17", "placeholder_values": {
              "ce.specversion": "1.0", "ce.id": "17", "ce.source": "/shop", "ce.type": "order.created", "ce.n": "5"}})], 204, "", b""),
     Case("CloudEvents, batch", post(
             b"[" + STRUCTURED + b',{"specversion":"1.0","id":"18","source":"/shop","type":"x","data_base64":"aGk="}]',
             "application/cloudevents-batch+json", topic="t"),
-         [("t", b'{"a" : 1}', {"type": "order.created", "key": "/shop 17", "values": {
+         [("t", b'{"a" : 1}', {"type": "order.created", "deduplication_key": "/shop 17", "placeholder_values": {
              "ce.specversion": "1.0", "ce.id": "17", "ce.source": "/shop", "ce.type": "order.created", "ce.n": "5"}}),
-          ("t", b"hi", {"type": "x", "key": "/shop 18", "index": 1, "values": {
+          ("t", b"hi", {"type": "x", "deduplication_key": "/shop 18", "batch_index": 1, "placeholder_values": {
              "ce.specversion": "1.0", "ce.id": "18", "ce.source": "/shop", "ce.type": "x"}})], 204, "", b""),
     Case("CloudEvents, an empty batch", post(b"[]", "application/cloudevents-batch+json"), [], 204, "", b""),
     Case("CloudEvents, text data", post(STRUCTURED.replace(b'{"a" : 1}', b'"hi","datacontenttype":"text/plain"'),
                                         "application/cloudevents+json", topic="t"),
-         [("t", b"hi", {"type": "order.created", "key": "/shop 17", "values": {
+         [("t", b"hi", {"type": "order.created", "deduplication_key": "/shop 17", "placeholder_values": {
              "ce.specversion": "1.0", "ce.id": "17", "ce.source": "/shop", "ce.type": "order.created", "ce.n": "5",
              "ce.datacontenttype": "text/plain"}})], 204, "", b""),
     Case("EventBridge Pipes", post(json.dumps([AWS]).encode(), "application/json"),
-         [("orders", b'{"a":1}', {"key": "arn:x/orders/1/9", "timestamp": 1_700_000_000_123,
-           "values": {"partition": "1", "offset": "9", "key": "k", "headers.trace": "t1"}})], 200, "application/json", accepted(1)),
+         [("orders", b'{"a":1}', {"deduplication_key": "arn:x/orders/1/9", "timestamp_ms": 1_700_000_000_123,
+           "placeholder_values": {"partition": "1", "offset": "9", "key": "k", "headers.trace": "t1"}})], 200, "application/json", accepted(1)),
     Case("MSK", post(json.dumps({"eventSource": "aws:kafka", "eventSourceArn": "arn:y",
                                  "records": {"orders-1": [{**AWS, "eventSourceArn": "", "value": None}]}}).encode()),
-         [("orders", b"null", {"key": "arn:y/orders/1/9", "timestamp": 1_700_000_000_123,
-           "values": {"partition": "1", "offset": "9", "key": "k", "headers.trace": "t1"}})], 200, "application/json", accepted(1)),
+         [("orders", b"null", {"deduplication_key": "arn:y/orders/1/9", "timestamp_ms": 1_700_000_000_123,
+           "placeholder_values": {"partition": "1", "offset": "9", "key": "k", "headers.trace": "t1"}})], 200, "application/json", accepted(1)),
     Case("words of AWS in data", post(b'{"note":"aws:kafka","x":"aws:kafka"}', topic="t"),
          [("t", b'{"note":"aws:kafka","x":"aws:kafka"}', {})], 200, "application/json", accepted(1)),
     Case("Event Hubs, one", post(b'{"a":1}', path="messages", topic="hub"), [("hub", b'{"a":1}', {})], 201, "", b""),
     Case("Event Hubs, a batch", post(
             b'[{"Body":"{\\"a\\":1}","UserProperties":{"Alert":"x","n":1},"BrokerProperties":{"PartitionKey":"k"}},{"Body":{"b":2}}]',
             "application/vnd.microsoft.servicebus.json", path="messages", topic="hub"),
-         [("hub", b'{"a":1}', {"values": {"headers.alert": "x", "headers.n": "1", "key": "k"}}), ("hub", b'{"b":2}', {"index": 1, "values": {}})],
+         [("hub", b'{"a":1}', {"placeholder_values": {"headers.alert": "x", "headers.n": "1", "key": "k"}}), ("hub", b'{"b":2}', {"batch_index": 1, "placeholder_values": {}})],
          201, "", b""),
 ]  # fmt: skip
 
@@ -170,7 +170,9 @@ def test_a_format(case: Case) -> None:
     parsed = parse_post(case.post)
     expected = [Record(topic, payload, **more) for topic, payload, more in case.records]
     expected = [
-        record if "shared" in more else Record(topic, payload, **{**more, "shared": case.post.shared_values})
+        record
+        if "shared_values" in more
+        else Record(topic, payload, **{**more, "shared_values": case.post.shared_values})
         for record, (topic, payload, more) in zip(expected, case.records, strict=True)
     ]
     assert list(parsed.records) == expected

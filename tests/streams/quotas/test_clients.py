@@ -124,7 +124,7 @@ async def test_a_newer_stream_on_another_node_replaces_too(
             newer = await nodes[(turn + 1) % 2].subscribe("/events/private?client=t", bearer("1"))
             assert (await closing(stream))["reason"] == "replaced"
             left = nodes[turn % 2].daemon.streams
-            await eventually(lambda left=left: not left.open)  # type: ignore[misc]
+            await eventually(lambda left=left: not left.active)  # type: ignore[misc]
             stream = newer
 
 
