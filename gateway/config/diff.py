@@ -1,6 +1,7 @@
-"""What a reload from one configuration to another does. Pure; `gateway.server.daemon.Daemon.commit` does it.
+"""The differences between two configurations, each with what a reload does about it. Pure.
 
-No value is shown that may be a secret: a change of one says that it changed.
+The effect of a setting is declared beside its field in the model (`gateway.config.model.section.Effect`).
+Values that may be secret are never shown: such a change says only that the value changed.
 """
 
 from collections.abc import Iterator
@@ -10,33 +11,17 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr, WithJsonSchema
 from pydantic.fields import FieldInfo
 
-from gateway.config.channel_catalog import ChannelCatalog, stream_schema_for
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.loader.issues import SECRET_KEYS, ConfigIssue, ConfigPath
-from gateway.config.model.config import AckConfig, ChannelConfig, Config
-from gateway.config.model.sources import RedisPubSubConfig, SourceConfig, WebhookConfig
+from gateway.config.model.auth import AuthConfig
+from gateway.config.model.config import Config
+from gateway.config.model.section import NO_EFFECT, Effect, Section
 from gateway.config.template import Template
-
-NEEDS_RESTART: tuple[ConfigPath, ...] = (
-    ("server", "listen"),
-    ("server", "admin"),
-    ("server", "base_path"),
-    ("server", "health_on_public"),
-    ("server", "workers"),
-    ("server", "development"),
-    ("broker",),
-)
-"""What a reload cannot change, beside whether the public port speaks TLS, and the log's own section."""
-
-RESTART_EFFECT = "needs a restart: a reload refuses the file"
-
-ACK_EFFECT = "streams that are asked already follow; others stay as they opened"
 
 MAX_VALUE_CHARS = 60
 """Characters of a value that is shown."""
 
 _UNIT_SUFFIXES = {"duration": "s", "rate": "/s", "size": "B"}
-
-_STREAM_SCHEMA_KEYS = ("payload", "format", "slow_client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,159 +30,93 @@ class ConfigChange:
 
     path: ConfigPath
     description: str
-    effect: str
+    effect: Effect
 
     @property
     def needs_restart(self) -> bool:
         """Whether a reload must refuse it."""
-        return self.effect == RESTART_EFFECT
+        return self.effect.needs_restart
 
     @property
     def issue(self) -> ConfigIssue:
-        """What is wrong with it, where a reload must refuse it."""
-        return ConfigIssue(self.path, f"{self.description}: {self.effect}")
+        """The error of a reload that must refuse it."""
+        return ConfigIssue(self.path, f"{self.description}: {self.effect.text}")
 
     def __str__(self) -> str:
         where = ".".join(str(part) for part in self.path)
-        return (
-            f"{where}: {self.description}: {self.effect}" if self.effect else f"{where}: {self.description}"
-        )
+        return ": ".join(filter(None, (where, self.description, self.effect.text)))
 
 
 def diff_configs(old: Config, new: Config) -> list[ConfigChange]:
     """Return what differs, in the order of the model."""
-    return [
-        *_restart_changes(old, new),
-        *_setting_changes(old, new),
-        *_ack_changes(old, new),
-        *_auth_changes(old, new),
-        *_source_changes(old, new),
-        *_channel_changes(old, new),
-    ]
+    changes: list[ConfigChange] = []
+    for name in Config.model_fields:
+        if name == "auth":
+            changes += _auth_changes(old, new)
+        elif name == "sources":
+            changes += _source_changes(old, new)
+        elif name == "channels":
+            changes += _channel_changes(old, new)
+        else:
+            changes += _field_changes(Config, name, old, new, ())
+    return changes
 
 
-def changes_needing_restart(old: Config, new: Config) -> list[ConfigChange]:
-    """Return what a reload must refuse."""
-    return list(_restart_changes(old, new))
+def _section_changes(
+    old: Section, new: Section, path: ConfigPath, inherited: Effect = NO_EFFECT
+) -> Iterator[ConfigChange]:
+    for name in type(new).model_fields:
+        yield from _field_changes(type(new), name, old, new, path, inherited)
 
 
-def channels_with_changed_access(old: Config, new: Config) -> frozenset[str]:
-    """Return the channels (declared names) that are in both and have another ``access``."""
-    return frozenset(
-        name
-        for name, channel in new.channels.items()
-        if name in old.channels and old.channels[name].access != channel.access
-    )
-
-
-def have_origins_changed(old: Config, new: Config) -> bool:
-    """Tell whether a list of origins differs, so that pages with open streams must be looked at."""
-    return old.cors.origins != new.cors.origins or any(
-        name in old.channels and old.channels[name].cors != channel.cors
-        for name, channel in new.channels.items()
-    )
-
-
-def _restart_changes(old: Config, new: Config) -> Iterator[ConfigChange]:
-    for path in NEEDS_RESTART:
-        before, after = _value_at(old, path), _value_at(new, path)
-        if isinstance(before, BaseModel):
-            for key, values in _changed_keys(before, after):
-                yield ConfigChange((*path, *key), values, RESTART_EFFECT)
-        elif before != after:
-            yield ConfigChange(path, _describe_change(path, before, after), RESTART_EFFECT)
-    if (old.server.tls is None) != (new.server.tls is None):
-        yield ConfigChange(
-            ("server", "tls"), "added" if old.server.tls is None else "removed", RESTART_EFFECT
-        )
-    for key, values in _changed_keys(old.log, new.log):
-        yield ConfigChange(("log", *key), values, RESTART_EFFECT)
-
-
-def _setting_changes(old: Config, new: Config) -> Iterator[ConfigChange]:
-    """Yield the differences of the sections that are settings and nothing more."""
-    for section in ("server", "check", "cors", "timeouts", "limits"):
-        for key, values in _changed_keys(getattr(old, section), getattr(new, section)):
-            path = (section, *key)
-            if any(path[: len(known)] == known for known in NEEDS_RESTART):
-                continue
-            if path == ("server", "tls"):
-                continue  # told above
-            yield ConfigChange(path, values, _setting_effect(path))
-
-
-def _ack_changes(old: Config, new: Config) -> Iterator[ConfigChange]:
-    if isinstance(old.ack, AckConfig) and isinstance(new.ack, AckConfig):
-        for key, values in _changed_keys(old.ack, new.ack):
-            yield ConfigChange(("ack", *key), values, ACK_EFFECT)
-    elif old.ack != new.ack:
-        effect = "nobody is asked any more" if new.ack == "none" else "for streams that open from now on"
-        yield ConfigChange(("ack",), "switched off" if new.ack == "none" else "switched on", effect)
-
-
-def _setting_effect(path: ConfigPath) -> str:
-    if path == ("cors", "origins"):
-        return "streams of pages that may not read any more close"
-    if path == ("timeouts", "connection"):
-        return "for streams that open from now on"
-    if path[0] == "limits" and str(path[1]).startswith("connections"):
-        return "streams that are open stay"
-    return ""
+def _field_changes(
+    section: type[Section],
+    name: str,
+    old: Section,
+    new: Section,
+    path: ConfigPath,
+    inherited: Effect = NO_EFFECT,
+) -> Iterator[ConfigChange]:
+    """Yield what differs in a field, key by key where it holds a section in both."""
+    before, after, field = getattr(old, name), getattr(new, name), section.model_fields[name]
+    path, effect = (*path, field.alias or name), section.effect_of(name, inherited)
+    if isinstance(before, Section) and type(before) is type(after):
+        yield from _section_changes(before, after, path, effect)
+    elif before != after:
+        yield ConfigChange(path, _describe_change(path, before, after, _schema_title(field)), effect)
 
 
 def _auth_changes(old: Config, new: Config) -> Iterator[ConfigChange]:
-    if old.auth == new.auth:
-        return
-    before = {} if old.auth is None else dict(old.auth)
-    after = {} if new.auth is None else dict(new.auth)
-    for key in {**before, **after}:
-        was, now = before.get(key), after.get(key)
-        if was == now:
-            continue
-        effect = ""
-        if key == "jwt" and not all(jwt in (now or ()) for jwt in was or ()):
-            effect = "streams that a token or ticket opened close, and are decided about anew"
-        elif key == "forward" and was is not None:
-            effect = "streams that it or a ticket opened close, and are decided about anew"
-        yield ConfigChange(("auth", key), _describe_presence(was, now), effect)
+    for name in AuthConfig.model_fields:
+        before, after = getattr(old.auth, name, None), getattr(new.auth, name, None)
+        if before != after:
+            effect = AuthConfig.effect_of(name)
+            is_concerned = effect.condition(before, after)
+            yield ConfigChange(
+                ("auth", name), _describe_presence(before, after), effect if is_concerned else NO_EFFECT
+            )
 
 
 def _source_changes(old: Config, new: Config) -> Iterator[ConfigChange]:
     for name in {**old.sources, **new.sources}:
-        was, now = old.sources.get(name), new.sources.get(name)
+        before, after = old.sources.get(name), new.sources.get(name)
         path: ConfigPath = ("sources", name)
-        if was is None or now is None:
-            yield ConfigChange(path, _describe_presence(was, now), "starts" if was is None else "stops")
-        elif was.type != now.type:
-            yield ConfigChange(
-                (*path, "type"), _describe_change((*path, "type"), was.type, now.type), "starts anew"
-            )
+        if before is None or after is None:
+            effect = Effect("starts" if before is None else "stops")
+            yield ConfigChange(path, _describe_presence(before, after), effect)
+        elif before.type != after.type:
+            path = (*path, "type")
+            description = _describe_change(path, before.type, after.type)
+            yield ConfigChange(path, description, Effect("stops; another source starts in its place"))
         else:
-            restarts = was.connection_settings != now.connection_settings and not isinstance(
-                now, WebhookConfig
-            )
-            for key, values in _changed_keys(was, now):
-                own = key[0] in now.connection_settings
-                yield ConfigChange((*path, *key), values, _reconnect_effect(now) if own and restarts else "")
-            if not restarts and (feeds := _routed_topics(old, name)) != _routed_topics(new, name):
-                added, gone = (
-                    sorted(_routed_topics(new, name) - feeds),
-                    sorted(feeds - _routed_topics(new, name)),
-                )
-                told = [f"+{topic}" for topic in added] + [f"-{topic}" for topic in gone]
-                yield ConfigChange((*path, "topics"), " ".join(told), _topics_effect(now))
-
-
-def _reconnect_effect(source: SourceConfig) -> str:
-    if isinstance(source, RedisPubSubConfig):
-        return "connects again; its channels are told a gap if no other node reads on"
-    return "connects again, and goes on where it was"
-
-
-def _topics_effect(source: SourceConfig) -> str:
-    if isinstance(source, RedisPubSubConfig):
-        return "subscribes and unsubscribes; the connection stays"
-    return "" if isinstance(source, WebhookConfig) else "connects again, and goes on where it was"
+            changes = list(_section_changes(before, after, path))
+            yield from changes
+            topics, wanted = _routed_topics(old, name), _routed_topics(new, name)
+            reconnects = any(change.effect is after.reload_effect is not NO_EFFECT for change in changes)
+            if topics != wanted and not reconnects:
+                signed = [f"+{topic}" for topic in sorted(wanted - topics)]
+                signed += [f"-{topic}" for topic in sorted(topics - wanted)]
+                yield ConfigChange((*path, "topics"), " ".join(signed), after.topics_effect)
 
 
 def _routed_topics(config: Config, source: str) -> frozenset[str]:
@@ -211,30 +130,19 @@ def _routed_topics(config: Config, source: str) -> frozenset[str]:
 
 def _channel_changes(old: Config, new: Config) -> Iterator[ConfigChange]:
     for name in {**old.channels, **new.channels}:
-        was, now = old.channels.get(name), new.channels.get(name)
+        before, after = old.channels.get(name), new.channels.get(name)
         path: ConfigPath = ("channels", name)
-        if was is None:
-            yield ConfigChange(path, "added", _added_channel_effect(old, new, name))
-        elif now is None:
-            yield ConfigChange(
-                path,
-                "removed",
-                f"its streams close; whoever comes back gets {_describe_replacement(new, name)}",
-            )
+        if before is None:
+            yield ConfigChange(path, "added", Effect(_added_channel_effect(old, new, name)))
+        elif after is None:
+            effect = f"its streams close; clients that return get {_describe_replacement(new, name)}"
+            yield ConfigChange(path, "removed", Effect(effect))
         else:
-            closes = stream_schema_for(name, was) != stream_schema_for(name, now)
-            for key, values in _changed_keys(was, now):
-                yield ConfigChange(
-                    (*path, *key),
-                    values,
-                    _channel_setting_effect(str(key[0]), closes and _changes_stream_schema(key, was, now)),
-                )
-    if list(old.channels) != [name for name in new.channels if name in old.channels]:
-        moved = [name for name in new.channels if name in old.channels and not Template(name).is_exact]
-        if moved != [name for name in old.channels if name in moved]:
-            yield ConfigChange(
-                ("channels",), "templates in another order", "streams of names that move close"
-            )
+            yield from _section_changes(before, after, path)
+    kept = [name for name in new.channels if name in old.channels and not Template(name).is_exact]
+    if kept != [name for name in old.channels if name in kept]:
+        moved = Effect("streams of names that another template takes over close")
+        yield ConfigChange(("channels",), "templates in another order", moved)
 
 
 def _added_channel_effect(old: Config, new: Config, name: str) -> str:
@@ -266,37 +174,6 @@ def _overlapping_templates(config: Config, name: str) -> list[str]:
     return [each for each in others if template.may_overlap(Template(each))]
 
 
-def _channel_setting_effect(key: str, closes: bool) -> str:
-    if closes:
-        return "its streams close, and may come back at once"
-    return {
-        "access": "streams that the rule does not let in close",
-        "cors": "streams of pages that may not read any more close",
-        "history": "for events from now on",
-        "ack": ACK_EFFECT,
-    }.get(key, "")
-
-
-def _changes_stream_schema(key: ConfigPath, was: ChannelConfig, now: ChannelConfig) -> bool:
-    if key[0] == "history":
-        return isinstance(was.history, str) != isinstance(now.history, str)
-    return key[0] in _STREAM_SCHEMA_KEYS
-
-
-def _changed_keys(was: BaseModel, now: BaseModel) -> Iterator[tuple[ConfigPath, str]]:
-    """Yield the keys of a section that differ, as the file spells them, and their values."""
-    for name, field in type(now).model_fields.items():
-        before, after = getattr(was, name), getattr(now, name)
-        key = field.alias or name
-        if before == after:
-            continue
-        if isinstance(before, BaseModel) and type(before) is type(after):
-            for below, values in _changed_keys(before, after):
-                yield (key, *below), values
-        else:
-            yield (key,), _describe_change((key,), before, after, _schema_title(field))
-
-
 def _schema_title(field: FieldInfo) -> str:
     """Return what a key's values are called in the schema: a duration, a size."""
     # Of `Rate | None` the metadata lies inside the union.
@@ -315,7 +192,7 @@ def _describe_change(path: ConfigPath, before: Any, after: Any, title: str = "")
 
 
 def _describe_presence(before: object, after: object) -> str:
-    return "added" if before is None else "removed" if after is None else "changed"
+    return "added" if before in (None, "none") else "removed" if after in (None, "none") else "changed"
 
 
 def _is_displayable(value: Any) -> bool:
@@ -334,10 +211,3 @@ def _format_value(value: Any, title: str = "") -> str:
     if isinstance(value, list):
         return "[" + ", ".join(str(each) for each in value) + "]"
     return str(value)
-
-
-def _value_at(config: Config, path: ConfigPath) -> Any:
-    found: Any = config
-    for part in path:
-        found = getattr(found, str(part))
-    return found

@@ -11,8 +11,9 @@ from gateway import __version__
 from gateway.auth.backends import AuthBackends
 from gateway.auth.revocation import ReconfigurationRule
 from gateway.broker.memory import MemoryBroker
-from gateway.config.diff import channels_with_changed_access, have_origins_changed
+from gateway.config.diff import diff_configs
 from gateway.config.model.config import Config
+from gateway.config.model.section import CHECKS_ACCESS, CHECKS_ORIGINS
 from gateway.core.errors import StartupError, Unavailable
 from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
 from gateway.http.tls.context import LoadedCertificate
@@ -135,7 +136,7 @@ class Daemon(Components):
         All changes in one turn of the loop. Only sources that must connect again take longer, by
         themselves. `gateway.config.diff` says what changes; keep the two in step.
         """
-        old, config = self.config, prepared.config
+        config, changes = prepared.config, diff_configs(self.config, prepared.config)
         limits, timeouts = config.limits, config.timeouts
         self.config, self.max_descriptors = config, prepared.max_descriptors
         # 1. What the log's events become, and who hears them.
@@ -177,9 +178,11 @@ class Daemon(Components):
         # 4. Streams that may not go on; the others do not notice.
         withdrawal = ReconfigurationRule(
             self.catalog,
-            changed_rules=channels_with_changed_access(old, config),
+            changed_rules=[str(each.path[1]) for each in changes if each.effect is CHECKS_ACCESS],
             revoked_grants=void,
-            origin_check=self.cors.refusing_rule if have_origins_changed(old, config) else None,
+            origin_check=self.cors.refusing_rule
+            if any(each.effect is CHECKS_ORIGINS for each in changes)
+            else None,
         )
         self.authenticator.apply_revocation(withdrawal)
         ended = self.streams.revoke(withdrawal)

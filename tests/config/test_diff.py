@@ -1,4 +1,4 @@
-"""What a reload would do, as ``sse-gateway diff`` and the log tell it."""
+"""The differences that ``sse-gateway diff`` prints and a reload logs."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from gateway.cli.main import main
-from gateway.config.diff import ACK_EFFECT, diff_configs
+from gateway.config.diff import diff_configs
 from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
+from gateway.config.model.section import CHANGES_ACKS
 from tests.support.gateway import BASE, merged
 
 SOURCES = {
@@ -39,7 +40,7 @@ CLOSES = "its streams close, and may come back at once"
 
 
 @pytest.mark.parametrize(
-    ("over", "told"),
+    ("over", "expected"),
     [
         ({}, []),
         ({"timeouts": {"heartbeat": "9s"}}, ["timeouts.heartbeat: 15s to 9s"]),
@@ -68,26 +69,25 @@ CLOSES = "its streams close, and may come back at once"
         (
             {"cors": {"origins": ["https://a.example"]}},
             [
-                "cors.origins: [] to [https://a.example]: streams of pages that may not read any more close",
+                "cors.origins: [] to [https://a.example]: streams of pages that may no longer read close",
             ],
         ),
         (
             {"auth": {"jwt": {"secret": "z" * 40}}},
-            ["auth.jwt: changed: streams that a token or ticket opened close, and are decided about anew"],
+            ["auth.jwt: changed: streams opened with a token or a ticket close, and are authorized again when they return"],
         ),
         ({"auth": {"tickets": {"lifetime": "1m"}}}, ["auth.tickets: added"]),
         (
             {"sources": {"app": {"url": "redis://:other@two"}}},
             [
-                "sources.app.url: changed: connects again; its channels are told a gap if no other node"
-                " reads on"
+                "sources.app.url: changed: reconnects; its channels report a gap if no other node reads on"
             ],
         ),
         (
             {"sources": {"stream": {"timeout": "9s"}, "app": {"critical": True}}},
             [
                 "sources.app.critical: False to True",
-                "sources.stream.timeout: 5s to 9s: connects again, and goes on where it was",
+                "sources.stream.timeout: 5s to 9s: reconnects, and continues where it was",
             ],
         ),
         ({"sources": {"more": SOURCES["hooks"]}}, ["sources.more: added: starts"]),
@@ -102,27 +102,27 @@ CLOSES = "its streams close, and may come back at once"
         (
             {"channels": {"log": None}},
             [
-                "sources.stream.topics: -log: connects again, and goes on where it was",
-                "channels.log: removed: its streams close; whoever comes back gets 404",
+                "sources.stream.topics: -log: reconnects, and continues where it was",
+                "channels.log: removed: its streams close; clients that return get 404",
             ],
         ),
         ({"channels": {"orders": {"format": "data"}}}, [f"channels.orders.format: envelope to data: {CLOSES}"]),
-        ({"channels": {"orders": {"history": "none"}}}, [f"channels.orders.history: changed: {CLOSES}"]),
+        ({"channels": {"orders": {"history": "none"}}}, [f"channels.orders.history: removed: {CLOSES}"]),
         (
             {"channels": {"orders": {"history": {"events": 5}}}},
             ["channels.orders.history.events: 1000 to 5: for events from now on"],
         ),
-        ({"ack": {}}, ["ack: switched on: for streams that open from now on"]),
+        ({"ack": {}}, [f"ack: added: {CHANGES_ACKS.text}"]),
         (
             {"channels": {"orders": {"ack": {"interval": "9s"}}, "stock": {"ack": "none"}}},
             [
-                f"channels.orders.ack: added: {ACK_EFFECT}",
-                f"channels.stock.ack: nothing to none: {ACK_EFFECT}",
+                f"channels.orders.ack: added: {CHANGES_ACKS.text}",
+                f"channels.stock.ack: nothing to none: {CHANGES_ACKS.text}",
             ],
         ),
         (
             {"channels": {"orders": {"access": "token"}}},
-            ["channels.orders.access: public to token: streams that the rule does not let in close"],
+            ["channels.orders.access: public to token: streams that the rule no longer lets in close"],
         ),
         (
             {
@@ -137,7 +137,7 @@ CLOSES = "its streams close, and may come back at once"
                 "sources.hooks.topics: +a.{b}.{id}",
                 "sources.app.topics: +vip:{id} +{id}.x -user:{id}: subscribes and unsubscribes;"
                 " the connection stays",
-                "channels.user.{id}: removed: its streams close; whoever comes back gets user.vip.{id} where"
+                "channels.user.{id}: removed: its streams close; clients that return get user.vip.{id} where"
                 " that has the name, else 404",
                 "channels.a.{b}.{id}: added",
                 "channels.user.vip.{id}: added",
@@ -154,9 +154,9 @@ CLOSES = "its streams close, and may come back at once"
         ),
     ],
 )  # fmt: skip
-def test_each_difference_says_what_becomes_of_it(over: Any, told: list[str]) -> None:
+def test_each_difference_says_what_becomes_of_it(over: Any, expected: list[str]) -> None:
     """Ops read this before a deploy: nothing may be missing, and nothing said that does not happen."""
-    assert [str(change) for change in diff_configs(config(), config(over))] == told
+    assert [str(change) for change in diff_configs(config(), config(over))] == expected
 
 
 def test_a_source_of_another_type(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_a_source_of_another_type(tmp_path: Path) -> None:
     over = {"sources": {"app": {"type": "redis-stream"}}}
     changes = diff_configs(config(), config(over))
     assert [str(change) for change in changes] == [
-        "sources.app.type: redis-pubsub to redis-stream: starts anew"
+        "sources.app.type: redis-pubsub to redis-stream: stops; another source starts in its place"
     ]
 
 
-def test_no_secret_is_told() -> None:
+def test_secrets_are_not_shown() -> None:
     """What `diff` prints goes into pull requests."""
     over = {
         "server": {"admin_token": "NEVER" * 5},
@@ -179,12 +179,12 @@ def test_no_secret_is_told() -> None:
             "hooks": {"verify": {"none": None, "bearer": ["NEVER" * 5]}},
         },
     }
-    told = [
+    lines = [
         str(change)
         for change in [*diff_configs(config(), config(over)), *diff_configs(config(over), config())]
     ]
-    assert len(told) == 12
-    assert "NEVER" not in "".join(told) and "secret" not in "".join(told)
+    assert len(lines) == 12
+    assert "NEVER" not in "".join(lines) and "secret" not in "".join(lines)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,19 +214,19 @@ def test_who_takes_over_a_name() -> None:
     old, vip = config(), config(first)
     channels = dict(sorted(vip.channels.items(), key=lambda item: item[0] != "user.vip.{id}"))
     vip = vip.model_copy(update={"channels": channels})
-    told = {str(each) for each in diff_configs(old, vip)}
+    lines = {str(each) for each in diff_configs(old, vip)}
     takes = "streams of user.{id} whose names it takes over close and may come back"
-    assert f"channels.user.vip.{{id}}: added: {takes}" in told
+    assert f"channels.user.vip.{{id}}: added: {takes}" in lines
     assert "channels.user.vip.{id}: added" in {str(each) for each in diff_configs(old, config(first))}
     fixed = {"channels": {"user.7": {"from": [{"source": "app", "topic": "user:7"}], "access": "token"}}}
-    told = {str(each) for each in diff_configs(config(fixed), old)}
-    assert "channels.user.7: removed: its streams close; whoever comes back gets one of user.{id}" in told
+    lines = {str(each) for each in diff_configs(config(fixed), old)}
+    assert "channels.user.7: removed: its streams close; clients that return get one of user.{id}" in lines
 
 
 def test_acknowledgement_that_is_on() -> None:
     """Another interval is followed by whom it concerns; switched off, nobody is closed any more."""
     on, slower = config({"ack": {}}), config({"ack": {"interval": "45s"}})
-    assert [str(each) for each in diff_configs(on, slower)] == [f"ack.interval: 30s to 45s: {ACK_EFFECT}"]
-    assert [str(each) for each in diff_configs(on, config())] == [
-        "ack: switched off: nobody is asked any more"
+    assert [str(each) for each in diff_configs(on, slower)] == [
+        f"ack.interval: 30s to 45s: {CHANGES_ACKS.text}"
     ]
+    assert [str(each) for each in diff_configs(on, config())] == [f"ack: removed: {CHANGES_ACKS.text}"]

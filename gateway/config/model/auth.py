@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema
 
 from gateway.config.model import patterns
 from gateway.config.model.paths import File
-from gateway.config.model.section import Section, yaml_default
+from gateway.config.model.section import Effect, Section, yaml_default
 from gateway.config.model.value_types import (
     Boolean,
     Duration,
@@ -267,15 +267,27 @@ _AUTH_RULES: dict[str, Any] = {
 }
 
 
+_DISTRUSTS_ISSUERS = Effect(
+    "streams opened with a token or a ticket close, and are authorized again when they return",
+    condition=lambda before, after: not all(issuer in (after or ()) for issuer in before or ()),
+)
+_DISTRUSTS_FORWARD = Effect(
+    "streams opened by forward auth or with a ticket close, and are authorized again when they return",
+    condition=lambda before, after: before is not None,
+)
+
+
 class AuthConfig(Section):
     """Where credentials are looked for: ``Authorization: Bearer`` first, then the cookie, then the query."""
 
     model_config = ConfigDict(json_schema_extra=_AUTH_RULES)
 
-    jwt: Issuers | None = Field(None, description="one issuer of tokens, or a list, each with its issuer")
+    jwt: Annotated[Issuers | None, _DISTRUSTS_ISSUERS] = Field(
+        None, description="one issuer of tokens, or a list, each with its issuer"
+    )
     cookie: CookieName | None = Field(None, description="a cookie of this name may hold the token")
     query: QueryName | None = Field(
         None, description="a query value of this name may hold the token; such URLs end up in others' logs"
     )
     tickets: TicketsConfig | None = None
-    forward: ForwardConfig | None = None
+    forward: Annotated[ForwardConfig | None, _DISTRUSTS_FORWARD] = None

@@ -6,7 +6,7 @@ Every key here does something; a key for a later feature is an unknown key until
 import re
 from collections.abc import Sequence
 from ipaddress import ip_network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -14,7 +14,21 @@ from gateway.config.loader.issues import suggest_nearest
 from gateway.config.model import patterns
 from gateway.config.model.auth import AuthConfig
 from gateway.config.model.paths import SQLITE_URL, resolve_url_files
-from gateway.config.model.section import Section, section_default, validate_redis_url, yaml_default
+from gateway.config.model.section import (
+    CHANGES_ACKS,
+    CHECKS_ACCESS,
+    CHECKS_ORIGINS,
+    CLOSES_STREAMS,
+    KEEPS_STREAMS,
+    NEEDS_RESTART,
+    NEW_EVENTS_ONLY,
+    NEW_STREAMS_ONLY,
+    Effect,
+    Section,
+    section_default,
+    validate_redis_url,
+    yaml_default,
+)
 from gateway.config.model.sources import SourceConfig
 from gateway.config.model.tls import TlsConfig
 from gateway.config.model.value_types import (
@@ -136,17 +150,19 @@ BasePath = Annotated[
 class ServerConfig(Section):
     """Where the gateway listens."""
 
-    listen: ListenOneOrMany = yaml_default(
+    listen: Annotated[ListenOneOrMany, NEEDS_RESTART] = yaml_default(
         "0.0.0.0:8080",
         "public: subscribe, webhooks; host:port, *:port (IPv4 and IPv6), unix:/path, or a list of them",
     )
-    admin: Listen = yaml_default("127.0.0.1:9090", "metrics, health, status; keep it private; or unix:/path")
-    base_path: BasePath = Field(
+    admin: Annotated[Listen, NEEDS_RESTART] = yaml_default(
+        "127.0.0.1:9090", "metrics, health, status; keep it private; or unix:/path"
+    )
+    base_path: Annotated[BasePath, NEEDS_RESTART] = Field(
         "",
         description="in front of all public paths, for a proxy that cannot take it off: /sse serves"
         " /sse/events, /sse/hooks, /sse/client.js",
     )
-    health_on_public: Boolean = Field(
+    health_on_public: Annotated[Boolean, NEEDS_RESTART] = Field(
         False,
         description="true: /healthz and /readyz are on the public port too, with their status only, for"
         " platforms that know one port",
@@ -164,17 +180,17 @@ class ServerConfig(Section):
         description="other names of the admin port, such as gateway.monitoring.svc; without a token, and on"
         " loopback, a Host with a dot that is not listed is refused, unless it is an IP address",
     )
-    development: Boolean = Field(
+    development: Annotated[Boolean, NEEDS_RESTART] = Field(
         False,
         description="true: who may ask the admin port reads any channel, whatever its access, and sends"
         " events, in the console's try-it panel; not for production",
     )
-    workers: Workers = Field(
+    workers: Annotated[Workers, NEEDS_RESTART] = Field(
         1,
         description="processes that share the port, each a node with limits of its own;"
         " auto: one per core; more than one need a broker.url other than memory://",
     )
-    tls: TlsConfig | None = None
+    tls: Annotated[TlsConfig | None, NEEDS_RESTART] = None
     trusted_proxies: list[Network] = Field(
         [ip_network("127.0.0.0/8"), ip_network("::1/128")],
         description="networks whose X-Forwarded-For is believed; they have no limit as addresses themselves",
@@ -306,7 +322,7 @@ class BrokerConfig(Section):
 class CorsConfig(Section):
     """Which web pages may read. Without origins no page of another origin can."""
 
-    origins: list[Origin] = Field(
+    origins: Annotated[list[Origin], CHECKS_ORIGINS] = Field(
         [], description="exact, or one leading wildcard label (https://*.example.com), or '*' alone"
     )
     credentials: Boolean = Field(False, description="allow cookies (EventSource's withCredentials)")
@@ -324,7 +340,9 @@ class TimeoutsConfig(Section):
     )
     write: Duration = yaml_default("20s", "a client that takes nothing for this long is disconnected")
     request: Duration = yaml_default("10s", "headers and body of a request")
-    connection: Duration = yaml_default("1h", "maximum age of a stream, jittered by 20 %")
+    connection: Annotated[Duration, NEW_STREAMS_ONLY] = yaml_default(
+        "1h", "maximum age of a stream, jittered by 20 %"
+    )
     retry: Duration = yaml_default("3s", "reconnect delay told to clients, jittered when many are told")
     pre_drain: DurationOrZero = yaml_default(
         "5s", "after SIGTERM, how long a node serves on while /readyz answers 503, for balancers to see it"
@@ -335,14 +353,14 @@ class TimeoutsConfig(Section):
 
 
 class LimitsConfig(Section):
-    connections: PositiveInt = Field(15000, description="streams per node")
+    connections: Annotated[PositiveInt, KEEPS_STREAMS] = Field(15000, description="streams per node")
     connect_rate: Rate | None = Field(
         None, description="streams opened, per node; more are told to come back at a time of their own"
     )
-    connections_per_user: PositiveInt | None = Field(
+    connections_per_user: Annotated[PositiveInt | None, KEEPS_STREAMS] = Field(
         10, description="streams of one token's subject, over all nodes; null: any number"
     )
-    connections_per_address: PositiveInt | None = Field(
+    connections_per_address: Annotated[PositiveInt | None, KEEPS_STREAMS] = Field(
         1000, description="connections and streams of one client address (IPv6: /64), per node"
     )
     connect_rate_per_address: Rate | None = yaml_default(
@@ -368,6 +386,8 @@ class RouteConfig(Section):
 
 
 class HistoryConfig(Section):
+    reload_effect: ClassVar[Effect] = NEW_EVENTS_ONLY
+
     events: EventCount = Field(1000, description="kept at the most, per channel")
     age: DurationOrNull = yaml_default("5m", "null: kept until the count pushes it out")
 
@@ -424,24 +444,26 @@ class ChannelConfig(Section):
     """A name that clients subscribe to."""
 
     from_: list[RouteConfig] = Field(alias="from", min_length=1, description="what feeds the channel")
-    payload: Literal["json", "text", "envelope"] = Field(
+    payload: Annotated[Literal["json", "text", "envelope"], CLOSES_STREAMS] = Field(
         "json", description="envelope: the record is {type, payload, timestamp}"
     )
-    format: Literal["envelope", "data", "message"] = Field(
+    format: Annotated[Literal["envelope", "data", "message"], CLOSES_STREAMS] = Field(
         "envelope", description="what clients get; message: the envelope, but no event is named by its type"
     )
-    history: Annotated[Literal["none"] | HistoryConfig, BeforeValidator(_history)] = section_default(
-        HistoryConfig, "none: fan-out only; events carry no id"
+    history: Annotated[Literal["none"] | HistoryConfig, BeforeValidator(_history), CLOSES_STREAMS] = (
+        section_default(HistoryConfig, "none: fan-out only; events carry no id")
     )
-    slow_client: SlowClient = Field(
+    slow_client: Annotated[SlowClient, CLOSES_STREAMS] = Field(
         "disconnect",
         description="for who reads too slowly: disconnect when what was missed is gone; skip: a gap then,"
         " and the oldest still held; conflate: of what was missed only the newest event of each type,"
         " or of each type and key; for channels that tell a state",
     )
-    access: Access = Field(description="who may read; a mapping names claims that a token must have")
-    cors: ChannelCorsConfig | None = None
-    ack: AckSetting | None = Field(
+    access: Annotated[Access, CHECKS_ACCESS] = Field(
+        description="who may read; a mapping names claims that a token must have"
+    )
+    cors: Annotated[ChannelCorsConfig | None, CHECKS_ORIGINS] = None
+    ack: Annotated[AckSetting | None, CHANGES_ACKS] = Field(
         None, description="replaces the global one for this channel; none: it asks nobody"
     )
     stale_after: Duration | None = Field(
@@ -461,13 +483,13 @@ class Config(Section):
     model_config = ConfigDict(title="sse-gateway configuration")
 
     server: ServerConfig = section_default(ServerConfig)
-    log: LoggingConfig = section_default(LoggingConfig)
+    log: Annotated[LoggingConfig, NEEDS_RESTART] = section_default(LoggingConfig)
     check: CheckConfig = section_default(CheckConfig)
-    broker: BrokerConfig = section_default(BrokerConfig)
+    broker: Annotated[BrokerConfig, NEEDS_RESTART] = section_default(BrokerConfig)
     cors: CorsConfig = section_default(CorsConfig)
     timeouts: TimeoutsConfig = section_default(TimeoutsConfig)
     limits: LimitsConfig = section_default(LimitsConfig)
-    ack: AckSetting = Field(
+    ack: Annotated[AckSetting, CHANGES_ACKS] = Field(
         "none", description="heartbeats that clients answer, on all channels that do not say otherwise"
     )
     auth: AuthConfig | None = None

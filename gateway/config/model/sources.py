@@ -3,13 +3,22 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator
 
 from gateway.config.model import patterns
 from gateway.config.model.paths import File, resolve_url_files
-from gateway.config.model.section import Section, section_default, validate_redis_url, yaml_default
+from gateway.config.model.section import (
+    NO_EFFECT,
+    RECONNECTS,
+    RECONNECTS_WITH_GAP,
+    Effect,
+    Section,
+    section_default,
+    validate_redis_url,
+    yaml_default,
+)
 from gateway.config.model.value_types import (
     MAX_PORT,
     Boolean,
@@ -76,24 +85,32 @@ class EventMappingConfig(Section):
 
 
 class BaseSourceConfig(Section):
-    event: EventMappingConfig = section_default(
+    reload_effect: ClassVar[Effect] = RECONNECTS
+    topics_effect: ClassVar[Effect] = RECONNECTS
+    """What a reload does about another set of topics."""
+
+    event: Annotated[EventMappingConfig, NO_EFFECT] = section_default(
         EventMappingConfig, "what of a record becomes the event; not its payload"
     )
-    stale_after: Duration | None = Field(
+    stale_after: Annotated[Duration | None, NO_EFFECT] = Field(
         None,
         description="silent for longer, and source_stale is 1; on the node that reads it or is posted to",
     )
-    critical: Boolean = Field(False, description="while this source is down or stale, /readyz answers 503")
+    critical: Annotated[Boolean, NO_EFFECT] = Field(
+        False, description="while this source is down or stale, /readyz answers 503"
+    )
 
     @property
     def connection_settings(self) -> Mapping[str, Any]:
-        """What its connection is made of: while that stays the same, a reload leaves it alone."""
-        aside = ("event", "stale_after", "critical")
-        return {name: value for name, value in self if name not in aside}
+        """The settings whose change makes it reconnect."""
+        return {name: value for name, value in self if self.effect_of(name) is self.reload_effect}
 
 
 class RedisPubSubConfig(BaseSourceConfig):
     """Redis PUBLISH. The topic of a record is the Redis channel."""
+
+    reload_effect: ClassVar[Effect] = RECONNECTS_WITH_GAP
+    topics_effect: ClassVar[Effect] = Effect("subscribes and unsubscribes; the connection stays")
 
     type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
     url: Annotated[
@@ -214,6 +231,9 @@ FormatName = Literal[
 
 class WebhookConfig(BaseSourceConfig):
     """``POST /hooks/{name}``."""
+
+    reload_effect: ClassVar[Effect] = NO_EFFECT
+    topics_effect: ClassVar[Effect] = NO_EFFECT
 
     type: Literal["webhook"] = Field(description="posts to /hooks/<name>")
     verify: VerifyConfig

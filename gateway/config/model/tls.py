@@ -1,12 +1,12 @@
 """TLS of the public port: ``server.tls``."""
 
 import ssl
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from gateway.config.model.paths import File
-from gateway.config.model.section import Section
+from gateway.config.model.section import NO_EFFECT, Effect, Section
 from gateway.config.model.value_types import config_value_error
 
 
@@ -35,6 +35,8 @@ def _is_supported(context: ssl.SSLContext, text: str) -> bool:
 
 class TlsConfig(Section):
     """Certificate of the public port."""
+
+    reload_effect: ClassVar[Effect] = NO_EFFECT
 
     certificate: File = Field(description="PEM file with the certificate and its chain")
     key: File = Field(description="PEM file with the private key, without a password")
