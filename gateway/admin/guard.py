@@ -14,7 +14,7 @@ from hmac import compare_digest
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.config.model.config import ServerConfig
+from gateway.config.model.config import Config, ServerConfig
 from gateway.config.model.origins import CROSS_ORIGIN_FETCH_SITES
 from gateway.config.model.value_types import UnixSocketPath, is_ip
 from gateway.core.errors import Forbidden, GatewayError, Unauthorized
@@ -57,9 +57,9 @@ class AdminGuard:
             recent_errors,
         )
 
-    def reconfigure(self, server: ServerConfig) -> None:
-        """Require another token, or none, and take other names; the address stays."""
-        other = AdminGuard.from_config(server, self.recent_errors)
+    def apply(self, config: Config) -> None:
+        """Require the token of a configuration, or none, and accept its host names; the address stays."""
+        other = AdminGuard.from_config(config.server, self.recent_errors)
         self.token, self.allowed_hosts = other.token, other.allowed_hosts
 
     @web.middleware

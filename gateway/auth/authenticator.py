@@ -58,9 +58,14 @@ class Authenticator:
         self.revocations = RecentRevocations()
         self._refresh_tasks: dict[JwksClient, asyncio.Task[None]] = {}
         self._backend_builder = BackendBuilder(
-            shared_store, metrics, self.revocations, self._http_session, tuple(ignored_query)
+            shared_store,
+            metrics,
+            self.revocations,
+            self._http_session,
+            tuple(ignored_query),
+            self._clear_token_cache,
         )
-        self._set_backends(self._backend_builder.build_backends(auth, channels, None))
+        self._backends = self._backend_builder.build_backends(auth, channels, None)
 
     async def start(self) -> None:
         """Fetch the issuers' keys, and keep them fresh."""
@@ -81,8 +86,7 @@ class Authenticator:
 
     def activate(self, backends: AuthBackends) -> None:
         """Decide by these from now on."""
-        older = self._backends
-        self._set_backends(backends)
+        older, self._backends = self._backends, backends
         self.dispose(older)
 
     def dispose(self, backends: AuthBackends) -> None:
@@ -220,11 +224,6 @@ class Authenticator:
             means.forward.try_cached(plan.forward) or await means.forward.resolve(plan.forward)
         )
 
-    def _set_backends(self, backends: AuthBackends) -> None:
-        self._backends = backends
-        for ring in backends.key_sets:
-            ring.on_change = backends.tokens.clear_cache
-
     async def _start_key_refresh(self, backends: AuthBackends) -> None:
         """Keep key sets fresh that are not kept yet, and give the first fetch some time."""
         rings = [ring for ring in backends.key_sets if ring not in self._refresh_tasks]
@@ -237,6 +236,9 @@ class Authenticator:
         finally:
             for task in tried:
                 task.cancel()
+
+    def _clear_token_cache(self) -> None:
+        self._backends.tokens.clear_cache()
 
     def _http_session(self) -> aiohttp.ClientSession:
         if self._session is None:

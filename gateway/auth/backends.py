@@ -47,6 +47,8 @@ class BackendBuilder:
     revocations: RecentRevocations
     http_session: Callable[[], aiohttp.ClientSession]
     ignored_query: Iterable[str]
+    on_keys_change: Callable[[], None]
+    """Called when the keys of an issuer differ from those before."""
 
     def build_backends(
         self, auth: AuthConfig | None, channels: Iterable[ChannelConfig], older: AuthBackends | None
@@ -82,6 +84,8 @@ class BackendBuilder:
             return Issuer(jwt, read_pem(jwt.public_key_file, jwt.algorithms))
         assert jwt.jwks_url is not None, "the model wants one of the three"
         same = () if older is None else (ring for ring in older.key_sets if ring.config == jwt)
-        known = next(iter(same), None) or JwksClient(jwt, self.http_session, self.metrics)
+        known = next(iter(same), None) or JwksClient(
+            jwt, self.http_session, self.metrics, self.on_keys_change
+        )
         key_sets.append(known)
         return Issuer(jwt, key_set=known)

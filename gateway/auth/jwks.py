@@ -40,7 +40,9 @@ class JwksClient:
         config: JwtConfig,
         http_session: Callable[[], aiohttp.ClientSession],
         metrics: Metrics,
+        on_change: Callable[[], None],
     ) -> None:
+        """``on_change`` is called when the keys differ from those before."""
         assert config.jwks_url is not None
         self.config = config
         self._url = config.jwks_url
@@ -48,8 +50,7 @@ class JwksClient:
         self._algorithms = config.algorithms
         self._http_session = http_session
         self._metrics = metrics
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when they differ from what they were."""
+        self._on_change = on_change
         self._keys: Sequence[VerificationKey] | None = None
         self._document: object = None
         self._fetch_task: asyncio.Task[bool] | None = None
@@ -129,7 +130,7 @@ class JwksClient:
         text = json.dumps(document, sort_keys=True)
         if text != self._document:
             self._document, self._keys = text, keys
-            self.on_change()
+            self._on_change()
         return True
 
     def _record_failure(self, why: str) -> None:

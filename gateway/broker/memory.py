@@ -16,6 +16,7 @@ from gateway.broker.base import (
 )
 from gateway.broker.delivery import Delivery
 from gateway.broker.shared_store import QuotaSlot, SharedStore
+from gateway.config.model.config import Config
 from gateway.core.bounded_dict import BoundedDict
 from gateway.core.clock import unix_ms
 from gateway.core.errors import IdempotencyKeyReused
@@ -131,9 +132,9 @@ class MemoryBroker(Broker):
     def is_up(self) -> bool:
         return True
 
-    def set_history_bytes(self, history_bytes: int) -> None:
-        """Keep at most so many bytes of history, all channels together."""
-        self._history.set_max_bytes(history_bytes)
+    def apply(self, config: Config) -> None:
+        """Keep at most ``limits.history_bytes`` of history, all channels together."""
+        self._history.set_max_bytes(config.limits.history_bytes)
 
     async def start(self) -> None:
         pass

@@ -13,7 +13,7 @@ from gateway.core.sanitize import escape_unprintable_lines
 from gateway.observability.metrics import Metrics
 from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.server import runtime
-from gateway.server.daemon import Daemon
+from gateway.server.daemon import Daemon, OnListening
 from gateway.server.reload import ConfigFile
 from gateway.server.workers.parent import Parent
 
@@ -50,22 +50,20 @@ def _usable_cores() -> int:
 
 async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
     log_warnings(file.warnings)
-    daemon = Daemon(config, metrics, file=file)
-    if hints:
-        daemon.on_listening = lambda: print(
-            _format_hints(config, daemon.public_listener.port, daemon.admin_listener.port), flush=True
-        )
-    return await daemon.run()
+    return await Daemon(config, metrics, file=file, on_listening=_hint_printer(config, hints)).run()
 
 
 async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
     log_warnings(file.warnings)
-    parent = Parent(config, workers, metrics, file)
-    if hints:
-        parent.on_listening = lambda: print(
-            _format_hints(config, parent.port, parent.admin_listener.port), flush=True
-        )
-    return await parent.run()
+    return await Parent(config, workers, metrics, file, _hint_printer(config, hints)).run()
+
+
+def _hint_printer(config: Config, is_wanted: bool) -> OnListening:
+    def print_hints(port: int, admin: int) -> None:
+        if is_wanted:
+            print(_format_hints(config, port, admin), flush=True)
+
+    return print_hints
 
 
 def _format_hints(config: Config, port: int, admin: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gateway.config.model.config import ChannelConfig, ConflateConfig
+from gateway.config.model.config import ChannelConfig, Config, ConflateConfig
 from gateway.config.placeholders import Expression
 from gateway.config.template import MAX_NAME_CHARS, Template, invalid_channel_name_reason
 from gateway.core.event import CONTROL_CHANNEL_PREFIX, Retention
@@ -79,18 +79,21 @@ class ChannelCatalog:
 
     def __init__(self, channels: Mapping[str, ChannelConfig]) -> None:
         self.declared: Mapping[str, DeclaredChannel] = {}
-        self.reconfigure(channels)
+        self._declare(channels)
 
-    def reconfigure(self, channels: Mapping[str, ChannelConfig]) -> None:
-        """Declare these channels, and no others. Forms that stay the same stay the same objects."""
-        forms = {name: each.stream_schema for name, each in self.declared.items()}
+    def apply(self, config: Config) -> None:
+        """Declare the channels of a configuration, and no others. Schemas that did not change stay the same objects."""
+        self._declare(config.channels)
+
+    def _declare(self, channels: Mapping[str, ChannelConfig]) -> None:
+        schemas = {name: each.stream_schema for name, each in self.declared.items()}
         declared = {}
         for name, spec in channels.items():
-            form = stream_schema_for(name, spec)
-            if forms.get(name) == form:
-                form = forms[name]
+            schema = stream_schema_for(name, spec)
+            if schemas.get(name) == schema:
+                schema = schemas[name]
             declared[name] = DeclaredChannel(
-                name, spec, form, Template(name), retention_for(spec), _conflation_key(spec)
+                name, spec, schema, Template(name), retention_for(spec), _conflation_key(spec)
             )
         self.declared = declared
         self._fixed_channels = {

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 
 from aiohttp import hdrs, web
 
+from gateway.config.model.config import Config
 from gateway.core.errors import BadRequest, PayloadTooLarge, RecordRejected, RequestTimeout, Unavailable
 
 MAX_BODIES_TOTAL = 8
@@ -38,9 +39,9 @@ class BodyReader:
         self._active_reads = 0
         self._reads_finished = asyncio.Event()
 
-    def reconfigure(self, max_bytes: int, timeout_seconds: float) -> None:
-        """Take other bounds."""
-        self.max_bytes, self.timeout_seconds = max_bytes, timeout_seconds
+    def apply(self, config: Config) -> None:
+        """Read webhook bodies within the bounds of a configuration."""
+        self.max_bytes, self.timeout_seconds = config.limits.webhook_body, config.timeouts.request
 
     def check_length(self, request: web.Request) -> None:
         """Refuse a body that says itself that it is too large. Raises PayloadTooLarge."""

@@ -43,10 +43,10 @@ class CorsPolicy:
 
     def __init__(self, config: Config, catalog: ChannelCatalog) -> None:
         self._catalog = catalog
-        self.reconfigure(config)
+        self.apply(config)
 
-    def reconfigure(self, config: Config) -> None:
-        """Take other rules, for the channels that the catalog declares by now."""
+    def apply(self, config: Config) -> None:
+        """Decide by a configuration's rules, for the channels that the catalog declares by now."""
         self._default_origins = OriginRules(config.cors.origins)
         self._origins_by_channel = {
             name: OriginRules(channel.cors.origins)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from gateway.config.model.config import Config
 from gateway.http.aiohttp_protocol import SUPPORTED_HTTP_VERSIONS, AiohttpProtocol, OnRefused
 from gateway.http.fast_path import LINGER_SECONDS, FastPathProtocol, HeadParser
 from gateway.http.responses import EarlyResponse, Handler, close_connection_after
@@ -184,14 +185,13 @@ class Listener:
         for _, server in self._servers:
             await server.start_serving()
 
-    def reconfigure(self, request_seconds: float, write_seconds: float | None = None) -> None:
-        """Take other deadlines, for connections that come from now on."""
-        self._request_seconds = request_seconds
-        self._runner._shutdown_timeout = request_seconds
-        if write_seconds is not None:
+    def apply(self, config: Config) -> None:
+        """Take the deadlines of a configuration, for connections that come from now on."""
+        self._request_seconds = self._runner._shutdown_timeout = config.timeouts.request
+        if self._write_seconds is not None:
             for listening in self._sockets:
                 if listening.family != socket.AF_UNIX and listening.fileno() >= 0:
-                    set_user_timeout(listening, write_seconds)
+                    set_user_timeout(listening, config.timeouts.write)
 
     @property
     def request_connections(self) -> int:

@@ -16,6 +16,7 @@ from gateway.broker.base import Broker
 from gateway.core.backoff import Backoff
 from gateway.core.errors import Unavailable
 from gateway.core.event import CONTROL_CHANNEL_PREFIX, Draft, Event, EventId, Retention
+from gateway.core.observers import Observers
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 log = structlog.get_logger("gateway.hub")
@@ -41,7 +42,7 @@ class ControlChannel:
         self._clock = clock
         self._handlers: dict[str, tuple[ControlHandler, Retention]] = {}
         self._read_tasks: set[asyncio.Task[None]] = set()
-        self.on_gap: Callable[[], None] = lambda: None
+        self.on_gap = Observers[()]()
         """Called when notices may have been missed for good."""
 
     def add_handler(self, kind: str, handler: ControlHandler, *, has_history: bool) -> None:

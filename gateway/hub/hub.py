@@ -17,8 +17,10 @@ from prometheus_client import Counter
 
 from gateway.broker.base import Broker
 from gateway.config.channel_catalog import ChannelCatalog, DeclaredChannel
+from gateway.config.model.config import Config
 from gateway.core.event import CONTROL_CHANNEL_PREFIX, GAP_EVENT_TYPE, Event, EventId, Retention
 from gateway.core.history import History, merge_by_id
+from gateway.core.observers import Observers
 from gateway.hub.audience import Audience, Member
 from gateway.hub.conflation import ConflationIndex
 from gateway.hub.encoded_event import EncodedEvent
@@ -122,17 +124,20 @@ class Hub:
         self.last_event_at: dict[str, int] = {}
         """When channels with a ``stale_after`` last had an event, by declared name (unix ms)."""
         self.conflation = ConflationIndex(ring_bytes // CONFLATION_BYTES_DIVISOR)
-        self.on_lagging: Callable[[Any], None] = lambda member: None
-        self.on_control_event: Callable[[Event], None] = lambda event: None
-        self.on_log_gap: Callable[[EventId, EventId], None] = lambda after, until: None
+        self.on_lagging = Observers[Any]()
+        self.on_control_event = Observers[Event]()
+        self.on_log_gap = Observers[EventId, EventId]()
         """Called with the ids between which this node did not follow the log."""
-        self.reconfigure(ring_seconds=ring_seconds, ring_bytes=ring_bytes)
+        self._resize_rings(ring_seconds, ring_bytes)
 
-    def reconfigure(self, *, ring_seconds: float, ring_bytes: int) -> None:
-        """Follow the catalog, whose channels may be others by now.
+    def apply(self, config: Config) -> None:
+        """Follow the channels that the catalog declares by now.
 
-        Streams that saw one of them in its old form get no more events: end them next.
+        Streams that follow a channel whose schema changed get no more events: end them next.
         """
+        self._resize_rings(config.timeouts.write, config.limits.history_bytes)
+
+    def _resize_rings(self, ring_seconds: float, ring_bytes: int) -> None:
         self._ring_retention = Retention(MAX_RING_EVENTS, round(ring_seconds * 1000))
         self._ring.set_max_bytes(ring_bytes)
         self.conflation.set_max_bytes(ring_bytes // CONFLATION_BYTES_DIVISOR)

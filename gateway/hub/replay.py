@@ -117,7 +117,7 @@ class Replay:
         self._history_cache = HistoryCache(broker)
         self._recent_ids = RecentIds(broker)
         self._fetch_tasks: set[asyncio.Task[None]] = set()
-        hub.on_lagging = self.catch_up
+        hub.on_lagging.add(self.catch_up)
 
     def try_cached_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart | None:
         """Decide where a stream begins, or return None where `open` must read first. Raises Unavailable."""

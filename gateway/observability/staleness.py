@@ -47,8 +47,8 @@ class StalenessMonitor:
         self.watches: Sequence[StalenessWatch] = tuple(watches)
         self._clock = clock
 
-    def reconfigure(self, watches: Iterable[StalenessWatch]) -> None:
-        """Look after these instead; how those of them are that were there before stays known."""
+    def replace_watches(self, watches: Iterable[StalenessWatch]) -> None:
+        """Watch these instead; those that were watched before keep their state."""
         before = {(each.kind, each.name): each for each in self.watches}
         self.watches = tuple(watches)
         for each in self.watches:

@@ -1,21 +1,15 @@
-"""What a node is made of, and how the parts hang together. Only this file knows all of them."""
+"""The components of a node and their wiring. No other file knows all of them."""
 
-import asyncio
 import os
 import re
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-import structlog
-
-from gateway.admin.app import ADMIN_HEADERS as ADMIN_HEADERS
-from gateway.admin.app import AdminApp, RouteGroup
-from gateway.admin.console_page import ConsolePage
-from gateway.admin.guard import AdminGuard
+from gateway.admin.port import AdminPort
 from gateway.admin.status import NodeStatus
-from gateway.admin.status_stream import StatusStream
 from gateway.admin.try_panel import TryPanel
 from gateway.auth.authenticator import Authenticator
 from gateway.broker.base import Broker
@@ -25,16 +19,14 @@ from gateway.broker.sqlite.broker import SqliteBroker
 from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import Config
 from gateway.config.model.paths import SQLITE_URL
-from gateway.config.model.sources import EventMappingConfig
-from gateway.config.model.value_types import UnixSocketPath
 from gateway.core.clock import unix_ms
-from gateway.core.event import AppendedIds, Draft, EventId, FencingToken, SourceOffset
+from gateway.core.errors import StartupError
+from gateway.core.event import AppendedIds, Draft, FencingToken, SourceOffset
 from gateway.http.bodies import BodyReader
 from gateway.http.cors import CorsPolicy
 from gateway.http.listener import Listener
 from gateway.http.query import STREAM_OPTION_NAMES
-from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
-from gateway.http.routes.acks import AckHandler
+from gateway.http.routes.acks import MAX_ACK_BYTES, AckHandler
 from gateway.http.routes.app import build_public_app
 from gateway.http.routes.health import HealthHandler
 from gateway.http.routes.hook_refusals import HookRefusals
@@ -53,6 +45,7 @@ from gateway.observability.metrics import Metrics
 from gateway.observability.recent_errors import RecentErrors
 from gateway.observability.staleness import StalenessMonitor, StalenessWatch
 from gateway.observability.task_supervisor import TaskSupervisor
+from gateway.server.reload import ConfigFile, Reloader
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import SystemdNotifier
 from gateway.sources.election import LeaseOperations
@@ -66,270 +59,394 @@ from gateway.streams.quotas.client_limits import ClientLimits
 from gateway.streams.registry import StreamRegistry
 from gateway.streams.revocation_bus import RevocationBus
 
-log = structlog.get_logger("gateway")
-
 DESCRIPTOR_RESERVE = 256
-"""Descriptors that streams must leave for sources, webhooks and the admin port."""
+"""File descriptors that streams must leave for sources, webhooks and the admin port."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSockets:
-    """What one of several workers is given: the addresses that they share, and a socket of its own."""
+    """The addresses that a worker shares with the others, and the socket on which its parent reaches it."""
 
     addresses: tuple[BindableAddress, ...]
     admin_path: str
 
 
-class Components:
-    """The parts, joined; nothing runs yet. `gateway.server.daemon.Daemon` is their life."""
+class EventAppender:
+    """Appends to the log, and counts what each channel published."""
 
-    def __init__(
-        self,
-        config: Config,
-        metrics: Metrics | None = None,
-        worker_sockets: WorkerSockets | None = None,
-    ) -> None:
-        self.config = config
-        self.metrics = metrics or Metrics()
-        self.background = background = TaskSupervisor(self.metrics.count_background_failure)
-        self._staleness_task: asyncio.Task[None] | None = None
-        self.on_listening: Callable[[], None] | None = None
-        self.max_descriptors = 0
-        """How many files this process may open."""
-        self._worker_sockets = worker_sockets
-        limits, timeouts = config.limits, config.timeouts
-        self.recent_errors = RecentErrors()
+    def __init__(self, broker: Broker, catalog: ChannelCatalog, metrics: Metrics) -> None:
+        self._broker = broker
+        self._catalog = catalog
+        self._seconds = metrics.broker_append_seconds
+        self._published_counter = cache(metrics.events_published.labels)
+        self._init_counters()
 
-        # Of several workers it is the parent whom the service manager knows.
-        self.systemd = SystemdNotifier(os.environ if worker_sockets is None else {}, background)
-        self.shutdown = Shutdown(
-            pre_drain_seconds=timeouts.pre_drain,
-            drain_seconds=timeouts.drain,
-            request_seconds=timeouts.request,
-            systemd=self.systemd,
-        )
+    def apply(self, config: Config) -> None:
+        """Count for the channels that the catalog declares by now."""
+        self._init_counters()
 
-        # The log and what hangs on it.
-        self.catalog = ChannelCatalog(config.channels)
-        self.broker = _build_broker(config, background)
-        self.hub = Hub(
-            self.broker,
-            self.catalog,
-            self.metrics,
-            ring_seconds=timeouts.write,
-            ring_bytes=limits.history_bytes,
-            clock=unix_ms,
-            background=background,
-        )
-        self.replay = Replay(self.hub, self.broker, self.metrics)
-        self.authenticator = Authenticator(
-            config.auth,
-            config.channels.values(),
-            self.broker.shared_store,
-            self.metrics,
-            STREAM_OPTION_NAMES,
-            background,
-        )
-        self.limits = ClientLimits(
-            config.server,
-            limits,
-            self.broker.shared_store,
-            self.metrics,
-            background,
-            stream_seconds=timeouts.connection,
-        )
-        self.nonces = NonceSigner(self.broker.shared_store, background)
-        self.ack_tracker = AckTracker(self.nonces, self.metrics, config.ack, config.channels, background)
-        self.streams = StreamRegistry(
-            self.hub,
-            self.replay,
-            self.metrics,
-            timeouts,
-            self.ack_tracker,
-            limit=limits.connections,
-            rate=limits.connect_rate,
-            background=background,
-        )
-        self.heartbeat_sweep = HeartbeatSweep(self.streams, background)
-        self.control_channel = ControlChannel(self.broker, unix_ms, background)
-        self.hub.on_control_event, self.hub.on_log_gap = self.control_channel.receive, self._on_gap
-        self.canary = Canary(
-            self.control_channel, self.hub.run_after_writes, self.metrics.canary_failures, background
-        )
-        self.loop_lag = LoopLagMonitor(self.hub.run_after_writes, background)
-        self.revocation_bus = RevocationBus(
-            self.control_channel, self.streams, self.limits, self.authenticator, background
-        )
-        self.ack_forwarder = AckForwarder(
-            self.control_channel,
-            self.ack_tracker,
-            is_shared=self.broker.shared_store.is_shared,
-            background=background,
-        )
-        self.ack_tracker.is_log_reachable = lambda: self.broker.is_up and self.canary.fault is None
-        self.nonces.on_change = self.ack_tracker.reset
+    def _init_counters(self) -> None:
+        for name in self._catalog.declared:  # each is exposed at 0 from the start
+            self._published_counter(name)
 
-        # Upstreams.
-        self.published_counter = cache(self.metrics.events_published.labels)
-        self.init_channel_counters()
-        self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=event_options(config))
-        leases = LeaseOperations(self.broker.acquire_lease, self.broker.release_lease)
-        log = LogAccess(self._append_and_count, leases, self.broker.read_offset, self.broker.list_partitions)
-        self.source_manager = SourceManager(
-            self.router, log, self.metrics, unix_ms, self.recent_errors, background
-        )
-        self.source_manager.build(config.sources, limits.event_bytes)
-        self.staleness_monitor = StalenessMonitor(self.staleness_targets(config), unix_ms)
-
-        # The two ports.
-        self.status = NodeStatus(
-            self.metrics,
-            self.broker,
-            self.streams,
-            self.catalog,
-            self.source_manager,
-            self.staleness_monitor,
-            self.revocation_bus,
-            self.shutdown,
-            self.canary,
-            self.loop_lag,
-            self.recent_errors,
-            config.server.development,
-            background,
-        )
-        self.status.bind_gauges()
-        self.cors = CorsPolicy(config, self.catalog)
-        self.subscribe_handler = SubscribeHandler(
-            catalog=self.catalog,
-            streams=self.streams,
-            cors=self.cors,
-            authenticator=self.authenticator,
-            limits=self.limits,
-            metrics=self.metrics,
-            channels_per_stream=limits.channels_per_stream,
-            base_path=config.server.base_path,
-            recent_errors=self.recent_errors,
-        )
-        self.body_reader = BodyReader(limits.webhook_body, timeouts.request)
-        self.records_handler = RecordsHandler(
-            self.body_reader, idle_seconds=timeouts.connection, write_seconds=timeouts.write
-        )
-        self.ack_handler = AckHandler(
-            self.ack_tracker,
-            self.nonces,
-            self.ack_forwarder,
-            self.cors,
-            self.limits,
-            BodyReader(MAX_ACK, timeouts.request, "an answer may be"),
-            self.metrics.acks,
-        )
-        office = TicketHandler(self.subscribe_handler, self.authenticator)
-        webhooks, proxies = self.source_manager.webhooks, self.limits.proxies
-        self.hook_refusals = HookRefusals(
-            webhooks, proxies, self.metrics, self.recent_errors, config.server.base_path
-        )
-        hooks = WebhookHandler(webhooks, self.body_reader, self.records_handler, proxies, self.hook_refusals)
-        tls = config.server.tls
-        self.certificate_watcher = certificates = (
-            None if tls is None else CertificateWatcher(tls, self.metrics, background=background)
-        )
-        if certificates is not None:
-            self.metrics.bind_gauge(
-                "tls_certificate_expiry_timestamp_seconds", lambda: certificates.expires_at
-            )
-        self.public_listener = Listener(
-            build_public_app(
-                self.subscribe_handler,
-                hooks,
-                self.cors,
-                office,
-                self.ack_handler,
-                config.server.base_path,
-                HealthHandler(self.status) if config.server.health_on_public else None,
-            ),
-            config.server.listen if worker_sockets is None else worker_sockets.addresses,
-            is_shared=worker_sockets is not None,
-            config_key="server.listen",
-            request_seconds=timeouts.request,
-            write_seconds=timeouts.write,
-            certificate_watcher=self.certificate_watcher,
-            available_connections=self._available_connections,
-            subscribe_handler=self.subscribe_handler,
-            limits=self.limits,
-            on_refused=self.hook_refusals.record_unparsed,
-            is_draining=self.shutdown.requested.is_set,
-            background=background,
-        )
-        trial = TryPanel(self.catalog, self.streams, self.router, self._append_and_count, timeouts.request)
-        more: list[RouteGroup] = [trial] if config.server.development else []
-        self.status_stream = StatusStream(
-            self.status.status_report, write_seconds=timeouts.write, background=background
-        )
-        self.guard = (
-            AdminGuard.from_config(config.server, self.recent_errors) if worker_sockets is None else None
-        )
-        self.admin_listener = Listener(
-            AdminApp(
-                self.status,
-                self.guard,
-                more if worker_sockets else [ConsolePage(), self.status_stream, *more],
-            ).build(),
-            [config.server.admin if worker_sockets is None else UnixSocketPath(worker_sockets.admin_path)],
-            config_key="server.admin",
-            request_seconds=timeouts.request,
-            headers=ADMIN_HEADERS,
-            on_traffic=self.hub.favor_latency,  # probes are answered in time, also during a broadcast
-            is_draining=self.shutdown.requested.is_set,
-            background=background,
-        )
-
-    def _on_gap(self, after: EventId, until: EventId) -> None:
-        """See to what this node did not hear between two ids."""
-        self.control_channel.read_missed(after, until)
-        self.ack_tracker.reset()
-
-    def _available_connections(self) -> int:
-        """Return how many more connections leave enough descriptors for all the rest."""
-        used = len(self.streams.active) + self.public_listener.request_connections + DESCRIPTOR_RESERVE // 2
-        return self.max_descriptors - used
-
-    async def _append_and_count(
-        self, drafts: Sequence[Draft], cursor: SourceOffset | None, fence: FencingToken | None
+    async def append(
+        self, drafts: Sequence[Draft], offset: SourceOffset | None, fence: FencingToken | None
     ) -> AppendedIds:
-        before = self.broker.head
-        with self.metrics.broker_append_seconds.time():
-            ids = await self.broker.append(drafts, cursor, fence)
+        """Append as `Broker.append` does."""
+        before = self._broker.head
+        with self._seconds.time():
+            ids = await self._broker.append(drafts, offset, fence)
         counts: dict[str, int] = {}
         for draft, id in zip(drafts, ids, strict=True):
-            if id > before:  # an older id is that of a deduplicated draft's first one
+            if id > before:  # an older id is the one that a deduplicated draft was given first
                 counts[draft.channel] = counts.get(draft.channel, 0) + 1
         for name, count in counts.items():
-            match = self.catalog.resolve(name)
+            match = self._catalog.resolve(name)
             if match is not None:
-                self.published_counter(match.declared.name).inc(count)
+                self._published_counter(match.declared.name).inc(count)
         return ids
 
-    def init_channel_counters(self) -> None:
-        """Let the counter of each channel be there from the start."""
-        for name in self.catalog.declared:
-            self.published_counter(name)
 
-    def staleness_targets(self, config: Config) -> Iterator[StalenessWatch]:
-        """Yield what has a ``stale_after``."""
-        for name, source in config.sources.items():
-            if source.stale_after is not None and name in self.source_manager.supervisors:
-                last = self.source_manager.supervisors[name].last_record_ms
-                yield StalenessWatch("source", name, source.stale_after, source.critical, last)
-        for name, declared in self.catalog.declared.items():
-            spec = declared.config
-            if spec.stale_after is not None:
-                last = partial(self.hub.last_event_at.get, name, 0)
-                yield StalenessWatch("channel", name, spec.stale_after, spec.critical, last)
+class DescriptorLimit:
+    """How many files this process may open, and how many of them further connections may use."""
+
+    def __init__(self, streams: StreamRegistry) -> None:
+        self._streams = streams
+        self.max_descriptors = 0
+
+    @staticmethod
+    def raise_for(connections: int) -> int:
+        """Return how many files this process may open. Raises StartupError if streams alone could use them up."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        if hard == resource.RLIM_INFINITY:
+            return 2**31
+        if connections + DESCRIPTOR_RESERVE > hard:
+            raise StartupError(
+                f"limits.connections is {connections}, and this process may open {hard} files; raise the limit"
+                f" (ulimit -n) to {connections + DESCRIPTOR_RESERVE}, or lower limits.connections"
+            )
+        return hard
+
+    def available_connections(self, request_connections: int) -> int:
+        """Return how many more connections leave enough descriptors for everything else."""
+        used = len(self._streams.active) + request_connections + DESCRIPTOR_RESERVE // 2
+        return self.max_descriptors - used
 
 
-def event_options(config: Config) -> dict[str, EventMappingConfig]:
-    """Return what of each source's records becomes the event."""
-    return {name: source.event for name, source in config.sources.items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Components:
+    """Every component of a node, wired by `build`; `gateway.server.daemon.Daemon` starts and stops them."""
+
+    metrics: Metrics
+    background: TaskSupervisor
+    recent_errors: RecentErrors
+    systemd: SystemdNotifier
+    shutdown: Shutdown
+    reloader: Reloader | None
+    """None where no file is reloaded, or the parent of several workers reloads it."""
+    # The log and the streams that follow it.
+    catalog: ChannelCatalog
+    broker: Broker
+    hub: Hub
+    replay: Replay
+    control_channel: ControlChannel
+    canary: Canary
+    loop_lag: LoopLagMonitor
+    authenticator: Authenticator
+    limits: ClientLimits
+    nonces: NonceSigner
+    ack_tracker: AckTracker
+    ack_forwarder: AckForwarder
+    streams: StreamRegistry
+    heartbeat_sweep: HeartbeatSweep
+    revocation_bus: RevocationBus
+    # Upstreams.
+    appender: EventAppender
+    router: Router
+    source_manager: SourceManager
+    staleness_monitor: StalenessMonitor
+    # The two ports.
+    status: NodeStatus
+    cors: CorsPolicy
+    subscribe_handler: SubscribeHandler
+    body_reader: BodyReader
+    records_handler: RecordsHandler
+    ack_handler: AckHandler
+    certificate_watcher: CertificateWatcher | None
+    descriptors: DescriptorLimit
+    public_listener: Listener
+    admin_port: AdminPort
+
+    @property
+    def admin_listener(self) -> Listener:
+        """The listener of the admin port."""
+        return self.admin_port.listener
+
+    def reload_steps(self) -> tuple[Callable[[Config], None], ...]:
+        """Return what applies a configuration, in order: each step may use the ones before it."""
+        return (
+            # 1. What events become, and which streams get them.
+            self.catalog.apply,
+            self.appender.apply,
+            self.router.apply,
+            self.hub.apply,
+            *((self.broker.apply,) if isinstance(self.broker, MemoryBroker) else ()),
+            # 2. Who may open streams, and how many.
+            self.limits.apply,
+            self.cors.apply,
+            self.subscribe_handler.apply,
+            self.streams.apply,
+            self.ack_tracker.apply,
+            # 3. The ports.
+            self.body_reader.apply,
+            self.ack_handler.apply,
+            self.records_handler.apply,
+            self.public_listener.apply,
+            self.admin_port.apply,
+            self.shutdown.apply,
+            # 4. Upstreams, by the new routes.
+            self.source_manager.apply,
+            self._apply_staleness,
+        )
+
+    def _apply_staleness(self, config: Config) -> None:
+        self.staleness_monitor.replace_watches(
+            staleness_watches(config, self.catalog, self.source_manager, self.hub)
+        )
+
+
+def build(
+    config: Config,
+    metrics: Metrics | None = None,
+    worker_sockets: WorkerSockets | None = None,
+    file: ConfigFile | None = None,
+) -> Components:
+    """Return the components of a node; nothing runs yet. Raises StartupError.
+
+    ``file`` is where the configuration comes from; without it nothing is reloaded.
+    """
+    limits, timeouts = config.limits, config.timeouts
+    metrics = metrics or Metrics()
+    background = TaskSupervisor(metrics.count_background_failure)
+    recent_errors = RecentErrors()
+    # Of several workers the service manager knows the parent.
+    systemd = SystemdNotifier(os.environ if worker_sockets is None else {}, background)
+    shutdown = Shutdown(timeouts, systemd)
+    reloader = None if file is None else Reloader(file, config, metrics, shutdown, systemd, background)
+
+    # 1. The log and what follows it.
+    catalog = ChannelCatalog(config.channels)
+    broker = _build_broker(config, background)
+    hub = Hub(
+        broker,
+        catalog,
+        metrics,
+        ring_seconds=timeouts.write,
+        ring_bytes=limits.history_bytes,
+        clock=unix_ms,
+        background=background,
+    )
+    replay = Replay(hub, broker, metrics)
+    control_channel = ControlChannel(broker, unix_ms, background)
+    hub.on_control_event.add(control_channel.receive)
+    hub.on_log_gap.add(control_channel.read_missed)
+    canary = Canary(control_channel, hub.run_after_writes, metrics.canary_failures, background)
+    loop_lag = LoopLagMonitor(hub.run_after_writes, background)
+
+    # 2. Clients and their streams.
+    authenticator = Authenticator(
+        config.auth, config.channels.values(), broker.shared_store, metrics, STREAM_OPTION_NAMES, background
+    )
+    client_limits = ClientLimits(
+        config.server,
+        limits,
+        broker.shared_store,
+        metrics,
+        background,
+        stream_seconds=timeouts.connection,
+    )
+    nonces = NonceSigner(broker.shared_store, background)
+    ack_tracker = AckTracker(
+        nonces,
+        metrics,
+        config.ack,
+        config.channels,
+        background,
+        is_log_reachable=lambda: broker.is_up and canary.fault is None,
+    )
+    hub.on_log_gap.add(lambda after, until: ack_tracker.reset())
+    ack_forwarder = AckForwarder(
+        control_channel, ack_tracker, is_shared=broker.shared_store.is_shared, background=background
+    )
+    streams = StreamRegistry(
+        hub,
+        replay,
+        metrics,
+        timeouts,
+        ack_tracker,
+        limit=limits.connections,
+        rate=limits.connect_rate,
+        background=background,
+    )
+    revocation_bus = RevocationBus(control_channel, streams, client_limits, authenticator, background)
+
+    # 3. Upstreams.
+    appender = EventAppender(broker, catalog, metrics)
+    router = Router(
+        catalog,
+        event_bytes=limits.event_bytes,
+        events={name: source.event for name, source in config.sources.items()},
+    )
+    leases = LeaseOperations(broker.acquire_lease, broker.release_lease)
+    log_access = LogAccess(appender.append, leases, broker.read_offset, broker.list_partitions)
+    source_manager = SourceManager(router, log_access, metrics, unix_ms, recent_errors, background)
+    source_manager.build(config.sources, limits.event_bytes)
+    staleness_monitor = StalenessMonitor(staleness_watches(config, catalog, source_manager, hub), unix_ms)
+
+    # 4. The two ports.
+    status = NodeStatus(
+        metrics=metrics,
+        broker=broker,
+        streams=streams,
+        catalog=catalog,
+        source_manager=source_manager,
+        staleness_monitor=staleness_monitor,
+        revocation_bus=revocation_bus,
+        shutdown=shutdown,
+        canary=canary,
+        loop_lag=loop_lag,
+        recent_errors=recent_errors,
+        is_development=config.server.development,
+        background=background,
+        reloader=reloader,
+    )
+    status.bind_gauges()
+    cors = CorsPolicy(config, catalog)
+    subscribe_handler = SubscribeHandler(
+        catalog=catalog,
+        streams=streams,
+        cors=cors,
+        authenticator=authenticator,
+        limits=client_limits,
+        metrics=metrics,
+        channels_per_stream=limits.channels_per_stream,
+        base_path=config.server.base_path,
+        recent_errors=recent_errors,
+    )
+    body_reader = BodyReader(limits.webhook_body, timeouts.request)
+    records_handler = RecordsHandler(
+        body_reader, idle_seconds=timeouts.connection, write_seconds=timeouts.write
+    )
+    ack_handler = AckHandler(
+        ack_tracker,
+        nonces,
+        ack_forwarder,
+        cors,
+        client_limits,
+        BodyReader(MAX_ACK_BYTES, timeouts.request, "an answer may be"),
+        metrics.acks,
+    )
+    hook_refusals = HookRefusals(
+        source_manager.webhooks,
+        client_limits.proxies,
+        metrics,
+        recent_errors,
+        config.server.base_path,
+    )
+    hooks = WebhookHandler(
+        source_manager.webhooks, body_reader, records_handler, client_limits.proxies, hook_refusals
+    )
+    certificate_watcher = None
+    if config.server.tls is not None:
+        certificate_watcher = CertificateWatcher(config.server.tls, metrics, background=background)
+    descriptors = DescriptorLimit(streams)
+    public_listener = Listener(
+        build_public_app(
+            subscribe_handler,
+            hooks,
+            cors,
+            TicketHandler(subscribe_handler, authenticator),
+            ack_handler,
+            config.server.base_path,
+            HealthHandler(status) if config.server.health_on_public else None,
+        ),
+        config.server.listen if worker_sockets is None else worker_sockets.addresses,
+        is_shared=worker_sockets is not None,
+        config_key="server.listen",
+        request_seconds=timeouts.request,
+        write_seconds=timeouts.write,
+        certificate_watcher=certificate_watcher,
+        available_connections=lambda: descriptors.available_connections(public_listener.request_connections),
+        subscribe_handler=subscribe_handler,
+        limits=client_limits,
+        on_refused=hook_refusals.record_unparsed,
+        is_draining=shutdown.requested.is_set,
+        background=background,
+    )
+    admin_port = AdminPort(
+        config,
+        status,
+        recent_errors,
+        background,
+        is_draining=shutdown.requested.is_set,
+        try_panel=TryPanel(catalog, streams, router, appender.append, timeouts.request),
+        on_traffic=hub.favor_latency,  # probes are answered in time, also during a broadcast
+        worker_socket=None if worker_sockets is None else worker_sockets.admin_path,
+    )
+    return Components(
+        metrics=metrics,
+        background=background,
+        recent_errors=recent_errors,
+        systemd=systemd,
+        shutdown=shutdown,
+        reloader=reloader,
+        catalog=catalog,
+        broker=broker,
+        hub=hub,
+        replay=replay,
+        control_channel=control_channel,
+        canary=canary,
+        loop_lag=loop_lag,
+        authenticator=authenticator,
+        limits=client_limits,
+        nonces=nonces,
+        ack_tracker=ack_tracker,
+        ack_forwarder=ack_forwarder,
+        streams=streams,
+        heartbeat_sweep=HeartbeatSweep(streams, background),
+        revocation_bus=revocation_bus,
+        appender=appender,
+        router=router,
+        source_manager=source_manager,
+        staleness_monitor=staleness_monitor,
+        status=status,
+        cors=cors,
+        subscribe_handler=subscribe_handler,
+        body_reader=body_reader,
+        records_handler=records_handler,
+        ack_handler=ack_handler,
+        certificate_watcher=certificate_watcher,
+        descriptors=descriptors,
+        public_listener=public_listener,
+        admin_port=admin_port,
+    )
+
+
+def staleness_watches(
+    config: Config, catalog: ChannelCatalog, source_manager: SourceManager, hub: Hub
+) -> Iterator[StalenessWatch]:
+    """Yield a watch for each source and channel that has a ``stale_after``."""
+    for name, source in config.sources.items():
+        if source.stale_after is not None and name in source_manager.supervisors:
+            last = source_manager.supervisors[name].last_record_ms
+            yield StalenessWatch("source", name, source.stale_after, source.critical, last)
+    for name, declared in catalog.declared.items():
+        spec = declared.config
+        if spec.stale_after is not None:
+            last = partial(hub.last_event_at.get, name, 0)
+            yield StalenessWatch("channel", name, spec.stale_after, spec.critical, last)
 
 
 def _build_broker(config: Config, background: TaskSupervisor) -> Broker:

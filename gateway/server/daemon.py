@@ -1,8 +1,9 @@
-"""The life of a node: it starts, goes over to other configurations, drains and stops."""
+"""The life of a node: start, reload, drain and stop."""
 
 import asyncio
-import resource
 import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import structlog
@@ -14,22 +15,24 @@ from gateway.broker.memory import MemoryBroker
 from gateway.config.diff import diff_configs
 from gateway.config.model.config import Config
 from gateway.config.model.section import CHECKS_ACCESS, CHECKS_ORIGINS
-from gateway.core.errors import StartupError, Unavailable
-from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
+from gateway.core.errors import Unavailable
 from gateway.http.tls.context import LoadedCertificate
 from gateway.observability.metrics import Metrics
-from gateway.server.components import DESCRIPTOR_RESERVE, Components, WorkerSockets, event_options
-from gateway.server.reload import ConfigFile, Reloader
+from gateway.server.components import WorkerSockets, build
+from gateway.server.reload import ConfigFile
 
 log = structlog.get_logger("gateway")
 
 SOURCE_START_SECONDS = 2.0
-"""How long a start waits for its sources before clients are let in; a slower one tells a gap."""
+"""How long a start waits for its sources before clients are let in; a source that is slower reports a gap."""
+
+OnListening = Callable[[int, int], None]
+"""Called with the public port and the admin port once both accept connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedConfig:
-    """Another configuration, and what of it could have failed."""
+    """A configuration, and everything of it that could have failed."""
 
     config: Config
     max_descriptors: int
@@ -37,8 +40,8 @@ class PreparedConfig:
     certificate: LoadedCertificate | None
 
 
-class Daemon(Components):
-    """`start` and `stop` are its whole life; `run` is both, with signals between."""
+class Daemon:
+    """One node. `run` is its whole life: `start`, signals, `stop`."""
 
     def __init__(
         self,
@@ -46,261 +49,209 @@ class Daemon(Components):
         metrics: Metrics | None = None,
         worker_sockets: WorkerSockets | None = None,
         file: ConfigFile | None = None,
+        on_listening: OnListening = lambda public, admin: None,
     ) -> None:
-        """Make the parts. ``file`` is where ``config`` comes from; without it nothing is reloaded."""
-        super().__init__(config, metrics, worker_sockets)
-        self.reloader = self.status.reloader = None if file is None else Reloader(file, self)
+        """Build the components. ``file`` is where ``config`` comes from; without it nothing is reloaded.
 
-    def on_signal(self, number: signal.Signals) -> None:
-        """Begin to end; the second time, end now."""
-        self.shutdown.on_signal(number)
+        Raises StartupError.
+        """
+        self.config = config
+        self.components = build(config, metrics, worker_sockets, file)
+        self._is_worker = worker_sockets is not None
+        self._on_listening = on_listening
+        self._stack = AsyncExitStack()  # what `start` started, each with what stops it
 
     def drain(self, *, skip_pre_drain: bool = False) -> None:
-        """Begin to end, ``at_once`` without `timeouts.pre_drain`; harmless when repeated."""
-        self.shutdown.request(skip_pre_drain=skip_pre_drain)
-
-    def force_stop(self) -> None:
-        """Cut what is still open, and end; harmless when repeated."""
-        self.shutdown.force()
+        """Begin the shutdown, with or without `timeouts.pre_drain`; harmless when repeated."""
+        self.components.shutdown.request(skip_pre_drain=skip_pre_drain)
 
     async def run(self) -> int:
         """Serve until a signal or `drain`, drain, and return the exit status. Raises StartupError."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT) if self._worker_sockets is None else ():
-            loop.add_signal_handler(number, self.on_signal, number)
-        if self.reloader is not None:
-            self.reloader.handle_sighup()
+        parts, loop = self.components, asyncio.get_running_loop()
+        for number in () if self._is_worker else (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, parts.shutdown.on_signal, number)
+        if parts.reloader is not None:
+            parts.reloader.handle_sighup(parts.shutdown.on_signal)
         if await self._start_unless_stopped():
-            if self.reloader is not None:
-                self.reloader.start()
-            self.systemd.notify_ready(
-                f"serving on {self.config.server.public_urls(self.public_listener.ports)}"
-            )
-            self.systemd.start_watchdog(lambda: not self.loop_lag.is_stuck)
+            if parts.reloader is not None:
+                parts.reloader.start(self.apply_config)
+            urls = self.config.server.public_urls(parts.public_listener.ports)
+            parts.systemd.notify_ready(f"serving on {urls}")
+            parts.systemd.start_watchdog(lambda: not parts.loop_lag.is_stuck)
         else:
-            self.drain(skip_pre_drain=True)  # no balancer ever sent anybody here
-        if await self.shutdown.run(self.stop, lambda: len(self.streams.active)):
+            self.drain(skip_pre_drain=True)  # no load balancer has sent a client here yet
+        if await parts.shutdown.run(self.stop, lambda: len(parts.streams.active)):
             return 0
-        await self.streams.abort_all("killed")
+        await parts.streams.abort_all("killed")
         return 1
 
     async def _start_unless_stopped(self) -> bool:
-        """Start; give up when the end is asked for meanwhile, and return False: then no port was opened.
+        """Start; return False if a shutdown was requested meanwhile: then the public port was not opened.
 
         Raises StartupError.
         """
         starting = asyncio.create_task(self.start(), name="start")
-        asked = asyncio.create_task(self.shutdown.requested.wait(), name="asked to end")
+        requested = asyncio.create_task(self.components.shutdown.requested.wait(), name="shutdown requested")
         try:
-            await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((starting, requested), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            asked.cancel()
+            requested.cancel()
             starting.cancel()  # harmless once it is over
             await asyncio.wait((starting,))
         if not starting.cancelled():
             starting.result()
-        return not self.status.is_starting
+        return not self.components.status.is_starting
+
+    async def start(self) -> None:
+        """Start everything, the public port last. Raises StartupError; then call `stop` all the same.
+
+        What stops a component is pushed on the stack before the component starts, so `stop` runs in the
+        reverse order. Cancelling is safe. If a shutdown is requested meanwhile, the public port stays closed.
+        """
+        parts, stack, config = self.components, self._stack, self.config
+        parts.descriptors.max_descriptors = parts.descriptors.raise_for(config.limits.connections)
+        if config.server.development:
+            log.warning(
+                "development_mode",
+                note="clients of the admin port may read every channel and publish events",
+            )
+        # 1. Both addresses: if another process has one, no record was read and no lease taken yet.
+        stack.callback(parts.systemd.close)
+        await parts.public_listener.bind()
+        stack.push_async_callback(parts.admin_port.stop)
+        await parts.admin_listener.bind()
+        # 2. The log, and the hub that follows it.
+        stack.push_async_callback(parts.broker.close)
+        await parts.broker.start()
+        stack.push_async_callback(parts.replay.close)
+        parts.hub.start()
+        stack.callback(parts.loop_lag.stop)
+        parts.loop_lag.start()
+        stack.push_async_callback(parts.limits.users.stop)
+        parts.limits.users.start()
+        stack.push_async_callback(parts.revocation_bus.close)
+        stack.push_async_callback(parts.ack_forwarder.close)
+        stack.callback(parts.streams.short_heartbeats.stop)
+        stack.callback(parts.ack_tracker.stop)
+        stack.callback(parts.heartbeat_sweep.stop)
+        parts.heartbeat_sweep.start()
+        # 3. The admin port, so that a start that hangs can be diagnosed.
+        await parts.admin_listener.start()
+        stack.push_async_callback(parts.canary.stop)
+        await parts.canary.start()
+        stack.push_async_callback(parts.nonces.close)
+        if parts.ack_tracker.is_enabled:
+            parts.nonces.start_sharing()
+            await parts.nonces.wait_for_shared_key()
+        # 4. Upstreams, and the issuers' keys.
+        stack.push_async_callback(parts.source_manager.stop)
+        await parts.source_manager.start(SOURCE_START_SECONDS)
+        stack.push_async_callback(parts.authenticator.close)
+        await parts.authenticator.start()
+        stack.callback(parts.background.start_task("staleness", parts.staleness_monitor.run).cancel)
+        # 5. Clients.
+        if parts.shutdown.requested.is_set():
+            return
+        parts.source_manager.mark_serving()
+        await parts.public_listener.start()
+        parts.shutdown.set_serving()
+        log.info(
+            "listening",
+            version=__version__,
+            public=config.server.public_urls(parts.public_listener.ports),
+            admin=None if self._is_worker else config.server.admin_url(parts.admin_listener.port),
+            channels=len(config.channels),
+            sources=len(config.sources),
+        )
+        self._on_listening(parts.public_listener.port, parts.admin_listener.port)
+
+    async def stop(self) -> None:
+        """Drain, and stop everything that was started; harmless when repeated."""
+        parts, timeouts = self.components, self.config.timeouts
+        if parts.reloader is not None:
+            await parts.reloader.stop()
+        # 1. Unready, no new connections; streams that are about to open are closed with a `stream.close`.
+        parts.shutdown.set_phase("streams", streams=len(parts.streams.active), seconds=timeouts.drain)
+        parts.streams.is_draining = True
+        parts.public_listener.stop_accepting()
+        # 2. Every stream ends at an event boundary, spread over the drain time. Sources still deliver.
+        async with parts.shutdown.log_progress(lambda: len(parts.streams.active)):
+            await asyncio.gather(parts.streams.drain(timeouts.drain), parts.public_listener.settle())
+        # 3. Requests in progress are answered. Exclusive sources stop at the same time: this node has no
+        # streams left, and another node can take over their leases at once.
+        parts.shutdown.set_phase("requests", requests=parts.public_listener.request_connections)
+        if isinstance(parts.broker, MemoryBroker):
+            parts.source_manager.pause_webhooks()  # an event accepted from now on would end with this process
+        await asyncio.gather(self._finish_requests(), parts.source_manager.stop(exclusive_only=True))
+        # 4. Everything that `start` started, in reverse order: the sources first, the admin port last.
+        parts.shutdown.set_phase("sources")
+        await self._stack.aclose()
+        log.info("stopped", seconds=round(parts.shutdown.elapsed_seconds, 1))
+
+    async def _finish_requests(self) -> None:
+        parts = self.components
+        try:
+            async with asyncio.timeout(
+                self.config.timeouts.request + 1
+            ):  # the body's deadline, and a response
+                await parts.body_reader.drain()
+                await parts.public_listener.stop()
+        except TimeoutError:
+            log.warning("requests_aborted", requests=parts.public_listener.request_connections)
 
     async def apply_config(self, config: Config) -> int:
-        """Serve by another configuration, and return how many streams end by it.
+        """Serve by another configuration, and return how many streams it ends.
 
-        Raises StartupError, or Unavailable once it is about to end: then nothing has changed.
+        Raises StartupError, or Unavailable once a shutdown was requested: then nothing has changed.
         """
         prepared = await self.prepare(config)
-        if self.shutdown.requested.is_set():
+        if self.components.shutdown.requested.is_set():
             self.discard(prepared)
             raise Unavailable("the gateway is shutting down")
         return self.commit(prepared)
 
     async def prepare(self, config: Config) -> PreparedConfig:
-        """Make what another configuration needs and may fail over; nothing changes until `commit`.
+        """Do everything that may fail for another configuration; nothing changes until `commit`.
 
         Raises StartupError. Cancelling is safe.
         """
-        descriptors = _raise_descriptor_limit(config.limits.connections)
-        self.source_manager.validate(config.sources)
-        tls = config.server.tls
-        loaded = None
-        if self.certificate_watcher is not None and tls is not None:
-            loaded = await asyncio.to_thread(self.certificate_watcher.load, tls)
-        means = await self.authenticator.prepare(config.auth, config.channels.values())
-        return PreparedConfig(config, descriptors, means, loaded)
+        parts = self.components
+        descriptors = parts.descriptors.raise_for(config.limits.connections)
+        parts.source_manager.validate(config.sources)
+        tls, certificate = config.server.tls, None
+        if parts.certificate_watcher is not None and tls is not None:
+            certificate = await asyncio.to_thread(parts.certificate_watcher.load, tls)
+        backends = await parts.authenticator.prepare(config.auth, config.channels.values())
+        return PreparedConfig(config, descriptors, backends, certificate)
 
     def discard(self, prepared: PreparedConfig) -> None:
-        """Let go of what is not wanted after all."""
-        self.authenticator.dispose(prepared.auth_backends)
+        """Release what was prepared and will not be committed."""
+        self.components.authenticator.dispose(prepared.auth_backends)
 
     def commit(self, prepared: PreparedConfig) -> int:
-        """Go over to what was prepared, and return how many streams end by it.
+        """Apply a prepared configuration, and return how many streams it ends.
 
-        All changes in one turn of the loop. Only sources that must connect again take longer, by
-        themselves. `gateway.config.diff` says what changes; keep the two in step.
+        It takes one turn of the event loop. Only sources that must reconnect take longer, on their own.
         """
-        config, changes = prepared.config, diff_configs(self.config, prepared.config)
-        limits, timeouts = config.limits, config.timeouts
-        self.config, self.max_descriptors = config, prepared.max_descriptors
-        # 1. What the log's events become, and who hears them.
-        self.catalog.reconfigure(config.channels)
-        self.init_channel_counters()
-        self.router.reconfigure(event_bytes=limits.event_bytes, events=event_options(config))
-        self.hub.reconfigure(ring_seconds=timeouts.write, ring_bytes=limits.history_bytes)
-        if isinstance(self.broker, MemoryBroker):
-            self.broker.set_history_bytes(limits.history_bytes)
-        # 2. Who may come, and how many.
-        void = self.authenticator.revoked_by(prepared.auth_backends)
-        self.authenticator.activate(prepared.auth_backends)
-        self.limits.reconfigure(config.server, limits, timeouts.connection)
-        self.cors.reconfigure(config)
-        self.subscribe_handler.channels_per_stream = limits.channels_per_stream
-        self.streams.reconfigure(timeouts, limit=limits.connections, rate=limits.connect_rate)
-        self.ack_tracker.reconfigure(config.ack, config.channels)
-        if self.ack_tracker.is_enabled:
-            self.nonces.start_sharing()
-        # 3. The ports.
-        self.body_reader.reconfigure(limits.webhook_body, timeouts.request)
-        self.ack_handler.body_reader.reconfigure(MAX_ACK, timeouts.request)
-        self.records_handler.reconfigure(timeouts.connection, timeouts.write)
-        self.public_listener.reconfigure(timeouts.request, timeouts.write)
-        self.admin_listener.reconfigure(timeouts.request)
-        if self.guard is not None:
-            self.guard.reconfigure(config.server)
-        if (
-            self.certificate_watcher is not None
-            and config.server.tls is not None
-            and prepared.certificate is not None
-        ):
-            self.certificate_watcher.reconfigure(config.server.tls, prepared.certificate)
-        self.shutdown.reconfigure(
-            pre_drain_seconds=timeouts.pre_drain,
-            drain_seconds=timeouts.drain,
-            request_seconds=timeouts.request,
-        )
-        # 4. Streams that may not go on; the others do not notice.
-        withdrawal = ReconfigurationRule(
-            self.catalog,
+        parts, config = self.components, prepared.config
+        changes, self.config = diff_configs(self.config, config), config
+        # 1. What was prepared.
+        parts.descriptors.max_descriptors = prepared.max_descriptors
+        revoked_grants = parts.authenticator.revoked_by(prepared.auth_backends)
+        parts.authenticator.activate(prepared.auth_backends)
+        if parts.certificate_watcher is not None and config.server.tls and prepared.certificate:
+            parts.certificate_watcher.activate(config.server.tls, prepared.certificate)
+        # 2. The settings of each component.
+        for apply in parts.reload_steps():
+            apply(config)
+        # 3. Streams that may not continue; the others do not notice.
+        rule = ReconfigurationRule(
+            parts.catalog,
             changed_rules=[str(each.path[1]) for each in changes if each.effect is CHECKS_ACCESS],
-            revoked_grants=void,
-            origin_check=self.cors.refusing_rule
+            revoked_grants=revoked_grants,
+            origin_check=parts.cors.refusing_rule
             if any(each.effect is CHECKS_ORIGINS for each in changes)
             else None,
         )
-        self.authenticator.apply_revocation(withdrawal)
-        ended = self.streams.revoke(withdrawal)
-        # 5. Upstreams.
-        self.source_manager.reconfigure(config.sources, limits.event_bytes)
-        self.staleness_monitor.reconfigure(self.staleness_targets(config))
-        return ended
-
-    async def start(self) -> None:
-        """Start everything, the public port last. Raises StartupError; then call `stop` all the same.
-
-        Cancelling is safe. If the end is asked for meanwhile, the public port stays closed.
-        """
-        self.max_descriptors = _raise_descriptor_limit(self.config.limits.connections)
-        if self.config.server.development:
-            log.warning(
-                "development_mode", note="who may ask the admin port reads all channels and sends events"
-            )
-        # 1. Both addresses: where another process has one, nothing was read, and no lease taken.
-        await self.public_listener.bind()
-        await self.admin_listener.bind()
-        # 2. The log, and this node behind it.
-        await self.broker.start()
-        self.hub.start()
-        self.heartbeat_sweep.start()
-        self.loop_lag.start()
-        self.limits.users.start()
-        # 3. The admin port, so that a start that hangs can be looked at.
-        await self.admin_listener.start()
-        await self.canary.start()
-        if self.ack_tracker.is_enabled:
-            self.nonces.start_sharing()
-            await self.nonces.wait_for_shared_key()
-        # 4. Upstreams, and the issuers' keys.
-        await self.source_manager.start(SOURCE_START_SECONDS)
-        await self.authenticator.start()
-        self._staleness_task = self.background.start_task("staleness", self.staleness_monitor.run)
-        # 5. Clients.
-        if self.shutdown.requested.is_set():
-            return
-        self.source_manager.mark_serving()
-        await self.public_listener.start()
-        self.shutdown.set_serving()
-        log.info(
-            "listening",
-            version=__version__,
-            public=self.config.server.public_urls(self.public_listener.ports),
-            admin=self.config.server.admin_url(self.admin_listener.port)
-            if self._worker_sockets is None
-            else None,
-            channels=len(self.catalog.declared),
-            sources=len(self.config.sources),
-        )
-        if self.on_listening is not None:
-            self.on_listening()
-
-    async def stop(self) -> None:
-        """Drain and end everything; harmless when repeated."""
-        if self.reloader is not None:
-            await self.reloader.stop()
-        # 1. Unready at once; no new connections; streams that were about to open are told to go.
-        self.shutdown.set_phase(
-            "streams", streams=len(self.streams.active), seconds=self.config.timeouts.drain
-        )
-        self.streams.is_draining = True
-        self.public_listener.stop_accepting()
-        # 2. Every stream ends at an event boundary, spread over the drain time. Sources still deliver.
-        async with self.shutdown.log_progress(lambda: len(self.streams.active)):
-            await asyncio.gather(
-                self.streams.drain(self.config.timeouts.drain), self.public_listener.settle()
-            )
-        # 3. Requests that are under way are answered, then nothing comes in any more. What is read once has
-        # no reader left here: another node may have its lease at once.
-        self.shutdown.set_phase("requests", requests=self.public_listener.request_connections)
-        if isinstance(self.broker, MemoryBroker):
-            self.source_manager.pause_webhooks()  # what is taken from now on would die with this process
-        await asyncio.gather(self._finish_requests(), self.source_manager.stop(exclusive_only=True))
-        self.shutdown.set_phase("sources")
-        await self.source_manager.stop()
-        # 4. The rest, in the opposite order of the start.
-        if self._staleness_task is not None:
-            self._staleness_task.cancel()
-        self.heartbeat_sweep.stop()
-        self.ack_tracker.stop()
-        self.streams.short_heartbeats.stop()
-        await self.canary.stop()
-        await self.ack_forwarder.close()
-        await self.nonces.close()
-        await self.revocation_bus.close()
-        await self.limits.users.stop()
-        await self.authenticator.close()
-        await self.replay.close()
-        await self.broker.close()
-        self.status_stream.close()
-        await self.admin_listener.stop()
-        self.loop_lag.stop()
-        self.systemd.close()
-        log.info("stopped", seconds=round(self.shutdown.elapsed_seconds, 1))
-
-    async def _finish_requests(self) -> None:
-        try:
-            async with asyncio.timeout(self.config.timeouts.request + 1):  # bodies have it, and an answer
-                await self.body_reader.drain()
-                await self.public_listener.stop()
-        except TimeoutError:
-            log.warning("requests_aborted", requests=self.public_listener.request_connections)
-
-
-def _raise_descriptor_limit(connections: int) -> int:
-    """Return how many files this process may open. Raises StartupError if streams alone could use them up."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
-        return 2**31
-    if connections + DESCRIPTOR_RESERVE > hard:
-        raise StartupError(
-            f"limits.connections is {connections}, and this process may open {hard} files;"
-            f" raise the limit (ulimit -n) to {connections + DESCRIPTOR_RESERVE}, or lower limits.connections"
-        )
-    return hard
+        parts.authenticator.apply_revocation(rule)
+        return parts.streams.revoke(rule)

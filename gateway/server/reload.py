@@ -9,11 +9,11 @@ read halfway.
 import asyncio
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pathlib import Path as FilePath
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
@@ -78,20 +78,10 @@ POLL_SECONDS = 1.0
 """How often the files are looked at."""
 
 
-class ReloadTarget(Protocol):
-    """Whoever serves: one node, or the parent of several."""
+ApplyConfig = Callable[[Config], Awaitable[int]]
+"""Serves by another configuration, and returns how many streams it ended. Raises GatewayError."""
 
-    config: Config
-    shutdown: Shutdown
-    systemd: SystemdNotifier
-    metrics: Metrics
-    background: TaskSupervisor
-
-    def on_signal(self, number: signal.Signals) -> None:
-        """Begin to end."""
-
-    async def apply_config(self, config: Config) -> int:
-        """Serve by another configuration, and return how many streams end by it. Raises GatewayError."""
+OnSignal = Callable[[signal.Signals], None]
 
 
 class ConfigFile:
@@ -147,9 +137,23 @@ class ConfigFile:
 class Reloader:
     """Owns the watch, and tells what became of the last reload."""
 
-    def __init__(self, file: ConfigFile, target: ReloadTarget) -> None:
+    def __init__(
+        self,
+        file: ConfigFile,
+        config: Config,
+        metrics: Metrics,
+        shutdown: Shutdown,
+        systemd: SystemdNotifier,
+        background: TaskSupervisor,
+    ) -> None:
+        """``config`` is what was read from the file at the start."""
         self._file = file
-        self._target = target
+        self._config = config
+        self._reload_counter = metrics.config_reloads
+        self._shutdown = shutdown
+        self._systemd = systemd
+        self._background = background
+        self._apply_config: ApplyConfig | None = None
         self._loaded_ms = unix_ms()
         self._last_success_ms = self._loaded_ms
         self._last_result: ReloadResult | None = None
@@ -159,7 +163,6 @@ class Reloader:
         self._is_stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._had_terminal = os.isatty(2)
-        metrics = target.metrics
         metrics.bind_gauge(
             "config_last_reload_successful",
             lambda: self._last_result is None or self._last_result.result != "failed",
@@ -168,14 +171,19 @@ class Reloader:
             "config_last_reload_success_timestamp_seconds", lambda: self._last_success_ms / 1000
         )
 
-    def handle_sighup(self) -> None:
-        """Listen to SIGHUP, which would end this process, also before it serves. Needs a running loop."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_sighup)
+    def handle_sighup(self, on_hangup: OnSignal) -> None:
+        """Reload on SIGHUP, which would otherwise end this process, also before it serves.
 
-    def start(self) -> None:
+        ``on_hangup`` is called instead when the terminal of this process was closed. Needs a running loop.
+        """
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._on_sighup, on_hangup)
+
+    def start(self, apply_config: ApplyConfig) -> None:
         """Reload from now on, and watch the files."""
+        self._apply_config = apply_config
         self._serving.set()
-        self._track_task(self._target.background.start_task("config_watch", self._watch))
+        self._track_task(self._background.start_task("config_watch", self._watch))
 
     async def stop(self) -> None:
         """End; harmless when repeated. SIGHUP is still heard: it must not cut a drain short."""
@@ -202,16 +210,15 @@ class Reloader:
         await self._serving.wait()
         async with self._lock:
             self._is_sighup_pending = False  # who asks from here on may mean another file
-            if self._is_stopping or self._target.shutdown.requested.is_set():
+            if self._is_stopping or self._shutdown.requested.is_set():
                 return ReloadResult(unix_ms(), "failed", "the gateway is shutting down")
-            systemd = self._target.systemd
-            systemd.notify_reloading()
+            self._systemd.notify_reloading()
             try:
                 outcome = await self._apply_file()
             finally:
-                systemd.notify_ready("serving")
+                self._systemd.notify_ready("serving")
         self._last_result = outcome
-        self._target.metrics.config_reloads.labels(outcome.result).inc()
+        self._reload_counter.labels(outcome.result).inc()
         if outcome.result != "failed":
             self._last_success_ms = outcome.at_ms
         if outcome.result == "ok":
@@ -220,15 +227,16 @@ class Reloader:
         return outcome
 
     async def _apply_file(self) -> ReloadResult:
-        server, old = self._target, self._target.config
+        assert self._apply_config is not None, "start comes first"
         try:
             config = await asyncio.to_thread(self._file.load)
-            changes = diff_configs(old, config)
+            changes = diff_configs(self._config, config)
             refused = [each.issue for each in changes if each.needs_restart]
             if refused:
                 raise await asyncio.to_thread(self._file.locate_faults, refused)
             # Also without a change in it: a key file that it names may be another one.
-            ended = await server.apply_config(config)
+            ended = await self._apply_config(config)
+            self._config = config
         except ConfigError as error:
             mistakes = [_reload_error(each) for each in error.errors]
             return ReloadResult(unix_ms(), "failed", _summarize(error), mistakes)
@@ -256,10 +264,10 @@ class Reloader:
             log_warnings(self._file.warnings)
             log.info("config_reloaded", **about, changes=result.changes, streams_ended=result.ended)
 
-    def _on_sighup(self) -> None:
+    def _on_sighup(self, on_hangup: OnSignal) -> None:
         if self._had_terminal and not os.isatty(2):
             # The terminal that it was started in was closed: nobody wants a gateway that nobody sees.
-            self._target.on_signal(signal.SIGHUP)
+            on_hangup(signal.SIGHUP)
             return
         if not self._is_sighup_pending:
             self._is_sighup_pending = True
@@ -276,7 +284,7 @@ class Reloader:
                     await self.reload("the file changed")
                 before = now
             except Exception as error:
-                self._target.background.record_failure("config_watch", error)
+                self._background.record_failure("config_watch", error)
 
     def _track_task(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

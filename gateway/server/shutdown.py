@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import structlog
 
+from gateway.config.model.config import Config, TimeoutsConfig
 from gateway.server.systemd import SystemdNotifier
 
 log = structlog.get_logger("gateway")
@@ -36,10 +37,7 @@ class Shutdown:
 
     def __init__(
         self,
-        *,
-        pre_drain_seconds: float,
-        drain_seconds: float,
-        request_seconds: float,
+        timeouts: TimeoutsConfig,
         systemd: SystemdNotifier,
     ) -> None:
         self.phase: Phase = "starting"
@@ -47,18 +45,19 @@ class Shutdown:
         """Somebody wants this node to end."""
         self.forced = asyncio.Event()
         """Somebody wants it to end now."""
-        self.reconfigure(
-            pre_drain_seconds=pre_drain_seconds, drain_seconds=drain_seconds, request_seconds=request_seconds
-        )
+        self._set_timeouts(timeouts)
         self._systemd = systemd
         self._skip_pre_drain = asyncio.Event()
         self._began_at = 0.0
 
-    def reconfigure(self, *, pre_drain_seconds: float, drain_seconds: float, request_seconds: float) -> None:
-        """Take other durations, for an end that has not begun."""
-        self.max_seconds = pre_drain_seconds + drain_seconds + request_seconds + GRACE_SECONDS
-        """How long all of it may take."""
-        self._pre_drain_seconds = pre_drain_seconds
+    def apply(self, config: Config) -> None:
+        """Take the durations of a configuration, for a shutdown that has not begun."""
+        self._set_timeouts(config.timeouts)
+
+    def _set_timeouts(self, timeouts: TimeoutsConfig) -> None:
+        self.max_seconds = timeouts.pre_drain + timeouts.drain + timeouts.request + GRACE_SECONDS
+        """How long the shutdown may take."""
+        self._pre_drain_seconds = timeouts.pre_drain
 
     def set_serving(self) -> None:
         """Say that the start is over: the public port accepts connections."""

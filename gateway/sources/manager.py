@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from gateway.config.model.config import Config
 from gateway.config.model.sources import KafkaConfig, RedisStreamConfig, WebhookConfig, disabled_reason
 from gateway.config.model.sources import SourceConfig as SourceConfig
 from gateway.config.template import Template
@@ -45,7 +46,7 @@ class _SourceInputs:
 
 
 class SourceManager:
-    """`start` and `stop` are their whole life; `reconfigure` brings what another configuration changes."""
+    """`start` and `stop` are their whole life; `apply` brings what another configuration changes."""
 
     def __init__(
         self,
@@ -122,21 +123,21 @@ class SourceManager:
             if not disabled_reason(config):
                 build_source(name, config, (), frozenset(), self.event_bytes, self._body_checker)
 
-    def reconfigure(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
+    def apply(self, config: Config) -> None:
         """Make, end and change what differs; the router must know the new routes already.
 
         What is the same goes on without a pause. Nobody waits for connections that end, which may be to a
         server that is frozen: whatever follows one of them starts once it is gone.
         """
-        self.event_bytes = event_bytes
+        self.event_bytes, sources = config.limits.event_bytes, config.sources
         for name in list(self._inputs):
             if name not in sources:
                 self._replace(name, self._remove(name))
-        for name, config in sources.items():
-            if self._try_update(name, config):
+        for name, source in sources.items():
+            if self._try_update(name, source):
                 continue
             old = self._remove(name) if name in self._inputs else None
-            self._add(name, config)
+            self._add(name, source)
             self._replace(name, old)
         self._declared_names = tuple(sources)
 
@@ -178,7 +179,7 @@ class SourceManager:
             return is_same and reading.topics == made.topics
         hook = self.webhooks.get(name)
         if hook is not None and isinstance(config, WebhookConfig):
-            hook.reconfigure(config, event_bytes=self.event_bytes)
+            hook.update(config, self.event_bytes)
         elif not is_same or not (
             (reading.topics, reading.placeholders) == (made.topics, made.placeholders)
             or supervisor.update_topics(self._router.topics(name))

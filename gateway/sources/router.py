@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.config.channel_catalog import ChannelCatalog, ChannelMatch, DeclaredChannel
+from gateway.config.model.config import Config
 from gateway.config.model.sources import EventMappingConfig
 from gateway.config.placeholders import Expression
 from gateway.config.template import MAX_FIELD_CHARS, Template, invalid_field_reason
@@ -110,10 +111,15 @@ class Router:
         events: Mapping[str, EventMappingConfig] | None = None,
     ) -> None:
         self._catalog = catalog
-        self.reconfigure(event_bytes=event_bytes, events=events or {})
+        self._build_routes(event_bytes, events or {})
 
-    def reconfigure(self, *, event_bytes: int, events: Mapping[str, EventMappingConfig]) -> None:
+    def apply(self, config: Config) -> None:
         """Route to the channels that the catalog declares by now."""
+        self._build_routes(
+            config.limits.event_bytes, {name: source.event for name, source in config.sources.items()}
+        )
+
+    def _build_routes(self, event_bytes: int, events: Mapping[str, EventMappingConfig]) -> None:
         sources: dict[str, _SourceRoutes] = {}
         for declared in self._catalog.declared.values():
             for spec in declared.config.from_:

@@ -92,10 +92,10 @@ class WebhookSource(Source):
         self._now = now
         self._context: SourceContext | None = None
         self._config: WebhookConfig | None = None
-        self.reconfigure(config, event_bytes=event_bytes)
+        self.update(config, event_bytes)
 
-    def reconfigure(self, config: WebhookConfig, *, event_bytes: int) -> None:
-        """Take another configuration, for posts that come from now on."""
+    def update(self, config: WebhookConfig, event_bytes: int) -> None:
+        """Take other settings, for posts that come from now on."""
         self._record_bytes = 2 * event_bytes  # white space and an envelope count here, and not in the event
         self._format = config.format
         self._default_topic = None if config.topic is None else Expression(config.topic)

@@ -12,7 +12,7 @@ from itertools import count
 import structlog
 
 from gateway.auth.revocation import RevocationRule
-from gateway.config.model.config import TimeoutsConfig
+from gateway.config.model.config import Config, TimeoutsConfig
 from gateway.core.backoff import jittered
 from gateway.core.errors import Draining, Overloaded
 from gateway.core.event import EventId
@@ -110,18 +110,21 @@ class StreamRegistry:
         self._replay = replay
         self._connect_rate: float | None = None
         self._rate_limiter: TokenBucket | None = None
-        self.reconfigure(timeouts, limit=limit, rate=rate)
+        self._set_limits(timeouts, limit, rate)
         self._reserved_count = 0
         self._all_closed = asyncio.Event()
         self._bucket_numbers = count()
         self._disconnect_counter = cache(metrics.disconnects.labels)
 
-    def reconfigure(self, timeouts: TimeoutsConfig, *, limit: int, rate: float | None) -> None:
-        """Take other settings. Streams that are open keep their maximum age, and stay if too many."""
+    def apply(self, config: Config) -> None:
+        """Take the limits of a configuration. Open streams keep their maximum age, and stay if too many."""
+        self._set_limits(config.timeouts, config.limits.connections, config.limits.connect_rate)
+        self.short_heartbeats.apply(config)
+
+    def _set_limits(self, timeouts: TimeoutsConfig, limit: int, rate: float | None) -> None:
         self.timeouts = timeouts
         self.heartbeat_ms = round(1000 * timeouts.heartbeat)
         """How long a stream is silent at the most, if its client did not ask for less."""
-        self.short_heartbeats.reconfigure(timeouts)
         self.limit = limit
         if rate != self._connect_rate:
             self._connect_rate = rate

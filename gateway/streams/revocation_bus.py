@@ -44,7 +44,7 @@ class RevocationBus:
         self._send_task: asyncio.Task[None] | None = None
         control_channel.add_handler(REVOKE_KIND, self._on_revoke, has_history=True)
         control_channel.add_handler(REPLACED_KIND, self._on_replaced, has_history=False)
-        control_channel.on_gap = self._on_gap
+        control_channel.on_gap.add(self._on_gap)
         if limits.users.is_shared:
             limits.announce = self._announce
 

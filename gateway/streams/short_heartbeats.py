@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.config.model.config import TimeoutsConfig
+from gateway.config.model.config import Config, TimeoutsConfig
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 BUCKETS = 16
@@ -80,13 +80,16 @@ class ShortHeartbeatSweep:
         self._next_bucket = 0
         self._timer: asyncio.TimerHandle | None = None
         self._next_tick_at = 0.0
-        self.reconfigure(timeouts)
+        self._set_bounds(timeouts)
 
     def __len__(self) -> int:
         return self._count
 
-    def reconfigure(self, timeouts: TimeoutsConfig) -> None:
-        """Take other bounds, for streams that are open too."""
+    def apply(self, config: Config) -> None:
+        """Take the bounds of a configuration, also for open streams."""
+        self._set_bounds(config.timeouts)
+
+    def _set_bounds(self, timeouts: TimeoutsConfig) -> None:
         self._default_seconds = timeouts.heartbeat
         self._min_seconds = min(timeouts.heartbeat_minimum, timeouts.heartbeat)
         self._round_seconds = self._min_seconds / VISITS_PER_INTERVAL

@@ -15,8 +15,8 @@ from gateway import __version__
 from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from gateway.config.model.value_types import parse_duration
-from gateway.server.daemon import Daemon
 from tests.support.deployment import DEPLOY, MOUNTED, closing_seconds, documents, load, secrets_in, text_of
+from tests.support.gateway import OpenDaemon
 from tests.support.redis import RedisServer
 
 FOLDER = DEPLOY / "kubernetes"
@@ -228,7 +228,7 @@ async def test_a_pod_answers_its_probes(flavour: str, tmp_path: Path, redis: Red
     if data["broker"]["url"].startswith("sqlite:"):
         data["broker"]["url"] = f"sqlite:///{tmp_path}/log.db"
     environ = {"REDIS_URL": redis.url, "WEBHOOK_TOKEN": "w" * 32}
-    daemon = Daemon(loads(json.dumps(data), environ=environ))
+    daemon = OpenDaemon(loads(json.dumps(data), environ=environ))
     try:
         await daemon.start()
         async with aiohttp.ClientSession(f"http://127.0.0.1:{daemon.admin_listener.port}") as session:

@@ -58,7 +58,7 @@ def test_channels_with_a_single_key_are_counted_whole() -> None:
         for number in range(3000):
             newest.record(entry(number, long(number), f"user.{number}".ljust(120, "x")))
         assert len(newest) == (1 << 20) // (KEY_OVERHEAD_BYTES + CHANNEL_OVERHEAD_BYTES)
-        CATALOG.reconfigure({"prices": CONFLATE, "stocks": CONFLATE, "user.{id}": CONFLATE})
+        CATALOG._declare({"prices": CONFLATE, "stocks": CONFLATE, "user.{id}": CONFLATE})
         assert grown() <= 1 << 20
 
 

@@ -64,7 +64,7 @@ class Waiting:
             self.hub.leave(stream)
             self.hub.unwatch(subscription)
         self.streams.clear()
-        self.catalog.reconfigure({"user.{user}.{id}": OWN})  # whose cache is bounded apart
+        self.catalog._declare({"user.{user}.{id}": OWN})  # whose cache is bounded apart
 
 
 @pytest.mark.parametrize(("channels", "most"), [(1, 3000), (50, 21_000)])

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.config.model.config import TimeoutsConfig
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import SystemdNotifier
 from tests.support.deadline import safety_net
@@ -211,7 +212,8 @@ async def never() -> None:
 async def test_an_end_that_hangs_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever does not let go, the process is gone before somebody kills it."""
     shutdown = Shutdown(
-        pre_drain_seconds=0, drain_seconds=0.1, request_seconds=0.1, systemd=SystemdNotifier({})
+        TimeoutsConfig.model_validate({"pre_drain": "0s", "drain": "100ms", "request": "100ms"}),
+        SystemdNotifier({}),
     )
     shutdown.max_seconds = 0.2
     shutdown.request()
@@ -221,7 +223,8 @@ async def test_an_end_that_hangs_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_asking_twice_at_once_ends_the_announcement() -> None:
     """SIGTERM to a worker, then Ctrl-C to its parent: nobody waits for balancers any more."""
     shutdown = Shutdown(
-        pre_drain_seconds=600, drain_seconds=0.1, request_seconds=0.1, systemd=SystemdNotifier({})
+        TimeoutsConfig.model_validate({"pre_drain": "10m", "drain": "100ms", "request": "100ms"}),
+        SystemdNotifier({}),
     )
     shutdown.request()
     ended = asyncio.Event()

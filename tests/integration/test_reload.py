@@ -12,11 +12,10 @@ import aiohttp
 import pytest
 
 from gateway.server import reload as reload_module
-from gateway.server.daemon import Daemon
 from gateway.server.reload import ConfigFile
 from tests.integration.test_workers import Group, children, config
 from tests.support.eventsource import Stream
-from tests.support.gateway import BASE, eventually
+from tests.support.gateway import BASE, OpenDaemon, eventually
 from tests.support.node import Node, kill_all
 
 STREAMS = 10_000
@@ -185,7 +184,7 @@ async def test_a_folder_that_is_swapped(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("gateway.yaml", "token"):
         (mounted / name).symlink_to(f"..data/{name}")
     file = ConfigFile(mounted / "gateway.yaml")
-    daemon = Daemon(file.load(), file=file)
+    daemon = OpenDaemon(file.load(), file=file)
     assert daemon.reloader is not None
 
     def result() -> Any:
@@ -193,7 +192,7 @@ async def test_a_folder_that_is_swapped(tmp_path: Path, monkeypatch: pytest.Monk
 
     try:
         await daemon.start()
-        daemon.reloader.start()
+        daemon.reloader.start(daemon.apply_config)
         orders = await Stream.open(daemon.public_listener.port, "/events/orders")
         assert (await orders.next()).type == "stream.open"
         swap("..2", "b" * 20, settings)

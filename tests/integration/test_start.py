@@ -17,9 +17,8 @@ import pytest
 from bench.process import free_port
 from gateway.config.loader.load import loads
 from gateway.core.errors import StartupError
-from gateway.server.daemon import Daemon
 from tests.support.deadline import safety_net
-from tests.support.gateway import BASE, eventually, merged
+from tests.support.gateway import BASE, OpenDaemon, eventually, merged
 from tests.support.node import Node
 from tests.support.silent import Silent, silent_server
 
@@ -84,12 +83,12 @@ async def readiness(port: int) -> tuple[int, Any]:
 
 
 @asynccontextmanager
-async def starting(peer: str, folder: Path) -> AsyncIterator[tuple[Daemon, Silent, asyncio.Task[None]]]:
+async def starting(peer: str, folder: Path) -> AsyncIterator[tuple[OpenDaemon, Silent, asyncio.Task[None]]]:
     """Give a gateway that waits for something slow, on ports that are known before it listens."""
     async with silent_server() as silent:
         whole = config(peer, silent.address, folder)
         ports = {name: f"127.0.0.1:{free_port()}" for name in ("listen", "admin")}
-        daemon = Daemon(loads(json.dumps(merged(whole, {"server": ports})), environ={}))
+        daemon = OpenDaemon(loads(json.dumps(merged(whole, {"server": ports})), environ={}))
         start = asyncio.create_task(daemon.start())
         try:
             yield daemon, silent, start
@@ -134,7 +133,7 @@ async def test_a_port_that_is_taken_is_found_before_anything_is_read(
         async with silent_server() as silent:
             whole = config(peer, silent.address, tmp_path)
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-            daemon = Daemon(loads(json.dumps(merged(whole, {"server": {key: address}})), environ={}))
+            daemon = OpenDaemon(loads(json.dumps(merged(whole, {"server": {key: address}})), environ={}))
             try:
                 with pytest.raises(StartupError) as caught:
                     await daemon.start()
@@ -150,7 +149,7 @@ async def test_a_port_that_is_taken_is_found_before_anything_is_read(
 async def test_of_two_that_start_at_once_one_is_told_why(tmp_path: Path) -> None:
     """Both can bind the port before either listens; the traceback of the second one helped nobody."""
     server = {"listen": f"127.0.0.1:{free_port()}"}
-    daemons = [Daemon(loads(json.dumps(merged(BASE, {"server": server})), environ={})) for _ in range(2)]
+    daemons = [OpenDaemon(loads(json.dumps(merged(BASE, {"server": server})), environ={})) for _ in range(2)]
     try:
         for daemon in daemons:
             await daemon.public_listener.bind()
@@ -232,7 +231,7 @@ async def test_a_signal_in_the_last_moment_keeps_the_port_closed(tmp_path: Path)
     """The service manager has been told that it ends; a port that opens now would only break connections."""
     async with starting(ISSUER, tmp_path) as (daemon, silent, start):
         await eventually(lambda: silent.connections)
-        daemon.on_signal(signal.SIGTERM)
+        daemon.shutdown.on_signal(signal.SIGTERM)
         await start
         assert daemon.shutdown.phase == "starting"
         assert not accepts(daemon.config.server.listen.port)

@@ -25,8 +25,7 @@ from gateway.observability import task_supervisor as module
 from gateway.observability.logging import LogWriter
 from gateway.observability.metrics import Metrics
 from gateway.observability.task_supervisor import TASK_NAMES, TaskName, TaskSupervisor
-from gateway.server.daemon import Daemon
-from gateway.server.reload import ConfigFile, Reloader
+from gateway.server.reload import ConfigFile
 from gateway.server.workers.child import DRAIN, ControlLoop
 from gateway.server.workers.parent import Parent
 from gateway.server.workers.worker_handle import WorkerHandle
@@ -34,7 +33,7 @@ from gateway.streams.heartbeat import HeartbeatSweep
 from gateway.streams.revocation_bus import REPLACED_KIND
 from tests.broker.contract import draft
 from tests.support.eventsource import Stream
-from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
+from tests.support.gateway import BASE, Gateway, OpenDaemon, eventually, gateway_running, merged
 from tests.support.redis import redis_server
 from tests.support.tls import make_certificate
 
@@ -182,7 +181,7 @@ async def nothing(gateway: Gateway) -> None:
 class Injection:
     """Where the exception is raised, of what gateway, and what brings the task there."""
 
-    target: Callable[[Daemon], object]
+    target: Callable[[OpenDaemon], object]
     name: str
     over: Mapping[str, Any] = field(default_factory=dict)
     log: str = "memory"
@@ -206,7 +205,7 @@ async def view_the_console(gateway: Gateway) -> None:
 async def watch_a_file(gateway: Gateway) -> None:
     reloads = gateway.daemon.reloader
     assert reloads is not None
-    reloads.start()
+    reloads.start(gateway.daemon.apply_config)
 
 
 async def leave_a_seat(gateway: Gateway) -> None:
@@ -270,7 +269,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     ),
     "connection_sweep": Injection(lambda daemon: daemon.public_listener, "_pop_expired", quick={"http.listener._SWEEP_SECONDS": 0.05}),
     "status_stream": Injection(
-        lambda daemon: daemon.status_stream, "_report", stir=view_the_console, quick={"admin.status_stream.REPORT_INTERVAL_SECONDS": 0.05}
+        lambda daemon: daemon.admin_port.status_stream, "_report", stir=view_the_console, quick={"admin.status_stream.REPORT_INTERVAL_SECONDS": 0.05}
     ),
     "event_delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),  # type: ignore[attr-defined]
     "staleness": Injection(
@@ -356,13 +355,13 @@ async def running(
         return
     if injection.log == "sqlite":
         over["broker"] = {"url": f"sqlite:///{tmp_path}/log.db"}
-    async with gateway_running(over) as gateway:
-        if injection.stir is watch_a_file:
-            file = tmp_path / "gateway.yaml"
-            file.write_text(json.dumps(merged(BASE, over)))
-            reload = ConfigFile(file)
-            reload.load()
-            gateway.daemon.reloader = Reloader(reload, gateway.daemon)
+    reloaded = None
+    if injection.stir is watch_a_file:
+        path = tmp_path / "gateway.yaml"
+        path.write_text(json.dumps(merged(BASE, over)))
+        reloaded = ConfigFile(path)
+        reloaded.load()
+    async with gateway_running(over, file=reloaded) as gateway:
         yield gateway, tls
 
 
@@ -526,9 +525,13 @@ async def test_a_parent_keeps_its_workers_after_a_fault(
         monkeypatch.setattr(f"gateway.server.workers.parent.{name}", 0.05)
     over = {"broker": {"url": f"sqlite:///{tmp_path}/log.db"}, "timeouts": {"pre_drain": "0s"}}
     metrics = Metrics()
-    parent = Parent(loads(json.dumps(merged(BASE, over)), environ={}), 2, metrics)
     listening = asyncio.Event()
-    parent.on_listening = listening.set
+    parent = Parent(
+        loads(json.dumps(merged(BASE, over)), environ={}),
+        2,
+        metrics,
+        on_listening=lambda public, admin: listening.set(),
+    )
     asks = Once(
         WorkerHandle.request_json,
         lambda *_: any(frame.function == "_check_liveness" for frame in inspect.stack(0)),

@@ -109,7 +109,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         "gateway.hub.hub.Hub._delivered_counters",
         "gateway.hub.hub.Hub._stale_after_channels",
         "gateway.hub.hub.Hub.last_event_at",
-        "gateway.server.components.Components.published_counter",
+        "gateway.server.components.EventAppender._published_counter",
         "gateway.net.redis_locator.RedisLocator._sentinel_options",
         "gateway.server.reload.ConfigFile._watched_files",
         "gateway.sources.redis.pubsub.TopicSet.patterns",

@@ -63,10 +63,11 @@ class World:
         self.catalog = ChannelCatalog(made.channels)
         self.metrics = Metrics()
         self.nonces = NonceSigner(MemorySharedStore(unix_ms))
-        self.acks = AckTracker(self.nonces, self.metrics, made.ack, made.channels)
+        self.acks = AckTracker(
+            self.nonces, self.metrics, made.ack, made.channels, is_log_reachable=lambda: self.is_reached
+        )
         self.opened = 0
         self.is_reached = True
-        self.acks.is_log_reachable = lambda: self.is_reached
 
     def subscription(self, *names: str) -> Subscription:
         found = [self.catalog.resolve(name) for name in names]
@@ -297,7 +298,7 @@ def test_a_reload() -> None:
         await asyncio.sleep(70)
         news = {"ack": {"interval": "5s", "timeout": "10s", "retry_limit": 1}}
         made = config({"channels": {"stock": {"ack": "none"}, "news": news}})
-        world.acks.reconfigure(made.ack, made.channels)
+        world.acks.apply(made)
         await asyncio.sleep(25)
         assert ears["news"].close_reason == "unacknowledged"
         assert ears["orders"].close_reason is None
@@ -305,7 +306,7 @@ def test_a_reload() -> None:
         assert ears["orders"].close_reason == "unacknowledged"
         assert ears["stock"].close_reason is None and len(ears["stock"].asked_at) <= 3
         off = config({"ack": "none"})
-        world.acks.reconfigure(off.ack, off.channels)
+        world.acks.apply(off)
         assert len(world.acks) == 0 and not world.acks.is_enabled
         await asyncio.sleep(1)
 

@@ -88,7 +88,7 @@ def test_a_key_that_was_put_over_another_is_taken_and_the_old_one_known_on() -> 
         board = FakeSharedStore()
         node = NonceSigner(board)
         changes = []
-        node.on_change = lambda: changes.append(1)
+        node.on_change.add(lambda: changes.append(1))
         node.start_sharing()
         await asyncio.sleep(60)
         old = node.create("a", 1)

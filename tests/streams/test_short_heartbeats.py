@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.config.model.config import TimeoutsConfig
+from gateway.config.model.config import Config, TimeoutsConfig
 from gateway.core.sse import HEARTBEAT_COMMENT
 from gateway.streams.short_heartbeats import ShortHeartbeat, ShortHeartbeatSweep
 from tests.support.gateway import Gateway, eventually, gateway_running
@@ -132,11 +132,11 @@ def test_bounds_follow_the_configuration() -> None:
     async def main() -> None:
         all = ShortHeartbeatSweep(timeouts())
         ear = opened(all, 5)
-        all.reconfigure(timeouts(heartbeat=30, minimum=20))
+        all.apply(Config.model_construct(timeouts=timeouts(heartbeat=30, minimum=20)))
         await asyncio.sleep(100)
         assert min(silences(ear)) > 5
         assert max(silences(ear)) <= 20
-        all.reconfigure(timeouts(heartbeat=2, minimum=4))
+        all.apply(Config.model_construct(timeouts=timeouts(heartbeat=2, minimum=4)))
         del ear.times[:-1]
         await asyncio.sleep(20)
         assert max(silences(ear)[1:]) <= 2

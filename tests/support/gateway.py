@@ -4,12 +4,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from gateway.config.loader.load import loads
+from gateway.server.components import Components
 from gateway.server.daemon import Daemon
+from gateway.server.reload import ConfigFile
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 
@@ -34,11 +36,25 @@ def merged(base: Any, over: Any) -> Any:
     return {key: value for key, value in both.items() if value is not None}
 
 
+if TYPE_CHECKING:
+
+    class OpenDaemon(Daemon, Components):
+        """A node whose components are attributes too."""
+
+else:
+
+    class OpenDaemon(Daemon):
+        """A node whose components are attributes too."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.components, name)
+
+
 class Gateway:
     """A running daemon, and what a test does with it."""
 
     def __init__(
-        self, daemon: Daemon, session: aiohttp.ClientSession, config: Any, environ: Mapping[str, str]
+        self, daemon: OpenDaemon, session: aiohttp.ClientSession, config: Any, environ: Mapping[str, str]
     ) -> None:
         self.daemon = daemon
         self.session = session
@@ -107,11 +123,13 @@ async def eventually(condition: Callable[[], Any]) -> None:
 
 @asynccontextmanager
 async def gateway_running(
-    over: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+    over: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: ConfigFile | None = None,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway on `BASE` with ``over`` laid into it."""
     config, environ = merged(BASE, dict(over or {})), environ or {}
-    daemon = Daemon(loads(json.dumps(config), environ=environ))  # JSON is YAML
+    daemon = OpenDaemon(loads(json.dumps(config), environ=environ), file=file)  # JSON is YAML
     gateway = None
     try:
         await daemon.start()

@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import hdrs, web
 from prometheus_client import Counter
 
+from gateway.config.model.config import Config
 from gateway.core.errors import BadRequest, Forbidden, GatewayError, TooManyRequests
 from gateway.http.bodies import BodyReader
 from gateway.http.cors import CorsPolicy
@@ -41,6 +42,10 @@ class AckHandler:
     limits: ClientLimits
     body_reader: BodyReader
     result_counter: Counter
+
+    def apply(self, config: Config) -> None:
+        """Take the deadline of a configuration."""
+        self.body_reader.timeout_seconds = config.timeouts.request
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Take an answer: 204, or 202 where it is told to the node that has the stream."""

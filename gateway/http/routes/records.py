@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
+from gateway.config.model.config import Config
 from gateway.core.errors import BadRequest, GatewayError, RecordRejected, Unavailable
 from gateway.core.event import Record
 from gateway.http.bodies import BodyReader
@@ -38,9 +39,9 @@ class RecordsHandler:
     idle_seconds: float
     write_seconds: float
 
-    def reconfigure(self, idle_seconds: float, write_seconds: float) -> None:
-        """Take other bounds."""
-        self.idle_seconds, self.write_seconds = idle_seconds, write_seconds
+    def apply(self, config: Config) -> None:
+        """Take the deadlines of a configuration."""
+        self.idle_seconds, self.write_seconds = config.timeouts.connection, config.timeouts.write
 
     async def handle_whole(self, source: WebhookSource, post: Post) -> WebhookResponse:
         """Answer a request whose signature is known only at its end: all receipts at once."""

@@ -17,6 +17,7 @@ from gateway.auth.grant import ANONYMOUS, Grant
 from gateway.auth.rules import authorize, is_public
 from gateway.config.channel_catalog import ChannelCatalog, ChannelMatch
 from gateway.config.model.auth import RESERVED_QUERY_NAMES
+from gateway.config.model.config import Config
 from gateway.config.template import invalid_channel_name_reason
 from gateway.core.errors import BadRequest, GatewayError, NotFound, Overloaded, TooManyRequests, Unavailable
 from gateway.core.sse import EVENT_STREAM_CONTENT_TYPE
@@ -114,6 +115,10 @@ class SubscribeHandler:
     def __post_init__(self) -> None:
         self.path_pattern = stream_path_pattern(self.base_path)
         self.request_prefix = f"GET {self.base_path}{EVENTS_PATH}".encode()
+
+    def apply(self, config: Config) -> None:
+        """Take the limits of a configuration."""
+        self.channels_per_stream = config.limits.channels_per_stream
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Open the stream of a request that aiohttp routed here."""

@@ -55,7 +55,8 @@ class CertificateWatcher:
         self._last_error = ""
         self._task: asyncio.Task[None] | None = None
         self.context = RotatingSSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._activate(load_certificate(tls))
+        self._use(load_certificate(tls))
+        metrics.bind_gauge("tls_certificate_expiry_timestamp_seconds", lambda: self.expires_at)
 
     @property
     def expires_at(self) -> float:
@@ -68,15 +69,15 @@ class CertificateWatcher:
 
     @staticmethod
     def load(tls: TlsConfig) -> LoadedCertificate:
-        """Return what other files hold, for `reconfigure`. Raises StartupError. Blocks on the disk."""
+        """Return what other files hold, for `activate`. Raises StartupError. Blocks on the disk."""
         return load_certificate(tls)
 
-    def reconfigure(self, tls: TlsConfig, loaded: LoadedCertificate) -> None:
-        """Go over to other files, or other rules of a handshake, for connections that come from now on."""
+    def activate(self, tls: TlsConfig, loaded: LoadedCertificate) -> None:
+        """Use other files, or other rules of a handshake, for connections that come from now on."""
         if tls != self._tls:
             self._tls = tls
             self._file_fingerprints, self._last_error = self._read_fingerprints(), ""
-            self._activate(loaded)
+            self._use(loaded)
 
     def start(self) -> None:
         """Begin to watch. Needs a running loop."""
@@ -103,7 +104,7 @@ class CertificateWatcher:
                 self._report_failure(error.message)
             else:
                 self._file_fingerprints = files
-                self._activate(loaded)
+                self._use(loaded)
                 self._last_error = ""
                 self._reload_counter.labels("ok").inc()
                 log.info(
@@ -125,7 +126,7 @@ class CertificateWatcher:
         files = (self._tls.certificate, self._tls.key, self._tls.client_ca)
         return file_fingerprint(file for file in files if file is not None)
 
-    def _activate(self, loaded: LoadedCertificate) -> None:
+    def _use(self, loaded: LoadedCertificate) -> None:
         loaded.context.sslobject_class = self._handshake_errors.ssl_object_class
         self._loaded = loaded
         self.context.current = loaded.context

@@ -86,7 +86,7 @@ class ControlLoop:
 
     def _dispatch(self, command: bytes, body: bytes) -> None:
         if command == FORCE_STOP:
-            self._daemon.force_stop()
+            self._daemon.components.shutdown.force()
         elif command in (DRAIN, DRAIN_NOW):
             self._daemon.drain(skip_pre_drain=command == DRAIN_NOW)
         else:  # takes a while, in which other orders are heard; the parent waits for its answer
@@ -120,19 +120,20 @@ class ControlLoop:
             self._daemon.discard(prepared)
 
 
+def _report_listening() -> None:
+    os.write(1, LISTENING)
+
+
 async def _serve(init: WorkerInit, metrics: Metrics) -> int:
-    daemon = Daemon(init.config, metrics, init.sockets)
+    daemon = Daemon(
+        init.config, metrics, init.sockets, on_listening=lambda public, admin: _report_listening()
+    )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.drain)
-
-    def listening() -> None:
-        os.write(1, LISTENING)
-
-    daemon.on_listening = listening
-    obeying = daemon.background.start_task("worker_control_loop", ControlLoop(daemon).run)
+    control_loop = daemon.components.background.start_task("worker_control_loop", ControlLoop(daemon).run)
     try:
         return await daemon.run()
     finally:
-        obeying.cancel()
+        control_loop.cancel()
 
 
 def main() -> int:

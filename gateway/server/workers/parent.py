@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,21 +19,18 @@ from typing import Any
 import structlog
 
 from gateway import __version__
-from gateway.admin.app import ADMIN_HEADERS, AdminApp, RouteGroup
-from gateway.admin.console_page import ConsolePage
-from gateway.admin.guard import AdminGuard
+from gateway.admin.port import AdminPort
 from gateway.admin.status import ReloadResult
-from gateway.admin.status_stream import StatusStream
 from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import Config
 from gateway.core.backoff import Backoff
 from gateway.core.clock import unix_ms
 from gateway.core.errors import NotFound, StartupError, Unavailable
-from gateway.http.listener import Listener
 from gateway.http.sockets import ReservedAddresses, reserve_addresses
 from gateway.observability.metrics import MetricFamily, Metrics
 from gateway.observability.recent_errors import RecentErrors
 from gateway.observability.task_supervisor import TaskSupervisor
+from gateway.server.daemon import OnListening
 from gateway.server.reload import ConfigFile, Reloader
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import SystemdNotifier
@@ -67,41 +64,32 @@ class Parent:
     """`run` is its whole life."""
 
     def __init__(
-        self, config: Config, workers: int, metrics: Metrics, file: ConfigFile | None = None
+        self,
+        config: Config,
+        workers: int,
+        metrics: Metrics,
+        file: ConfigFile | None = None,
+        on_listening: OnListening = lambda public, admin: None,
     ) -> None:
         """Prepare ``workers`` of them. ``file`` is where ``config`` comes from, for reloads."""
         self.config = config
         self.metrics = metrics
         self.background = background = TaskSupervisor(metrics.count_background_failure)
         self._reserved_addresses = ReservedAddresses((), ())
-        self.on_listening: Callable[[], None] | None = None
-        self.reloader = None if file is None else Reloader(file, self)
+        self._on_listening = on_listening
         self._recent_errors = RecentErrors()
-        self._guard = AdminGuard.from_config(config.server, self._recent_errors)
-        self._status_stream = StatusStream(
-            self.status_report, write_seconds=config.timeouts.write, background=background
-        )
-        timeouts = config.timeouts
         self.systemd = SystemdNotifier(os.environ, background)
-        self.shutdown = Shutdown(
-            pre_drain_seconds=timeouts.pre_drain,
-            drain_seconds=timeouts.drain,
-            request_seconds=timeouts.request,
-            systemd=self.systemd,
-        )
-        more: list[RouteGroup] = [ConsolePage(), self._status_stream]
-        if config.server.development:
-            more.append(
-                TryPanelRelay(self._listening_socket_paths, idle_seconds=2 * config.timeouts.heartbeat)
-            )
-        self.admin_listener = Listener(
-            AdminApp(self, self._guard, more).build(),
-            [config.server.admin],
-            config_key="server.admin",
-            request_seconds=config.timeouts.request,
-            headers=ADMIN_HEADERS,
+        self.shutdown = Shutdown(config.timeouts, self.systemd)
+        self.reloader = None
+        if file is not None:
+            self.reloader = Reloader(file, config, metrics, self.shutdown, self.systemd, background)
+        self._admin_port = AdminPort(
+            config,
+            self,
+            self._recent_errors,
+            background,
             is_draining=self.shutdown.requested.is_set,
-            background=background,
+            try_panel=TryPanelRelay(self._listening_socket_paths, idle_seconds=2 * config.timeouts.heartbeat),
         )
         self._worker_count = workers
         self._catalog = ChannelCatalog(config.channels)
@@ -126,7 +114,7 @@ class Parent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.on_signal, number)
         if self.reloader is not None:
-            self.reloader.handle_sighup()
+            self.reloader.handle_sighup(self.on_signal)
         with (
             tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
             reserve_addresses(self.config.server.listen, "server.listen") as self._reserved_addresses,
@@ -136,7 +124,7 @@ class Parent:
                 self.background.start_task("worker_probes", self._refresh_probes),
             ]
             try:
-                await self.admin_listener.start()
+                await self._admin_port.listener.start()
                 # One before the others: what is wrong for it is wrong for all, and should be told once.
                 good = await self._start_worker(0, Path(folder)) and all(
                     await asyncio.gather(
@@ -153,8 +141,7 @@ class Parent:
                 if self.reloader is not None:
                     await self.reloader.stop()
                 await self._stop_workers()
-                self._status_stream.close()
-                await self.admin_listener.stop()
+                await self._admin_port.stop()
                 self.systemd.close()
         log.info("stopped")
         return self._exit_status
@@ -165,12 +152,11 @@ class Parent:
             version=__version__,
             workers=self._worker_count,
             public=self.config.server.public_urls(self._reserved_addresses.ports),
-            admin=self.config.server.admin_url(self.admin_listener.port),
+            admin=self.config.server.admin_url(self._admin_port.listener.port),
         )
-        if self.on_listening is not None:
-            self.on_listening()
+        self._on_listening(self.port, self._admin_port.listener.port)
         if self.reloader is not None:
-            self.reloader.start()
+            self.reloader.start(self.apply_config)
         urls = self.config.server.public_urls(self._reserved_addresses.ports)
         self.systemd.notify_ready(f"{self._worker_count} workers serve on {urls}")
         self.systemd.start_watchdog(self._is_any_worker_alive)
@@ -205,15 +191,8 @@ class Parent:
             await asyncio.gather(*(worker.reload(DISCARD) for worker in ready))
             raise StartupError(error or "no worker runs just now")
         self.config = config
-        self._catalog.reconfigure(config.channels)
-        self._guard.reconfigure(config.server)
-        timeouts = config.timeouts
-        self.shutdown.reconfigure(
-            pre_drain_seconds=timeouts.pre_drain,
-            drain_seconds=timeouts.drain,
-            request_seconds=timeouts.request,
-        )
-        self.admin_listener.reconfigure(timeouts.request)
+        for apply in (self._catalog.apply, self.shutdown.apply, self._admin_port.apply):
+            apply(config)
         done = await asyncio.gather(*(worker.reload(COMMIT) for worker in ready))
         for worker, answer in zip(ready, done, strict=True):
             if answer is not None and answer.error is not None:

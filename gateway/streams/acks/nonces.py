@@ -14,12 +14,12 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.broker.shared_store import SharedStore
 from gateway.core.backoff import jittered
 from gateway.core.errors import Unavailable
+from gateway.core.observers import Observers
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 KEY_BYTES = 32
@@ -70,7 +70,7 @@ class NonceSigner:
         self._task: asyncio.Task[None] | None = None
         self._first_poll_done = asyncio.Event()
         self._wake = asyncio.Event()
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change = Observers[()]()
         """Called when the key is another one: other nodes may not have known the one before."""
 
     def create(self, connection: str, number: int) -> str:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from itertools import count
 
-from gateway.config.model.config import AckSetting, ChannelConfig
+from gateway.config.model.config import AckSetting, ChannelConfig, Config
 from gateway.core.sse import encode_control_frame
 from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
@@ -47,7 +47,9 @@ class AckTracker:
         default: AckSetting,
         channels: Mapping[str, ChannelConfig],
         background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
+        is_log_reachable: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``is_log_reachable`` tells whether acknowledgements that land on other nodes arrive here now."""
         self._nonces = nonces
         self._background = background
         self._guarded_sweep = background.guard_callback("ack_sweep", self._sweep)
@@ -60,9 +62,9 @@ class AckTracker:
         self._next_tick_at = 0.0
         self._grace_until = float("-inf")
         self._rules: dict[str, AckRule] = {}
-        self.is_log_reachable: Callable[[], bool] = lambda: True
-        """Tells whether answers that land on other nodes come here just now."""
-        self.reconfigure(default, channels)
+        self.is_log_reachable = is_log_reachable
+        nonces.on_change.add(self.reset)
+        self._set_rules(default, channels)
 
     @property
     def is_enabled(self) -> bool:
@@ -72,8 +74,13 @@ class AckTracker:
     def __len__(self) -> int:
         return len(self._states)
 
-    def reconfigure(self, default: AckSetting, channels: Mapping[str, ChannelConfig]) -> None:
-        """Ask by other rules. Streams that are asked follow; those that opened without it are not asked."""
+    def apply(self, config: Config) -> None:
+        """Ask by the rules of a configuration. Streams that are asked follow; others are not asked."""
+        self._set_rules(config.ack, config.channels)
+        if self.is_enabled:
+            self._nonces.start_sharing()
+
+    def _set_rules(self, default: AckSetting, channels: Mapping[str, ChannelConfig]) -> None:
         settings = {name: default if spec.ack is None else spec.ack for name, spec in channels.items()}
         self._rules = {
             name: AckRule.from_config(setting) for name, setting in settings.items() if setting != "none"

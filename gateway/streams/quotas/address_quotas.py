@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from gateway.config.model.config import Config
 from gateway.core.errors import Overloaded
 from gateway.core.token_bucket import TokenBucket
 from gateway.streams.quotas.client_address import address_key
@@ -77,9 +78,12 @@ class AddressQuotas:
         self._usages: dict[str, AddressUsage] = {}
         self._next_cleanup = CLEANUP_THRESHOLD
 
-    def reconfigure(self, limit: int | None, rate: float | None) -> None:
-        """Take other bounds. Whoever has no peer by now, because there were none, is not counted."""
-        self._max_streams = limit
+    def apply(self, config: Config) -> None:
+        """Take the limits of a configuration. Connections from before there was a limit are not counted."""
+        self._max_streams, rate = (
+            config.limits.connections_per_address,
+            config.limits.connect_rate_per_address,
+        )
         if rate != self._rate_per_second:
             self._rate_per_second = rate
             for peer in self._usages.values():

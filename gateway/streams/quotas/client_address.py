@@ -15,6 +15,9 @@ IPV6_PREFIX_BITS = 64
 _Network = IPv4Network | IPv6Network
 
 
+from gateway.config.model.config import Config
+
+
 class TrustedProxies:
     """The proxies whose ``X-Forwarded-For`` is believed."""
 
@@ -22,9 +25,9 @@ class TrustedProxies:
         self._networks = tuple(networks)
         self.is_trusted = lru_cache(MAX_CACHED_ADDRESSES)(self._is_trusted)
 
-    def reconfigure(self, networks: Iterable[_Network]) -> None:
-        """Believe others."""
-        self._networks = tuple(networks)
+    def apply(self, config: Config) -> None:
+        """Believe the proxies of a configuration."""
+        self._networks = tuple(config.server.trusted_proxies)
         self.is_trusted.cache_clear()
 
     def client_address(self, peer: str | None, forwarded: str | None) -> str | None:

@@ -74,14 +74,12 @@ class ClientLimits:
         self.announce: Callable[[str, str], Awaitable[StreamOrder | None]] = _announce_nowhere
         """Tells all nodes of a client's new stream, and returns its place; None where that cannot be told."""
 
-    def reconfigure(
-        self, server: model.ServerConfig, limits: model.LimitsConfig, stream_seconds: float
-    ) -> None:
-        """Take other bounds, for streams that open from now on. Needs a running loop."""
-        self._stream_seconds = stream_seconds
-        self.proxies.reconfigure(server.trusted_proxies)
-        self.addresses.reconfigure(limits.connections_per_address, limits.connect_rate_per_address)
-        self.users.limit = limits.connections_per_user
+    def apply(self, config: model.Config) -> None:
+        """Take the limits of a configuration, for streams that open from now on. Needs a running loop."""
+        self._stream_seconds = config.timeouts.connection
+        self.proxies.apply(config)
+        self.addresses.apply(config)
+        self.users.limit = config.limits.connections_per_user
         self.users.start()
 
     def caller(self, transport: BaseTransport) -> Caller:

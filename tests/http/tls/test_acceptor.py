@@ -145,12 +145,13 @@ async def test_addresses_take_turns(authority: Authority) -> None:
 async def test_half_of_the_room_is_for_others(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections before their handshake leave descriptors to streams that open and requests."""
     async with patient(authority) as gateway, silence() as silent:
-        monkeypatch.setattr(gateway.daemon, "max_descriptors", 128 + 30)
+        monkeypatch.setattr(gateway.daemon.descriptors, "max_descriptors", 128 + 30)
         before = gateway.daemon.public_listener.request_connections
         await silent.come(gateway.port, 40)
         await eventually(lambda: gateway.daemon.public_listener.request_connections > before)
         await silent.ends(20)
-        assert gateway.daemon._available_connections() >= 10
+        listener = gateway.daemon.public_listener
+        assert gateway.daemon.descriptors.available_connections(listener.request_connections) >= 10
         await is_served(gateway, authority.client(), "127.0.0.2")
 
 

@@ -161,8 +161,7 @@ async def test_a_herd_is_told_of_in_a_few_notices(
     config = {**CONFIG, "limits": {}, "broker": {"url": redis.url}}
     async with gateway_running(config) as one, gateway_running(config) as two:
         seen: list[Any] = []
-        receive = two.daemon.hub.on_control_event
-        two.daemon.hub.on_control_event = lambda event: (seen.append(event), receive(event))[1]  # type: ignore[func-returns-value]
+        two.daemon.hub.on_control_event.add(seen.append)
         send, gate = one.daemon.control_channel.send, asyncio.Event()
         on_its_way = 0
 
