@@ -1,18 +1,25 @@
-"""Writes configuration.md, metrics.md and commands.md from the code: ``python docs/reference.py``.
+"""Writes configuration.md, metrics.md, commands.md and a table of operations.md from the code: ``python docs/reference.py``.
 
 A test fails when the files are not what this prints, so a key or a metric cannot go undocumented.
 """
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec.inspect import Field, ListType, Metadata, NoneType, StructType, UnionType, type_info
+
+from gateway.admin.status_report import StatusReport
 from gateway.cli.main import COMMANDS, command_parsers
 from gateway.config.schema import config_json_schema
 from gateway.observability.metrics.definitions import DEFINITIONS
 
 FOLDER = Path(__file__).parent
+
+STATUS_TABLE = re.compile(r"(?s)(## Status\n.*?\n\n)\| key.*?(?=\n\n)")
+"""The generated table of operations.md, with what stands above it."""
 
 _HEAD = """# Configuration
 
@@ -177,6 +184,35 @@ def _argument(action: argparse.Action) -> str:
     return f"| `{names}` | {told} |\n"
 
 
+def status() -> str:
+    """Return the table of the keys of ``/status``, which stands in docs/operations.md."""
+    report = type_info(StatusReport)
+    assert isinstance(report, StructType)
+    rows = (f"| `{field.encode_name}{suffix}` | {about} |" for field, suffix, about in _described(report))
+    return "\n".join(["| key | value |", "|---|---|", *rows])
+
+
+def _described(section: StructType) -> Iterator[tuple[Field, str, str]]:
+    """Yield the fields of a section, each with [] if it is a list, and its description with the keys below."""
+    for field in section.fields:
+        kind, text, suffix = field.type, "", ""
+        while isinstance(kind, Metadata | UnionType | ListType):
+            if isinstance(kind, Metadata):
+                text = (kind.extra_json_schema or {}).get("description", text)
+                kind = kind.type
+            elif isinstance(kind, UnionType):
+                kind = next(each for each in kind.types if not isinstance(each, NoneType))
+            else:
+                kind, suffix = kind.item_type, "[]"
+        keys = ""
+        if isinstance(kind, StructType):
+            keys = ", ".join(
+                f"`{key.encode_name}{more}`" + (f" ({about})" if about else "")
+                for key, more, about in _described(kind)
+            )
+        yield field, suffix, ": ".join(filter(None, (text, keys)))
+
+
 _SMALL = """
 sources: {hooks: {type: webhook, verify: {none: true}}}
 channels: {orders: {from: [{source: hooks, topic: orders}], access: public}}
@@ -186,3 +222,5 @@ if __name__ == "__main__":
     (FOLDER / "configuration.md").write_text(configuration())
     (FOLDER / "metrics.md").write_text(metrics())
     (FOLDER / "commands.md").write_text(commands())
+    operations = (FOLDER / "operations.md").read_text()
+    (FOLDER / "operations.md").write_text(STATUS_TABLE.sub(lambda found: found[1] + status(), operations))

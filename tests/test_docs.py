@@ -20,6 +20,7 @@ def test_the_generated_tables_are_current() -> None:
     assert DOCS["configuration.md"] == reference["configuration"]()
     assert DOCS["metrics.md"] == reference["metrics"]()
     assert DOCS["commands.md"] == reference["commands"]()
+    assert reference["status"]() in DOCS["operations.md"]
 
 
 def literals(pattern: str) -> set[str]:

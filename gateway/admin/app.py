@@ -7,9 +7,10 @@ from typing import Any, Protocol
 from aiohttp import hdrs, web
 
 from gateway.admin.guard import AdminGuard
-from gateway.admin.status import ReloadResult
+from gateway.admin.status_report import ReloadResult, StatusReport
 from gateway.core.errors import BadRequest, NotFound
 from gateway.http.responses import add_common_headers, errors_as_json, json_response
+from gateway.http.routes.health import HealthHandler, HealthSource
 from gateway.observability.metrics import (
     METRICS_CONTENT_TYPE,
     MetricFamily,
@@ -27,17 +28,11 @@ ADMIN_HEADERS: Mapping[str, str] = {
 """Headers of every answer of the port but the console's own. No page may hold it or load it."""
 
 
-class AdminBackend(Protocol):
-    """What is told on the admin port: by a node, or by the parent of several."""
+class AdminBackend(HealthSource, Protocol):
+    """What answers on the admin port: a node, or the parent of several workers."""
 
     async def metric_families(self) -> Sequence[MetricFamily]:
         """Return the metrics."""
-
-    async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether this should go on running, and what speaks against it."""
-
-    async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether new clients should come here, and the parts that decide it."""
 
     def has_channel(self, channel: str) -> bool:
         """Tell whether a name is a channel's, or that of a template."""
@@ -48,7 +43,7 @@ class AdminBackend(Protocol):
     async def reload(self) -> ReloadResult:
         """Read the configuration's file again. Raises NotFound where there is none."""
 
-    async def status_report(self) -> Mapping[str, Any]:
+    async def status_report(self) -> StatusReport:
         """Return what ``/status`` shows."""
 
 
@@ -75,8 +70,7 @@ class AdminApp:
         app.on_response_prepare.append(add_common_headers)
         app.on_response_prepare.append(_add_admin_headers)
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
+        HealthHandler(self.backend, self._is_authorized).add_routes(app)
         app.router.add_get("/status", self._status)
         app.router.add_delete("/streams", self._end_streams)
         app.router.add_post("/reload", self._reload)
@@ -92,17 +86,6 @@ class AdminApp:
 
     async def _families(self, request: web.Request) -> web.Response:
         return json_response(await self.backend.metric_families())
-
-    async def _healthz(self, request: web.Request) -> web.Response:
-        """Answered at all means that the loop turns."""
-        alive, parts = await self.backend.liveness()
-        told = parts if self._is_authorized(request) else {}
-        return json_response({"alive": alive, **told}, status=200 if alive else 503)
-
-    async def _readyz(self, request: web.Request) -> web.Response:
-        ready, parts = await self.backend.readiness()
-        told = parts if self._is_authorized(request) else {}
-        return json_response({"ready": ready, **told}, status=200 if ready else 503)
 
     async def _end_streams(self, request: web.Request) -> web.Response:
         given = [request.query.getall(name, []) for name in ("subject", "channel")]

@@ -4,12 +4,23 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import msgspec
+from msgspec import UNSET
 from prometheus_client.metrics import MetricWrapperBase
 
 from gateway import __version__
+from gateway.admin.status_report import (
+    BrokerStatus,
+    ChannelStatus,
+    ConfigStatus,
+    Phase,
+    ReloadResult,
+    SourceStatus,
+    StatusReport,
+    StreamsStatus,
+    TotalsStatus,
+)
 from gateway.broker.base import Broker
 from gateway.broker.redis.broker import RedisBroker
 from gateway.config.channel_catalog import ChannelCatalog
@@ -55,38 +66,13 @@ def histogram_sum_and_count(histogram: MetricWrapperBase) -> tuple[float, int]:
     return told["sum"], int(told["count"])
 
 
-ReloadStatus = Literal["ok", "unchanged", "failed"]
-
-
-class ReloadError(msgspec.Struct, frozen=True):
-    """One thing that is wrong with the file; line and column count from 1."""
-
-    line: int
-    column: int
-    path: str
-    message: str
-
-
-class ReloadResult(msgspec.Struct, frozen=True):
-    """What became of one reload."""
-
-    at_ms: int
-    result: ReloadStatus
-    message: str
-    errors: Sequence[ReloadError] = ()
-    changes: Sequence[str] = ()
-    """What differs, and what that does, one line each."""
-    ended: int = 0
-    """Streams that had to end, on all workers."""
-
-
 class ConfigReloader(Protocol):
     """Reloads the configuration file: `gateway.server.reload.Reloader`."""
 
     async def reload(self, trigger: str) -> ReloadResult:
         """Read the file again, and apply it. ``why`` is for the log."""
 
-    def config_status(self) -> dict[str, Any]:
+    def config_status(self) -> ConfigStatus:
         """Return what ``/status`` shows of the configuration."""
 
 
@@ -96,7 +82,7 @@ class Lifecycle(Protocol):
     requested: asyncio.Event
 
     @property
-    def phase(self) -> str:
+    def phase(self) -> Phase:
         """Return the name of the current phase, ``starting`` at first."""
 
 
@@ -132,7 +118,7 @@ class NodeStatus:
     async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether this should go on running: who answers lives, unless all is late for good."""
         if self.loop_lag.is_stuck:
-            return False, {"late_for_seconds": round(self.loop_lag.late_seconds, 1)}
+            return False, {"loop_lag_seconds": round(self.loop_lag.late_seconds, 1)}
         return True, {}
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
@@ -188,7 +174,7 @@ class NodeStatus:
 
     async def end_streams(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node. Raises Unavailable."""
-        return {"told": str(await self.revocation_bus.revoke(subject, channel))}
+        return {"event_id": str(await self.revocation_bus.revoke(subject, channel))}
 
     async def reload(self) -> ReloadResult:
         """Read the configuration's file again. Raises NotFound where there is none."""
@@ -196,74 +182,72 @@ class NodeStatus:
             raise NotFound("there is no file to reload here")
         return await self.reloader.reload("POST /reload")
 
-    async def status_report(self) -> Mapping[str, Any]:
+    async def status_report(self) -> StatusReport:
         """Return what ``/status`` shows."""
-        ready, parts = await self.readiness()
-        published, delivered = (
-            counts_by_label(self.metrics.events_published),
-            counts_by_label(self.metrics.events_delivered),
-        )
-        lag_seconds, lag_count = histogram_sum_and_count(self.metrics.delivery_lag_seconds)
-        return {
-            "version": __version__,
-            "now_ms": unix_ms(),
-            "development": self.is_development,
-            "uptime_seconds": round(time.monotonic() - self.started_at, 1),
-            "ready": ready,
-            "not_ready": parts["not_ready"],
-            "phase": self.shutdown.phase,
-            "config": None if self.reloader is None else self.reloader.config_status(),
-            "broker": {"type": self.broker.type, "up": self.broker.is_up, "head": str(self.broker.head)},
-            "streams": {
-                "active": len(self.streams.active),
-                "lagging": self.streams.lagging_count(),
-                "limit": self.streams.limit,
-                "behind_seconds": self.streams.max_lag_seconds(),
-            },
-            "totals": {
-                "opened": self.metrics.connections.value,
-                "refused": counter_total(self.metrics.refused),
-                "received": counter_total(self.metrics.events_received),
-                "rejected": counter_total(self.metrics.events_rejected),
-                "published": sum(published.values()),
-                "delivered": sum(delivered.values()),
-                "bytes_sent": self.metrics.bytes_sent.value,
-                "gaps": counter_total(self.metrics.gaps),
-                "lag_seconds": round(lag_seconds, 6),
-                "lag_count": lag_count,
-            },
-            "sources": [self._source_report(state) for state in self.source_states()],
-            "channels": [
-                {
-                    "name": name,
-                    "listeners": self.streams.streams_per_channel[name],
-                    "published": published.get(name, 0),
-                    "delivered": delivered.get(name, 0),
-                    "from": [f"{route.source}: {route.topic}" for route in declared.config.from_],
-                    "stale": self.staleness_monitor.is_stale("channel", name),
-                }
+        reasons, metrics = self.unready_reasons(), self.metrics
+        published = counts_by_label(metrics.events_published)
+        delivered = counts_by_label(metrics.events_delivered)
+        lag_seconds, lag_count = histogram_sum_and_count(metrics.delivery_lag_seconds)
+        return StatusReport(
+            version=__version__,
+            uptime_seconds=round(time.monotonic() - self.started_at, 1),
+            now_ms=unix_ms(),
+            ready=not reasons,
+            not_ready=reasons,
+            development=self.is_development,
+            phase=self.shutdown.phase,
+            config=None if self.reloader is None else self.reloader.config_status(),
+            broker=BrokerStatus(self.broker.type, self.broker.is_up, str(self.broker.head)),
+            streams=StreamsStatus(
+                len(self.streams.active),
+                self.streams.lagging_count(),
+                self.streams.limit,
+                self.streams.max_lag_seconds(),
+            ),
+            totals=TotalsStatus(
+                opened=metrics.connections.value,
+                refused=counter_total(metrics.refused),
+                received=counter_total(metrics.events_received),
+                rejected=counter_total(metrics.events_rejected),
+                published=sum(published.values()),
+                delivered=sum(delivered.values()),
+                bytes_sent=metrics.bytes_sent.value,
+                gaps=counter_total(metrics.gaps),
+                lag_seconds=round(lag_seconds, 6),
+                lag_count=lag_count,
+            ),
+            sources=[self._source_status(state) for state in self.source_states()],
+            channels=[
+                ChannelStatus(
+                    name,
+                    [f"{route.source}: {route.topic}" for route in declared.config.from_],
+                    self.streams.streams_per_channel[name],
+                    published.get(name, 0),
+                    delivered.get(name, 0),
+                    self.staleness_monitor.is_stale("channel", name),
+                )
                 for name, declared in self.catalog.declared.items()
             ],
-            "refusals": [msgspec.structs.asdict(refusal) for refusal in self.recent_errors.list_newest()],
-        }
+            recent_errors=self.recent_errors.list_newest(),
+        )
 
-    def _source_report(self, state: SourceState) -> dict[str, Any]:
-        told = {
-            "name": state.name,
-            "type": state.type,
-            "status": state.status,
-            "since_ms": state.status_since_ms,
-            "last_event_ms": state.last_record_ms,
-            "last_error": state.last_error,
-            "lag": self._source_lag(state),
-            "stale": self.staleness_monitor.is_stale("source", state.name),
-            "received": state.received,
-            "rejected": state.rejected,
-            "duplicates": state.duplicates,
-            "restarts": state.restarts,
-        }
+    def _source_status(self, state: SourceState) -> SourceStatus:
         supervisor = self.source_manager.supervisors.get(state.name)
-        return told | {"leader": supervisor.has_lease} if supervisor and supervisor.is_exclusive else told
+        return SourceStatus(
+            name=state.name,
+            type=state.type,
+            status=state.status,
+            since_ms=state.status_since_ms,
+            last_event_ms=state.last_record_ms,
+            last_error=state.last_error,
+            lag=self._source_lag(state),
+            stale=self.staleness_monitor.is_stale("source", state.name),
+            received=state.received,
+            rejected=state.rejected,
+            duplicates=state.duplicates,
+            restarts=state.restarts,
+            leader=supervisor.has_lease if supervisor is not None and supervisor.is_exclusive else UNSET,
+        )
 
     def _source_lag(self, state: SourceState) -> float | None:
         """Return what waits upstream; only who reads knows."""

@@ -6,8 +6,7 @@ report next, so none is kept for it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
@@ -40,7 +39,7 @@ class StatusStream:
 
     def __init__(
         self,
-        report: Callable[[], Awaitable[Mapping[str, Any]]],
+        report: Callable[[], Awaitable[object]],
         *,
         write_seconds: float,
         background: TaskSupervisor = UNCOUNTED_SUPERVISOR,

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Annotated
 
 import msgspec
 
@@ -19,15 +20,14 @@ MAX_TEXT_CHARS = 500
 class RecentError(msgspec.Struct):
     """Refusals of one kind and one cause, as one."""
 
-    kind: str
-    """Of what: ``stream``, ``source``, ``hook`` or ``admin``."""
+    kind: Annotated[str, msgspec.Meta(description="stream, source, hook, admin")]
     code: str
     reason: str
     source: str | None = None
     origin: str | None = None
     client: str | None = None
-    times: int = 0
-    at_ms: int = 0
+    count: int = 0
+    last_at_ms: int = 0
     """When it happened last (unix ms)."""
 
 
@@ -46,8 +46,8 @@ class RecentErrors:
             if text is not None and len(text) > MAX_TEXT_CHARS:
                 setattr(error, name, text[:MAX_TEXT_CHARS])
         known = self._errors_by_cause.pop(key, None)
-        error.times = 1 if known is None else known.times + 1
-        error.at_ms = self._clock()
+        error.count = 1 if known is None else known.count + 1
+        error.last_at_ms = self._clock()
         self._errors_by_cause[key] = error
         if len(self._errors_by_cause) > MAX_ERRORS:
             self._errors_by_cause.popitem(last=False)

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from gateway.admin.status import ReloadError, ReloadResult
+from gateway.admin.status_report import ConfigStatus, ReloadError, ReloadResult
 from gateway.config.diff import diff_configs
 from gateway.config.loader.document import parse_yaml
 from gateway.config.loader.environment import expand_variables
@@ -197,10 +197,9 @@ class Reloader:
     def _has_failed(self) -> bool:
         return self._last_result is not None and self._last_result.result == "failed"
 
-    def config_status(self) -> dict[str, Any]:
+    def config_status(self) -> ConfigStatus:
         """Return what ``/status`` shows of the configuration."""
-        last = None if self._last_result is None else msgspec.to_builtins(self._last_result)
-        return {"file": self._file.name, "loaded_ms": self._loaded_ms, "last_reload": last}
+        return ConfigStatus(self._file.name, self._loaded_ms, self._last_result)
 
     async def reload(self, trigger: str) -> ReloadResult:
         """Read the file and go over to it. One at a time, once it serves; ``why`` is for the log.

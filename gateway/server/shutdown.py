@@ -11,10 +11,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Literal, get_args
+from typing import Any
 
 import structlog
 
+from gateway.admin.status_report import Phase
 from gateway.config.model.config import Config, TimeoutsConfig
 from gateway.server.systemd import SystemdNotifier
 
@@ -27,9 +28,6 @@ PROGRESS_SECONDS = 5.0
 """How often the log tells how many streams are left."""
 
 CountStreams = Callable[[], int]
-
-Phase = Literal["starting", "serving", "pre_drain", "streams", "requests", "sources"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class Shutdown:

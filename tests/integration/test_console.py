@@ -35,7 +35,7 @@ SCHEMES = ("light", "dark")
 
 BUSY = report(
     development=True,
-    streams={"active": 12_408, "lagging": 3, "limit": 15_000, "behind_seconds": 1.25},
+    streams={"active": 12_408, "lagging": 3, "limit": 15_000, "lag_seconds": 1.25},
     totals={
         "opened": 90_000, "refused": 12, "received": 320, "rejected": 2, "published": 310, "delivered": 41_000,
         "bytes_sent": 6_400_000, "gaps": 4, "lag_seconds": 0.9, "lag_count": 300,
@@ -53,10 +53,10 @@ BUSY = report(
         channel("user.{id}", 1_108, 30, "app: user:{id}"),
         channel("announcements", 12_408, 0, "hooks: announcements", stale=True),
     ],
-    refusals=[
+    recent_errors=[
         refusal("origin_refused", "pages of 'https://evil.example' may not read this; allow it in cors.origins",
-                origin="https://evil.example", times=1_207),
-        refusal("not_json", "the payload is not JSON: invalid character (byte 0)", kind="source", source="hooks", times=42),
+                origin="https://evil.example", count=1_207),
+        refusal("not_json", "the payload is not JSON: invalid character (byte 0)", kind="source", source="hooks", count=42),
         refusal("address_limit", "limits.connections_per_address (1000) is reached", client="2001:db8:0:12:34:56:78:9a"),
         refusal("missing_token", "this needs Authorization: Bearer, with server.admin_token", kind="admin", client="10.0.3.17"),
     ],
@@ -243,7 +243,7 @@ async def test_names_of_strangers_are_text() -> None:
         version=evil,
         sources=[source(evil, type=evil, status=evil, last_error=evil, rejected={evil: 1})],
         channels=[channel(evil, 1, 1, evil)],
-        refusals=[refusal(evil, evil, origin=evil, client=evil)],
+        recent_errors=[refusal(evil, evil, origin=evil, client=evil)],
         config={
             "file": evil, "loaded_ms": NOW,
             "last_reload": {

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.admin.status_report import ReloadResult
 from gateway.server import reload as reload_module
 from gateway.server.reload import ConfigFile
 from tests.integration.test_workers import Group, children, config
@@ -187,8 +188,12 @@ async def test_a_folder_that_is_swapped(tmp_path: Path, monkeypatch: pytest.Monk
     daemon = OpenDaemon(file.load(), file=file)
     assert daemon.reloader is not None
 
-    def result() -> Any:
-        return (daemon.reloader.config_status()["last_reload"] or {}).get("result")  # type: ignore[union-attr]
+    def last() -> ReloadResult | None:
+        assert daemon.reloader is not None
+        return daemon.reloader.config_status().last_reload
+
+    def result() -> str | None:
+        return None if (reload := last()) is None else reload.result
 
     try:
         await daemon.start()
@@ -197,9 +202,8 @@ async def test_a_folder_that_is_swapped(tmp_path: Path, monkeypatch: pytest.Monk
         assert (await orders.next()).type == "stream.open"
         swap("..2", "b" * 20, settings)
         await eventually(lambda: result() == "ok")
-        assert daemon.reloader.config_status()["last_reload"]["changes"] == [
-            "sources.hooks.verify.bearer: changed"
-        ]
+        assert (reload := last()) is not None
+        assert reload.changes == ["sources.hooks.verify.bearer: changed"]
         assert await _posted(daemon.public_listener.port, "a" * 20) == 401
         assert await _posted(daemon.public_listener.port, "b" * 20) == 200
         swap("..3", "b" * 20, {**settings, "channels": {}})

@@ -11,7 +11,7 @@ def test_the_same_refusal_of_the_same_cause_is_one() -> None:
     refusals = RecentErrors(lambda: next(clock))
     for whose in ("a", "b", "a"):
         refusals.record(whose, RecentError("stream", "origin_refused", f"no {whose}", origin=whose))
-    assert [(each.origin, each.times, each.at_ms) for each in refusals.list_newest()] == [
+    assert [(each.origin, each.count, each.last_at_ms) for each in refusals.list_newest()] == [
         ("a", 2, 3),
         ("b", 1, 2),
     ]

@@ -152,7 +152,7 @@ def refusal(code: str, reason: str, **over: Any) -> dict[str, Any]:
         "origin": None,
         "client": "203.0.113.9",
     }
-    return {**told, "times": 1, "at_ms": NOW - 4_000, **over}
+    return {**told, "count": 1, "last_at_ms": NOW - 4_000, **over}
 
 
 def report(**over: Any) -> dict[str, Any]:
@@ -161,11 +161,11 @@ def report(**over: Any) -> dict[str, Any]:
     told = {
         "version": "0.1.0", "now_ms": NOW, "development": False, "uptime_seconds": 7_260.0, "ready": True, "not_ready": [],
         "broker": {"type": "sqlite", "up": True, "head": "1763870400000-0"},
-        "streams": {"active": 0, "lagging": 0, "limit": 15_000, "behind_seconds": 0},
+        "streams": {"active": 0, "lagging": 0, "limit": 15_000, "lag_seconds": 0},
         "totals": dict.fromkeys((*names, "lag_seconds", "lag_count"), 0),
         "sources": [source("hooks", type="webhook", last_event_ms=None, received=0)],
         "channels": [channel("orders")],
-        "refusals": [],
+        "recent_errors": [],
     }  # fmt: skip
     return told | over
 

@@ -84,7 +84,7 @@ class View {
     this.set("published", now, into, rate(into), `${numbers.format(totals.published)} in all`);
     this.set("delivered", now, out, rate(out), `${bytes(this.totals.perSecond("bytes_sent"))}/s`);
     this.set("lag", now, lag, lagCount ? delay(lag) : NO_VALUE, "append to socket, mean");
-    const behind = streams.lagging ? `furthest ${delay(streams.behind_seconds)} behind` : "all are up to date";
+    const behind = streams.lagging ? `furthest ${delay(streams.lag_seconds)} behind` : "all are up to date";
     this.set("lagging", now, streams.lagging, numbers.format(streams.lagging), `${behind}; ${plural(totals.gaps, "gap")} told`);
   }
 
@@ -106,12 +106,12 @@ class View {
       rate(this.published.perSecond(channel.name)),
       rate(this.delivered.perSecond(channel.name)),
     ]);
-    this.refusals.show(report.refusals, (refusal) => [
+    this.refusals.show(report.recent_errors, (refusal) => [
       [refusal.kind, refusal.code, refusal.source, refusal.origin, refusal.client].join(" "),
       [refusal.code, small(refusal.reason)],
       whoWas(refusal).map((who) => small(who)),
-      ago(refusal.at_ms, now),
-      numbers.format(refusal.times),
+      ago(refusal.last_at_ms, now),
+      numbers.format(refusal.count),
     ]);
     byId("workers").hidden = !report.workers;
     this.workers.show(report.workers ?? [], (worker) => [

@@ -1,10 +1,10 @@
-"""Health on the public port, for platforms that probe the one port that they know.
+"""``/healthz`` and ``/readyz``: on the admin port, and on request on the public port too.
 
-Anybody may ask, so the answer is the status and one word; the admin port says why. It counts as no request
-for a stream, and is answered until the connection's end, in a drain too.
+Some platforms probe one port only. Probes of the public port get no details. They do not count as requests for
+streams, and are answered during a drain too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,37 +15,38 @@ from gateway.http.responses import json_response
 
 
 class HealthSource(Protocol):
-    """What knows how a node is."""
+    """A node, or the parent of several workers."""
 
     async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether this should go on running, and what speaks against it."""
+        """Return whether the process should keep running, and details."""
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether new clients should come here, and the parts that decide it."""
+        """Return whether new clients should connect, and details."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthHandler:
-    """The handlers."""
+    """The handlers. Requests for which ``may_see_details`` is false get the status and one word only."""
 
     node: HealthSource
+    may_see_details: Callable[[web.Request], bool] = lambda request: False
 
-    def add_routes(self, app: web.Application, base_path: str) -> None:
-        """Add the paths, below ``base``."""
+    def add_routes(self, app: web.Application, base_path: str = "") -> None:
+        """Add the paths, below ``base_path``."""
         for path, handler in (("/healthz", self._healthz), ("/readyz", self._readyz)):
             for each in route_patterns(base_path, path):
                 app.router.add_get(each, handler)
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        alive, _ = await self.node.liveness()
-        return _health_response("alive", alive)
+        return self._respond(request, "alive", *await self.node.liveness())
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        ready, _ = await self.node.readiness()
-        return _health_response("ready", ready)
+        return self._respond(request, "ready", *await self.node.readiness())
 
-
-def _health_response(name: str, is_healthy: bool) -> web.Response:
-    response = json_response({name: is_healthy}, status=200 if is_healthy else 503)
-    response.headers[hdrs.CACHE_CONTROL] = "no-store"
-    return response
+    def _respond(
+        self, request: web.Request, name: str, is_healthy: bool, details: Mapping[str, Any]
+    ) -> web.Response:
+        shown = details if self.may_see_details(request) else {}
+        response = json_response({name: is_healthy, **shown}, status=200 if is_healthy else 503)
+        response.headers[hdrs.CACHE_CONTROL] = "no-store"
+        return response

@@ -20,7 +20,13 @@ import structlog
 
 from gateway import __version__
 from gateway.admin.port import AdminPort
-from gateway.admin.status import ReloadResult
+from gateway.admin.status_report import (
+    ReloadResult,
+    StatusReport,
+    StreamsStatus,
+    TotalsStatus,
+    WorkerStatus,
+)
 from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import Config
 from gateway.core.backoff import Backoff
@@ -35,7 +41,7 @@ from gateway.server.reload import ConfigFile, Reloader
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import SystemdNotifier
 from gateway.server.workers.child import COMMIT, DISCARD, PREPARE
-from gateway.server.workers.merge import MetricTotals, merge_status
+from gateway.server.workers.merge import MetricTotals
 from gateway.server.workers.relay import TryPanelRelay
 from gateway.server.workers.worker_handle import WorkerHandle
 
@@ -365,35 +371,42 @@ class Parent:
         """Return where the workers that listen can be asked."""
         return [worker.socket_path for worker in self._workers.values() if worker.is_listening]
 
-    async def status_report(self) -> dict[str, Any]:
-        """Return what ``/status`` shows: the workers' own, added up, and the workers."""
+    async def status_report(self) -> StatusReport:
+        """Return what ``/status`` shows: the reports of the workers as one, and the workers."""
         workers = list(self._workers.values())
-        told = await asyncio.gather(*(worker.request_json("/status") for worker in workers))
-        ready, parts = await self.readiness()
-        return {
-            "version": __version__,
-            "now_ms": unix_ms(),
-            "development": self.config.server.development,
-            "uptime_seconds": round(time.monotonic() - self._started_at, 1),
-            "ready": ready,
-            "not_ready": parts["not_ready"],
-            "config": None if self.reloader is None else self.reloader.config_status(),
-            **merge_status(
-                [report for report in told if report is not None], self._recent_errors.list_newest()
-            ),
-            "workers": [
-                {
-                    "worker": worker.number,
-                    "pid": worker.pid,
-                    "restarts": self._restarts[worker.number],
-                    "uptime_seconds": report["uptime_seconds"] if report else None,
-                    "streams": report["streams"]["active"] if report else None,
-                    "ready": bool(report and report["ready"]),
-                    "phase": report["phase"] if report else None,
-                }
-                for worker, report in zip(workers, told, strict=True)
+        reports = await asyncio.gather(*(worker.fetch_status() for worker in workers))
+        ready, details = await self.readiness()
+        own = StatusReport(
+            version=__version__,
+            uptime_seconds=round(time.monotonic() - self._started_at, 1),
+            now_ms=unix_ms(),
+            ready=ready,
+            not_ready=details["not_ready"],
+            development=self.config.server.development,
+            phase=None,
+            config=None if self.reloader is None else self.reloader.config_status(),
+            broker=None,
+            streams=StreamsStatus(),
+            totals=TotalsStatus(),
+            sources=[],
+            channels=[],
+            recent_errors=self._recent_errors.list_newest(),
+        )
+        return own.merge(
+            [report for report in reports if report is not None],
+            [
+                WorkerStatus(
+                    worker.number,
+                    worker.pid,
+                    self._restarts[worker.number],
+                    report.uptime_seconds if report else None,
+                    report.streams.active if report else None,
+                    report is not None and report.ready,
+                    report.phase if report else None,
+                )
+                for worker, report in zip(workers, reports, strict=True)
             ],
-        }
+        )
 
 
 def _format_exit_status(status: int) -> str:

@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 import gateway
+from gateway.admin.status_report import StatusReport
 from gateway.config.model.config import Config
 from gateway.http.sockets import ReservedAddresses
 from gateway.observability.metrics import MetricFamily
@@ -47,6 +48,7 @@ RELOAD_TIMEOUT_SECONDS = 15.0
 """How long a worker may take to make ready for another configuration, or to go over to it."""
 
 _families_decoder = msgspec.json.Decoder(list[MetricFamily])
+_status_decoder = msgspec.json.Decoder(StatusReport)
 _reply_decoder = msgspec.json.Decoder(Reply)
 
 
@@ -163,6 +165,11 @@ class WorkerHandle:
         """Return the JSON that it answers on its admin socket, whatever the status; None if it does not."""
         answer = await self._request(method, path, query)
         return None if answer is None else msgspec.json.decode(answer)
+
+    async def fetch_status(self) -> StatusReport | None:
+        """Return its ``/status``; None if it does not answer."""
+        answer = await self._request("GET", "/status", {})
+        return None if answer is None else _status_decoder.decode(answer)
 
     async def probe(self, path: str) -> Any:
         """Return what it answers on a path of probes, as `ask` does.

@@ -119,8 +119,8 @@ async def test_every_refusal_is_counted_and_logged(case: Case) -> None:
         assert len(lines) == 1, "once a minute for each cause"
         assert lines[0]["source"] == (case.source or None)
         assert lines[0]["reason"] == (case.reason or "rate_limited")
-        shown = (await gateway.admin("/status"))[1]["refusals"]
-        assert [refusal["times"] for refusal in shown] == [before + 3]
+        shown = (await gateway.admin("/status"))[1]["recent_errors"]
+        assert [refusal["count"] for refusal in shown] == [before + 3]
 
 
 async def test_a_misspelt_source_is_told_from_its_neighbour() -> None:
@@ -164,5 +164,5 @@ async def test_refusals_below_a_base_path_are_counted() -> None:
             (posted("/hooks/hooks"), 404),
         ):
             assert (await answer_to(gateway, request))[0] == status
-        shown = (await gateway.admin("/status"))[1]["refusals"]
+        shown = (await gateway.admin("/status"))[1]["recent_errors"]
         assert {refusal["code"] for refusal in shown} == {"unknown_source", "method_not_allowed", "bad_http"}

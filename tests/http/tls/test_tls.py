@@ -311,7 +311,7 @@ async def test_without_room_a_handshake_is_refused_at_once(
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     async with behind(authority.server(), {"timeouts": {"request": "30s"}}) as gateway:
-        monkeypatch.setattr(gateway.daemon, "max_descriptors", 128 + 10)
+        monkeypatch.setattr(gateway.daemon.descriptors, "max_descriptors", 128 + 10)
         ends = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(30)]
         reads = [asyncio.create_task(_until_the_end(reader)) for reader, _ in ends]
         await eventually(lambda: sum(read.done() for read in reads) >= 20)

@@ -1,12 +1,7 @@
-"""What several workers tell, as one."""
-
-from typing import Any
-
-import msgspec
+"""The metrics of several workers as one set."""
 
 from gateway.observability.metrics import MergeRule, MetricFamily, Metrics, render
-from gateway.observability.recent_errors import MAX_ERRORS, RecentError
-from gateway.server.workers.merge import MetricTotals, merge_families, merge_status
+from gateway.server.workers.merge import MetricTotals, merge_families
 
 
 def family(name: str, type: str, value: float, merge: MergeRule = "sum", **labels: str) -> MetricFamily:
@@ -69,92 +64,3 @@ def test_the_exposition_is_what_a_single_process_shows() -> None:
     assert 'sse_gateway_connection_seconds_bucket{le="10.0"} 2.0' in text
     assert 'sse_gateway_disconnects_total{reason="max_age"} 2.0' in text
     assert "sse_gateway_connections_total 10.0" in text
-
-
-TOTALS = (
-    *("opened", "refused", "received", "rejected", "published", "delivered", "bytes_sent", "gaps"),
-    *("lag_seconds", "lag_count"),
-)
-
-
-def refusal(**over: Any) -> dict[str, Any]:
-    """Return a refusal as ``/status`` tells it."""
-    told = msgspec.structs.asdict(RecentError("stream", "origin_refused", "no", origin="https://x", times=2))
-    return told | over
-
-
-def report(head: str, up: bool, source: dict[str, Any]) -> dict[str, Any]:
-    """Return one worker's ``/status``."""
-    plain = {
-        "name": "app",
-        "received": 1,
-        "rejected": {"bad_json": 1},
-        "duplicates": 0,
-        "restarts": 0,
-        "stale": False,
-        "last_event_ms": None,
-    }
-    return {
-        "phase": "serving",
-        "broker": {"type": "sqlite", "up": up, "head": head},
-        "streams": {"active": 1, "lagging": 0, "limit": 10, "behind_seconds": 0.5},
-        "totals": dict.fromkeys(TOTALS, 2),
-        "sources": [plain | source],
-        "channels": [
-            {"name": "orders", "listeners": 2, "published": 3, "delivered": 4, "from": [], "stale": False}
-        ],
-        "refusals": [refusal(at_ms=int(head.partition("-")[0]))],
-    }
-
-
-def test_a_source_is_shown_as_the_worker_that_reads_it_sees_it() -> None:
-    """The others stand by, and know neither its lag nor its error."""
-    reading = report("9-0", True, {"status": "down", "leader": True, "last_event_ms": 7})
-    standing = report("10-0", True, {"status": "up", "leader": False})
-    told = merge_status([standing, reading])
-    assert told["sources"][0]["status"] == "down"
-    assert told["sources"][0]["received"] == 2
-    assert told["sources"][0]["rejected"] == {"bad_json": 2}
-    assert told["sources"][0]["last_event_ms"] == 7
-    assert told["broker"] == {"type": "sqlite", "up": True, "head": "10-0"}
-    assert told["streams"] == {"active": 2, "lagging": 0, "limit": 20, "behind_seconds": 0.5}
-    assert told["totals"] == dict.fromkeys(TOTALS, 4)
-    assert [told["channels"][0][name] for name in ("listeners", "published", "delivered")] == [4, 6, 8]
-
-
-def test_without_a_leader_the_worst_is_shown() -> None:
-    """One worker that cannot reach the upstream is worth a look."""
-    told = merge_status([report("1-0", True, {"status": "up"}), report("1-0", False, {"status": "down"})])
-    assert told["sources"][0]["status"] == "down"
-    assert told["broker"]["up"] is False
-
-
-def test_no_worker_is_no_fault() -> None:
-    """All of them may be starting."""
-    assert merge_status([])["streams"]["active"] == 0
-    assert merge_status([]).keys() == merge_status([report("1-0", True, {"status": "up"})]).keys()
-
-
-def test_refusals_of_one_cause_are_one_and_the_newest_are_kept() -> None:
-    """A page that every worker refuses is one page; the parent's own are among them."""
-    one, two = report("10-0", True, {"status": "up"}), report("30-0", True, {"status": "up"})
-    own = RecentError("admin", "missing_token", "no", client="127.0.0.1", times=1, at_ms=20)
-    (both, guard) = merge_status([one, two], [own])["refusals"]
-    assert (both["code"], both["times"], both["at_ms"]) == ("origin_refused", 4, 30)
-    assert (guard["code"], guard["times"], guard["at_ms"]) == ("missing_token", 1, 20)
-    many = [refusal(client=str(number), at_ms=number) for number in range(2 * MAX_ERRORS)]
-    kept = merge_status([one | {"refusals": many}])["refusals"]
-    assert [each["at_ms"] for each in kept] == list(range(2 * MAX_ERRORS - 1, MAX_ERRORS - 1, -1))
-
-
-def test_a_webhook_is_stale_when_all_say_so() -> None:
-    """Each worker hears the posts of its own connections only."""
-    silent, busy = {"status": "up", "stale": True}, {"status": "up", "stale": False}
-    assert (
-        merge_status([report("1-0", True, silent), report("1-0", True, busy)])["sources"][0]["stale"] is False
-    )
-    assert merge_status([report("1-0", True, silent)] * 2)["sources"][0]["stale"] is True
-    leading = silent | {"leader": True}
-    assert (
-        merge_status([report("1-0", True, busy), report("1-0", True, leading)])["sources"][0]["stale"] is True
-    )
