@@ -1,4 +1,4 @@
-"""The admin port: metrics, health, status; `gateway.admin.console_page` adds the console."""
+"""The routes of the admin port: metrics, health, status, reload, ending streams."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from aiohttp import hdrs, web
 
 from gateway.admin.guard import AdminGuard
-from gateway.admin.status_report import ReloadResult, StatusReport
+from gateway.admin.status_report import ConfigStatus, ReloadResult, StatusReport
+from gateway.config.channel_catalog import ChannelCatalog
 from gateway.core.errors import BadRequest, NotFound
 from gateway.http.responses import add_common_headers, errors_as_json, json_response
 from gateway.http.routes.health import HealthHandler, HealthSource
@@ -25,30 +26,40 @@ ADMIN_HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Headers of every answer of the port but the console's own. No page may hold it or load it."""
+"""Headers of every response but the console's page: no page may frame or load it."""
+
+
+class ConfigReloader(Protocol):
+    """Reloads the configuration file: `gateway.server.reload.Reloader`."""
+
+    async def reload(self, trigger: str) -> ReloadResult:
+        """Read the file and apply it. ``trigger`` is for the log."""
+
+    def config_status(self) -> ConfigStatus:
+        """Return what ``/status`` shows of the configuration."""
 
 
 class AdminBackend(HealthSource, Protocol):
     """What answers on the admin port: a node, or the parent of several workers."""
 
+    catalog: ChannelCatalog
+
+    @property
+    def reloader(self) -> ConfigReloader | None:
+        """None without a configuration file, and in a worker, whose parent reloads."""
+
     async def metric_families(self) -> Sequence[MetricFamily]:
         """Return the metrics."""
 
-    def has_channel(self, channel: str) -> bool:
-        """Tell whether a name is a channel's, or that of a template."""
-
     async def end_streams(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node. Raises Unavailable."""
-
-    async def reload(self) -> ReloadResult:
-        """Read the configuration's file again. Raises NotFound where there is none."""
 
     async def status_report(self) -> StatusReport:
         """Return what ``/status`` shows."""
 
 
 class RouteGroup(Protocol):
-    """Routes of the port that others answer."""
+    """Further routes of the port."""
 
     def add_routes(self, app: web.Application) -> None:
         """Add them."""
@@ -56,14 +67,14 @@ class RouteGroup(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AdminApp:
-    """The handlers. Without a guard they are those of a worker's own socket, where only its parent asks."""
+    """The handlers. Without a guard they are those of a worker's own socket, which only its parent uses."""
 
     backend: AdminBackend
     guard: AdminGuard | None = None
     route_groups: Sequence[RouteGroup] = ()
 
     def build(self) -> web.Application:
-        """Return the application of the admin port; a worker's parent asks for more."""
+        """Return the aiohttp application."""
         app = web.Application(middlewares=[errors_as_json])
         if self.guard is not None:
             app.middlewares.append(self.guard.middleware)
@@ -88,19 +99,21 @@ class AdminApp:
         return json_response(await self.backend.metric_families())
 
     async def _end_streams(self, request: web.Request) -> web.Response:
-        given = [request.query.getall(name, []) for name in ("subject", "channel")]
-        if max(map(len, given)) > 1:
-            raise BadRequest("one subject and one channel at a time", code="bad_query")
-        subject, channel = ((values or [""])[0] or None for values in given)
+        parameters = [request.query.getall(name, []) for name in ("subject", "channel")]
+        if max(map(len, parameters)) > 1:
+            raise BadRequest("subject and channel may each be given once", code="bad_query")
+        subject, channel = ((values or [""])[0] or None for values in parameters)
         if subject is None and channel is None:
-            raise BadRequest("say whose: ?subject=…, ?channel=…, or both", code="bad_query")
-        if channel is not None and not self.backend.has_channel(channel):
+            raise BadRequest("name the streams to end: ?subject=…, ?channel=…, or both", code="bad_query")
+        if channel is not None and not self.backend.catalog.has_channel(channel):
             raise NotFound("there is no such channel", code="unknown_channel")
         return json_response(await self.backend.end_streams(subject, channel), status=202)
 
     async def _reload(self, request: web.Request) -> web.Response:
-        outcome = await self.backend.reload()
-        return json_response(outcome, status=422 if outcome.result == "failed" else 200)
+        if self.backend.reloader is None:
+            raise NotFound("there is no configuration file to reload")
+        result = await self.backend.reloader.reload("POST /reload")
+        return json_response(result, status=422 if result.result == "failed" else 200)
 
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self.backend.status_report())
@@ -111,4 +124,4 @@ class AdminApp:
 
 async def _add_admin_headers(request: web.Request, response: web.StreamResponse) -> None:
     for name, value in ADMIN_HEADERS.items():
-        response.headers.setdefault(name, value)  # a handler may know better
+        response.headers.setdefault(name, value)  # a handler may have set its own

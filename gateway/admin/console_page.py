@@ -1,4 +1,4 @@
-"""The page: one answer that holds its style and script, and needs nothing from anywhere else."""
+"""The console's page: one response with its style and script inline, which loads nothing else."""
 
 from base64 import b64encode
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ def _read_file(name: str) -> str:
 
 
 def _csp_hash(text: str) -> str:
-    """Return what a Content-Security-Policy calls an inline style or script (CSP 3, §2.3.1)."""
+    """Return the source expression of an inline style or script (CSP 3, §2.3.1)."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
 _SCRIPTS = ("stream", "format", "chart", "table", "view", "try", "main")
-"""The script's files, in the order in which they need each other."""
+"""The script's files; each uses only those before it."""
 
 _STYLE = _read_file("console.css")
 _SCRIPT = "\n".join(['"use strict";', *(_read_file(f"{name}.js") for name in _SCRIPTS)])
 
-# Together they are what stands between the tags, byte for byte: the policy allows these bytes alone.
+# The policy allows exactly these bytes between the tags.
 _HTML = _read_file("index.html").replace("/*style*/", _STYLE).replace("/*script*/", _SCRIPT).encode()
 
 CONSOLE_HEADERS: Mapping[str, str] = {
@@ -46,7 +46,7 @@ CONSOLE_HEADERS: Mapping[str, str] = {
 
 
 class ConsolePage:
-    """The handler. It tells no figure, so it is served to whoever asks: the page has to ask for the token."""
+    """The handler. The page holds no data, and is served without a token, which it asks its user for."""
 
     def add_routes(self, app: web.Application) -> None:
         """Add the route."""

@@ -1,9 +1,9 @@
-"""Who may ask on the admin port: no page of somebody else, and nobody without the token where there is one.
+"""Access control of the admin port: no pages of other origins, and the token where one is configured.
 
-A page in the browser of somebody who can reach the port could ask in their name. Two ways are open to it: to
-ask from its own origin (the browser then says so, in ``Origin`` or ``Sec-Fetch-Site``), or to give its own
-name our address (DNS rebinding; the name then stands in ``Host``). Nobody on the internet has a name of a
-single label, so those are safe.
+A page in the browser of somebody who can reach the port could send requests in their name, in two ways: from its
+own origin (the browser then says so in ``Origin`` or ``Sec-Fetch-Site``), or by letting its own host name resolve
+to our address (DNS rebinding; the name then stands in ``Host``). Host names of a single label do not exist on the
+internet, so they are safe.
 """
 
 import re
@@ -24,10 +24,10 @@ from gateway.observability.recent_errors import RecentError, RecentErrors
 log = structlog.get_logger("gateway.http")
 
 PROBE_PATHS = frozenset({"/healthz", "/readyz"})
-"""Paths whose status is told without a token: a kubelet has none."""
+"""Paths that need no token, because a kubelet has none; without one they return only the status."""
 
 CONSOLE_PATH = "/"
-"""The path of the console, which asks for the token itself; without one it holds no figure."""
+"""The path of the console's page, which asks for the token itself and holds no data."""
 
 _SINGLE_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
 _HOST_HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
@@ -37,7 +37,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(slots=True)
 class AdminGuard:
-    """The rules of one port. ``hosts`` are its names; ``is_private`` says that it listens on loopback."""
+    """The rules of one port. ``allowed_hosts`` are its host names."""
 
     allowed_hosts: frozenset[str]
     is_loopback: bool
@@ -64,14 +64,15 @@ class AdminGuard:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse, or hand on."""
+        """Reject the request, or call the handler."""
         try:
             self._check_host(request)
             self._check_origin(request)
             self._check_token(request)
         except GatewayError as error:
-            told = RecentError("admin", error.code, error.message, client=request.remote)
-            self.recent_errors.record(request.remote, told)
+            self.recent_errors.record(
+                request.remote, RecentError("admin", error.code, error.message, client=request.remote)
+            )
             times = self.log_throttle.should_log((error.code, request.remote))
             if times is not None:
                 log.info("admin_refused", code=error.code, client=request.remote, times=times)
@@ -79,17 +80,17 @@ class AdminGuard:
         return await handler(request)
 
     def is_authorized(self, request: web.Request) -> bool:
-        """Tell whether who asks has the token, or needs none."""
+        """Return whether a request has the token, or needs none."""
         if self.token is None:
             return True
         scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        # Bytes that are no UTF-8 arrive as surrogates.
+        # Bytes that are not valid UTF-8 arrive as surrogates.
         return compare_digest(given.strip().encode(errors="surrogateescape"), self.token) and (
             scheme.lower() == "bearer"
         )
 
     def _check_host(self, request: web.Request) -> None:
-        """Refuse names that somebody else's DNS may have led here. Browsers never leave Host out."""
+        """Refuse names that another DNS zone may resolve to this address. Browsers always send Host."""
         host = request.headers.get(hdrs.HOST)
         if host is None or (self.token is not None and not self.is_loopback):
             return
@@ -104,14 +105,16 @@ class AdminGuard:
     def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get(hdrs.ORIGIN)
         is_foreign = origin is not None and origin.partition("://")[2] != request.headers.get(hdrs.HOST, "")
-        # A link may lead here: it shows the answer to its reader, and to no page.
+        # A link may lead here: it shows the response to its reader, and to no page.
         is_link = (
             request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
             and request.headers.get("Sec-Fetch-Mode") == "navigate"
         )
-        is_elsewhere = request.headers.get("Sec-Fetch-Site") in CROSS_ORIGIN_FETCH_SITES
-        if is_foreign or (is_elsewhere and not is_link):
-            raise Forbidden("pages of other origins may not ask here", code="cross_origin")
+        is_cross_site = request.headers.get("Sec-Fetch-Site") in CROSS_ORIGIN_FETCH_SITES
+        if is_foreign or (is_cross_site and not is_link):
+            raise Forbidden(
+                "pages of other origins may not send requests to the admin port", code="cross_origin"
+            )
 
     def _check_token(self, request: web.Request) -> None:
         is_page = request.path == CONSOLE_PATH and request.method in (hdrs.METH_GET, hdrs.METH_HEAD)

@@ -1,4 +1,4 @@
-"""What a node tells about itself: ready or not, `/status`, the gauges. Reads live parts, holds nothing."""
+"""The status of a node: readiness, ``/status`` and the gauges, read from the live components."""
 
 import asyncio
 import time
@@ -10,12 +10,11 @@ from msgspec import UNSET
 from prometheus_client.metrics import MetricWrapperBase
 
 from gateway import __version__
+from gateway.admin.app import ConfigReloader
 from gateway.admin.status_report import (
     BrokerStatus,
     ChannelStatus,
-    ConfigStatus,
     Phase,
-    ReloadResult,
     SourceStatus,
     StatusReport,
     StreamsStatus,
@@ -25,7 +24,6 @@ from gateway.broker.base import Broker
 from gateway.broker.redis.broker import RedisBroker
 from gateway.config.channel_catalog import ChannelCatalog
 from gateway.core.clock import unix_ms
-from gateway.core.errors import NotFound
 from gateway.hub.canary import Canary
 from gateway.observability.loop_lag import LoopLagMonitor
 from gateway.observability.metrics import MetricFamily, Metrics
@@ -37,58 +35,48 @@ from gateway.sources.manager import SourceManager
 from gateway.streams.registry import StreamRegistry
 from gateway.streams.revocation_bus import RevocationBus
 
-# What counters say now, for `/status`: the same numbers that the metrics tell.
+
+def _counts(counter: MetricWrapperBase) -> list[tuple[Mapping[str, str], int]]:
+    """Return the labels and the value of each of a counter's samples."""
+    return [
+        (sample.labels, int(sample.value))
+        for metric in counter.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    ]
 
 
 def counts_by_label(counter: MetricWrapperBase) -> Mapping[str, int]:
-    """Return a counter's values by the value of its one label."""
-    return {
-        next(iter(sample.labels.values())): int(sample.value)
-        for metric in counter.collect()
-        for sample in metric.samples
-        if sample.name.endswith("_total")
-    }
+    """Return the values of a counter with one label, by that label."""
+    return {next(iter(labels.values())): count for labels, count in _counts(counter)}
 
 
 def counter_total(counter: MetricWrapperBase) -> int:
-    """Return a counter's values, added up over its labels."""
-    return sum(
-        int(sample.value)
-        for metric in counter.collect()
-        for sample in metric.samples
-        if sample.name.endswith("_total")
-    )
+    """Return the sum of a counter over its labels."""
+    return sum(count for _, count in _counts(counter))
 
 
 def histogram_sum_and_count(histogram: MetricWrapperBase) -> tuple[float, int]:
-    """Return the sum of what a histogram without labels has seen, and how many times that was."""
-    told = {sample.name.rpartition("_")[2]: sample.value for m in histogram.collect() for sample in m.samples}
-    return told["sum"], int(told["count"])
-
-
-class ConfigReloader(Protocol):
-    """Reloads the configuration file: `gateway.server.reload.Reloader`."""
-
-    async def reload(self, trigger: str) -> ReloadResult:
-        """Read the file again, and apply it. ``why`` is for the log."""
-
-    def config_status(self) -> ConfigStatus:
-        """Return what ``/status`` shows of the configuration."""
+    """Return the sum and the count of a histogram without labels."""
+    values = {
+        sample.name.rpartition("_")[2]: sample.value for m in histogram.collect() for sample in m.samples
+    }
+    return values["sum"], int(values["count"])
 
 
 class Lifecycle(Protocol):
-    """How far a node has come: `gateway.server.shutdown.Shutdown`."""
+    """The phase of a node: `gateway.server.shutdown.Shutdown`."""
 
     requested: asyncio.Event
 
     @property
     def phase(self) -> Phase:
-        """Return the name of the current phase, ``starting`` at first."""
+        """The current phase, ``starting`` at first."""
 
 
 @dataclass(slots=True)
 class NodeStatus:
-    """The parts, and what is told of them."""
+    """The components of a node that its status is read from."""
 
     metrics: Metrics
     broker: Broker
@@ -104,31 +92,26 @@ class NodeStatus:
     is_development: bool
     background: TaskSupervisor
     reloader: ConfigReloader | None = None
-    """None where the configuration is not of a file, or a parent reloads it."""
     started_at: float = field(default_factory=time.monotonic)
-
-    def source_states(self) -> list[SourceState]:
-        """Return the state of each source, in the order of the file."""
-        return self.source_manager.states()
 
     async def metric_families(self) -> Sequence[MetricFamily]:
         """Return the metrics."""
         return await self.metrics.families()
 
     async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether this should go on running: who answers lives, unless all is late for good."""
+        """Return whether the process should keep running: false once its event loop is stuck."""
         if self.loop_lag.is_stuck:
             return False, {"loop_lag_seconds": round(self.loop_lag.late_seconds, 1)}
         return True, {}
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether new clients should come here, and the parts that decide it.
+        """Return whether new clients should connect, and the state of what decides it.
 
-        A source that is down does not make the node unready unless it is ``critical``: all nodes share
-        their sources, and a balancer without a ready node answers browsers 503, which ends an
-        EventSource for good.
+        A source that is down does not make the node unready unless it is ``critical``: all nodes share their
+        sources, and a load balancer without a ready node answers 503, after which an EventSource never
+        reconnects.
         """
-        parts: dict[str, Any] = {
+        details: dict[str, Any] = {
             "draining": self.is_draining,
             "broker": "up"
             if self.broker.is_up
@@ -137,15 +120,15 @@ class NodeStatus:
                 state.name: state.status
                 if state.last_error is None
                 else f"{state.status}: {state.last_error}"
-                for state in self.source_states()
+                for state in self.source_manager.states()
             },
         }
         reasons = self.unready_reasons()
-        return not reasons, {"not_ready": reasons, **parts}
+        return not reasons, {"not_ready": reasons, **details}
 
     @property
     def is_draining(self) -> bool:
-        """Whether this node is about to end."""
+        """Whether the shutdown was requested."""
         return self.shutdown.requested.is_set() or self.streams.is_draining
 
     @property
@@ -154,33 +137,23 @@ class NodeStatus:
         return self.shutdown.phase == "starting"
 
     def unready_reasons(self) -> list[str]:
-        """Return why new clients should not come here; nothing if they may."""
+        """Return why new clients should not connect; empty if they may."""
         reasons = ["draining"] if self.is_draining else ["starting"] if self.is_starting else []
         if not self.broker.is_up:
             reasons.append("broker")
-        elif self.canary.fault is not None:  # else it is for want of a broker
+        elif self.canary.fault is not None:  # while the log is unavailable, that is the reason
             reasons.append(self.canary.fault)
         reasons += [
             f"source {state.name}"
-            for state in self.source_states()
+            for state in self.source_manager.states()
             if state.is_critical and state.status in ("starting", "down")
         ]
         reasons += [f"background task {fault}" for fault in self.background.failing_tasks()]
         return reasons + self.staleness_monitor.unready_reasons()
 
-    def has_channel(self, channel: str) -> bool:
-        """Tell whether a name is a channel's, or that of a template."""
-        return self.catalog.has_channel(channel)
-
     async def end_streams(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
         """End streams on every node. Raises Unavailable."""
         return {"event_id": str(await self.revocation_bus.revoke(subject, channel))}
-
-    async def reload(self) -> ReloadResult:
-        """Read the configuration's file again. Raises NotFound where there is none."""
-        if self.reloader is None:
-            raise NotFound("there is no file to reload here")
-        return await self.reloader.reload("POST /reload")
 
     async def status_report(self) -> StatusReport:
         """Return what ``/status`` shows."""
@@ -216,7 +189,7 @@ class NodeStatus:
                 lag_seconds=round(lag_seconds, 6),
                 lag_count=lag_count,
             ),
-            sources=[self._source_status(state) for state in self.source_states()],
+            sources=[self._source_status(state) for state in self.source_manager.states()],
             channels=[
                 ChannelStatus(
                     name,
@@ -250,17 +223,17 @@ class NodeStatus:
         )
 
     def _source_lag(self, state: SourceState) -> float | None:
-        """Return what waits upstream; only who reads knows."""
+        """Return how many records wait upstream; None unless this node reads them."""
         supervisor = self.source_manager.supervisors.get(state.name)
         return state.lag if supervisor is not None and supervisor.has_lease else None
 
     def _is_reading(self, name: str) -> bool:
-        """Tell whether records of a source come here, so that its silence means something."""
+        """Return whether this node receives the records of a source, so that silence means staleness."""
         supervisor = self.source_manager.supervisors.get(name)
         return supervisor is None or not supervisor.is_exclusive or supervisor.has_lease
 
     def bind_gauges(self) -> None:
-        """Let the live parts answer for their gauges."""
+        """Bind the gauges to the live components."""
         one, each = self.metrics.bind_gauge, self.metrics.bind_labeled_gauge
         one("workers", lambda: 1)
         one("ready", lambda: not self.unready_reasons())
@@ -276,7 +249,7 @@ class NodeStatus:
         )
         each(
             "source_up",
-            lambda: {(s.name,): s.status == "up" for s in self.source_states() if s.status != "off"},
+            lambda: {(s.name,): s.status == "up" for s in self.source_manager.states() if s.status != "off"},
             "source",
         )
         each(
@@ -290,7 +263,7 @@ class NodeStatus:
             "source_last_event_timestamp_seconds",
             lambda: {
                 (s.name,): s.last_record_ms / 1000
-                for s in self.source_states()
+                for s in self.source_manager.states()
                 if s.last_record_ms is not None
             },
             "source",
@@ -298,7 +271,9 @@ class NodeStatus:
         each(
             "source_lag_records",
             lambda: {
-                (s.name,): lag for s in self.source_states() if (lag := self._source_lag(s)) is not None
+                (s.name,): lag
+                for s in self.source_manager.states()
+                if (lag := self._source_lag(s)) is not None
             },
             "source",
         )

@@ -1,8 +1,8 @@
-"""``GET /status/stream``: what `/status` shows, once a second, to whoever looks.
+"""``GET /status/stream``: the report of ``/status`` once a second, as server-sent events.
 
-One report serves all viewers, and is made only while there are any. With very many streams or channels it
-comes less often, so that it takes little of the loop's time. A viewer that reads slowly gets the newest
-report next, so none is kept for it.
+One report serves all viewers, and is built only while there are any. With very many streams or channels it comes
+less often, so that it takes little of the event loop's time. A viewer that reads slowly gets the newest report
+next; none is queued for it.
 """
 
 import asyncio
@@ -20,22 +20,22 @@ REPORT_INTERVAL_SECONDS = 1.0
 """From one report to the next."""
 
 PAUSE_FACTOR = 20
-"""How many times longer than a report takes the pause after it is, up to `MAX_INTERVAL_SECONDS`."""
+"""The pause after a report, in multiples of the time to build it, up to `MAX_INTERVAL_SECONDS`."""
 
 MAX_INTERVAL_SECONDS = 5.0
-"""Seconds from one report to the next at the most: the page takes a longer silence for a lost connection."""
+"""Longest pause between reports; the page takes a longer silence for a lost connection."""
 
 MAX_VIEWERS = 20
-"""Pages that may look at once."""
+"""Viewers at a time."""
 
 RETRY_MS = 2000
-"""The reconnect delay told to viewers."""
+"""The reconnect delay of viewers."""
 
 _json = msgspec.json.Encoder()
 
 
 class StatusStream:
-    """The viewers, and the task that tells them."""
+    """The viewers, and the task that builds the reports."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class StatusStream:
         write_seconds: float,
         background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
-        """Tell what ``report`` returns; a viewer that takes nothing for ``write_seconds`` is cut."""
+        """Send what ``report`` returns; a viewer that reads nothing for ``write_seconds`` is disconnected."""
         self._background = background
         self._report = report
         self._write_seconds = write_seconds
@@ -59,14 +59,14 @@ class StatusStream:
         app.router.add_get("/status/stream", self._get, allow_head=False)
 
     def close(self) -> None:
-        """Let every viewer go; harmless when repeated."""
+        """Close every viewer's stream; harmless when repeated."""
         self._is_closed = True
         self._publish(b"")
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers=STREAM_HEADERS)
         if is_proxied(request.headers):
-            response.force_close()  # it ends by a drain, and the connection with it
+            response.force_close()  # a drain ends the stream, and with it the connection
         await response.prepare(request)
         if self._is_closed or self._viewers >= MAX_VIEWERS:
             # 200, as for streams: any other status would end an EventSource for good.
@@ -78,7 +78,7 @@ class StatusStream:
         try:
             await self._send_reports(response)
         except ConnectionError:
-            pass  # it left
+            pass  # the viewer disconnected
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
@@ -112,8 +112,8 @@ class StatusStream:
 
     def _publish(self, newest: bytes) -> None:
         self._newest_block = newest
-        told, self._published = self._published, asyncio.Event()
-        told.set()
+        published, self._published = self._published, asyncio.Event()
+        published.set()
 
 
 def _close_block(reason: str) -> bytes:

@@ -1,9 +1,8 @@
-"""Going over to a new configuration while everything runs: on SIGHUP, on request, and when files change.
+"""Reloads the configuration while the gateway runs: on SIGHUP, on ``POST /reload``, and when its files change.
 
-All or nothing. A file that cannot be used, or that changes what only a restart can change, changes nothing;
-the log, the metrics and ``/status`` tell why, with its line and column. The file, and each that it refers to,
-is looked at every `POLL_SECONDS`, and taken up once it was the same twice: whoever writes it in place is not
-read halfway.
+A reload is all or nothing. A file with errors, or with a change that needs a restart, changes nothing; the log,
+the metrics and ``/status`` report the reason, with line and column. The file and each file that it refers to are
+polled every `POLL_SECONDS`, and reloaded once they were the same twice, so that no half-written file is read.
 """
 
 import asyncio
@@ -35,21 +34,16 @@ from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import SystemdNotifier
 
-# The files that a configuration is made of, and places in them.
-
 
 def locate_faults(text: str, file: str, faults: Sequence[ConfigIssue]) -> ConfigError:
-    """Return the error that reports faults of a text that could be used otherwise, at their places."""
+    """Return the error that reports faults of a valid text at their lines and columns."""
     return ConfigError(file, parse_yaml(text, file).locate(faults))
 
 
 def referenced_files(
     content: str, folder: FilePath, environ: Mapping[str, str] = os.environ
 ) -> list[FilePath]:
-    """Return the files that a configuration refers to: a change of one is a change of the whole.
-
-    What is no YAML refers to none.
-    """
+    """Return the files whose content belongs to a configuration; none if ``content`` is not valid YAML."""
     found: list[FilePath] = []
     with suppress(ConfigError):
         for key, text in _string_values(parse_yaml(content, "").data, ""):
@@ -75,7 +69,7 @@ def _string_values(data: Any, key: str) -> Iterator[tuple[str, str]]:
 log = structlog.get_logger("gateway.server.reload")
 
 POLL_SECONDS = 1.0
-"""How often the files are looked at."""
+"""How often the files are polled."""
 
 
 ApplyConfig = Callable[[Config], Awaitable[int]]
@@ -85,28 +79,30 @@ OnSignal = Callable[[signal.Signals], None]
 
 
 class ConfigFile:
-    """The file, and what it looked like when it was read last."""
+    """The configuration file, and its fingerprint when it was last read."""
 
     def __init__(self, path: str | Path, local: LocalChecker | None = None) -> None:
-        """``local`` looks at the files that a good configuration names, see `gateway.config.loader.load`."""
+        """``local`` checks the files that a valid configuration names, see `gateway.config.loader.load`."""
         self.path = Path(path)
         self._folder = config_folder(path)
         self._local = local
         self.warnings: Sequence[ConfigIssue] = ()
-        """What was told of it when it was read last, and is not accepted."""
+        """The warnings of the last read that ``check.allow`` does not accept."""
         self.name = str(path)
-        """How messages name it."""
+        """The name of the file in messages."""
         self._watched_files: Sequence[Path] = [self.path]
         self._loaded_fingerprint: FileFingerprint = ()
         self._text = ""
 
     def load(self) -> Config:
-        """Return what it says now. Raises ConfigError or StartupError."""
+        """Read the file. Raises ConfigError or StartupError."""
         is_first = not self._loaded_fingerprint
-        # Before what they hold: what is written meanwhile is seen later.
+        # Fingerprints come before contents, so that a write in between is noticed later.
         self._watched_files, self._loaded_fingerprint = [self.path], file_fingerprint([self.path])
         if not is_first and self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
-            raise StartupError(f"{self.name} is no file that can be read again; it takes a restart")
+            raise StartupError(
+                f"{self.name} is not a regular file, so it cannot be read again; restart the gateway"
+            )
         self._text = text = read_config_text(self.path)
         others = referenced_files(text, self._folder)
         self._watched_files, self._loaded_fingerprint = (
@@ -121,21 +117,21 @@ class ConfigFile:
         return config
 
     def locate_faults(self, faults: Sequence[ConfigIssue]) -> ConfigError:
-        """Return the error that reports what else is wrong with what was read last."""
+        """Return the error that reports faults of the text that was read last."""
         return locate_faults(self._text, self.name, faults)
 
     def read_fingerprint(self) -> FileFingerprint:
-        """Return what it looks like now, and the files that it refers to."""
+        """Return the current fingerprint of the file and the files that it refers to."""
         return file_fingerprint(self._watched_files)
 
     @property
     def loaded_fingerprint(self) -> FileFingerprint:
-        """What they looked like when they were read."""
+        """The fingerprint of what was read last."""
         return self._loaded_fingerprint
 
 
 class Reloader:
-    """Owns the watch, and tells what became of the last reload."""
+    """Reloads the file, watches it, and reports the last result."""
 
     def __init__(
         self,
@@ -186,7 +182,7 @@ class Reloader:
         self._track_task(self._background.start_task("config_watch", self._watch))
 
     async def stop(self) -> None:
-        """End; harmless when repeated. SIGHUP is still heard: it must not cut a drain short."""
+        """Stop reloading; harmless when repeated. SIGHUP is still handled: it must not cut a drain short."""
         self._is_stopping = True
         self._serving.set()
         for task in self._tasks:
@@ -202,13 +198,13 @@ class Reloader:
         return ConfigStatus(self._file.name, self._loaded_ms, self._last_result)
 
     async def reload(self, trigger: str) -> ReloadResult:
-        """Read the file and go over to it. One at a time, once it serves; ``why`` is for the log.
+        """Read the file and apply it, one reload at a time, once `start` was called. Cancelling is safe.
 
-        Cancelling is safe.
+        ``trigger`` is what caused it, for the log.
         """
         await self._serving.wait()
         async with self._lock:
-            self._is_sighup_pending = False  # who asks from here on may mean another file
+            self._is_sighup_pending = False  # a signal from here on may be about a newer file
             if self._is_stopping or self._shutdown.requested.is_set():
                 return ReloadResult(unix_ms(), "failed", "the gateway is shutting down")
             self._systemd.notify_reloading()
@@ -233,19 +229,19 @@ class Reloader:
             refused = [each.issue for each in changes if each.needs_restart]
             if refused:
                 raise await asyncio.to_thread(self._file.locate_faults, refused)
-            # Also without a change in it: a key file that it names may be another one.
+            # Also if nothing in it changed: a key file that it names may have.
             ended = await self._apply_config(config)
             self._config = config
         except ConfigError as error:
-            mistakes = [_reload_error(each) for each in error.errors]
-            return ReloadResult(unix_ms(), "failed", _summarize(error), mistakes)
+            errors = [_reload_error(each) for each in error.errors]
+            return ReloadResult(unix_ms(), "failed", _summarize(error), errors)
         except GatewayError as error:
             return ReloadResult(unix_ms(), "failed", error.message)
         except Exception as error:
             log.exception("config_reload_crashed")
             return ReloadResult(unix_ms(), "failed", f"{type(error).__name__}; the log has more")
         if not changes and not ended:
-            message = "nothing in the file differs from what is served; what it refers to was read again"
+            message = "no setting changed; the files that the configuration refers to were read again"
             return ReloadResult(unix_ms(), "unchanged", message)
         what = _pluralize(len(changes), "change") if changes else "a file that it refers to changed"
         message = f"{what}; {_pluralize(ended, 'stream')} ended"
@@ -254,9 +250,9 @@ class Reloader:
     def _log_result(self, result: ReloadResult, trigger: str) -> None:
         about: dict[str, Any] = {"file": self._file.name, "why": trigger}
         if result.result == "failed":
-            mistakes = msgspec.to_builtins(result.errors)
-            note = "nothing was changed; the configuration from before goes on"
-            log.error("config_reload_failed", **about, error=result.message, mistakes=mistakes, note=note)
+            errors = msgspec.to_builtins(result.errors)
+            note = "nothing changed; the previous configuration stays in use"
+            log.error("config_reload_failed", **about, error=result.message, mistakes=errors, note=note)
         elif result.result == "unchanged":
             log.info("config_unchanged", **about)
         else:
@@ -265,7 +261,7 @@ class Reloader:
 
     def _on_sighup(self, on_hangup: OnSignal) -> None:
         if self._had_terminal and not os.isatty(2):
-            # The terminal that it was started in was closed: nobody wants a gateway that nobody sees.
+            # The terminal that the gateway was started in was closed: it ends with it.
             on_hangup(signal.SIGHUP)
             return
         if not self._is_sighup_pending:
@@ -273,13 +269,13 @@ class Reloader:
             self._track_task(asyncio.create_task(self.reload("SIGHUP"), name="reload"))
 
     async def _watch(self) -> None:
-        before = told = self._file.loaded_fingerprint
+        before = tried = self._file.loaded_fingerprint
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
                 now = await asyncio.to_thread(self._file.read_fingerprint)
-                if now == before and now not in (self._file.loaded_fingerprint, told):
-                    told = now
+                if now == before and now not in (self._file.loaded_fingerprint, tried):
+                    tried = now
                     await self.reload("the file changed")
                 before = now
             except Exception as error:
@@ -295,7 +291,7 @@ def _reload_error(found: LocatedIssue) -> ReloadError:
 
 
 def _summarize(error: ConfigError) -> str:
-    """Return the first mistake in one line, with its place, and how many more there are."""
+    """Return the first error in one line, with its position, and how many more there are."""
     first = error.errors[0].render(error.file).partition("\n")[0]
     more = len(error.errors) - 1
     return f"{first} (and {more} more)" if more else first

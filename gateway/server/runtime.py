@@ -1,4 +1,4 @@
-"""What every process of the gateway needs before its loop turns: logs, garbage collection, uvloop."""
+"""Runs a process of the gateway: logging, garbage collection, uvloop."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ from gateway.observability.logging import configure_logging
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 GC_THRESHOLD = 20_000
-"""New objects until the garbage collector looks at them. Python's own 700 is a tenth of a herd's cost."""
+"""New objects before a garbage collection. Python's default, 700, costs a tenth of the storm row of the bench."""
 
 
 def run_process(
@@ -23,7 +23,7 @@ def run_process(
     worker: int | None = None,
     background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
 ) -> int:
-    """Run a coroutine to its end and return what it returns. ``worker`` is told in every line of the log."""
+    """Run a coroutine and return its result. ``worker`` is the number that every log line carries."""
     writer = configure_logging(
         level=log.level,
         format=log.format,
@@ -33,7 +33,7 @@ def run_process(
         background=background,
     )
     gc.collect()
-    gc.freeze()  # what was imported stays, so it need not be looked at again
+    gc.freeze()  # imported modules live as long as the process: no collection needs to visit them
     gc.set_threshold(GC_THRESHOLD)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,9 +1,9 @@
-"""How a node ends: who asked for it, how far it has come, and when it is overdue.
+"""The shutdown of a node: its request, its phases and its deadline.
 
-The phases, in their order: `starting` (the public port is still closed), `serving`, `pre_drain` (unready, and
-everything is served as ever, until balancers have seen it), `streams` (no new connections; each stream is
-told to come back, evenly over ``timeouts.drain`` at the most), `requests` (those under way are answered,
-leases are given back), `sources` (and the log). `Daemon.stop` does what they say; here it is told.
+The phases, in order: `starting` (the public port is still closed), `serving`, `pre_drain` (unready, but still
+serving, until load balancers have noticed), `streams` (no new connections; each stream is closed with an
+invitation to reconnect, spread over ``timeouts.drain`` at most), `requests` (requests in progress are answered,
+leases are released), `sources` (and then the log). `gateway.server.daemon.Daemon.stop` carries them out.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from gateway.server.systemd import SystemdNotifier
 log = structlog.get_logger("gateway")
 
 GRACE_SECONDS = 5.0
-"""How long an end may take beyond ``timeouts.pre_drain``, ``timeouts.drain`` and ``timeouts.request``."""
+"""How long a shutdown may take beyond ``timeouts.pre_drain``, ``timeouts.drain`` and ``timeouts.request``."""
 
 PROGRESS_SECONDS = 5.0
-"""How often the log tells how many streams are left."""
+"""How often a drain logs how many streams are left."""
 
 CountStreams = Callable[[], int]
 
 
 class Shutdown:
-    """`ask` for it, `carry_out` what was asked for, and `enter` each phase. Durations are in seconds."""
+    """`request` and `force` begin it, `run` carries it out, `set_phase` reports each phase."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class Shutdown:
     ) -> None:
         self.phase: Phase = "starting"
         self.requested = asyncio.Event()
-        """Somebody wants this node to end."""
+        """Set once a shutdown was requested."""
         self.forced = asyncio.Event()
-        """Somebody wants it to end now."""
+        """Set once the shutdown must not wait for anything any more."""
         self._set_timeouts(timeouts)
         self._systemd = systemd
         self._skip_pre_drain = asyncio.Event()
@@ -58,22 +58,22 @@ class Shutdown:
         self._pre_drain_seconds = timeouts.pre_drain
 
     def set_serving(self) -> None:
-        """Say that the start is over: the public port accepts connections."""
+        """Report that the start is over: the public port accepts connections."""
         self.phase = "serving"
 
     def request(self, *, skip_pre_drain: bool = False) -> None:
-        """Begin to end, ``at_once`` without ``timeouts.pre_drain``; harmless when repeated."""
+        """Begin the shutdown, with or without ``timeouts.pre_drain``; harmless when repeated."""
         if skip_pre_drain:
             self._skip_pre_drain.set()
         self.requested.set()
 
     def force(self) -> None:
-        """End now; harmless when repeated."""
+        """Stop without draining; harmless when repeated."""
         self.requested.set()
         self.forced.set()
 
     def on_signal(self, number: signal.Signals) -> None:
-        """Ask for the end; the second time, hurry. Who sends SIGINT sits at a terminal and waits for it."""
+        """Begin the shutdown; the second signal forces it. SIGINT comes from a terminal, and skips the pre-drain."""
         if self.requested.is_set():
             self.force()
         else:
@@ -81,21 +81,21 @@ class Shutdown:
             self.request(skip_pre_drain=number is signal.SIGINT)
 
     async def run(self, stop: Callable[[], Coroutine[Any, Any, None]], count_streams: CountStreams) -> bool:
-        """Wait until asked, go through the phases; return False if it was hurried, or is overdue."""
+        """Wait for the request, run the phases; return False if the shutdown was forced or is overdue."""
         await self.requested.wait()
-        ending = asyncio.create_task(self._run_phases(stop, count_streams), name="drain")
-        hurried = asyncio.create_task(self.forced.wait(), name="second signal")
-        await asyncio.wait((ending, hurried), return_when=asyncio.FIRST_COMPLETED, timeout=self.max_seconds)
-        if ending.done():
-            hurried.cancel()
-            await ending
+        phases = asyncio.create_task(self._run_phases(stop, count_streams), name="drain")
+        forced = asyncio.create_task(self.forced.wait(), name="second signal")
+        await asyncio.wait((phases, forced), return_when=asyncio.FIRST_COMPLETED, timeout=self.max_seconds)
+        if phases.done():
+            forced.cancel()
+            await phases
             return True
-        if hurried.done():
+        if forced.done():
             log.warning("shutdown_forced", phase=self.phase, streams=count_streams())
         else:
-            hurried.cancel()
+            forced.cancel()
             log.error("drain_overdue", phase=self.phase, seconds=self.max_seconds, streams=count_streams())
-        ending.cancel()
+        phases.cancel()
         return False
 
     async def _run_phases(
@@ -109,7 +109,7 @@ class Shutdown:
         await stop()
 
     def set_phase(self, phase: Phase, **facts: float) -> None:
-        """Say that a phase begins."""
+        """Report that a phase begins."""
         self.requested.set()
         self.phase = phase
         self._began_at = self._began_at or time.monotonic()
@@ -117,27 +117,27 @@ class Shutdown:
 
     @asynccontextmanager
     async def log_progress(self, count_streams: CountStreams) -> AsyncIterator[None]:
-        """Say now and then how many streams are left, until the block ends."""
+        """Report from time to time how many streams are left, until the block ends."""
 
-        async def tell() -> None:
+        async def report() -> None:
             while True:
                 await asyncio.sleep(PROGRESS_SECONDS)
                 self._report_phase({"streams": count_streams()})
 
-        telling = asyncio.create_task(tell(), name="drain progress")
+        reporting = asyncio.create_task(report(), name="drain progress")
         try:
             yield
         finally:
-            telling.cancel()
+            reporting.cancel()
 
     def _report_phase(self, facts: Mapping[str, float]) -> None:
         log.info("draining", phase=self.phase, **facts)
-        told = "".join(f", {fact:g} {name}" for name, fact in facts.items())
-        self._systemd.notify_stopping(f"draining: {self.phase}{told}", self.remaining_seconds)
+        shown = "".join(f", {fact:g} {name}" for name, fact in facts.items())
+        self._systemd.notify_stopping(f"draining: {self.phase}{shown}", self.remaining_seconds)
 
     @property
     def remaining_seconds(self) -> float:
-        """Seconds until the end is overdue."""
+        """Seconds until the shutdown is overdue."""
         return (
             max(0.0, self._began_at + self.max_seconds - time.monotonic())
             if self._began_at
@@ -146,5 +146,5 @@ class Shutdown:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Seconds since the end began."""
+        """Seconds since the shutdown began; 0 before."""
         return time.monotonic() - self._began_at if self._began_at else 0.0

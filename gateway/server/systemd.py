@@ -1,6 +1,6 @@
-"""What a service manager is told, and asks for: sd_notify(3), over one datagram socket.
+"""Notifications to the service manager: sd_notify(3), over one datagram socket.
 
-Nothing of it waits or fails: where nobody listens, nothing is sent.
+Nothing here blocks or raises; without a service manager nothing is sent.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupe
 
 
 class SystemdNotifier:
-    """The service manager of one process; ``environ`` says how to reach it, or that there is none."""
+    """The service manager of this process; ``environ`` holds its address, if there is one."""
 
     def __init__(self, environ: Mapping[str, str], background: TaskSupervisor = UNCOUNTED_SUPERVISOR) -> None:
         self._background = background
         path = environ.get("NOTIFY_SOCKET", "")
-        # An abstract name is written with an @ and begins with a zero byte, see unix(7).
+        # An abstract socket is written with an @, and its name begins with a zero byte, see unix(7).
         self._address = "\0" + path[1:] if path.startswith("@") else path
         is_ours = environ.get("WATCHDOG_PID") in (None, "", str(os.getpid()))
         text = environ.get("WATCHDOG_USEC", "")
@@ -28,26 +28,26 @@ class SystemdNotifier:
         self._watchdog_task: asyncio.Task[None] | None = None
 
     def notify_ready(self, status: str) -> None:
-        """Say that it serves: after the start, and after each reload. ``status`` is for people."""
+        """Report that this process serves: after the start, and after each reload. ``status`` is for people."""
         self._send("READY=1", f"STATUS={status}")
 
     def notify_reloading(self) -> None:
-        """Say that a reload has begun; `ready` ends it, whether it went well or not."""
+        """Report that a reload has begun; `notify_ready` ends it, whether it succeeded or not."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def notify_stopping(self, status: str, seconds: float) -> None:
-        """Say that the end has begun, and that it may take so long, whatever ``TimeoutStopSec`` says."""
+        """Report that the shutdown has begun, and may take ``seconds``, whatever ``TimeoutStopSec=`` says."""
         self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
     def start_watchdog(self, is_healthy: Callable[[], bool]) -> None:
-        """Give a sign of life twice in the time of ``WatchdogSec``, while healthy. Needs a running loop."""
+        """Notify the watchdog twice per ``WatchdogSec=``, while healthy. Needs a running loop."""
         if self._watchdog_seconds and self._watchdog_task is None:
             self._watchdog_task = self._background.start_task(
                 "watchdog", partial(self._send_heartbeats, is_healthy)
             )
 
     def close(self) -> None:
-        """Give no more signs of life; harmless when repeated."""
+        """Stop notifying the watchdog; harmless when repeated."""
         if self._watchdog_task is not None:
             self._watchdog_task.cancel()
             self._watchdog_task = None

@@ -26,7 +26,8 @@ from gateway.observability.logging import LogWriter
 from gateway.observability.metrics import Metrics
 from gateway.observability.task_supervisor import TASK_NAMES, TaskName, TaskSupervisor
 from gateway.server.reload import ConfigFile
-from gateway.server.workers.child import DRAIN, ControlLoop
+from gateway.server.workers.child import ControlLoop
+from gateway.server.workers.messages import Command, frame
 from gateway.server.workers.parent import Parent
 from gateway.server.workers.worker_handle import WorkerHandle
 from gateway.streams.heartbeat import HeartbeatSweep
@@ -504,14 +505,14 @@ async def test_orders_are_followed_after_one_that_fails(monkeypatch: pytest.Monk
             obedience = ControlLoop(gateway.daemon)
             monkeypatch.setattr(obedience, "_dispatch", Once(obedience._dispatch))
             task = gateway.daemon.background.start_task("worker_control_loop", obedience.run)
-            os.write(writing, DRAIN)
+            os.write(writing, frame(Command("drain")))
             await eventually(
                 lambda: (
                     gateway.daemon.metrics.background_failures.labels("worker_control_loop")._value.get() == 1
                 )
             )
             assert not gateway.daemon.shutdown.requested.is_set()
-            os.write(writing, DRAIN)
+            os.write(writing, frame(Command("drain")))
             await eventually(gateway.daemon.shutdown.requested.is_set)
             os.close(writing)
             await asyncio.wait([task])

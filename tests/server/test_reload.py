@@ -53,8 +53,8 @@ def _endless(path: Path) -> None:
         (Path.unlink, "No such file"),
         (_folder, "Is a directory"),
         (_loop, "Too many levels of symbolic links"),
-        (_pipe, "no file that can be read again"),
-        (_endless, "no file that can be read again"),
+        (_pipe, "cannot be read again"),
+        (_endless, "cannot be read again"),
         (lambda path: path.write_bytes(b"a: b\n" * (MAX_CONFIG_BYTES // 5 + 1)), "is larger than"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not UTF-8 text"),
         (lambda path: path.write_text(json.dumps(GOOD)[:-9]), "not valid YAML"),
@@ -83,7 +83,7 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
         file = ConfigFile(f"/dev/fd/{read}")
         assert list(file.load().channels) == ["orders"]
         assert file.read_fingerprint() == file.loaded_fingerprint
-        with pytest.raises(GatewayError, match="no file that can be read again"):
+        with pytest.raises(GatewayError, match="cannot be read again"):
             file.load()
     finally:
         os.close(read)

@@ -14,7 +14,7 @@ from gateway.config.loader.environment import resolve_references
 from gateway.config.loader.issues import ConfigError, ConfigIssue, LocatedIssue
 from gateway.config.loader.model_errors import issues_of_validation_error, yaml11_boolean_issues
 from gateway.config.model.config import Config
-from gateway.config.model.paths import FOLDER_CONTEXT_KEY, config_folder
+from gateway.config.model.paths import config_folder
 from gateway.config.validation.cross_section_rules import check_rules
 from gateway.config.validation.warnings import unaccepted_warnings
 from gateway.core.errors import StartupError
@@ -135,9 +135,7 @@ def try_loads(
     data = resolve_references(document.data, environ, folder, faults)
     config: Config | None = None
     try:
-        config = Config.model_validate(
-            data, context={FOLDER_CONTEXT_KEY: (paths_folder or folder).absolute()}
-        )
+        config = Config.from_data(data, str((paths_folder or folder).absolute()))
     except ValidationError as error:
         faults.extend(issues_of_validation_error(error, document, data))
     faults.extend(check_rules(data))

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
+import msgspec
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
 from gateway.config.loader.issues import suggest_nearest
 from gateway.config.model import patterns
 from gateway.config.model.auth import AuthConfig
-from gateway.config.model.paths import SQLITE_URL, resolve_url_files
+from gateway.config.model.paths import FOLDER_CONTEXT_KEY, SQLITE_URL, resolve_url_files
 from gateway.config.model.section import (
     CHANGES_ACKS,
     CHECKS_ACCESS,
@@ -481,6 +482,28 @@ class Config(Section):
     """sse-gateway: one file says all."""
 
     model_config = ConfigDict(title="sse-gateway configuration")
+
+    _data: Any = PrivateAttr(None)
+    _folder: str = PrivateAttr("")
+
+    @classmethod
+    def from_data(cls, data: Any, folder: str) -> "Config":
+        """Return the configuration in a parsed file without references; relative paths start at ``folder``.
+
+        Raises ValidationError.
+        """
+        config = cls.model_validate(data, context={FOLDER_CONTEXT_KEY: folder})
+        config._data, config._folder = data, folder
+        return config
+
+    def serialize(self) -> bytes:
+        """Return a configuration made by `from_data` for another process on this machine, secrets included."""
+        return msgspec.msgpack.encode((self._data, self._folder))
+
+    @classmethod
+    def deserialize(cls, serialized: bytes) -> "Config":
+        """Return what `serialize` was called on."""
+        return cls.from_data(*msgspec.msgpack.decode(serialized))
 
     server: ServerConfig = section_default(ServerConfig)
     log: Annotated[LoggingConfig, NEEDS_RESTART] = section_default(LoggingConfig)

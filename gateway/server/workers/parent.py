@@ -1,8 +1,8 @@
-"""The parent of several workers: starts them, watches them, hands signals on, and answers on the admin port.
+"""The parent of several workers: starts and supervises them, forwards signals, serves the admin port.
 
-It reads no events and holds no stream. A worker that dies is started again after a backoff; its clients come
-back by themselves, to the others first. One that does not answer for `HANG_SECONDS` is as good as dead, and
-is killed. When the parent itself is killed, each worker notices the end of its pipe and drains.
+It reads no events and holds no stream. A worker that dies is restarted after a backoff; its clients reconnect, to
+the other workers first. A worker that does not answer for `HANG_SECONDS` is killed. When the parent itself is
+killed, each worker notices the end of its pipe and drains.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ import structlog
 from gateway import __version__
 from gateway.admin.port import AdminPort
 from gateway.admin.status_report import (
-    ReloadResult,
     StatusReport,
     StreamsStatus,
     TotalsStatus,
@@ -31,7 +30,7 @@ from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import Config
 from gateway.core.backoff import Backoff
 from gateway.core.clock import unix_ms
-from gateway.core.errors import NotFound, StartupError, Unavailable
+from gateway.core.errors import StartupError, Unavailable
 from gateway.http.sockets import ReservedAddresses, reserve_addresses
 from gateway.observability.metrics import MetricFamily, Metrics
 from gateway.observability.recent_errors import RecentErrors
@@ -40,7 +39,6 @@ from gateway.server.daemon import OnListening
 from gateway.server.reload import ConfigFile, Reloader
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import SystemdNotifier
-from gateway.server.workers.child import COMMIT, DISCARD, PREPARE
 from gateway.server.workers.merge import MetricTotals
 from gateway.server.workers.relay import TryPanelRelay
 from gateway.server.workers.worker_handle import WorkerHandle
@@ -48,26 +46,26 @@ from gateway.server.workers.worker_handle import WorkerHandle
 log = structlog.get_logger("gateway.workers")
 
 LIVENESS_CHECK_SECONDS = 5.0
-"""How often each worker is asked whether it lives."""
+"""How often the liveness of each worker is checked."""
 
 PROBE_REFRESH_SECONDS = 1.0
-"""How often each is asked what probes will ask."""
+"""How often the health of each worker is fetched, so that probes find a recent answer."""
 
 HANG_SECONDS = 30.0
-"""How long a worker may answer nothing before it is killed and started again."""
+"""How long a worker may not answer before it is killed and restarted."""
 
 START_SECONDS = 60.0
-"""How long a worker may take until it listens."""
+"""How long a worker may take to listen."""
 
 HEALTHY_SECONDS = 30.0
-"""How long a worker must have lived for its next death to count as the first."""
+"""How long a worker must have lived for its restart backoff to begin anew."""
 
 KILL_GRACE_SECONDS = 5.0
-"""How long a worker may be overdue (`gateway.server.shutdown`) before it is killed."""
+"""How long a worker's shutdown may be overdue (`gateway.server.shutdown`) before it is killed."""
 
 
 class Parent:
-    """`run` is its whole life."""
+    """`run` is its whole life; `AdminPort` serves what it says of its workers."""
 
     def __init__(
         self,
@@ -77,7 +75,7 @@ class Parent:
         file: ConfigFile | None = None,
         on_listening: OnListening = lambda public, admin: None,
     ) -> None:
-        """Prepare ``workers`` of them. ``file`` is where ``config`` comes from, for reloads."""
+        """Prepare ``workers`` workers. ``file`` is where ``config`` comes from, for reloads."""
         self.config = config
         self.metrics = metrics
         self.background = background = TaskSupervisor(metrics.count_background_failure)
@@ -98,13 +96,13 @@ class Parent:
             try_panel=TryPanelRelay(self._listening_socket_paths, idle_seconds=2 * config.timeouts.heartbeat),
         )
         self._worker_count = workers
-        self._catalog = ChannelCatalog(config.channels)
+        self.catalog = ChannelCatalog(config.channels)
         self._workers: dict[int, WorkerHandle] = {}
         self._restarts = dict.fromkeys(range(workers), 0)
         self._metric_totals = MetricTotals()
         self._started_at = time.monotonic()
         self._exit_status = 0
-        # What is told while no worker answers: nothing would look as if nobody had asked.
+        # Values while no worker answers: a missing gauge would look like a missing scrape.
         for name in ("ready", "workers", "active_connections"):
             metrics.bind_gauge(name, lambda: 0)
         metrics.bind_gauge("draining", self.shutdown.requested.is_set)
@@ -125,24 +123,24 @@ class Parent:
             tempfile.TemporaryDirectory(prefix="sse-gateway-") as folder,
             reserve_addresses(self.config.server.listen, "server.listen") as self._reserved_addresses,
         ):
-            looking = [
+            checks = [
                 self.background.start_task("worker_liveness", self._check_liveness),
                 self.background.start_task("worker_probes", self._refresh_probes),
             ]
             try:
                 await self._admin_port.listener.start()
-                # One before the others: what is wrong for it is wrong for all, and should be told once.
-                good = await self._start_worker(0, Path(folder)) and all(
+                # One before the others: an error in it is an error in all, and should be logged once.
+                are_listening = await self._start_worker(0, Path(folder)) and all(
                     await asyncio.gather(
                         *(self._start_worker(n, Path(folder)) for n in range(1, self._worker_count))
                     )
                 )
-                if good and not self.shutdown.requested.is_set():
+                if are_listening and not self.shutdown.requested.is_set():
                     await self._serve(Path(folder))
                 elif not self.shutdown.requested.is_set():
-                    self._exit_status = 1  # a worker could not start, and has said why
+                    self._exit_status = 1  # a worker could not start, and has logged why
             finally:
-                for task in looking:
+                for task in checks:
                     task.cancel()
                 if self.reloader is not None:
                     await self.reloader.stop()
@@ -182,54 +180,49 @@ class Parent:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def apply_config(self, config: Config) -> int:
-        """Let all workers serve by another configuration, and return how many streams end by it.
+        """Let all workers serve by another configuration, and return how many streams it ends.
 
-        First each makes ready; only when all can does any go over to it. One that cannot follow then, or is
-        only just starting, is started again. Raises Unavailable or StartupError: then nothing has changed.
+        Each prepares it first; they commit it only when all have. A worker that then fails, or that is just
+        starting, is restarted. Raises StartupError: then nothing has changed.
         """
-        asked = [worker for worker in self._workers.values() if worker.is_listening]
-        told = await asyncio.gather(*(worker.reload(PREPARE, config) for worker in asked))
-        ready = [worker for worker, answer in zip(asked, told, strict=True) if answer is not None]
-        error = next((answer.error for answer in told if answer and answer.error), None)
+        serialized = config.serialize()
+        listening = [worker for worker in self._workers.values() if worker.is_listening]
+        replies = await asyncio.gather(*(worker.reload("prepare", serialized) for worker in listening))
+        ready = [worker for worker, reply in zip(listening, replies, strict=True) if reply is not None]
+        error = next((reply.error for reply in replies if reply and reply.error), None)
         if self.shutdown.requested.is_set():
             error = "the gateway is shutting down"
         if error is not None or not ready:
-            await asyncio.gather(*(worker.reload(DISCARD) for worker in ready))
-            raise StartupError(error or "no worker runs just now")
+            await asyncio.gather(*(worker.reload("discard") for worker in ready))
+            raise StartupError(error or "no worker is running")
         self.config = config
-        for apply in (self._catalog.apply, self.shutdown.apply, self._admin_port.apply):
+        for apply in (self.catalog.apply, self.shutdown.apply, self._admin_port.apply):
             apply(config)
-        done = await asyncio.gather(*(worker.reload(COMMIT) for worker in ready))
-        for worker, answer in zip(ready, done, strict=True):
-            if answer is not None and answer.error is not None:
-                log.error("worker_not_reloaded", worker=worker.number, error=answer.error)
-            elif answer is not None:
+        replies = await asyncio.gather(*(worker.reload("commit") for worker in ready))
+        for worker, reply in zip(ready, replies, strict=True):
+            if reply is not None and reply.error is not None:
+                log.error("worker_not_reloaded", worker=worker.number, error=reply.error)
+            elif reply is not None:
                 worker.config = config
         for worker in self._workers.values():
             if worker.config is not config:
                 worker.kill()
-        return sum(answer.ended for answer in done if answer is not None)
-
-    async def reload(self) -> ReloadResult:
-        """Read the configuration's file again. Raises NotFound where there is none."""
-        if self.reloader is None:
-            raise NotFound("there is no file to reload here")
-        return await self.reloader.reload("POST /reload")
+        return sum(reply.ended for reply in replies if reply is not None)
 
     async def _start_worker(self, number: int, folder: Path) -> bool:
-        """Start a worker and wait until it listens; False if it could not, or should not any more."""
+        """Start a worker and wait until it listens; return False if it failed, or during a shutdown."""
         if self.shutdown.requested.is_set():
             return False
         worker = self._workers[number] = WorkerHandle(number, self.config, self._reserved_addresses, folder)
         await worker.start()
         if worker.config is not self.config:
-            worker.kill()  # a reload came while there was nothing to kill yet; it is started again
+            worker.kill()  # a reload came before the process existed; it is restarted
         if self.shutdown.requested.is_set() and not worker.is_stopping:
-            worker.stop(skip_pre_drain=True)  # a signal came while there was nobody to hear of it
+            worker.stop(skip_pre_drain=True)  # a signal came before the process existed
         return await worker.wait_until_listening()
 
     async def _supervise_worker(self, number: int, folder: Path) -> None:
-        """Start a worker again, for ever."""
+        """Restart a worker whenever it ends."""
         backoff = Backoff(0.2, 30)
         while True:
             worker = self._workers[number]
@@ -253,25 +246,25 @@ class Parent:
             self.metrics.worker_restarts.inc()
             try:
                 await self._start_worker(number, folder)
-            except Exception:  # no more processes, or no memory, for now
+            except Exception:  # no more processes, or no memory, at the moment
                 log.exception("worker_not_started", worker=number)
 
     async def _refresh_probes(self) -> None:
-        """Ask what probes will ask, so that there is an answer for them."""
+        """Fetch the health of each worker, so that probes find a recent answer."""
         while True:
             await asyncio.sleep(PROBE_REFRESH_SECONDS)
             workers = list(self._workers.values())
-            asked = (worker.probe(path) for worker in workers for path in ("/healthz", "/readyz"))
-            await asyncio.gather(*asked, return_exceptions=True)
+            probes = (worker.probe(path) for worker in workers for path in ("/healthz", "/readyz"))
+            await asyncio.gather(*probes, return_exceptions=True)
 
     async def _check_liveness(self) -> None:
-        """Kill workers that hang, or that do not come up."""
+        """Kill workers that hang, or that do not start in time."""
         while True:
             await asyncio.sleep(LIVENESS_CHECK_SECONDS)
             workers = list(self._workers.values())
-            asked = (worker.request_json("/healthz") for worker in workers)
-            told = await asyncio.gather(*asked, return_exceptions=True)
-            for worker, answer in zip(workers, told, strict=True):
+            requests = (worker.request_json("/healthz") for worker in workers)
+            answers = await asyncio.gather(*requests, return_exceptions=True)
+            for worker, answer in zip(workers, answers, strict=True):
                 if isinstance(answer, dict) and not answer["alive"]:
                     log.error("worker_stuck", worker=worker.number, pid=worker.pid, **answer)
                     worker.kill()
@@ -283,7 +276,7 @@ class Parent:
                     worker.kill()
 
     async def _stop_workers(self) -> None:
-        """Let the workers drain; kill those that take too long."""
+        """Let the workers drain; kill those that are overdue."""
         self._reserved_addresses.release()
         for worker in self._workers.values():
             if not worker.is_stopping:
@@ -299,12 +292,12 @@ class Parent:
         for worker in self._workers.values() if late else ():
             worker.kill()
         statuses = await asyncio.gather(*ends)
-        # One that a signal to the whole group met before it could listen to signals did as it was told.
-        well = (0, -signal.SIGTERM, -signal.SIGINT)
-        self._exit_status = max(self._exit_status, *(0 if status in well else 1 for status in statuses))
+        # A signal to the whole process group may end a worker before it can handle signals: no failure.
+        clean = (0, -signal.SIGTERM, -signal.SIGINT)
+        self._exit_status = max(self._exit_status, *(0 if status in clean else 1 for status in statuses))
 
     def on_signal(self, number: signal.Signals) -> None:
-        """Begin to end; the second time, end now."""
+        """Begin the shutdown; the second signal forces it."""
         self.shutdown.on_signal(number)
         for worker in self._workers.values():
             worker.stop(
@@ -313,54 +306,51 @@ class Parent:
         self.systemd.notify_stopping("the workers drain", self.shutdown.max_seconds + KILL_GRACE_SECONDS)
 
     def _is_any_worker_alive(self) -> bool:
-        """Tell whether any worker answers; the others are killed one by one, and started again."""
+        """Return whether any worker answers; those that do not are killed and restarted."""
         if self.shutdown.requested.is_set():
-            return True  # they are not asked any more, and an end that hangs has a deadline
+            return True  # liveness is no longer checked, and the shutdown has a deadline
         silent = min(time.monotonic() - worker.last_answer_at for worker in self._workers.values())
         return silent < HANG_SECONDS
 
     async def metric_families(self) -> list[MetricFamily]:
-        """Return the metrics of all workers, and of those that are gone."""
+        """Return the metrics of all workers, with the counters of those that ended."""
         workers = list(self._workers.values())
-        told = await asyncio.gather(*(worker.fetch_metrics() for worker in workers))
-        living = [worker.last_families for worker, answered in zip(workers, told, strict=True) if answered]
-        for worker, answered in zip(workers, told, strict=True):
-            if not answered:  # it may hang: its counters stay, its gauges would be old
-                living.append([family for family in worker.last_families if family.type != "gauge"])
-        return self._metric_totals.combine([await self.metrics.families(), *living])
+        answered = await asyncio.gather(*(worker.fetch_metrics() for worker in workers))
+        # Of a worker that does not answer the counters stay; its gauges would be stale.
+        running = [
+            [family for family in worker.last_families if is_fresh or family.type != "gauge"]
+            for worker, is_fresh in zip(workers, answered, strict=True)
+        ]
+        return self._metric_totals.combine([await self.metrics.families(), *running])
 
     async def liveness(self) -> tuple[bool, dict[str, Any]]:
-        """Return whether every worker that runs answers."""
+        """Return whether every running worker answers."""
         listening = [worker for worker in self._workers.values() if worker.is_listening]
-        told = await asyncio.gather(*(worker.probe("/healthz") for worker in listening))
-        silent = [worker.number for worker, answer in zip(listening, told, strict=True) if answer is None]
-        # One that just died is being started again, which no restart from outside could do faster.
+        answers = await asyncio.gather(*(worker.probe("/healthz") for worker in listening))
+        silent = [worker.number for worker, answer in zip(listening, answers, strict=True) if answer is None]
+        # A worker that just died is being restarted already; a restart of the whole would not be faster.
         return not [number for number in silent if self._workers[number].is_listening], {"silent": silent}
 
     async def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Return whether any worker takes new clients."""
+        """Return whether any worker accepts new clients."""
         workers = list(self._workers.values())
-        told = await asyncio.gather(*(worker.probe("/readyz") for worker in workers))
+        answers = await asyncio.gather(*(worker.probe("/readyz") for worker in workers))
         by_worker = {
             str(worker.number): answer or {"not_ready": ["starting" if worker.is_starting else "not running"]}
-            for worker, answer in zip(workers, told, strict=True)
+            for worker, answer in zip(workers, answers, strict=True)
         }
-        # Others take the clients of one that is not: only when none can, a balancer should look elsewhere.
-        ready = not self.shutdown.requested.is_set() and any(answer and answer["ready"] for answer in told)
+        # Ready workers accept the clients of the others: only without any should a load balancer avoid this node.
+        ready = not self.shutdown.requested.is_set() and any(answer and answer["ready"] for answer in answers)
         reasons = ["draining"] if self.shutdown.requested.is_set() else []
         if not ready and not reasons:
             reasons = sorted({reason for answer in by_worker.values() for reason in answer["not_ready"]})
-            reasons = reasons or ["starting"]  # the first worker is not there yet
+            reasons = reasons or ["starting"]  # the first worker does not exist yet
         return ready, {"not_ready": reasons, "workers": by_worker}
 
-    def has_channel(self, channel: str) -> bool:
-        """Tell whether a name is a channel's, or that of a template."""
-        return self._catalog.has_channel(channel)
-
     async def end_streams(self, subject: str | None, channel: str | None) -> Mapping[str, Any]:
-        """End streams on every node: any worker can tell all. Raises Unavailable."""
-        asked = {"subject": subject, "channel": channel}
-        query = {name: value for name, value in asked.items() if value is not None}
+        """End streams on every node, through any worker. Raises Unavailable."""
+        parameters = {"subject": subject, "channel": channel}
+        query = {name: value for name, value in parameters.items() if value is not None}
         for worker in self._workers.values():
             answer = await worker.request_json("/streams", "DELETE", **query)
             if answer is not None and "error" not in answer:
@@ -368,7 +358,7 @@ class Parent:
         raise Unavailable("no worker could reach the log")
 
     def _listening_socket_paths(self) -> list[Path]:
-        """Return where the workers that listen can be asked."""
+        """Return the admin sockets of the workers that listen."""
         return [worker.socket_path for worker in self._workers.values() if worker.is_listening]
 
     async def status_report(self) -> StatusReport:

@@ -1,4 +1,4 @@
-"""The try-it panel of a gateway with several workers: the parent hands its requests to one of them."""
+"""The try-it panel of a gateway with several workers: the parent forwards its requests to one of them."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,10 +16,10 @@ CONNECT_SECONDS = 2.0
 
 
 class TryPanelRelay:
-    """The handlers. ``sockets`` are those of the workers that listen just now."""
+    """The handlers. ``socket_paths`` returns those of the workers that listen."""
 
     def __init__(self, socket_paths: Callable[[], Iterable[Path]], *, idle_seconds: float) -> None:
-        """Take a worker that sends nothing for ``idle_seconds`` for dead; heartbeats must come sooner."""
+        """A worker that sends nothing for ``idle_seconds`` counts as dead; heartbeats must come sooner."""
         self._socket_paths = socket_paths
         self._idle_seconds = idle_seconds
 
@@ -46,7 +46,7 @@ class TryPanelRelay:
                         headers=headers,
                     )
                 except aiohttp.ClientConnectorError:
-                    continue  # it died; another one has not got this yet
+                    continue  # it died before it got the request, so another worker may get it
                 except (aiohttp.ClientError, TimeoutError, OSError):
                     raise Unavailable("the worker did not answer") from None
                 if answer.status != 200 or request.method == hdrs.METH_POST:
@@ -61,11 +61,11 @@ class TryPanelRelay:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers=STREAM_HEADERS)
         if is_proxied(request.headers):
-            response.force_close()  # it ends by a drain, and the connection with it
+            response.force_close()  # a drain ends the stream, and with it the connection
         await response.prepare(request)
         try:
             async for data in answer.content.iter_any():
                 await response.write(data)
         except (aiohttp.ClientError, TimeoutError, OSError):
-            pass  # one of the two is gone; the page asks again
+            pass  # one of the two disconnected; the page reconnects
         return response

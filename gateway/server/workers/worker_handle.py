@@ -1,7 +1,6 @@
-"""One worker as its parent sees it: a process, a pipe that keeps it alive, and a socket that answers."""
+"""The parent's side of a worker: its process, the pipe that keeps it alive, and its admin socket."""
 
 import asyncio
-import pickle
 import sys
 import time
 from collections.abc import Mapping
@@ -17,15 +16,14 @@ from gateway.admin.status_report import StatusReport
 from gateway.config.model.config import Config
 from gateway.http.sockets import ReservedAddresses
 from gateway.observability.metrics import MetricFamily
-from gateway.server.components import WorkerSockets
-from gateway.server.workers.child import (
-    DRAIN,
-    DRAIN_NOW,
-    FORCE_STOP,
-    LENGTH_BYTES,
+from gateway.server.workers.messages import (
     LISTENING,
+    Command,
+    CommandName,
     Reply,
+    SharedAddress,
     WorkerInit,
+    frame,
 )
 
 REQUEST_TIMEOUT_SECONDS = 2.0
@@ -39,42 +37,37 @@ _CHILD_SCRIPT = (
 )
 
 PROBE_WAIT_SECONDS = 0.03
-"""How long a probe waits for a worker that answered lately."""
+"""How long a probe waits for a worker whose last answer is not older than `PROBE_CACHE_SECONDS`."""
 
 PROBE_CACHE_SECONDS = 2.0
-"""How old that answer may be."""
+"""How old an answer may be that a probe gets at once."""
 
 RELOAD_TIMEOUT_SECONDS = 15.0
-"""How long a worker may take to make ready for another configuration, or to go over to it."""
+"""How long a worker may take to prepare a configuration, or to commit it."""
 
 _families_decoder = msgspec.json.Decoder(list[MetricFamily])
 _status_decoder = msgspec.json.Decoder(StatusReport)
 _reply_decoder = msgspec.json.Decoder(Reply)
 
 
-def _length_prefixed(data: bytes) -> bytes:
-    return len(data).to_bytes(LENGTH_BYTES, "big") + data
-
-
 class WorkerHandle:
-    """One run of a worker process; a worker that is started again is another object."""
+    """One run of a worker process; a restarted worker is another object."""
 
     def __init__(self, number: int, config: Config, reserved: ReservedAddresses, folder: Path) -> None:
-        """Prepare worker ``number``, which shares the ``reserved`` addresses; ``folder`` takes its socket."""
+        """Prepare worker ``number``, which shares the ``reserved`` addresses; ``folder`` holds its socket."""
         self.number = number
         self.config = config
-        """By what it serves."""
+        """The configuration that it serves."""
         self.socket_path = folder / f"worker-{number}.sock"
         self.started_at = time.monotonic()
         self.last_answer_at = time.monotonic()
-        """When it last answered, or was started."""
+        """When it last answered, or was started (monotonic seconds)."""
         self.last_families: list[MetricFamily] = []
-        """What it last told of its metrics."""
+        """The metrics of its last scrape."""
         self.is_listening = False
         self.is_stopping = False
-        self._worker_init = WorkerInit(
-            number, config, WorkerSockets(reserved.addresses, str(self.socket_path))
-        )
+        addresses = tuple(map(SharedAddress.of, reserved.addresses))
+        self._init = WorkerInit(number, config.serialize(), addresses, str(self.socket_path))
         self._inherited_fds = reserved.inherited_fds
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -84,16 +77,16 @@ class WorkerHandle:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process, where one could be started."""
+        """The id of the process; None if none could be started."""
         return None if self._process is None else self._process.pid
 
     @property
     def is_starting(self) -> bool:
-        """Whether it may yet listen: its process is there, or about to be, and has not said so."""
+        """Whether it may still come to listen: its process exists, or is about to, and has not reported it."""
         return not self.is_listening and (self._process is None or self._process.returncode is None)
 
     async def start(self) -> None:
-        """Start the process; it listens later."""
+        """Start the process; `wait_until_listening` waits until it serves."""
         self.socket_path.unlink(missing_ok=True)
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-c", _CHILD_SCRIPT, str(Path(gateway.__file__).parents[1])),
@@ -101,14 +94,14 @@ class WorkerHandle:
             stdout=asyncio.subprocess.PIPE,
             pass_fds=self._inherited_fds,
         )
-        self._send(_length_prefixed(pickle.dumps(self._worker_init)))
+        self._send(self._init)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(self.socket_path)),
             timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS),
         )
 
     async def wait_until_listening(self) -> bool:
-        """Wait until it listens; False if it ended before."""
+        """Wait until it listens; return False if it ended before."""
         assert self._process is not None
         assert self._process.stdout is not None
         self.is_listening = await self._process.stdout.readline() == LISTENING
@@ -126,43 +119,47 @@ class WorkerHandle:
         return status
 
     def stop(self, *, skip_pre_drain: bool = False) -> None:
-        """Tell it to drain, ``at_once`` without `timeouts.pre_drain`; the second time, to end now.
+        """Let it drain, with or without `timeouts.pre_drain`; the second call lets it end without draining.
 
-        Harmless where it ended already.
+        Harmless if it has ended.
         """
-        if self._process is not None:  # else it is told when it is there: `is_ending` says that it was not
-            self._send(FORCE_STOP if self.is_stopping else DRAIN_NOW if skip_pre_drain else DRAIN)
+        if self._process is not None:  # else `Parent._start_worker` stops it once it is there
+            self._send(
+                Command("force_stop" if self.is_stopping else "drain_now" if skip_pre_drain else "drain")
+            )
             self.is_stopping = True
 
-    def _send(self, data: bytes) -> None:
-        """Write to its pipe, which stays open while the parent lives; harmless where it ended already."""
+    def _send(self, message: msgspec.Struct) -> None:
+        """Write to its pipe, which stays open while the parent lives; harmless if it has ended."""
         pipe = None if self._process is None else self._process.stdin
-        with suppress(RuntimeError):  # uvloop's word for a pipe that it has seen closed
+        with suppress(RuntimeError):  # what uvloop raises for a closed pipe
             if pipe is not None and not pipe.is_closing():
-                pipe.write(data)
+                pipe.write(frame(message))
 
-    async def reload(self, command: bytes, config: Config | None = None) -> Reply | None:
-        """Give an order of a reload, and return the answer; None if it died. To hang is an error."""
+    async def reload(self, command: CommandName, config: bytes = b"") -> Reply | None:
+        """Send a reload command, and return the reply; None if it died. A timeout is a reply with an error."""
         assert self._process is not None
         assert self._process.stdout is not None
         self._reload_number += 1
-        self._send(command + _length_prefixed(pickle.dumps((self._reload_number, config))))
+        self._send(Command(command, self._reload_number, config))
         with suppress(TimeoutError):
             async with asyncio.timeout(RELOAD_TIMEOUT_SECONDS):
                 while line := await self._process.stdout.readline():
                     answer = _reply_decoder.decode(line)
-                    if answer.number == self._reload_number:  # else one that came too late
+                    if answer.number == self._reload_number:  # else a late reply to an earlier command
                         return answer
                 return None
-        return Reply(self._reload_number, f"worker {self.number} gave no answer")
+        return Reply(
+            self._reload_number, f"worker {self.number} did not reply within {RELOAD_TIMEOUT_SECONDS:g} s"
+        )
 
     def kill(self) -> None:
-        """End it without a goodbye; harmless where it ended already."""
+        """Kill it; harmless if it has ended."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
     async def request_json(self, path: str, method: str = "GET", **query: str) -> Any:
-        """Return the JSON that it answers on its admin socket, whatever the status; None if it does not."""
+        """Return the JSON response of its admin socket, whatever the status; None if it does not answer."""
         answer = await self._request(method, path, query)
         return None if answer is None else msgspec.json.decode(answer)
 
@@ -172,19 +169,19 @@ class WorkerHandle:
         return None if answer is None else _status_decoder.decode(answer)
 
     async def probe(self, path: str) -> Any:
-        """Return what it answers on a path of probes, as `ask` does.
+        """Return the JSON response to a health probe; None if it does not answer.
 
-        Whoever probes has little patience, and a worker in a broadcast on a busy machine may need some. So
-        what it said within `PROBE_CACHE_SECONDS` will do where it does not answer at once.
+        Probes have short timeouts, and a worker in a broadcast on a busy machine may exceed them. So if it does
+        not answer at once, its last answer is returned, if that is at most `PROBE_CACHE_SECONDS` old.
         """
-        asking = self._probe_tasks.get(path)
-        if asking is None or asking.done():
-            asking = self._probe_tasks[path] = asyncio.create_task(self._probe(path), name=f"probe {path}")
-        done, _ = await asyncio.wait((asking,), timeout=PROBE_WAIT_SECONDS)
-        said, answer = self._probe_cache.get(path, (-PROBE_CACHE_SECONDS, None))
-        if not done and time.monotonic() - said < PROBE_CACHE_SECONDS:
+        request = self._probe_tasks.get(path)
+        if request is None or request.done():
+            request = self._probe_tasks[path] = asyncio.create_task(self._probe(path), name=f"probe {path}")
+        done, _ = await asyncio.wait((request,), timeout=PROBE_WAIT_SECONDS)
+        answered_at, answer = self._probe_cache.get(path, (-PROBE_CACHE_SECONDS, None))
+        if not done and time.monotonic() - answered_at < PROBE_CACHE_SECONDS:
             return answer
-        return await asyncio.shield(asking)
+        return await asyncio.shield(request)
 
     async def _probe(self, path: str) -> Any:
         answer = await self.request_json(path)
@@ -193,9 +190,9 @@ class WorkerHandle:
         return answer
 
     async def fetch_metrics(self) -> bool:
-        """Ask for the metrics, and keep them in `families`. Returns False if it did not answer."""
+        """Scrape its metrics into `last_families`. Returns False if it did not answer."""
         answer = await self._request("GET", "/families", {})
-        if answer is None or not self.is_listening:  # it died meanwhile, and was counted as it was
+        if answer is None or not self.is_listening:  # it died meanwhile, and its last scrape was retired
             return False
         self.last_families = _families_decoder.decode(answer)
         return True
