@@ -61,12 +61,12 @@ async def feeding(
 async def test_the_reports_are_those_of_status(gateway: Gateway) -> None:
     """The page and curl must tell the same."""
     stream = await look(gateway)
-    told = await stream.until("status")
-    report = json.loads(told.data or "")
+    first = await stream.until("status")
+    report = json.loads(first.data or "")
     _, status = await gateway.admin("/status")
     assert report.keys() == status.keys()
     assert report["channels"] == status["channels"]
-    assert (await stream.until("status")).data != told.data
+    assert (await stream.until("status")).data != first.data
 
 
 async def test_nobody_looks_without_the_token() -> None:
@@ -113,7 +113,7 @@ async def test_a_viewer_that_reads_nothing_is_cut(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One too many is told to come back, and finds room when somebody left."""
+    """One too many is closed with a reconnect delay, and finds room once another has left."""
     async with feeding(Counted(), monkeypatch) as (feed, url):
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session:

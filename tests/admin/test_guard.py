@@ -45,8 +45,8 @@ async def test_probes_need_no_token_and_learn_no_more_than_a_status() -> None:
         for path, word in (("/healthz", "alive"), ("/readyz", "ready")):
             for headers in ({}, {"Authorization": "Bearer wrong"}):
                 assert (await ask(gateway, path, **headers))[::2] == (200, {word: True})
-        _, _, told = await ask(gateway, "/readyz", Authorization=f"Bearer {TOKEN}")
-        assert told["sources"] == {"hooks": "up"}
+        _, _, details = await ask(gateway, "/readyz", Authorization=f"Bearer {TOKEN}")
+        assert details["sources"] == {"hooks": "up"}
         gateway.daemon.streams.is_draining = True
         assert (await ask(gateway, "/readyz"))[::2] == (503, {"ready": False})
 

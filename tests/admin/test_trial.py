@@ -76,14 +76,16 @@ async def test_what_is_sent_arrives_here_and_at_clients(channel: str, payload: A
     """The panel's events are events like any other, whatever a channel's payload and access."""
     async with gateway_running(OPEN) as gateway:
         stream = await listen(gateway, channel)
-        status, told = await send(gateway, {"channel": channel, "payload": payload, "type": "order.created"})
+        status, answer = await send(
+            gateway, {"channel": channel, "payload": payload, "type": "order.created"}
+        )
         assert status == 200
         message = await stream.next()
-        assert (message.type, message.id, message.json["payload"]) == ("order.created", told["id"], wanted)
+        assert (message.type, message.id, message.json["payload"]) == ("order.created", answer["id"], wanted)
         assert await gateway.metric("active_connections") == 1
         if channel in ("words", "whole"):
             client = await gateway.open(f"/events/{channel}?last=1")
-            assert (await client.until("order.created")).id == told["id"]
+            assert (await client.until("order.created")).id == answer["id"]
 
 
 async def test_large_numbers_go_through_as_they_were_typed() -> None:
@@ -113,8 +115,8 @@ async def test_what_cannot_be_an_event_is_refused() -> None:
     """The words are those of a webhook's refusal; nothing is appended."""
     async with gateway_running(OPEN) as gateway:
         for body, status, code in REFUSED:
-            found, told = await send(gateway, body)
-            assert (found, told["error"]) == (status, code), (str(body)[:80], told)
+            found, answer = await send(gateway, body)
+            assert (found, answer["error"]) == (status, code), (str(body)[:80], answer)
         assert await gateway.metric('events_published_total{channel="orders"}') == 0
 
 
@@ -123,8 +125,8 @@ async def test_no_form_of_another_page_can_send() -> None:
     event = {"channel": "orders", "payload": 1}
     async with gateway_running(OPEN) as gateway:
         for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
-            status, told = await send(gateway, event, content_type)
-            assert (status, told["error"]) == (415, "bad_content_type")
+            status, answer = await send(gateway, event, content_type)
+            assert (status, answer["error"]) == (415, "bad_content_type")
         for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
             assert (await send(gateway, event, **headers))[0] == 403
         assert await gateway.metric('events_published_total{channel="orders"}') == 0

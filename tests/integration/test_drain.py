@@ -54,8 +54,8 @@ async def admin(node: Node, path: str) -> tuple[int, Any]:
 
 
 async def is_unready(node: Node) -> bool:
-    status, told = await admin(node, "/readyz")
-    return status == 503 and told["not_ready"] == ["draining"]
+    status, details = await admin(node, "/readyz")
+    return status == 503 and details["not_ready"] == ["draining"]
 
 
 def phases(node: Node) -> list[str]:
@@ -96,7 +96,7 @@ async def test_all_is_served_while_balancers_look_elsewhere(tmp_path: Path, work
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_the_phases_follow_each_other(tmp_path: Path, workers: int) -> None:
-    """Announced, then told, then gone, with exit 0; the log says what it was doing when."""
+    """Unready, then streams closed, then gone, with exit 0; the log says what it was doing when."""
     async with node_running(tmp_path, "500ms", workers) as node:
         stream = await Stream.open(node.port, "/events/orders")
         node.signal(signal.SIGTERM)
@@ -107,7 +107,7 @@ async def test_the_phases_follow_each_other(tmp_path: Path, workers: int) -> Non
 
 @pytest.mark.parametrize("workers", ONE_OR_TWO)
 async def test_whoever_sits_at_the_terminal_does_not_wait(tmp_path: Path, workers: int) -> None:
-    """Ctrl-C is no deployment: no balancer is there to be told, and a few streams are no herd."""
+    """Ctrl-C is no deployment: there is no load balancer to wait for, and a few streams are no herd."""
     async with node_running(tmp_path, LONG, workers, drain="1h") as node:
         streams = [await Stream.open(node.port, "/events/orders") for _ in range(5)]
         node.signal(signal.SIGINT)
@@ -152,7 +152,7 @@ async def test_half_a_post_is_told_to_come_again(tmp_path: Path, broker: str) ->
 
 
 async def test_a_post_that_comes_in_time_is_taken(tmp_path: Path) -> None:
-    """Webhooks in flight are finished: the sender is told 200, and it is in the log."""
+    """Webhooks in flight are finished: the sender gets 200, and it is in the log."""
     async with half_posted(tmp_path, "sqlite", 4, LONG) as (gateway, reader, writer):
         stopping = asyncio.create_task(gateway.daemon.stop())
         await eventually(lambda: gateway.daemon.shutdown.phase == "requests")
@@ -250,27 +250,27 @@ async def test_the_service_manager_hears_of_it(
         manager.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "200000")
-        heard: list[str] = []
+        received: list[str] = []
 
         def listen() -> None:
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    heard.extend(manager.recv(4096).decode().split("\n"))
+                    received.extend(manager.recv(4096).decode().split("\n"))
 
         # All the time: the kernel keeps few of them, and the gateway does not wait for room.
         loop = asyncio.get_running_loop()
         loop.add_reader(manager, listen)
         try:
             async with node_running(tmp_path, "0s", workers) as node:
-                await eventually(lambda: "READY=1" in heard)
-                assert heard[0] == "READY=1"
-                await eventually(lambda: heard.count("WATCHDOG=1") > 2)
-                assert heard.count("READY=1") == 1
-                assert "STOPPING=1" not in heard
+                await eventually(lambda: "READY=1" in received)
+                assert received[0] == "READY=1"
+                await eventually(lambda: received.count("WATCHDOG=1") > 2)
+                assert received.count("READY=1") == 1
+                assert "STOPPING=1" not in received
                 node.signal(signal.SIGTERM)
                 assert await node.ended() == 0
             listen()
         finally:
             loop.remove_reader(manager)
-        assert "STOPPING=1" in heard
-        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in heard)
+        assert "STOPPING=1" in received
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in received)

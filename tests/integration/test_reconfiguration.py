@@ -26,7 +26,7 @@ def token(**claims: Any) -> dict[str, str]:
 
 
 async def close_of(stream: Stream) -> Any:
-    """Read a stream to its end and return what its ``stream.close`` said."""
+    """Read a stream to its end and return the data of its ``stream.close``."""
     await stream.rest()
     last = stream.messages[-1]
     assert last.type == "stream.close" and stream.ended and not stream.parser.torn
@@ -147,7 +147,7 @@ async def test_streams_that_lost_their_permission_end() -> None:
         assert ended == 1
         assert (await close_of(news))["reason"] == "revoked"
         ended = await gateway.reconfigure({"channels": {"orders": {"access": {"claims": {"role": "chief"}}}}})
-        # Claims that no rule asked for were not kept: such a client comes back and shows its token again.
+        # Claims that no rule needs are not kept: such a client comes back and shows its token again.
         assert ended == 2
         assert (await close_of(clerk))["reason"] == "revoked"
         assert (await close_of(chief))["reason"] == "revoked"
@@ -305,10 +305,10 @@ async def test_a_source_with_another_url_connects_again(redis: RedisServer) -> N
         await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].state.status == "up")
         await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].has_lease)
         await asyncio.to_thread(redis.publish, "a", "1")
-        told = [await a.next()]
-        while told[-1].type == "stream.gap":  # what came meanwhile may be lost, and is told
-            told.append(await a.next())
-        assert told[-1].json["payload"] == 1
+        messages = [await a.next()]
+        while messages[-1].type == "stream.gap":  # what came meanwhile may be lost, and is reported
+            messages.append(await a.next())
+        assert messages[-1].json["payload"] == 1
         await gateway.reconfigure({"sources": {"app": {"url": ""}}})
         assert gateway.daemon.source_manager.disabled["app"].status == "off"
         await gateway.reconfigure({"channels": {"a": None}, "sources": {"app": None}})

@@ -60,8 +60,8 @@ async def last(node: Group) -> Any:
 
 
 async def result(node: Group) -> str | None:
-    told = await last(node)
-    return None if told is None else str(told["result"])
+    result = await last(node)
+    return None if result is None else str(result["result"])
 
 
 async def opened(node: Group, path: str) -> Stream:
@@ -75,11 +75,11 @@ async def test_a_request_reloads(node: Group) -> None:
     orders = [await opened(node, "/events/orders") for _ in range(8)]
     stock = await opened(node, "/events/stock")
     node.write(with_format(node, "orders", "data"))
-    status, told = await reload(node)
+    status, result = await reload(node)
     changes = ["channels.orders.format: envelope to data: its streams close, and may come back at once"]
     assert status == 200
-    if told["result"] != "unchanged":  # else the watch was quicker
-        assert (told["result"], told["ended"], told["changes"]) == ("ok", 8, changes)
+    if result["result"] != "unchanged":  # else the watch was quicker
+        assert (result["result"], result["ended"], result["changes"]) == ("ok", 8, changes)
     await eventually(lambda: "config_reloaded" in node.log.read_text())
     (done,) = [line for line in node.lines() if line["event"] == "config_reloaded"]
     assert (done["streams_ended"], done["changes"]) == (8, changes)
@@ -107,15 +107,15 @@ async def test_a_bad_file_changes_nothing(node: Group) -> None:
     line = next(n for n, text in enumerate(bad.splitlines(), 1) if '"datum"' in text)
     column = bad.splitlines()[line - 1].index('"datum"') + 1
     message = "must be 'envelope', 'data' or 'message'; did you mean 'data'?"
-    told = (await last(node))["errors"]
-    assert told == [{"line": line, "column": column, "path": "channels.orders.format", "message": message}]
+    result = (await last(node))["errors"]
+    assert result == [{"line": line, "column": column, "path": "channels.orders.format", "message": message}]
     await eventually(lambda: "config_reload_failed" in node.log.read_text())
     (logged,) = [each for each in node.lines() if each["event"] == "config_reload_failed"]
-    assert logged["mistakes"] == told
+    assert logged["mistakes"] == result
     assert f"{node.file}:{line}:{column}: channels.orders.format: {message}" in logged["error"]
     await node.shows("config_last_reload_successful", 0)
     status, answer = await reload(node)
-    assert (status, answer["errors"]) == (422, told)
+    assert (status, answer["errors"]) == (422, result)
     await node.post("1")
     assert (await orders.next()).json["payload"] == 1
     node.write(node.config)
@@ -133,11 +133,11 @@ NEED_A_RESTART: list[tuple[str, dict[str, Any], str]] = [
     ("broker", {"url": "memory://"}, "broker.url"),
     ("log", {"level": "debug"}, "log.level"),
 ]
-"""Section, what changes in it, and the path that is told."""
+"""Section, what changes in it, and the path that is reported."""
 
 
 async def test_what_needs_a_restart_says_so(tmp_path: Path) -> None:
-    """And nothing else of such a file is taken: half of a change is no change that anybody asked for."""
+    """And nothing else of such a file is taken: half of a change is not the change that was made."""
     node = Group(tmp_path, whole(tmp_path))
     found = []
     try:
@@ -161,8 +161,8 @@ async def test_what_needs_a_restart_says_so(tmp_path: Path) -> None:
 
 async def _refuses(node: Group, path: str) -> bool:
     """Tell whether the last reload failed at a path."""
-    told = await last(node)
-    return told is not None and [error["path"] for error in told["errors"]] == [path]
+    result = await last(node)
+    return result is not None and [error["path"] for error in result["errors"]] == [path]
 
 
 async def test_a_folder_that_is_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,9 +281,9 @@ async def test_a_reload_during_the_start_waits_for_it(tmp_path: Path) -> None:
         node.write(with_format(node, "orders", "data"))
         for _ in range(50):  # a storm is one reload or two
             node.signal(signal.SIGHUP)
-        status, told = await reload(node)
+        status, result = await reload(node)
         await starting
-        assert status == 200 and told["result"] in ("ok", "unchanged"), told
+        assert status == 200 and result["result"] in ("ok", "unchanged"), result
         await eventually(lambda: _is_settled(node))
         assert sum("config" in line["event"] for line in node.lines()) <= 5
         assert [worker["restarts"] for worker in await node.workers()] == [0, 0]

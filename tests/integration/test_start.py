@@ -103,19 +103,19 @@ async def starting(peer: str, folder: Path) -> AsyncIterator[tuple[OpenDaemon, S
 async def test_it_is_not_ready_before_its_port_accepts(peer: str, tmp_path: Path) -> None:
     """A balancer that believes /readyz sends clients into a port that is closed, for as long as the start takes."""
     async with starting(peer, tmp_path) as (daemon, silent, start):
-        server, told = daemon.config.server, []
+        server, reasons_seen = daemon.config.server, []
         async with safety_net():
             while not start.done():
                 with contextlib.suppress(aiohttp.ClientConnectorError):
                     status, body = await readiness(server.admin.port)
-                    told.append(body["not_ready"])
+                    reasons_seen.append(body["not_ready"])
                     assert status == 503 or accepts(server.listen.port)
                     assert ("starting" in body["not_ready"]) or accepts(server.listen.port)
                 await asyncio.sleep(0.01)
         await start
         assert silent.connections
         # Nothing answers there while the log is waited for.
-        assert peer == LOG or any("starting" in reasons for reasons in told)
+        assert peer == LOG or any("starting" in reasons for reasons in reasons_seen)
         assert accepts(server.listen.port)
         _, body = await readiness(server.admin.port)
         assert "starting" not in body["not_ready"]
@@ -143,7 +143,7 @@ async def test_a_port_that_is_taken_is_found_before_anything_is_read(
                 f"cannot listen on {address} (server.{key}): the address is in use by another process"
             )
             assert not silent.connections
-    assert not (tmp_path / "log.db").exists(), "nobody has asked for a lease"
+    assert not (tmp_path / "log.db").exists(), "no lease was requested"
 
 
 async def test_of_two_that_start_at_once_one_is_told_why(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ async def test_a_signal_during_the_start_is_obeyed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It was heard only when the slow thing had answered, or not at all; and then clients were let in after all."""
+    """It was handled only once the slow peer had answered, or never; and then clients were let in after all."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.setblocking(False)
@@ -221,14 +221,14 @@ async def test_a_signal_during_the_start_is_obeyed(
         assert "listening" not in text
         assert "Traceback" not in text
         with pytest.raises(BlockingIOError):
-            while b"READY" not in (heard := manager.recv(4096)):
+            while b"READY" not in (received := manager.recv(4096)):
                 pass
-            pytest.fail(f"the service manager was told {heard!r}")
+            pytest.fail(f"the service manager got {received!r}")
 
 
 @pytest.mark.idle_clock
 async def test_a_signal_in_the_last_moment_keeps_the_port_closed(tmp_path: Path) -> None:
-    """The service manager has been told that it ends; a port that opens now would only break connections."""
+    """The service manager was notified of the shutdown; a port that opens now would only break connections."""
     async with starting(ISSUER, tmp_path) as (daemon, silent, start):
         await eventually(lambda: silent.connections)
         daemon.shutdown.on_signal(signal.SIGTERM)

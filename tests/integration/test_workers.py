@@ -65,14 +65,14 @@ class Group(Node):
 
     async def workers(self) -> list[dict[str, Any]]:
         """Return what each worker says of itself, once all do."""
-        told: list[dict[str, Any]] = []
+        workers: list[dict[str, Any]] = []
 
         async def have_answered() -> bool:
-            told[:] = (await self.get("/status"))[1]["workers"]
-            return all(worker["streams"] is not None for worker in told)
+            workers[:] = (await self.get("/status"))[1]["workers"]
+            return all(worker["streams"] is not None for worker in workers)
 
         await eventually(have_answered)
-        return told
+        return workers
 
     async def post(self, body: str) -> None:
         async with (

@@ -48,7 +48,7 @@ def _endless(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "expected"),
     [
         (Path.unlink, "No such file"),
         (_folder, "Is a directory"),
@@ -63,14 +63,14 @@ def _endless(path: Path) -> None:
         (lambda path: (path.parent / "token").unlink(), "No such file"),
     ],
 )
-def test_whatever_becomes_of_it_is_told(file: ConfigFile, spoil: Callable[[Path], None], told: str) -> None:
-    """It must neither hang nor fill the memory, and what is mended must be noticed."""
+def test_an_unusable_file_is_an_error(file: ConfigFile, spoil: Callable[[Path], None], expected: str) -> None:
+    """It must neither hang nor fill the memory, and a repaired file must be noticed."""
     good = file.loaded_fingerprint
     spoil(file.path)
     assert file.read_fingerprint() != good
     with pytest.raises(GatewayError) as caught:
         file.load()
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert file.read_fingerprint() == file.loaded_fingerprint
 
 

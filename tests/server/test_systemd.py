@@ -24,7 +24,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
         yield listening, name
 
 
-def heard(listening: socket.socket) -> list[str]:
+def received(listening: socket.socket) -> list[str]:
     """Return what was sent by now, line by line."""
     lines: list[str] = []
     while True:
@@ -39,13 +39,13 @@ def test_the_manager_hears_of_each_state(manager: tuple[socket.socket, str]) -> 
     listening, name = manager
     systemd = SystemdNotifier({"NOTIFY_SOCKET": name})
     systemd.notify_ready("serving")
-    assert heard(listening) == ["READY=1", "STATUS=serving"]
+    assert received(listening) == ["READY=1", "STATUS=serving"]
     systemd.notify_reloading()
-    reloading, since = heard(listening)
+    reloading, since = received(listening)
     assert reloading == "RELOADING=1"
     assert since.removeprefix("MONOTONIC_USEC=").isdigit()
     systemd.notify_stopping("draining", 37.5)
-    assert heard(listening) == ["STOPPING=1", "STATUS=draining", "EXTEND_TIMEOUT_USEC=37500000"]
+    assert received(listening) == ["STOPPING=1", "STATUS=draining", "EXTEND_TIMEOUT_USEC=37500000"]
 
 
 async def test_signs_of_life_stop_when_it_is_not_well(manager: tuple[socket.socket, str]) -> None:
@@ -54,12 +54,12 @@ async def test_signs_of_life_stop_when_it_is_not_well(manager: tuple[socket.sock
     systemd, well = SystemdNotifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "100000"}), [True]
     systemd.start_watchdog(lambda: well[0])
     try:
-        await eventually(lambda: "WATCHDOG=1" in heard(listening))
+        await eventually(lambda: "WATCHDOG=1" in received(listening))
         well[0] = False
         await asyncio.sleep(0.2)
-        heard(listening)
+        received(listening)
         await asyncio.sleep(0.2)
-        assert heard(listening) == []
+        assert received(listening) == []
     finally:
         systemd.close()
 
@@ -89,7 +89,7 @@ async def test_a_watchdog_of_another_process_is_not_fed(manager: tuple[socket.so
     systemd = SystemdNotifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "20000", "WATCHDOG_PID": "1"})
     systemd.start_watchdog(lambda: True)
     await asyncio.sleep(0.2)
-    assert heard(listening) == []
+    assert received(listening) == []
     systemd.close()
 
 
