@@ -1,4 +1,6 @@
-"""Writes configuration.md, metrics.md, commands.md and a table of operations.md from the code: ``python docs/reference.py``.
+"""Writes the generated docs from the code: ``python docs/reference.py``.
+
+They are configuration.md, metrics.md, commands.md, and the table of ``/status`` in operations.md.
 
 A test fails when the files are not what this prints, so a key or a metric cannot go undocumented.
 """
@@ -193,7 +195,7 @@ def status() -> str:
 
 
 def _described(section: StructType) -> Iterator[tuple[Field, str, str]]:
-    """Yield the fields of a section, each with [] if it is a list, and its description with the keys below."""
+    """Yield the fields of a section, [] for a list, and the description with the keys below."""
     for field in section.fields:
         kind, text, suffix = field.type, "", ""
         while isinstance(kind, Metadata | UnionType | ListType):

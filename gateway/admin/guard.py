@@ -1,9 +1,9 @@
 """Access control of the admin port: no pages of other origins, and the token where one is configured.
 
-A page in the browser of somebody who can reach the port could send requests in their name, in two ways: from its
-own origin (the browser then says so in ``Origin`` or ``Sec-Fetch-Site``), or by letting its own host name resolve
-to our address (DNS rebinding; the name then stands in ``Host``). Host names of a single label do not exist on the
-internet, so they are safe.
+A page in the browser of somebody who can reach the port could send requests in their name, in two ways:
+from its own origin (the browser then says so in ``Origin`` or ``Sec-Fetch-Site``), or by letting its own
+host name resolve to our address (DNS rebinding; the name then stands in ``Host``). Host names of a single
+label do not exist on the internet, so they are safe.
 """
 
 import re

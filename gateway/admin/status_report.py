@@ -135,7 +135,7 @@ class SourceStatus(Struct, frozen=True):
             shown,
             **_sums(reports, "received", "duplicates", "restarts"),
             rejected=dict(rejected),
-            last_event_ms=max((each.last_event_ms or 0 for each in reports)) or None,
+            last_event_ms=max(each.last_event_ms or 0 for each in reports) or None,
             # Without a leader, each worker sees only the posts on its own connections.
             stale=shown.stale and (bool(leaders) or all(each.stale for each in reports)),
         )

@@ -1,8 +1,8 @@
 """``GET /status/stream``: the report of ``/status`` once a second, as server-sent events.
 
-One report serves all viewers, and is built only while there are any. With very many streams or channels it comes
-less often, so that it takes little of the event loop's time. A viewer that reads slowly gets the newest report
-next; none is queued for it.
+One report serves all viewers, and is built only while there are any. With very many streams or channels it
+comes less often, so that it takes little of the event loop's time. A viewer that reads slowly gets the
+newest report next; none is queued for it.
 """
 
 import asyncio

@@ -82,7 +82,7 @@ class ChannelCatalog:
         self._declare(channels)
 
     def apply(self, config: Config) -> None:
-        """Declare the channels of a configuration, and no others. Schemas that did not change stay the same objects."""
+        """Declare the channels of a configuration. Schemas that did not change stay the same objects."""
         self._declare(config.channels)
 
     def _declare(self, channels: Mapping[str, ChannelConfig]) -> None:

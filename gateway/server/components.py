@@ -116,7 +116,7 @@ class DescriptorLimit:
 
     @staticmethod
     def raise_for(connections: int) -> int:
-        """Return how many files this process may open. Raises StartupError if streams alone could use them up."""
+        """Return how many files this process may open. Raises StartupError if streams could use them up."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -124,8 +124,8 @@ class DescriptorLimit:
             return 2**31
         if connections + DESCRIPTOR_RESERVE > hard:
             raise StartupError(
-                f"limits.connections is {connections}, and this process may open {hard} files; raise the limit"
-                f" (ulimit -n) to {connections + DESCRIPTOR_RESERVE}, or lower limits.connections"
+                f"limits.connections is {connections}, and this process may open {hard} files; raise the"
+                f" limit (ulimit -n) to {connections + DESCRIPTOR_RESERVE}, or lower limits.connections"
             )
         return hard
 
@@ -141,7 +141,6 @@ class Components:
 
     metrics: Metrics
     background: TaskSupervisor
-    recent_errors: RecentErrors
     systemd: SystemdNotifier
     shutdown: Shutdown
     reloader: Reloader | None
@@ -260,12 +259,7 @@ def build(
         config.auth, config.channels.values(), broker.shared_store, metrics, STREAM_OPTION_NAMES, background
     )
     client_limits = ClientLimits(
-        config.server,
-        limits,
-        broker.shared_store,
-        metrics,
-        background,
-        stream_seconds=timeouts.connection,
+        config.server, limits, broker.shared_store, metrics, background, stream_seconds=timeouts.connection
     )
     nonces = NonceSigner(broker.shared_store, background)
     ack_tracker = AckTracker(
@@ -348,16 +342,9 @@ def build(
         BodyReader(MAX_ACK_BYTES, timeouts.request, "an answer may be"),
         metrics.acks,
     )
-    hook_refusals = HookRefusals(
-        source_manager.webhooks,
-        client_limits.proxies,
-        metrics,
-        recent_errors,
-        config.server.base_path,
-    )
-    hooks = WebhookHandler(
-        source_manager.webhooks, body_reader, records_handler, client_limits.proxies, hook_refusals
-    )
+    webhooks, proxies = source_manager.webhooks, client_limits.proxies
+    hook_refusals = HookRefusals(webhooks, proxies, metrics, recent_errors, config.server.base_path)
+    hooks = WebhookHandler(webhooks, body_reader, records_handler, proxies, hook_refusals)
     certificate_watcher = None
     if config.server.tls is not None:
         certificate_watcher = CertificateWatcher(config.server.tls, metrics, background=background)
@@ -398,7 +385,6 @@ def build(
     return Components(
         metrics=metrics,
         background=background,
-        recent_errors=recent_errors,
         systemd=systemd,
         shutdown=shutdown,
         reloader=reloader,
@@ -450,13 +436,11 @@ def staleness_watches(
 
 
 def _build_broker(config: Config, background: TaskSupervisor) -> Broker:
-    url = config.broker.url.get_secret_value()
-    sqlite = re.fullmatch(SQLITE_URL, url)
-    if sqlite is not None:
-        return SqliteBroker(Path(sqlite[1]), clock=unix_ms, background=background)
+    broker, url = config.broker, config.broker.url.get_secret_value()
     if url == "memory://":
         return MemoryBroker(history_bytes=config.limits.history_bytes, background=background)
-    broker = config.broker
+    if (sqlite := re.fullmatch(SQLITE_URL, url)) is not None:
+        return SqliteBroker(Path(sqlite[1]), clock=unix_ms, background=background)
     return RedisBroker(
         url,
         prefix=broker.prefix,

@@ -1,8 +1,9 @@
-"""Reloads the configuration while the gateway runs: on SIGHUP, on ``POST /reload``, and when its files change.
+"""Reloads the configuration of a running gateway: on SIGHUP, ``POST /reload``, and when its files change.
 
-A reload is all or nothing. A file with errors, or with a change that needs a restart, changes nothing; the log,
-the metrics and ``/status`` report the reason, with line and column. The file and each file that it refers to are
-polled every `POLL_SECONDS`, and reloaded once they were the same twice, so that no half-written file is read.
+A reload is all or nothing. A file with errors, or with a change that needs a restart, changes nothing; the
+log, the metrics and ``/status`` report the reason, with line and column. The file and each file that it
+refers to are polled every `POLL_SECONDS`, and reloaded once they were the same twice, so that no
+half-written file is read.
 """
 
 import asyncio

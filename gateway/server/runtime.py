@@ -12,7 +12,7 @@ from gateway.observability.logging import configure_logging
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 GC_THRESHOLD = 20_000
-"""New objects before a garbage collection. Python's default, 700, costs a tenth of the storm row of the bench."""
+"""New objects before a garbage collection. Python's default, 700, costs a tenth of the bench's storm row."""
 
 
 def run_process(

@@ -1,9 +1,10 @@
 """The shutdown of a node: its request, its phases and its deadline.
 
-The phases, in order: `starting` (the public port is still closed), `serving`, `pre_drain` (unready, but still
-serving, until load balancers have noticed), `streams` (no new connections; each stream is closed with an
-invitation to reconnect, spread over ``timeouts.drain`` at most), `requests` (requests in progress are answered,
-leases are released), `sources` (and then the log). `gateway.server.daemon.Daemon.stop` carries them out.
+The phases, in order: `starting` (the public port is still closed), `serving`, `pre_drain` (unready, but
+still serving, until load balancers have noticed), `streams` (no new connections; each stream is closed with
+an invitation to reconnect, spread over ``timeouts.drain`` at most), `requests` (requests in progress are
+answered, leases are released), `sources` (and then the log). `gateway.server.daemon.Daemon.stop` carries
+them out.
 """
 
 import asyncio
@@ -73,7 +74,7 @@ class Shutdown:
         self.forced.set()
 
     def on_signal(self, number: signal.Signals) -> None:
-        """Begin the shutdown; the second signal forces it. SIGINT comes from a terminal, and skips the pre-drain."""
+        """Begin the shutdown; the second signal forces it. SIGINT, from a terminal, skips the pre-drain."""
         if self.requested.is_set():
             self.force()
         else:

@@ -28,7 +28,7 @@ class SystemdNotifier:
         self._watchdog_task: asyncio.Task[None] | None = None
 
     def notify_ready(self, status: str) -> None:
-        """Report that this process serves: after the start, and after each reload. ``status`` is for people."""
+        """Report that this process serves, after the start and each reload. ``status`` is for people."""
         self._send("READY=1", f"STATUS={status}")
 
     def notify_reloading(self) -> None:

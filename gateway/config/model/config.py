@@ -488,7 +488,7 @@ class Config(Section):
 
     @classmethod
     def from_data(cls, data: Any, folder: str) -> "Config":
-        """Return the configuration in a parsed file without references; relative paths start at ``folder``.
+        """Return the configuration in parsed data without references; paths start at ``folder``.
 
         Raises ValidationError.
         """

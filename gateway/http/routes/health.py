@@ -1,7 +1,7 @@
 """``/healthz`` and ``/readyz``: on the admin port, and on request on the public port too.
 
-Some platforms probe one port only. Probes of the public port get no details. They do not count as requests for
-streams, and are answered during a drain too.
+Some platforms probe one port only. Probes of the public port get no details. They do not count as requests
+for streams, and are answered during a drain too.
 """
 
 from collections.abc import Callable, Mapping

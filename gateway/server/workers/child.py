@@ -1,8 +1,8 @@
 """A worker process, started by `gateway.server.workers.worker_handle` only.
 
-It is a node like any other. Its configuration arrives on standard input, so that all workers have the same one
-even if the file changed meanwhile. That pipe stays open for commands; its end means that the parent is gone.
-Signals would not do, because terminals and service managers send theirs to the whole process group.
+It is a node like any other. Its configuration arrives on standard input, so that all workers have the same
+one even if the file changed meanwhile. That pipe stays open for commands; its end means that the parent is
+gone. Signals would not do, because terminals and service managers send theirs to the whole process group.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The metrics of several workers as one set. Pure.
 
-Counters only grow, also when a worker dies: its last scraped values stay in the sum. What it counted after its
-last scrape was never exposed, and is lost.
+Counters only grow, also when a worker dies: its last scraped values stay in the sum. What it counted after
+its last scrape was never exposed, and is lost.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,7 @@
 """The messages between the parent and its workers.
 
-Each message on the pipe from the parent is its length in 4 bytes, then MessagePack: first a `WorkerInit`, then
-`Command`s. A worker answers on its standard output with one line of JSON for each reload command.
+Each message on the pipe from the parent is its length in 4 bytes, then MessagePack: first a `WorkerInit`,
+then `Command`s. A worker answers on its standard output with one line of JSON for each reload command.
 """
 
 from typing import Literal

@@ -1,8 +1,8 @@
 """The parent of several workers: starts and supervises them, forwards signals, serves the admin port.
 
-It reads no events and holds no stream. A worker that dies is restarted after a backoff; its clients reconnect, to
-the other workers first. A worker that does not answer for `HANG_SECONDS` is killed. When the parent itself is
-killed, each worker notices the end of its pipe and drains.
+It reads no events and holds no stream. A worker that dies is restarted after a backoff; its clients
+reconnect, to the other workers first. A worker that does not answer for `HANG_SECONDS` is killed. When the
+parent itself is killed, each worker notices the end of its pipe and drains.
 """
 
 import asyncio
@@ -339,7 +339,8 @@ class Parent:
             str(worker.number): answer or {"not_ready": ["starting" if worker.is_starting else "not running"]}
             for worker, answer in zip(workers, answers, strict=True)
         }
-        # Ready workers accept the clients of the others: only without any should a load balancer avoid this node.
+        # Ready workers accept the clients of the others: only without any should a load balancer avoid this
+        # node.
         ready = not self.shutdown.requested.is_set() and any(answer and answer["ready"] for answer in answers)
         reasons = ["draining"] if self.shutdown.requested.is_set() else []
         if not ready and not reasons:

@@ -82,7 +82,7 @@ class WorkerHandle:
 
     @property
     def is_starting(self) -> bool:
-        """Whether it may still come to listen: its process exists, or is about to, and has not reported it."""
+        """Whether it does not listen yet: its process exists, or is about to."""
         return not self.is_listening and (self._process is None or self._process.returncode is None)
 
     async def start(self) -> None:
@@ -137,7 +137,7 @@ class WorkerHandle:
                 pipe.write(frame(message))
 
     async def reload(self, command: CommandName, config: bytes = b"") -> Reply | None:
-        """Send a reload command, and return the reply; None if it died. A timeout is a reply with an error."""
+        """Send a reload command, and return the reply, also for a timeout; None if it died."""
         assert self._process is not None
         assert self._process.stdout is not None
         self._reload_number += 1
@@ -171,8 +171,8 @@ class WorkerHandle:
     async def probe(self, path: str) -> Any:
         """Return the JSON response to a health probe; None if it does not answer.
 
-        Probes have short timeouts, and a worker in a broadcast on a busy machine may exceed them. So if it does
-        not answer at once, its last answer is returned, if that is at most `PROBE_CACHE_SECONDS` old.
+        Probes have short timeouts, and a worker in a broadcast on a busy machine may exceed them. So if it
+        does not answer at once, its last answer is returned, if that is at most `PROBE_CACHE_SECONDS` old.
         """
         request = self._probe_tasks.get(path)
         if request is None or request.done():

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from gateway.config.model.config import Config
+
 MAX_CACHED_ADDRESSES = 10_000
 """Addresses whose reading is remembered."""
 
@@ -13,9 +15,6 @@ IPV6_PREFIX_BITS = 64
 """Bits of an IPv6 address that are one subscriber (RFC 6177): who has one has 2**64."""
 
 _Network = IPv4Network | IPv6Network
-
-
-from gateway.config.model.config import Config
 
 
 class TrustedProxies:
