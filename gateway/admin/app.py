@@ -81,7 +81,7 @@ class AdminApp:
         app.on_response_prepare.append(add_common_headers)
         app.on_response_prepare.append(_add_admin_headers)
         app.router.add_get("/metrics", self._metrics)
-        HealthHandler(self.backend, self._is_authorized).add_routes(app)
+        HealthHandler(self.backend, self._is_authorized).add_routes(app, lambda path: [path])
         app.router.add_get("/status", self._status)
         app.router.add_delete("/streams", self._end_streams)
         app.router.add_post("/reload", self._reload)

@@ -65,7 +65,7 @@ def build_public_app(
         module.add_route("GET", client.serve_script)
         module.add_route("HEAD", client.serve_script)
     if health is not None:
-        health.add_routes(app, base_path)
+        health.add_routes(app, lambda path: route_patterns(base_path, path))
     for url, kind in HOOK_PATHS.items():
         hook = app.router.add_resource(base_path + url)
         hook.add_route("POST", hooks.post_handler(kind), expect_handler=hooks.expect_handler(kind))

@@ -4,13 +4,12 @@ Some platforms probe one port only. Probes of the public port get no details. Th
 for streams, and are answered during a drain too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 
-from gateway.http.paths import route_patterns
 from gateway.http.responses import json_response
 
 
@@ -31,11 +30,11 @@ class HealthHandler:
     node: HealthSource
     may_see_details: Callable[[web.Request], bool] = lambda request: False
 
-    def add_routes(self, app: web.Application, base_path: str = "") -> None:
-        """Add the paths, below ``base_path``."""
+    def add_routes(self, app: web.Application, patterns: Callable[[str], Iterable[str]]) -> None:
+        """Add the routes; ``patterns`` returns those of a path."""
         for path, handler in (("/healthz", self._healthz), ("/readyz", self._readyz)):
-            for each in route_patterns(base_path, path):
-                app.router.add_get(each, handler)
+            for pattern in patterns(path):
+                app.router.add_get(pattern, handler)
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return self._respond(request, "alive", *await self.node.liveness())
