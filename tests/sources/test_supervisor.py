@@ -12,9 +12,11 @@ from gateway.core.clock import unix_ms
 from gateway.core.errors import StaleFencingToken, Unavailable
 from gateway.core.event import EventId, FencingToken, Record
 from gateway.observability.metrics import Metrics
+from gateway.observability.recent_errors import RecentErrors
+from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.sources.base import Source, SourceContext, SourceGap, SourceState
-from gateway.sources.election import Election, LeaseOperations
-from gateway.sources.publisher import Publisher
+from gateway.sources.context import LiveSourceContext
+from gateway.sources.election import Election
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
 from tests.support.cancelling import cancelled_at
@@ -54,15 +56,8 @@ def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
     spec = {"from": [{"source": "s", "topic": "t"}], "access": "public"}
     router = Router(ChannelCatalog({"c": ChannelConfig.model_validate(spec)}), event_bytes=100)
     state = SourceState("s", "scripted", is_critical=False)
-    publisher = Publisher(state, router, broker.append, Metrics(), clock=unix_ms)
-    return Supervisor(
-        source,
-        publisher,
-        LeaseOperations(broker.acquire_lease, broker.release_lease),
-        broker.read_offset,
-        broker.list_partitions,
-        unix_ms,
-    )
+    context = LiveSourceContext(state, router, broker, broker.append, Metrics(), unix_ms, RecentErrors())
+    return Supervisor(source, context, unix_ms, TaskSupervisor())
 
 
 async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
@@ -78,7 +73,7 @@ async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
 
     supervisor = supervised(Scripted(linger), brokers[0])
     supervisor.start()
-    await supervisor.wait_first_attempt()
+    await supervisor.context.first_attempt_done.wait()
     stopping = asyncio.create_task(supervisor.stop())
     await ending.wait()
     stopping.cancel()
@@ -138,8 +133,8 @@ async def test_who_was_exposed_before_the_source_was_up_is_told(brokers: list[Sq
         if is_exposed:
             supervisor.mark_serving()
         supervisor.start()
-        await supervisor.wait_first_attempt()
-        assert (supervisor.missed_since_ms is not None) == is_exposed
+        await supervisor.context.first_attempt_done.wait()
+        assert (supervisor.context.missed_since_ms is not None) == is_exposed
         await supervisor.stop()
 
 
@@ -161,20 +156,20 @@ async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[Sqlit
 
     one, two = supervised(Breaking(), brokers[0]), supervised(Scripted(), brokers[1])
     one.start()
-    fence = await one.wait_for_lease()
+    fence = await one.context.wait_for_lease()
     two.start()
-    await two.wait_first_attempt()
+    await two.context.first_attempt_done.wait()
     assert not two.has_lease
     broken.set()
-    second = await two.wait_for_lease()
+    second = await two.context.wait_for_lease()
     assert second.number > fence.number
     with pytest.raises(StaleFencingToken):
-        await one.publish([Record("t", b"late")], "1", fence)
-    await two.publish([Record("t", b"1")], "2", second)
-    assert await one.read_offset() == "2"
+        await one.context.publish([Record("t", b"late")], "1", fence)
+    await two.context.publish([Record("t", b"1")], "2", second)
+    assert await one.context.read_offset() == "2"
     mended.set()
     await two.stop()  # which gives the lease back, so nobody waits for it to run out
-    await one.wait_for_lease()
+    await one.context.wait_for_lease()
     await one.stop()
 
 
@@ -183,14 +178,14 @@ async def test_a_renewed_lease_outdates_what_is_under_way(brokers: list[SqliteBr
     source = Scripted()
     supervisor = supervised(source, brokers[0])
     supervisor.start()
-    first = await supervisor.wait_for_lease()
-    supervisor.reacquire_lease()
-    second = await supervisor.wait_for_lease()
+    first = await supervisor.context.wait_for_lease()
+    supervisor.context.reacquire_lease()
+    second = await supervisor.context.wait_for_lease()
     assert second.number > first.number
     with pytest.raises(StaleFencingToken):
-        await supervisor.publish([Record("t", b"1")], "1", first)
-    await supervisor.publish([Record("t", b"2")], "2", second)
-    assert (supervisor.state.received, await supervisor.read_offset()) == (1, "2")
+        await supervisor.context.publish([Record("t", b"1")], "1", first)
+    await supervisor.context.publish([Record("t", b"2")], "2", second)
+    assert (supervisor.state.received, await supervisor.context.read_offset()) == (1, "2")
     await supervisor.stop()
 
 
@@ -199,17 +194,19 @@ async def test_a_gap_and_what_follows_it_are_one_append(brokers: list[SqliteBrok
     source = Scripted()
     supervisor = supervised(source, brokers[0])
     supervisor.start()
-    fence = await supervisor.wait_for_lease()
-    await supervisor.publish([Record("t", b"1")], "a", fence, partition="p", gap=SourceGap(5, "t", 3))
+    fence = await supervisor.context.wait_for_lease()
+    await supervisor.context.publish([Record("t", b"1")], "a", fence, partition="p", gap=SourceGap(5, "t", 3))
     pages = await brokers[0].read({"c": EventId(0, 0)}, EventId(2**42, 0), 10)
     gap, event = pages["c"].events
     assert (gap.type, event.payload) == ("stream.gap", b"1")
     assert b'"missing":3' in gap.payload
-    assert await supervisor.read_offset("p") == "a"
+    assert await supervisor.context.read_offset("p") == "a"
     await supervisor.stop()
 
 
-async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_was() -> None:
+async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_was(
+    brokers: list[SqliteBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An append under the old token might still be on its way."""
     tokens, fails = [1], [True]
 
@@ -221,7 +218,9 @@ async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_w
             raise Unavailable("the log is away")
         tokens[0] += 1
 
-    election = Election("s", LeaseOperations(lease, release))
+    monkeypatch.setattr(brokers[0], "acquire_lease", lease)
+    monkeypatch.setattr(brokers[0], "release_lease", release)
+    election = Election("s", brokers[0])
     task = asyncio.create_task(election.run())
     election.enter()
     first = await election.wait_for_lease()
@@ -241,10 +240,9 @@ async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_w
 async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[SqliteBroker]) -> None:
     """A node that stops while it asks must not keep the others waiting until the lease expires."""
     one, other = brokers
-    leases = LeaseOperations(one.acquire_lease, one.release_lease)
 
     async def campaign() -> None:
-        election = Election("s", leases)
+        election = Election("s", one)
         election.enter()
         running = asyncio.create_task(election.run())
         try:
@@ -261,7 +259,7 @@ async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[
     await campaign()
     await is_free(-1)
     for number in range(12):
-        election = Election("s", leases)
+        election = Election("s", one)
         election.enter()
         assert await cancelled_at(number, election.run()) or number
         await is_free(number)
