@@ -59,7 +59,7 @@ KNOWN: Mapping[str, str] = {
     # Parts of a supervised task, which ends with them and is started again.
     "broker/redis/broker.py RedisBroker._follow_until_error": "redis_follower ends with either of them",
     "sources/kafka.py KafkaSource.run": "a task group of source",
-    "sources/redis/pubsub.py RedisPubSubSource.run": "a task group of source",
+    "sources/redis/pubsub.py _PubSubReader.run": "a task group of source",
     "sources/redis/stream.py RedisStreamSource.run": "a task group of source",
     "sources/redis/stream_reader.py StreamReader.run": "a task group of source",
     "sources/supervisor.py Supervisor._run": "awaited by source",
