@@ -1,20 +1,12 @@
-"""The interface of sources: `Source`, the `SourceContext` that it calls, and the state that it reports."""
+"""What sources share: the state they report, the log they write to, and errors of their upstreams."""
 
-import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from gateway.config.template import Template
-from gateway.core.backoff import jittered
-from gateway.core.errors import SourceError, StaleFencingToken, Unavailable
-from gateway.core.event import AppendedIds, Draft, EventId, FencingToken, Record, SourceOffset
-from gateway.webhooks.formats.base import Outcome
-
-RETRY_SECONDS = 0.3
-"""Pause of a reader while the log is unavailable, before jitter."""
+from gateway.core.errors import SourceError
+from gateway.core.event import AppendedIds, Draft, EventId, FencingToken, SourceOffset
 
 SourceStatus = Literal["starting", "up", "down", "off"]
 
@@ -73,79 +65,6 @@ class SourceLog(Protocol):
     async def release_lease(self, fence: FencingToken, /) -> None: ...
 
 
-class SourceContext(Protocol):
-    """The gateway as a running source sees it. What reaches the log raises Unavailable while it is down."""
-
-    def report_connected(self) -> None:
-        """Report that records flow from now on, so that this node may compete for the lease."""
-
-    async def publish(
-        self,
-        records: Sequence[Record],
-        offset: str | None = None,
-        fence: FencingToken | None = None,
-        *,
-        partition: str = "",
-        gap: SourceGap | None = None,
-    ) -> None:
-        """Append a gap, the events of the records, and the offset reached in a partition, as one batch.
-
-        Records that can never become events are counted and dropped. Raises StaleFencingToken if another
-        node holds the lease by now.
-        """
-
-    async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
-        """Append the records; return for each the ids of its events, or the error that prevented them.
-
-        ``atomic`` appends all or none, and raises the first error, which names the record's index. The
-        caller counts rejections.
-        """
-
-    def count_rejection(self, reason: str, message: str = "", **details: str | None) -> None:
-        """Count and log input that was rejected before it became a record; ``details`` go to the log line."""
-
-    def count_duplicates(self, events: int) -> None:
-        """Count events that were sent again and are in the log already."""
-
-    async def wait_for_lease(self) -> FencingToken:
-        """Wait until this node holds the source's lease. Cancelling is safe."""
-
-    @property
-    def has_lease(self) -> bool:
-        """Whether this node holds the source's lease."""
-
-    def reacquire_lease(self) -> None:
-        """Release the lease and acquire it anew, so that an append under way is rejected as stale."""
-
-    async def read_offset(self, partition: str = "") -> str | None:
-        """Return the offset that any node last stored for a partition."""
-
-    async def list_partitions(self) -> list[str]:
-        """Return the partitions of this source that have a stored offset."""
-
-    def report_lag(self, records: int) -> None:
-        """Report how many records wait upstream."""
-
-    @property
-    def missed_since_ms(self) -> int | None:
-        """Unix ms since when clients have been served although this source was not connected yet."""
-
-
-async def read_under_lease(context: SourceContext, read: Callable[[FencingToken], Awaitable[None]]) -> None:
-    """Call ``read`` whenever this node acquires the lease, until cancelled; ``read`` ends by an exception.
-
-    After a failed append nobody knows whether its batch is in the log. It cannot arrive later, because the
-    lease is released first, so the next call of ``read`` can rely on the stored offset.
-    """
-    while True:
-        fence = await context.wait_for_lease()
-        try:
-            await read(fence)
-        except (StaleFencingToken, Unavailable):
-            context.reacquire_lease()
-            await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
-
-
 @contextmanager
 def upstream_errors(
     upstream: str,
@@ -169,21 +88,3 @@ def upstream_errors(
         if isinstance(error, client_errors):
             raise SourceError(f"{upstream}: {describe(str(error) or type(error).__name__)}") from None
         raise error from None
-
-
-class Source(ABC):
-    """One upstream: reads records and publishes them through a `SourceContext`."""
-
-    is_exclusive: ClassVar[bool] = True
-    """Whether only the node that holds the source's lease reads it."""
-
-    def update_topics(self, topics: Sequence[Template]) -> bool:
-        """Switch to other topics without a pause; False if the source has to be restarted for that."""
-        return False
-
-    @abstractmethod
-    async def run(self, context: SourceContext) -> None:
-        """Read until cancelled. After any exception the supervisor starts it again.
-
-        Cancelling is safe at any time and closes all connections.
-        """

@@ -1,16 +1,26 @@
-"""Appends a source's records to the log, and counts what is received, rejected, repeated and published."""
+"""The interface of sources: a `Source` reads records, and its `SourceContext` publishes them to the log."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from itertools import islice
+from typing import ClassVar
 
 import msgspec
 import structlog
 
 from gateway.config.channel_catalog import ChannelCatalog
-from gateway.core.errors import GatewayError, IdempotencyKeyReused, RecordRejected, Unavailable
+from gateway.config.template import Template
+from gateway.core.backoff import jittered
+from gateway.core.errors import (
+    GatewayError,
+    IdempotencyKeyReused,
+    RecordRejected,
+    StaleFencingToken,
+    Unavailable,
+)
 from gateway.core.event import AppendedIds, Draft, FencingToken, Record, SourceOffset
 from gateway.observability.log_throttle import LogThrottle
 from gateway.observability.metrics import Metrics
@@ -24,6 +34,9 @@ log = structlog.get_logger("gateway.sources")
 
 SOURCE_INTERRUPTED = "source_interrupted"
 """The reason of every gap that a source reports."""
+
+RETRY_SECONDS = 0.3
+"""Pause of a reader while the log is unavailable, before jitter."""
 
 AppendDrafts = Callable[[Sequence[Draft], SourceOffset | None, FencingToken | None], Awaitable[AppendedIds]]
 
@@ -62,8 +75,8 @@ class EventAppender:
         return ids
 
 
-class LiveSourceContext:
-    """The `SourceContext` of a source that a supervisor runs, with the state that the two share."""
+class SourceContext:
+    """The gateway as a running source sees it. What reaches the log raises Unavailable while it is down."""
 
     def __init__(
         self,
@@ -79,6 +92,7 @@ class LiveSourceContext:
         self.election = Election(state.name, event_log)
         self.first_attempt_done = asyncio.Event()
         self.missed_since_ms: int | None = None
+        """Unix ms since when clients have been served although this source was not connected yet."""
         self._router = router
         self._log = event_log
         self._append = append
@@ -89,6 +103,7 @@ class LiveSourceContext:
         self._received_counter = metrics.events_received.labels(state.name)
 
     def report_connected(self) -> None:
+        """Report that records flow from now on, so that this node may compete for the lease."""
         log.info("source_up", source=self.state.name)
         self.state.last_error = None
         self.state.set_status("up", self._clock())
@@ -96,24 +111,30 @@ class LiveSourceContext:
         self.first_attempt_done.set()
 
     def report_lag(self, records: int) -> None:
+        """Report how many records wait upstream."""
         self.state.lag = records
 
     # The lease and the offsets.
 
     async def wait_for_lease(self) -> FencingToken:
+        """Wait until this node holds the source's lease. Cancelling is safe."""
         return await self.election.wait_for_lease()
 
     @property
     def has_lease(self) -> bool:
+        """Whether this node holds the source's lease."""
         return self.election.fence is not None
 
     def reacquire_lease(self) -> None:
+        """Release the lease and acquire it anew, so that an append under way is rejected as stale."""
         self.election.reacquire()
 
     async def read_offset(self, partition: str = "") -> str | None:
+        """Return the offset that any node last stored for a partition."""
         return await self._log.read_offset(self._offset_key(partition))
 
     async def list_partitions(self) -> list[str]:
+        """Return the partitions of this source that have a stored offset."""
         return await self._log.list_partitions(self.state.name)
 
     def _offset_key(self, partition: str) -> str:
@@ -130,6 +151,11 @@ class LiveSourceContext:
         partition: str = "",
         gap: SourceGap | None = None,
     ) -> None:
+        """Append a gap, the events of the records, and the offset reached in a partition, as one batch.
+
+        Records that can never become events are counted and dropped. Raises StaleFencingToken if another
+        node holds the lease by now.
+        """
         now = self._clock()
         gap_drafts = [] if gap is None else self._gap_drafts(gap, now)
         drafts = gap_drafts.copy()
@@ -154,6 +180,11 @@ class LiveSourceContext:
             log.warning("source_gap_reported", source=self.state.name, **details)
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
+        """Append the records; return for each the ids of its events, or the error that prevented them.
+
+        ``atomic`` appends all or none, and raises the first error, which names the record's index. The
+        caller counts rejections.
+        """
         now = self._count_received(records)
         drafts: list[Draft] = []
         draft_counts: list[int | GatewayError] = []  # of each record
@@ -193,6 +224,7 @@ class LiveSourceContext:
     # Counting. The log gets one line a minute for each reason.
 
     def count_duplicates(self, events: int) -> None:
+        """Count events that were sent again and are in the log already."""
         if not events:
             return
         self._metrics.events_duplicate.labels(self.state.name).inc(events)
@@ -201,6 +233,7 @@ class LiveSourceContext:
             log.info("duplicates_dropped", source=self.state.name, total=self.state.duplicates)
 
     def count_rejection(self, reason: str, message: str = "", **details: str | None) -> None:
+        """Count and log input that was rejected before it became a record; ``details`` go to the log line."""
         name = self.state.name
         self._metrics.events_rejected.labels(name, reason).inc()
         total = self.state.rejected[reason] = self.state.rejected.get(reason, 0) + 1
@@ -219,3 +252,36 @@ class LiveSourceContext:
             self.state.received += len(records)
             self.state.last_record_ms = now
         return now
+
+
+async def read_under_lease(context: SourceContext, read: Callable[[FencingToken], Awaitable[None]]) -> None:
+    """Call ``read`` whenever this node acquires the lease, until cancelled; ``read`` ends by an exception.
+
+    After a failed append nobody knows whether its batch is in the log. It cannot arrive later, because the
+    lease is released first, so the next call of ``read`` can rely on the stored offset.
+    """
+    while True:
+        fence = await context.wait_for_lease()
+        try:
+            await read(fence)
+        except (StaleFencingToken, Unavailable):
+            context.reacquire_lease()
+            await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
+
+
+class Source(ABC):
+    """One upstream: reads records and publishes them through a `SourceContext`."""
+
+    is_exclusive: ClassVar[bool] = True
+    """Whether only the node that holds the source's lease reads it."""
+
+    def update_topics(self, topics: Sequence[Template]) -> bool:
+        """Switch to other topics without a pause; False if the source has to be restarted for that."""
+        return False
+
+    @abstractmethod
+    async def run(self, context: SourceContext) -> None:
+        """Read until cancelled. After any exception the supervisor starts it again.
+
+        Cancelling is safe at any time and closes all connections.
+        """

@@ -33,7 +33,8 @@ from gateway.core.backoff import jittered
 from gateway.core.errors import SourceError, StaleFencingToken, StartupError, Unavailable
 from gateway.core.event import NO_VALUES, FencingToken, Record, decode_lossless
 from gateway.net.pem import PemProblem, load_ca_file, load_certificate_and_key
-from gateway.sources.base import Source, SourceContext, SourceGap, read_under_lease, upstream_errors
+from gateway.sources.base import SourceGap, upstream_errors
+from gateway.sources.context import Source, SourceContext, read_under_lease
 from gateway.sources.partitions import discover_partitions, gather_all, mark_watched, read_stored_offset
 
 log = structlog.get_logger("gateway.sources")

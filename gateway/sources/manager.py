@@ -17,8 +17,8 @@ from gateway.config.template import Template
 from gateway.observability.metrics import Metrics
 from gateway.observability.recent_errors import RecentErrors
 from gateway.observability.task_supervisor import TaskSupervisor
-from gateway.sources.base import Source, SourceLog, SourceState
-from gateway.sources.context import AppendDrafts, LiveSourceContext
+from gateway.sources.base import SourceLog, SourceState
+from gateway.sources.context import AppendDrafts, Source, SourceContext
 from gateway.sources.kafka import KafkaSource
 from gateway.sources.redis.pubsub import RedisPubSubSource
 from gateway.sources.redis.stream import RedisStreamSource
@@ -218,7 +218,7 @@ class SourceManager:
         source = build_source(name, config, topics, placeholders, self.event_bytes, self._body_checker)
         if isinstance(source, WebhookSource):
             self.webhooks[name] = source
-        context = LiveSourceContext(
+        context = SourceContext(
             state, self._router, self._log, self._append, self._metrics, self._clock, self._recent_errors
         )
         self.supervisors[name] = Supervisor(source, context, self._clock, self._background)

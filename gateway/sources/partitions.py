@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from gateway.config.template import Template
 from gateway.core.event import FencingToken
-from gateway.sources.base import SourceContext
+from gateway.sources.context import SourceContext
 
 P = TypeVar("P")
 """A partition: a Redis stream's key, or a partition of a Kafka topic."""

@@ -64,9 +64,9 @@ class _EventExpressions:
     __slots__ = ("deduplicate", "timestamp", "type")
 
     def __init__(self, config: EventMappingConfig) -> None:
-        self.type = _expression(config.type)
-        self.timestamp = _expression(config.timestamp)
-        self.deduplicate = _expression(config.deduplicate)
+        self.type = Expression(config.type) if config.type is not None else None
+        self.timestamp = Expression(config.timestamp) if config.timestamp is not None else None
+        self.deduplicate = Expression(config.deduplicate) if config.deduplicate is not None else None
 
     def evaluate(self, record: Record) -> tuple[str | None, int | None, str | None]:
         """Return type, timestamp and deduplication key. Raises RecordRejected."""
@@ -187,40 +187,23 @@ class Router:
         if timestamp is not None and not 0 <= timestamp < MAX_TIMESTAMP_MS:
             raise _timestamp_error("bad_timestamp")
         key = None if key is None else _shorten_key(f"{source}/{key}")
-        return [
-            self._draft_from_record(match, record.payload, type_, timestamp, key, fingerprint, now)
-            for match in matches
-        ]
+        drafts = []
+        for match in matches:
+            payload, event_type, ms = _parse_payload(match, record.payload, type_, timestamp)
+            ms = now if ms is None else ms
+            drafts.append(self._build_draft(match, payload, event_type, ms, key, fingerprint))
+        return drafts
 
     def create_draft(self, match: ChannelMatch, payload: bytes, type_: str | None, now: int) -> Draft:
         """Return the draft of an event that comes from no source; the payload is never an envelope.
 
         Raises RecordRejected, as `route` does.
         """
-        return self._build_draft(match, _validate(match, payload), type_, now)
-
-    def _draft_from_record(
-        self,
-        match: ChannelMatch,
-        payload: bytes,
-        type_: str | None,
-        timestamp: int | None,
-        key: str | None,
-        fingerprint: str | None,
-        now: int,
-    ) -> Draft:
-        if match.declared.config.payload == "envelope":
-            envelope = _open_envelope(payload)
-            payload = bytes(envelope.payload)
-            type_ = envelope.type if envelope.type is not None else type_
-            if envelope.timestamp is not None:
-                if not 0 <= envelope.timestamp < MAX_TIMESTAMP_MS:
-                    raise _timestamp_error("bad_envelope")
-                timestamp = int(envelope.timestamp)
+        if match.declared.config.payload == "text":
+            _check_utf8(payload)
         else:
-            payload = _validate(match, payload)
-        timestamp = now if timestamp is None else timestamp
-        return self._build_draft(match, payload, type_, timestamp, key, fingerprint)
+            payload = validate_json(payload)
+        return self._build_draft(match, payload, type_, now)
 
     def _build_draft(
         self,
@@ -337,16 +320,6 @@ def validate_json(payload: bytes) -> bytes:
         raise RecordRejected(f"the payload is not JSON: {error}", code="not_json") from None
 
 
-def _open_envelope(payload: bytes) -> _Envelope:
-    _check_utf8(payload)
-    try:
-        return _envelope_decoder.decode(payload)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise RecordRejected(
-            f"the record is no envelope {{type, payload, timestamp}}: {error}", code="bad_envelope"
-        ) from None
-
-
 def parse_timestamp(text: str) -> int:
     """Parse unix milliseconds or an ISO 8601 time into unix milliseconds. Raises RecordRejected."""
     if text.isdecimal() and text.isascii() and len(text) < 16:
@@ -366,20 +339,31 @@ def _shorten_key(key: str) -> str:
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
-def _expression(text: str | None) -> Expression | None:
-    return None if text is None else Expression(text)
-
-
 def _timestamp_error(code: str) -> RecordRejected:
     return RecordRejected("the timestamp is not in unix milliseconds", code=code)
 
 
-def _validate(match: ChannelMatch, payload: bytes) -> bytes:
-    """Return a payload of the channel's kind: text, or else JSON. Raises RecordRejected."""
-    if match.declared.config.payload != "text":
-        return validate_json(payload)
+def _parse_payload(
+    match: ChannelMatch, payload: bytes, type_: str | None, timestamp: int | None
+) -> tuple[bytes, str | None, int | None]:
+    """Return payload, type and timestamp of the event that a record becomes on a channel."""
+    kind = match.declared.config.payload
+    if kind == "json":
+        return validate_json(payload), type_, timestamp
     _check_utf8(payload)
-    return payload
+    if kind == "text":
+        return payload, type_, timestamp
+    try:
+        envelope = _envelope_decoder.decode(payload)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise RecordRejected(
+            f"the record is no envelope {{type, payload, timestamp}}: {error}", code="bad_envelope"
+        ) from None
+    if envelope.timestamp is not None:
+        if not 0 <= envelope.timestamp < MAX_TIMESTAMP_MS:
+            raise _timestamp_error("bad_envelope")
+        timestamp = int(envelope.timestamp)
+    return bytes(envelope.payload), type_ if envelope.type is None else envelope.type, timestamp
 
 
 def _check_utf8(payload: bytes) -> None:

@@ -10,8 +10,7 @@ from gateway.core.backoff import Backoff
 from gateway.core.errors import GatewayError, SourceError
 from gateway.net.tls_errors import humanize_tls_error
 from gateway.observability.task_supervisor import TaskSupervisor
-from gateway.sources.base import Source
-from gateway.sources.context import LiveSourceContext
+from gateway.sources.context import Source, SourceContext
 
 log = structlog.get_logger("gateway.sources")
 
@@ -29,7 +28,7 @@ class Supervisor:
     def __init__(
         self,
         source: Source,
-        context: LiveSourceContext,
+        context: SourceContext,
         clock: Callable[[], int],
         background: TaskSupervisor,
     ) -> None:

@@ -14,7 +14,7 @@ from gateway.config.placeholders import Expression
 from gateway.core.errors import Forbidden, GatewayError, TooManyRequests, Unavailable
 from gateway.core.event import Record
 from gateway.core.token_bucket import TokenBucket
-from gateway.sources.base import Source, SourceContext
+from gateway.sources.context import Source, SourceContext
 from gateway.webhooks.detect import check_path, parse_post
 from gateway.webhooks.formats.base import Outcome, Post, WebhookResponse, fingerprint_of
 from gateway.webhooks.signatures import (

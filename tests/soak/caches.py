@@ -113,6 +113,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         "gateway.net.redis_locator.RedisLocator._sentinel_options",
         "gateway.server.reload.ConfigFile._watched_files",
         "gateway.sources.redis.pubsub.TopicSet.patterns",
+        "gateway.sources.kafka.KafkaSource._consumer_options",
         "gateway.sources.redis.stream.RedisStreamSource._field_placeholders",
         "gateway.sources.router._SourceRoutes.exact",
         "gateway.sources.router._SourceRoutes.patterns",

@@ -14,8 +14,8 @@ from gateway.core.event import EventId, FencingToken, Record
 from gateway.observability.metrics import Metrics
 from gateway.observability.recent_errors import RecentErrors
 from gateway.observability.task_supervisor import TaskSupervisor
-from gateway.sources.base import Source, SourceContext, SourceGap, SourceState
-from gateway.sources.context import LiveSourceContext
+from gateway.sources.base import SourceGap, SourceState
+from gateway.sources.context import Source, SourceContext
 from gateway.sources.election import Election
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
@@ -56,7 +56,7 @@ def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
     spec = {"from": [{"source": "s", "topic": "t"}], "access": "public"}
     router = Router(ChannelCatalog({"c": ChannelConfig.model_validate(spec)}), event_bytes=100)
     state = SourceState("s", "scripted", is_critical=False)
-    context = LiveSourceContext(state, router, broker, broker.append, Metrics(), unix_ms, RecentErrors())
+    context = SourceContext(state, router, broker, broker.append, Metrics(), unix_ms, RecentErrors())
     return Supervisor(source, context, unix_ms, TaskSupervisor())
 
 

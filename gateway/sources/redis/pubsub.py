@@ -35,7 +35,8 @@ from gateway.core.clock import unix_ms
 from gateway.core.errors import SourceError
 from gateway.core.event import FencingToken, Record, decode_lossless
 from gateway.net.redis_locator import default_user_options
-from gateway.sources.base import Source, SourceContext, SourceGap, read_under_lease, upstream_errors
+from gateway.sources.base import SourceGap, upstream_errors
+from gateway.sources.context import Source, SourceContext, read_under_lease
 from gateway.sources.redis.recent_messages import MarkerOffset, RecentMessages
 
 log = structlog.get_logger("gateway.sources")

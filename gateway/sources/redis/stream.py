@@ -23,7 +23,8 @@ from gateway.core.backoff import jittered
 from gateway.core.errors import RecordRejected, SourceError, not_utf8_error
 from gateway.core.event import NO_VALUES, Record, decode_lossless
 from gateway.net.redis_locator import RedisLocator, RedisTopology
-from gateway.sources.base import Source, SourceContext, read_under_lease, upstream_errors
+from gateway.sources.base import upstream_errors
+from gateway.sources.context import Source, SourceContext, read_under_lease
 from gateway.sources.redis.stream_reader import ReadPlan, StreamReader
 from gateway.sources.redis.stream_servers import StreamServers
 

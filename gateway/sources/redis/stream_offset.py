@@ -85,9 +85,9 @@ START_OFFSET = RedisStreamOffset((0, 0), 0)
 def advance(
     offset: RedisStreamOffset, ids: Sequence[EntryId], info: StreamInfo
 ) -> tuple[RedisStreamOffset, int]:
-    """Return the offset after the entries ``ids``, which XREAD returned for ``offset``, and the number missing.
+    """Return the offset after the entries ``ids`` that followed ``offset``, and how many are missing.
 
-    ``info`` was read after the entries. The number is `UNKNOWN_COUNT` if some are missing but cannot be counted.
+    ``info`` was read after the entries. `UNKNOWN_COUNT` stands for some missing entries.
     """
     is_counted = offset.count != UNKNOWN_COUNT
     after = RedisStreamOffset(ids[-1], offset.count + len(ids) if is_counted else UNKNOWN_COUNT)

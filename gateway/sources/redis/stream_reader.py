@@ -17,7 +17,8 @@ from gateway.config.template import Template
 from gateway.core.backoff import jittered
 from gateway.core.errors import RecordRejected, StaleFencingToken
 from gateway.core.event import DELETED_OFFSET, FencingToken, Record, decode_lossless
-from gateway.sources.base import SourceContext, SourceGap
+from gateway.sources.base import SourceGap
+from gateway.sources.context import SourceContext
 from gateway.sources.partitions import discover_partitions, gather_all, mark_watched, read_stored_offset
 from gateway.sources.redis.stream_offset import (
     START_OFFSET,
