@@ -107,19 +107,15 @@ class Election:
         else:
             self._lease_acquired.clear()
 
-    async def _await_pending_acquire(self) -> None:
-        """Wait for the request during which `run` was cancelled, so that a lease it acquired is released."""
-        pending, self._pending_acquire = self._pending_acquire, None
-        if pending is None:
-            return
-        if not pending.done():
-            await asyncio.wait([pending], timeout=LEASE_SECONDS)
-            pending.cancel()
-        if pending.done() and not pending.cancelled() and pending.exception() is None:
-            self._stale_fence = pending.result() or self._stale_fence
-
     async def _release(self) -> None:
-        await self._await_pending_acquire()
+        # `run` was cancelled during a request: a lease that this acquires must be released.
+        pending, self._pending_acquire = self._pending_acquire, None
+        if pending is not None:
+            if not pending.done():
+                await asyncio.wait([pending], timeout=LEASE_SECONDS)
+                pending.cancel()
+            if pending.done() and not pending.cancelled() and pending.exception() is None:
+                self._stale_fence = pending.result() or self._stale_fence
         # Stale until its release is confirmed: the next lease must not have the same token.
         self._stale_fence, self.fence = self.fence or self._stale_fence, None
         self._lease_acquired.clear()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -86,16 +87,13 @@ class SourceManager:
 
     async def start(self, seconds: float) -> None:
         """Start all, and wait at most so many seconds until each has connected or failed once."""
-        attempts = []
-        for supervisor in self.supervisors.values():
+        supervisors = list(self.supervisors.values())
+        for supervisor in supervisors:
             supervisor.start()
-            attempts.append(asyncio.ensure_future(supervisor.context.first_attempt_done.wait()))
-        if attempts:
-            try:
-                await asyncio.wait(attempts, timeout=seconds)
-            finally:
-                for task in attempts:
-                    task.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for supervisor in supervisors:
+                    await supervisor.context.first_attempt_done.wait()
         for state in self.disabled.values():
             log.info("source_off", source=state.name, reason=state.last_error)
 

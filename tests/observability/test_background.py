@@ -85,7 +85,6 @@ KNOWN: Mapping[str, str] = {
     "server/shutdown.py Shutdown.run": "the end, which has a deadline",
     "server/shutdown.py Shutdown.log_progress": "log lines during a drain",
     "sources/manager.py SourceManager._replace": "one change of a source by a reload",
-    "sources/manager.py SourceManager.start": "waits for the first attempts of a start",
     "server/workers/child.py ControlLoop._dispatch": "one order; what it raises is its answer",
     "server/workers/parent.py Parent._stop_workers": "waits for the end of the workers",
     "server/workers/worker_handle.py WorkerHandle.probe": "one question, awaited by whoever probes",

@@ -1,4 +1,4 @@
-"""The supervisor: starts again for ever, leads only while its source is up, stops at once."""
+"""The supervisor restarts a source after every failure, and holds its lease only while it is up."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -36,20 +36,20 @@ async def brokers(tmp_path) -> AsyncIterator[list[SqliteBroker]]:  # type: ignor
 
 
 class Scripted(Source):
-    """Plays one script per run, and waits once they are used up."""
+    """Runs one script per start, and waits once they are used up."""
 
     def __init__(self, *scripts: Callable[[SourceContext], object]) -> None:
         self.runs = 0
-        self.feed: SourceContext | None = None
+        self.context: SourceContext | None = None
         self._scripts = list(scripts)
 
-    async def run(self, feed: SourceContext) -> None:
+    async def run(self, context: SourceContext) -> None:
         self.runs += 1
-        self.feed = feed
-        feed.report_connected()
+        self.context = context
+        context.report_connected()
         if not self._scripts:
             await asyncio.Event().wait()
-        await self._scripts.pop(0)(feed)  # type: ignore[misc]
+        await self._scripts.pop(0)(context)  # type: ignore[misc]
 
 
 def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
@@ -61,10 +61,10 @@ def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
 
 
 async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
-    """A shutdown that is cut short must not go on as if nothing had been said."""
+    """A shutdown that is cancelled must end, and not go on as if nothing had happened."""
     ending = asyncio.Event()
 
-    async def linger(feed: SourceContext) -> None:
+    async def linger(context: SourceContext) -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -81,13 +81,13 @@ async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
     assert stopping.cancelled()
 
 
-async def cancel(feed: SourceContext) -> None:
-    """What aiokafka does when its broker is gone."""
+async def cancel(context: SourceContext) -> None:
+    """Do what aiokafka does when its broker is gone."""
     raise asyncio.CancelledError
 
 
 async def test_a_client_that_cancels_itself_is_started_again(brokers: list[SqliteBroker]) -> None:
-    """Its cancellation is a failure; ours ends it, whoever asks for it."""
+    """A source whose client library cancels its own task would stay down for ever."""
     source = Scripted(cancel, cancel)
     supervisor = supervised(source, brokers[0])
     supervisor.start()
@@ -99,13 +99,13 @@ async def test_a_client_that_cancels_itself_is_started_again(brokers: list[Sqlit
     await supervisor.stop()
 
 
-async def fail(feed: SourceContext) -> None:
-    await feed.publish([Record("t", b"1")])
+async def fail(context: SourceContext) -> None:
+    await context.publish([Record("t", b"1")])
     raise RuntimeError("broke")
 
 
 async def test_a_source_that_breaks_is_started_again(brokers: list[SqliteBroker]) -> None:
-    """For ever, and its state says what happened; stopping twice is harmless."""
+    """A failed source would stay down, or its restarts would not show in `/status`."""
     source = Scripted(fail, fail)
     supervisor = supervised(source, brokers[0])
     supervisor.start()
@@ -117,7 +117,7 @@ async def test_a_source_that_breaks_is_started_again(brokers: list[SqliteBroker]
 
 
 async def test_a_source_that_dies_at_once_is_not_spun(brokers: list[SqliteBroker]) -> None:
-    """Connecting is not yet health: its breaks must get rarer."""
+    """A source that fails right after connecting would reconnect without a pause."""
     source = Scripted(fail, fail, fail)
     supervisor = supervised(source, brokers[0])
     supervisor.start()
@@ -126,31 +126,31 @@ async def test_a_source_that_dies_at_once_is_not_spun(brokers: list[SqliteBroker
     await supervisor.stop()
 
 
-async def test_who_was_exposed_before_the_source_was_up_is_told(brokers: list[SqliteBroker]) -> None:
-    """Streams that opened before must not believe that they are whole; others need no gap."""
-    for is_exposed in (False, True):
+async def test_streams_that_opened_before_the_source_was_up_get_a_gap(brokers: list[SqliteBroker]) -> None:
+    """Streams that opened before the source was up would miss records without notice."""
+    for is_serving in (False, True):
         supervisor = supervised(Scripted(), brokers[0])
-        if is_exposed:
+        if is_serving:
             supervisor.mark_serving()
         supervisor.start()
         await supervisor.context.first_attempt_done.wait()
-        assert (supervisor.context.missed_since_ms is not None) == is_exposed
+        assert (supervisor.context.missed_since_ms is not None) == is_serving
         await supervisor.stop()
 
 
-async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[SqliteBroker]) -> None:
-    """The node whose upstream broke lets the other one read; what it still sends is refused."""
+async def test_one_node_reads_and_a_failed_source_hands_over(brokers: list[SqliteBroker]) -> None:
+    """When one node's upstream fails, the other one reads; late appends of the first are rejected."""
     broken = asyncio.Event()
 
-    mended = asyncio.Event()
+    recovered = asyncio.Event()
 
     class Breaking(Source):
-        async def run(self, feed: SourceContext) -> None:
+        async def run(self, context: SourceContext) -> None:
             if broken.is_set():
-                await mended.wait()
-            feed.report_connected()
+                await recovered.wait()
+            context.report_connected()
             await broken.wait()
-            if not mended.is_set():
+            if not recovered.is_set():
                 raise RuntimeError("broke")
             await asyncio.Event().wait()
 
@@ -167,14 +167,14 @@ async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[Sqlit
         await one.context.publish([Record("t", b"late")], "1", fence)
     await two.context.publish([Record("t", b"1")], "2", second)
     assert await one.context.read_offset() == "2"
-    mended.set()
-    await two.stop()  # which gives the lease back, so nobody waits for it to run out
+    recovered.set()
+    await two.stop()  # which releases the lease at once
     await one.context.wait_for_lease()
     await one.stop()
 
 
-async def test_a_renewed_lease_outdates_what_is_under_way(brokers: list[SqliteBroker]) -> None:
-    """An append whose answer never came may still arrive: it must not, once its place was asked for again."""
+async def test_a_reacquired_lease_rejects_appends_under_way(brokers: list[SqliteBroker]) -> None:
+    """An append whose answer was lost may arrive late, and its records would be in the log twice."""
     source = Scripted()
     supervisor = supervised(source, brokers[0])
     supervisor.start()
@@ -190,7 +190,7 @@ async def test_a_renewed_lease_outdates_what_is_under_way(brokers: list[SqliteBr
 
 
 async def test_a_gap_and_what_follows_it_are_one_append(brokers: list[SqliteBroker]) -> None:
-    """In two, each new try would tell the gap again."""
+    """As two appends, each retry would report the gap again."""
     source = Scripted()
     supervisor = supervised(source, brokers[0])
     supervisor.start()
@@ -204,21 +204,21 @@ async def test_a_gap_and_what_follows_it_are_one_append(brokers: list[SqliteBrok
     await supervisor.stop()
 
 
-async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_was(
+async def test_a_lease_that_could_not_be_released_is_never_used_again(
     brokers: list[SqliteBroker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An append under the old token might still be on its way."""
+    """An append under the old token might still arrive, and would be accepted."""
     tokens, fails = [1], [True]
 
-    async def lease(name: str, seconds: float) -> FencingToken:
+    async def acquire(name: str, seconds: float) -> FencingToken:
         return FencingToken(name, tokens[0])
 
     async def release(fence: FencingToken) -> None:
         if fails[0]:
-            raise Unavailable("the log is away")
+            raise Unavailable("the log is unavailable")
         tokens[0] += 1
 
-    monkeypatch.setattr(brokers[0], "acquire_lease", lease)
+    monkeypatch.setattr(brokers[0], "acquire_lease", acquire)
     monkeypatch.setattr(brokers[0], "release_lease", release)
     election = Election("s", brokers[0])
     task = asyncio.create_task(election.run())
@@ -237,11 +237,11 @@ async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_w
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[SqliteBroker]) -> None:
-    """A node that stops while it asks must not keep the others waiting until the lease expires."""
+async def test_an_election_that_is_cancelled_anywhere_leaves_no_lease(brokers: list[SqliteBroker]) -> None:
+    """A node that stops during a request would keep the others waiting until its lease expires."""
     one, other = brokers
 
-    async def campaign() -> None:
+    async def run_briefly() -> None:
         election = Election("s", one)
         election.enter()
         running = asyncio.create_task(election.run())
@@ -256,7 +256,7 @@ async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[
         assert fence is not None, number
         await other.release_lease(fence)
 
-    await campaign()
+    await run_briefly()
     await is_free(-1)
     for number in range(12):
         election = Election("s", one)

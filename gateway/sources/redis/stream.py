@@ -132,17 +132,11 @@ class RedisStreamSource(Source):
 
 def _fields_as_object(flat: Sequence[bytes]) -> dict[str, str | list[str]]:
     """Return all fields of an entry; a repeated field becomes a list of its values. Raises RecordRejected."""
-    found: dict[str, str | list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, value in zip(flat[::2], flat[1::2], strict=True):
-        key, text = _decode_field(name, name, "name"), _decode_field(value, name, "value")
-        before = found.get(key)
-        if before is None:
-            found[key] = text
-        elif isinstance(before, list):
-            before.append(text)
-        else:
-            found[key] = [before, text]
-    return found
+        texts = found.setdefault(_decode_field(name, name, "name"), [])
+        texts.append(_decode_field(value, name, "value"))
+    return {name: texts[0] if len(texts) == 1 else texts for name, texts in found.items()}
 
 
 def _decode_field(data: bytes, field: bytes, what: str) -> str:
