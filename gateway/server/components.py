@@ -173,13 +173,7 @@ class Components:
         self.appender = EventAppender(self.broker, self.catalog, self.metrics)
         self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=event_options(config))
         self.source_manager = SourceManager(
-            self.router,
-            self.broker,
-            self.appender.append,
-            self.metrics,
-            unix_ms,
-            self.recent_errors,
-            background,
+            self.router, self.appender, self.metrics, self.recent_errors, background
         )
         self.source_manager.build(config.sources, limits.event_bytes)
         self.staleness_monitor = StalenessMonitor(self.staleness_targets(config), unix_ms)

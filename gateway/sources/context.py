@@ -14,6 +14,7 @@ import structlog
 from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.template import Template
 from gateway.core.backoff import jittered
+from gateway.core.clock import unix_ms
 from gateway.core.errors import (
     GatewayError,
     IdempotencyKeyReused,
@@ -38,14 +39,12 @@ SOURCE_INTERRUPTED = "source_interrupted"
 RETRY_SECONDS = 0.3
 """Pause of a reader while the log is unavailable, before jitter."""
 
-AppendDrafts = Callable[[Sequence[Draft], SourceOffset | None, FencingToken | None], Awaitable[AppendedIds]]
-
 
 class EventAppender:
     """Appends drafts to the log, measures how long it takes, and counts published events by channel."""
 
     def __init__(self, event_log: SourceLog, catalog: ChannelCatalog, metrics: Metrics) -> None:
-        self._log = event_log
+        self.log = event_log
         self._catalog = catalog
         self._append_seconds = metrics.broker_append_seconds
         self._published_counter = cache(metrics.events_published.labels)
@@ -63,9 +62,9 @@ class EventAppender:
         fence: FencingToken | None = None,
     ) -> AppendedIds:
         """Append a batch; see `gateway.broker.base.Broker.append`."""
-        head_before = self._log.head
+        head_before = self.log.head
         with self._append_seconds.time():
-            ids = await self._log.append(drafts, offset, fence)
+            ids = await self.log.append(drafts, offset, fence)
         # An older id is that of the event which a draft repeats.
         counts = Counter(draft.channel for draft, id in zip(drafts, ids, strict=True) if id > head_before)
         for name, count in counts.items():
@@ -82,22 +81,18 @@ class SourceContext:
         self,
         state: SourceState,
         router: Router,
-        event_log: SourceLog,
-        append: AppendDrafts,
+        appender: EventAppender,
         metrics: Metrics,
-        clock: Callable[[], int],
         recent_errors: RecentErrors,
     ) -> None:
         self.state = state
-        self.election = Election(state.name, event_log)
+        self.election = Election(state.name, appender.log)
         self.first_attempt_done = asyncio.Event()
         self.missed_since_ms: int | None = None
         """Unix ms since when clients have been served although this source was not connected yet."""
         self._router = router
-        self._log = event_log
-        self._append = append
+        self._appender = appender
         self._metrics = metrics
-        self._clock = clock
         self._recent_errors = recent_errors
         self._log_throttle = LogThrottle()
         self._received_counter = metrics.events_received.labels(state.name)
@@ -106,7 +101,7 @@ class SourceContext:
         """Report that records flow from now on, so that this node may compete for the lease."""
         log.info("source_up", source=self.state.name)
         self.state.last_error = None
-        self.state.set_status("up", self._clock())
+        self.state.set_status("up", unix_ms())
         self.election.enter()
         self.first_attempt_done.set()
 
@@ -131,11 +126,11 @@ class SourceContext:
 
     async def read_offset(self, partition: str = "") -> str | None:
         """Return the offset that any node last stored for a partition."""
-        return await self._log.read_offset(self._offset_key(partition))
+        return await self._appender.log.read_offset(self._offset_key(partition))
 
     async def list_partitions(self) -> list[str]:
         """Return the partitions of this source that have a stored offset."""
-        return await self._log.list_partitions(self.state.name)
+        return await self._appender.log.list_partitions(self.state.name)
 
     def _offset_key(self, partition: str) -> str:
         return f"{self.state.name}/{partition}" if partition else self.state.name
@@ -156,7 +151,7 @@ class SourceContext:
         Records that can never become events are counted and dropped. Raises StaleFencingToken if another
         node holds the lease by now.
         """
-        now = self._clock()
+        now = unix_ms()
         gap_drafts = [] if gap is None else self._gap_drafts(gap, now)
         drafts = gap_drafts.copy()
         rejected: list[tuple[Record, RecordRejected]] = []
@@ -167,7 +162,7 @@ class SourceContext:
                 rejected.append((record, error))
         if drafts or offset is not None:
             reached = None if offset is None else SourceOffset(self._offset_key(partition), offset)
-            self.count_duplicates((await self._append(drafts, reached, fence)).duplicate_count)
+            self.count_duplicates((await self._appender.append(drafts, reached, fence)).duplicate_count)
         # Counted only now: a batch that could not be appended is read again.
         self._count_received(records)
         for record, why in rejected:
@@ -201,7 +196,7 @@ class SourceContext:
                 drafts += routed
                 draft_counts.append(len(routed))
         try:
-            ids = await self._append(drafts, None, None) if drafts else AppendedIds()
+            ids = await self._appender.append(drafts) if drafts else AppendedIds()
         except (IdempotencyKeyReused, Unavailable) as error:
             if atomic:
                 raise
@@ -246,7 +241,7 @@ class SourceContext:
 
     def _count_received(self, records: Sequence[Record]) -> int:
         """Count records, and return the time (unix ms) at which they were received."""
-        now = self._clock()
+        now = unix_ms()
         if records:
             self._received_counter.inc(len(records))
             self.state.received += len(records)

@@ -1,7 +1,7 @@
 """Manages all sources of a node: builds them from the configuration, starts, replaces and stops them."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ from gateway.config.template import Template
 from gateway.observability.metrics import Metrics
 from gateway.observability.recent_errors import RecentErrors
 from gateway.observability.task_supervisor import TaskSupervisor
-from gateway.sources.base import SourceLog, SourceState
-from gateway.sources.context import AppendDrafts, Source, SourceContext
+from gateway.sources.base import SourceState
+from gateway.sources.context import EventAppender, Source, SourceContext
 from gateway.sources.kafka import KafkaSource
 from gateway.sources.redis.pubsub import RedisPubSubSource
 from gateway.sources.redis.stream import RedisStreamSource
@@ -45,10 +45,8 @@ class SourceManager:
     def __init__(
         self,
         router: Router,
-        event_log: SourceLog,
-        append: AppendDrafts,
+        appender: EventAppender,
         metrics: Metrics,
-        clock: Callable[[], int],
         recent_errors: RecentErrors,
         background: TaskSupervisor,
     ) -> None:
@@ -64,10 +62,8 @@ class SourceManager:
         self._inputs: dict[str, _SourceInputs] = {}
         self._body_checker = BodyChecker()
         self._router = router
-        self._log = event_log
-        self._append = append
+        self._appender = appender
         self._metrics = metrics
-        self._clock = clock
         self._recent_errors = recent_errors
         self._background = background
 
@@ -216,10 +212,8 @@ class SourceManager:
         source = build_source(name, config, topics, placeholders, self.event_bytes, self._body_checker)
         if isinstance(source, WebhookSource):
             self.webhooks[name] = source
-        context = SourceContext(
-            state, self._router, self._log, self._append, self._metrics, self._clock, self._recent_errors
-        )
-        self.supervisors[name] = Supervisor(source, context, self._clock, self._background)
+        context = SourceContext(state, self._router, self._appender, self._metrics, self._recent_errors)
+        self.supervisors[name] = Supervisor(source, context, self._background)
 
 
 def build_source(

@@ -1,12 +1,13 @@
 """Keeps one source running: starts it, restarts it after every failure, and stops it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
 from gateway.config.template import Template
 from gateway.core.backoff import Backoff
+from gateway.core.clock import unix_ms
 from gateway.core.errors import GatewayError, SourceError
 from gateway.net.tls_errors import humanize_tls_error
 from gateway.observability.task_supervisor import TaskSupervisor
@@ -25,25 +26,18 @@ HEALTHY_MS = 10_000
 class Supervisor:
     """Owns the tasks of one source: its run, and the election if one node reads it for all."""
 
-    def __init__(
-        self,
-        source: Source,
-        context: SourceContext,
-        clock: Callable[[], int],
-        background: TaskSupervisor,
-    ) -> None:
+    def __init__(self, source: Source, context: SourceContext, background: TaskSupervisor) -> None:
         self.context = context
         self.state = context.state
         self.is_exclusive = source.is_exclusive
         self._source = source
-        self._clock = clock
         self._background = background
         self._backoff = Backoff()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start the tasks. Needs a running loop."""
-        self.state.set_status("starting", self._clock())
+        self.state.set_status("starting", unix_ms())
         self._tasks = [self._background.start_task("source", self._run)]
         if self.is_exclusive:
             self._tasks.append(self._background.start_task("election", self.context.election.run))
@@ -62,7 +56,7 @@ class Supervisor:
     def mark_serving(self) -> None:
         """Note that clients may subscribe from now on: records missed before the source is up are a gap."""
         if self.state.status != "up":
-            self.context.missed_since_ms = self._clock()
+            self.context.missed_since_ms = unix_ms()
 
     @property
     def has_lease(self) -> bool:
@@ -96,7 +90,7 @@ class Supervisor:
     def _handle_failure(self, error: Exception | None) -> None:
         self.context.election.resign()
         self.context.first_attempt_done.set()
-        if self.state.status == "up" and self._clock() - self.state.status_since_ms >= HEALTHY_MS:
+        if self.state.status == "up" and unix_ms() - self.state.status_since_ms >= HEALTHY_MS:
             self._backoff.reset()  # not on connecting: one that fails right after it would spin, with gaps
         text = "ended" if error is None else humanize_tls_error(str(error)) or type(error).__name__
         text = text[:MAX_ERROR_CHARACTERS]
@@ -105,4 +99,4 @@ class Supervisor:
             log.warning("source_down", source=self.state.name, error=text, retrying=True)
         self.state.last_error = text
         self.state.restarts += 1
-        self.state.set_status("down", self._clock())
+        self.state.set_status("down", unix_ms())

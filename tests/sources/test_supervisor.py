@@ -15,7 +15,7 @@ from gateway.observability.metrics import Metrics
 from gateway.observability.recent_errors import RecentErrors
 from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.sources.base import SourceGap, SourceState
-from gateway.sources.context import Source, SourceContext
+from gateway.sources.context import EventAppender, Source, SourceContext
 from gateway.sources.election import Election
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
@@ -54,10 +54,12 @@ class Scripted(Source):
 
 def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
     spec = {"from": [{"source": "s", "topic": "t"}], "access": "public"}
-    router = Router(ChannelCatalog({"c": ChannelConfig.model_validate(spec)}), event_bytes=100)
+    catalog, metrics = ChannelCatalog({"c": ChannelConfig.model_validate(spec)}), Metrics()
+    router = Router(catalog, event_bytes=100)
     state = SourceState("s", "scripted", is_critical=False)
-    context = SourceContext(state, router, broker, broker.append, Metrics(), unix_ms, RecentErrors())
-    return Supervisor(source, context, unix_ms, TaskSupervisor())
+    appender = EventAppender(broker, catalog, metrics)
+    context = SourceContext(state, router, appender, metrics, RecentErrors())
+    return Supervisor(source, context, TaskSupervisor())
 
 
 async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
