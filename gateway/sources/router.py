@@ -31,6 +31,7 @@ MAX_KEY_CHARACTERS = 255
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
+_NO_MAPPING = EventMappingConfig.model_validate({})
 _json_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -91,13 +92,11 @@ class _SourceRoutes:
 
     __slots__ = ("cache", "event_expressions", "exact", "patterns")
 
-    def __init__(self, event: EventMappingConfig | None) -> None:
+    def __init__(self, event: EventMappingConfig) -> None:
         self.exact: dict[str, list[_Route]] = {}
         self.patterns: list[_Route] = []
         self.cache: OrderedDict[str, _TopicRoutes] = OrderedDict()
-        self.event_expressions = (
-            _EventExpressions(event) if event is not None and event.model_fields_set else None
-        )
+        self.event_expressions = _EventExpressions(event)
 
 
 class Router:
@@ -119,7 +118,7 @@ class Router:
         for declared in self._catalog.declared.values():
             for spec in declared.config.from_:
                 if spec.source not in sources:
-                    sources[spec.source] = _SourceRoutes(events.get(spec.source))
+                    sources[spec.source] = _SourceRoutes(events.get(spec.source) or _NO_MAPPING)
                 routes = sources[spec.source]
                 fields = {name: Expression(text) for name, text in spec.fields.items()}
                 route = _Route(Template(spec.topic, glob=True), declared, fields)
@@ -144,7 +143,7 @@ class Router:
         if routes is None:
             return frozenset()
         event = routes.event_expressions
-        used = [event.type, event.timestamp, event.deduplicate] if event is not None else []
+        used = [event.type, event.timestamp, event.deduplicate]
         for route in (*chain.from_iterable(routes.exact.values()), *routes.patterns):
             used += route.fields.values()
         return frozenset(name for each in used if each is not None for name in each.placeholder_names)
@@ -180,9 +179,7 @@ class Router:
                 code="no_route",
                 status=404,
             )
-        type_, timestamp, key = record.type, record.timestamp_ms, record.deduplication_key
-        if routes.event_expressions is not None:
-            type_, timestamp, key = routes.event_expressions.evaluate(record)
+        type_, timestamp, key = routes.event_expressions.evaluate(record)
         fingerprint = record.request_fingerprint if key == record.deduplication_key else None
         if timestamp is not None and not 0 <= timestamp < MAX_TIMESTAMP_MS:
             raise _timestamp_error("bad_timestamp")

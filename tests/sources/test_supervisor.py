@@ -14,6 +14,7 @@ from gateway.core.event import EventId, FencingToken, Record
 from gateway.observability.metrics import Metrics
 from gateway.observability.recent_errors import RecentErrors
 from gateway.observability.task_supervisor import TaskSupervisor
+from gateway.sources import election as election_module
 from gateway.sources.base import SourceGap, SourceState
 from gateway.sources.context import EventAppender, Source, SourceContext
 from gateway.sources.election import Election
@@ -239,9 +240,12 @@ async def test_a_lease_that_could_not_be_released_is_never_used_again(
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_an_election_that_is_cancelled_anywhere_leaves_no_lease(brokers: list[SqliteBroker]) -> None:
+async def test_an_election_that_is_cancelled_anywhere_leaves_no_lease(
+    brokers: list[SqliteBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A node that stops during a request would keep the others waiting until its lease expires."""
     one, other = brokers
+    monkeypatch.setattr(election_module, "RENEW_SECONDS", 0.01)
 
     async def run_briefly() -> None:
         election = Election("s", one)
