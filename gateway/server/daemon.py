@@ -140,7 +140,7 @@ class Daemon(Components):
         self.config, self.max_descriptors = config, prepared.max_descriptors
         # 1. What the log's events become, and who hears them.
         self.catalog.reconfigure(config.channels)
-        self.init_channel_counters()
+        self.appender.init_counters()
         self.router.reconfigure(event_bytes=limits.event_bytes, events=event_options(config))
         self.hub.reconfigure(ring_seconds=timeouts.write, ring_bytes=limits.history_bytes)
         if isinstance(self.broker, MemoryBroker):

@@ -355,16 +355,16 @@ async def test_a_signed_message_that_met_an_outage_may_come_again() -> None:
         body = b'{"value":{"type":"JSON","data":1}}'
         signature = hmac.new(b"s3cret", now.encode() + b"." + body, "sha256").hexdigest()
         headers = {"Stripe-Signature": f"t={now},v1={signature}"}
-        publisher = gateway.daemon.source_manager.supervisors["hooks"]._publisher
-        append = publisher._append
+        appender: Any = gateway.daemon.appender
+        append = appender.append
 
         async def away(*arguments: Any) -> Any:
             raise Unavailable("the log is away")
 
         path = "/hooks/hooks/v3/clusters/c/topics/orders/records"
-        publisher._append = away
+        appender.append = away
         assert (await post(gateway, path, body, **headers))[0] == 503
-        publisher._append = append
+        appender.append = append
         async with gateway.session.post(gateway.url + path, data=body, headers=headers) as answer:
             assert json.loads(await answer.text())["error_code"] == 200
 
@@ -454,7 +454,8 @@ async def test_a_log_that_is_away_is_503_whatever_else_is_wrong(gateway: Gateway
     async def away(*arguments: Any) -> Any:
         raise Unavailable("the log is away")
 
-    gateway.daemon.source_manager.supervisors["hooks"]._publisher._append = away
+    appender: Any = gateway.daemon.appender
+    appender.append = away
     body = b'{"records":[{"value":1},{"value":"bad","timestamp":-5}]}'
     status, answer, headers = await post(gateway, "/hooks/hooks/topics/orders", body, **V2)
     assert (status, answer["error_code"], "Retry-After" in headers) == (503, 50301, True)

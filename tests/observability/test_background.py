@@ -59,7 +59,7 @@ KNOWN: Mapping[str, str] = {
     # Parts of a supervised task, which ends with them and is started again.
     "broker/redis/broker.py RedisBroker._follow_until_error": "redis_follower ends with either of them",
     "sources/kafka.py KafkaSource.run": "a task group of source",
-    "sources/redis/pubsub.py RedisPubSubSource.run": "a task group of source",
+    "sources/redis/pubsub.py _PubSubReader.run": "a task group of source",
     "sources/redis/stream.py RedisStreamSource.run": "a task group of source",
     "sources/redis/stream_reader.py StreamReader.run": "a task group of source",
     "sources/supervisor.py Supervisor._run": "awaited by source",
@@ -85,7 +85,6 @@ KNOWN: Mapping[str, str] = {
     "server/shutdown.py Shutdown.run": "the end, which has a deadline",
     "server/shutdown.py Shutdown.log_progress": "log lines during a drain",
     "sources/manager.py SourceManager._replace": "one change of a source by a reload",
-    "sources/manager.py SourceManager._start_and_wait": "waits for the first tries of a start",
     "server/workers/child.py ControlLoop._dispatch": "one order; what it raises is its answer",
     "server/workers/parent.py Parent._stop_workers": "waits for the end of the workers",
     "server/workers/worker_handle.py WorkerHandle.probe": "one question, awaited by whoever probes",
@@ -310,7 +309,7 @@ INJECTIONS: dict[TaskName, Injection] = {
         meant=lambda *words: "WATCHDOG=1" in words,
     ),
     "election": Injection(
-        lambda daemon: daemon.source_manager.supervisors["app"]._election, "_acquire", log="redis",
+        lambda daemon: daemon.source_manager.supervisors["build"].context.election, "_acquire", log="redis",
         quick={"sources.election.RENEW_SECONDS": 0.05},
     ),
     "redis_follower": Injection(lambda daemon: daemon.broker, "_handle_live_message", log="redis"),

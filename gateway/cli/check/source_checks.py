@@ -15,7 +15,8 @@ from gateway.config.model.config import Config
 from gateway.config.model.sources import KafkaConfig, RedisPubSubConfig, RedisStreamConfig, disabled_reason
 from gateway.config.template import Template
 from gateway.core.event import FencingToken, Record
-from gateway.sources.base import Source, SourceContext, SourceGap
+from gateway.sources.base import SourceGap
+from gateway.sources.context import Source, SourceContext
 from gateway.sources.manager import build_source
 from gateway.sources.router import Router
 from gateway.sources.webhook import BodyChecker
@@ -34,6 +35,7 @@ class DryRunFeed(SourceContext):
         self.is_connected = asyncio.Event()
         self.has_listed_topics = asyncio.Event()
         self.seen_partitions: set[str] = set()
+        self.missed_since_ms = None
         self._pattern_count = pattern_count
 
     def report_connected(self) -> None:
@@ -81,10 +83,6 @@ class DryRunFeed(SourceContext):
 
     def report_lag(self, records: int) -> None:
         return
-
-    @property
-    def missed_since_ms(self) -> int | None:
-        return None
 
 
 def pending_checks(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Finding]]]:

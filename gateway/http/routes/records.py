@@ -18,7 +18,7 @@ from gateway.core.event import Record
 from gateway.http.bodies import BodyReader
 from gateway.http.request import is_proxied
 from gateway.http.responses import EarlyResponse
-from gateway.sources.webhook import WebhookSource, count_events
+from gateway.sources.webhook import WebhookSource
 from gateway.webhooks.formats.base import MAX_RECORDS, Outcome, Post, WebhookResponse
 from gateway.webhooks.formats.json_splitter import JsonSplitter
 from gateway.webhooks.formats.rest_proxy import build_receipt, parse_record_v3
@@ -46,7 +46,7 @@ class RecordsHandler:
         """Answer a request whose signature is known only at its end: all receipts at once."""
 
         async def take(message: Post) -> tuple[WebhookResponse, int]:
-            records = await source.run_check(len(message.body), lambda: self._parse_whole(message))
+            records = await source.body_checker.run(len(message.body), lambda: self._parse_whole(message))
             receipts, events = await self._append(source, message, records, is_whole=True)
             return WebhookResponse(200, _CONTENT_TYPE, receipts), events
 
@@ -124,12 +124,12 @@ class RecordsHandler:
         outcomes: Sequence[Outcome] = await source.append_records(records)
         if is_whole and (later := next((each for each in outcomes if isinstance(each, Unavailable)), None)):
             raise later
-        source.count_rejected_records(outcomes)
+        events = source.count_outcomes(outcomes)
         receipts = b"".join(
             _encode_line(build_receipt(post, record, outcome))
             for record, outcome in zip(records, outcomes, strict=True)
         )
-        return receipts, count_events(outcomes)
+        return receipts, events
 
 
 class _ReceiptStream:
