@@ -1,6 +1,7 @@
 """Generates configuration.md, metrics.md and commands.md from the code: ``python docs/reference.py``.
 
-A test fails when the files differ from what this module generates, so no key, metric or option stays undocumented.
+A test fails when the files differ from what this module generates, so no key, metric or option stays
+undocumented.
 """
 
 import argparse
@@ -21,19 +22,21 @@ One YAML file configures a gateway. Its sections are:
 {contents}
 
 Two sections are required, `sources` and `channels`; all others have defaults.
-[`config/gateway.yaml`](../config/gateway.yaml) shows every section in use. Editors complete and check the file with
-[`config/schema.json`](../config/schema.json), which the first line of the shipped files names. `sse-gateway check` reports
-every error with its position ([check.md](check.md)). This page is generated from the model by `python docs/reference.py`.
+[`config/gateway.yaml`](../config/gateway.yaml) shows every section in use. Editors complete and check the
+file with [`config/schema.json`](../config/schema.json), which the first line of the shipped files names.
+`sse-gateway check` reports every error with its position ([check.md](check.md)). This page is generated from
+the model by `python docs/reference.py`.
 
 ## Values
 
 - **Durations and sizes** have a unit: `250ms`, `15s`, `5m`, `12h`, `1d`; `512B`, `256KiB`, `16MiB`, `1GB`.
-- **Variables**: `${{NAME}}` and `${{NAME:-default}}` are replaced by environment variables, in values only, after parsing.
-  A variable that is unset or empty and has no default is an error, and so is `$NAME` without braces. `$${{` is a literal `${{`.
+- **Variables**: `${{NAME}}` and `${{NAME:-default}}` are replaced by environment variables, in values only,
+  after parsing. A variable that is unset or empty and has no default is an error, and so is `$NAME` without
+  braces. `$${{` is a literal `${{`.
 - **Secrets from files**: `file:/run/secrets/name` is replaced by the content of that file.
 - **Relative paths** start at the folder of the configuration file.
-- **Strictness**: unknown keys, duplicate keys, aliases, and words that YAML 1.1 and 1.2 read differently (`no`, `12:30`)
-  are errors.
+- **Strictness**: unknown keys, duplicate keys, aliases, and words that YAML 1.1 and 1.2 read differently
+  (`no`, `12:30`) are errors.
 """
 
 _SECTIONS: dict[str, tuple[str, str, str]] = {
@@ -59,12 +62,14 @@ broker: {url: "${REDIS_URL}"}
     ),
     "check": (
         "Accepted warnings",
-        "Warnings that are intended here; `check --strict` passes with them. All codes: [check.md](check.md#warnings).",
+        "Warnings that are intended here; `check --strict` passes with them. All codes:"
+        " [check.md](check.md#warnings).",
         "check: {allow: [drain-over-grace]}\n",
     ),
     "broker": (
         "The log",
-        "Nodes with the same `broker.url` share one log. How to choose: [README](../README.md#choose-the-log).",
+        "Nodes with the same `broker.url` share one log. How to choose:"
+        " [README](../README.md#choose-the-log).",
         """
 broker:
   url: redis+sentinel://s1:26379,s2:26379,s3:26379/main
@@ -107,12 +112,14 @@ limits:
     ),
     "ack": (
         "Answered heartbeats",
-        "Finds clients that are gone behind a proxy: [operations.md](operations.md#clients-that-answer). Off unless configured.",
+        "Detects clients that are gone behind a proxy: [operations.md](operations.md#clients-that-answer)."
+        " Off unless configured.",
         "ack: {interval: 30s, timeout: 60s, retry_limit: 3}\n",
     ),
     "auth": (
         "Authentication",
-        "How clients prove who they are; a channel's `access` says who may read. Guide: [guides/auth.md](guides/auth.md)."
+        "How clients are authenticated; a channel's `access` says who may read. Guide:"
+        " [guides/auth.md](guides/auth.md)."
         " `auth.jwt` is one issuer, or a list of issuers with the same keys.",
         """
 auth:
@@ -144,7 +151,12 @@ sources:
         "",
         """
 sources:
-  orders: {type: redis-stream, url: "${REDIS_URL}", start: oldest, payload: data, event: {type: "{fields.kind}"}}
+  orders:
+    type: redis-stream
+    url: "${REDIS_URL}"
+    start: oldest
+    payload: data                     # the field with the payload
+    event: {type: "{fields.kind}"}
 """,
     ),
     "sources.<name> (kafka)": (
@@ -165,7 +177,11 @@ sources:
         "Formats and signatures: [webhooks.md](webhooks.md).",
         """
 sources:
-  github: {type: webhook, verify: {github: ["${GITHUB_SECRET}"]}, topic: "github.{headers.x-github-event}", rate: 100/s}
+  github:
+    type: webhook
+    verify: {github: ["${GITHUB_SECRET}"]}
+    topic: "github.{headers.x-github-event}"
+    rate: 100/s
 """,
     ),
     "channels": (
@@ -314,11 +330,12 @@ def metrics() -> str:
     lines = [
         "# Metrics",
         "",
-        "All metrics of `GET /metrics` on the admin port. This page is generated by `python docs/reference.py`.",
+        "All metrics of `GET /metrics` on the admin port. Generated by `python docs/reference.py`.",
         "",
-        "With workers, one scrape covers all of them: counters and histograms are summed, gauges are merged as",
-        "the column *of workers* says. `channel` is always the declared name (`user.{id}`), never an instance.",
-        "No address, user or id is ever a label. Reasons and results that are listed here start at 0.",
+        "With workers, one scrape covers all of them: counters and histograms are summed, gauges are merged",
+        "as the column *of workers* says. `channel` is always the declared name (`user.{id}`), never an",
+        "instance. No address, user or id is ever a label. Reasons and results that are listed here start at",
+        "0.",
         "",
         "[`deploy/grafana/sse-gateway.json`](../deploy/grafana/sse-gateway.json) is a dashboard,",
         "[`deploy/prometheus/alerts.yaml`](../deploy/prometheus/alerts.yaml) has the alerts, and",
@@ -338,11 +355,11 @@ def metrics() -> str:
 
 _COMMANDS = """# Commands
 
-All commands and options of `sse-gateway`; `sse-gateway COMMAND --help` prints the same. This page is generated by
+All commands and options of `sse-gateway`; `sse-gateway COMMAND --help` prints the same. Generated by
 `python docs/reference.py`.
 
-Without `--config`, commands read `$SSE_GATEWAY_CONFIG`, else `config/gateway.yaml`. Wrong usage exits 2 with the usage on
-standard error. Options may stand before, between and after the other arguments.
+Without `--config`, commands read `$SSE_GATEWAY_CONFIG`, else `config/gateway.yaml`. Wrong usage exits 2 with
+the usage on standard error. Options may stand before, between and after the other arguments.
 """
 
 

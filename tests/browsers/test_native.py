@@ -157,9 +157,9 @@ async def test_a_page_that_was_left_and_is_shown_again(engine: Engine, profile: 
 
 async def test_a_stream_of_a_browser_that_goes_offline(engine: Engine, profile: Profile, site: Site) -> None:
     """What docs say of going offline is wrong."""
-    fact = documented(engine, "told to be offline")
+    fact = documented(engine, "switched to offline mode")
     if not engine.can_go_offline:
-        assert fact == "cannot be told to"
+        assert fact == "not possible"
         return
     assert fact == "the stream goes on"
     async with gateway_running({"cors": {"origins": [site.origin()]}}) as gateway:
