@@ -309,7 +309,7 @@ INJECTIONS: dict[TaskName, Injection] = {
         meant=lambda *words: "WATCHDOG=1" in words,
     ),
     "election": Injection(
-        lambda daemon: daemon.source_manager.supervisors["build"].context.election, "_acquire", log="redis",
+        lambda daemon: daemon.source_manager.supervisors["app"].context.election, "_acquire", log="redis",
         quick={"sources.election.RENEW_SECONDS": 0.05},
     ),
     "redis_follower": Injection(lambda daemon: daemon.broker, "_handle_live_message", log="redis"),
