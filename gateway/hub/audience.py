@@ -40,8 +40,26 @@ class Transport(Protocol):
     def write(self, data: bytes | memoryview) -> None: ...
 
 
-class Member(Protocol):
-    """What an audience needs of a stream. ``cursor`` is the id up to which it has everything."""
+class Stream(Protocol):
+    """What each part of the gateway that handles streams needs of one."""
+
+    subscription: Subscription
+    close_reason: str | None
+    """Why it ends; None while it is open."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it is neither closing nor paused."""
+
+    def send(self, blocks: bytes, events: int) -> None:
+        """Write whole blocks now; ``events`` is how many events of the log are among them."""
+
+    def close(self, reason: str) -> None:
+        """Close at this event boundary."""
+
+
+class Member(Stream, Protocol):
+    """A stream as an audience needs it. ``cursor`` is the id up to which it has everything."""
 
     @property
     def transport(self) -> Transport: ...
@@ -58,9 +76,6 @@ class Member(Protocol):
     """Events and bytes of the audience when it joined."""
     events_sent: int
     bytes_sent: int
-
-    def close(self, reason: str) -> None:
-        """Close at this event boundary."""
 
 
 class Frame:

@@ -53,26 +53,15 @@ _PAGE_COST_WRITES = 8  # a page is as much work for the pump as this many delive
 class ReplayStream(Member, Protocol):
     """What replay needs of a stream."""
 
-    subscription: Subscription
     head_at_open: EventId
     """The head when it opened: of channels without history it gets what came later."""
     is_replaying: bool
     """Whether it has a turn coming, or a read under way."""
     reported_gaps: dict[str, EventId]
-    """Up to which id of a channel a gap was told."""
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether it is neither closing nor paused."""
-
-    def send(self, blocks: bytes, events: int) -> None:
-        """Write whole blocks now."""
+    """Up to which id of a channel a gap was reported."""
 
     def on_large_first_event(self, entry: EncodedEvent) -> None:
         """Note that the first event that it is sent is one of at least `LARGE_EVENT_BYTES` bytes."""
-
-    def close(self, reason: str) -> None:
-        """Close at this event boundary."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,14 +52,11 @@ class StreamOwner(Protocol):
     def close_block(self, reason: str, id: EventId | None = None) -> bytes:
         """Return the ``stream.close`` that ends a stream."""
 
-    def on_paused(self, stream: "StreamConnection") -> None:
-        """Take a stream whose socket is full out of its audience."""
+    def on_stalled(self, stream: "StreamConnection") -> None:
+        """Take a stream whose transport is full, or that is closing, out of its audience."""
 
     def on_resumed(self, stream: "StreamConnection") -> None:
-        """Continue a stream whose socket has room again."""
-
-    def on_closing(self, stream: "StreamConnection") -> None:
-        """Remove a stream that ends; its transport may still be open."""
+        """Continue a stream whose transport has room again."""
 
     def on_connection_lost(self, stream: "StreamConnection") -> None:
         """Remove a stream whose connection is gone."""
@@ -94,7 +91,6 @@ class StreamConnection(asyncio.Protocol):
         "reported_gaps",
         "short_heartbeat",
         "subscription",
-        "sweep_bucket",
         "totals_at_join",
         "transport",
         "unread_bytes_at_progress",
@@ -143,7 +139,6 @@ class StreamConnection(asyncio.Protocol):
         self.origin: str | None = None  # of the page that opened it
         self.last_progress_at = 0.0  # when the transport last took something, while it is full
         self.unread_bytes_at_progress = 0  # bytes in its buffer then
-        self.sweep_bucket = 0
 
     @property
     def is_writable(self) -> bool:
@@ -194,7 +189,7 @@ class StreamConnection(asyncio.Protocol):
             frame += LAST_CHUNK
         self._write(frame)
         self.close_reason = reason
-        self._registry.on_closing(self)
+        self._registry.on_stalled(self)
         self.transport.close()
 
     def close_replaced(self) -> None:
@@ -207,7 +202,7 @@ class StreamConnection(asyncio.Protocol):
         """Cut the connection now: its client takes nothing, so there is nobody to tell."""
         if self.close_reason is None:
             self.close_reason = reason
-        self._registry.on_closing(self)
+        self._registry.on_stalled(self)
         self.transport.abort()
 
     def unread_bytes(self) -> int:
@@ -232,7 +227,7 @@ class StreamConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.is_paused = True
-        self._registry.on_paused(self)
+        self._registry.on_stalled(self)
 
     def resume_writing(self) -> None:
         self.is_paused = False

@@ -5,9 +5,8 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
-from itertools import count
 
 import structlog
 
@@ -26,6 +25,7 @@ from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupe
 from gateway.streams.acks.state import AckRule, AckState
 from gateway.streams.acks.tracker import AckTracker
 from gateway.streams.connection import StreamConnection
+from gateway.streams.heartbeat import HeartbeatSweep
 from gateway.streams.quotas.stream_quota import UNLIMITED, StreamQuota
 from gateway.streams.reconnect_loops import ReconnectLoopDetector
 from gateway.streams.short_heartbeats import DEFAULT_HEARTBEAT, HeartbeatOptions, ShortHeartbeatSweep
@@ -40,10 +40,6 @@ NO_RECONNECT_RETRY_MS = 86_400_000
 
 CONNECTION_ID_BYTES = 12
 """Random bytes in the id of a connection: 96 bits cannot be guessed."""
-
-SWEEP_BUCKETS = 32
-"""Parts that the streams are dealt into for `heartbeat.Sweep`."""
-
 
 DRAIN_STREAMS_PER_SECOND = 50.0
 """Streams that a drain ends per second where its time leaves the choice.
@@ -97,14 +93,11 @@ class StreamRegistry:
         """Make the home of at most ``limit`` streams, of which ``rate`` may open per second."""
         self.metrics = metrics
         self.ack_tracker = ack_tracker
-        self.active: dict[StreamConnection, None] = {}
-        self.stalled: dict[StreamConnection, None] = {}
-        """Streams whose transport has something to get rid of: paused, or closing."""
         self.streams_per_channel: Counter[str] = Counter()
         """How many streams are open on each channel, by declared name."""
         self.reconnect_loops = ReconnectLoopDetector(metrics)
+        self.heartbeats = HeartbeatSweep(timeouts, background)
         self.short_heartbeats = ShortHeartbeatSweep(timeouts, background)
-        self.sweep_buckets: list[dict[StreamConnection, None]] = [{} for _ in range(SWEEP_BUCKETS)]
         self.is_draining = False
         self._hub = hub
         self._replay = replay
@@ -113,7 +106,6 @@ class StreamRegistry:
         self.reconfigure(timeouts, limit=limit, rate=rate)
         self._reserved_count = 0
         self._all_closed = asyncio.Event()
-        self._bucket_numbers = count()
         self._disconnect_counter = cache(metrics.disconnects.labels)
 
     def reconfigure(self, timeouts: TimeoutsConfig, *, limit: int, rate: float | None) -> None:
@@ -121,11 +113,22 @@ class StreamRegistry:
         self.timeouts = timeouts
         self.heartbeat_ms = round(1000 * timeouts.heartbeat)
         """How long a stream is silent at the most, if its client did not ask for less."""
+        self.heartbeats.reconfigure(timeouts)
         self.short_heartbeats.reconfigure(timeouts)
         self.limit = limit
         if rate != self._connect_rate:
             self._connect_rate = rate
             self._rate_limiter = None if rate is None else TokenBucket(rate)
+
+    @property
+    def active(self) -> Collection[StreamConnection]:
+        """The open streams."""
+        return self.heartbeats.items.keys()
+
+    def stop_sweeps(self) -> None:
+        """Send no more heartbeats and close no more stalled streams; harmless when repeated."""
+        self.heartbeats.stop()
+        self.short_heartbeats.stop()
 
     def retry_ms(self, *, jitter: bool) -> int:
         """Return the reconnect delay to tell a client, in milliseconds."""
@@ -184,12 +187,11 @@ class StreamRegistry:
             left = hold.grant.seconds_left(time.time())
             if left < stream.expires_at - now:
                 stream.expires_at, stream.expiry_reason = now + left, "token_expired"
-        stream.sweep_bucket = next(self._bucket_numbers) % SWEEP_BUCKETS
-        self.active[stream] = self.sweep_buckets[stream.sweep_bucket][stream] = None
+        self.heartbeats.add(stream)
         if stream.ack_state is not None:
             self.ack_tracker.add(stream.ack_state)
         if stream.short_heartbeat is not None:
-            self.short_heartbeats.add(stream, stream.short_heartbeat)
+            self.short_heartbeats.add(stream)
         for name in stream.subscription.declared_names:
             self.streams_per_channel[name] += 1
         self.metrics.connections.value += 1
@@ -200,18 +202,10 @@ class StreamRegistry:
             stream.close("draining")
             return
         if stream.expires_at - now < self.timeouts.heartbeat:
-            self.close_if_expired(stream, now, within=self.timeouts.heartbeat)
-        if stream.is_paused:  # by its first bytes, before anybody looked after it
-            self._track_stalled(stream)
+            self.heartbeats.close_if_expired(stream, now, within=self.timeouts.heartbeat)
+        if stream.is_paused:  # by its first bytes, before it was registered
+            self.heartbeats.track_stalled(stream)
         self._replay.catch_up(stream)
-
-    def close_if_expired(self, stream: StreamConnection, now: float, *, within: float) -> None:
-        """End a stream whose time is over, or see to it if that comes ``within`` so many seconds."""
-        left = stream.expires_at - now
-        if left <= 0:
-            stream.close(stream.expiry_reason)
-        elif left < within:  # nobody visits it before then
-            asyncio.get_running_loop().call_later(left, stream.close, stream.expiry_reason)
 
     def revoke(self, rule: RevocationRule) -> int:
         """End the streams that are meant, a slice per turn of the loop; returns how many."""
@@ -225,20 +219,16 @@ class StreamRegistry:
             self._hub.schedule(_close_slice, meant)
         return len(meant)
 
-    def on_closing(self, stream: StreamConnection) -> None:
-        """A stream has written its last byte, or will write none."""
+    def on_stalled(self, stream: StreamConnection) -> None:
+        """Take a stream whose transport is full, or that is closing, out of its audience."""
         self._hub.leave(stream)
-        self._track_stalled(stream)
-
-    def on_paused(self, stream: StreamConnection) -> None:
-        """A stream's transport is full."""
-        self._hub.leave(stream)
-        self._track_stalled(stream)
+        if stream in self.active:
+            self.heartbeats.track_stalled(stream)
 
     def on_resumed(self, stream: StreamConnection) -> None:
         """A stream's transport has room again."""
         if stream.close_reason is None:
-            self.stalled.pop(stream, None)
+            self.heartbeats.stalled.pop(stream, None)
             self._replay.catch_up(stream)
 
     def on_connection_lost(self, stream: StreamConnection) -> None:
@@ -248,16 +238,16 @@ class StreamRegistry:
         self._hub.leave(stream)
         self._hub.unwatch(stream.subscription)
         stream.quota.release()
-        del self.active[stream], self.sweep_buckets[stream.sweep_bucket][stream]
+        self.heartbeats.remove(stream)
+        self.heartbeats.stalled.pop(stream, None)
         if stream.ack_state is not None:
             self.ack_tracker.remove(stream.ack_state)
         heartbeat = self.timeouts.heartbeat
         if stream.short_heartbeat is not None:
-            self.short_heartbeats.remove(stream, stream.short_heartbeat)
+            self.short_heartbeats.remove(stream)
             heartbeat = self.short_heartbeats.effective_seconds(stream.short_heartbeat.requested_seconds)
         for name in stream.subscription.declared_names:
             self.streams_per_channel[name] -= 1
-        self.stalled.pop(stream, None)
         seconds = asyncio.get_running_loop().time() - stream.opened_at
         self.reconnect_loops.on_closed(stream, seconds, heartbeat)
         reason = stream.close_reason or "client_closed"
@@ -322,12 +312,6 @@ class StreamRegistry:
         for stream in list(self.active):
             stream.abort(reason)
         await asyncio.sleep(0)  # connection_lost runs in the next turn
-
-    def _track_stalled(self, stream: StreamConnection) -> None:
-        if stream in self.active:
-            self.stalled[stream] = None
-            stream.last_progress_at = asyncio.get_running_loop().time()
-            stream.unread_bytes_at_progress = stream.unread_bytes()
 
 
 def _close_slice(matches: list[tuple[StreamConnection, str]], budget: int) -> tuple[int, bool]:
