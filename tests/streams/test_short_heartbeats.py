@@ -46,7 +46,7 @@ def timeouts(heartbeat: float = 15.0, minimum: float = 4.0) -> TimeoutsConfig:
 def opened(sweep: ShortHeartbeatSweep, asked: float) -> FakeStream:
     heartbeat = sweep.create_state(asked)
     assert heartbeat is not None
-    stream = FakeStream(heartbeat, times=[asyncio.get_running_loop().time()])
+    stream = FakeStream(short_heartbeat=heartbeat, times=[asyncio.get_running_loop().time()])
     sweep.add(stream)
     return stream
 
