@@ -201,9 +201,9 @@ class Authenticator:
     def _restrict_to_forward(
         self, request: AuthRequest, matches: Iterable[ChannelMatch], *, is_used_here: bool
     ) -> AuthRequest:
-        """Return what the endpoint is asked: its own channels, and no credential that is not for it.
+        """Return the request for the forward-auth endpoint: its channels, without credentials of others.
 
-        A token in the query is for it where it is the request's credential, and not ``is_used_here``.
+        A token in the query belongs to the endpoint if it is the credential and not ``is_used_here``.
         """
         auth = self._backends.auth
         hidden = {TICKET_PARAMETER} if auth.tickets is not None else set()
@@ -253,7 +253,7 @@ class Authenticator:
 
 
 class _Plan(NamedTuple):
-    """Where a request's grant comes from: a ticket alone; else a token, the forward-auth endpoint, or both."""
+    """Where a request's grant comes from: a ticket alone; else a token, forward auth, or both."""
 
     ticket: str | None
     token: str | None

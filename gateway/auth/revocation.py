@@ -1,7 +1,7 @@
 """Which streams and grants a revocation ends: one by an operator, or one that a reload causes.
 
-A `RevocationRule` matches streams. `Revocation` is an operator's (``DELETE /streams``), `ReconfigurationRule` a
-reload's. `RecentRevocations` remembers the last ones, so that no request that was authorized before a
+A `RevocationRule` matches streams. `Revocation` is an operator's (``DELETE /streams``), `ReconfigurationRule`
+a reload's. `RecentRevocations` remembers the last ones, so that no request that was authorized before a
 revocation opens a stream, or is cached, after it.
 """
 
