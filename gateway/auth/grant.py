@@ -52,7 +52,7 @@ _CLAIM_TYPES: Sequence[tuple[type | tuple[type, ...], str]] = (
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """What a client may read, and as whom. Shared by all streams of one token, and kept while they are open."""
+    """What a client may read, and as which user. All streams of one token share it."""
 
     subject: str | None = None
     """The user, from the token's ``sub``; counted by ``limits.connections_per_user``."""

@@ -20,7 +20,7 @@ from gateway.hub.encoded_event import EncodedEvent
 from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
 from gateway.streams.acks.state import AckState
-from gateway.streams.quotas.stream_quota import StreamQuota
+from gateway.streams.quotas.client_limits import StreamQuota
 from gateway.streams.reconnect_loops import ReconnectLoopDetector
 from gateway.streams.short_heartbeats import ShortHeartbeat
 

@@ -202,5 +202,5 @@ def test_only_keys_for_signatures_are_taken() -> None:
 @pytest.mark.parametrize("document", [None, [], {"keys": 5}, "keys"])
 def test_what_is_no_key_set_is_said_so(document: Any) -> None:
     """A login page in its place is trouble, not an empty set."""
-    with pytest.raises(ValueError, match="no JWK set"):
+    with pytest.raises(ValueError, match="not a JWK set"):
         read_jwks(document, ALGORITHMS)
