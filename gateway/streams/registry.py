@@ -169,7 +169,7 @@ class StreamRegistry:
         return StreamSlot(self, subscription, quota, heartbeat, rule)
 
     def release_slot(self, slot: "StreamSlot", *, has_stream: bool) -> None:
-        """Free a place, and its quota and watch unless a stream has taken them over (`StreamSlot.release`)."""
+        """Free a place, and its quota and watch unless a stream has taken them over."""
         self._reserved_count -= 1
         if not has_stream:
             slot.quota.release()
