@@ -78,21 +78,21 @@ class ResumePoint:
     is_reconnect_without_id: bool = False
     """Whether its client was served moments ago and gave no resume point: what came since is missing."""
     address: str | None = None
-    """Whose request it is, where the log must be asked for the last events: addresses take turns."""
+    """The client's address, if the last events must be read from the log: addresses take turns."""
 
 
 FROM_NOW = ResumePoint()
 
 
 class StreamStart(msgspec.Struct, frozen=True):
-    """What the first bytes of a stream say."""
+    """The position at which a stream starts, and its first blocks."""
 
     head: EventId
-    """The log when this was decided."""
+    """The hub's head at that moment."""
     cursor: EventId
     resume: str
     id: EventId | None
-    """The id that ``stream.open`` carries: up to there the client has everything, or was told."""
+    """The id of ``stream.open``: up to there the client has every event, or gets a gap."""
     gap_blocks: bytes = b""
     reported_gaps: Mapping[str, EventId] = {}
 

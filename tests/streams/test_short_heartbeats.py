@@ -185,7 +185,7 @@ async def test_short_heartbeats_can_be_events(query: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "expected"),
     [
         ("1ms", 4000),
         ("0s", 4000),
@@ -196,11 +196,13 @@ async def test_short_heartbeats_can_be_events(query: str) -> None:
         ("event", 15000),
     ],
 )
-async def test_stream_open_says_the_heartbeat_of_this_stream(gateway: Gateway, asked: str, told: int) -> None:
+async def test_stream_open_says_the_heartbeat_of_this_stream(
+    gateway: Gateway, asked: str, expected: int
+) -> None:
     """A client waits for more bytes than the gateway sends, or takes the gateway's default for its own."""
     stream = await gateway.open(f"/events/orders?heartbeat={asked}")
-    assert (await stream.next()).json["heartbeat"] == told
-    is_short = told < 15000
+    assert (await stream.next()).json["heartbeat"] == expected
+    is_short = expected < 15000
     assert len(gateway.daemon.streams.short_heartbeats) == is_short
 
 
