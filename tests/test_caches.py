@@ -56,9 +56,8 @@ from gateway.streams.acks.nonces import NonceSigner
 from gateway.streams.acks.tracker import AckTracker
 from gateway.streams.quotas.address_quotas import AddressQuotas, AddressUsage
 from gateway.streams.quotas.client_address import TrustedProxies, address_key
-from gateway.streams.quotas.client_limits import UNKNOWN_CALLER
+from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, StreamQuota
 from gateway.streams.quotas.client_limits import ClientLimits as AllLimits
-from gateway.streams.quotas.stream_quota import StreamQuota
 from gateway.streams.quotas.user_quotas import UserQuotas
 from gateway.streams.reconnect_loops import ReconnectLoopDetector
 from gateway.webhooks.formats.base import WebhookResponse

@@ -22,10 +22,11 @@ V = TypeVar("V")
 class BoundedDict(OrderedDict[K, V]):
     """Holds at most so many ``entries`` and ``max_bytes``; the oldest go first. Change it by its own methods.
 
-    What is in it must not change: an entry is weighed when it comes and when it goes.
+    What is in it must not change: an entry is weighed when it comes and when it goes. ``max_bytes`` None is for
+    entries whose size cannot vary much: they are not weighed.
     """
 
-    def __init__(self, max_entries: int, max_bytes: int) -> None:
+    def __init__(self, max_entries: int, max_bytes: int | None = None) -> None:
         super().__init__()
         self._max_entries = max_entries
         self._max_bytes = max_bytes
@@ -33,6 +34,12 @@ class BoundedDict(OrderedDict[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Store an entry as the newest one."""
+        if self._max_bytes is None:
+            self[key] = value
+            self.move_to_end(key)
+            if len(self) > self._max_entries:
+                self.popitem(last=False)
+            return
         self.remove(key)
         size = _entry_bytes(key, value)
         if size > self._max_bytes // ENTRY_SIZE_DIVISOR:
@@ -45,7 +52,8 @@ class BoundedDict(OrderedDict[K, V]):
     def remove(self, key: K) -> None:
         """Remove an entry; harmless where there is none."""
         if key in self:
-            self.total_bytes -= _entry_bytes(key, self[key])
+            if self._max_bytes is not None:
+                self.total_bytes -= _entry_bytes(key, self[key])
             del self[key]
 
     def clear(self) -> None:

@@ -61,7 +61,6 @@ from gateway.sources.router import Router
 from gateway.streams.acks.forwarder import AckForwarder
 from gateway.streams.acks.nonces import NonceSigner
 from gateway.streams.acks.tracker import AckTracker
-from gateway.streams.heartbeat import HeartbeatSweep
 from gateway.streams.quotas.client_limits import ClientLimits
 from gateway.streams.registry import StreamRegistry
 from gateway.streams.revocation_bus import RevocationBus
@@ -150,7 +149,6 @@ class Components:
             rate=limits.connect_rate,
             background=background,
         )
-        self.heartbeat_sweep = HeartbeatSweep(self.streams, background)
         self.control_channel = ControlChannel(self.broker, unix_ms, background)
         self.hub.on_control_event, self.hub.on_log_gap = self.control_channel.receive, self._on_gap
         self.canary = Canary(

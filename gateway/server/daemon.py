@@ -204,7 +204,6 @@ class Daemon(Components):
         # 2. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()
-        self.heartbeat_sweep.start()
         self.loop_lag.start()
         self.limits.users.start()
         # 3. The admin port, so that a start that hangs can be looked at.
@@ -262,9 +261,8 @@ class Daemon(Components):
         # 4. The rest, in the opposite order of the start.
         if self._staleness_task is not None:
             self._staleness_task.cancel()
-        self.heartbeat_sweep.stop()
         self.ack_tracker.stop()
-        self.streams.short_heartbeats.stop()
+        self.streams.stop_sweeps()
         await self.canary.stop()
         await self.ack_forwarder.close()
         await self.nonces.close()

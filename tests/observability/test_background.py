@@ -43,7 +43,8 @@ ROOT = Path(__file__).parents[2] / "gateway"
 # The enumeration: where work begins that nobody awaits.
 
 STARTERS = {"create_task", "ensure_future", "Thread", "Timer", "call_later", "call_at", "ThreadPoolExecutor"}
-SUPERVISED = {"start_task", "guard_callback", "create_thread"}
+SUPERVISED = {"start_task", "guard_callback", "create_thread", "__init__"}
+"""``__init__`` is that of a `BucketSweep`, which guards its own timer."""
 
 KNOWN: Mapping[str, str] = {
     # The supervisor itself.
@@ -52,9 +53,7 @@ KNOWN: Mapping[str, str] = {
     # Timers whose callback is guarded.
     "http/listener.py Listener._sweep": "sets the timer of connection_sweep first",
     "observability/loop_lag.py LoopLagMonitor.start": "sets the timer of loop_lag first",
-    "streams/acks/tracker.py AckTracker._schedule": "sets the timer of ack_sweep before anything that may fail",
-    "streams/heartbeat.py HeartbeatSweep.start": "sets the timer of heartbeats first",
-    "streams/short_heartbeats.py ShortHeartbeatSweep._schedule": "sets the timer of short_heartbeats first",
+    "streams/bucket_sweep.py BucketSweep._schedule": "sets the timer of a sweep before anything that may fail",
     "broker/delivery.py Delivery.report_gap": "one call, which sets itself again where it fails",
     # Parts of a supervised task, which ends with them and is started again.
     "broker/redis/broker.py RedisBroker._follow_until_error": "redis_follower ends with either of them",
@@ -80,7 +79,7 @@ KNOWN: Mapping[str, str] = {
     "hub/history_cache.py HistoryCache._start_task": "one read, awaited by the streams that want it",
     "hub/history_cache.py HistoryCache._evict": "drops what is old; the next read sets it again",
     "hub/replay.py Replay._replay_page": "one page of one stream, which ends if it fails",
-    "streams/registry.py StreamRegistry.close_if_expired": "ends one stream; heartbeats end it later where that fails",
+    "streams/heartbeat.py HeartbeatSweep.close_if_expired": "ends one stream; heartbeats end it later where that fails",
     "server/reload.py Reloader._on_sighup": "one reload; what it raises is its outcome",
     "server/shutdown.py Shutdown.run": "the end, which has a deadline",
     "server/shutdown.py Shutdown.log_progress": "log lines during a drain",
@@ -275,7 +274,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     "staleness": Injection(
         lambda daemon: daemon.staleness_monitor, "update_all", quick={"observability.staleness.CHECK_INTERVAL_SECONDS": 0.05}
     ),
-    "heartbeats": Injection(lambda daemon: daemon.heartbeat_sweep, "_run_isolated", {"timeouts": {"heartbeat": "1s"}}),
+    "heartbeats": Injection(lambda daemon: daemon.streams.heartbeats, "_on_tick", {"timeouts": {"heartbeat": "1s"}}),
     "hub": Injection(lambda daemon: daemon.hub, "_enqueue"),
     "key_refresh": Injection(
         lambda daemon: daemon.authenticator._backends.key_sets[0], "_start_fetch",
