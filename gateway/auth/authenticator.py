@@ -1,7 +1,7 @@
-"""From a request to its grant: whoever must be asked is asked, and nobody else.
+"""Finds what a request may do: by its token, its ticket, or the forward-auth endpoint.
 
-`at_once` answers whatever needs no waiting, which is nearly everything; `look` waits for the rest: a key
-that was never seen, a ticket that another node gave, an endpoint without a fresh answer.
+Nearly every answer comes from a cache without waiting. The others wait for an issuer's key, for a ticket that
+another node issued, or for the endpoint.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from gateway.auth.grant import ANONYMOUS, Grant
 from gateway.auth.jwks import JwksClient
 from gateway.auth.jwt import invalid_token
 from gateway.auth.revocation import RecentRevocations, RevocationRule, RevokedGrants
-from gateway.auth.rules import authorize, required_auth
+from gateway.auth.rules import authorize, is_public, required_auth
 from gateway.auth.tickets import Ticket
 from gateway.broker.shared_store import SharedStore
 from gateway.config.channel_catalog import ChannelMatch
@@ -112,32 +112,23 @@ class Authenticator:
         """Whether the file lets tickets be had."""
         return self._backends.tickets is not None
 
-    def try_cached(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Grant | None:
-        """Return what the request may; None where `look` must ask somebody.
-
-        Raises Unauthorized or Forbidden.
-        """
-        plan, means = self._plan(request, matches), self._backends
-        if plan.ticket is not None and means.tickets is not None:
-            return means.tickets.try_cached(plan.ticket)
-        grant = ANONYMOUS if plan.token is None else means.tokens.try_cached(plan.token)
-        if grant is None or plan.forward is None or means.forward is None:
-            return grant
-        forwarded = means.forward.try_cached(plan.forward)
-        return None if forwarded is None else grant.merge(forwarded)
-
     async def resolve(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Grant:
-        """Return what the request may. Raises Unauthorized, Forbidden, Unavailable. Cancelling is safe."""
-        plan, means = self._plan(request, matches), self._backends
-        if plan.ticket is not None and means.tickets is not None:
-            return await means.tickets.resolve(plan.ticket)
+        """Return what the request may. Waits only for what no cache holds.
+
+        Raises Unauthorized, Forbidden, Unavailable. Cancelling is safe.
+        """
+        plan, tickets = self._plan(request, matches), self._backends.tickets
+        if plan.ticket is not None and tickets is not None:
+            return await tickets.resolve(plan.ticket)
         return await self._resolve_plan(plan)
 
     async def issue_ticket(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Ticket:
-        """Give a ticket for channels that the request's token opens.
+        """Return a new ticket for channels that the request's token opens.
 
-        Raises like `look`, and TooManyRequests.
+        Raises like `resolve`, and TooManyRequests.
         """
+        if not is_public(matches):
+            self._plan(request, matches)  # a missing token names its channel, as for a stream
         tickets = self._backends.tickets
         if tickets is None:
             raise NotFound("no tickets are given here: the file has no auth.tickets")
@@ -213,12 +204,10 @@ class Authenticator:
     async def _resolve_plan(self, plan: "_Plan") -> Grant:
         grant, means = ANONYMOUS, self._backends
         if plan.token is not None:
-            grant = means.tokens.try_cached(plan.token) or await means.tokens.resolve(plan.token)
+            grant = await means.tokens.resolve(plan.token)
         if plan.forward is None or means.forward is None or not plan.forward.channels:
             return grant
-        return grant.merge(
-            means.forward.try_cached(plan.forward) or await means.forward.resolve(plan.forward)
-        )
+        return grant.merge(await means.forward.resolve(plan.forward))
 
     def _set_backends(self, backends: AuthBackends) -> None:
         self._backends = backends

@@ -20,6 +20,7 @@ from gateway.auth.grant import Claims, Grant, describe_claim
 from gateway.config.model.auth import JwtConfig
 from gateway.core.bounded_dict import BoundedDict
 from gateway.core.errors import Unauthorized, bearer_challenge
+from gateway.observability.eager import enter_task
 
 MAX_TOKEN_CHARS = 8 * 1024
 """Longest token, in characters."""
@@ -86,38 +87,33 @@ class TokenVerifier:
         self._verified.clear()
         self._failures.clear()
 
-    def try_cached(self, token: str) -> Grant | None:
-        """Return what a token grants, or None where `look` must ask for its key. Raises Unauthorized."""
+    async def resolve(self, token: str) -> Grant:
+        """Return what a token grants. Waits only if its issuer's key must be fetched.
+
+        Raises Unauthorized, or Unavailable while the issuer's keys cannot be fetched. Cancelling is safe.
+        """
         if len(token) > MAX_TOKEN_CHARS:
             raise token_too_long()
-        place = _digest(token)
-        grant = self._verified.get(place)
+        digest = _digest(token)
+        grant = self._verified.get(digest)
         if grant is not None:
             self._check_expiry(grant)
-            self._verified.move_to_end(place)
+            self._verified.move_to_end(digest)
             return grant
-        failed = self._failures.get(place)
+        failed = self._failures.get(digest)
         if failed is not None and self._clock() - failed[0] < FAILURE_CACHE_SECONDS:
             raise invalid_token(failed[1])
         try:
             issuer, header = self._claimed_issuer(token)
-            if _needs_fetch(issuer, header):
-                return None
-            return self._cache_grant(place, self._verify(token, issuer, header))
+            if not _needs_fetch(issuer, header):
+                return self._cache_grant(digest, self._verify(token, issuer, header))
         except Unauthorized as error:
-            self._cache_failure(place, error.message)
+            self._cache_failure(digest, error.message)
             raise
-
-    async def resolve(self, token: str) -> Grant:
-        """Return what a token grants, after its issuer was asked for its key.
-
-        Raises Unauthorized, or Unavailable while the issuer gives no keys. Cancelling is safe.
-        """
-        issuer, header = self._claimed_issuer(token)
-        if _needs_fetch(issuer, header):
-            assert issuer.key_set is not None
-            await issuer.key_set.fetch_missing(header.get("kid"), str(header["alg"]))
-        return self._cache_grant(_digest(token), self._verify(token, issuer, header))
+        assert issuer.key_set is not None
+        await enter_task()
+        await issuer.key_set.fetch_missing(header.get("kid"), str(header["alg"]))
+        return self._cache_grant(digest, self._verify(token, issuer, header))
 
     def _claimed_issuer(self, token: str) -> tuple[Issuer, Mapping[str, Any]]:
         """Return who a token says that it is from, and its header: nothing of it is proven yet."""

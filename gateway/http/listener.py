@@ -303,15 +303,14 @@ class Listener:
         if self._fast_path_deadlines.pop(protocol, None) is not None:
             self._release_connection(protocol.caller)
 
-    def on_request(self, protocol: FastPathProtocol, *, is_admitted: bool) -> None:
-        """A front protocol has a whole request, and what it waits for has a deadline of its own.
-
-        One that is ``admitted`` counts as a stream of its address by now, and not as a connection any more.
-        """
+    def on_request(self, protocol: FastPathProtocol) -> None:
+        """End the deadline of a connection whose request is complete: what it waits for has its own."""
         self._fast_path_deadlines[protocol] = math.inf
-        if is_admitted:
-            self._release_connection(protocol.caller)
-            protocol.caller = UNKNOWN_CALLER
+
+    def on_admitted(self, protocol: FastPathProtocol) -> None:
+        """Uncount a connection that counts as a stream of its address from now on."""
+        self._release_connection(protocol.caller)
+        protocol.caller = UNKNOWN_CALLER
 
     def make_aiohttp_protocol(self, protocol: FastPathProtocol) -> web.RequestHandler:
         """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""

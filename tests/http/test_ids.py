@@ -17,8 +17,7 @@ from yarl import URL
 from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import ChannelConfig
 from gateway.config.template import MAX_FIELD_CHARS, invalid_channel_name_reason, invalid_field_reason
-from gateway.http.paths import stream_path_pattern
-from gateway.http.request import StreamRequest
+from gateway.http.request import RequestParser
 from gateway.streams.quotas.client_limits import UNKNOWN_CALLER
 from tests.support.gateway import Gateway, gateway_running
 
@@ -63,9 +62,10 @@ def asked(path: str) -> tuple[str, ...]:
         method, headers, version = "GET", MultiDict[str](), (1, 1)
 
     Message.path, Message.url = path, url  # type: ignore[attr-defined]
-    ask = StreamRequest.from_parsed_message(Message, UNKNOWN_CALLER, CATALOG.resolve, stream_path_pattern(""))  # type: ignore[arg-type]
-    assert ask is not None
-    return ask.channels
+    parser = RequestParser(CATALOG.resolve, lambda peer, forwarded: peer)
+    request = parser.from_message(Message, UNKNOWN_CALLER)  # type: ignore[arg-type]
+    assert request is not None
+    return request.channels
 
 
 @given(st.text(max_size=MAX_FIELD_CHARS))

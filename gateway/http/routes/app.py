@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from gateway.http.cors import CorsPolicy, PreflightHandler
+from gateway.http.cors import PreflightHandler
 from gateway.http.paths import EVENTS_PATH, route_patterns
 from gateway.http.responses import add_common_headers, errors_as_json
 from gateway.http.routes import client
@@ -31,7 +31,6 @@ HOOK_PATHS: Mapping[str, PostPath] = {
 def build_public_app(
     subscribe_handler: SubscribeHandler,
     hooks: WebhookHandler,
-    policy: CorsPolicy,
     tickets: TicketHandler,
     acknowledge: AckHandler,
     base_path: str = "",
@@ -40,7 +39,11 @@ def build_public_app(
     """Return the application of the public port, all of it below ``base``; with ``health`` for its probes."""
     app = web.Application(middlewares=[hooks.refusals.middleware, errors_as_json])
     preflights = PreflightHandler(
-        app, policy, subscribe_handler.record_refusal, subscribe_handler.check_preflight_rate
+        app,
+        subscribe_handler.cors,
+        subscribe_handler.parser.from_aiohttp,
+        subscribe_handler.record_refusal,
+        subscribe_handler.check_preflight_rate,
     )
     # After the library's hook, which asserts that nobody touched the CORS headers before it.
     app.on_response_prepare.append(add_common_headers)

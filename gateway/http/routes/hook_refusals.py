@@ -14,11 +14,11 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.core.errors import GatewayError, RecordRejected
+from gateway.http.refusal_log import RefusalLog
 from gateway.http.request import caller_of, forwarded_for
 from gateway.http.responses import Handler, error_response
-from gateway.observability.log_throttle import LogThrottle
 from gateway.observability.metrics import Metrics
-from gateway.observability.recent_errors import RecentError, RecentErrors
+from gateway.observability.recent_errors import RecentErrors
 from gateway.sources.webhook import WebhookSource
 from gateway.streams.quotas.client_address import TrustedProxies
 from gateway.streams.quotas.client_limits import Caller
@@ -53,8 +53,7 @@ class HookRefusals:
         self._sources = sources
         self._proxies = proxies
         self._metrics = metrics
-        self._recent_errors = recent_errors
-        self._log_throttle = LogThrottle()
+        self._refusal_log = RefusalLog("hook", recent_errors)
 
     def record(self, source_name: str, error: GatewayError, *, client: str | None, method: str = "") -> None:
         """Take note of a refusal. ``name`` is the source in the URL, which need not exist."""
@@ -68,9 +67,9 @@ class HookRefusals:
             self._metrics.webhook_unavailable.labels(label, error.code).inc()
         else:
             self._metrics.events_rejected.labels(label, error.code).inc()
-        refusal = RecentError("hook", error.code, error.message, label or None, client=client)
-        self._recent_errors.record(label or client, refusal)
-        times = self._log_throttle.should_log((label, error.code))
+        times = self._refusal_log.record(
+            error, label or client, throttle_key=label, source=label or None, client=client
+        )
         if times is None:
             return
         # Not the name in the URL: what leads nowhere may be anything, a token in the wrong place too.

@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.auth.grant import ANONYMOUS, Grant
+from gateway.observability.eager import enter_task
 from gateway.streams.quotas.address_quotas import AddressQuotas, AddressUsage
 from gateway.streams.quotas.user_quotas import UserQuotas
 
@@ -66,15 +67,16 @@ class StreamQuota(msgspec.Struct, eq=False):
             and self.client_id in self.limits.quotas_by_client
         )
 
-    @property
-    def needs_reservation(self) -> bool:
-        """Whether `confirm` has to ask other nodes."""
-        if self.limits is None or not self.limits.users.is_shared:
-            return False
-        return self.user_key is not None or self.client_id is not None
-
     async def reserve(self, connection: str) -> None:
-        """Ask for the user's seat, and tell of a client's new stream. Raises Overload. Cancelling is safe."""
+        """Reserve the user's slot in the shared store, and announce a client's new stream to other nodes.
+
+        Waits only if nodes share a store. Raises Overloaded. Cancelling is safe.
+        """
+        if self.limits is None or not self.limits.users.is_shared:
+            return
+        if self.user_key is None and self.client_id is None:
+            return
+        await enter_task()
         if self.limits is not None and self.user_key is not None:
             await self.limits.users.reserve(self.user_key, self.slot_member)
         if self.limits is not None and self.client_id is not None:
