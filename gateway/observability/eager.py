@@ -18,10 +18,9 @@ T = TypeVar("T")
 def run_eagerly(work: Coroutine[Any, Any, T], *, name: str) -> "T | asyncio.Task[T]":
     """Return the result of a coroutine that does not wait, else the task that finishes it.
 
-    Raises what the coroutine raises before its first wait. Called from within a task, it always makes a task.
+    For callbacks of the event loop, which no task runs. Raises what the coroutine raises before its first wait,
+    and RuntimeError if that wait has no task.
     """
-    if asyncio.current_task() is not None:  # `enter_task` would find that one
-        return asyncio.create_task(work, name=name)
     context = copy_context()
     try:
         awaited = context.run(work.send, None)

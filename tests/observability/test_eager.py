@@ -109,17 +109,17 @@ async def test_context_variables_last_over_the_change_into_a_task() -> None:
     assert await finish(await call()) == "inside"
 
 
-async def test_within_a_task_it_is_a_task() -> None:
-    """Code that calls it from a task would run in that task's name, and be cancelled with it."""
+async def test_within_a_task_nothing_moves() -> None:
+    """A coroutine that has a task already would lose a turn of the loop at each layer."""
+    turns = 0
 
-    async def work() -> int:
-        await enter_task()
-        await asyncio.sleep(0)
-        return 1
+    def count() -> None:
+        nonlocal turns
+        turns += 1
 
-    task = run_eagerly(work(), name="x")
-    assert isinstance(task, asyncio.Task)
-    assert await task == 1
+    asyncio.get_running_loop().call_soon(count)
+    await enter_task()
+    assert turns == 0
 
 
 async def test_a_wait_without_a_task_is_an_error() -> None:

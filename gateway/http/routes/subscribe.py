@@ -110,7 +110,7 @@ class SubscribeHandler:
         ask = self.parser.from_aiohttp(request)
         try:
             if ask.method == hdrs.METH_HEAD:
-                await self._authorize(self.check_request(ask))
+                await self._resolve_grant(self.check_request(ask))
                 return web.Response(
                     headers={**STREAM_HEADERS, **self.cors.response_headers(ask, ask.channels)}
                 )
@@ -139,7 +139,8 @@ class SubscribeHandler:
         once the stream counts in the limits. Raises GatewayError. Cancelling is safe.
         """
         check = self.check_request(request)
-        slot, resume_point = self._admit(request, check, await self._authorize(check))
+        grant = ANONYMOUS if check.auth_request is None else await self._resolve_grant(check)
+        slot, resume_point = self._admit(request, check, grant)
         on_admitted()
         return slot, await slot.prepare(resume_point)
 
@@ -171,7 +172,7 @@ class SubscribeHandler:
                 "preflights come too fast: limits.connect_rate_per_address bounds them too", retry_after=1
             )
 
-    async def _authorize(self, check: RequestCheck) -> Grant:
+    async def _resolve_grant(self, check: RequestCheck) -> Grant:
         if check.auth_request is None:
             return ANONYMOUS
         grant = await self.authenticator.resolve(check.auth_request, check.matches)
