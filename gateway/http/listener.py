@@ -175,7 +175,7 @@ class Listener:
                 make_protocol=lambda: FastPathProtocol(self, self._subscribe_handler),
                 handshake_seconds=lambda: self._request_seconds,
                 available_connections=self._available_connections,
-                count_no_room=self._certificate_watcher.count_no_room,
+                handshake_failures=self._certificate_watcher.handshake_failures,
                 limits=self._limits,
             )
             self._tls_acceptor.start(BACKLOG)
