@@ -1,8 +1,8 @@
 """CORS: which pages may read which channels, and the preflights that aiohttp-cors answers by these rules.
 
-aiohttp-cors matches exact origins, has one policy per route and sends no ``Vary``. Its router adapter is the
-extension point: for each request the adapter below returns a mapping whose ``get(origin)`` applies the rules of
-the requested channels. Preflights and their response headers stay the library's.
+aiohttp-cors matches exact origins, has one policy per route and sends no ``Vary``. Its router adapter is
+the extension point: for each request the adapter below returns a mapping whose ``get(origin)`` applies the
+rules of the requested channels. Preflights and their response headers stay the library's.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +37,7 @@ Scope = tuple[str, ...] | None
 """The channels that a request is about, or `ANY_CHANNEL`."""
 
 ANY_CHANNEL: Scope = None
-"""The scope of a request about a stream that may be another node's: a page that may read any channel may send it."""
+"""The scope of a request about a stream of any node: pages that may read some channel may send it."""
 
 RecordRefusal = Callable[[StreamRequest, GatewayError], None]
 CheckRate = Callable[[StreamRequest], None]
@@ -74,7 +74,7 @@ class CorsPolicy:
         return origin if origin is None or len(origin) > MAX_ORIGIN_CHARS else self._interned_origins(origin)
 
     def response_headers(self, request: StreamRequest, scope: Scope) -> dict[str, str]:
-        """Return the headers that let the page read the response, and keep caches from serving it to others."""
+        """Return the headers that let the page read the response, and stop caches from sharing it."""
         headers: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN}
         origin = _origin_header(request)
         if origin is not None and self.refusing_rule(origin, scope) is None:
@@ -153,7 +153,8 @@ class _RequestOrigins(Mapping[str, ResourceOptions]):
 class PreflightHandler(AbstractRouterAdapter):
     """Answers the preflights of an application, through aiohttp-cors.
 
-    ``check_rate`` raises TooManyRequests if their client sends too many; ``record_refusal`` gets each refusal.
+    ``check_rate`` raises TooManyRequests if their client sends too many; ``record_refusal`` gets each
+    refusal.
     """
 
     def __init__(
@@ -216,7 +217,8 @@ class PreflightHandler(AbstractRouterAdapter):
     def _refusal_reason(self, request: web.Request) -> str:
         method, names = (request.headers.get(name, "") for name in _PREFLIGHT_HEADERS)
         if method not in self._allowed_methods(request):
-            return f"pages may not use {method if len(method) <= MAX_REPORTED_NAME_CHARS else 'that method'} here"
+            shown_method = method if len(method) <= MAX_REPORTED_NAME_CHARS else "that method"
+            return f"pages may not use {shown_method} here"
         # A long one is no header name, but perhaps a token.
         shown = [name.strip() for name in names.split(",") if len(name.strip()) <= MAX_REPORTED_NAME_CHARS]
         return (

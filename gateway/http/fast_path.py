@@ -1,10 +1,11 @@
 """The first protocol of each connection: opens streams itself, and hands all other requests to aiohttp.
 
-The cost of opening a stream is the cost of a herd (rows storm and herd of the benchmark), and most of it would be
-aiohttp's task, request, router and response, which a stream does not need. So the first bytes of a connection
-arrive here. A ``GET /events`` is read by aiohttp's own parser and decided by `SubscribeHandler.open_stream`, like
-every other; the response leaves together with the first block in one write. Any other request, even one for a
-stream that has a body, goes with all of its bytes to aiohttp's protocol, which cannot tell the difference.
+The cost of opening a stream is the cost of a herd (rows storm and herd of the benchmark), and most of it
+would be aiohttp's task, request, router and response, which a stream does not need. So the first bytes of a
+connection arrive here. A ``GET /events`` is read by aiohttp's own parser and decided by
+`SubscribeHandler.open_stream`, like every other; the response leaves together with the first block in one
+write. Any other request, even one for a stream that has a body, goes with all of its bytes to aiohttp's
+protocol, which cannot tell the difference.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ MAX_HEAD_BYTES = 16 * 1024
 """Longest head of a request that the fast path waits for, in bytes; aiohttp answers longer ones."""
 
 LINGER_SECONDS = 1.0
-"""Seconds that the rest of a refused request is read, so that its sender sees the response and not a reset."""
+"""Seconds that the rest of a refused request is read, so that its sender sees no reset."""
 
 _LONG_TOKEN = re.compile(rb"\r\nauthorization:[ \t]*bearer[ \t][^\r\n]{%d}" % MAX_TOKEN_CHARS, re.IGNORECASE)
 _HEAD_END = b"\r\n\r\n"
@@ -51,7 +52,10 @@ _UNSUPPORTED_HEADERS = (hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING, hdrs.EXPECT
 
 
 class HeadParser:
-    """aiohttp's parser for heads of requests without a body. One parser serves many connections (row storm)."""
+    """aiohttp's parser for heads of requests without a body.
+
+    One parser serves many connections (row storm).
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

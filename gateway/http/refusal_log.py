@@ -8,7 +8,7 @@ from gateway.observability.recent_errors import RecentError, RecentErrors
 
 
 class RefusalLog:
-    """Remembers the refused requests of one kind (``stream``, ``hook``, ``admin``) and throttles their log lines."""
+    """Remembers refused requests of one kind (``stream``, ``hook``, ``admin``), and throttles their log."""
 
     def __init__(self, kind: str, recent_errors: RecentErrors) -> None:
         self._kind = kind
@@ -27,8 +27,8 @@ class RefusalLog:
     ) -> int | None:
         """Remember a refusal. ``cause`` is the page, address or source that it is counted for.
 
-        Returns how many refusals a log line now stands for, or None if there should be no line. Each error code
-        gets one a minute for each ``throttle_key``, by default the cause.
+        Returns how many refusals a log line now stands for, or None if there should be no line. Each error
+        code gets one a minute for each ``throttle_key``, by default the cause.
         """
         recent = RecentError(self._kind, error.code, error.message, source, origin=origin, client=client)
         self._recent_errors.record(cause, recent)

@@ -55,8 +55,8 @@ class StreamRequest(msgspec.Struct, frozen=True):
 class RequestParser:
     """Reads requests for streams below ``base_path``.
 
-    ``resolve_channel`` finds the channel of a name, or None. ``resolve_forwarded`` returns the client behind a
-    peer, by the addresses that proxies forwarded.
+    ``resolve_channel`` finds the channel of a name, or None. ``resolve_forwarded`` returns the client
+    behind a peer, by the addresses that proxies forwarded.
     """
 
     def __init__(

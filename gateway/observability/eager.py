@@ -1,9 +1,9 @@
 """Running a coroutine without a task for as long as it has nothing to wait for.
 
-`run_eagerly` runs a coroutine in the caller's stack. A coroutine that has its answer at once costs no task and
-no turn of the event loop (rows storm and herd of the benchmark: every stream opens by this path). Before its
-first real wait the coroutine awaits `enter_task`, which moves the rest of it into a task: timeouts,
-cancellation and context variables work there as in any other task.
+`run_eagerly` runs a coroutine in the caller's stack. A coroutine that has its answer at once costs no task
+and no turn of the event loop (rows storm and herd of the benchmark: every stream opens by this path).
+Before its first real wait the coroutine awaits `enter_task`, which moves the rest of it into a task:
+timeouts, cancellation and context variables work there as in any other task.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ T = TypeVar("T")
 def run_eagerly(work: Coroutine[Any, Any, T], *, name: str) -> "T | asyncio.Task[T]":
     """Return the result of a coroutine that does not wait, else the task that finishes it.
 
-    For callbacks of the event loop, which no task runs. Raises what the coroutine raises before its first wait,
-    and RuntimeError if that wait has no task.
+    For callbacks of the event loop, which no task runs. Raises what the coroutine raises before its first
+    wait, and RuntimeError if that wait has no task.
     """
     context = copy_context()
     try:

@@ -1,4 +1,4 @@
-"""Connections that end: a proxy that keeps a pool of them must be told, or it sends the next request into the void."""
+"""Responses before a close say `Connection: close`, or a proxy's pool sends its next request into the void."""
 
 import ast
 import asyncio
@@ -223,7 +223,7 @@ async def asked(listener: Listener, request: str, *, is_admin: bool = False) -> 
 
 
 def judged(name: str, request: str, head: bytes, rest: bytes) -> Iterator[str]:
-    """Yield what is wrong with an answer: it goes on although it said no, or ends without a word."""
+    """Yield how a response misleads: its connection goes on after `close`, or ends without it."""
     says_so = b"\r\nconnection: close\r\n" in head.lower()
     goes_on = bool(rest)
     if " HTTP/1.0" in request:
@@ -324,7 +324,7 @@ def _ends(tree: ast.AST, function: str = "") -> Iterator[str]:
 
 
 async def test_a_client_itself_is_not_told(gateway: Gateway) -> None:
-    """Node's fetch would take a broken connection for the end of the stream, and some clients stay away then."""
+    """With `close`, Node's fetch takes a broken connection for the end, and some clients stay away."""
     for more in ("", "Content-Length: 0\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(f"GET /events/orders{HOST}{more}\r\n".encode())

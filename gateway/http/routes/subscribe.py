@@ -53,8 +53,8 @@ STREAM_HEADERS: Mapping[str, str] = {
 STREAM_HEADERS_FOR_PROXIES: Mapping[str, str] = {**STREAM_HEADERS, hdrs.CONNECTION: "close"}
 """For a proxy, which may keep a pool of connections: a stream's end is its connection's (RFC 9112 §9.6).
 
-Not for a client itself: with this header, Node's fetch takes a broken connection for the end of the stream, and
-clients that reconnect only after errors (fetch-event-source) would stay away: docs/decisions/0019.
+Not for a client itself: with this header, Node's fetch takes a broken connection for the end of the stream,
+and clients that reconnect only after errors (fetch-event-source) would stay away: docs/decisions/0019.
 """
 
 _CHUNKED_HEADER: Mapping[str, str] = {hdrs.TRANSFER_ENCODING: "chunked"}
@@ -134,9 +134,9 @@ class SubscribeHandler:
     ) -> tuple[StreamSlot, StreamStart]:
         """Return a slot for the request's stream, and where the stream begins. The caller releases the slot.
 
-        Waits only for a grant that is not cached, for quotas that nodes share, and for events that must be read
-        from the log, so `run_eagerly` opens most streams without a task (row storm). ``on_admitted`` is called
-        once the stream counts in the limits. Raises GatewayError. Cancelling is safe.
+        Waits only for a grant that is not cached, for quotas that nodes share, and for events that must be
+        read from the log, so `run_eagerly` opens most streams without a task (row storm). ``on_admitted``
+        is called once the stream counts in the limits. Raises GatewayError. Cancelling is safe.
         """
         check = self.check_request(request)
         grant = ANONYMOUS if check.auth_request is None else await self._resolve_grant(check)
@@ -338,8 +338,8 @@ async def respond_with_stream(
 ) -> web.StreamResponse:
     """Respond with a stream to a request that aiohttp routed. Releases the slot. Cancelling is safe.
 
-    ``channels`` are named in ``stream.open`` as they were requested. ``on_open`` gets the connection and how many
-    bytes of body it was sent; it is not called if the client is gone.
+    ``channels`` are named in ``stream.open`` as they were requested. ``on_open`` gets the connection and
+    how many bytes of body it was sent; it is not called if the client is gone.
     """
     with slot:
         first = slot.first_blocks(channels, start)

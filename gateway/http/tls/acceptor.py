@@ -1,13 +1,13 @@
 """Accepts TLS connections on the public port, and bounds their handshakes.
 
-asyncio and uvloop report a connection only after its handshake, so a client that never completes one would hold
-memory that no limit counts. Here the address is known before the handshake begins.
+asyncio and uvloop report a connection only after its handshake, so a client that never completes one would
+hold memory that no limit counts. Here the address is known before the handshake begins.
 
-How it works. At most `MAX_HANDSHAKES` handshakes are in progress. Further connections wait, unread, and addresses
-take turns. A connection whose address has less than its share does not wait: it evicts the oldest handshake of
-the address that has most, so a client that is slow on purpose keeps nobody out. Handshakes and waiting
-connections together are at most half of the connections that there is room for, by the same rule. None of them
-lives longer than a request may take.
+How it works. At most `MAX_HANDSHAKES` handshakes are in progress. Further connections wait, unread, and
+addresses take turns. A connection whose address has less than its share does not wait: it evicts the oldest
+handshake of the address that has most, so a client that is slow on purpose keeps nobody out. Handshakes and
+waiting connections together are at most half of the connections that there is room for, by the same rule.
+None of them lives longer than a request may take.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, Caller, ClientL
 log = structlog.get_logger("gateway.http")
 
 MAX_HANDSHAKES = 1000
-"""Most handshakes in progress: 60 KB each with uvloop, 300 KB without; one core completes as many a second."""
+"""Most handshakes in progress: 60 KB each with uvloop, 300 KB without. A core completes as many a second."""
 
 ACCEPTS_PER_TURN = 64
 """Most connections that are accepted in one turn of the loop."""
@@ -54,7 +54,10 @@ class _PendingConnection:
         self.deadline = deadline
         self.task: asyncio.Task[None] | None = None
         self.is_owned_by_loop = False
-        """Whether the event loop closes the socket. Closed here too, its descriptor may be another socket's by then."""
+        """Whether the event loop closes the socket.
+
+        Closed here too, its descriptor may be another socket's by then.
+        """
 
 
 class _ClientAddress:
@@ -154,7 +157,7 @@ class TlsAcceptor:
             self._remove_if_idle(address)
 
     def finish_handshake(self, protocol: FastPathProtocol) -> bool:
-        """Return whether a connection was accepted here: its handshake is complete, and its address counts it."""
+        """Return whether a connection was accepted here, which is complete and counted by its address."""
         return self._remove_handshake(protocol) is not None
 
     # Accepting.
@@ -176,7 +179,7 @@ class TlsAcceptor:
         return True
 
     def _pause_accepting(self, error: OSError) -> None:
-        """Leave connections in the kernel's queues for a while: the event loop would retry at once, in a loop."""
+        """Leave connections in the kernel's queues for a while: retrying at once would be a busy loop."""
         times = self._log_throttle.should_log(error.errno)
         if times is not None:
             log.error("accept_failed", error=error.strerror, times=times)

@@ -1,9 +1,9 @@
 """Reloads the public port's certificate when its files change, and warns before it expires.
 
 The files are polled every `POLL_SECONDS` rather than watched: polling sees an atomic swap of symlinks, as
-Kubernetes does for a Secret, on every file system. If the new files cannot be used, the old certificate stays in
-use, one log line says why, and the files are tried again until they are valid, so a certificate may be written
-before its key.
+Kubernetes does for a Secret, on every file system. If the new files cannot be used, the old certificate
+stays in use, one log line says why, and the files are tried again until they are valid, so a certificate
+may be written before its key.
 """
 
 import asyncio

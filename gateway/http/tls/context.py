@@ -26,8 +26,9 @@ class LoadedCertificate:
 class RotatingSSLContext(ssl.SSLContext):
     """A server's context that delegates each new connection to ``current``.
 
-    Event loops keep the context that they were started with, and call its ``wrap_bio`` once for each connection.
-    Assigning ``current`` therefore changes the certificate of new connections only (docs/decisions/0011).
+    Event loops keep the context that they were started with, and call its ``wrap_bio`` once for each
+    connection. Assigning ``current`` therefore changes the certificate of new connections only
+    (docs/decisions/0011).
     """
 
     current: ssl.SSLContext
