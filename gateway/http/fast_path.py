@@ -132,11 +132,8 @@ class ConnectionObserver(Protocol):
     def on_close(self, protocol: "FastPathProtocol") -> None:
         """Forget a connection. Harmless when repeated."""
 
-    def on_request(self, protocol: "FastPathProtocol") -> None:
-        """End the deadline of a connection whose request is complete."""
-
-    def on_admitted(self, protocol: "FastPathProtocol") -> None:
-        """Uncount a connection that counts as a stream from now on."""
+    def on_request(self, protocol: "FastPathProtocol", *, is_admitted: bool) -> None:
+        """End the deadline of a connection whose request waits; uncount it if it counts as a stream."""
 
     def make_aiohttp_protocol(self, protocol: "FastPathProtocol") -> web.RequestHandler:
         """Return aiohttp's protocol for a request that the fast path does not answer."""
@@ -148,6 +145,7 @@ class FastPathProtocol(asyncio.Protocol):
     __slots__ = (
         "__weakref__",
         "_head",
+        "_is_admitted",
         "_is_refused",
         "_listener",
         "_subscribe_handler",
@@ -162,7 +160,7 @@ class FastPathProtocol(asyncio.Protocol):
         self._listener = listener
         self._subscribe_handler = subscribe_handler
         self._head = b""
-        self._is_refused = False
+        self._is_admitted = self._is_refused = False
         self.opening_task: asyncio.Task[None] | None = None
         """The task that opens the stream; None if there is nothing to wait for."""
         self.caller = UNKNOWN_CALLER
@@ -213,7 +211,7 @@ class FastPathProtocol(asyncio.Protocol):
         opening = run_eagerly(self._open_stream(handler, request), name="open stream")
         if opening is not None:
             self.opening_task = opening
-            self._listener.on_request(self)
+            self._listener.on_request(self, is_admitted=self._is_admitted)
 
     async def _open_stream(self, handler: SubscribeHandler, request: StreamRequest) -> None:
         try:
@@ -230,7 +228,9 @@ class FastPathProtocol(asyncio.Protocol):
             self.transport.abort()
 
     def _on_admitted(self) -> None:
-        self._listener.on_admitted(self)
+        self._is_admitted = True
+        if self.opening_task is not None:
+            self._listener.on_request(self, is_admitted=True)
 
     def _refuse_long_token(self, handler: SubscribeHandler, head_before_token: bytes) -> None:
         """Refuse a token that is longer than any header that is read, with an error that says so."""

@@ -308,14 +308,15 @@ class Listener:
         if self._fast_path_deadlines.pop(protocol, None) is not None:
             self._release_connection(protocol.caller)
 
-    def on_request(self, protocol: FastPathProtocol) -> None:
-        """End the deadline of a connection whose request is complete: what it waits for has its own."""
-        self._fast_path_deadlines[protocol] = math.inf
+    def on_request(self, protocol: FastPathProtocol, *, is_admitted: bool) -> None:
+        """End the deadline of a connection whose request waits: what it waits for has its own.
 
-    def on_admitted(self, protocol: FastPathProtocol) -> None:
-        """Uncount a connection that counts as a stream of its address from now on."""
-        self._release_connection(protocol.caller)
-        protocol.caller = UNKNOWN_CALLER
+        An admitted one counts as a stream of its address from now on, and no longer as a connection.
+        """
+        self._fast_path_deadlines[protocol] = math.inf
+        if is_admitted:
+            self._release_connection(protocol.caller)
+            protocol.caller = UNKNOWN_CALLER
 
     def make_aiohttp_protocol(self, protocol: FastPathProtocol) -> web.RequestHandler:
         """Return aiohttp's protocol for a request that the fast path does not answer.

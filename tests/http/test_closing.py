@@ -169,7 +169,7 @@ ENDS = {
     "http/listener.py _on_aiohttp_request: request.protocol.force_close": "another version, where aiohttp changed: no answer",
     "http/listener.py connection_made: transport.abort": "no room: no answer",
     "http/listener.py on_connect: protocol.force_close": "too many of one address: no answer",
-    "http/listener.py stop: front.force_close": "no request came: no answer",
+    "http/listener.py stop: protocol.force_close": "no request came: no answer",
     "http/routes/subscribe.py get: response.force_close": "the same by way of aiohttp",
     "http/routes/subscribe.py open_on_transport: transport.write": "a stream",
     "hub/audience.py _write_direct: frame.recipients[position].transport.write": "within a stream",
