@@ -60,7 +60,7 @@ class CorsPolicy:
             if channel.cors is not None
         }
         self._cached_refusing_rule = lru_cache(CACHED_DECISIONS)(self._find_refusing_rule)
-        self._interned_origins = lru_cache(CACHED_DECISIONS)(_identity)
+        self._interned_origins = lru_cache(CACHED_DECISIONS)(lambda origin: origin)
         self.resource_options = ResourceOptions(  # type: ignore[no-untyped-call]  # aiohttp-cors types only some of it
             allow_credentials=config.cors.credentials,
             allow_headers=tuple(config.cors.allow_headers),
@@ -118,10 +118,6 @@ class CorsPolicy:
             if not (own or self._default_origins).allows(origin):
                 return "cors.origins" if own is None else f'channels."{declared_name}".cors.origins'
         return None
-
-
-def _identity(origin: str) -> str:
-    return origin
 
 
 def _origin_header(request: StreamRequest) -> str | None:

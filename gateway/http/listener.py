@@ -156,17 +156,14 @@ class Listener:
         # starts.
         tls_sockets = []
         for bound in self._sockets:
-            if bound.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(
-                    self._make_protocol, sock=bound, backlog=BACKLOG, start_serving=False
-                )
-            elif self._certificate_watcher is None:
-                server = await loop.create_server(
-                    self._make_protocol, sock=bound, backlog=BACKLOG, start_serving=False
-                )
-            else:
+            is_unix = bound.family == socket.AF_UNIX
+            if self._certificate_watcher is not None and not is_unix:
                 tls_sockets.append(bound)
                 continue
+            create_server = loop.create_unix_server if is_unix else loop.create_server
+            server = await create_server(
+                self._make_protocol, sock=bound, backlog=BACKLOG, start_serving=False
+            )
             self._servers.append((bound, server))
         if self._certificate_watcher is not None and tls_sockets:
             self._tls_acceptor = TlsAcceptor(

@@ -39,7 +39,9 @@ def parse_subscription(request: StreamRequest, matches: tuple[ChannelMatch, ...]
     """Return the subscription that a request is for. Raises BadRequest."""
     if not request.query:
         return Subscription.of(matches, chunked=request.is_chunked)
-    format = _parse_choice(request, "format", ("envelope", "data", "message"))
+    format = request.query.get("format")
+    if format not in (None, "envelope", "data", "message"):
+        raise BadRequest("format= must be envelope or data or message", code="bad_query")
     types = frozenset(
         name.strip()
         for value in request.query.getall("types", ())
@@ -153,10 +155,3 @@ def _parse_unix_ms(text: str) -> int:
         return number
     # A + that was not encoded as %2B arrives as a blank.
     return parse_iso8601_ms(_BLANK_ZONE.sub(r"\1+\2", text))
-
-
-def _parse_choice(request: StreamRequest, name: str, allowed: tuple[str, ...]) -> str | None:
-    value = request.query.get(name)
-    if value is not None and value not in allowed:
-        raise BadRequest(f"{name}= must be {' or '.join(allowed)}", code="bad_query")
-    return value
