@@ -1,8 +1,7 @@
 """Authenticates requests: from credentials to a `Grant`.
 
-`Authenticator.try_cached` answers whatever needs no waiting, which is nearly everything;
-`Authenticator.resolve` waits for the rest: an unknown key, a ticket that another node issued, a forward-auth
-endpoint without a fresh decision.
+Nearly every grant comes from a cache without waiting. The others wait for an issuer's key, for a ticket that
+another node issued, or for the forward-auth endpoint.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ from gateway.auth.grant import ANONYMOUS, Grant
 from gateway.auth.jwks import JwksClient
 from gateway.auth.jwt import invalid_token
 from gateway.auth.revocation import RecentRevocations, RevocationRule, RevokedGrants
-from gateway.auth.rules import authorize, required_auth
+from gateway.auth.rules import authorize, is_public, required_auth
 from gateway.auth.tickets import Ticket
 from gateway.broker.shared_store import SharedStore
 from gateway.config.channel_catalog import ChannelMatch
@@ -114,25 +113,14 @@ class Authenticator:
         """Whether the configuration enables tickets."""
         return self._backends.tickets is not None
 
-    def try_cached(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Grant | None:
-        """Return the request's grant, or None where `resolve` has to wait for it.
-
-        Raises Unauthorized or Forbidden.
-        """
-        plan, means = self._plan(request, matches), self._backends
-        if plan.ticket is not None and means.tickets is not None:
-            return means.tickets.try_cached(plan.ticket)
-        grant = ANONYMOUS if plan.token is None else means.tokens.try_cached(plan.token)
-        if grant is None or plan.forward is None or means.forward is None:
-            return grant
-        forwarded = means.forward.try_cached(plan.forward)
-        return None if forwarded is None else grant.merge(forwarded)
-
     async def resolve(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Grant:
-        """Return the request's grant. Raises Unauthorized, Forbidden, Unavailable. Cancelling is safe."""
-        plan, means = self._plan(request, matches), self._backends
-        if plan.ticket is not None and means.tickets is not None:
-            return await means.tickets.resolve(plan.ticket)
+        """Return the request's grant. Waits only for what no cache holds.
+
+        Raises Unauthorized, Forbidden, Unavailable. Cancelling is safe.
+        """
+        plan, tickets = self._plan(request, matches), self._backends.tickets
+        if plan.ticket is not None and tickets is not None:
+            return await tickets.resolve(plan.ticket)
         return await self._resolve_plan(plan)
 
     async def issue_ticket(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Ticket:
@@ -140,6 +128,8 @@ class Authenticator:
 
         Raises like `resolve`, and TooManyRequests.
         """
+        if not is_public(matches):
+            self._plan(request, matches)  # a missing token names its channel, as for a stream
         tickets = self._backends.tickets
         if tickets is None:
             raise NotFound("this gateway issues no tickets: its configuration has no auth.tickets")
@@ -217,11 +207,10 @@ class Authenticator:
     async def _resolve_plan(self, plan: "_Plan") -> Grant:
         grant, backends = ANONYMOUS, self._backends
         if plan.token is not None:
-            grant = backends.tokens.try_cached(plan.token) or await backends.tokens.resolve(plan.token)
+            grant = await backends.tokens.resolve(plan.token)
         if plan.forward is None or backends.forward is None or not plan.forward.channels:
             return grant
-        forward = backends.forward
-        return grant.merge(forward.try_cached(plan.forward) or await forward.resolve(plan.forward))
+        return grant.merge(await backends.forward.resolve(plan.forward))
 
     def _set_backends(self, backends: AuthBackends) -> None:
         self._backends = backends

@@ -26,6 +26,7 @@ from gateway.core.bounded_dict import BoundedDict
 from gateway.core.errors import BadRequest, Forbidden, Unauthorized, Unavailable
 from gateway.core.sanitize import redact_url
 from gateway.net.http_fetch import FetchError, describe_client_error, read_bounded_body
+from gateway.observability.eager import enter_task
 from gateway.observability.log_throttle import LogThrottle
 from gateway.observability.metrics import Metrics
 
@@ -173,17 +174,16 @@ class ForwardAuth:
         self._in_flight: dict[bytes, asyncio.Task[_Decision]] = {}
         self._log_throttle = LogThrottle()
 
-    def try_cached(self, request: AuthRequest) -> Grant | None:
-        """Return a cached grant, or None if `resolve` must request it. Raises Unauthorized or Forbidden."""
-        answer = self._decisions.get(self._cache_key(request))
-        return _grant_or_raise(answer) if answer is not None and answer.valid_until > self._clock() else None
-
     async def resolve(self, request: AuthRequest) -> Grant:
-        """Return the endpoint's grant. Cancelling is safe.
+        """Return the endpoint's decision. Waits only for one that is not cached.
 
-        Raises Unauthorized or Forbidden, or Unavailable for an outage.
+        Raises Unauthorized or Forbidden, or Unavailable for an outage. Cancelling is safe.
         """
         key = self._cache_key(request)
+        cached = self._decisions.get(key)
+        if cached is not None and cached.valid_until > self._clock():
+            return _grant_or_raise(cached)
+        await enter_task()
         task = self._in_flight.get(key)
         if task is None:
             since = self._revocations.count

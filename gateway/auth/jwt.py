@@ -19,6 +19,7 @@ from gateway.auth.grant import Claims, Grant, describe_claim
 from gateway.config.model.auth import JwtConfig
 from gateway.core.bounded_dict import BoundedDict
 from gateway.core.errors import Unauthorized, bearer_challenge
+from gateway.observability.eager import enter_task
 
 MAX_TOKEN_CHARS = 8 * 1024
 """Longest token, in characters."""
@@ -86,8 +87,11 @@ class TokenVerifier:
         self._verified.clear()
         self._failures.clear()
 
-    def try_cached(self, token: str) -> Grant | None:
-        """Return a token's grant, or None if `resolve` must fetch its key first. Raises Unauthorized."""
+    async def resolve(self, token: str) -> Grant:
+        """Return what a token grants. Waits only if its issuer's key must be fetched.
+
+        Raises Unauthorized, or Unavailable while the issuer's keys cannot be fetched. Cancelling is safe.
+        """
         if len(token) > MAX_TOKEN_CHARS:
             raise token_too_long()
         digest = _digest(token)
@@ -101,23 +105,15 @@ class TokenVerifier:
             raise invalid_token(failed[1])
         try:
             issuer, header = self._claimed_issuer(token)
-            if _needs_fetch(issuer, header):
-                return None
-            return self._cache_grant(digest, self._verify(token, issuer, header))
+            if not _needs_fetch(issuer, header):
+                return self._cache_grant(digest, self._verify(token, issuer, header))
         except Unauthorized as error:
             self._failures.put(digest, (self._clock(), error.message))
             raise
-
-    async def resolve(self, token: str) -> Grant:
-        """Return a token's grant, after its issuer's keys were fetched.
-
-        Raises Unauthorized, or Unavailable while the keys are unavailable. Cancelling is safe.
-        """
-        issuer, header = self._claimed_issuer(token)
-        if _needs_fetch(issuer, header):
-            assert issuer.key_set is not None
-            await issuer.key_set.fetch_missing(header.get("kid"), str(header["alg"]))
-        return self._cache_grant(_digest(token), self._verify(token, issuer, header))
+        assert issuer.key_set is not None
+        await enter_task()
+        await issuer.key_set.fetch_missing(header.get("kid"), str(header["alg"]))
+        return self._cache_grant(digest, self._verify(token, issuer, header))
 
     def _claimed_issuer(self, token: str) -> tuple[Issuer, Mapping[str, Any]]:
         """Return the issuer that a token claims, and its header: nothing of it is verified yet."""

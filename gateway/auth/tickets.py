@@ -21,6 +21,7 @@ from gateway.auth.revocation import RecentRevocations
 from gateway.broker.shared_store import QuotaSlot, SharedStore
 from gateway.core.bounded_dict import BoundedDict
 from gateway.core.errors import TooManyRequests, Unavailable
+from gateway.observability.eager import enter_task
 
 TICKET_BYTES = 24
 """Random bytes of a ticket: 192 bits."""
@@ -104,14 +105,16 @@ class TicketStore:
         with suppress(Unavailable):
             await self._shared_store.release_slots([slot])
 
-    def try_cached(self, ticket: str) -> Grant | None:
-        """Return the grant of a cached ticket, or None if `resolve` must read it. Raises Unauthorized."""
-        stored = self._cache.get(_store_key("ticket", ticket))
-        return None if stored is None else self._unexpired_grant(stored)
-
     async def resolve(self, ticket: str) -> Grant:
-        """Return the grant of a ticket. Raises Unauthorized or Unavailable. Cancelling is safe."""
+        """Return the grant of a ticket. Waits only for a ticket that is not cached here.
+
+        Raises Unauthorized or Unavailable. Cancelling is safe.
+        """
         key, since = _store_key("ticket", ticket), self._revocations.count
+        cached = self._cache.get(key)
+        if cached is not None:
+            return self._unexpired_grant(cached)
+        await enter_task()
         value = await self._shared_store.get(key)
         if value is None:
             raise invalid_token("the ticket is unknown or has expired")

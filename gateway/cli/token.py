@@ -1,6 +1,7 @@
 """``sse-gateway token``: signs a test JWT that the configuration accepts."""
 
 import argparse
+import asyncio
 import json
 import re
 import sys
@@ -240,7 +241,7 @@ def _verify(config: Config, issuer: JwtConfig, token: str) -> Grant | None:
         key = read_pem(str(issuer.public_key_file), issuer.algorithms)
     claims = jwt.decode(token, options={"verify_signature": False})
     try:
-        return TokenVerifier([Issuer(issuer, key)], claims).try_cached(token)
+        return asyncio.run(TokenVerifier([Issuer(issuer, key)], claims).resolve(token))
     except GatewayError as error:
         raise StartupError(f"no token: the gateway would refuse it: {error.message}") from None
 

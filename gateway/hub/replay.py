@@ -31,6 +31,7 @@ from gateway.hub.history_cache import HistoryCache, HistoryView
 from gateway.hub.hub import Hub
 from gateway.hub.recent_ids import RecentIds
 from gateway.hub.subscription import Subscription
+from gateway.observability.eager import enter_task
 from gateway.observability.metrics import Metrics
 
 log = structlog.get_logger("gateway.hub")
@@ -108,13 +109,17 @@ class Replay:
         self._fetch_tasks: set[asyncio.Task[None]] = set()
         hub.on_lagging = self.catch_up
 
-    def try_cached_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart | None:
-        """Decide where a stream begins, or return None where `open` must read first. Raises Unavailable."""
+    async def resolve_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart:
+        """Decide where a stream begins, and which gaps its client must learn of. Raises Unavailable.
+
+        Waits only if that takes events from the log which neither a ring nor the history cache has.
+        """
         head, after = self._hub.head, start.after
         if head == EventId(0, 0):
             raise Unavailable("the log has not been reached yet")
-        if start.last is not None or (after is not None and after > head):
-            return None
+        if start.last is not None:
+            await enter_task()
+            return await self._start_at_last_events(subscription, start, start.last, head)
         if after is None:
             if start.has_last_event_id:
                 return self._start_with_unknown_id(subscription, head)
@@ -123,43 +128,43 @@ class Replay:
                 if start.is_reconnect_without_id
                 else self._start_live(head)
             )
+        if after > head:
+            await enter_task()
+            return await self._start_ahead(subscription, start, after, head)
         if self._hub.ring_covers(subscription, after):
             unseen = self._lost_without_history(subscription, after, head)
             return self._start_after(subscription, after, head, HistoryView((), head, unseen, {}), after)
         view = self._cached_view(subscription, after, head, 1)  # another one of a herd may have asked for it
-        return None if view is None else self._start_from_view(subscription, after, head, view)
+        if view is None:
+            await enter_task()
+            view = await self._load_view(subscription, after, head)
+        return self._start_from_view(subscription, after, head, view)
 
-    async def resolve_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart:
-        """Decide where a stream begins and what it must be told. Raises Unavailable."""
-        opening = self.try_cached_start(subscription, start)
-        if opening is not None:
-            return opening
-        head = self._hub.head
-        if start.last is not None:
-            kept = {match.name: match.declared.retention.max_events for match in subscription.matches}
-            found = await self._recent_ids.find_start(kept, start.last, start.address)
-            cursor = head if found is None else min(found, head)
-            # Nothing was promised about what lies further back, so what is gone there is not told.
-            view = await self._load_view(subscription, cursor, head)
-            if start.is_reconnect_without_id:
-                gaps = self._encode_gaps(
-                    dict.fromkeys(subscription.channels, cursor), {}, NO_RESUME_POINT, None, cursor
-                )
-                return StreamStart(head, cursor, "gap", None, gaps, view.floors)
-            return StreamStart(head, cursor, "none", cursor, reported_gaps=view.floors)
-        after = start.after
-        assert after is not None, "a start without an id is decided at once"
-        if after > head:
-            if after > await self._history_cache.latest():
-                return (
-                    self._start_with_unknown_id(subscription, head)
-                    if start.has_last_event_id
-                    else self._start_live(head)
-                )
+    async def _start_at_last_events(
+        self, subscription: Subscription, start: ResumePoint, count: int, head: EventId
+    ) -> StreamStart:
+        """Begin so many events back (``last=``)."""
+        kept = {match.name: match.declared.retention.max_events for match in subscription.matches}
+        found = await self._recent_ids.find_start(kept, count, start.address)
+        cursor = head if found is None else min(found, head)
+        # Events further back were not requested: their loss is no gap.
+        view = await self._load_view(subscription, cursor, head)
+        if start.is_reconnect_without_id:
+            gaps = self._encode_gaps(
+                dict.fromkeys(subscription.channels, cursor), {}, NO_RESUME_POINT, None, cursor
+            )
+            return StreamStart(head, cursor, "gap", None, gaps, view.floors)
+        return StreamStart(head, cursor, "none", cursor, reported_gaps=view.floors)
+
+    async def _start_ahead(
+        self, subscription: Subscription, start: ResumePoint, after: EventId, head: EventId
+    ) -> StreamStart:
+        """Begin after an id that this node has not reached: another node's event, or a forged id."""
+        if after <= await self._history_cache.latest():
             return StreamStart(head, after, "complete", after)
-        return self._start_from_view(
-            subscription, after, head, await self._load_view(subscription, after, head)
-        )
+        if start.has_last_event_id:
+            return self._start_with_unknown_id(subscription, head)
+        return self._start_live(head)
 
     def _start_from_view(
         self, subscription: Subscription, after: EventId, head: EventId, view: HistoryView

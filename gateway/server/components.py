@@ -33,6 +33,7 @@ from gateway.http.bodies import BodyReader
 from gateway.http.cors import CorsPolicy
 from gateway.http.listener import Listener
 from gateway.http.query import STREAM_OPTION_NAMES
+from gateway.http.request import RequestParser
 from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
 from gateway.http.routes.acks import AckHandler
 from gateway.http.routes.app import build_public_app
@@ -194,7 +195,9 @@ class Components:
         )
         self.status.bind_gauges()
         self.cors = CorsPolicy(config, self.catalog)
+        parser = RequestParser(self.catalog.resolve, self.limits.forwarded_caller, config.server.base_path)
         self.subscribe_handler = SubscribeHandler(
+            parser=parser,
             catalog=self.catalog,
             streams=self.streams,
             cors=self.cors,
@@ -214,6 +217,7 @@ class Components:
             self.nonces,
             self.ack_forwarder,
             self.cors,
+            parser,
             self.limits,
             BodyReader(MAX_ACK, timeouts.request, "an answer may be"),
             self.metrics.acks,
@@ -236,7 +240,6 @@ class Components:
             build_public_app(
                 self.subscribe_handler,
                 hooks,
-                self.cors,
                 office,
                 self.ack_handler,
                 config.server.base_path,

@@ -15,7 +15,7 @@ from gateway.config.diff import channels_with_changed_access, have_origins_chang
 from gateway.config.model.config import Config
 from gateway.core.errors import StartupError, Unavailable
 from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
-from gateway.http.tls.context import LoadedCertificate
+from gateway.http.tls.context import load_certificate, LoadedCertificate
 from gateway.observability.metrics import Metrics
 from gateway.server.components import DESCRIPTOR_RESERVE, Components, WorkerSockets, event_options
 from gateway.server.reload import ConfigFile, Reloader
@@ -121,7 +121,7 @@ class Daemon(Components):
         tls = config.server.tls
         loaded = None
         if self.certificate_watcher is not None and tls is not None:
-            loaded = await asyncio.to_thread(self.certificate_watcher.load, tls)
+            loaded = await asyncio.to_thread(load_certificate, tls)
         means = await self.authenticator.prepare(config.auth, config.channels.values())
         return PreparedConfig(config, descriptors, means, loaded)
 

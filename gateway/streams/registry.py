@@ -175,14 +175,6 @@ class StreamRegistry:
             slot.quota.release()
             self._hub.unwatch(slot.subscription)
 
-    def try_cached_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart | None:
-        """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
-        return self._replay.try_cached_start(subscription, start)
-
-    async def resolve_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart:
-        """Decide where a stream begins. Raises Unavailable. Cancelling is safe."""
-        return await self._replay.resolve_start(subscription, start)
-
     def register(self, stream: StreamConnection, opening: StreamStart, sent: int) -> None:
         """Register an open stream, of whose body ``sent`` bytes were written."""
         now = asyncio.get_running_loop().time()
@@ -376,6 +368,18 @@ class StreamSlot:
         if not self._is_released:
             self._is_released = True
             self._registry.release_slot(self, has_stream=self._has_stream)
+
+    async def prepare(self, resume_point: ResumePoint) -> StreamStart:
+        """Reserve the quota on all nodes, and decide where the stream begins.
+
+        Raises GatewayError. Releases the slot if it fails or is cancelled.
+        """
+        try:
+            await self.quota.reserve(self.connection_id)
+            return await self._registry._replay.resolve_start(self.subscription, resume_point)
+        except BaseException:
+            self.release()
+            raise
 
     def first_blocks(self, channels: Sequence[str], opening: StreamStart) -> bytes:
         """Return the first blocks: ``stream.open`` with the channels as the client named them, and gaps."""

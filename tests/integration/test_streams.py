@@ -415,9 +415,7 @@ async def _parts(gateway: Gateway) -> set[str]:
 
 
 @pytest.mark.parametrize("log", ["memory", "sqlite", "redis"])
-async def test_deleted_streams_leave_nothing_in_the_log(
-    log: str, redis: RedisServer, tmp_path: Path
-) -> None:
+async def test_deleted_streams_leave_nothing_in_the_log(log: str, redis: RedisServer, tmp_path: Path) -> None:
     """Each short-lived key (``job:*``) would leave an offset in the log for ever."""
     with redis_server() as upstream:
         over = {

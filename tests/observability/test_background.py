@@ -42,7 +42,16 @@ ROOT = Path(__file__).parents[2] / "gateway"
 
 # The enumeration: where work begins that nobody awaits.
 
-STARTERS = {"create_task", "ensure_future", "Thread", "Timer", "call_later", "call_at", "ThreadPoolExecutor"}
+STARTERS = {
+    "run_eagerly",
+    "create_task",
+    "ensure_future",
+    "Thread",
+    "Timer",
+    "call_later",
+    "call_at",
+    "ThreadPoolExecutor",
+}
 SUPERVISED = {"start_task", "guard_callback", "create_thread", "__init__"}
 """``__init__`` is that of a `BucketSweep`, which guards its own timer."""
 
@@ -70,7 +79,8 @@ KNOWN: Mapping[str, str] = {
     "auth/tickets.py TicketStore.issue": "one seat, awaited or given back",
     "server/daemon.py Daemon._start_unless_stopped": "awaited at once",
     "http/listener.py Listener._accept_queued": "one connection, in the last moment before the port closes",
-    "http/fast_path.py FastPathProtocol._handle_request": "one request; what it raises is its answer",
+    "observability/eager.py run_eagerly": "its callers are listed here",
+    "http/fast_path.py FastPathProtocol._open": "one request; what it raises is its answer",
     "http/tls/acceptor.py TlsAcceptor._pause_accepting": "accepts again after a pause; the socket's reader stays",
     "http/tls/acceptor.py TlsAcceptor._start_handshake": "one handshake; the next ones have tasks of their own",
     "hub/recent_ids.py RecentIds._wait_for_read": "reads while requests wait; they are told, and the next one starts another",

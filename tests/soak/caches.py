@@ -62,7 +62,6 @@ CACHES = (
           holds="channels asked for with `last=`, without their ids (`TAIL_IDS`)"),
     Cache("gateway.http.cors", "CACHED_DECISIONS", "gateway.http.cors.CorsPolicy._cached_refusing_rule", 5000,
           holds="origins with the channels that they ask for"),
-    Cache("gateway.http.cors", "CACHED_DECISIONS", "gateway.http.cors.CorsPolicy._cached_refusing_rule_any", 3000, holds="origins"),
     Cache("gateway.http.cors", "CACHED_DECISIONS", "gateway.http.cors.CorsPolicy._interned_origins", 1500, holds="origins of streams"),
     Cache("gateway.http.responses", "HEAD_CACHE_ENTRIES", "gateway.http.responses._encode_head_lines", 6000, holds="heads of answers"),
     Cache("gateway.streams.quotas.client_address", "MAX_CACHED_ADDRESSES", "gateway.streams.quotas.client_address.TrustedProxies.is_trusted", 500,
@@ -133,8 +132,8 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
     ),
     "words of the code: routes, headers, kinds, reasons (`test_labels_are_words_of_the_code`)": (
         "gateway.http.routes.acks.AckHandler.result_counter",
-        "gateway.http.cors._RouterAdapter._methods_by_path",
-        "gateway.http.cors._RouterAdapter._any_channel_paths",
+        "gateway.http.cors.PreflightHandler._methods_by_path",
+        "gateway.http.cors.PreflightHandler._any_channel_paths",
         "gateway.http.aiohttp_protocol.AiohttpProtocol._headers",
         "gateway.http.listener.Listener._sockets_by_address",
         "gateway.http.listener.Listener._options",

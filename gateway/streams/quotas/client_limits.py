@@ -17,6 +17,7 @@ from gateway.broker.shared_store import SharedStore
 from gateway.config.model import config as model
 from gateway.core.bounded_dict import BoundedDict
 from gateway.core.clock import unix_ms
+from gateway.observability.eager import enter_task
 from gateway.observability.metrics import Metrics
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 from gateway.streams.quotas.address_quotas import AddressLimitReached, AddressQuotas, AddressUsage
@@ -86,18 +87,16 @@ class StreamQuota(msgspec.Struct, eq=False):
             and self.client_id in self.limits.quotas_by_client
         )
 
-    @property
-    def needs_reservation(self) -> bool:
-        """Whether `reserve` has to wait for the shared store or the log."""
-        if self.limits is None or not self.limits.users.is_shared:
-            return False
-        return self.user_key is not None or self.client_id is not None
-
     async def reserve(self, connection: str) -> None:
-        """Reserve the user's slot, and announce a client's new stream. Cancelling is safe.
+        """Reserve the user's slot in the shared store, and announce a client's new stream to other nodes.
 
-        Raises Overloaded.
+        Waits only if nodes share a store. Raises Overloaded. Cancelling is safe.
         """
+        if self.limits is None or not self.limits.users.is_shared:
+            return
+        if self.user_key is None and self.client_id is None:
+            return
+        await enter_task()
         if self.limits is not None and self.user_key is not None:
             await self.limits.users.reserve(self.user_key, self.slot_member)
         if self.limits is not None and self.client_id is not None:
