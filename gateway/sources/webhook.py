@@ -15,16 +15,11 @@ from gateway.core.errors import Forbidden, GatewayError, TooManyRequests, Unavai
 from gateway.core.event import Record
 from gateway.core.token_bucket import TokenBucket
 from gateway.sources.base import Source, SourceContext
+from gateway.webhooks.credentials import UNIDENTIFIED, Headers, PeerCertificate, VerifiedMessage
 from gateway.webhooks.detect import check_path, parse_post
 from gateway.webhooks.formats.base import Outcome, Post, WebhookResponse, fingerprint_of
-from gateway.webhooks.signatures import UNIDENTIFIED as NO_PROOF
-from gateway.webhooks.signatures import (
-    Headers,
-    IdempotencyCache,
-    PeerCertificate,
-    VerifiedMessage,
-    build_verifier,
-)
+from gateway.webhooks.idempotency import IdempotencyCache
+from gateway.webhooks.signatures import build_verifier
 
 # The checks of webhooks' bodies, which take memory and time in proportion to the body, and more.
 #
@@ -170,7 +165,7 @@ class WebhookSource(Source):
             self._replays.finish(proof, reply, events)
         return reply
 
-    def with_metadata(self, post: Post, proof: VerifiedMessage = NO_PROOF) -> Post:
+    def with_metadata(self, post: Post, proof: VerifiedMessage = UNIDENTIFIED) -> Post:
         """Return a post with what the file and its signature tell of it.
 
         Raises Rejected for a path that its format does not speak.

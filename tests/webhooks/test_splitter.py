@@ -70,7 +70,7 @@ def test_an_object_is_bounded_and_must_end() -> None:
         splitter.feed(b'{"a":"' + b"x" * 100)
     splitter = JsonSplitter(100)
     splitter.feed(b'{"a"')
-    with pytest.raises(RecordRejected, match="not whole"):
+    with pytest.raises(RecordRejected, match="incomplete"):
         splitter.finish()
 
 
