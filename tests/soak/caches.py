@@ -124,10 +124,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         "gateway.streams.acks.tracker.AckTracker._rules",
         "gateway.streams.registry.StreamRegistry.streams_per_channel",
         "gateway.webhooks.credentials.BasicAuthVerifier._users",
-        "gateway.webhooks.signatures.HmacVerifier._keys",
-        "gateway.webhooks.signatures.GitHubVerifier._keys",
         "gateway.webhooks.signatures.StandardWebhooksVerifier._keys",
-        "gateway.webhooks.signatures.StripeVerifier._keys",
         "gateway.webhooks.credentials.BearerVerifier._tokens",
     ),
     "words of the code: routes, headers, kinds, reasons (`test_labels_are_words_of_the_code`)": (
