@@ -94,12 +94,12 @@ async def test_a_log_in_redis_can_be_used_and_nothing_stays_behind(server: Redis
         (
             "redis://127.0.0.1:{free}",
             "nothing listens at 127.0.0.1:{free}",
-            "see that host and port are right",
+            "check host and port",
         ),
-        ("redis://nobody:c4n4ry@127.0.0.1:{port}", "invalid username-password", "see that user and password"),
+        ("redis://nobody:c4n4ry@127.0.0.1:{port}", "invalid username-password", "check user and password"),
         ("rediss://127.0.0.1:{port}", "no answer within", "TLS"),
         ("redis+sentinel://127.0.0.1:{free}/main", "no Sentinel names a master", "master's name"),
-        ("redis+cluster://127.0.0.1:{port}", "", "see"),
+        ("redis+cluster://127.0.0.1:{port}", "", "check"),
         ("redis://127.0.0.1:{port}?nonsense=1", "nonsense", ""),
     ],
 )
@@ -333,7 +333,7 @@ async def test_a_log_in_a_file(tmp_path: Path) -> None:
     """It can be made, it is there, it is something else, or its folder is none."""
     path = tmp_path / "new" / "g.db"
     found = await broker(f"sqlite:///{path}")
-    assert (found.level, "is not there yet, and can be made" in found.found) == (Level.OK, True)
+    assert (found.level, "does not exist yet, and can be created" in found.found) == (Level.OK, True)
     assert not path.parent.exists()
     other = tmp_path / "other.db"
     other.write_text("this is a text and no database, and is longer than the header of one" * 10)

@@ -295,7 +295,7 @@ async def test_a_proxy_that_gathers_bytes() -> None:
         patience = dataclasses.replace(BRIEF, heartbeat_seconds=0.2, listen_seconds=2.5)
         seen = await examine(f"http://127.0.0.1:{port}{PATH}", origin=None, patience=patience)
     assert seen.bad == {"heartbeat"}
-    assert "came together" in seen["heartbeat"].found
+    assert "arrived together" in seen["heartbeat"].found
 
 
 @pytest.mark.idle_clock

@@ -62,9 +62,9 @@ async def test_it_opens_what_was_asked_for(tmp_path: Path) -> None:
     }  # fmt: skip
     assert claims["exp"] - claims["iat"] == 3600
     for line in (
-        "opens private",
-        "opens user.42 (claims sub = {id})",
-        "opens orders (public)",
+        "allows private",
+        "allows user.42 (claims sub = {id})",
+        "allows orders (public)",
         "by instance: room.{id}",
     ):
         assert line in err
@@ -79,12 +79,12 @@ async def test_it_opens_what_was_asked_for(tmp_path: Path) -> None:
     [
         (
             ("--channels", "user.42", "--subject", "43"),
-            "user.42 wants the claim sub to be '42', and it is '43'",
+            "user.42 requires the claim sub to be '42', but it is '43'",
         ),
         (("--channels", "privat"), "did you mean 'private'?"),
         (("--channels", "asked"), "auth.forward.url decides"),
         (("--expires", "60d"), "max_lifetime"),
-        (("--issuer", "x"), "none of auth.jwt: https://id.example.com"),
+        (("--issuer", "x"), "not in auth.jwt, which has: https://id.example.com"),
         (("--key", "README.md"), "leave out --key"),
         (("--claim", "aud=other"), "another audience"),
     ],
@@ -134,7 +134,7 @@ async def test_published_keys_are_the_issuers(tmp_path: Path) -> None:
         "token", "--config", written(tmp_path, {**own, "channels": OVER["channels"]})
     )
     assert (status, out) == (1, "")
-    assert f"public ones, from {url}" in err
+    assert f"public keys from {url}" in err
 
 
 @pytest.mark.parametrize(
