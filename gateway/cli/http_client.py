@@ -96,7 +96,8 @@ def parse_error(body: bytes) -> tuple[str, str]:
         error: Any = json.loads(body)
     except (ValueError, RecursionError):
         return "", ""
-    code = (
-        error.get("error", error.get("error_code")) if isinstance(error, dict) else None
-    )  # REST Proxy's key
-    return ("", "") if code is None else (str(code), str(error.get("message", "")))
+    if not isinstance(error, dict):
+        return "", ""
+    code = error.get("error", error.get("error_code"))  # the second is REST Proxy's, and a number
+    is_ours = isinstance(code, str) or "error_code" in error
+    return (str(code), str(error.get("message", ""))) if is_ours else ("", "")

@@ -42,7 +42,7 @@ async def check_broker(broker: BrokerConfig) -> Finding:
     file = re.fullmatch(SQLITE_URL, url)
     if file is not None:
         return await asyncio.to_thread(_check_sqlite, Path(file[1]))
-    return ok(SETTING, "in memory: no server") if url == "memory://" else await _check_redis(broker)
+    return ok(SETTING, "in memory: nothing to reach") if url == "memory://" else await _check_redis(broker)
 
 
 def _check_sqlite(path: Path) -> Finding:

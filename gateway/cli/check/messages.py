@@ -48,7 +48,7 @@ def describe_upstream_error(error: BaseException) -> str:
     for pattern in _UNKNOWN_HOST:
         if (found := pattern.fullmatch(text)) is not None:
             return f"there is no host {found[1]}"
-    return "no answer in time" if _TIMED_OUT.fullmatch(text) else text
+    return "no answer within its timeout" if _TIMED_OUT.fullmatch(text) else text
 
 
 def suggest_redis_fix(text: str, *, is_tls: bool = False) -> str:

@@ -91,7 +91,7 @@ def first_bytes_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Find
         return warn(
             check,
             f"{head}, but the stream does not start with stream.open",
-            "check that the URL is the gateway's, and that no proxy rewrites the stream",
+            "this is another server than sse-gateway, or a proxy rewrites the stream",
         )
     if transcript.head_at_seconds > timeouts.late_seconds:
         return warn(

@@ -279,11 +279,11 @@ async def test_a_public_key_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "level", "found"),
     [
-        (401, Level.OK, "refuses a stranger: 401"),
-        (204, Level.WARN, "lets a stranger in: 204"),
-        (404, Level.WARN, "answers a stranger 404"),
-        (302, Level.BAD, "answers 302, which counts as an outage"),
-        (500, Level.BAD, "answers 500, which counts as an outage"),
+        (401, Level.OK, "refuses a request without credentials: 401"),
+        (204, Level.WARN, "allows a request without credentials: 204"),
+        (404, Level.WARN, "refuses a request without credentials with 404"),
+        (302, Level.BAD, "returns 302, which counts as an outage"),
+        (500, Level.BAD, "returns 500, which counts as an outage"),
     ],
 )
 async def test_the_endpoint_that_decides(status: int, level: Level, found: str) -> None:
@@ -303,8 +303,8 @@ async def test_the_endpoint_that_decides(status: int, level: Level, found: str) 
 @pytest.mark.parametrize(
     ("begins", "ends", "level", "found"),
     [
-        (-1, 300, Level.OK, "and its key fit, until"),
-        (-80, 10, Level.WARN, "10 days left"),
+        (-1, 300, Level.OK, "and its key match, valid until"),
+        (-80, 10, Level.WARN, "(10 days)"),
         (-9, -1, Level.BAD, "expired on"),
         (1, 9, Level.BAD, "is not valid before"),
     ],
