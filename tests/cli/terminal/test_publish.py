@@ -121,10 +121,10 @@ async def test_several_and_once(tmp_path: Path) -> None:
     [
         (("odrers",), "did you mean 'orders'?"),
         (("user.{id}",), "name one of them, such as user.42"),
-        (("orders", "{a"), "takes JSON, and this is none"),
+        (("orders", "{a"), "requires JSON, and this is not"),
         (("orders", "--source", "github"), "these do: signed"),
-        (("orders", "--topic", "news"), "takes the topic 'orders.*', and not 'news'"),
-        (("listed", "--type", "x"), "carry no type"),
+        (("orders", "--topic", "news"), "accepts the topic 'orders.*', not 'news'"),
+        (("listed", "--type", "x"), "have no type"),
         (("off",), "is off: its url is empty"),
         (("orders", "@no-such-file"), "No such file"),
         (("orders", "--url", "http://127.0.0.1:1"), "does not answer: Connection refused"),
