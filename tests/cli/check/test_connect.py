@@ -114,7 +114,7 @@ async def test_a_redis_that_cannot_be_used(server: RedisServer, url: str, found:
 
 
 async def test_a_user_may_do_what_the_docs_list_and_each_missing_right_is_told(server: RedisServer) -> None:
-    """The line of the docs is enough for the log and for sources; less of it is told, not found out at night."""
+    """The permissions in the docs suffice for log and sources, and a missing one is reported before a deploy."""
     (line,) = re.findall(r"ACL SETUSER gateway on >\S+ (.+)", DOCS)
     rules = line.split()
     url = user(server, "gateway", *rules)
@@ -198,7 +198,7 @@ async def test_a_stream_source_reads_nothing(server: RedisServer) -> None:
 
 
 async def test_kafka_and_its_topics(kafka: KafkaServer) -> None:
-    """A topic that is not there is told; the group's offsets are left alone."""
+    """A missing topic is reported, and the group's offsets stay."""
     await kafka.create({"orders": 2, "user.1": 1})
     spec = f"{{type: kafka, brokers: '{kafka.brokers}', start: oldest}}"
     assert (await source(spec, "orders", "user.*")).level is Level.OK
@@ -287,7 +287,7 @@ async def test_a_public_key_file(tmp_path: Path) -> None:
     ],
 )
 async def test_the_endpoint_that_decides(status: int, level: Level, found: str) -> None:
-    """It is asked as a stranger: an endpoint that lets everybody in is worse than one that is down."""
+    """An endpoint that allows requests without credentials is reported: that is worse than one that is down."""
     asked: list[str] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:

@@ -27,7 +27,7 @@ async def doctor(*arguments: str, **environ: str) -> tuple[int, str, str]:
 
 
 async def test_lines_and_exit_0() -> None:
-    """A script asks for the status, a person reads the lines."""
+    """Scripts use the exit status, people read the lines."""
     async with gateway_running(CONFIG) as gateway:
         url = f"{gateway.url}/events/orders"
         status, out, err = await doctor(

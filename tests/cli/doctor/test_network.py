@@ -1,4 +1,4 @@
-"""Handshakes with real servers whose certificates are wrong, each in a way of its own."""
+"""Handshakes with real servers, each of whose certificates has another fault."""
 
 import asyncio
 import datetime
@@ -56,7 +56,7 @@ async def verdicts(
 async def test_what_is_wrong_with_a_certificate(
     names: tuple[str, ...], made: dict[str, Any], found: str, mend: str, tmp_path: Path
 ) -> None:
-    """Each has another mend, and OpenSSL's words name none."""
+    """Each fault has a fix of its own, and OpenSSL's message names none."""
     authority = Authority(tmp_path)
     seen = await verdicts(server_context(authority.leaf(*names, **made)), authority.root)
     assert seen["certificate"].level is Level.BAD
@@ -80,7 +80,7 @@ async def test_a_root_that_nobody_knows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("left", "level"), [(20.9, Level.WARN), (21.1, Level.OK), (0.5, Level.WARN)])
 async def test_one_that_will_expire(left: float, level: Level, tmp_path: Path) -> None:
-    """There is time to renew it when it is told before."""
+    """A certificate that expires soon is reported in time to renew it."""
     authority = Authority(tmp_path)
     ends = NOW + datetime.timedelta(days=left)
     seen = await verdicts(server_context(authority.leaf("127.0.0.1", ends=ends)), authority.root)

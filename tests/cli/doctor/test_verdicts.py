@@ -134,7 +134,7 @@ def test_content_types(value: str, level: Level) -> None:
     ],
 )
 def test_statuses(status: int, body: bytes, has_token: bool, words: list[str]) -> None:
-    """The mend depends on who answers: the gateway, or what stands before it."""
+    """The suggested fix depends on the server that responds: the gateway or a proxy."""
     finding = status_verdict(head(status=status), body, has_token=has_token)
     assert finding.level is Level.BAD
     for word in words:
@@ -164,7 +164,7 @@ def test_first_bytes() -> None:
 
 
 def test_heartbeats() -> None:
-    """Bunches are buffering, long silence is told; a short look proves nothing."""
+    """Bunched heartbeats and long silence are reported; a short look proves nothing."""
     lump = replace(WELL, arrivals=(*WELL.arrivals[:1], Arrival(60.0, 8, 4)))
     assert "3 of 4 heartbeats arrived together" in heartbeat_verdict(lump, PATIENCE).found
     near = replace(WELL, arrivals=(*WELL.arrivals, Arrival(60.1, 2, 1)))
@@ -194,7 +194,7 @@ def test_what_ends_a_stream() -> None:
 
 
 def test_resume() -> None:
-    """A channel without ids has nothing to resume; a second stream that is refused is told."""
+    """A channel without ids has nothing to resume; a refused second stream is reported."""
     assert resume_verdict(replace(WELL, last_id=""), None).level is Level.SKIP
     assert resume_verdict(replace(WELL, open_event=None), None).level is Level.SKIP
     assert resume_verdict(WELL, None).level is Level.BAD

@@ -120,7 +120,7 @@ async def test_several_and_once(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("odrers",), "did you mean 'orders'?"),
-        (("user.{id}",), "name one of them, such as user.42"),
+        (("user.{id}",), "name one of its channels, such as user.42"),
         (("orders", "{a"), "requires JSON, and this is not"),
         (("orders", "--source", "github"), "these do: signed"),
         (("orders", "--topic", "news"), "accepts the topic 'orders.*', not 'news'"),
@@ -131,7 +131,7 @@ async def test_several_and_once(tmp_path: Path) -> None:
     ],
 )
 async def test_what_cannot_be_sent_is_told(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
-    """Exit 1 with the reason and the mend, and nothing was sent."""
+    """The command exits 1 with reason and fix, and sends nothing."""
     status, out, err = await called("publish", *arguments, "--config", written(tmp_path, OPEN))
     assert (status, out, "canary" in err) == (1, "", False)
     assert words in err
@@ -148,7 +148,7 @@ async def test_a_refusal_is_told(tmp_path: Path, gateway: Gateway) -> None:
 
 
 async def test_redis(tmp_path: Path, redis: RedisServer) -> None:
-    """By PUBLISH and XADD; when nobody listens to a PUBLISH it is lost, and that is told."""
+    """A PUBLISH without a subscriber is lost, and the command reports that."""
     over = {
         "sources": {
             "app": {"type": "redis-pubsub", "url": redis.url},

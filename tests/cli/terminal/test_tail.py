@@ -50,7 +50,7 @@ async def test_history_types_and_payloads_alone(gateway: Gateway) -> None:
 
 
 async def test_a_restart_loses_nothing(tmp_path: Path) -> None:
-    """What was published while the gateway was away comes after it, once and in order, and the loss is told."""
+    """Events of a restart arrive after it, once and in order, and the interruption is reported."""
     port = free_port()
     common = {"broker": {"url": f"sqlite:///{tmp_path}/g.db"}, "timeouts": {"retry": "50ms"}}
     restarted = merged(common, {"server": {"listen": f"127.0.0.1:{port}"}})
@@ -132,7 +132,7 @@ async def test_refusals_end_it_with_the_mend() -> None:
 
 
 async def test_what_is_no_gateway(gateway: Gateway) -> None:
-    """A wrong URL is told, whatever answers there."""
+    """A wrong URL is reported, whatever server responds."""
     answers = {
         "/page/events": web.Response(text="<html>", content_type="text/html"),
         "/stop/events": web.Response(status=204),
@@ -154,7 +154,7 @@ async def test_what_is_no_gateway(gateway: Gateway) -> None:
 
 
 async def test_timeouts_and_ctrl_c(gateway: Gateway) -> None:
-    """Scripts tell 'nothing came' from 'it came', and from 'somebody stopped it'."""
+    """Scripts tell apart no event, an event and an interruption by the exit status."""
     common = ("tail", "orders", "--url", gateway.url)
     assert (await called(*common, "--timeout", "200ms"))[0] == 0
     assert (await called(*common, "--timeout", "200ms", "--count", "1"))[0] == 3

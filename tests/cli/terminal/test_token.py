@@ -90,7 +90,7 @@ async def test_it_opens_what_was_asked_for(tmp_path: Path) -> None:
     ],
 )
 async def test_no_token_that_would_be_refused(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
-    """A token that opens nothing sends its user on a hunt; the reason is told instead."""
+    """A token that would be rejected is not signed, and the reason is reported."""
     status, out, err = await called("token", "--config", written(tmp_path), *arguments)
     assert (status, out, "canary" in err) == (1, "", False)
     assert words in err
@@ -98,7 +98,7 @@ async def test_no_token_that_would_be_refused(tmp_path: Path, arguments: tuple[s
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 async def test_private_keys(tmp_path: Path, algorithm: str) -> None:
-    """With --key the signature is the issuer's; a key of somebody else is told."""
+    """With --key the signature is the issuer's; another key is rejected."""
     make: dict[str, Any] = {
         "RS256": lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
         "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
@@ -127,7 +127,7 @@ async def test_private_keys(tmp_path: Path, algorithm: str) -> None:
 
 
 async def test_published_keys_are_the_issuers(tmp_path: Path) -> None:
-    """Who asks is sent to the issuer, and not into a dead end."""
+    """The error names the issuer, who has the private key."""
     url = "https://id.example.com/keys"
     own = {"auth": {"jwt": {"algorithms": ["RS256"], "jwks_url": url}}}
     status, out, err = await called(
