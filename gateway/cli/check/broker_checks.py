@@ -119,16 +119,11 @@ async def _check_server_info(client: Redis, kind: str, broker: BrokerConfig) -> 
     )
     oldest = _MIN_VERSION_BY_KIND.get(kind, _MIN_VERSION)
     if version < oldest:
-        return bad(
-            SETTING,
-            f"{name} is too old",
-            f"the log requires Redis {oldest[0]}.{oldest[1]} or newer, or Valkey",
-        )
+        found = f"{name} is too old"
+        return bad(SETTING, found, f"the log requires Redis {oldest[0]}.{oldest[1]} or newer, or Valkey")
     policy, limit = info.get("maxmemory_policy"), int(info.get("maxmemory") or 0)
     if limit and policy not in (None, "noeviction"):
-        return warn(
-            SETTING,
-            f"{name} reached, but with maxmemory-policy {policy} it evicts history when memory is full",
-            "set maxmemory-policy noeviction: posts then return 503 until memory is free",
-        )
+        found = f"{name} reached, but with maxmemory-policy {policy} it evicts history when memory is full"
+        fix = "set maxmemory-policy noeviction: posts then return 503 until memory is free"
+        return warn(SETTING, found, fix)
     return ok(SETTING, f"{name} reached; keys {broker.prefix}:… can be written")

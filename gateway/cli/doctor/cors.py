@@ -47,32 +47,26 @@ def vary_verdict(head: ResponseHead) -> Finding:
         return ok("vary", f"Vary: {head.get('Vary')}")
     if head.get(_ALLOW_ORIGIN) == "*":
         return ok("vary", "not needed: the response is the same for every page")
-    return bad(
-        "vary",
-        "no Vary: Origin: a cache may serve a page the response to another one, which the browser rejects",
-        "forward the gateway's Vary (nginx: no proxy_hide_header Vary;); a proxy that sets CORS must set it",
-    )
+    found = "no Vary: Origin: a cache may serve a page the response to another one, which the browser rejects"
+    fix = "forward the gateway's Vary (nginx: no proxy_hide_header Vary;); a proxy that sets CORS must set it"
+    return bad("vary", found, fix)
 
 
 def preflight_verdict(head: ResponseHead, origin: str) -> Finding:
     """Return whether the preflight of fetch-based clients succeeds, which has no token and no cookie."""
     check = "preflight"
     if not 200 <= head.status < 300:
-        return bad(
-            check,
-            f"OPTIONS returns {head.status}: clients that send {' or '.join(PREFLIGHT_HEADERS)} fail",
-            "forward OPTIONS to the gateway, before any authentication: it needs no token for them",
-        )
+        found = f"OPTIONS returns {head.status}: clients that send {' or '.join(PREFLIGHT_HEADERS)} fail"
+        fix = "forward OPTIONS to the gateway, before any authentication: it needs no token for them"
+        return bad(check, found, fix)
     finding = origin_verdict(head, origin, check)
     if finding.level is not Level.OK:
         return finding
     missing = [name for name in PREFLIGHT_HEADERS if name not in _allowed_headers(head)]
     if missing:
-        return bad(
-            check,
-            f"Access-Control-Allow-Headers lacks {', '.join(missing)}",
-            "add it to the gateway's cors.allow_headers; if it is there, a proxy responds to OPTIONS",
-        )
+        found = f"Access-Control-Allow-Headers lacks {', '.join(missing)}"
+        fix = "add it to the gateway's cors.allow_headers; if it is there, a proxy responds to OPTIONS"
+        return bad(check, found, fix)
     return ok(check, f"{' and '.join(PREFLIGHT_HEADERS)} are allowed, without a token")
 
 

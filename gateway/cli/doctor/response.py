@@ -38,11 +38,8 @@ def redirect_verdict(status: int, final: str | None) -> Finding:
     """Return the verdict on a redirect; ``final`` is the last URL, None if that fails."""
     if final is None:
         return bad("redirect", f"{status}, and its target fails", "serve this URL without a redirect")
-    return bad(
-        "redirect",
-        f"{status} to {final}: an EventSource follows it, and from then on reconnects to that URL only",
-        f"give clients {final}, and run this for that URL",
-    )
+    found = f"{status} to {final}: an EventSource follows it, and from then on reconnects to that URL only"
+    return bad("redirect", found, f"give clients {final}, and run this for that URL")
 
 
 def status_verdict(head: ResponseHead, body: bytes, *, has_token: bool) -> Finding:
@@ -50,11 +47,8 @@ def status_verdict(head: ResponseHead, body: bytes, *, has_token: bool) -> Findi
     if head.status == 200:
         return ok("status", "200")
     if head.status == 204:
-        return bad(
-            "status",
-            "204 ends an EventSource for good",
-            "sse-gateway does not send it: check the proxy in front of it",
-        )
+        found = "204 ends an EventSource for good"
+        return bad("status", found, "sse-gateway does not send it: check the proxy in front of it")
     code, message = parse_error(body)
     # Not shortened here: half of a secret would not be redacted.
     text = f"{code}: {message}" if code else " ".join(body.decode("utf-8", "replace").split())
@@ -88,17 +82,12 @@ def type_verdict(head: ResponseHead) -> Finding:
         (each.partition("=")[2].strip('"') for each in parameters if each.startswith("charset=")), ""
     )
     if kind != "text/event-stream":
-        return bad(
-            "content type",
-            f"{value or 'none'}: an EventSource gives up for good",
-            "let the proxy forward the gateway's response; an HTML page comes from another server",
-        )
+        found = f"{value or 'none'}: an EventSource gives up for good"
+        fix = "let the proxy forward the gateway's response; an HTML page comes from another server"
+        return bad("content type", found, fix)
     if charset not in ("", "utf-8"):
-        return warn(
-            "content type",
-            f"{value}: streams are UTF-8, and clients that obey the header show wrong characters",
-            "remove the charset in the proxy (nginx: charset off;)",
-        )
+        found = f"{value}: streams are UTF-8, and clients that obey the header show wrong characters"
+        return warn("content type", found, "remove the charset in the proxy (nginx: charset off;)")
     return ok("content type", value)
 
 
@@ -106,11 +95,9 @@ def compression_verdict(head: ResponseHead) -> Finding:
     """Return whether a proxy compresses the stream."""
     encodings = head.tokens("Content-Encoding") - {"identity"}
     if encodings:
-        return bad(
-            "compression",
-            f"the stream is compressed ({', '.join(sorted(encodings))}): compressors delay events",
-            "switch it off for event streams (nginx: gzip off; or no text/event-stream in gzip_types)",
-        )
+        found = f"the stream is compressed ({', '.join(sorted(encodings))}): compressors delay events"
+        fix = "switch it off for event streams (nginx: gzip off; or no text/event-stream in gzip_types)"
+        return bad("compression", found, fix)
     return ok("compression", "none, though it was accepted")
 
 
@@ -118,11 +105,8 @@ def headers_verdict(head: ResponseHead) -> Finding:
     """Return whether the headers for proxies arrive, so that each proxy can obey them."""
     cache = head.tokens("Cache-Control")
     if not cache & {"no-cache", "no-store"}:
-        return warn(
-            "headers",
-            f"Cache-Control is {head.get('Cache-Control') or 'missing'}: caches may keep the stream",
-            "pass the gateway's Cache-Control on (it is: no-cache, no-transform)",
-        )
+        found = f"Cache-Control is {head.get('Cache-Control') or 'missing'}: caches may keep the stream"
+        return warn("headers", found, "pass the gateway's Cache-Control on (it is: no-cache, no-transform)")
     if "no-transform" not in cache:
         return warn(
             "headers",
@@ -133,11 +117,8 @@ def headers_verdict(head: ResponseHead) -> Finding:
         return ok("headers", "Cache-Control: no-transform and X-Accel-Buffering: no arrive")
     if any(name in head.get("Server").lower() for name in ("nginx", "openresty", "tengine")):
         return ok("headers", "Cache-Control: no-transform arrives; nginx keeps X-Accel-Buffering for itself")
-    return warn(
-        "headers",
-        "X-Accel-Buffering is missing: a proxy removed it, and an nginx in front of that one buffers",
-        "forward it, or set proxy_buffering off; in every nginx",
-    )
+    found = "X-Accel-Buffering is missing: a proxy removed it, and an nginx in front of that one buffers"
+    return warn("headers", found, "forward it, or set proxy_buffering off; in every nginx")
 
 
 def query_verdict(name: str) -> Finding:

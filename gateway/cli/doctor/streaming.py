@@ -55,16 +55,10 @@ class ProbeTimeouts:
 def unanswered_verdict(waited_seconds: float, head_status: int | None) -> Finding:
     """Return the verdict on a missing response; ``head_status`` is the status of a HEAD request."""
     if head_status == 200:
-        return bad(
-            "first bytes",
-            f"HEAD succeeds, but GET got no headers within {waited_seconds:g} s: a proxy buffers it",
-            DISABLE_BUFFERING_FIX,
-        )
-    return bad(
-        "first bytes",
-        f"no response within {waited_seconds:g} s",
-        "check that the proxy reaches the gateway, and the gateway's /healthz",
-    )
+        found = f"HEAD succeeds, but GET got no headers within {waited_seconds:g} s: a proxy buffers it"
+        return bad("first bytes", found, DISABLE_BUFFERING_FIX)
+    found = f"no response within {waited_seconds:g} s"
+    return bad("first bytes", found, "check that the proxy reaches the gateway, and the gateway's /healthz")
 
 
 def first_bytes_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Finding:
@@ -74,25 +68,16 @@ def first_bytes_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Find
         if transcript.end_reason is not EndReason.STILL_OPEN:
             return bad(check, f"{head}, then the response ended without a byte", "see the proxy's log")
         waited = transcript.end_at_seconds - transcript.head_at_seconds
-        return bad(
-            check,
-            f"{head}, then no byte within {waited:.1f} s: a proxy buffers the stream",
-            DISABLE_BUFFERING_FIX,
-        )
+        found = f"{head}, then no byte within {waited:.1f} s: a proxy buffers the stream"
+        return bad(check, found, DISABLE_BUFFERING_FIX)
     first = transcript.arrivals[0]
     delay = first.at_seconds - transcript.head_at_seconds
     if delay > timeouts.late_seconds:
-        return bad(
-            check,
-            f"{head}, the first bytes {_format_seconds(delay)} later: a proxy buffered them",
-            DISABLE_BUFFERING_FIX,
-        )
+        found = f"{head}, the first bytes {_format_seconds(delay)} later: a proxy buffered them"
+        return bad(check, found, DISABLE_BUFFERING_FIX)
     if transcript.open_event is None and transcript.close_reason is None:
-        return warn(
-            check,
-            f"{head}, but the stream does not start with stream.open",
-            "this is another server than sse-gateway, or a proxy rewrites the stream",
-        )
+        found = f"{head}, but the stream does not start with stream.open"
+        return warn(check, found, "this is another server than sse-gateway, or a proxy rewrites the stream")
     if transcript.head_at_seconds > timeouts.late_seconds:
         return warn(
             check, f"{head}, the first bytes with them", "check the load of the proxy and the gateway"
@@ -134,16 +119,11 @@ def heartbeat_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Findin
 
 def _silence_verdict(silence: float, heartbeat_seconds: float, is_late: bool) -> Finding:
     if is_late:
-        return bad(
-            "heartbeat",
-            f"none in {_format_seconds(silence)}, but one is due every {heartbeat_seconds:g} s",
-            f"{DISABLE_BUFFERING_FIX}; set a longer timeouts.heartbeat below {POLYFILL_TIMEOUT_SECONDS:g} s",
-        )
-    return warn(
-        "heartbeat",
-        f"none in {_format_seconds(silence)}; one is due every {heartbeat_seconds:g} s",
-        f"listen longer: --seconds {2 * heartbeat_seconds + 10:g}",
-    )
+        found = f"none in {_format_seconds(silence)}, but one is due every {heartbeat_seconds:g} s"
+        fix = f"{DISABLE_BUFFERING_FIX}; set a longer timeouts.heartbeat below {POLYFILL_TIMEOUT_SECONDS:g} s"
+        return bad("heartbeat", found, fix)
+    found = f"none in {_format_seconds(silence)}; one is due every {heartbeat_seconds:g} s"
+    return warn("heartbeat", found, f"listen longer: --seconds {2 * heartbeat_seconds + 10:g}")
 
 
 def ending_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Finding:
@@ -212,11 +192,9 @@ def resume_verdict(first: Transcript, resumed: Transcript | None) -> Finding:
     if not first.last_id:
         return skip(check, "this channel has no ids (history: none), so there is nothing to resume")
     if not is_valid_last_event_id(first.last_id):
-        return bad(
-            check,
-            "the last id holds control characters: clients and proxies do not send it as Last-Event-ID",
-            "find what changes the ids: the gateway's are two numbers with a dash between",
-        )
+        found = "the last id holds control characters: clients and proxies do not send it as Last-Event-ID"
+        fix = "find what changes the ids: the gateway's are two numbers with a dash between"
+        return bad(check, found, fix)
     if resumed is None:
         return bad(check, "the second request was not answered as the first one", "see the proxy's log")
     if resumed.open_event is None:
@@ -225,11 +203,9 @@ def resume_verdict(first: Transcript, resumed: Transcript | None) -> Finding:
     if resumed.open_event.resume == "complete":
         return ok(check, "Last-Event-ID reaches the gateway, and the stream resumes")
     if resumed.open_event.resume == "gap":
-        return bad(
-            check,
-            "the second request reached a gateway without the events after the Last-Event-ID",
-            "let all nodes share one log (broker.url sqlite:// or redis://), and see the channel's history",
-        )
+        found = "the second request reached a gateway without the events after the Last-Event-ID"
+        fix = "let all nodes share one log (broker.url sqlite:// or redis://), and see the channel's history"
+        return bad(check, found, fix)
     return bad(
         check,
         "Last-Event-ID does not reach the gateway: clients that reconnect lose events",

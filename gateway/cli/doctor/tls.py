@@ -58,21 +58,15 @@ def alpn_verdict(alpn: str | None) -> Finding:
 
 def _failure_verdict(handshake: TlsHandshake) -> Finding:
     if "WRONG_VERSION_NUMBER" in handshake.failure or "RECORD_LAYER_FAILURE" in handshake.failure:
-        return bad(
-            "tls",
-            "the port speaks no TLS",
-            "use http://…, or give the proxy a certificate (nginx: listen 443 ssl;)",
-        )
+        found = "the port speaks no TLS"
+        return bad("tls", found, "use http://…, or give the proxy a certificate (nginx: listen 443 ssl;)")
     return bad("tls", f"no handshake: {handshake.failure}", "see the error log of the TLS server")
 
 
 def _version_verdict(version: str) -> Finding:
     if version in _OUTDATED_VERSIONS:
-        return bad(
-            "tls",
-            f"{version} is its newest version: browsers reject it",
-            "allow TLS 1.2 and 1.3 (nginx: ssl_protocols TLSv1.2 TLSv1.3;)",
-        )
+        found = f"{version} is its newest version: browsers reject it"
+        return bad("tls", found, "allow TLS 1.2 and 1.3 (nginx: ssl_protocols TLSv1.2 TLSv1.3;)")
     return ok("tls", version)
 
 
