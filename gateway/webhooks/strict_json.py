@@ -44,27 +44,20 @@ _array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def check_strict_json(body: bytes) -> Any:
-    """Return the decoded value, in which all objects but the outermost are None.
+def check_strict_json(body: bytes) -> None:
+    """Raise RecordRejected (422 ``bad_json``) for JSON that is invalid or that decoders read differently.
 
-    Raises RecordRejected (422 ``bad_json``) with what is wrong, PayloadTooLarge for too many values.
+    Raises PayloadTooLarge for more than `MAX_VALUES`.
     """
     if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
         raise PayloadTooLarge(f"the body holds more than {MAX_VALUES} values")
-    outermost: list[tuple[str, Any]] = []
-
-    def pairs_of(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal outermost
-        if len(pairs) > 1 and len({name for name, _ in pairs}) != len(pairs):
-            raise _AmbiguousJson(_DUPLICATE_KEY)
-        outermost = pairs
-
     try:
-        value = json.loads(
+        # The hooks return None, so that no object is kept.
+        json.loads(
             body.decode(),
-            object_pairs_hook=pairs_of,
+            object_pairs_hook=_check_unique_keys,
             parse_constant=_reject_constant,
-            parse_float=_parse_finite,
+            parse_float=_check_finite,
         )
     except _AmbiguousJson as error:
         raise _ambiguous_json_error(str(error)) from None
@@ -76,8 +69,6 @@ def check_strict_json(body: bytes) -> Any:
         raise RecordRejected("the body is JSON nested too deeply", code="bad_json") from None
     except ValueError:  # more digits than Python converts to an integer
         raise RecordRejected("the body holds a number with too many digits", code="bad_json") from None
-    # The hook is called for the outermost object last.
-    return dict(outermost) if value is None and body.lstrip()[:1] == b"{" else value
 
 
 def is_json(text: bytes) -> bool:
@@ -226,6 +217,11 @@ def _reject_constant(name: str) -> None:
     raise _AmbiguousJson(f"{name} is not JSON")
 
 
-def _parse_finite(text: str) -> None:
+def _check_unique_keys(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) > 1 and len({name for name, _ in pairs}) != len(pairs):
+        raise _AmbiguousJson(_DUPLICATE_KEY)
+
+
+def _check_finite(text: str) -> None:
     if math.isinf(float(text)):
         raise _AmbiguousJson("a number is larger than a double")
