@@ -60,8 +60,9 @@ from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, StreamQuota
 from gateway.streams.quotas.client_limits import ClientLimits as AllLimits
 from gateway.streams.quotas.user_quotas import UserQuotas
 from gateway.streams.reconnect_loops import ReconnectLoopDetector
+from gateway.webhooks.credentials import VerifiedMessage
 from gateway.webhooks.formats.base import WebhookResponse
-from gateway.webhooks.signatures import MAX_REMEMBERED_RESPONSE_BYTES, IdempotencyCache, VerifiedMessage
+from gateway.webhooks.idempotency import MAX_REMEMBERED_RESPONSE_BYTES, IdempotencyCache
 from tests.soak import declared
 from tests.soak.caches import CACHES, OTHERS, Cache
 from tests.soak.containers import deep_bytes
@@ -610,7 +611,7 @@ FLOODS: dict[str, Callable[..., Flooded]] = {
     "gateway.streams.reconnect_loops.ReconnectLoopDetector._closes_by_event": partial(
         flood_ended, is_stuck=True
     ),
-    "gateway.webhooks.signatures.IdempotencyCache._messages": flood_replays,
+    "gateway.webhooks.idempotency.IdempotencyCache._messages": flood_replays,
 }
 """What puts entries into each cache, by its own interface: as many as it is told, with all as long as can be."""
 

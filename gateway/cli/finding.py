@@ -1,11 +1,12 @@
-"""What one check found. Pure."""
+"""The result of one check of ``check --connect`` or ``doctor``. Pure."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """Severity of a finding."""
 
     OK = "ok"
     WARN = "warn"
@@ -24,12 +25,12 @@ class Finding:
 
 
 def ok(check: str, found: str) -> Finding:
-    """Return a finding that needs nothing."""
+    """Return a finding that needs no action."""
     return Finding(Level.OK, check, found)
 
 
 def warn(check: str, found: str, mend: str) -> Finding:
-    """Return a finding that breaks something for some clients, or will later."""
+    """Return a finding that breaks streams of some clients, or will later."""
     return Finding(Level.WARN, check, found, mend)
 
 
@@ -39,5 +40,12 @@ def bad(check: str, found: str, mend: str) -> Finding:
 
 
 def skip(check: str, why: str) -> Finding:
-    """Return a line about what was not looked at."""
+    """Return a finding of a check that did not run."""
     return Finding(Level.SKIP, check, why)
+
+
+def finding_lines(finding: Finding, width: int) -> Iterator[str]:
+    """Yield a finding as one or two lines; ``width`` is that of the longest check."""
+    yield f"{finding.level:<5} {finding.check:<{width}} {finding.found}"
+    if finding.mend:
+        yield f"{'':<5} {'':<{width}} -> {finding.mend}"

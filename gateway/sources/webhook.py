@@ -15,16 +15,11 @@ from gateway.core.errors import Forbidden, GatewayError, TooManyRequests, Unavai
 from gateway.core.event import Record
 from gateway.core.token_bucket import TokenBucket
 from gateway.sources.context import Source, SourceContext
+from gateway.webhooks.credentials import UNIDENTIFIED, Headers, PeerCertificate, VerifiedMessage
 from gateway.webhooks.detect import check_path, parse_post
 from gateway.webhooks.formats.base import Outcome, Post, WebhookResponse, fingerprint_of
-from gateway.webhooks.signatures import (
-    UNIDENTIFIED,
-    Headers,
-    IdempotencyCache,
-    PeerCertificate,
-    VerifiedMessage,
-    build_verifier,
-)
+from gateway.webhooks.idempotency import IdempotencyCache
+from gateway.webhooks.signatures import build_verifier
 
 THREADED_BODY_BYTES = 256 * 1024
 """Larger bodies (bytes) are checked in a thread, so that they do not hold up the event loop."""

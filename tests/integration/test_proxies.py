@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from bench.process import free_port
-from gateway.cli.doctor.timeouts import ProbeTimeouts
+from gateway.cli.doctor.streaming import ProbeTimeouts
 from gateway.cli.finding import Level
 from gateway.http.routes.client import CACHE_FOREVER, CLIENT_SCRIPT
 from tests.cli.doctor.examined import APP, examine

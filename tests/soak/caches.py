@@ -92,7 +92,7 @@ CACHES = (
           holds="addresses whose quiet streams end early"),
     Cache("gateway.streams.reconnect_loops", "MAX_TRACKED_ADDRESSES", "gateway.streams.reconnect_loops.ReconnectLoopDetector._closes_by_event", 700,
           holds="addresses and large events that their streams end at"),
-    Cache("gateway.webhooks.signatures", "MAX_REMEMBERED_MESSAGES", "gateway.webhooks.signatures.IdempotencyCache._messages", 1300,
+    Cache("gateway.webhooks.idempotency", "MAX_REMEMBERED_MESSAGES", "gateway.webhooks.idempotency.IdempotencyCache._messages", 1300,
           holds="signed messages"),
 )  # fmt: skip
 """Those that hold what clients, senders, upstreams or other nodes choose, for longer than they are there."""
@@ -123,12 +123,9 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         "gateway.sources.manager.SourceManager.webhooks",
         "gateway.streams.acks.tracker.AckTracker._rules",
         "gateway.streams.registry.StreamRegistry.streams_per_channel",
-        "gateway.webhooks.signatures.BasicAuthVerifier._users",
-        "gateway.webhooks.signatures.HmacVerifier._keys",
-        "gateway.webhooks.signatures.GitHubVerifier._keys",
+        "gateway.webhooks.credentials.BasicAuthVerifier._users",
         "gateway.webhooks.signatures.StandardWebhooksVerifier._keys",
-        "gateway.webhooks.signatures.StripeVerifier._keys",
-        "gateway.webhooks.signatures.BearerVerifier._tokens",
+        "gateway.webhooks.credentials.BearerVerifier._tokens",
     ),
     "words of the code: routes, headers, kinds, reasons (`test_labels_are_words_of_the_code`)": (
         "gateway.http.routes.acks.AckHandler.result_counter",

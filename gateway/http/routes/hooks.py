@@ -14,9 +14,9 @@ from gateway.http.routes.hook_refusals import HOOK_METHODS, HookRefusals
 from gateway.http.routes.records import RecordsHandler
 from gateway.sources.webhook import WebhookSource
 from gateway.streams.quotas.client_address import TrustedProxies, address_key
+from gateway.webhooks.credentials import PeerCertificate
 from gateway.webhooks.formats import rest_proxy
 from gateway.webhooks.formats.base import MAX_TOPIC_CHARS, Post, PostPath, WebhookResponse
-from gateway.webhooks.signatures import PeerCertificate
 
 MAX_IDEMPOTENCY_KEY_CHARS = 255
 """Longest ``Idempotency-Key``, in characters."""

@@ -19,10 +19,10 @@ from gateway.http.bodies import BodyReader
 from gateway.http.request import is_proxied
 from gateway.http.responses import EarlyResponse
 from gateway.sources.webhook import WebhookSource
-from gateway.webhooks.formats.base import MAX_RECORDS, Outcome, Post, WebhookResponse
+from gateway.webhooks.formats.base import Outcome, Post, WebhookResponse
 from gateway.webhooks.formats.json_splitter import JsonSplitter
 from gateway.webhooks.formats.rest_proxy import build_receipt, parse_record_v3
-from gateway.webhooks.strict_json import check_strict_json
+from gateway.webhooks.strict_json import MAX_RECORDS, check_strict_json
 
 MAX_BATCH_RECORDS = 1000
 """Most records that are appended at once."""

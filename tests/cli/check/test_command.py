@@ -101,7 +101,7 @@ def test_github_gets_annotations_at_the_lines(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_terminal_gets_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file of somebody else must not colour, clear or script the terminal that checks it."""
+    """A file of another author must not control the terminal that checks it."""
     evil = GOOD + 'timeouts: {"\\e[2Jkey": 1, "a\\n::set-env name=X::y": 2, retry: "\\e]0;title\\a"}\n'
     status, out, err = checked(capsys, evil, tmp_path)
     assert status == 1

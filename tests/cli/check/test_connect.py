@@ -94,12 +94,12 @@ async def test_a_log_in_redis_can_be_used_and_nothing_stays_behind(server: Redis
         (
             "redis://127.0.0.1:{free}",
             "nothing listens at 127.0.0.1:{free}",
-            "see that host and port are right",
+            "check host and port",
         ),
-        ("redis://nobody:c4n4ry@127.0.0.1:{port}", "invalid username-password", "see that user and password"),
+        ("redis://nobody:c4n4ry@127.0.0.1:{port}", "invalid username-password", "check user and password"),
         ("rediss://127.0.0.1:{port}", "no answer within", "TLS"),
         ("redis+sentinel://127.0.0.1:{free}/main", "no Sentinel names a master", "master's name"),
-        ("redis+cluster://127.0.0.1:{port}", "", "see"),
+        ("redis+cluster://127.0.0.1:{port}", "", "check"),
         ("redis://127.0.0.1:{port}?nonsense=1", "nonsense", ""),
     ],
 )
@@ -114,7 +114,7 @@ async def test_a_redis_that_cannot_be_used(server: RedisServer, url: str, found:
 
 
 async def test_a_user_may_do_what_the_docs_list_and_each_missing_right_is_told(server: RedisServer) -> None:
-    """The line of the docs is enough for the log and for sources; less of it is told, not found out at night."""
+    """The permissions in the docs suffice for log and sources, and a missing one is reported before a deploy."""
     (line,) = re.findall(r"ACL SETUSER gateway on >\S+ (.+)", DOCS)
     rules = line.split()
     url = user(server, "gateway", *rules)
@@ -198,7 +198,7 @@ async def test_a_stream_source_reads_nothing(server: RedisServer) -> None:
 
 
 async def test_kafka_and_its_topics(kafka: KafkaServer) -> None:
-    """A topic that is not there is told; the group's offsets are left alone."""
+    """A missing topic is reported, and the group's offsets stay."""
     await kafka.create({"orders": 2, "user.1": 1})
     spec = f"{{type: kafka, brokers: '{kafka.brokers}', start: oldest}}"
     assert (await source(spec, "orders", "user.*")).level is Level.OK
@@ -279,15 +279,15 @@ async def test_a_public_key_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "level", "found"),
     [
-        (401, Level.OK, "refuses a stranger: 401"),
-        (204, Level.WARN, "lets a stranger in: 204"),
-        (404, Level.WARN, "answers a stranger 404"),
-        (302, Level.BAD, "answers 302, which counts as an outage"),
-        (500, Level.BAD, "answers 500, which counts as an outage"),
+        (401, Level.OK, "refuses a request without credentials: 401"),
+        (204, Level.WARN, "allows a request without credentials: 204"),
+        (404, Level.WARN, "refuses a request without credentials with 404"),
+        (302, Level.BAD, "returns 302, which counts as an outage"),
+        (500, Level.BAD, "returns 500, which counts as an outage"),
     ],
 )
 async def test_the_endpoint_that_decides(status: int, level: Level, found: str) -> None:
-    """It is asked as a stranger: an endpoint that lets everybody in is worse than one that is down."""
+    """An endpoint that allows requests without credentials is reported: that is worse than one that is down."""
     asked: list[str] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:
@@ -303,8 +303,8 @@ async def test_the_endpoint_that_decides(status: int, level: Level, found: str) 
 @pytest.mark.parametrize(
     ("begins", "ends", "level", "found"),
     [
-        (-1, 300, Level.OK, "and its key fit, until"),
-        (-80, 10, Level.WARN, "10 days left"),
+        (-1, 300, Level.OK, "and its key match, valid until"),
+        (-80, 10, Level.WARN, "(10 days)"),
         (-9, -1, Level.BAD, "expired on"),
         (1, 9, Level.BAD, "is not valid before"),
     ],
@@ -333,7 +333,7 @@ async def test_a_log_in_a_file(tmp_path: Path) -> None:
     """It can be made, it is there, it is something else, or its folder is none."""
     path = tmp_path / "new" / "g.db"
     found = await broker(f"sqlite:///{path}")
-    assert (found.level, "is not there yet, and can be made" in found.found) == (Level.OK, True)
+    assert (found.level, "does not exist yet, and can be created" in found.found) == (Level.OK, True)
     assert not path.parent.exists()
     other = tmp_path / "other.db"
     other.write_text("this is a text and no database, and is longer than the header of one" * 10)

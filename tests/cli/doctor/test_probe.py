@@ -54,7 +54,7 @@ async def test_its_streams_are_closed() -> None:
 
 @pytest.mark.idle_clock
 async def test_a_gateway_with_tls(tmp_path: Path) -> None:
-    """TLS of the gateway's own; its certificate ends tomorrow, which must be told in time."""
+    """A certificate of the gateway's own TLS that expires tomorrow is reported in time."""
     chain, key = make_certificate(tmp_path)
     over = merged(CONFIG, {"server": {"tls": {"certificate": str(chain), "key": str(key)}}})
     async with gateway_running(over) as gateway:
@@ -110,7 +110,7 @@ async def test_buffering_that_holds_the_headers_too() -> None:
     ],
 )
 async def test_what_nginx_breaks(location: str, server: str, bad: str, word: str) -> None:
-    """Each fault is told under its own name, and no other check is led astray by it."""
+    """Each fault is reported by its own check, and misleads no other check."""
     async with gateway_running(CONFIG) as gateway:
         with nginx_running(gateway.port, location, server=server) as port:
             seen = await examine(f"http://127.0.0.1:{port}{PATH}", patience=BRISK)
@@ -209,7 +209,7 @@ async def test_compression_that_cannot_be_declined() -> None:
 
 @pytest.mark.idle_clock
 async def test_an_origin_that_is_not_allowed() -> None:
-    """Refused and unreadable: both are told, with the list to change."""
+    """An origin that is refused, and cannot read the response, is reported with the setting to change."""
     async with gateway_running(CONFIG) as gateway:
         seen = await examine(gateway.url + PATH, origin="https://other.example")
     assert seen.bad == {"status", "cors", "preflight"}
@@ -251,7 +251,7 @@ async def test_answers_that_are_no_stream(location: str, bad: str, word: str) ->
 
 @pytest.mark.idle_clock
 async def test_an_overloaded_gateway() -> None:
-    """It answers 200 with stream.close, which looks well to whoever looks at the status."""
+    """A 200 with stream.close looks healthy to clients that check the status only."""
     async with gateway_running(merged(CONFIG, {"limits": {"connections": 1}})) as gateway:
         await gateway.subscribe(PATH)
         seen = await examine(gateway.url + PATH)
@@ -295,7 +295,7 @@ async def test_a_proxy_that_gathers_bytes() -> None:
         patience = dataclasses.replace(BRIEF, heartbeat_seconds=0.2, listen_seconds=2.5)
         seen = await examine(f"http://127.0.0.1:{port}{PATH}", origin=None, patience=patience)
     assert seen.bad == {"heartbeat"}
-    assert "came together" in seen["heartbeat"].found
+    assert "arrived together" in seen["heartbeat"].found
 
 
 @pytest.mark.idle_clock

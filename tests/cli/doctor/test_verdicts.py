@@ -8,13 +8,13 @@ import pytest
 from gateway.cli.doctor.cors import origin_verdict, preflight_verdict, vary_verdict
 from gateway.cli.doctor.response import ResponseHead, headers_verdict, status_verdict, type_verdict
 from gateway.cli.doctor.streaming import (
+    ProbeTimeouts,
     ending_verdict,
     first_bytes_verdict,
     heartbeat_verdict,
     resume_verdict,
     unanswered_verdict,
 )
-from gateway.cli.doctor.timeouts import ProbeTimeouts
 from gateway.cli.doctor.tls import TlsHandshake, handshake_verdicts
 from gateway.cli.doctor.transcript import Arrival, EndReason, OpenEvent, Transcript
 from gateway.cli.finding import Level
@@ -38,7 +38,7 @@ def head(*headers: tuple[str, str], status: int = 200) -> ResponseHead:
         ([("Access-Control-Allow-Origin", "*")], Level.OK, "every page"),
         ([("Access-Control-Allow-Origin", "*"), ("Access-Control-Allow-Credentials", "true")], Level.BAD, "together"),
         ([("Access-Control-Allow-Origin", "null")], Level.BAD, "sandboxed"),
-        ([("Access-Control-Allow-Origin", "https://other.example")], Level.BAD, "and not"),
+        ([("Access-Control-Allow-Origin", "https://other.example")], Level.BAD, ", not https"),
         ([("Access-Control-Allow-Origin", f"{APP}, {APP}")], Level.BAD, "more than once"),
         ([("Access-Control-Allow-Origin", APP)] * 2, Level.BAD, "more than once"),
         ([("Access-Control-Allow-Origin", APP), ("Access-Control-Allow-Credentials", "TRUE")], Level.BAD, "'TRUE'"),
@@ -134,7 +134,7 @@ def test_content_types(value: str, level: Level) -> None:
     ],
 )
 def test_statuses(status: int, body: bytes, has_token: bool, words: list[str]) -> None:
-    """The mend depends on who answers: the gateway, or what stands before it."""
+    """The suggested fix depends on the server that responds: the gateway or a proxy."""
     finding = status_verdict(head(status=status), body, has_token=has_token)
     assert finding.level is Level.BAD
     for word in words:
@@ -156,7 +156,7 @@ def test_first_bytes() -> None:
         in first_bytes_verdict(replace(none, end_reason=EndReason.BODY_ENDED), PATIENCE).found
     )
     late = replace(WELL, arrivals=(Arrival(6.0, 200, 0),))
-    assert "a proxy held them" in first_bytes_verdict(late, PATIENCE).found
+    assert "a proxy buffered them" in first_bytes_verdict(late, PATIENCE).found
     slow = replace(WELL, head_at_seconds=6.0, arrivals=(Arrival(6.0, 200, 0),))
     assert first_bytes_verdict(slow, PATIENCE).level is Level.WARN
     assert "another server" in first_bytes_verdict(replace(WELL, open_event=None), PATIENCE).mend
@@ -164,11 +164,11 @@ def test_first_bytes() -> None:
 
 
 def test_heartbeats() -> None:
-    """Bunches are buffering, long silence is told; a short look proves nothing."""
+    """Bunched heartbeats and long silence are reported; a short look proves nothing."""
     lump = replace(WELL, arrivals=(*WELL.arrivals[:1], Arrival(60.0, 8, 4)))
-    assert "3 of 4 heartbeats came together" in heartbeat_verdict(lump, PATIENCE).found
+    assert "3 of 4 heartbeats arrived together" in heartbeat_verdict(lump, PATIENCE).found
     near = replace(WELL, arrivals=(*WELL.arrivals, Arrival(60.1, 2, 1)))
-    assert "1 of 5 heartbeats came together" in heartbeat_verdict(near, PATIENCE).found
+    assert "1 of 5 heartbeats arrived together" in heartbeat_verdict(near, PATIENCE).found
     events = replace(WELL, arrivals=tuple(Arrival(at / 10, 90, 0) for at in range(700)))
     assert heartbeat_verdict(events, PATIENCE).level is Level.OK
     rare = replace(WELL, arrivals=(*WELL.arrivals[:1], Arrival(50.0, 2, 1)))
@@ -194,7 +194,7 @@ def test_what_ends_a_stream() -> None:
 
 
 def test_resume() -> None:
-    """A channel without ids has nothing to resume; a second stream that is refused is told."""
+    """A channel without ids has nothing to resume; a refused second stream is reported."""
     assert resume_verdict(replace(WELL, last_id=""), None).level is Level.SKIP
     assert resume_verdict(replace(WELL, open_event=None), None).level is Level.SKIP
     assert resume_verdict(WELL, None).level is Level.BAD
