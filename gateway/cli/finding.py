@@ -15,27 +15,27 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report: ``mend`` says what to do, and is empty where all is well."""
+    """One line of the report. ``fix`` says what to do, and is empty if nothing needs to be done."""
 
     level: Level
     check: str
-    found: str
-    mend: str = ""
+    message: str
+    fix: str = ""
 
 
-def ok(check: str, found: str) -> Finding:
+def ok(check: str, message: str) -> Finding:
     """Return a finding that needs nothing."""
-    return Finding(Level.OK, check, found)
+    return Finding(Level.OK, check, message)
 
 
-def warn(check: str, found: str, mend: str) -> Finding:
+def warn(check: str, message: str, fix: str) -> Finding:
     """Return a finding that breaks something for some clients, or will later."""
-    return Finding(Level.WARN, check, found, mend)
+    return Finding(Level.WARN, check, message, fix)
 
 
-def bad(check: str, found: str, mend: str) -> Finding:
+def bad(check: str, message: str, fix: str) -> Finding:
     """Return a finding that breaks streams."""
-    return Finding(Level.BAD, check, found, mend)
+    return Finding(Level.BAD, check, message, fix)
 
 
 def skip(check: str, why: str) -> Finding:

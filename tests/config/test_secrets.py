@@ -3,8 +3,8 @@
 import pytest
 
 from gateway.config.loader.issues import ConfigError
-from gateway.config.loader.load import loads
 from tests.config.test_load import GOOD, one_fault
+from tests.support.config import loads
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from gateway.cli.finding import Finding, Level
-from gateway.config.loader.issues import LocatedIssue, format_path, replace_unprintable
+from gateway.config.loader.issues import LocatedIssue, format_path
 from gateway.config.loader.load import LoadResult
 from gateway.config.model.config import Config
 from gateway.config.model.paths import SQLITE_URL
-from gateway.core.sanitize import escape_unprintable_lines
+from gateway.core.sanitize import escape_unprintable_lines, replace_unprintable
 
 _MAX_TEXT_CHARS = 2000
 """Characters of one text: some of it is a stranger's."""
@@ -59,7 +59,7 @@ class TextWriter(ReportWriter):
             self._print(each.render(reading.file), self._err)
         config = reading.config
         if config is None:
-            self._print(f"{reading.file}: {_pluralize(len(reading.errors), 'mistake')}", self._err)
+            self._print(f"{reading.file}: {_pluralize(len(reading.errors), 'error')}", self._err)
             return
         warned = f", {_pluralize(len(reading.warnings), 'warning')}" if reading.warnings else ""
         if is_strict and reading.warnings:
@@ -81,10 +81,10 @@ class TextWriter(ReportWriter):
         self._print("", self._out)
         for each in findings:
             self._print(
-                f"{each.level:<5} {_sanitize(each.check):<{width}} {_sanitize(each.found)}", self._out
+                f"{each.level:<5} {_sanitize(each.check):<{width}} {_sanitize(each.message)}", self._out
             )
-            if each.mend:
-                self._print(f"{'':<5} {'':<{width}} -> {_sanitize(each.mend)}", self._out)
+            if each.fix:
+                self._print(f"{'':<5} {'':<{width}} -> {_sanitize(each.fix)}", self._out)
         bad = sum(each.level is Level.BAD for each in findings)
         if bad:
             self._print(f"{bad} of {len(findings)} cannot be used", self._err)
@@ -125,8 +125,8 @@ class JsonWriter(ReportWriter):
             {
                 "level": each.level.value,
                 "what": _sanitize(each.check),
-                "found": _sanitize(each.found),
-                "mend": _sanitize(each.mend),
+                "message": _sanitize(each.message),
+                "fix": _sanitize(each.fix),
             }
             for each in findings
         ]
@@ -163,9 +163,9 @@ class GithubWriter(ReportWriter):
         levels = {Level.BAD: "error", Level.WARN: "warning"}
         for each in findings:
             if each.level in levels:
-                mend = f"; {each.mend}" if each.mend else ""
+                fix = f"; {each.fix}" if each.fix else ""
                 self._print_command(
-                    levels[each.level], _sanitize(each.found + mend), title=_sanitize(each.check)
+                    levels[each.level], _sanitize(each.message + fix), title=_sanitize(each.check)
                 )
 
     def _print_command(self, level: str, message: str, **properties: Any) -> None:

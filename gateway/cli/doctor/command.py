@@ -44,14 +44,14 @@ class DoctorReport:
     def add(self, finding: Finding) -> None:
         """Take a finding, and print it."""
         clean = Finding(
-            finding.level, finding.check, self._sanitize(finding.found), self._sanitize(finding.mend)
+            finding.level, finding.check, self._sanitize(finding.message), self._sanitize(finding.fix)
         )
         self._findings.append(clean)
         if self._is_json:
             return
-        self._print(f"{clean.level:<5} {clean.check:<{_CHECK_WIDTH}} {clean.found}")
-        if clean.mend:
-            self._print(f"{'':<5} {'':<{_CHECK_WIDTH}} -> {clean.mend}")
+        self._print(f"{clean.level:<5} {clean.check:<{_CHECK_WIDTH}} {clean.message}")
+        if clean.fix:
+            self._print(f"{'':<5} {'':<{_CHECK_WIDTH}} -> {clean.fix}")
 
     def finish(self) -> int:
         """Print the count and return the exit status: 1 if anything is bad, else 0."""

@@ -461,7 +461,7 @@ class Config(Section):
     model_config = ConfigDict(title="sse-gateway configuration")
 
     server: ServerConfig = section_default(ServerConfig)
-    log: LoggingConfig = section_default(LoggingConfig)
+    logging: LoggingConfig = section_default(LoggingConfig)
     check: CheckConfig = section_default(CheckConfig)
     broker: BrokerConfig = section_default(BrokerConfig)
     cors: CorsConfig = section_default(CorsConfig)
