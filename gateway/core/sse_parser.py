@@ -1,24 +1,24 @@
-"""Bytes of an event stream to messages: WHATWG HTML §9.2.6, to the letter. Pure."""
+"""Parses the bytes of an event stream to messages, as WHATWG HTML §9.2.6 defines it. Pure."""
 
 import re
 from dataclasses import dataclass
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""Bytes of one message that are kept: a server that never ends one must not fill the memory."""
+"""Longest message, in bytes: a server that never ends one must not exhaust the memory."""
 
 MAX_RETRY_MS = 600_000
-"""Longest reconnect delay that is believed, in milliseconds."""
+"""Longest reconnect delay, in milliseconds; a larger one is reduced to it."""
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class MessageTooLong(ValueError):
-    """A message that does not end."""
+    """A message exceeds `MAX_MESSAGE_BYTES`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SseMessage:
-    """One dispatched event; ``id`` is the last event id after it, which is what a client resumes from."""
+    """One dispatched event; ``id`` is the last event id after it, from which a client resumes."""
 
     type: str
     data: str
@@ -26,13 +26,13 @@ class SseMessage:
 
 
 class SseParser:
-    """Takes a body in pieces. What a broken connection left unfinished is dropped with the parser."""
+    """Parses a body in pieces; an unfinished message at the end is not dispatched."""
 
     def __init__(self, last_id: str = "") -> None:
         self.last_id = last_id
-        """The last event id: that of a torn message never counts."""
+        """The last event id; that of an unfinished message does not count."""
         self.retry_ms: int | None = None
-        """The reconnect delay that the server told last."""
+        """The server's latest reconnect delay, in milliseconds."""
         self._pending_id = last_id
         self._partial_line = b""
         self._type = ""
@@ -41,7 +41,7 @@ class SseParser:
         self._is_at_start = True
 
     def feed(self, data: bytes) -> list[SseMessage]:
-        """Take a piece and return the messages that it ended. Raises TooLong."""
+        """Parse a piece, and return the messages that end in it. Raises MessageTooLong."""
         text = self._partial_line + data
         whole = text.removesuffix(b"\r")  # an LF may follow, and both are one line end
         *lines, rest = _LINE_END.split(whole)

@@ -188,7 +188,7 @@ def _ack_warnings(config: Config) -> Iterator[ConfigIssue]:
             yield ConfigIssue(
                 path,
                 f"a client without acks is closed after {ack.max_silence_seconds:g} s (retry_limit intervals"
-                " and timeout), and timeouts.connection ends its stream before that; lower interval or timeout",
+                " and timeout), and timeouts.connection ends streams before that; lower one of the three",
                 is_on_key=True,
                 warning_code="ack-over-connection",
             )
