@@ -150,7 +150,7 @@ def test_check_of_a_broken_file(tmp_path: Path, capfd: pytest.CaptureFixture[str
     for name in ("check", "run"):
         assert main([name, "--config", str(file)]) == 1
         out, err = capfd.readouterr()
-        assert "4 mistakes" in err
+        assert "4 errors" in err
         assert MARK not in out + err
 
 
