@@ -115,7 +115,7 @@ def test_the_schema_agrees(file: Path) -> None:
 
 
 def test_there_are_enough_files() -> None:
-    """Every section and kind of mistake is there, under a number of its own."""
+    """Every section and kind of error is covered, under a number of its own."""
     numbers = [file.name[:3] for file in FILES]
     assert len(set(numbers)) == len(numbers) > 200
     assert {file.stem for file in CORPUS.glob("*.expected")} == {file.stem for file in FILES}

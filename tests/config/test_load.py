@@ -1,4 +1,4 @@
-"""A configuration file: everything wrong with it at once, each with its place and the mend."""
+"""Loading: all errors of a file at once, each with its position and a fix."""
 
 import re
 from pathlib import Path
@@ -24,16 +24,16 @@ channels:
 """
 
 
-def faults(text: str, environ: dict[str, str] | None = None) -> list[str]:
-    """Return the first line of each fault's message."""
+def errors(text: str, environ: dict[str, str] | None = None) -> list[str]:
+    """Return the first line of each error's message."""
     with pytest.raises(ConfigError) as caught:
         loads(text, file="g.yaml", environ=environ or {})
-    return [fault.render("g.yaml").splitlines()[0] for fault in caught.value.errors]
+    return [error.render("g.yaml").splitlines()[0] for error in caught.value.errors]
 
 
-def one_fault(more: str, environ: dict[str, str] | None = None) -> str:
-    (fault,) = faults(GOOD + more, environ)
-    return fault
+def one_error(more: str, environ: dict[str, str] | None = None) -> str:
+    (error,) = errors(GOOD + more, environ)
+    return error
 
 
 BROKEN = """\
@@ -58,7 +58,7 @@ channels:
 """
 
 
-def test_every_fault_is_told_at_once_with_its_place() -> None:
+def test_every_error_is_reported_at_once_with_its_position() -> None:
     """The list of the issue: unknown and duplicate key, bad duration, no capture, no access, '*' with credentials."""
     expected = [
         r"g.yaml:2:3: server.listn: unknown key; did you mean 'listen'\?",
@@ -70,13 +70,13 @@ def test_every_fault_is_told_at_once_with_its_place() -> None:
         r"g.yaml:16:35: channels.\"user.\{id\}\".from\[0\].topic: does not capture \{id\}.*user:\{id\}.*",
         r"g.yaml:18:5: channels.\"user.\{id\}\".histroy: unknown key; did you mean 'history'\?",
     ]
-    found = faults(BROKEN)
+    found = errors(BROKEN)
     assert len(found) == len(expected), "\n".join(found)
     for pattern, line in zip(expected, found, strict=True):
         assert re.fullmatch(pattern, line), line
 
 
-def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
+def test_the_source_line_is_shown_with_a_mark_below_the_error() -> None:
     """Like a compiler's: the eye finds the place without counting."""
     with pytest.raises(ConfigError) as caught:
         loads(BROKEN, file="g.yaml")
@@ -184,9 +184,9 @@ def test_the_source_line_is_shown_with_a_mark_below_the_fault() -> None:
         ("limits: {connect_rate_per_address: 200}", "a rate needs a time: 200/s"),
     ],
 )
-def test_one_fault_one_message(more: str, message: str) -> None:
-    """Each message says what is wrong in words that name the mend."""
-    assert message in one_fault(more)
+def test_one_error_one_message(more: str, message: str) -> None:
+    """A message that does not say how to fix the error."""
+    assert message in one_error(more)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_one_fault_one_message(more: str, message: str) -> None:
 )  # fmt: skip
 def test_channels(channel: str, message: str) -> None:
     """A channel that could not work as written is refused."""
-    assert message in one_fault("  " + channel)
+    assert message in one_error("  " + channel)
 
 
 @pytest.mark.parametrize(
@@ -262,16 +262,16 @@ def test_channels(channel: str, message: str) -> None:
 def test_sources(source: str, message: str) -> None:
     """No webhook is open by accident, and hints know which kind of source is meant."""
     text = GOOD.replace("sources:\n", f"sources:\n  s: {source}\n")
-    (fault,) = faults(text)
-    assert message in fault
+    (error,) = errors(text)
+    assert message in error
 
 
 def test_text_that_is_no_yaml_says_where() -> None:
     """The parser's own place is passed on."""
-    (fault,) = faults("server: {listen: [\nlog: }")
-    assert re.match(r"g.yaml:\d+:\d+: not valid YAML: ", fault)
-    assert "empty" in faults("")[0]
-    assert "mapping of sections" in faults("- a")[0]
+    (error,) = errors("server: {listen: [\nlog: }")
+    assert re.match(r"g.yaml:\d+:\d+: not valid YAML: ", error)
+    assert "empty" in errors("")[0]
+    assert "mapping of sections" in errors("- a")[0]
 
 
 @given(st.text(max_size=200))
@@ -311,13 +311,13 @@ def test_numbers_and_switches_may_come_from_the_environment() -> None:
     ],
 )
 def test_references_that_lead_nowhere(value: str, message: str) -> None:
-    """An unset variable is a fault before the deploy, not an empty secret after it."""
-    fault = one_fault(f'auth: {{jwt: {{algorithms: [HS256], audience: "{value}", secret: {"x" * 32}}}}}',
+    """An unset variable is an error before the deploy, not an empty secret after it."""
+    error = one_error(f'auth: {{jwt: {{algorithms: [HS256], audience: "{value}", secret: {"x" * 32}}}}}',
                       {"REDIS_URL": "x", "EMPTY": ""})  # fmt: skip
-    assert message in fault
+    assert message in error
 
 
-def test_secrets_do_not_appear_in_faults(tmp_path: Path) -> None:
+def test_secrets_do_not_appear_in_errors(tmp_path: Path) -> None:
     """A literal secret in the file is not shown, not even as part of the source line."""
     (tmp_path / "s").write_text("canary\n")
     text = GOOD + "auth: {jwt: {algorithms: [HS256], secret: canary}}"
@@ -357,22 +357,22 @@ def test_claims_access() -> None:
     auth = f"auth: {{jwt: {{algorithms: [HS256], secret: {'x' * 32}}}}}"
     access = loads(GOOD + channel + auth).channels["u.{id}"].access
     assert isinstance(access, ClaimsAccessConfig)
-    (fault,) = faults(GOOD + channel.replace('sub: "{id}"', 'sub: "{uid}"') + auth)
-    assert "the channel has no field {uid}; its fields: {id}" in fault
+    (error,) = errors(GOOD + channel.replace('sub: "{id}"', 'sub: "{uid}"') + auth)
+    assert "the channel has no field {uid}; its fields: {id}" in error
 
 
 @pytest.mark.parametrize("value", ["'yes'", "'True'", "'1'", "'on'", "'${C}'"])
 def test_credentials_are_true_or_false_and_nothing_like_it(value: str) -> None:
     """'*' with credentials must be found whatever spelling the credentials have."""
-    found = faults(GOOD + f'cors: {{origins: ["*"], credentials: {value}}}', {"C": "true"})
-    assert any("'*' with cors.credentials" in fault or "must be true or false" in fault for fault in found)
+    found = errors(GOOD + f'cors: {{origins: ["*"], credentials: {value}}}', {"C": "true"})
+    assert any("'*' with cors.credentials" in error or "must be true or false" in error for error in found)
 
 
 @pytest.mark.parametrize("topic", ["", "0042", "1.10", "true", "123", "null"])
 def test_a_topic_is_text(topic: str) -> None:
     """An unquoted number would silently be another topic."""
-    (fault,) = faults(GOOD.replace("topic: orders", f"topic: {topic}"))
-    assert "channels.orders.from[0].topic: " in fault
+    (error,) = errors(GOOD.replace("topic: orders", f"topic: {topic}"))
+    assert "channels.orders.from[0].topic: " in error
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_a_topic_is_text(topic: str) -> None:
         "auth: {jwt: {secret: canary",
     ],
 )
-def test_no_mistake_shows_a_secret(text: str) -> None:
+def test_no_error_shows_a_secret(text: str) -> None:
     """However broken the file is, what may be a secret is not printed: check's output goes into CI logs."""
     with pytest.raises(ConfigError) as caught:
         loads(text + "\n", environ={})
@@ -411,9 +411,9 @@ def test_no_mistake_shows_a_secret(text: str) -> None:
         ("auth: {jwt: {algorithms: [RS256, ES256], public_key_file: k}}", "a key is of one kind"),
     ],
 )
-def test_extremes_are_mistakes_and_not_tracebacks(more: str, message: str) -> None:
+def test_extremes_are_errors_and_not_tracebacks(more: str, message: str) -> None:
     """Numbers beyond measure, NULs, references in references."""
-    assert any(message in fault for fault in faults(GOOD + more))
+    assert any(message in error for error in errors(GOOD + more))
 
 
 @pytest.mark.parametrize(

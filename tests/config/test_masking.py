@@ -152,6 +152,6 @@ CANARIES = [
 
 @pytest.mark.parametrize("path", PLACES, ids=lambda path: ".".join(map(str, path)))
 def test_no_value_is_shown(path: Path) -> None:
-    """What a variable stands for may be a secret, wherever it was put by mistake."""
+    """What a variable stands for may be a secret, wherever it was misplaced."""
     shown = [(each, said) for each in CANARIES for said in messages(path, each) if "c4n4ry" in said]
     assert shown == []

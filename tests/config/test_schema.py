@@ -48,7 +48,7 @@ def test_the_shipped_files_pass_both(file: Path) -> None:
     ],
 )
 def test_the_schema_agrees_with_the_model(more: str) -> None:
-    """A red line in the editor means a fault in `check`, and the other way round."""
+    """A red line in the editor means an error in `check`, and the other way round."""
     text = GOOD + more
     try:
         loads(text, environ={})
@@ -59,5 +59,5 @@ def test_the_schema_agrees_with_the_model(more: str) -> None:
 
 
 def test_the_broken_example_is_broken_for_editors_too() -> None:
-    """Most faults show while typing."""
+    """Most errors show while typing."""
     assert not jsonschema.Draft202012Validator(config_json_schema()).is_valid(yaml.safe_load(BROKEN))

@@ -1,4 +1,4 @@
-"""Supervision: every task, timer and thread of the package is known, and each that lives long survives a fault."""
+"""Supervision: every task, timer and thread of the package is known, and long-lived ones survive errors."""
 
 import ast
 import asyncio

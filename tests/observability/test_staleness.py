@@ -1,4 +1,4 @@
-"""What ought to speak and does not: seen in time, told once, not held against who cannot hear it."""
+"""Staleness: detected in time, reported once, and not on nodes that do not receive the events."""
 
 import pytest
 
