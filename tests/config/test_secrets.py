@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.config.loader.issues import ConfigError
-from tests.config.test_load import GOOD
+from tests.config.test_load import GOOD, one_error
 from tests.support.config import loads
 
 
