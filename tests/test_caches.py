@@ -29,7 +29,6 @@ from gateway.broker.memory import MemoryBroker, MemorySharedStore
 from gateway.broker.shared_store import QuotaSlot
 from gateway.broker.sqlite.event_log import SqliteEventLog
 from gateway.config.channel_catalog import ChannelCatalog
-from gateway.config.loader.load import loads
 from gateway.config.model.auth import ForwardConfig, JwtConfig
 from gateway.config.template import MAX_NAME_CHARS, Template
 from gateway.core.bounded_dict import MAX_KEY_CHARS, BoundedDict
@@ -66,6 +65,7 @@ from gateway.webhooks.idempotency import MAX_REMEMBERED_RESPONSE_BYTES, Idempote
 from tests.soak import declared
 from tests.soak.caches import CACHES, OTHERS, Cache
 from tests.soak.containers import deep_bytes
+from tests.support.config import loads
 
 FEW = 400
 """Entries that a cache is bounded by here; more where the bound was taken when the module was imported."""

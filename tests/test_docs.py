@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.config.loader.load import loads
+from tests.support.config import loads
 
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text() for path in [*ROOT.glob("docs/*.md"), ROOT / "README.md"]}
@@ -102,7 +102,7 @@ def test_the_default_file_shows_every_section() -> None:
     """The annotated example misses a section."""
     text = (ROOT / "config/gateway.yaml").read_text()
     data = yaml.safe_load(text)
-    for section in ("server", "log", "broker", "cors", "timeouts", "limits", "sources", "channels"):
+    for section in ("server", "logging", "broker", "cors", "timeouts", "limits", "sources", "channels"):
         assert section in data
     for word in ("tls:", "auth:", "slow_client:", "history:", "payload:", "format:", "verify:"):
         assert word in text

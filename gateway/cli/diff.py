@@ -3,7 +3,7 @@
 import argparse
 
 from gateway.config.diff import ConfigChange, diff_configs
-from gateway.config.loader.load import load
+from gateway.config.loader.load import load_file
 from gateway.config.model.paths import config_folder
 from gateway.core.sanitize import escape_unprintable
 
@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a line for each difference, and return the exit status. Raises StartupError."""
     # The new file would replace the old one, so relative paths of both start at the same folder.
-    changes = diff_configs(load(options.old), load(options.new, paths_folder=config_folder(options.old)))
+    new = load_file(options.new, paths_folder=config_folder(options.old))
+    changes = diff_configs(load_file(options.old).require_config(), new.require_config())
     for change in changes:
         print(escape_unprintable(str(change)))
     print(escape_unprintable(_summary(options.new, changes)))

@@ -16,27 +16,27 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report: ``mend`` says what to do, and is empty where all is well."""
+    """One line of the report. ``fix`` says what to do, and is empty if nothing needs to be done."""
 
     level: Level
     check: str
-    found: str
-    mend: str = ""
+    message: str
+    fix: str = ""
 
 
-def ok(check: str, found: str) -> Finding:
+def ok(check: str, message: str) -> Finding:
     """Return a finding that needs no action."""
-    return Finding(Level.OK, check, found)
+    return Finding(Level.OK, check, message)
 
 
-def warn(check: str, found: str, mend: str) -> Finding:
+def warn(check: str, message: str, fix: str) -> Finding:
     """Return a finding that breaks streams of some clients, or will later."""
-    return Finding(Level.WARN, check, found, mend)
+    return Finding(Level.WARN, check, message, fix)
 
 
-def bad(check: str, found: str, mend: str) -> Finding:
+def bad(check: str, message: str, fix: str) -> Finding:
     """Return a finding that breaks streams."""
-    return Finding(Level.BAD, check, found, mend)
+    return Finding(Level.BAD, check, message, fix)
 
 
 def skip(check: str, why: str) -> Finding:
@@ -46,6 +46,6 @@ def skip(check: str, why: str) -> Finding:
 
 def finding_lines(finding: Finding, width: int) -> Iterator[str]:
     """Yield a finding as one or two lines; ``width`` is that of the longest check."""
-    yield f"{finding.level:<5} {finding.check:<{width}} {finding.found}"
-    if finding.mend:
-        yield f"{'':<5} {'':<{width}} -> {finding.mend}"
+    yield f"{finding.level:<5} {finding.check:<{width}} {finding.message}"
+    if finding.fix:
+        yield f"{'':<5} {'':<{width}} -> {finding.fix}"

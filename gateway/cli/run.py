@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     main = _serve_one if workers == 1 else partial(_serve_many, workers)
     return runtime.run_process(
         partial(main, file, config, metrics, options.hints),
-        config.log,
+        config.logging,
         metrics.log_lines_dropped.inc,
         background=TaskSupervisor(metrics.count_background_failure),
     )

@@ -15,7 +15,7 @@ from gateway.config.diff import channels_with_changed_access, have_origins_chang
 from gateway.config.model.config import Config
 from gateway.core.errors import StartupError, Unavailable
 from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
-from gateway.http.tls.context import load_certificate, LoadedCertificate
+from gateway.http.tls.context import LoadedCertificate, load_certificate
 from gateway.observability.metrics import Metrics
 from gateway.server.components import DESCRIPTOR_RESERVE, Components, WorkerSockets, event_options
 from gateway.server.reload import ConfigFile, Reloader

@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 
 from gateway.config.loader.issues import ConfigError
-from gateway.config.loader.load import loads
 from tests.admin.test_guard import TOKEN, ask
 from tests.integration.test_workers import config, group
+from tests.support.config import loads
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, gateway_running, merged
 

@@ -115,7 +115,7 @@ async def guarded(folder: Path, **jwt_over: Any) -> AsyncIterator[Gateway]:
         "auth": {"jwt": {**auth, **jwt_over}},
         "channels": {"private": {"from": [{"source": "hooks", "topic": "p"}], "access": "token"}},
     }
-    async with gateway_running({**config, "log": {"level": "debug"}}) as gateway:
+    async with gateway_running({**config, "logging": {"level": "debug"}}) as gateway:
         yield gateway
 
 

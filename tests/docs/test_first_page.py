@@ -19,7 +19,7 @@ def shipped(redis_url: str) -> dict[str, object]:
     text = (ROOT / "config/gateway.yaml").read_text().replace("${REDIS_URL:-}", redis_url)
     data = yaml.safe_load(text.replace("${KAFKA_BROKERS:-}", ""))
     own = {"server": {**data["server"], "listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}}
-    return {**data, **own, "log": {"level": "error"}, "broker": {"url": "memory://"}}
+    return {**data, **own, "logging": {"level": "error"}, "broker": {"url": "memory://"}}
 
 
 async def test_the_curl_line_shows_an_event_arrive() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from tests.docs.pages import Block, blocks
+from tests.support.config import loads
 
 SECTIONS = {field.alias or key for key, field in Config.model_fields.items()}
 

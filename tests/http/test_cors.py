@@ -163,7 +163,7 @@ async def test_a_preflight_of_garbage_is_refused(header: str) -> None:
 async def test_refusals_do_not_fill_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     """One line a minute for each page and address; it names the rule to change, and its number comes later."""
     evil = "https://evil.example"
-    async with gateway_running({**CORS, "log": {"level": "info"}}) as gateway:
+    async with gateway_running({**CORS, "logging": {"level": "info"}}) as gateway:
         for _ in range(20):
             assert (await gateway.open("/events/orders", {"Origin": evil})).status == 403
             assert (await gateway.open("/events/nothing", {"X-Forwarded-For": "192.0.2.7"})).status == 404

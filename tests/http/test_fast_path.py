@@ -9,11 +9,11 @@ import jwt
 import pytest
 
 from gateway.config.channel_catalog import ChannelCatalog
-from gateway.config.loader.load import loads
 from gateway.core.errors import Unavailable
 from gateway.http.cors import CorsPolicy
 from gateway.http.fast_path import MAX_HEAD_BYTES
 from gateway.http.routes.subscribe import SubscribeHandler
+from tests.support.config import loads
 from tests.support.deadline import safety_net
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 

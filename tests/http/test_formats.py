@@ -185,7 +185,7 @@ async def test_signed_posts_rotated_replayed_and_tried_again(capfd: pytest.Captu
     """A message that comes again is one event, and the log says why without a secret others are refused."""
     new = "whsec_" + base64.b64encode(b"n" * 32).decode()
     over = {
-        "log": {"level": "info"},
+        "logging": {"level": "info"},
         "sources": {
             "hooks": {"verify": {"none": None, "standard_webhooks": [new, SECRET]}, "topic": "orders"}
         },

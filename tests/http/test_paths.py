@@ -9,7 +9,7 @@ import pytest
 
 from gateway.cli.check.explain import explain
 from gateway.cli.terminal.endpoint import local_url
-from gateway.config.loader.load import loads
+from tests.support.config import loads
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE as BASE_CONFIG

@@ -19,9 +19,9 @@ from pydantic import BaseModel, SecretStr
 from bench.process import free_port
 from gateway.cli.main import main
 from gateway.config.loader.issues import ConfigError
-from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from tests.integration.test_command import CLEAN, command
+from tests.support.config import loads
 from tests.support.gateway import eventually, merged
 from tests.support.node import ROOT
 from tests.support.redis import redis_server
@@ -150,7 +150,7 @@ def test_check_of_a_broken_file(tmp_path: Path, capfd: pytest.CaptureFixture[str
     for name in ("check", "run"):
         assert main([name, "--config", str(file)]) == 1
         out, err = capfd.readouterr()
-        assert "4 mistakes" in err
+        assert "4 errors" in err
         assert MARK not in out + err
 
 
@@ -161,7 +161,7 @@ async def test_a_start_that_fails(tmp_path: Path) -> None:
         addresses = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}
 
         def run(workers: int) -> subprocess.CompletedProcess[str]:
-            over = {"server": {**addresses, "workers": workers}, "log": {"level": "debug"}}
+            over = {"server": {**addresses, "workers": workers}, "logging": {"level": "debug"}}
             file = tmp_path / f"{workers}.yaml"
             file.write_text(json.dumps(config(server.port, free_port(), **over)))
             return command("run", "--config", str(file))

@@ -166,7 +166,7 @@ async def test_the_doctor_finds_nothing(name: str, tmp_path: Path) -> None:
         assert [each for each in seen.findings if each.level is Level.BAD] == []
         warned = {each.check for each in seen.findings if each.level is not Level.OK}
         assert warned == {"idle timeout"}  # a few seconds prove nothing about 60 s
-        assert "HTTP/2 is offered" in seen["http version"].found
+        assert "HTTP/2 is offered" in seen["http version"].message
 
 
 async def test_a_silence_beyond_the_idle_timeout_is_cut(name: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Supervision: every task, timer and thread of the package is known, and each that lives long survives a fault."""
+"""Supervision: every task, timer and thread of the package is known, and long-lived ones survive errors."""
 
 import ast
 import asyncio
@@ -17,7 +17,6 @@ import pytest
 
 from gateway.broker.sqlite.broker import SqliteBroker
 from gateway.broker.sqlite.event_log import SqliteEventLog
-from gateway.config.loader.load import loads
 from gateway.core.errors import Unavailable
 from gateway.core.event import CONTROL_CHANNEL_PREFIX, EventId
 from gateway.hub.audience import Audience
@@ -33,6 +32,7 @@ from gateway.server.workers.worker_handle import WorkerHandle
 from gateway.streams.heartbeat import HeartbeatSweep
 from gateway.streams.revocation_bus import REPLACED_KIND
 from tests.broker.contract import draft
+from tests.support.config import loads
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 from tests.support.redis import redis_server

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from gateway.broker.memory import MemorySharedStore
 from gateway.config.channel_catalog import ChannelCatalog
-from gateway.config.loader.load import loads
 from gateway.config.model.config import AckConfig, Config
 from gateway.core.clock import unix_ms
 from gateway.hub.subscription import Subscription
@@ -21,6 +20,7 @@ from gateway.observability.metrics import Metrics
 from gateway.streams.acks.nonces import NonceSigner
 from gateway.streams.acks.state import AckRule, AckState
 from gateway.streams.acks.tracker import GRACE_SECONDS, AckTracker
+from tests.support.config import loads
 from tests.support.gateway import BASE, merged
 from tests.support.virtual import in_virtual_time, stand_still
 

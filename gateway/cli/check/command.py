@@ -8,8 +8,7 @@ from gateway.cli.check.explain import explain
 from gateway.cli.check.local_checks import find_local_issues
 from gateway.cli.check.report import FORMATS
 from gateway.cli.finding import Level
-from gateway.config.loader.document import MAX_CONFIG_BYTES
-from gateway.config.loader.load import LoadResult, decode_config_text, try_load, try_loads
+from gateway.config.loader.load import LoadResult, load_file, load_text, read_config_text
 from gateway.config.model.paths import config_folder
 from gateway.core.errors import StartupError
 
@@ -65,10 +64,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _read_config(file: str) -> LoadResult:
     if file != _STDIN:
-        return try_load(file, local_checker=find_local_issues)
-    content = sys.stdin.buffer.read(MAX_CONFIG_BYTES + 1)
-    return try_loads(
-        decode_config_text(content, "<stdin>"),
+        return load_file(file, local_checker=find_local_issues)
+    return load_text(
+        read_config_text("<stdin>", sys.stdin.buffer),
         file="<stdin>",
         folder=config_folder(_STDIN),
         local_checker=find_local_issues,

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 
-from gateway.config.loader.issues import replace_unprintable
 from gateway.config.model.auth import JwtConfig
 from gateway.config.model.config import ChannelConfig, ClaimsAccessConfig, Config, HistoryConfig
 from gateway.config.model.sources import KafkaConfig, WebhookConfig, disabled_reason
 from gateway.config.model.value_types import UnixSocketPath
 from gateway.config.template import Template
-from gateway.core.sanitize import redact_url
+from gateway.core.sanitize import redact_url, replace_unprintable
 
 _TITLE_WIDTH = 14
 

@@ -19,7 +19,7 @@ from gateway.config.model.paths import SQLITE_URL, absolute_path
 from gateway.config.model.redis_url import RedisUrl
 from gateway.config.model.sources import KafkaConfig, RedisPubSubConfig, RedisStreamConfig, disabled_reason
 from gateway.config.model.tls import TlsConfig
-from gateway.config.validation.section_rules import jwt_issuers
+from gateway.config.validation.rules import jwt_issuers
 from gateway.core.errors import StartupError
 from gateway.net.pem import PemProblem, load_ca_file, load_certificate_and_key
 

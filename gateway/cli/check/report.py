@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from gateway.cli.finding import Finding, Level, finding_lines
-from gateway.config.loader.issues import LocatedIssue, format_path, replace_unprintable
+from gateway.config.loader.issues import LocatedIssue, format_path
 from gateway.config.loader.load import LoadResult
 from gateway.config.model.config import Config
 from gateway.config.model.paths import SQLITE_URL
-from gateway.core.sanitize import escape_unprintable_lines
+from gateway.core.sanitize import escape_unprintable_lines, replace_unprintable
 
 _MAX_TEXT_CHARS = 2000
 """Longest text of a finding: servers contribute to it."""
@@ -56,7 +56,7 @@ class TextWriter(ReportWriter):
             self._print(each.render(result.file), sys.stderr)
         config = result.config
         if config is None:
-            self._print(f"{result.file}: {_pluralize(len(result.errors), 'mistake')}", sys.stderr)
+            self._print(f"{result.file}: {_pluralize(len(result.errors), 'error')}", sys.stderr)
             return
         warned = f", {_pluralize(len(result.warnings), 'warning')}" if result.warnings else ""
         if is_strict and result.warnings:
@@ -114,7 +114,7 @@ class JsonWriter(ReportWriter):
 
     def write_findings(self, findings: Sequence[Finding]) -> None:
         self._document["reached"] = [
-            {"level": each.level.value, "what": each.check, "found": each.found, "mend": each.mend}
+            {"level": each.level.value, "what": each.check, "message": each.message, "fix": each.fix}
             for each in map(_sanitized, findings)
         ]
 
@@ -147,8 +147,8 @@ class GithubWriter(ReportWriter):
         levels = {Level.BAD: "error", Level.WARN: "warning"}
         for each in map(_sanitized, findings):
             if each.level in levels:
-                mend = f"; {each.mend}" if each.mend else ""
-                self._print_command(levels[each.level], each.found + mend, title=each.check)
+                fix = f"; {each.fix}" if each.fix else ""
+                self._print_command(levels[each.level], each.message + fix, title=each.check)
 
     def _print_command(self, level: str, message: str, **properties: Any) -> None:
         given = ",".join(
@@ -189,8 +189,8 @@ def _sanitized(finding: Finding) -> Finding:
     return replace(
         finding,
         check=_sanitize(finding.check),
-        found=_sanitize(finding.found),
-        mend=_sanitize(finding.mend),
+        message=_sanitize(finding.message),
+        fix=_sanitize(finding.fix),
     )
 
 

@@ -41,7 +41,7 @@ class DoctorReport:
     def add(self, finding: Finding) -> None:
         """Add a finding; print it unless the output is JSON."""
         clean = Finding(
-            finding.level, finding.check, self._sanitize(finding.found), self._sanitize(finding.mend)
+            finding.level, finding.check, self._sanitize(finding.message), self._sanitize(finding.fix)
         )
         self._findings.append(clean)
         if not self._is_json:

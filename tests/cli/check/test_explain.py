@@ -1,7 +1,7 @@
 """A file in sentences: what an operator reads to see whether it says what was meant."""
 
 from gateway.cli.check.explain import explain
-from gateway.config.loader.load import loads
+from tests.support.config import loads
 
 FILE = """
 server: {listen: "0.0.0.0:8443", admin_token: 0123456789abcdef, workers: 4, tls: {certificate: a, key: b}}

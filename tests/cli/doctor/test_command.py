@@ -53,8 +53,8 @@ async def test_json_and_exit_1_and_a_token() -> None:
     told = json.loads(out)
     assert told["counts"]["bad"] == 1
     (bad,) = (finding for finding in told["findings"] if finding["level"] == "bad")
-    assert (bad["check"], bad["mend"]) == ("status", "another token is needed")
-    assert "invalid_token" in bad["found"]
+    assert (bad["check"], bad["fix"]) == ("status", "another token is needed")
+    assert "invalid_token" in bad["message"]
 
 
 @pytest.mark.parametrize(

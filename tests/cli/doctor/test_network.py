@@ -44,7 +44,7 @@ async def verdicts(
 
 
 @pytest.mark.parametrize(
-    ("names", "made", "found", "mend"),
+    ("names", "made", "found", "fix"),
     [
         (("127.0.0.1",), {"ends": days(-1)}, "it expired on ", "renew it"),
         (("127.0.0.1",), {"begins": days(1)}, "it is not valid before ", "clocks"),
@@ -54,28 +54,28 @@ async def verdicts(
     ],
 )  # fmt: skip
 async def test_what_is_wrong_with_a_certificate(
-    names: tuple[str, ...], made: dict[str, Any], found: str, mend: str, tmp_path: Path
+    names: tuple[str, ...], made: dict[str, Any], found: str, fix: str, tmp_path: Path
 ) -> None:
     """Each fault has a fix of its own, and OpenSSL's message names none."""
     authority = Authority(tmp_path)
     seen = await verdicts(server_context(authority.leaf(*names, **made)), authority.root)
     assert seen["certificate"].level is Level.BAD
-    assert found in seen["certificate"].found
-    assert mend in seen["certificate"].mend
+    assert found in seen["certificate"].message
+    assert fix in seen["certificate"].fix
 
 
 async def test_a_host_name_that_does_not_match(tmp_path: Path) -> None:
     """OpenSSL has one code for names and another one for addresses."""
     authority = Authority(tmp_path)
     seen = await verdicts(server_context(authority.leaf("127.0.0.1")), authority.root, "localhost")
-    assert seen["certificate"].found == "it is for 127.0.0.1, not for localhost"
+    assert seen["certificate"].message == "it is for 127.0.0.1, not for localhost"
 
 
 async def test_a_root_that_nobody_knows(tmp_path: Path) -> None:
     """A CA of one's own needs --ca, and is not the fault of the server."""
     seen = await verdicts(server_context(Authority(tmp_path).leaf("127.0.0.1")), None)
-    assert "which is unknown here" in seen["certificate"].found
-    assert "--ca FILE" in seen["certificate"].mend
+    assert "which is unknown here" in seen["certificate"].message
+    assert "--ca FILE" in seen["certificate"].fix
 
 
 @pytest.mark.parametrize(("left", "level"), [(20.9, Level.WARN), (21.1, Level.OK), (0.5, Level.WARN)])
@@ -85,7 +85,7 @@ async def test_one_that_will_expire(left: float, level: Level, tmp_path: Path) -
     ends = NOW + datetime.timedelta(days=left)
     seen = await verdicts(server_context(authority.leaf("127.0.0.1", ends=ends)), authority.root)
     assert seen["certificate"].level is level
-    assert f"{ends:%Y-%m-%d}" in seen["certificate"].found
+    assert f"{ends:%Y-%m-%d}" in seen["certificate"].message
 
 
 async def test_an_old_version_of_tls(tmp_path: Path) -> None:
@@ -98,13 +98,13 @@ async def test_an_old_version_of_tls(tmp_path: Path) -> None:
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     seen = await verdicts(context, authority.root)
     assert seen["tls"].level is Level.BAD
-    assert seen["tls"].found.startswith("TLSv1.1 is its newest")
+    assert seen["tls"].message.startswith("TLSv1.1 is its newest")
 
 
 async def test_a_port_without_tls() -> None:
     """https:// to a port that speaks HTTP is a slip in the URL, and not a broken certificate."""
     seen = await verdicts(None, None)
-    assert seen["tls"].found == "the port speaks no TLS"
+    assert seen["tls"].message == "the port speaks no TLS"
 
 
 async def test_the_second_look_sends_nothing(tmp_path: Path) -> None:

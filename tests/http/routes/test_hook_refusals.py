@@ -12,7 +12,7 @@ from tests.support.gateway import Gateway, gateway_running
 
 TOKEN = "s3cret-s3cret-s3cret"
 CONFIG: dict[str, Any] = {
-    "log": {"level": "warning", "format": "json"},
+    "logging": {"level": "warning", "format": "json"},
     "limits": {"webhook_body": "1KiB", "event_bytes": "512B"},
     "sources": {
         "signed": {"type": "webhook", "verify": {"bearer": [TOKEN]}},

@@ -290,7 +290,7 @@ async def test_malformed_http_fills_no_log(gateway: Gateway, capfd: pytest.Captu
 
 async def test_refusals_are_one_line_a_minute_for_each_reason(capfd: pytest.CaptureFixture[str]) -> None:
     """A sender that fails all night must not fill the disk, and the log line says what is wrong."""
-    async with gateway_running({"log": {"level": "warning", "format": "json"}}) as gateway:
+    async with gateway_running({"logging": {"level": "warning", "format": "json"}}) as gateway:
         for _ in range(30):
             await post(gateway, "/hooks/hooks?topic=orders", b"{broken")
             await post(gateway, "/hooks/hooks?topic=nowhere", b"1")
