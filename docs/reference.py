@@ -55,10 +55,10 @@ server:
 broker: {url: "${REDIS_URL}"}
 """,
     ),
-    "log": (
+    "logging": (
         "Logging",
         "One JSON object per line on standard error. Events: [operations.md](operations.md#logs).",
-        "log: {level: info, format: console}\n",
+        "logging: {level: info, format: console}\n",
     ),
     "check": (
         "Accepted warnings",
