@@ -3,9 +3,9 @@
 import os
 import re
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from gateway.admin.port import AdminPort
@@ -21,11 +21,11 @@ from gateway.config.model.config import Config
 from gateway.config.model.paths import SQLITE_URL
 from gateway.core.clock import unix_ms
 from gateway.core.errors import StartupError
-from gateway.core.event import AppendedIds, Draft, FencingToken, SourceOffset
 from gateway.http.bodies import BodyReader
 from gateway.http.cors import CorsPolicy
 from gateway.http.listener import Listener
 from gateway.http.query import STREAM_OPTION_NAMES
+from gateway.http.request import RequestParser
 from gateway.http.routes.acks import MAX_ACK_BYTES, AckHandler
 from gateway.http.routes.app import build_public_app
 from gateway.http.routes.health import HealthHandler
@@ -48,13 +48,12 @@ from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.server.reload import ConfigFile, Reloader
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import SystemdNotifier
-from gateway.sources.election import LeaseOperations
-from gateway.sources.manager import LogAccess, SourceManager
+from gateway.sources.context import EventAppender
+from gateway.sources.manager import SourceManager
 from gateway.sources.router import Router
 from gateway.streams.acks.forwarder import AckForwarder
 from gateway.streams.acks.nonces import NonceSigner
 from gateway.streams.acks.tracker import AckTracker
-from gateway.streams.heartbeat import HeartbeatSweep
 from gateway.streams.quotas.client_limits import ClientLimits
 from gateway.streams.registry import StreamRegistry
 from gateway.streams.revocation_bus import RevocationBus
@@ -69,42 +68,6 @@ class WorkerSockets:
 
     addresses: tuple[BindableAddress, ...]
     admin_path: str
-
-
-class EventAppender:
-    """Appends to the log, and counts what each channel published."""
-
-    def __init__(self, broker: Broker, catalog: ChannelCatalog, metrics: Metrics) -> None:
-        self._broker = broker
-        self._catalog = catalog
-        self._seconds = metrics.broker_append_seconds
-        self._published_counter = cache(metrics.events_published.labels)
-        self._init_counters()
-
-    def apply(self, config: Config) -> None:
-        """Count for the channels that the catalog declares by now."""
-        self._init_counters()
-
-    def _init_counters(self) -> None:
-        for name in self._catalog.declared:  # each is exposed at 0 from the start
-            self._published_counter(name)
-
-    async def append(
-        self, drafts: Sequence[Draft], offset: SourceOffset | None, fence: FencingToken | None
-    ) -> AppendedIds:
-        """Append as `Broker.append` does."""
-        before = self._broker.head
-        with self._seconds.time():
-            ids = await self._broker.append(drafts, offset, fence)
-        counts: dict[str, int] = {}
-        for draft, id in zip(drafts, ids, strict=True):
-            if id > before:  # an older id is the one that a deduplicated draft was given first
-                counts[draft.channel] = counts.get(draft.channel, 0) + 1
-        for name, count in counts.items():
-            match = self._catalog.resolve(name)
-            if match is not None:
-                self._published_counter(match.declared.name).inc(count)
-        return ids
 
 
 class DescriptorLimit:
@@ -159,7 +122,6 @@ class Components:
     ack_tracker: AckTracker
     ack_forwarder: AckForwarder
     streams: StreamRegistry
-    heartbeat_sweep: HeartbeatSweep
     revocation_bus: RevocationBus
     # Upstreams.
     appender: EventAppender
@@ -293,9 +255,7 @@ def build(
         event_bytes=limits.event_bytes,
         events={name: source.event for name, source in config.sources.items()},
     )
-    leases = LeaseOperations(broker.acquire_lease, broker.release_lease)
-    log_access = LogAccess(appender.append, leases, broker.read_offset, broker.list_partitions)
-    source_manager = SourceManager(router, log_access, metrics, unix_ms, recent_errors, background)
+    source_manager = SourceManager(router, appender, metrics, recent_errors, background)
     source_manager.build(config.sources, limits.event_bytes)
     staleness_monitor = StalenessMonitor(staleness_watches(config, catalog, source_manager, hub), unix_ms)
 
@@ -318,7 +278,9 @@ def build(
     )
     status.bind_gauges()
     cors = CorsPolicy(config, catalog)
+    parser = RequestParser(catalog.resolve, client_limits.forwarded_caller, config.server.base_path)
     subscribe_handler = SubscribeHandler(
+        parser=parser,
         catalog=catalog,
         streams=streams,
         cors=cors,
@@ -338,6 +300,7 @@ def build(
         nonces,
         ack_forwarder,
         cors,
+        parser,
         client_limits,
         BodyReader(MAX_ACK_BYTES, timeouts.request, "an answer may be"),
         metrics.acks,
@@ -353,7 +316,6 @@ def build(
         build_public_app(
             subscribe_handler,
             hooks,
-            cors,
             TicketHandler(subscribe_handler, authenticator),
             ack_handler,
             config.server.base_path,
@@ -401,7 +363,6 @@ def build(
         ack_tracker=ack_tracker,
         ack_forwarder=ack_forwarder,
         streams=streams,
-        heartbeat_sweep=HeartbeatSweep(streams, background),
         revocation_bus=revocation_bus,
         appender=appender,
         router=router,

@@ -16,7 +16,7 @@ from gateway.config.diff import diff_configs
 from gateway.config.model.config import Config
 from gateway.config.model.section import CHECKS_ACCESS, CHECKS_ORIGINS
 from gateway.core.errors import Unavailable
-from gateway.http.tls.context import LoadedCertificate
+from gateway.http.tls.context import LoadedCertificate, load_certificate
 from gateway.observability.metrics import Metrics
 from gateway.server.components import WorkerSockets, build
 from gateway.server.reload import ConfigFile
@@ -131,10 +131,8 @@ class Daemon:
         parts.limits.users.start()
         stack.push_async_callback(parts.revocation_bus.close)
         stack.push_async_callback(parts.ack_forwarder.close)
-        stack.callback(parts.streams.short_heartbeats.stop)
+        stack.callback(parts.streams.stop_sweeps)
         stack.callback(parts.ack_tracker.stop)
-        stack.callback(parts.heartbeat_sweep.stop)
-        parts.heartbeat_sweep.start()
         # 3. The admin port, so that a start that hangs can be diagnosed.
         await parts.admin_listener.start()
         stack.push_async_callback(parts.canary.stop)
@@ -220,7 +218,7 @@ class Daemon:
         parts.source_manager.validate(config.sources)
         tls, certificate = config.server.tls, None
         if parts.certificate_watcher is not None and tls is not None:
-            certificate = await asyncio.to_thread(parts.certificate_watcher.load, tls)
+            certificate = await asyncio.to_thread(load_certificate, tls)
         backends = await parts.authenticator.prepare(config.auth, config.channels.values())
         return PreparedConfig(config, descriptors, backends, certificate)
 

@@ -1,7 +1,7 @@
-"""``/healthz`` and ``/readyz``: on the admin port, and on request on the public port too.
+"""``/healthz`` and ``/readyz``, on the admin port, and on request on the public port too.
 
-Some platforms probe one port only. Probes of the public port get no details. They do not count as requests
-for streams, and are answered during a drain too.
+Some platforms can probe only one port. Probes of the public port need no token, so the response is only a
+status code and one flag. Probes are answered during a drain too, and count in no limit of streams.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,18 +14,18 @@ from gateway.http.responses import json_response
 
 
 class HealthSource(Protocol):
-    """A node, or the parent of several workers."""
+    """Reports the health of a node, or of the parent of several workers."""
 
     async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether the process should keep running, and details."""
+        """Return whether the node should go on running, and the reasons against it."""
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether new clients should connect, and details."""
+        """Return whether the node accepts new clients, and the parts that decide it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthHandler:
-    """The handlers. Requests for which ``may_see_details`` is false get the status and one word only."""
+    """Handles health probes. Without ``may_see_details``, the response is a status code and one flag."""
 
     node: HealthSource
     may_see_details: Callable[[web.Request], bool] = lambda request: False

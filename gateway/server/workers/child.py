@@ -112,7 +112,7 @@ def main() -> int:
     try:
         return runtime.run_process(
             lambda: _serve(init, config, metrics),
-            config.log,
+            config.logging,
             metrics.log_lines_dropped.inc,
             worker=init.number,
             background=TaskSupervisor(metrics.count_background_failure),
