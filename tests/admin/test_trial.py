@@ -142,7 +142,7 @@ async def test_with_a_token_only_who_has_it() -> None:
 def test_an_open_port_and_development_do_not_go_together() -> None:
     """Anyone who reaches the port could read channels that need a token."""
     server = {"admin": "0.0.0.0:9090", "admin_open": True, "development": True}
-    with pytest.raises(ConfigError, match=r"server\.development: would let whoever reaches"):
+    with pytest.raises(ConfigError, match=r"server\.development: with admin_open, everybody who reaches"):
         loads(json.dumps(merged(BASE, {"server": server})), environ={})
     for good in ({"admin_open": None, "admin_token": TOKEN}, {"development": False}):
         loads(json.dumps(merged(BASE, {"server": server | good})), environ={})

@@ -58,8 +58,11 @@ def _endless(path: Path) -> None:
         (lambda path: path.write_bytes(b"a: b\n" * (MAX_CONFIG_BYTES // 5 + 1)), "is larger than"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not UTF-8 text"),
         (lambda path: path.write_text(json.dumps(GOOD)[:-9]), "not valid YAML"),
-        (lambda path: path.write_text(json.dumps(GOOD).replace("token", "t\\u0000")), "no name of a file"),
-        (lambda path: path.write_text(json.dumps(GOOD).replace("token", "\\ud800")), "no name of a file"),
+        (
+            lambda path: path.write_text(json.dumps(GOOD).replace("token", "t\\u0000")),
+            "not a valid file name",
+        ),
+        (lambda path: path.write_text(json.dumps(GOOD).replace("token", "\\ud800")), "not a valid file name"),
         (lambda path: (path.parent / "token").unlink(), "No such file"),
     ],
 )
