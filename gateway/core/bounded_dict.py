@@ -22,8 +22,8 @@ V = TypeVar("V")
 class BoundedDict(OrderedDict[K, V]):
     """Holds at most ``max_entries`` and ``max_bytes``; evicts the oldest. Change it by its own methods only.
 
-    What is in it must not change: an entry is weighed when it comes and when it goes. ``max_bytes`` None is for
-    entries whose size cannot vary much: they are not weighed.
+    Entries must not change while stored: they are measured when they are added and when they are removed.
+    ``max_bytes`` is None for entries of about one size, which are not measured.
     """
 
     def __init__(self, max_entries: int, max_bytes: int | None = None) -> None:
