@@ -52,7 +52,7 @@ class AdminPort:
         )
 
     def apply(self, config: Config) -> None:
-        """Take the token, host names and deadlines of a configuration; the address stays."""
+        """Apply the token, host names and deadlines of a configuration; the address stays."""
         self.listener.apply(config)
         if self.guard is not None:
             self.guard.apply(config)

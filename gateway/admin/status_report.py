@@ -117,7 +117,7 @@ class SourceStatus(Struct, frozen=True):
     stale: bool | None = None
     received: int = 0
     rejected: Annotated[dict[str, int], Meta(description="by reason")] = field(default_factory=dict)
-    duplicates: Annotated[int, Meta(description="events that were sent again, and not appended again")] = 0
+    duplicates: Annotated[int, Meta(description="repeated deliveries that made no event")] = 0
     restarts: int = 0
     leader: Annotated[
         bool | UnsetType, Meta(description="only where one node reads for all: whether it is this one")

@@ -50,7 +50,7 @@ class Shutdown:
         self._began_at = 0.0
 
     def apply(self, config: Config) -> None:
-        """Take the durations of a configuration, for a shutdown that has not begun."""
+        """Apply the durations of a configuration, for a shutdown that has not begun."""
         self._set_timeouts(config.timeouts)
 
     def _set_timeouts(self, timeouts: TimeoutsConfig) -> None:

@@ -45,7 +45,7 @@ class AckHandler:
     result_counter: Counter
 
     def apply(self, config: Config) -> None:
-        """Take the deadline of a configuration."""
+        """Apply the deadline of a configuration."""
         self.body_reader.timeout_seconds = config.timeouts.request
 
     async def post(self, request: web.Request) -> web.StreamResponse:

@@ -107,7 +107,7 @@ class SubscribeHandler:
         self.request_prefix = f"GET {self.base_path}{EVENTS_PATH}".encode()
 
     def apply(self, config: Config) -> None:
-        """Take the limits of a configuration."""
+        """Apply the limits of a configuration."""
         self.channels_per_stream = config.limits.channels_per_stream
 
     async def get(self, request: web.Request) -> web.StreamResponse:
