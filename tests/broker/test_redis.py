@@ -148,7 +148,7 @@ async def seen_by_watches(nodes: Sequence[RedisBroker], condition: Callable[[], 
 
     def holds() -> Any:
         for node in nodes:
-            node._is_connection_suspect.set()
+            node._connection.is_suspect.set()
         return condition()
 
     await eventually(holds)
@@ -222,7 +222,7 @@ async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisSer
     await start(fresh)
     (new,) = await fresh.append([draft("c")])
     assert await read(fresh, "c", ids[0]) == ([new], None), "nobody can know yet"
-    old._tasks[0] = asyncio.create_task(old._run_follower())
+    old._tasks[0] = asyncio.create_task(old._follower.run())
     await eventually(lambda: old.is_up)
     for node in (old, fresh):
         assert await read(node, "c", ids[0]) == ([new], ids[3])
@@ -304,9 +304,10 @@ async def test_eviction_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -
         command(redis, "SET", f"theirs{number}", "x" * 1000)
     command(redis, "CONFIG", "SET", "maxmemory", 0)
     # Until both watches have looked: the log's own hash may be gone as well.
-    looked = [node._canary_number + 2 for node in nodes]
+    looked = [node._follower._canary_number + 2 for node in nodes]
     await seen_by_watches(
-        nodes, lambda: all(node._canary_number > count for node, count in zip(nodes, looked, strict=True))
+        nodes,
+        lambda: all(node._follower._canary_number > count for node, count in zip(nodes, looked, strict=True)),
     )
     assert int(command(redis, "INFO", "stats")["evicted_keys"]) > 0
 
@@ -392,12 +393,12 @@ async def test_a_busy_pool_is_unavailable_and_no_queue(redis: RedisServer) -> No
     """Who gets no connection within ``wait`` is told so, and nobody waits for ever."""
     broker = make(redis.url, "sse", limits=PoolConfig.model_validate({"max_connections": 1, "wait": "100ms"}))
     await start(broker)
-    assert broker._pool is not None
-    taken = await broker._pool.get_connection()  # type: ignore[no-untyped-call]
+    assert broker._connection._pool is not None
+    taken = await broker._connection._pool.get_connection()  # type: ignore[no-untyped-call]
     with pytest.raises(Unavailable, match="No connection available"):
         await broker.read_log_head()
     assert broker.is_up
-    await broker._pool.release(taken)
+    await broker._connection._pool.release(taken)
     await broker.read_log_head()
     await broker.close()
 

@@ -56,7 +56,7 @@ async def test_without_redis_pys_own_lists_the_log_goes_on(server: RedisServer) 
     """A release that mends a hole may rename what is private: events go on, and one line says what is lost."""
     with capture_logs() as logs:
         async with running(server) as broker:
-            assert isinstance(broker._pool, PublicApiPool)
+            assert isinstance(broker._connection._pool, PublicApiPool)
             ids = [
                 id
                 for some in await asyncio.gather(

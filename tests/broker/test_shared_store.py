@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.broker import memory as memory_board
-from gateway.broker.memory import MemorySharedStore
+from gateway.broker import memory_shared_store as memory_board
+from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.broker.shared_store import QuotaSlot
 from gateway.broker.sqlite import shared_store as sqlite_board
 from gateway.broker.sqlite.broker import SqliteBroker

@@ -401,7 +401,7 @@ async def test_without_sockets_other_processes_follow_all_the_same(
 
 async def test_processes_wake_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events must not wait for the next look into the file."""
-    monkeypatch.setattr("gateway.broker.sqlite.broker.POLL_SECONDS", 3600.0)
+    monkeypatch.setattr("gateway.broker.sqlite.follower.POLL_SECONDS", 3600.0)
     async with started(tmp_path / "log.db") as one, started(tmp_path / "log.db") as other:
         follower = Follower(other)
         await other.append([draft("c")])  # with it, its name is in the file

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.broker.memory import MemorySharedStore
+from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.broker.shared_store import QuotaSlot
 from gateway.core.clock import unix_ms
 from gateway.core.errors import Draining, Unavailable
