@@ -71,9 +71,11 @@ class Batcher(Generic[T, R]):
             raise Unavailable(SHUTTING_DOWN)
         units, size = self._weigh(request)
         if self._waiting_count >= self._limits.max_waiting:
-            raise Unavailable(f"{self._waiting_count} {self._noun} wait already", retry_after=2)
+            raise Unavailable(f"{self._waiting_count} {self._noun} are waiting already", retry_after=2)
         if self._waiting_count and self._waiting_bytes + size > self._limits.max_waiting_bytes:
-            raise Unavailable(f"{self._waiting_bytes} bytes of {self._noun} wait already", retry_after=2)
+            raise Unavailable(
+                f"{self._waiting_bytes} bytes of {self._noun} are waiting already", retry_after=2
+            )
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._pending[result] = request, units, size
         self._waiting_count += 1

@@ -232,7 +232,7 @@ async def test_appends_wait_for_a_slow_disk_up_to_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit that takes a moment refuses nobody, however the appends came in; a crowd behind it does."""
-    monkeypatch.setattr("gateway.broker.sqlite.broker.MAX_WAITING_APPENDS", 300)
+    monkeypatch.setattr("gateway.broker.sqlite.writer.MAX_WAITING_APPENDS", 300)
     path = tmp_path / "log.db"
     async with started(path) as broker:
         blocker = sqlite3.connect(path, isolation_level=None)
@@ -242,7 +242,7 @@ async def test_appends_wait_for_a_slow_disk_up_to_a_number(
             waiting.append(asyncio.create_task(broker.append([draft("c")])))
             await asyncio.sleep(0)
             await asyncio.sleep(0)  # one turn of the loop each: no two reach the writer together
-        with pytest.raises(Unavailable, match="300 appends wait"):
+        with pytest.raises(Unavailable, match="300 appends are waiting"):
             await broker.append([draft("c")])
         blocker.execute("ROLLBACK")
         blocker.close()

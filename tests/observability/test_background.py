@@ -304,7 +304,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     "sqlite_sweep": Injection(
         lambda daemon: SqliteEventLog, "sweep", log="sqlite", quick={"broker.sqlite.writer.SWEEP_SECONDS": 0.05}
     ),
-    "sqlite_writer": Injection(lambda daemon: daemon.broker._writer._appends, "_take_batch", log="sqlite"),  # type: ignore[attr-defined]
+    "sqlite_writer": Injection(lambda daemon: daemon.broker._writer.appends, "_take_batch", log="sqlite"),  # type: ignore[attr-defined]
     "watchdog": Injection(
         lambda daemon: daemon.systemd, "_send", stir=feed_the_watchdog,
         meant=lambda *words: "WATCHDOG=1" in words,

@@ -17,7 +17,6 @@ from secrets import token_hex
 import structlog
 
 from gateway.broker.base import (
-    MAX_WAITING_APPENDS,
     AppendBatch,
     Broker,
     HistoryPage,
@@ -59,7 +58,7 @@ class SqliteBroker(Broker):
         self._delivery = Delivery(background)
         self._connections = SqliteConnections(path, clock)
         self._follower = SqliteFollower(self._connections, self._delivery)
-        self._writer = SqliteWriter(self._connections, self._follower, clock, background, MAX_WAITING_APPENDS)
+        self._writer = SqliteWriter(self._connections, self._follower, clock, background)
         self.shared_store = SqliteSharedStore(self._connections, clock)
         self._lease_owner = token_hex(8)
         self._wakeups: ProcessWakeups | None = None
@@ -105,7 +104,7 @@ class SqliteBroker(Broker):
     async def append(
         self, drafts: Sequence[Draft], offset: SourceOffset | None = None, fence: FencingToken | None = None
     ) -> AppendedIds:
-        return await self._writer.append(AppendBatch(drafts, offset, fence))
+        return await self._writer.appends.submit(AppendBatch(drafts, offset, fence))
 
     async def read(
         self, after: Mapping[str, EventId], until: EventId, limit: int

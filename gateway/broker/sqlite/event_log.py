@@ -117,8 +117,8 @@ _MIGRATIONS = {
 """The statements that bring a file from each version to the next one."""
 
 
-_FirstUses = dict[tuple[int, str], tuple[int, str | None]]
-"""Id and fingerprint of the first use, by a channel's key and the deduplication key."""
+_FirstUse = tuple[int, str | None]
+"""The id and the request fingerprint of a deduplication key's first use."""
 
 
 class IncompatibleFile(Exception):
@@ -222,7 +222,7 @@ class SqliteEventLog:
         results: list[AppendResult] = []
         events: list[Event] = []
         rows: list[tuple[int, int, bool, int, str | None, bytes]] = []
-        keys: _FirstUses = {}
+        keys: dict[tuple[int, str], _FirstUse] = {}
         for batch in batches:
             if batch.fence is not None and not self._is_latest_fence(batch.fence):
                 results.append(StaleFencingToken(f"another node holds the lease {batch.fence.lease!r} now"))
@@ -287,16 +287,20 @@ class SqliteEventLog:
         row = self.db.execute("SELECT token FROM leases WHERE name = ?", (fence.lease,)).fetchone()
         return row is not None and row[0] == fence.number
 
-    def _find_key(self, key: tuple[int, str], new_keys: _FirstUses) -> tuple[int, str | None] | None:
+    def _find_key(
+        self, key: tuple[int, str], new_keys: Mapping[tuple[int, str], _FirstUse]
+    ) -> _FirstUse | None:
         """Return the id and the fingerprint of a deduplication key's first use."""
         if key in new_keys:
             return new_keys[key]
-        row: tuple[int, str | None] | None = self.db.execute(
+        row: _FirstUse | None = self.db.execute(
             "SELECT id, fingerprint FROM keys WHERE channel = ? AND key = ?", key
         ).fetchone()
         return row
 
-    def _find_first_use(self, draft: Draft, new_keys: _FirstUses) -> tuple[int, str | None] | None:
+    def _find_first_use(
+        self, draft: Draft, new_keys: Mapping[tuple[int, str], _FirstUse]
+    ) -> _FirstUse | None:
         assert draft.deduplication_key is not None
         channel = self._channel_key(draft.channel, draft.retention)
         return self._find_key((channel, draft.deduplication_key), new_keys)

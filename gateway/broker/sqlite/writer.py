@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
-from gateway.broker.base import MAX_WAITING_APPEND_BYTES, AppendBatch, AppendResult
+from gateway.broker.base import MAX_WAITING_APPEND_BYTES, MAX_WAITING_APPENDS, AppendBatch, AppendResult
 from gateway.broker.batcher import Batcher, BatchLimits
 from gateway.broker.sqlite.connections import SqliteConnections
 from gateway.broker.sqlite.event_log import IncompatibleFile, SqliteEventLog
@@ -46,7 +46,6 @@ class SqliteWriter:
         follower: SqliteFollower,
         clock: Callable[[], int],
         background: TaskSupervisor,
-        max_waiting: int,
     ) -> None:
         self._connections = connections
         self._follower = follower
@@ -57,10 +56,10 @@ class SqliteWriter:
             None  # the connection that `_wakeups` is registered with
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self._appends: Batcher[AppendBatch, AppendedIds] = Batcher(
+        self.appends: Batcher[AppendBatch, AppendedIds] = Batcher(
             self._commit,
             BatchLimits(
-                max_waiting, MAX_WAITING_APPEND_BYTES, GROUP_COMMIT_APPENDS, MAX_WAITING_APPEND_BYTES
+                MAX_WAITING_APPENDS, MAX_WAITING_APPEND_BYTES, GROUP_COMMIT_APPENDS, MAX_WAITING_APPEND_BYTES
             ),
             noun="appends",
             weigh=lambda batch: (1, batch.payload_bytes()),
@@ -71,13 +70,13 @@ class SqliteWriter:
         """Begin to write; ``wakeups`` wakes other processes. Needs a running loop."""
         self._wakeups = wakeups
         self._tasks = [
-            self._background.start_task("sqlite_writer", self._appends.run, is_vital=True),
+            self._background.start_task("sqlite_writer", self.appends.run, is_vital=True),
             self._background.start_task("sqlite_sweep", self._run_sweeps),
         ]
 
     async def stop(self) -> None:
         """Write the waiting appends for up to `STOP_SECONDS`, then reject the rest. Harmless if repeated."""
-        self._appends.close()
+        self.appends.close()
         for task in self._tasks[1:]:
             task.cancel()
         if self._tasks:
@@ -85,16 +84,12 @@ class SqliteWriter:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._appends.reject_pending()
+        self.appends.reject_pending()
         if self._registered_log is not None:
             self._registered_log = None
             with suppress(sqlite3.Error, OSError, IncompatibleFile):  # the registration expires
                 async with asyncio.timeout(STOP_SECONDS):
                     await self._connections.write(self._unregister)
-
-    async def append(self, batch: AppendBatch) -> AppendedIds:
-        """Append a batch; see `gateway.broker.base.Broker.append`."""
-        return await self._appends.submit(batch)
 
     async def _commit(self, batches: Sequence[AppendBatch]) -> Sequence[AppendResult]:
         last_known_id = pack_id(self._follower.head)
