@@ -38,7 +38,7 @@ STOP_SECONDS = 5.0
 
 
 class SqliteWriter:
-    """Owns the tasks that write. ``clock`` returns unix milliseconds."""
+    """Runs the tasks that write: one commits `appends`, one deletes old events. ``clock``: unix milliseconds."""
 
     def __init__(
         self,
@@ -52,9 +52,7 @@ class SqliteWriter:
         self._clock = clock
         self._background = background
         self._wakeups: ProcessWakeups | None = None
-        self._registered_log: SqliteEventLog | None = (
-            None  # the connection that `_wakeups` is registered with
-        )
+        self._registered_log: SqliteEventLog | None = None  # the connection that registered `_wakeups`
         self._tasks: list[asyncio.Task[None]] = []
         self.appends: Batcher[AppendBatch, AppendedIds] = Batcher(
             self._commit,
