@@ -38,7 +38,7 @@ STOP_SECONDS = 5.0
 
 
 class SqliteWriter:
-    """Runs the tasks that write: one commits `appends`, one deletes old events. ``clock``: unix milliseconds."""
+    """Runs the tasks that write: one commits `appends`, one deletes old events. ``clock``: unix ms."""
 
     def __init__(
         self,
