@@ -131,7 +131,7 @@ class Contract:
             "nothing of the batch is there"
         )
 
-    async def test_cursors_are_stored_with_the_batch(self, broker: Broker) -> None:
+    async def test_offsets_are_stored_with_the_batch(self, broker: Broker) -> None:
         """A source that restarts would repeat records or skip some."""
         assert await broker.read_offset("s") is None
         await broker.append([draft("c")], SourceOffset("s", "17"))
@@ -140,7 +140,7 @@ class Contract:
         await broker.append([], SourceOffset("t", "1"))
         assert (await broker.read_offset("s"), await broker.read_offset("t")) == ("18", "1")
 
-    async def test_parts_of_a_source_are_listed_and_forgotten(self, broker: Broker) -> None:
+    async def test_partitions_of_a_source_are_listed_and_deleted(self, broker: Broker) -> None:
         """Offsets of deleted streams and partitions would stay in the log for ever."""
         for name in ("s", "s/a", "s/b/c", "s0/a", "s*/a", "S/a", "t/a"):
             await broker.append([], SourceOffset(name, "1"))
@@ -170,14 +170,14 @@ class Contract:
         assert got["b"] == ids["b"][1:-1]
         assert (await read(broker, "nobody", ids["b"][-1])) == ([], None)
 
-    async def test_history_by_count_tells_what_it_lost(self, broker: Broker) -> None:
+    async def test_history_by_count_reports_gaps(self, broker: Broker) -> None:
         """A client would miss expired events without a gap, or receive a gap for nothing."""
         ids = [(await broker.append([draft("c", retention=Retention(3))]))[0] for _ in range(6)]
         for position, id in enumerate(ids):
             expected = ids[max(position + 1, 3) :], ids[2] if position < 2 else None
             assert await read(broker, "c", id) == expected
 
-    async def test_history_by_age_tells_what_it_lost(self, broker: Broker, clock: Clock) -> None:
+    async def test_history_by_age_reports_gaps(self, broker: Broker, clock: Clock) -> None:
         """Events would outlive their maximum age until the next append."""
         keep = Retention(1000, max_age_ms=10_000)
         (old,) = await broker.append([draft("c", retention=keep)])
@@ -205,7 +205,7 @@ class Contract:
         assert (event.id, event.is_retained) == (id, False)
         assert (await read(broker, "c", before))[0] == []
 
-    async def test_recent_gives_the_ids_of_the_newest_events(self, broker: Broker) -> None:
+    async def test_recent_ids_are_those_of_the_newest_events(self, broker: Broker) -> None:
         """last=N would begin at the wrong event."""
         ids = [(await broker.append([draft(("a", "b")[number % 2])]))[0] for number in range(10)]
         of_a = [pack_id(id) for id in ids[::2]]
@@ -228,7 +228,7 @@ class Contract:
         assert [each.is_cut for each in answers[1:3]] == [False, False]
         assert not answers[4].is_cut
 
-    async def test_recent_says_up_to_where_events_are_too_old(self, broker: Broker, clock: Clock) -> None:
+    async def test_recent_ids_come_with_the_floor(self, broker: Broker, clock: Clock) -> None:
         """last=3 would count events that the channel no longer retains."""
         (old,) = await broker.append([draft("c", retention=Retention(100, 10_000))])
         clock.now += 9_000
@@ -238,7 +238,7 @@ class Contract:
         assert [id for id in answer.ids if id > answer.floor] == [pack_id(young)]
         assert answer.floor >= pack_id(old)
 
-    async def test_recent_is_bounded(self, broker: Broker) -> None:
+    async def test_recent_ids_are_bounded(self, broker: Broker) -> None:
         """One request for many channels would block the log for everybody."""
         for name in "abc":
             await broker.append([draft(name) for _ in range(MAX_RECENT_IDS // 2)])
@@ -268,7 +268,7 @@ class Contract:
         for number, ids in enumerate(answers):
             assert [by_id[id] for id in ids] == [f"{number}/{part}" for part in range(3)]
 
-    async def test_a_follower_that_raises_misses_nothing_in_silence(self, broker: Broker) -> None:
+    async def test_a_follower_that_raises_misses_no_event_without_a_gap(self, broker: Broker) -> None:
         """An exception in the node would lose an event without a gap, or fail its append."""
         delivered: list[EventId] = []
         lost: list[EventId] = []
@@ -298,7 +298,7 @@ class Contract:
         assert len(delivered) == len(set(delivered))
         assert broker.head >= second[0]
 
-    async def test_a_lease_is_kept_and_given_back(self, broker: Broker) -> None:
+    async def test_a_lease_is_renewed_and_released(self, broker: Broker) -> None:
         """A node would lose its lease while it renews it."""
         fence = await broker.acquire_lease("s", 30)
         assert fence is not None
@@ -310,7 +310,7 @@ class Contract:
         assert again is not None
         assert again.number >= fence.number
 
-    async def test_every_append_is_answered_at_the_stop(self, broker: Broker) -> None:
+    async def test_every_append_ends_at_the_stop(self, broker: Broker) -> None:
         """A sender would wait for ever for an append at shutdown."""
         under_way = [asyncio.create_task(broker.append([draft("c")])) for _ in range(300)]
         await asyncio.sleep(0)
@@ -328,7 +328,7 @@ class Contract:
 class SharedContract(Contract):
     """The contract between the nodes of a shared log. ``other`` is a second broker on the same log."""
 
-    async def test_nodes_are_one_log(self, broker: Broker, other: Broker) -> None:
+    async def test_nodes_share_one_log(self, broker: Broker, other: Broker) -> None:
         """Clients of two nodes would see different orders or ids."""
         followers = [Follower(broker), Follower(other)]
 
@@ -365,7 +365,7 @@ class SharedContract(Contract):
                 await asyncio.sleep(0.02)
         assert third.number > second.number
 
-    async def test_a_zombie_appends_nothing(self, broker: Broker, other: Broker) -> None:
+    async def test_a_stale_lease_holder_appends_nothing(self, broker: Broker, other: Broker) -> None:
         """A suspended node that wakes up would append records a second time."""
         old = await broker.acquire_lease("s", 0.05)
         async with safety_net():

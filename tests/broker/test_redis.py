@@ -146,12 +146,12 @@ async def appended(broker: RedisBroker) -> None:
 async def seen_by_monitors(nodes: Sequence[RedisBroker], condition: Callable[[], Any]) -> None:
     """Wait for a condition that the connection monitors detect, without their pause between two checks."""
 
-    def holds() -> Any:
+    def is_met() -> Any:
         for node in nodes:
             node._connection.is_suspect.set()
         return condition()
 
-    await eventually(holds)
+    await eventually(is_met)
 
 
 def command(redis: RedisServer, *words: str | int) -> Any:
@@ -159,7 +159,7 @@ def command(redis: RedisServer, *words: str | int) -> Any:
         return client.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
-async def test_a_hole_in_the_live_messages_is_seen(nodes: list[RedisBroker], redis: RedisServer) -> None:
+async def test_a_missing_live_message_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -> None:
     """A live message that is lost would be missing without a gap."""
     follower = Follower(nodes[0])
     await nodes[1].append([draft("c")])
@@ -171,7 +171,7 @@ async def test_a_hole_in_the_live_messages_is_seen(nodes: list[RedisBroker], red
     assert events[1].id == EventId(9999999999999, 6)
 
 
-async def test_a_flushed_log_goes_on_and_tells(nodes: list[RedisBroker], redis: RedisServer) -> None:
+async def test_a_flushed_log_goes_on_with_a_gap(nodes: list[RedisBroker], redis: RedisServer) -> None:
     """After FLUSHALL ids would go back, or older events would be missing without a gap."""
     followers = [Follower(node) for node in nodes]
     (old,) = await nodes[0].append([draft("c"), draft("quiet")][:1])
@@ -188,7 +188,7 @@ async def test_a_flushed_log_goes_on_and_tells(nodes: list[RedisBroker], redis: 
             assert floor > old or channel == "c"
 
 
-async def test_a_log_that_lost_what_nodes_know_goes_on_after_it(
+async def test_a_log_that_lost_events_goes_on_after_them(
     nodes: list[RedisBroker], redis: RedisServer
 ) -> None:
     """Writes that a failover lost would be missing without a gap."""
@@ -204,7 +204,7 @@ async def test_a_log_that_lost_what_nodes_know_goes_on_after_it(
     assert (await read(nodes[1], "c", ids[2]))[1] is None
 
 
-async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisServer) -> None:
+async def test_a_loss_is_reported_even_if_another_node_appends_first(redis: RedisServer) -> None:
     """A restart from an old dump would hide lost events if another node appends first."""
     old = make(redis.url, "sse")
     await start(old)
@@ -230,7 +230,7 @@ async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisSer
     await fresh.close()
 
 
-async def test_what_lies_behind_a_lost_part_is_read(nodes: list[RedisBroker], redis: RedisServer) -> None:
+async def test_events_after_a_lost_part_are_read(nodes: list[RedisBroker], redis: RedisServer) -> None:
     """Events older than a gap would be delivered after it."""
     await nodes[0].append([draft("c") for _ in range(20)])
     (start,) = await nodes[0].append([draft("other")])
@@ -240,7 +240,7 @@ async def test_what_lies_behind_a_lost_part_is_read(nodes: list[RedisBroker], re
     assert (ids, floor) == (new[:3], start)
 
 
-async def test_a_forgotten_token_is_given_anew(nodes: list[RedisBroker], redis: RedisServer) -> None:
+async def test_a_lost_token_is_replaced(nodes: list[RedisBroker], redis: RedisServer) -> None:
     """After an eviction of the fencing tokens no node could read the source."""
     old = await nodes[0].acquire_lease("s", 30)
     command(redis, "DEL", "{sse}:tokens")
@@ -250,7 +250,7 @@ async def test_a_forgotten_token_is_given_anew(nodes: list[RedisBroker], redis: 
     assert new.number > old.number
 
 
-async def test_an_append_under_way_at_the_stop_is_answered(redis: RedisServer) -> None:
+async def test_an_append_under_way_at_the_stop_ends(redis: RedisServer) -> None:
     """A sender would wait for ever if the gateway stops while Redis hangs."""
     broker = make(redis.url, "sse", timeout=1.0)  # which a close waits for a server that says nothing
     await start(broker)
@@ -266,7 +266,7 @@ async def test_an_append_under_way_at_the_stop_is_answered(redis: RedisServer) -
         await broker.append([draft("c")])
 
 
-async def test_a_primary_that_was_demoted_is_left(redis: RedisServer) -> None:
+async def test_a_demoted_primary_is_left(redis: RedisServer) -> None:
     """After a failover the node would write to the old primary for ever."""
     broker = make(redis.url, "sse")
     await start(broker)
@@ -280,7 +280,7 @@ async def test_a_primary_that_was_demoted_is_left(redis: RedisServer) -> None:
     await broker.close()
 
 
-async def test_a_key_of_another_type_is_replaced_and_told(
+async def test_a_key_of_another_type_is_replaced_with_a_gap(
     nodes: list[RedisBroker], redis: RedisServer
 ) -> None:
     """Another program's write to one key would break all channels."""
@@ -323,7 +323,7 @@ async def test_eviction_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -
     assert await read(nodes[0], "c", after) == ([], None)
 
 
-async def test_a_full_redis_refuses_and_recovers(nodes: list[RedisBroker], redis: RedisServer) -> None:
+async def test_a_full_redis_rejects_and_recovers(nodes: list[RedisBroker], redis: RedisServer) -> None:
     """A full Redis would store half of a batch, or stop the log for good."""
     await nodes[0].append([draft("c")])
     command(redis, "CONFIG", "SET", "maxmemory", 1)
@@ -338,7 +338,7 @@ async def test_a_full_redis_refuses_and_recovers(nodes: list[RedisBroker], redis
     await follower.until(1)
 
 
-async def test_a_server_without_a_word_is_noticed(redis: RedisServer) -> None:
+async def test_a_server_that_hangs_is_detected(redis: RedisServer) -> None:
     """A Redis that hangs without an error would not be detected."""
     async with running(redis, timeout=1.0) as nodes:
         follower = Follower(nodes[0])
@@ -354,7 +354,7 @@ async def test_a_server_without_a_word_is_noticed(redis: RedisServer) -> None:
         await follower.until(1)
 
 
-async def test_a_subscription_that_delivers_nothing_is_noticed(redis: RedisServer) -> None:
+async def test_a_subscription_that_delivers_nothing_is_detected(redis: RedisServer) -> None:
     """A subscription that receives nothing on a live connection would not be detected."""
     async with running(redis, timeout=1.0) as nodes:
         follower = Follower(nodes[0])
@@ -376,7 +376,7 @@ def pubsub_clients(redis: RedisServer) -> list[str]:
         return [str(each["id"]) for each in client.client_list(_type="pubsub")]
 
 
-async def test_connections_are_bounded_counted_and_let_go(redis: RedisServer) -> None:
+async def test_connections_are_bounded_counted_and_closed(redis: RedisServer) -> None:
     """Many reads would exceed max_connections, or leave idle connections open."""
     limits = PoolConfig.model_validate({"max_connections": 3, "idle": "1ms", "wait": "1m"})
     broker = make(redis.url, "sse", limits=limits)

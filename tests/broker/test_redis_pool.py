@@ -44,7 +44,7 @@ async def running(server: RedisServer) -> AsyncIterator[RedisBroker]:
         await broker.close()
 
 
-def test_this_redis_py_has_what_is_needed() -> None:
+def test_this_redis_py_has_the_private_lists() -> None:
     """With a redis-py that lacks the lists, idle connections would stay open."""
     with capture_logs() as logs:
         assert type(create_pool(max_connections=1)) is RedisPool

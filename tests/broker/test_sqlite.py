@@ -75,7 +75,7 @@ async def test_nobody_else_may_read_the_log(tmp_path: Path, clock: Clock) -> Non
     assert modes(tmp_path) == {"var": 0o700}
 
 
-async def test_a_file_that_is_shared_on_purpose_stays_so(tmp_path: Path, clock: Clock) -> None:
+async def test_a_shared_file_keeps_its_permissions(tmp_path: Path, clock: Clock) -> None:
     """A file that the operator shares between users would lose its permissions."""
     path = tmp_path / "log.db"
     path.touch()
@@ -103,7 +103,7 @@ async def test_a_file_that_all_can_read_is_reported(tmp_path: Path, clock: Clock
     assert modes(tmp_path)["log.db"] == 0o644
 
 
-async def test_everything_is_there_after_a_restart(tmp_path: Path, clock: Clock) -> None:
+async def test_the_log_survives_a_restart(tmp_path: Path, clock: Clock) -> None:
     """A restart would lose events, deduplication keys or offsets, or repeat ids after the clock was set back."""
     first = SqliteBroker(tmp_path / "log.db", clock=clock)
     await first.start()
@@ -119,7 +119,7 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path, clock: Clock)
     await second.close()
 
 
-async def test_a_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+async def test_a_kill_9_loses_no_acknowledged_event(tmp_path: Path) -> None:
     """Guarantee 4: an event that was acknowledged would be lost in a crash."""
     script = """
 import asyncio, sys
@@ -202,7 +202,7 @@ def disk(path: Path, size: str, *more: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-async def goes_on(broker: SqliteBroker, follower: Follower) -> None:
+async def assert_log_works(broker: SqliteBroker, follower: Follower) -> None:
     """Assert that the next append works and is delivered."""
     (id,) = await broker.append([draft("c")])
     assert broker.is_up
@@ -225,10 +225,10 @@ async def test_a_locked_file_is_unavailable_and_passes(
         assert not broker.is_up
         blocker.execute("ROLLBACK")
         blocker.close()
-        await goes_on(broker, follower)
+        await assert_log_works(broker, follower)
 
 
-async def test_appends_wait_for_a_slow_disk_up_to_a_number(
+async def test_appends_that_wait_for_a_slow_disk_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow commit would reject appends, or let any number of them fill the memory."""
@@ -269,7 +269,7 @@ async def test_a_full_disk_is_unavailable_and_passes(tmp_path: Path) -> None:
             ids, _ = await read(broker, "c", limit=1000)
             assert len(ids) == whole
             ballast.unlink()
-            await goes_on(broker, follower)
+            await assert_log_works(broker, follower)
 
 
 async def test_a_broken_file_is_unavailable_until_it_is_taken_away(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ async def test_a_broken_file_is_unavailable_until_it_is_taken_away(tmp_path: Pat
         assert not broker.is_up
         for name in ("log.db", "log.db-wal", "log.db-shm"):
             (tmp_path / name).unlink(missing_ok=True)
-        await goes_on(broker, follower)
+        await assert_log_works(broker, follower)
         assert (await read(broker, "c", old[0]))[1] is not None
         assert (await read(broker, "c", broker.head)) == ([], None)
 
@@ -336,7 +336,7 @@ async def test_a_log_whose_files_are_removed_goes_on_with_new_ones(tmp_path: Pat
 
 
 @pytest.mark.parametrize("end", ["-wal", "-shm"])
-async def test_no_append_is_answered_that_a_removed_file_takes_along(tmp_path: Path, end: str) -> None:
+async def test_no_acknowledged_event_is_lost_with_a_removed_file(tmp_path: Path, end: str) -> None:
     """Guarantee 4: an acknowledged event would be lost if another program deletes -wal or -shm."""
     path = tmp_path / "log.db"
     answered: list[EventId] = []
@@ -365,7 +365,7 @@ async def test_a_folder_that_cannot_be_made_again_is_unavailable_until_it_can(tm
         assert not broker.is_up
         assert "data" in broker.last_error
         folder.unlink()
-        await goes_on(broker, follower)
+        await assert_log_works(broker, follower)
 
 
 @pytest.mark.parametrize("kind", ["file", "file above"])
@@ -409,7 +409,7 @@ async def test_processes_wake_each_other(tmp_path: Path, monkeypatch: pytest.Mon
         await follower.until(2)
 
 
-async def test_a_log_that_went_back_goes_on_after_what_is_known(tmp_path: Path, clock: Clock) -> None:
+async def test_a_restored_log_goes_on_after_the_last_known_id(tmp_path: Path, clock: Clock) -> None:
     """A restored backup would repeat ids, or hide the events that it lacks."""
     path = tmp_path / "log.db"
     broker = SqliteBroker(path, clock=clock)
@@ -458,7 +458,7 @@ def names(path: Path) -> set[str]:
         database.close()
 
 
-async def test_channels_of_users_who_left_leave_no_row(
+async def test_idle_channels_leave_no_row(
     broker: SqliteBroker, other: SqliteBroker, tmp_path: Path, clock: Clock
 ) -> None:
     """A channel per user would make the file grow for ever."""
@@ -484,7 +484,7 @@ async def test_channels_of_users_who_left_leave_no_row(
     assert (await read(broker, "never", last))[1] is None
 
 
-async def test_a_log_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
+async def test_a_log_of_an_older_version_is_migrated(tmp_path: Path) -> None:
     """An upgrade would lose the history."""
     path = tmp_path / "log.db"
     async with started(path) as broker:
