@@ -117,6 +117,8 @@ _MIGRATIONS = {
 """The statements that bring a file from each version to the next one."""
 
 
+_Key = tuple[int, str | None]
+"""A channel's key and a deduplication key."""
 _FirstUse = tuple[int, str | None]
 """The id and the request fingerprint of a deduplication key's first use."""
 
@@ -222,7 +224,7 @@ class SqliteEventLog:
         results: list[AppendResult] = []
         events: list[Event] = []
         rows: list[tuple[int, int, bool, int, str | None, bytes]] = []
-        keys: dict[tuple[int, str], _FirstUse] = {}
+        keys: dict[_Key, _FirstUse] = {}
         for batch in batches:
             if batch.fence is not None and not self._is_latest_fence(batch.fence):
                 results.append(StaleFencingToken(f"another node holds the lease {batch.fence.lease!r} now"))
@@ -241,7 +243,7 @@ class SqliteEventLog:
                     channel = self._channel_key(name, retention)
                 head_after = now if now > head else head + 1
                 if draft.deduplication_key is not None:
-                    seen = self._find_key((channel, draft.deduplication_key), keys)
+                    seen = self._find_first_use(draft, keys)
                     if seen is not None:
                         ids.append(unpack_id(seen[0]))
                         ids.duplicate_count += 1
@@ -287,23 +289,11 @@ class SqliteEventLog:
         row = self.db.execute("SELECT token FROM leases WHERE name = ?", (fence.lease,)).fetchone()
         return row is not None and row[0] == fence.number
 
-    def _find_key(
-        self, key: tuple[int, str], new_keys: Mapping[tuple[int, str], _FirstUse]
-    ) -> _FirstUse | None:
-        """Return the id and the fingerprint of a deduplication key's first use."""
-        if key in new_keys:
-            return new_keys[key]
-        row: _FirstUse | None = self.db.execute(
-            "SELECT id, fingerprint FROM keys WHERE channel = ? AND key = ?", key
-        ).fetchone()
-        return row
-
-    def _find_first_use(
-        self, draft: Draft, new_keys: Mapping[tuple[int, str], _FirstUse]
-    ) -> _FirstUse | None:
-        assert draft.deduplication_key is not None
-        channel = self._channel_key(draft.channel, draft.retention)
-        return self._find_key((channel, draft.deduplication_key), new_keys)
+    def _find_first_use(self, draft: Draft, new_keys: Mapping[_Key, _FirstUse]) -> _FirstUse | None:
+        key = self._channel_key(draft.channel, draft.retention), draft.deduplication_key
+        query = "SELECT id, fingerprint FROM keys WHERE channel = ? AND key = ?"
+        found: _FirstUse | None = new_keys.get(key) or self.db.execute(query, key).fetchone()
+        return found
 
     def _put_offset(self, key: str, value: str) -> None:
         self.db.execute("REPLACE INTO cursors VALUES (?, ?)", (key, value))
