@@ -17,7 +17,7 @@ GAP_RETRY_SECONDS = 0.2
 
 
 class Delivery:
-    """Calls the functions that `Broker.follow` registers. Methods run on the event loop; none raises."""
+    """Calls the functions of `gateway.broker.base.Broker.follow`, on the event loop. No method raises."""
 
     def __init__(self, background: TaskSupervisor) -> None:
         self._background = background
