@@ -2,7 +2,7 @@
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY setup.cfg pyproject.toml README.md LICENSE ./
-# gateway/http/client.js is a link to it.
+# gateway/http/routes/client.js is a link to it.
 COPY client/client.js ./client/
 COPY gateway ./gateway
 RUN python -m venv /opt/sse-gateway \

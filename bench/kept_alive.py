@@ -1,4 +1,7 @@
-"""A posting connection that is kept alive: a raw socket, so that the publisher costs next to nothing."""
+"""A persistent connection for posts: a raw socket, so that the publisher costs next to nothing.
+
+An HTTP client would take CPU from the server in the rows throughput, fanout and redis-herd.
+"""
 
 import select
 import socket

@@ -19,7 +19,7 @@ AHEAD = 500
 """Handshakes under way at once, unless it is a storm."""
 
 STORM = 1_000_000
-"""As `EARLY_ROUNDS`: no limit."""
+"""As `AHEAD`: no limit."""
 
 _ADDRESSES = 4
 """Source addresses of one process: 127.0.0.2 and up."""

@@ -2,7 +2,8 @@
 
 usage: python -m bench.poster PORT PATH CONNECTIONS POSTS BODY_FILE
 
-It connects and says ``ready``; at any line on stdin it posts, and says ``done SECONDS``.
+It connects and says ``ready``; at any line on stdin it posts, and says ``done SECONDS``. It reads only the
+length of a response: an HTTP client would be slower than the server in the row ingest.
 """
 
 import select

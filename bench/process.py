@@ -213,7 +213,7 @@ def gateway(config: Mapping[str, Any]) -> Iterator[tuple[Process, int, int]]:
     port, admin = free_port(), free_port()
     server = {**config.get("server", {}), "listen": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"}
     # The load client comes as a page of this origin.
-    alike = {"log": {"level": "warning"}, "cors": {"origins": ["https://*.example.com"]}}
+    alike = {"logging": {"level": "warning"}, "cors": {"origins": ["https://*.example.com"]}}
     timeouts = {"pre_drain": "0s", **config.get("timeouts", {})}
     whole = {**alike, **config, "server": server, "timeouts": timeouts}
     with tempfile.TemporaryDirectory() as folder:

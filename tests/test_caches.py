@@ -30,7 +30,6 @@ from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.broker.shared_store import QuotaSlot
 from gateway.broker.sqlite.event_log import SqliteEventLog
 from gateway.config.channel_catalog import ChannelCatalog
-from gateway.config.loader.load import loads
 from gateway.config.model.auth import ForwardConfig, JwtConfig
 from gateway.config.template import MAX_NAME_CHARS, Template
 from gateway.core.bounded_dict import MAX_KEY_CHARS, BoundedDict
@@ -39,7 +38,7 @@ from gateway.core.errors import NotFound, Unauthorized
 from gateway.core.event import Draft, Event, EventId, Record, Retention
 from gateway.core.history import History
 from gateway.http import responses
-from gateway.http.cors import CorsPolicy
+from gateway.http.cors import ANY_CHANNEL, CorsPolicy
 from gateway.http.request import StreamRequest
 from gateway.hub.conflation import ConflationIndex
 from gateway.hub.control_channel import ControlChannel
@@ -57,16 +56,17 @@ from gateway.streams.acks.nonces import NonceSigner
 from gateway.streams.acks.tracker import AckTracker
 from gateway.streams.quotas.address_quotas import AddressQuotas, AddressUsage
 from gateway.streams.quotas.client_address import TrustedProxies, address_key
-from gateway.streams.quotas.client_limits import UNKNOWN_CALLER
+from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, StreamQuota
 from gateway.streams.quotas.client_limits import ClientLimits as AllLimits
-from gateway.streams.quotas.stream_quota import StreamQuota
 from gateway.streams.quotas.user_quotas import UserQuotas
 from gateway.streams.reconnect_loops import ReconnectLoopDetector
+from gateway.webhooks.credentials import VerifiedMessage
 from gateway.webhooks.formats.base import WebhookResponse
-from gateway.webhooks.signatures import MAX_REMEMBERED_RESPONSE_BYTES, IdempotencyCache, VerifiedMessage
+from gateway.webhooks.idempotency import MAX_REMEMBERED_RESPONSE_BYTES, IdempotencyCache
 from tests.soak import declared
 from tests.soak.caches import CACHES, OTHERS, Cache
 from tests.soak.containers import deep_bytes
+from tests.support.config import loads
 
 FEW = 400
 """Entries that a cache is bounded by here; more where the bound was taken when the module was imported."""
@@ -158,29 +158,38 @@ def signed(number: int, size: int) -> str:
 
 
 def flood_claims(entries: int) -> Flooded:
-    made = tokens()
-    for number in range(entries):
-        made.try_cached(signed(number, 600))
-    for number in range(20):
-        made.try_cached(signed(number, 4000))
-    return Flooded(made._interned_claims)
+    async def flood() -> Flooded:
+        made = tokens()
+        for number in range(entries):
+            await made.resolve(signed(number, 600))
+        for number in range(20):
+            await made.resolve(signed(number, 4000))
+        return Flooded(made._interned_claims)
+
+    return asyncio.run(flood())
 
 
 def flood_verified(entries: int) -> Flooded:
-    made = tokens()
-    for number in range(entries):
-        made.try_cached(signed(number, 1500))
-    return Flooded(made._verified)
+    async def flood() -> Flooded:
+        made = tokens()
+        for number in range(entries):
+            await made.resolve(signed(number, 1500))
+        return Flooded(made._verified)
+
+    return asyncio.run(flood())
 
 
 def flood_failed(entries: int) -> Flooded:
-    made = tokens()
-    for number in range(entries):
-        with pytest.raises(Unauthorized):
-            made.try_cached(f"{number}".ljust(MAX_TOKEN_CHARS, "."))
-        with pytest.raises(Unauthorized):
-            made.try_cached(f"{number}".ljust(MAX_TOKEN_CHARS + 1, "."))
-    return Flooded(made._failures)
+    async def flood() -> Flooded:
+        made = tokens()
+        for number in range(entries):
+            with pytest.raises(Unauthorized):
+                await made.resolve(f"{number}".ljust(MAX_TOKEN_CHARS, "."))
+            with pytest.raises(Unauthorized):
+                await made.resolve(f"{number}".ljust(MAX_TOKEN_CHARS + 1, "."))
+        return Flooded(made._failures)
+
+    return asyncio.run(flood())
 
 
 def flood_tickets(entries: int) -> Flooded:
@@ -330,15 +339,9 @@ def flood_cors(entries: int) -> Flooded:
         )
         made.refusing_rule("https://a", (long(number),))
         made.refusing_rule(long(number), ("all",))
+        made.refusing_rule(f"https://{number:0>6}".ljust(500, "😀"), ANY_CHANNEL)
+        made.refusing_rule(long(number), ANY_CHANNEL)
     return Flooded(made._cached_refusing_rule, alive=[made])
-
-
-def flood_cors_of_any(entries: int) -> Flooded:
-    made = policy()
-    for number in range(entries):
-        made.refusing_rule_for_any(f"https://{number:0>6}".ljust(500, "😀"))
-        made.refusing_rule_for_any(long(number))
-    return Flooded(made._cached_refusing_rule_any, alive=[made])
 
 
 def flood_pages(entries: int) -> Flooded:
@@ -354,7 +357,7 @@ def flood_heads(entries: int) -> Flooded:
     for number in range(entries):
         headers = {
             **responses.raw_error_response(NotFound("no")).headers,
-            **made.response_headers(ask(number, ["all"])),
+            **made.response_headers(ask(number), ("all",)),
         }
         assert hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in headers
         responses.encode_head(404, headers, {hdrs.CONTENT_LENGTH: str(number)})
@@ -585,7 +588,6 @@ FLOODS: dict[str, Callable[..., Flooded]] = {
     "gateway.config.channel_catalog.ChannelCatalog._resolved_instances": flood_catalog,
     "gateway.core.history.History._empty_channel_floors": flood_floors,
     "gateway.http.cors.CorsPolicy._cached_refusing_rule": flood_cors,
-    "gateway.http.cors.CorsPolicy._cached_refusing_rule_any": flood_cors_of_any,
     "gateway.http.cors.CorsPolicy._interned_origins": flood_pages,
     "gateway.http.responses._encode_head_lines": flood_heads,
     "gateway.hub.conflation.ConflationIndex._channels": flood_newest,
@@ -610,7 +612,7 @@ FLOODS: dict[str, Callable[..., Flooded]] = {
     "gateway.streams.reconnect_loops.ReconnectLoopDetector._closes_by_event": partial(
         flood_ended, is_stuck=True
     ),
-    "gateway.webhooks.signatures.IdempotencyCache._messages": flood_replays,
+    "gateway.webhooks.idempotency.IdempotencyCache._messages": flood_replays,
 }
 """What puts entries into each cache, by its own interface: as many as it is told, with all as long as can be."""
 

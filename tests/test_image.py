@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench.process import free_port, wait_for_port
-from gateway.config.loader.load import loads
 from gateway.config.model.sources import WebhookConfig
+from tests.support.config import loads
 from tests.support.deadline import SAFETY_SECONDS
 
 ROOT = Path(__file__).parents[1]

@@ -34,7 +34,7 @@ UNRELATED = 10_000
 FEW = 10
 ROUNDS = 11
 POSTS = 200
-"""Of a server's turn in a round, each with `MAX_BATCH_RECORDS` events."""
+"""Of a server's turn in a round, each with `BATCH` events."""
 BATCH = 10
 LISTENERS = 10
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bench.load import STORM, load
 from bench.payload import payload
-from bench.reader import Ids
+from bench.reader import EventIdReader
 from bench.scenarios.base import Figure, Options, Row, Scenario, Target
 from bench.servers import MissingError, Setup, label, run
 
@@ -67,7 +67,7 @@ def _herd(herds: _Herds, name: str, workers: int, clients: int, seed: int) -> No
     chance = random.Random(seed)
     with run(name, Setup(), workers=workers) as server:
         herds.name = server.name
-        with Ids(server, "orders") as reader:
+        with EventIdReader(server, "orders") as reader:
             for _ in range(EVENTS // 20):
                 server.publish("orders", [payload() for _ in range(20)])
             ids = reader.take(EVENTS)

@@ -152,7 +152,7 @@ def _running(setup: Setup, folder: str) -> contextlib.AbstractContextManager[tup
     return gateway(
         {
             "server": own,
-            "log": {"level": setup.log},
+            "logging": {"level": setup.log},
             "broker": {"url": setup.broker or log},
             "timeouts": {"heartbeat": f"{setup.heartbeat * 1000:.0f}ms", "drain": "1s"},
             "limits": {"connections": CONNECTIONS, **alike},

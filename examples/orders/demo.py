@@ -18,27 +18,27 @@ from shop import Shop
 FOLDER = Path(__file__).parent
 FILES = {"/orders.js": "text/javascript", "/orders.css": "text/css"}
 
-AGAIN = 0.5
-"""Seconds until a post that was not taken is sent again."""
+RETRY_SECONDS = 0.5
+"""Seconds until a post that was not accepted is retried."""
 
-PATIENCE = 10.0
-"""Seconds for the gateway to end before it is killed."""
+SHUTDOWN_SECONDS = 10.0
+"""Seconds in which the gateway may shut down before it is killed."""
 
 TRY = """
 Try:
   - Open the page in a second tab. Both show the same, over one stream: the console counts it.
   - Stop the gateway: kill {pid}
-    The page says so. Another gateway starts {restart:g} s later, and the page goes on with nothing missing.
+    The page says so. Another gateway starts {restart:g} s later, and the page continues with nothing missing.
   - Switch the network off for some seconds (developer tools, Network, Offline), and on again:
-    what happened meanwhile comes at once.
-  - Switch it off for more than a minute: that is longer than the history of the channel. The gateway tells
-    the gap, and the page asks the shop again.
+    what happened meanwhile arrives at once.
+  - Switch it off for more than a minute: that is longer than the history of the channel. The gateway reports
+    the gap, and the page fetches the state from the shop again.
 
 Ctrl-C ends all."""
 
 
 class Demo:
-    """The three of them."""
+    """The page, the shop and the gateway of the demo."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options = options
@@ -111,12 +111,12 @@ class Demo:
         return False
 
     async def _sell(self) -> int:
-        """Let the shop go on, one step after the other; each is told before the next one."""
+        """Run the shop, one step after the other; each is posted before the next one."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             while True:
                 order = self._shop.step()
                 event = {"type": f"order.{order.status}", "payload": asdict(order), "timestamp": order.at}
-                # A post whose answer was lost is sent again, and is one event all the same.
+                # A post whose response was lost is sent again, and still makes one event only.
                 headers = {
                     "Authorization": f"Bearer {self._token}",
                     "Idempotency-Key": f"{order.number}-{order.version}",
@@ -127,13 +127,13 @@ class Demo:
     async def _post(
         self, session: aiohttp.ClientSession, event: dict[str, object], headers: dict[str, str]
     ) -> None:
-        """Post an event until the gateway has it: anything but a 2xx is no answer to rely on."""
+        """Post an event until the gateway has it: only a 2xx confirms that."""
         while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 async with session.post(f"{self._gateway}/hooks/shop", json=event, headers=headers) as answer:
                     if answer.ok:
                         return
-            await asyncio.sleep(AGAIN)
+            await asyncio.sleep(RETRY_SECONDS)
 
     def _app(self) -> web.Application:
         app = web.Application()
@@ -173,7 +173,7 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(SHUTDOWN_SECONDS):
             await process.wait()
     except TimeoutError:
         process.kill()

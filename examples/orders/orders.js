@@ -1,9 +1,9 @@
-// A dashboard that is never wrong in silence: a snapshot from the shop, joined without a hole to the events of a stream.
+// A dashboard that never shows incomplete data silently: a snapshot from the shop, joined without a gap to a stream.
 
-const KEPT = 100; // orders, the newest
+const MAX_ORDERS = 100; // the newest are kept
 const SHOWN = 12;
-const TOLD = 8; // lines of the story
-const AGAIN = 2_000; // ms until what was not answered is asked for again
+const STORY_LINES = 8;
+const RETRY_MS = 2_000; // until a failed request is repeated
 
 const find = (id) => document.getElementById(id);
 
@@ -12,7 +12,7 @@ const gateway = document.querySelector("meta[name=gateway]").content;
 const { connect } = await import(`${gateway}/client.js`).catch((error) => {
   find("state").textContent = "The gateway does not answer";
   find("state").dataset.mood = "bad";
-  setTimeout(() => location.reload(), AGAIN);
+  setTimeout(() => location.reload(), RETRY_MS);
   throw error;
 });
 
@@ -47,14 +47,14 @@ stream.on("state", ({ state, reason, delay }) => {
   }
 });
 
-// Events may be missing, and the gateway says so: ask the shop again.
+// The gateway reports that events may be missing: fetch the state again.
 stream.on("gap", ({ reason, missing }) => {
-  tell(`A gap of ${missing ?? "some"} events (${reason}): asking the shop again.`);
+  addToStory(`A gap of ${missing ?? "some"} events (${reason}): asking the shop again.`);
   fetchOrders();
 });
 
 let isFetching = false;
-let isOutdated = false; // since the snapshot under way was asked for
+let isOutdated = false; // since the snapshot in progress was requested
 async function fetchOrders() {
   isOutdated = true;
   if (isFetching) return;
@@ -66,12 +66,12 @@ async function fetchOrders() {
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       const snapshot = await answer.json();
       snapshot.orders.forEach(take);
-      tell(`Fetched ${snapshot.orders.length} orders.`);
+      addToStory(`Fetched ${snapshot.orders.length} orders.`);
       draw();
     } catch {
-      tell("The shop does not answer; asking again.");
+      addToStory("The shop does not answer; asking again.");
       isOutdated = true;
-      await new Promise((resolve) => setTimeout(resolve, AGAIN));
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
   }
   isFetching = false;
@@ -80,27 +80,27 @@ async function fetchOrders() {
 const MOODS = { connecting: "wait", open: "good", waiting: "warn", offline: "bad", paused: "wait", closed: "bad" };
 const WORDS = { connecting: "Connecting", open: "Live", waiting: "Reconnecting", offline: "Offline", paused: "Paused", closed: "Closed" };
 
-let told;
+let shownState;
 function show(state, reason, delay) {
   find("state").dataset.mood = MOODS[state];
   find("why").textContent = [reason, delay && `again in ${(delay / 1_000).toFixed(1)} s`].filter(Boolean).join(", ");
-  // What is the same is not told again: neither to a screen reader nor in the story.
+  // An unchanged state is not announced again, neither to a screen reader nor in the story.
   if (find("state").textContent !== WORDS[state]) find("state").textContent = WORDS[state];
-  if (state === "connecting" || state === told) return;
-  told = state;
-  tell(`${WORDS[state]}${reason ? ` (${reason})` : ""}.`);
+  if (state === "connecting" || state === shownState) return;
+  shownState = state;
+  addToStory(`${WORDS[state]}${reason ? ` (${reason})` : ""}.`);
 }
 
-function tell(text) {
+function addToStory(text) {
   const line = document.createElement("li");
   const time = document.createElement("time");
   time.textContent = new Date().toLocaleTimeString([], { hour12: false });
   line.append(time, text);
   find("story").prepend(line);
-  while (find("story").childElementCount > TOLD) find("story").lastElementChild.remove();
+  while (find("story").childElementCount > STORY_LINES) find("story").lastElementChild.remove();
 }
 
-// Once for each frame, however many events there are.
+// Once per frame, however many events arrive.
 let isDue = false;
 function draw() {
   if (isDue) return;
@@ -108,7 +108,7 @@ function draw() {
   requestAnimationFrame(() => {
     isDue = false;
     const newest = [...orders.values()].sort((one, other) => other.number - one.number);
-    for (const { number } of newest.splice(KEPT)) orders.delete(number);
+    for (const { number } of newest.splice(MAX_ORDERS)) orders.delete(number);
     for (const status of ["created", "paid", "shipped"])
       find(status).textContent = newest.filter((order) => order.status === status).length;
     find("changes").textContent = changes.toLocaleString();
@@ -117,7 +117,7 @@ function draw() {
   });
 }
 
-// Rows that did not change stay where they are: a screen reader, a selection or an animation in one goes on.
+// Unchanged rows stay in place, so that a screen reader, a selection or an animation in one is not interrupted.
 function drawRows(newest) {
   const body = find("orders");
   const old = new Map([...body.rows].map((row) => [row.dataset.number, row]));
@@ -139,7 +139,7 @@ function row(order) {
   const made = document.createElement("tr");
   made.dataset.number = order.number;
   made.dataset.version = order.version;
-  // Text, never HTML: what others wrote may be anything.
+  // Text, never HTML: the content is untrusted.
   const head = document.createElement("th");
   head.scope = "row";
   head.textContent = order.number;

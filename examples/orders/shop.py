@@ -1,14 +1,14 @@
-"""A shop whose orders come, are paid and are shipped, all by themselves."""
+"""A simulated shop: orders are created, paid and shipped at random."""
 
 import random
 import time
 from dataclasses import asdict, dataclass, replace
 
-KEPT = 100
-"""Orders that it remembers: the newest."""
+MAX_ORDERS = 100
+"""Orders that are kept: the newest."""
 
-OPEN = 12
-"""Orders that wait for something; with more of them it takes no new one."""
+MAX_OPEN_ORDERS = 12
+"""Orders that are not shipped yet; beyond that no new one is created."""
 
 _NEXT = {"created": "paid", "paid": "shipped"}
 _CITIES = (
@@ -36,7 +36,7 @@ _ITEMS = (
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order as it is. ``version`` grows with each change, so that of two the newer one is known."""
+    """The state of an order. ``version`` increases with each change, so that the newer of two is known."""
 
     number: int
     version: int
@@ -45,11 +45,11 @@ class Order:
     cents: int
     status: str
     at: int
-    """When it came to be so, in Unix milliseconds."""
+    """Time of the last change, in Unix milliseconds."""
 
 
 class Shop:
-    """All orders. `step` changes one."""
+    """All orders; `step` changes one."""
 
     def __init__(self) -> None:
         self._orders: dict[int, Order] = {}
@@ -57,21 +57,21 @@ class Shop:
         self.changes = 0
 
     def step(self) -> Order:
-        """Let one thing happen, and return the order with which it did."""
+        """Create or change one order, and return it."""
         waiting = [order for order in self._orders.values() if order.status in _NEXT]
-        if not waiting or (len(waiting) < OPEN and random.random() < 0.4):
+        if not waiting or (len(waiting) < MAX_OPEN_ORDERS and random.random() < 0.4):
             order = self._taken()
         else:
             old = random.choice(waiting)
             order = replace(old, version=old.version + 1, status=_NEXT[old.status], at=_now())
         self._orders[order.number] = order
         self.changes += 1
-        if len(self._orders) > KEPT:
+        if len(self._orders) > MAX_ORDERS:
             del self._orders[min(self._orders)]
         return order
 
     def snapshot(self) -> dict[str, object]:
-        """Return what the page begins with: each order as it is now."""
+        """Return the state that the page starts with: every order."""
         return {"changes": self.changes, "orders": [asdict(order) for order in self._orders.values()]}
 
     def _taken(self) -> Order:

@@ -7,7 +7,6 @@ single label, so those are safe.
 """
 
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from hmac import compare_digest
 
@@ -18,8 +17,9 @@ from gateway.config.model.config import ServerConfig
 from gateway.config.model.origins import CROSS_ORIGIN_FETCH_SITES
 from gateway.config.model.value_types import UnixSocketPath, is_ip
 from gateway.core.errors import Forbidden, GatewayError, Unauthorized
-from gateway.observability.log_throttle import LogThrottle
-from gateway.observability.recent_errors import RecentError, RecentErrors
+from gateway.http.refusal_log import RefusalLog
+from gateway.http.responses import Handler
+from gateway.observability.recent_errors import RecentErrors
 
 log = structlog.get_logger("gateway.http")
 
@@ -32,8 +32,6 @@ CONSOLE_PATH = "/"
 _SINGLE_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
 _HOST_HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 @dataclass(slots=True)
 class AdminGuard:
@@ -42,8 +40,7 @@ class AdminGuard:
     allowed_hosts: frozenset[str]
     is_loopback: bool
     token: bytes | None = field(repr=False)
-    recent_errors: RecentErrors = field(default_factory=RecentErrors, repr=False)
-    log_throttle: LogThrottle = field(default_factory=LogThrottle, repr=False)
+    refusal_log: RefusalLog = field(repr=False)
 
     @classmethod
     def from_config(cls, server: ServerConfig, recent_errors: RecentErrors) -> "AdminGuard":
@@ -54,12 +51,12 @@ class AdminGuard:
             frozenset({"localhost", own, *server.admin_hosts}),
             server.admin.is_loopback,
             None if token is None else token.get_secret_value().encode(),
-            recent_errors,
+            RefusalLog("admin", recent_errors),
         )
 
     def reconfigure(self, server: ServerConfig) -> None:
         """Require another token, or none, and take other names; the address stays."""
-        other = AdminGuard.from_config(server, self.recent_errors)
+        other = AdminGuard.from_config(server, RecentErrors())
         self.token, self.allowed_hosts = other.token, other.allowed_hosts
 
     @web.middleware
@@ -70,9 +67,7 @@ class AdminGuard:
             self._check_origin(request)
             self._check_token(request)
         except GatewayError as error:
-            told = RecentError("admin", error.code, error.message, client=request.remote)
-            self.recent_errors.record(request.remote, told)
-            times = self.log_throttle.should_log((error.code, request.remote))
+            times = self.refusal_log.record(error, request.remote, client=request.remote)
             if times is not None:
                 log.info("admin_refused", code=error.code, client=request.remote, times=times)
             raise

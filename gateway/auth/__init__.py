@@ -1,1 +1,1 @@
-"""Who asks, and which channels that opens: tokens, tickets, and the user's own endpoint."""
+"""Authentication and authorization: tokens, tickets and forward auth."""

@@ -1,7 +1,7 @@
-"""From a request to its grant: whoever must be asked is asked, and nobody else.
+"""Authenticates requests: from credentials to a `Grant`.
 
-`at_once` answers whatever needs no waiting, which is nearly everything; `look` waits for the rest: a key
-that was never seen, a ticket that another node gave, an endpoint without a fresh answer.
+Nearly every grant comes from a cache without waiting. The others wait for an issuer's key, for a ticket that
+another node issued, or for the forward-auth endpoint.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from gateway.auth.backends import AuthBackends, BackendBuilder
+from gateway.auth.backends import AuthBackends, AuthDependencies, build_backends
 from gateway.auth.credentials import (
     TICKET_PARAMETER,
     bearer_token,
@@ -23,7 +23,7 @@ from gateway.auth.grant import ANONYMOUS, Grant
 from gateway.auth.jwks import JwksClient
 from gateway.auth.jwt import invalid_token
 from gateway.auth.revocation import RecentRevocations, RevocationRule, RevokedGrants
-from gateway.auth.rules import authorize, required_auth
+from gateway.auth.rules import authorize, is_public, required_auth
 from gateway.auth.tickets import Ticket
 from gateway.broker.shared_store import SharedStore
 from gateway.config.channel_catalog import ChannelMatch
@@ -38,9 +38,9 @@ FIRST_FETCH_TIMEOUT_SECONDS = 2.0
 
 
 class Authenticator:
-    """What ``auth`` says, for as long as the node lives: `prepare` and `take` bring what a reload changes.
+    """Authenticates the requests of one node; a reload replaces its backends by `prepare` and `activate`.
 
-    ``ignored`` names query values that forward auth need not know. Raises StartupError where a key file
+    ``ignored_query`` names query values that forward auth ignores. Raises StartupError where a key file
     cannot be used.
     """
 
@@ -57,42 +57,43 @@ class Authenticator:
         self._session: aiohttp.ClientSession | None = None
         self.revocations = RecentRevocations()
         self._refresh_tasks: dict[JwksClient, asyncio.Task[None]] = {}
-        self._backend_builder = BackendBuilder(
+        self._dependencies = AuthDependencies(
             shared_store, metrics, self.revocations, self._http_session, tuple(ignored_query)
         )
-        self._set_backends(self._backend_builder.build_backends(auth, channels, None))
+        self._set_backends(build_backends(auth, channels, None, self._dependencies))
 
     async def start(self) -> None:
         """Fetch the issuers' keys, and keep them fresh."""
         await self._start_key_refresh(self._backends)
 
     async def prepare(self, auth: AuthConfig | None, channels: Iterable[ChannelConfig]) -> AuthBackends:
-        """Return what another configuration makes, its keys fetched if they can be: `take` it, or `drop` it.
+        """Return the backends of another configuration, their keys fetched if possible.
 
-        Raises StartupError where a key file cannot be used. Cancelling is safe.
+        Pass them to `activate` or `dispose`. Raises StartupError where a key file cannot be used. Cancelling
+        is safe.
         """
-        means = self._backend_builder.build_backends(auth, channels, self._backends)
+        backends = build_backends(auth, channels, self._backends, self._dependencies)
         try:
-            await self._start_key_refresh(means)
+            await self._start_key_refresh(backends)
         except BaseException:
-            self.dispose(means)
+            self.dispose(backends)
             raise
-        return means
+        return backends
 
     def activate(self, backends: AuthBackends) -> None:
-        """Decide by these from now on."""
+        """Authenticate with these backends from now on."""
         older = self._backends
         self._set_backends(backends)
         self.dispose(older)
 
     def dispose(self, backends: AuthBackends) -> None:
-        """End what only these needed."""
-        for ring in backends.key_sets:
-            if ring not in self._backends.key_sets and ring in self._refresh_tasks:
-                self._refresh_tasks.pop(ring).cancel()
+        """Stop the refresh of key sets that only these backends use."""
+        for key_set in backends.key_sets:
+            if key_set not in self._backends.key_sets and key_set in self._refresh_tasks:
+                self._refresh_tasks.pop(key_set).cancel()
 
     def revoked_by(self, backends: AuthBackends) -> RevokedGrants:
-        """Return which of the grants that were given would not be given so by these."""
+        """Return which kinds of issued grants these backends would not issue in the same way."""
         return RevokedGrants(
             has_token_grants=not backends.trusts_issuers_of(self._backends),
             has_channel_grants=self._backends.auth.forward is not None
@@ -109,41 +110,34 @@ class Authenticator:
 
     @property
     def has_tickets(self) -> bool:
-        """Whether the file lets tickets be had."""
+        """Whether the configuration enables tickets."""
         return self._backends.tickets is not None
 
-    def try_cached(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Grant | None:
-        """Return what the request may; None where `look` must ask somebody.
-
-        Raises Unauthorized or Forbidden.
-        """
-        plan, means = self._plan(request, matches), self._backends
-        if plan.ticket is not None and means.tickets is not None:
-            return means.tickets.try_cached(plan.ticket)
-        grant = ANONYMOUS if plan.token is None else means.tokens.try_cached(plan.token)
-        if grant is None or plan.forward is None or means.forward is None:
-            return grant
-        forwarded = means.forward.try_cached(plan.forward)
-        return None if forwarded is None else grant.merge(forwarded)
-
     async def resolve(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Grant:
-        """Return what the request may. Raises Unauthorized, Forbidden, Unavailable. Cancelling is safe."""
-        plan, means = self._plan(request, matches), self._backends
-        if plan.ticket is not None and means.tickets is not None:
-            return await means.tickets.resolve(plan.ticket)
+        """Return the request's grant. Waits only for what no cache holds.
+
+        Raises Unauthorized, Forbidden, Unavailable. Cancelling is safe.
+        """
+        plan, tickets = self._plan(request, matches), self._backends.tickets
+        if plan.ticket is not None and tickets is not None:
+            return await tickets.resolve(plan.ticket)
         return await self._resolve_plan(plan)
 
     async def issue_ticket(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> Ticket:
-        """Give a ticket for channels that the request's token opens.
+        """Issue a ticket for channels that the request's token opens.
 
-        Raises like `look`, and TooManyRequests.
+        Raises like `resolve`, and TooManyRequests.
         """
+        if not is_public(matches):
+            self._plan(request, matches)  # a missing token names its channel, as for a stream
         tickets = self._backends.tickets
         if tickets is None:
-            raise NotFound("no tickets are given here: the file has no auth.tickets")
+            raise NotFound("this gateway issues no tickets: its configuration has no auth.tickets")
         token = bearer_token(request.headers)
         if token is None:
-            raise Unauthorized("a ticket is given for a token: Authorization: Bearer …", code="missing_token")
+            raise Unauthorized(
+                "a ticket requires a token: send Authorization: Bearer …", code="missing_token"
+            )
         since = self.revocations.count
         grant = await self._resolve_plan(
             _Plan(None, token, self._restrict_to_forward(request, matches, is_used_here=True))
@@ -151,16 +145,16 @@ class Authenticator:
         authorize(matches, grant)
         ticket = await tickets.issue(grant, [match.name for match in matches], request.client_key)
         if self.revocations.match_since(since, grant, {}):
-            raise invalid_token("the token's subject was thrown out just now")
+            raise invalid_token("the token's subject was revoked a moment ago")
         return ticket
 
     async def revoke_tickets(self, subject: str) -> None:
-        """End a subject's tickets on all nodes. Raises Unavailable. All nodes must be told to `forget`."""
+        """Revoke a subject's tickets. Raises Unavailable. All nodes must then clear their caches."""
         if self._backends.tickets is not None:
             await self._backends.tickets.revoke(subject)
 
     def apply_revocation(self, revocation: RevocationRule) -> None:
-        """Remember nothing that was decided before."""
+        """Drop the cached decisions that were made before a revocation."""
         self.revocations.add(revocation)
         if self._backends.tickets is not None:
             self._backends.tickets.clear_cache()
@@ -168,15 +162,15 @@ class Authenticator:
             self._backends.forward.clear_cache()
 
     def uses_query_parameter(self, name: str) -> bool:
-        """Tell whether a query name may decide about a request: the token's, or any for forward auth."""
+        """Tell whether a query value may affect the decision: the token's, or any with forward auth."""
         auth = self._backends.auth
         return name == auth.query or auth.forward is not None
 
     def _plan(self, request: AuthRequest, matches: Sequence[ChannelMatch]) -> "_Plan":
-        """Return what must be looked at.
+        """Return which credentials and backends decide about a request.
 
-        Raises Unauthorized where a token is missing, Forbidden where a page of another origin lets a browser
-        send what it sends by itself.
+        Raises Unauthorized where a token is missing, Forbidden where a page of another origin relies on
+        credentials that a browser attaches by itself.
         """
         wanted = required_auth(matches)
         credential = find_credential(request.headers, request.query, self._backends.auth)
@@ -184,22 +178,22 @@ class Authenticator:
             return _Plan(credential.value, None, None)
         if wanted.is_token_required and credential is None:
             authorize(matches, ANONYMOUS)  # says which channel
-        place = None if credential is None else credential.location
-        # Whatever the endpoint looks at, a proxy in front may have added it for the user's session.
-        if place == "cookie" or (wanted.is_forward_required and place != "header"):
+        location = None if credential is None else credential.location
+        # Whatever the endpoint inspects, a proxy in front may have added it for the user's session.
+        if location == "cookie" or (wanted.is_forward_required and location != "header"):
             check_fetch_metadata(request.headers)
         token = credential.value if wanted.is_token_required and credential is not None else None
         if not wanted.is_forward_required:
             return _Plan(None, token, None)
-        is_used_here = wanted.is_token_required or place != "query"
+        is_used_here = wanted.is_token_required or location != "query"
         return _Plan(None, token, self._restrict_to_forward(request, matches, is_used_here=is_used_here))
 
     def _restrict_to_forward(
         self, request: AuthRequest, matches: Iterable[ChannelMatch], *, is_used_here: bool
     ) -> AuthRequest:
-        """Return what the endpoint is asked: its own channels, and no credential that is not for it.
+        """Return the request for the forward-auth endpoint: its channels, without credentials of others.
 
-        A token in the query is for it where it is the request's credential, and not ``is_used_here``.
+        A token in the query belongs to the endpoint if it is the credential and not ``is_used_here``.
         """
         auth = self._backends.auth
         hidden = {TICKET_PARAMETER} if auth.tickets is not None else set()
@@ -211,36 +205,34 @@ class Authenticator:
         )
 
     async def _resolve_plan(self, plan: "_Plan") -> Grant:
-        grant, means = ANONYMOUS, self._backends
+        grant, backends = ANONYMOUS, self._backends
         if plan.token is not None:
-            grant = means.tokens.try_cached(plan.token) or await means.tokens.resolve(plan.token)
-        if plan.forward is None or means.forward is None or not plan.forward.channels:
+            grant = await backends.tokens.resolve(plan.token)
+        if plan.forward is None or backends.forward is None or not plan.forward.channels:
             return grant
-        return grant.merge(
-            means.forward.try_cached(plan.forward) or await means.forward.resolve(plan.forward)
-        )
+        return grant.merge(await backends.forward.resolve(plan.forward))
 
     def _set_backends(self, backends: AuthBackends) -> None:
         self._backends = backends
-        for ring in backends.key_sets:
-            ring.on_change = backends.tokens.clear_cache
+        for key_set in backends.key_sets:
+            key_set.on_change = backends.tokens.clear_cache
 
     async def _start_key_refresh(self, backends: AuthBackends) -> None:
-        """Keep key sets fresh that are not kept yet, and give the first fetch some time."""
-        rings = [ring for ring in backends.key_sets if ring not in self._refresh_tasks]
-        if not rings:
+        """Start the refresh of new key sets, and wait some time for the first fetch."""
+        new = [each for each in backends.key_sets if each not in self._refresh_tasks]
+        if not new:
             return
-        self._refresh_tasks |= {ring: self._background.start_task("key_refresh", ring.run) for ring in rings}
-        tried = [asyncio.ensure_future(ring.first_fetch_done.wait()) for ring in rings]
+        self._refresh_tasks |= {each: self._background.start_task("key_refresh", each.run) for each in new}
+        first_fetches = [asyncio.ensure_future(each.first_fetch_done.wait()) for each in new]
         try:
-            await asyncio.wait(tried, timeout=FIRST_FETCH_TIMEOUT_SECONDS)
+            await asyncio.wait(first_fetches, timeout=FIRST_FETCH_TIMEOUT_SECONDS)
         finally:
-            for task in tried:
+            for task in first_fetches:
                 task.cancel()
 
     def _http_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0)  # each asker bounds itself
+            connector = aiohttp.TCPConnector(limit=0)  # each user of the session has its own bound
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -250,7 +242,7 @@ class Authenticator:
 
 
 class _Plan(NamedTuple):
-    """What a request's grant comes from: a ticket alone; else a token, the endpoint, or both."""
+    """Where a request's grant comes from: a ticket alone; else a token, forward auth, or both."""
 
     ticket: str | None
     token: str | None

@@ -1,4 +1,4 @@
-"""What the ``auth`` section of one configuration makes: whoever can say what a request may."""
+"""The token, ticket and forward-auth backends that one configuration's ``auth`` section describes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from gateway.auth.revocation import RecentRevocations
 from gateway.auth.rules import CHANNELS_CLAIM
 from gateway.auth.tickets import TicketStore
 from gateway.broker.shared_store import SharedStore
-from gateway.config.model.auth import AuthConfig, JwtConfig
+from gateway.config.model.auth import AuthConfig
 from gateway.config.model.config import ChannelConfig, ClaimsAccessConfig
 from gateway.observability.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class AuthBackends:
-    """One configuration's; a reload makes another."""
+    """The backends of one configuration; a reload builds others."""
 
     auth: AuthConfig
     issuers: Sequence[Issuer]
@@ -39,8 +39,8 @@ class AuthBackends:
 
 
 @dataclass(frozen=True, slots=True)
-class BackendBuilder:
-    """Makes them. ``ignored`` names query values that forward auth need not know."""
+class AuthDependencies:
+    """What backends use of the node. ``ignored_query`` names query values that forward auth ignores."""
 
     shared_store: SharedStore
     metrics: Metrics
@@ -48,40 +48,41 @@ class BackendBuilder:
     http_session: Callable[[], aiohttp.ClientSession]
     ignored_query: Iterable[str]
 
-    def build_backends(
-        self, auth: AuthConfig | None, channels: Iterable[ChannelConfig], older: AuthBackends | None
-    ) -> AuthBackends:
-        """Return the means of a configuration; what it shares with an older one goes on.
 
-        Raises StartupError where a key file cannot be used.
-        """
-        auth = auth or AuthConfig.model_validate({})
-        rings: list[JwksClient] = []
-        issuers = [self._build_issuer(jwt, rings, older) for jwt in auth.jwt or ()]
-        kept = {CHANNELS_CLAIM}
-        for channel in channels:
-            if isinstance(channel.access, ClaimsAccessConfig):
-                kept.update(channel.access.claims)
-        tickets = None
-        if auth.tickets is not None:
-            tickets = TicketStore(self.shared_store, auth.tickets.lifetime, self.revocations)
-        if older is not None and older.auth.forward == auth.forward:
-            forward = older.forward
-        elif auth.forward is None:
-            forward = None
-        else:
-            forward = ForwardAuth(
-                auth.forward, self.http_session, self.metrics, self.revocations, self.ignored_query
-            )
-        return AuthBackends(auth, issuers, rings, TokenVerifier(issuers, kept), tickets, forward)
+def build_backends(
+    auth: AuthConfig | None,
+    channels: Iterable[ChannelConfig],
+    older: AuthBackends | None,
+    node: AuthDependencies,
+) -> AuthBackends:
+    """Return the backends of a configuration; key sets and forward auth that did not change are reused.
 
-    def _build_issuer(self, jwt: JwtConfig, key_sets: list[JwksClient], older: AuthBackends | None) -> Issuer:
+    Raises StartupError where a key file cannot be used.
+    """
+    auth = auth or AuthConfig.model_validate({})
+    older_key_sets = [] if older is None else older.key_sets
+    issuers: list[Issuer] = []
+    key_sets: list[JwksClient] = []
+    for jwt in auth.jwt or ():
         if jwt.secret is not None:
-            return Issuer(jwt, jwt.secret.get_secret_value())
-        if jwt.public_key_file is not None:
-            return Issuer(jwt, read_pem(jwt.public_key_file, jwt.algorithms))
-        assert jwt.jwks_url is not None, "the model wants one of the three"
-        same = () if older is None else (ring for ring in older.key_sets if ring.config == jwt)
-        known = next(iter(same), None) or JwksClient(jwt, self.http_session, self.metrics)
-        key_sets.append(known)
-        return Issuer(jwt, key_set=known)
+            issuers.append(Issuer(jwt, jwt.secret.get_secret_value()))
+        elif jwt.public_key_file is not None:
+            issuers.append(Issuer(jwt, read_pem(jwt.public_key_file, jwt.algorithms)))
+        else:
+            reused = next((each for each in older_key_sets if each.config == jwt), None)
+            key_sets.append(reused or JwksClient(jwt, node.http_session, node.metrics))
+            issuers.append(Issuer(jwt, key_set=key_sets[-1]))
+    kept_claims = {CHANNELS_CLAIM}
+    for channel in channels:
+        if isinstance(channel.access, ClaimsAccessConfig):
+            kept_claims.update(channel.access.claims)
+    tickets = forward = None
+    if auth.tickets is not None:
+        tickets = TicketStore(node.shared_store, auth.tickets.lifetime, node.revocations)
+    if older is not None and older.auth.forward == auth.forward:
+        forward = older.forward
+    elif auth.forward is not None:
+        forward = ForwardAuth(
+            auth.forward, node.http_session, node.metrics, node.revocations, node.ignored_query
+        )
+    return AuthBackends(auth, issuers, key_sets, TokenVerifier(issuers, kept_claims), tickets, forward)

@@ -1,7 +1,8 @@
-"""Where a request carries its credentials. Pure.
+"""Finds the credentials of a request. Pure.
 
-``Authorization: Bearer`` is what code sends on purpose, a ticket was made for this URL, a cookie comes along
-by itself, and a token in a URL is the last resort (RFC 9700 §4.3.2): in this order.
+The order of preference: ``Authorization: Bearer``, which code sends on purpose; a ticket, which was issued
+for this URL; a cookie, which browsers attach by themselves; a token in the URL as the last resort (RFC 9700
+§4.3.2).
 """
 
 from collections.abc import Container, Mapping
@@ -17,7 +18,7 @@ TICKET_PARAMETER = "ticket"
 
 
 class Credential(NamedTuple):
-    """A token or a ticket, not looked at yet."""
+    """A token or a ticket, not verified yet."""
 
     kind: Literal["token", "ticket"]
     value: str
@@ -43,7 +44,7 @@ def find_credential(
 def strip_query(uri: str, names: Container[str]) -> str:
     """Return path and query as they were sent, without the query values of these names.
 
-    The gateway's own names are matched in whatever case.
+    The gateway's own names match regardless of case.
     """
     path, mark, query = uri.partition("?")
     kept = [
@@ -55,15 +56,15 @@ def strip_query(uri: str, names: Container[str]) -> str:
 
 
 def check_fetch_metadata(headers: Mapping[str, str]) -> None:
-    """Refuse what a page of another origin makes a browser send without a preflight. Raises Forbidden.
+    """Reject requests that a page of another origin makes a browser send without a preflight.
 
     An image, a script, a frame, a form or a link carries the user's cookies, names no ``Origin``, and lets
     the page read nothing: it could only use up the user's streams, or replace one. An EventSource and fetch
-    send the mode ``cors`` (Fetch Metadata, W3C); clients that are no browsers send neither header.
+    send the mode ``cors`` (Fetch Metadata, W3C); other clients send neither header. Raises Forbidden.
     """
     if headers.get("Sec-Fetch-Site") in CROSS_ORIGIN_FETCH_SITES and headers.get("Sec-Fetch-Mode") != "cors":
         raise Forbidden(
-            "a page of another origin may open this by EventSource or fetch alone", code="cross_origin"
+            "pages of other origins must use EventSource or fetch with mode cors", code="cross_origin"
         )
 
 
@@ -74,7 +75,7 @@ def bearer_token(headers: Mapping[str, str]) -> str | None:
 
 
 def _cookie_value(header: str | None, name: str) -> str | None:
-    # Python's parser gives up on all of a header for one odd cookie of somebody else's.
+    # Python's parser rejects the whole header for one malformed cookie of another application.
     for part in (header or "").split(";"):
         found, _, value = part.strip().partition("=")
         if found == name and value:

@@ -1,9 +1,8 @@
-"""Forward auth: the user's own endpoint decides, as with nginx's ``auth_request``.
+"""Forward auth: an HTTP endpoint of the user authorizes streams, as with nginx's ``auth_request``.
 
-It is asked once for all channels of a stream that want it, with the headers that the file names and what
-the client asked for. Answers are remembered for as long as the file says, by everything that was passed on,
-so a herd that reconnects asks once per client at the most; questions under way are bounded, and each has a
-deadline.
+One request covers all channels of a stream with ``access: forward``; it carries the configured headers and
+the client's URL. Decisions are cached for the configured time under everything that was sent, so a herd that
+reconnects causes at most one request per client. Pending requests are bounded, and each has a deadline.
 """
 
 import asyncio
@@ -24,17 +23,39 @@ from gateway.auth.revocation import RecentRevocations
 from gateway.auth.rules import claim_covers
 from gateway.config.model.auth import ForwardConfig
 from gateway.core.bounded_dict import BoundedDict
-from gateway.core.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
+from gateway.core.errors import BadRequest, Forbidden, Unauthorized, Unavailable
 from gateway.core.sanitize import redact_url
 from gateway.net.http_fetch import FetchError, describe_client_error, read_bounded_body
+from gateway.observability.eager import enter_task
 from gateway.observability.log_throttle import LogThrottle
 from gateway.observability.metrics import Metrics
 
-# Turns at something that only so many may do at once; no single address takes more than half of them.
+log = structlog.get_logger("gateway.auth")
+
+MAX_CACHED_DECISIONS = 20_000
+"""Decisions that are cached."""
+
+MAX_CACHED_BYTES = 32 * 1024 * 1024
+"""Bytes of the cached decisions: a request may name many channels."""
+
+MAX_REFUSAL_CACHE_SECONDS = 2.0
+"""How long a denial is cached at the most: the user may log in at any moment."""
+
+MAX_URI_CHARS = 4096
+"""Longest path and query that are forwarded, in characters: servers reject headers of twice that."""
+
+TEMPORARY_STATUSES = (408, 425, 429)
+"""4xx statuses that are no decision about the client."""
+
+MAX_PENDING_REQUESTS = 1000
+"""Requests that may be pending, running ones included, before further ones are rejected."""
 
 
 class FairSemaphore:
-    """``most`` at once; others wait for ``seconds``, up to ``waiting`` of them."""
+    """A semaphore of which no single client takes more than half.
+
+    Callers wait for ``timeout_seconds`` at the most, and ``max_pending`` of them at a time.
+    """
 
     def __init__(self, limit: int, timeout_seconds: float, max_pending: int) -> None:
         self._semaphore = asyncio.Semaphore(limit)
@@ -46,7 +67,7 @@ class FairSemaphore:
 
     @asynccontextmanager
     async def acquire(self, client_key: str | None) -> AsyncIterator[None]:
-        """Wait for a turn, and have it until the block ends. Raises Unavailable. Cancelling is safe."""
+        """Hold the semaphore until the block ends. Raises Unavailable. Cancelling is safe."""
         if self._pending_count >= self._max_pending:
             raise _overload_error()
         own = self._register(client_key)
@@ -89,32 +110,11 @@ class FairSemaphore:
 
 
 def _overload_error() -> Unavailable:
-    return Unavailable("too many questions wait for an answer just now", code="auth_unavailable")
-
-
-log = structlog.get_logger("gateway.auth")
-
-MAX_CACHED_DECISIONS = 20_000
-"""Answers that are remembered."""
-
-MAX_CACHED_BYTES = 32 * 1024 * 1024
-"""Bytes of what they open: a question may name many channels."""
-
-MAX_REFUSAL_CACHE_SECONDS = 2.0
-"""How long a refusal holds at the most: somebody may be logging in just now."""
-
-MAX_URI_CHARS = 4096
-"""Longest path and query that are passed on, in characters: servers refuse headers of twice that."""
-
-TEMPORARY_STATUSES = (408, 425, 429)
-"""Statuses of 4xx that say nothing about who asks."""
-
-MAX_PENDING_REQUESTS = 1000
-"""Questions that may wait for their turn, or have it, before more are told to come back."""
+    return Unavailable("too many forward-auth requests are pending", code="auth_unavailable")
 
 
 class AuthRequest(NamedTuple):
-    """What the endpoint is told."""
+    """The request that is to be authorized."""
 
     channels: tuple[str, ...]
     headers: Mapping[str, str]
@@ -122,14 +122,14 @@ class AuthRequest(NamedTuple):
     uri: str
     """Path and query as the client sent them."""
     address: str | None
-    """Of the client."""
+    """The client's."""
     client_key: str | None
-    """Under which it is counted; None: not at all."""
+    """Under which limits count the client; None: not at all."""
     method: str = "GET"
 
 
 class _DecisionBody(msgspec.Struct, frozen=True):
-    """The JSON of a 2xx; all of it may be left out."""
+    """The JSON body of a 2xx; every member is optional."""
 
     subject: str | None = None
     channels: list[str] | None = None
@@ -138,7 +138,7 @@ class _DecisionBody(msgspec.Struct, frozen=True):
 
 
 class NoDecisionError(FetchError):
-    """The endpoint answered, and its answer is no decision: nothing that lets anybody in."""
+    """The endpoint's answer is no decision, so it authorizes nobody."""
 
 
 class _Decision(NamedTuple):
@@ -148,9 +148,9 @@ class _Decision(NamedTuple):
 
 
 class ForwardAuth:
-    """Asks the endpoint. ``session`` gives the HTTP client.
+    """Requests and caches the endpoint's decisions.
 
-    ``ignored`` names query values that decide nothing and differ with each reconnect.
+    ``ignored_query`` names query values that do not affect the decision and differ with each reconnect.
     """
 
     def __init__(
@@ -174,14 +174,16 @@ class ForwardAuth:
         self._in_flight: dict[bytes, asyncio.Task[_Decision]] = {}
         self._log_throttle = LogThrottle()
 
-    def try_cached(self, request: AuthRequest) -> Grant | None:
-        """Return a remembered answer, or None where `look` must ask. Raises Unauthorized or Forbidden."""
-        answer = self._decisions.get(self._cache_key(request))
-        return _grant_or_raise(answer) if answer is not None and answer.valid_until > self._clock() else None
-
     async def resolve(self, request: AuthRequest) -> Grant:
-        """Ask. Raises Unauthorized or Forbidden, or Unavailable for an outage. Cancelling is safe."""
+        """Return the endpoint's decision. Waits only for one that is not cached.
+
+        Raises Unauthorized or Forbidden, or Unavailable for an outage. Cancelling is safe.
+        """
         key = self._cache_key(request)
+        cached = self._decisions.get(key)
+        if cached is not None and cached.valid_until > self._clock():
+            return _grant_or_raise(cached)
+        await enter_task()
         task = self._in_flight.get(key)
         if task is None:
             since = self._revocations.count
@@ -198,7 +200,7 @@ class ForwardAuth:
     def _on_decision(self, key: bytes, task: "asyncio.Task[_Decision]", since: int) -> None:
         if self._in_flight.get(key) is task:
             del self._in_flight[key]
-        # Here, as whoever asked may have left; and not what was decided before somebody was thrown out.
+        # A callback, as the clients may be gone; a decision from before a revocation is not cached.
         if task.cancelled() or task.exception() is not None or self._config.cache is None:
             return
         if since != self._revocations.count:
@@ -206,15 +208,12 @@ class ForwardAuth:
         self._decisions.put(key, task.result())
 
     def clear_cache(self) -> None:
-        """Ask again about everybody: an answer need not say about whom it is."""
+        """Drop all cached decisions: they need not name their subject."""
         self._decisions.clear()
         self._in_flight.clear()
 
     async def _request_decision(self, request: AuthRequest) -> _Decision:
-        """Return the endpoint's answer.
-
-        Raises FetchError where that is neither yes nor no, Unavailable where it gets no turn to ask.
-        """
+        """Raises FetchError where the endpoint does not decide, Unavailable where too many requests wait."""
         async with self._semaphore.acquire(request.client_key):
             return await self._send_request(request)
 
@@ -237,7 +236,7 @@ class ForwardAuth:
     def _parse_response(self, request: AuthRequest, status: int, body: bytes) -> _Decision:
         now, cache = self._clock(), self._config.cache or 0.0
         if 400 <= status < 500 and status not in TEMPORARY_STATUSES:
-            # A client can make most of them happen, so none may count as an outage that lets it in.
+            # Clients can cause most of these, so none may count as an outage that admits them.
             if status not in (401, 403) and self._log_throttle.should_log(status) is not None:
                 log.warning("forward_auth_refused", url=self._display_url, status=status)
             return self._refusal(now + min(cache, MAX_REFUSAL_CACHE_SECONDS), status)
@@ -245,16 +244,16 @@ class ForwardAuth:
             raise FetchError(f"answered {status}")
         if not 200 <= status < 300:
             raise NoDecisionError(f"answered {status}")
-        said = _parse_decision_body(body)
+        decision = _parse_decision_body(body)
         opened = request.channels
-        if said.channels is not None:
-            opened = tuple(name for name in opened if claim_covers(said.channels, name))
-        expires = said.expires if said.expires_in is None else now + said.expires_in
+        if decision.channels is not None:
+            opened = tuple(name for name in opened if claim_covers(decision.channels, name))
+        expires = decision.expires if decision.expires_in is None else now + decision.expires_in
         if expires is not None and expires <= now:
             return self._refusal(now + min(cache, MAX_REFUSAL_CACHE_SECONDS), 403)
         self._metrics.forward_auth.labels("allowed").inc()
         until = now + cache if expires is None else min(now + cache, expires)
-        return _Decision(until, Grant(said.subject, opened=frozenset(opened), expires=expires), status)
+        return _Decision(until, Grant(decision.subject, opened=frozenset(opened), expires=expires), status)
 
     def _refusal(self, until: float, status: int) -> _Decision:
         self._metrics.forward_auth.labels("denied").inc()
@@ -273,7 +272,7 @@ class ForwardAuth:
         return headers
 
     def _original_uri(self, uri: str) -> str:
-        """Return path and query as they were sent, without what differs with each reconnect."""
+        """Return path and query as they were sent, without the ignored query values."""
         whole = strip_query(uri, self._ignored_query)
         if not whole.startswith("/"):  # a proxy's form (RFC 9112 §3.2.2)
             path, mark, query = whole.partition("?")
@@ -284,14 +283,13 @@ class ForwardAuth:
 
     def _cache_key(self, request: AuthRequest) -> bytes:
         headers = self._headers(request)
-        told = (request.channels, sorted(headers.items()))
-        return hashlib.sha256(msgspec.json.encode(told)).digest()
+        return hashlib.sha256(msgspec.json.encode((request.channels, sorted(headers.items())))).digest()
 
     def _on_outage(self, request: AuthRequest, error: FetchError) -> Grant:
         """Return what `on_outage` grants. Raises Forbidden or Unavailable.
 
-        ``open`` is for an endpoint that is away. One that answers may send strangers to a login page,
-        or refuse those who ask too often, and neither may let them in.
+        ``open`` is for an endpoint that is unreachable. One that answers may redirect to a login page or
+        limit rates, and neither may admit a client.
         """
         why = str(error)
         self._metrics.forward_auth.labels("unavailable").inc()
@@ -300,23 +298,20 @@ class ForwardAuth:
         if self._config.on_outage == "open" and not isinstance(error, NoDecisionError):
             return Grant(opened=frozenset(request.channels))
         if self._config.on_outage == "refuse":
-            raise Forbidden("whoever decides about this channel cannot be asked", code="auth_unavailable")
-        raise Unavailable("whoever decides about this channel cannot be asked", code="auth_unavailable")
+            raise Forbidden("the authorization service is unavailable", code="auth_unavailable")
+        raise Unavailable("the authorization service is unavailable", code="auth_unavailable")
 
 
 def _grant_or_raise(answer: _Decision) -> Grant:
     if answer.grant is not None:
         return answer.grant
-    error: GatewayError
     if answer.status == 401:
-        error = Unauthorized("the endpoint that decides here wants to know who asks", code="auth_refused")
-    else:
-        error = Forbidden("the endpoint that decides here refused", code="auth_refused")
-    raise error
+        raise Unauthorized("the forward-auth endpoint requires authentication", code="auth_refused")
+    raise Forbidden("the forward-auth endpoint denied access", code="auth_refused")
 
 
 async def _read_body(answer: aiohttp.ClientResponse) -> bytes:
-    """Return the body of a 2xx, and nothing of another answer's. Raises Undecided where it is too long."""
+    """Return the body of a 2xx; ``b""`` for other answers. Raises NoDecisionError if it is too long."""
     if not 200 <= answer.status < 300:
         return b""
     try:
@@ -326,7 +321,7 @@ async def _read_body(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def _parse_decision_body(body: bytes) -> _DecisionBody:
-    """Return what a 2xx says; an empty body says yes, and no more. Raises Undecided."""
+    """Return the body of a 2xx; an empty one grants access and no more. Raises NoDecisionError."""
     if not body.strip():
         return _DecisionBody()
     try:
@@ -335,5 +330,5 @@ def _parse_decision_body(body: bytes) -> _DecisionBody:
             return msgspec.convert(members, _DecisionBody)
     except (msgspec.MsgspecError, RecursionError):
         pass
-    # A page that says 200 to everybody, or {"allowed": false}, is no decision.
+    # A page that answers everybody with 200, or {"allowed": false}, is no decision.
     raise NoDecisionError("answered 2xx with a body that is not JSON of subject, channels, expires")

@@ -1,4 +1,4 @@
-"""What somebody may: the outcome of a token, a ticket, or the user's own endpoint."""
+"""Grants: what a token, a ticket or the forward-auth endpoint allows a client."""
 
 import math
 import re
@@ -17,7 +17,7 @@ _PRINTABLE = re.compile(r"[ !#-&(-\[\]-~]+")
 
 
 def describe_claim_type(value: Any) -> str:
-    """Return what a claim is, for an error, and nothing of its value: ``is missing``, ``is a number``."""
+    """Return a claim's type for an error, without its value: ``is missing``, ``is a number``."""
     if value is None:
         return "is missing"
     for kind, word in _CLAIM_TYPES:
@@ -27,7 +27,7 @@ def describe_claim_type(value: Any) -> str:
 
 
 def describe_claim(value: Any) -> str:
-    """Return a claim for an error, with its value where that is short and plain: ``is 'https://id.example'``."""
+    """Return a claim for an error, with its value if that is short and plain: ``is 'reports'``."""
     if isinstance(value, str) and len(value) <= MAX_SHOWN_CLAIM_CHARS and _PRINTABLE.fullmatch(value):
         return f"is {value!r}"
     if (
@@ -52,23 +52,23 @@ _CLAIM_TYPES: Sequence[tuple[type | tuple[type, ...], str]] = (
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """Shared by all streams of one token; kept as long as they live."""
+    """What a client may read, and as which user. All streams of one token share it."""
 
     subject: str | None = None
-    """Whom a token names (``sub``): who counts for ``limits.connections_per_user``."""
+    """The user, from the token's ``sub``; counted by ``limits.connections_per_user``."""
     issuer: str | None = None
-    """Who named it: subjects of two issuers are not the same person."""
+    """The token's issuer: equal subjects of two issuers are different users."""
     claims: Claims | None = None
-    """Of a verified token those that rules may ask for; None where there was none."""
+    """The claims of a verified token that access rules use; None without a token."""
     opened: frozenset[str] = frozenset()
-    """Channels that a ticket or the endpoint opened, whatever their rule."""
+    """Channels that a ticket or the forward-auth endpoint opened, whatever their rule."""
     expires: float | None = None
     """Unix seconds of the token's end; None: it has none."""
     leeway: float = 0.0
-    """Seconds for which it is taken after that."""
+    """Seconds for which the token is accepted after that."""
 
     def seconds_left(self, now: float) -> float:
-        """Return for how many seconds a stream may live that opens now (unix seconds)."""
+        """Return for how many seconds a stream that opens at ``now`` (unix seconds) may live."""
         if self.expires is None:
             return math.inf
         left = self.expires - now
@@ -76,11 +76,11 @@ class Grant(msgspec.Struct, frozen=True):
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether nobody showed anything for it."""
+        """Whether the client presented no credentials."""
         return self is ANONYMOUS
 
     def merge(self, other: "Grant") -> "Grant":
-        """Return what both say together, this one first: it ends with the first of them to end."""
+        """Return the union of two grants. This one's subject has precedence; the earlier expiry applies."""
         named = self if self.subject is not None else other
         ends = [each for each in (self, other) if each.expires is not None]
         first = min(ends, key=lambda each: each.expires or 0.0, default=self)
@@ -95,4 +95,4 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 ANONYMOUS = Grant()
-"""Whoever reads public channels."""
+"""The grant of clients without credentials: public channels only."""

@@ -1,7 +1,7 @@
-"""An issuer's published keys: fetched, held, fetched again in the background.
+"""Fetches an issuer's published keys (JWKS) and refreshes them in the background.
 
-What was fetched stays in use while the issuer cannot be reached. A token that names a key which nobody knows
-makes one more fetch, at most one in `UNKNOWN_KEY_INTERVAL_SECONDS`, however many such tokens come.
+Fetched keys stay in use while the issuer cannot be reached. Tokens that name an unknown key cause one more
+fetch, at most one in `UNKNOWN_KEY_INTERVAL_SECONDS`, however many there are.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ from gateway.observability.metrics import Metrics
 log = structlog.get_logger("gateway.auth")
 
 REFRESH_INTERVAL_SECONDS = 600.0
-"""How often keys are fetched, jittered: a key that the issuer withdrew is taken for so long."""
+"""How often keys are fetched, jittered: a withdrawn key is accepted for so long."""
 
 UNKNOWN_KEY_INTERVAL_SECONDS = 10.0
-"""Least time between two fetches that tokens of unknown keys cause."""
+"""Least time between two fetches that are caused by tokens of unknown keys."""
 
 FETCH_TIMEOUT_SECONDS = 5.0
 """How long one fetch may take."""
 
 
 class JwksClient:
-    """The keys at one URL. `run` keeps them; cancel it to stop."""
+    """The keys at one URL. `run` refreshes them; cancel it to stop."""
 
     def __init__(
         self,
@@ -49,43 +49,42 @@ class JwksClient:
         self._http_session = http_session
         self._metrics = metrics
         self.on_change: Callable[[], None] = lambda: None
-        """Called when they differ from what they were."""
+        """Called when the keys have changed."""
         self._keys: Sequence[VerificationKey] | None = None
         self._document: object = None
         self._fetch_task: asyncio.Task[bool] | None = None
         self._last_unknown_fetch = -UNKNOWN_KEY_INTERVAL_SECONDS
         self._logged_error = ""
         self.first_fetch_done = asyncio.Event()
-        """Set once the first fetch is over, well or not."""
+        """Set once the first fetch has succeeded or failed."""
         self.fetched_at: float | None = None
-        """Unix seconds of the last fetch that worked."""
+        """Unix seconds of the last successful fetch."""
 
     async def run(self) -> None:
-        """Fetch now and then, for ever."""
+        """Fetch the keys again and again."""
         backoff = Backoff(base_seconds=0.5, cap_seconds=10.0)
         try:
             while True:
-                is_well = await asyncio.shield(self._start_fetch())
+                is_fetched = await asyncio.shield(self._start_fetch())
                 self.first_fetch_done.set()
-                if is_well:
+                if is_fetched:
                     backoff.reset()
-                await asyncio.sleep(
-                    jittered(REFRESH_INTERVAL_SECONDS, 0.1) if is_well else backoff.next_delay()
-                )
+                refresh = jittered(REFRESH_INTERVAL_SECONDS, 0.1)
+                await asyncio.sleep(refresh if is_fetched else backoff.next_delay())
         finally:
             if self._fetch_task is not None:
                 self._fetch_task.cancel()
 
     def find_key(self, id: str | None, algorithm: str) -> VerificationKey | None:
-        """Return the key that a token names; without a name, the only one that it could mean."""
+        """Return the key that a token names; for a token that names none, the only key that fits."""
         found = [key for key in self._keys or () if key.supports(algorithm) and id in (None, key.id)]
         return found[0] if found and (id is not None or len(found) == 1) else None
 
     async def fetch_missing(self, id: str | None, algorithm: str) -> None:
-        """Fetch for a token of an unknown key. Cancelling is safe.
+        """Fetch the keys for a token of an unknown key. Cancelling is safe.
 
-        Raises Unavailable while there are no keys, and where the last fetch was just now: the key may be new,
-        and a 401 would end a browser's EventSource for good.
+        Raises Unavailable while there are no keys, and if the last fetch was a moment ago: the key may be
+        new, and a 401 would end a browser's EventSource for good.
         """
         is_fresh = (
             self._fetch_task is not None
@@ -95,7 +94,7 @@ class JwksClient:
             self._last_unknown_fetch = time.monotonic()
             await asyncio.shield(self._start_fetch())
         if self._keys is None or (not is_fresh and self.find_key(id, algorithm) is None):
-            raise Unavailable("the issuer's keys cannot be had just now", code="auth_unavailable")
+            raise Unavailable("the issuer's keys are unavailable", code="auth_unavailable")
 
     def _start_fetch(self) -> "asyncio.Task[bool]":
         if self._fetch_task is None:
@@ -117,7 +116,7 @@ class JwksClient:
         except (FetchError, ValueError) as error:
             self._record_failure(str(error))
             return False
-        except Exception as error:  # whatever a library makes of a strange answer must not end the asking
+        except Exception as error:  # a library failed on an unusual response: the refresh must go on
             log.exception("jwks_failed", url=self._display_url)
             self._record_failure(type(error).__name__)
             return False

@@ -1,14 +1,13 @@
-"""JSON Web Tokens to grants (RFC 7519, with the advice of RFC 8725).
+"""Verifies JSON Web Tokens and turns them into grants (RFC 7519, with the advice of RFC 8725).
 
-A token says itself which algorithm, key and issuer it claims; each of them only chooses among what the file
-allows, and nothing in a token is ever fetched, opened or looked up but in a dictionary. What was verified
-once is remembered by the hash of the whole token, so a reconnect costs a hash and not a signature.
+A token's own algorithm, key id and issuer only select among what the configuration allows; nothing that a
+token names is ever fetched or opened. A verified token is cached by the hash of the whole token, so a
+reconnect costs a hash and not a signature.
 """
 
 import hashlib
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,47 +19,49 @@ from gateway.auth.grant import Claims, Grant, describe_claim
 from gateway.config.model.auth import JwtConfig
 from gateway.core.bounded_dict import BoundedDict
 from gateway.core.errors import Unauthorized, bearer_challenge
+from gateway.observability.eager import enter_task
 
 MAX_TOKEN_CHARS = 8 * 1024
 """Longest token, in characters."""
 
 MAX_CACHED_TOKENS = 20_000
-"""Verified tokens that are remembered."""
+"""Verified tokens that are cached."""
 
 MAX_CACHED_BYTES = 64 * 1024 * 1024
-"""Bytes of what they grant: an issuer may put much into a claim that a rule asks for."""
+"""Bytes of their grants: an issuer may put much into a claim that a rule uses."""
 
 MAX_SHARED_CLAIMS = 1000
-"""Different claims that are remembered, for tokens to share."""
+"""Different sets of claims that tokens share."""
 
 MAX_SHARED_CLAIMS_CHARS = 1000
-"""Characters of the longest claims that are shared: longer ones are hardly those of many users."""
+"""Characters of the longest claims that are shared: longer ones hardly occur twice."""
 
 MAX_CACHED_FAILURES = 1000
-"""Tokens that proved nothing and are remembered, so that a client that insists costs a hash."""
+"""Invalid tokens that are cached, so that a client that repeats one costs a hash."""
 
 FAILURE_CACHE_SECONDS = 10.0
-"""How long those are remembered: the issuer's keys may be others by then."""
+"""How long those are cached: the issuer's keys may have changed by then."""
 
+_ALGORITHM_NOT_ALLOWED = "the token is signed with an algorithm that is not allowed here"
 _ERROR_MESSAGES: Sequence[tuple[type[Exception], str]] = (
-    (jwt.InvalidAlgorithmError, "the token is signed with an algorithm that is not allowed here"),
+    (jwt.InvalidAlgorithmError, _ALGORITHM_NOT_ALLOWED),
     (jwt.InvalidSignatureError, "the token's signature is not its issuer's"),
 )
 
 
 class KeySet(Protocol):
-    """Keys that change while the gateway runs."""
+    """Keys of an issuer that change while the gateway runs."""
 
     def find_key(self, id: str | None, algorithm: str) -> Any:
         """Return the key that a token names, or None."""
 
     async def fetch_missing(self, id: str | None, algorithm: str) -> None:
-        """Fetch. Raises Unavailable where a key is not known and must not be asked for just now."""
+        """Fetch the keys again. Raises Unavailable if a key is unknown and may not be fetched now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """Who signs tokens: what its file section says, and its one key or the ring of them."""
+    """An issuer of tokens: its configuration, and its only key or its key set."""
 
     config: JwtConfig
     key: Any = None
@@ -68,7 +69,7 @@ class Issuer:
 
 
 class TokenVerifier:
-    """Checks tokens. ``kept`` names the claims that rules may ask for."""
+    """Verifies tokens. ``kept_claims`` names the claims that access rules use."""
 
     def __init__(
         self, issuers: Sequence[Issuer], kept_claims: Iterable[str], clock: Callable[[], float] = time.time
@@ -79,48 +80,43 @@ class TokenVerifier:
         self._clock = clock
         self._verified: BoundedDict[bytes, Grant] = BoundedDict(MAX_CACHED_TOKENS, MAX_CACHED_BYTES)
         self._interned_claims: dict[str, Claims] = {}
-        self._failures: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
+        self._failures: BoundedDict[bytes, tuple[float, str]] = BoundedDict(MAX_CACHED_FAILURES)
 
     def clear_cache(self) -> None:
-        """Verify all tokens again: the keys are others."""
+        """Verify all tokens again: the keys have changed."""
         self._verified.clear()
         self._failures.clear()
 
-    def try_cached(self, token: str) -> Grant | None:
-        """Return what a token grants, or None where `look` must ask for its key. Raises Unauthorized."""
+    async def resolve(self, token: str) -> Grant:
+        """Return what a token grants. Waits only if its issuer's key must be fetched.
+
+        Raises Unauthorized, or Unavailable while the issuer's keys cannot be fetched. Cancelling is safe.
+        """
         if len(token) > MAX_TOKEN_CHARS:
             raise token_too_long()
-        place = _digest(token)
-        grant = self._verified.get(place)
+        digest = _digest(token)
+        grant = self._verified.get(digest)
         if grant is not None:
             self._check_expiry(grant)
-            self._verified.move_to_end(place)
+            self._verified.move_to_end(digest)
             return grant
-        failed = self._failures.get(place)
+        failed = self._failures.get(digest)
         if failed is not None and self._clock() - failed[0] < FAILURE_CACHE_SECONDS:
             raise invalid_token(failed[1])
         try:
             issuer, header = self._claimed_issuer(token)
-            if _needs_fetch(issuer, header):
-                return None
-            return self._cache_grant(place, self._verify(token, issuer, header))
+            if not _needs_fetch(issuer, header):
+                return self._cache_grant(digest, self._verify(token, issuer, header))
         except Unauthorized as error:
-            self._cache_failure(place, error.message)
+            self._failures.put(digest, (self._clock(), error.message))
             raise
-
-    async def resolve(self, token: str) -> Grant:
-        """Return what a token grants, after its issuer was asked for its key.
-
-        Raises Unauthorized, or Unavailable while the issuer gives no keys. Cancelling is safe.
-        """
-        issuer, header = self._claimed_issuer(token)
-        if _needs_fetch(issuer, header):
-            assert issuer.key_set is not None
-            await issuer.key_set.fetch_missing(header.get("kid"), str(header["alg"]))
-        return self._cache_grant(_digest(token), self._verify(token, issuer, header))
+        assert issuer.key_set is not None
+        await enter_task()
+        await issuer.key_set.fetch_missing(header.get("kid"), str(header["alg"]))
+        return self._cache_grant(digest, self._verify(token, issuer, header))
 
     def _claimed_issuer(self, token: str) -> tuple[Issuer, Mapping[str, Any]]:
-        """Return who a token says that it is from, and its header: nothing of it is proven yet."""
+        """Return the issuer that a token claims, and its header: nothing of it is verified yet."""
         try:
             header = _decode_header(token)
             issuer: Issuer | None = self._issuers[0]
@@ -134,12 +130,10 @@ class TokenVerifier:
         if issuer is None:
             raise invalid_token(f"the token is from another issuer: its iss claim {describe_claim(name)}")
         if header.get("alg") not in issuer.config.algorithms:
-            said = describe_claim(header.get("alg"))
-            raise invalid_token(
-                f"the token is signed with an algorithm that is not allowed here: its alg {said}"
-            )
-        if "crit" in header:  # RFC 7515 §4.1.11: what is critical and not understood must be refused
-            raise invalid_token("the token's header has critical parameters that are not understood")
+            algorithm = describe_claim(header.get("alg"))
+            raise invalid_token(f"{_ALGORITHM_NOT_ALLOWED}: its alg {algorithm}")
+        if "crit" in header:  # RFC 7515 §4.1.11: a token with unknown critical parameters must be rejected
+            raise invalid_token("the token's header has critical parameters, which are not supported")
         return issuer, header
 
     def _verify(self, token: str, issuer: Issuer, header: Mapping[str, Any]) -> Grant:
@@ -167,7 +161,7 @@ class TokenVerifier:
             raise invalid_token(
                 self._claim_error(token, key, algorithm, config) or _error_message(error)
             ) from None
-        # Compared here too: PyJWT 2.10.0 took any part of the issuer's name for it (CVE-2024-53861).
+        # Compared again: PyJWT 2.10.0 accepts any substring of the issuer (CVE-2024-53861).
         if config.issuer is not None and claims.get("iss") != config.issuer:
             raise invalid_token(
                 f"the token is from another issuer: its iss claim {describe_claim(claims.get('iss'))}"
@@ -185,7 +179,7 @@ class TokenVerifier:
         )
 
     def _claim_error(self, token: str, key: Any, algorithm: str, config: JwtConfig) -> str | None:
-        """Return which claim is wrong, and how; None where no claim is, or the signature is not good."""
+        """Return which claim is wrong, and how; None if none is, or the signature is invalid."""
         try:
             claims = jwt.decode(token, key=key, algorithms=[algorithm], options=_SIGNATURE_ONLY)
             return next(claim_errors(claims, config, self._clock()), None)
@@ -193,7 +187,7 @@ class TokenVerifier:
             return None
 
     def _intern_claims(self, claims: Claims) -> Claims:
-        """Return one object for equal claims: those of most users are the same."""
+        """Return one object for equal claims: most users have the same."""
         try:
             text = repr(claims)
         except RecursionError:
@@ -210,29 +204,24 @@ class TokenVerifier:
             raise invalid_token("the token has expired")
 
     def _cache_grant(self, digest: bytes, grant: Grant) -> Grant:
-        self._failures.pop(digest, None)
+        self._failures.remove(digest)
         self._verified.put(digest, grant)
         return grant
 
-    def _cache_failure(self, digest: bytes, message: str) -> None:
-        self._failures[digest] = self._clock(), message
-        if len(self._failures) > MAX_CACHED_FAILURES:
-            self._failures.popitem(last=False)
-
 
 def invalid_token(message: str) -> Unauthorized:
-    """Return the refusal of a token that proves nothing (RFC 6750 §3.1)."""
+    """Return the error for an invalid token (RFC 6750 §3.1)."""
     return Unauthorized(message, code="invalid_token", challenge=bearer_challenge("invalid_token", message))
 
 
 def token_too_long() -> Unauthorized:
-    """Return the refusal of a token that is not even looked at."""
+    """Return the error for a token of more than `MAX_TOKEN_CHARS` characters."""
     return invalid_token(f"the token is longer than {MAX_TOKEN_CHARS} characters")
 
 
 _VERIFICATION_ERRORS = (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError, jwt.InvalidKeyError)
 
-# What PyJWT and its JSON make of hostile input; numbers may be infinite, nesting bottomless.
+# What PyJWT and its JSON decoder raise for hostile input: numbers may be infinite, nesting bottomless.
 _DECODE_ERRORS = (
     jwt.PyJWTError,
     TypeError,
@@ -245,11 +234,11 @@ _DECODE_ERRORS = (
 
 
 def _error_message(error: Exception) -> str:
-    """Return our own words for what is wrong: the library's may hold parts of the token."""
+    """Return a message without parts of the token, which the library's may contain."""
     for kind, message in _ERROR_MESSAGES:
         if isinstance(error, kind):
             return message
-    return "the token is not a signed JWT as it should be"
+    return "the token is not a well-formed signed JWT"
 
 
 _SIGNATURE_ONLY: Any = {
@@ -259,7 +248,7 @@ _SIGNATURE_ONLY: Any = {
 
 
 def claim_errors(claims: Claims, config: JwtConfig, now: float) -> Iterator[str]:
-    """Yield what is wrong with the claims of a token whose signature is good: RFC 7519 §4.1, and the file."""
+    """Yield the errors in the claims of a token with a valid signature (RFC 7519 §4.1)."""
     if claims.get("exp") is None:
         yield "the token's exp claim is missing: it must say when the token ends, in unix seconds"
     for name in ("iat", "nbf", "exp"):
@@ -284,7 +273,7 @@ def claim_errors(claims: Claims, config: JwtConfig, now: float) -> Iterator[str]
 def _name_claim_errors(
     name: str, claims: Claims, wanted: str | None, what: str, *, is_list: bool
 ) -> Iterator[str]:
-    """Yield what is wrong with a claim of one name, or of several (``is_list``), of which one is wanted."""
+    """Yield the error of a claim that must be, or as a list (``is_list``) contain, the ``wanted`` name."""
     if wanted is None:
         return
     value = claims.get(name)
@@ -298,10 +287,10 @@ def _name_claim_errors(
 
 
 def _decode_header(token: str) -> Mapping[str, Any]:
-    """Return what a token's first part says; PyJWT would decode all parts for it."""
+    """Return a token's header; PyJWT would decode all parts for it."""
     header = json.loads(base64url_decode(token.partition(".")[0]))
     if not isinstance(header, dict) or not isinstance(header.get("kid", ""), str):
-        raise ValueError("no header of a JWT")
+        raise ValueError("not the header of a JWT")
     return header
 
 
@@ -310,7 +299,7 @@ def _digest(token: str) -> bytes:
 
 
 def _text_claim(name: str, claim: Any) -> str | None:
-    """Return a claim that names somebody. JSON may spell half a character, which has no bytes to store."""
+    """Return a claim as text, None if it is not; JSON may escape a lone surrogate, which is rejected."""
     if not isinstance(claim, str):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Public keys: read from PEM or JWK, and which algorithm each may be used with."""
+"""Public keys: reads them from PEM or JWK, and checks which algorithms each supports."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,26 +19,26 @@ MIN_RSA_BITS = 2048
 """Shortest RSA key (RFC 7518 §3.3)."""
 
 ERROR_PREFIX = "auth.jwt.public_key_file: "
-"""How errors about a key file begin."""
+"""The beginning of errors about a key file."""
 
 _CURVES = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
 
 
 class VerificationKey(msgspec.Struct, frozen=True):
-    """A public key that may have verified tokens."""
+    """A public key for the verification of tokens."""
 
     id: str | None
     algorithm: str | None
-    """What its publisher says that it is for; None: whatever it can do."""
+    """The algorithm that its publisher restricts it to; None: any that the key supports."""
     key: Any
 
     def supports(self, algorithm: str) -> bool:
-        """Tell whether tokens of that algorithm may be checked with it."""
+        """Tell whether it can verify tokens of an algorithm."""
         return self.algorithm in (None, algorithm) and is_key_for(self.key, algorithm)
 
 
 def is_key_for(key: Any, algorithm: str) -> bool:
-    """Tell whether a key is of the kind that an algorithm wants: curve, or length, included."""
+    """Tell whether a key has the type, curve or length that an algorithm requires."""
     match algorithm[:2]:
         case "RS":
             return isinstance(key, RSAPublicKey) and key.key_size >= MIN_RSA_BITS
@@ -49,7 +49,7 @@ def is_key_for(key: Any, algorithm: str) -> bool:
 
 
 def read_pem(file: str, algorithms: Iterable[str]) -> Any:
-    """Return the key in a PEM file. Raises StartupError where tokens cannot be checked with it."""
+    """Return the key in a PEM file. Raises StartupError if it does not support all ``algorithms``."""
     content = b""
     try:
         content = Path(file).read_bytes()
@@ -67,7 +67,7 @@ def read_pem(file: str, algorithms: Iterable[str]) -> Any:
 
 
 def _pem_hint(content: bytes, file: str) -> str:
-    """Return what a file holds in place of a public key, and how to make one of it."""
+    """Return what a file contains instead of a public key, and the command that extracts one."""
     if b"PRIVATE KEY-----" in content:
         return f", but a private one, which is the issuer's alone: openssl pkey -in {file} -pubout"
     if b"-----BEGIN CERTIFICATE-----" in content:
@@ -76,13 +76,13 @@ def _pem_hint(content: bytes, file: str) -> str:
 
 
 def read_jwks(document: Any, algorithms: Iterable[str]) -> list[VerificationKey]:
-    """Return those keys of a JWK set (RFC 7517 §5) that tokens may be checked with; others are ignored.
+    """Return the keys of a JWK set (RFC 7517 §5) that support one of ``algorithms``; others are ignored.
 
-    Raises ValueError where it is no JWK set.
+    Raises ValueError if it is not a JWK set.
     """
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
-        raise ValueError("is no JWK set: it has no list of keys")
+        raise ValueError("is not a JWK set: it has no list of keys")
     keys = [key for each in listed if isinstance(each, dict) and (key := _parse_jwk(each)) is not None]
     return [key for key in keys if any(key.supports(algorithm) for algorithm in algorithms)]
 

@@ -1,4 +1,9 @@
-"""What a reload withdraws: which streams may not go on as they are."""
+"""Which streams and grants a revocation ends: one by an operator, or one that a reload causes.
+
+A `RevocationRule` matches streams. `Revocation` is an operator's (``DELETE /streams``), `ReconfigurationRule`
+a reload's. `RecentRevocations` remembers the last ones, so that no request that was authorized before a
+revocation opens a stream, or is cached, after it.
+"""
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -11,24 +16,59 @@ from gateway.auth.rules import authorize
 from gateway.config.channel_catalog import ChannelCatalog, ChannelMatch, DeclaredChannel
 from gateway.core.errors import GatewayError
 
+REVOKED = "revoked"
+"""Why a stream ends whose grant no longer allows it."""
+
 RECONFIGURED = "reconfigured"
-"""Why a stream ends whose channel is another one now: its client comes back, and is decided about anew."""
+"""Why a stream ends whose channel has changed: its client reconnects and is authorized anew."""
+
+MAX_RECENT_REVOCATIONS = 1000
+"""Revocations that are remembered; requests that began before the oldest of them count as revoked."""
 
 OriginCheck = Callable[[str, tuple[str, ...]], object | None]
-"""Returns what keeps a page from reading some channels; None where nothing does."""
+"""Returns what forbids a page's origin to read some channels; None where nothing does."""
+
+
+class RevocationRule(Protocol):
+    """A reason for which some streams must end."""
+
+    def match(self, grant: Grant, channels: Mapping[str, DeclaredChannel], origin: str | None) -> str | None:
+        """Return the reason for a stream that must end, as in ``stream.close``; None for all others.
+
+        ``channels`` are those that it follows, by full name and by declared name; ``origin`` is the page that
+        opened it.
+        """
+
+
+class Revocation(msgspec.Struct, frozen=True):
+    """Ends streams of a subject, or of a channel, or of both together; of neither: all with a grant."""
+
+    subject: str | None
+    channel: str | None
+
+    def match(self, grant: Grant, channels: Mapping[str, DeclaredChannel], origin: str | None) -> str | None:
+        """Return ``revoked`` for a stream that must end."""
+        if self.subject is None and self.channel is None:
+            return None if grant.is_anonymous else REVOKED
+        is_of_subject = self.subject is None or grant.subject == self.subject
+        return REVOKED if is_of_subject and (self.channel is None or self.channel in channels) else None
 
 
 class RevokedGrants(NamedTuple):
-    """Kinds of grants that do not hold any more."""
+    """Kinds of grants that a reload makes invalid."""
 
     has_token_grants: bool
-    """Those of tokens, and of tickets that were given for them."""
+    """Those of tokens, and of tickets that were issued for them."""
     has_channel_grants: bool
-    """Those of tickets and of the user's endpoint."""
+    """Those of tickets and of the forward-auth endpoint."""
 
 
 class ReconfigurationRule:
-    """Asks the rules that hold by now."""
+    """Ends streams that the new configuration would not open as they are.
+
+    ``changed_rules`` are the declared names of channels with another ``access``; ``origin_check`` is None
+    unless a list of origins changed.
+    """
 
     def __init__(
         self,
@@ -37,10 +77,6 @@ class ReconfigurationRule:
         revoked_grants: RevokedGrants,
         origin_check: OriginCheck | None,
     ) -> None:
-        """``rules`` are the channels (declared names) with another ``access``.
-
-        ``refusing`` is None where no list of origins became another one.
-        """
         self._catalog = catalog
         self._changed_rules = frozenset(changed_rules)
         self._revoked_grants = revoked_grants
@@ -49,10 +85,10 @@ class ReconfigurationRule:
     def match(self, grant: Grant, channels: Mapping[str, DeclaredChannel], origin: str | None) -> str | None:
         """Return ``reconfigured`` or ``revoked`` for a stream that must end, else None."""
         for name, declared in channels.items():
-            now = self._catalog.current_declaration(name, declared)
-            if now is None or now.stream_schema is not declared.stream_schema:
+            current = self._catalog.current_declaration(name, declared)
+            if current is None or current.stream_schema is not declared.stream_schema:
                 return RECONFIGURED
-            if now.name in self._changed_rules and not self._still_allows(grant, name, now):
+            if current.name in self._changed_rules and not _still_allows(grant, name, current):
                 return REVOKED
         if self._revoked_grants.has_token_grants and (grant.claims is not None or grant.opened):
             return REVOKED
@@ -64,17 +100,16 @@ class ReconfigurationRule:
                 return REVOKED
         return None
 
-    @staticmethod
-    def _still_allows(grant: Grant, name: str, now: DeclaredChannel) -> bool:
-        """Tell whether a rule lets somebody in for what they showed; what opened it before counts no more."""
-        if _is_template_name(name, now):
-            return True
-        shown = Grant(grant.subject, grant.issuer, grant.claims)
-        try:
-            authorize([ChannelMatch(name, now)], shown)
-        except GatewayError:
-            return False
+
+def _still_allows(grant: Grant, name: str, declared: DeclaredChannel) -> bool:
+    """Tell whether a channel's rule allows the grant's claims; what opened it before no longer counts."""
+    if _is_template_name(name, declared):
         return True
+    try:
+        authorize([ChannelMatch(name, declared)], Grant(grant.subject, grant.issuer, grant.claims))
+    except GatewayError:
+        return False
+    return True
 
 
 def _is_template_name(name: str, declared: DeclaredChannel) -> bool:
@@ -82,59 +117,23 @@ def _is_template_name(name: str, declared: DeclaredChannel) -> bool:
     return name == declared.name and not declared.template.is_exact
 
 
-# What was revoked lately, so that nothing that was decided before opens or is remembered after.
-
-MAX_RECENT_REVOCATIONS = 1000
-"""Revocations that are remembered; whoever began before the oldest of them is taken to be meant."""
-
-
-REVOKED = "revoked"
-
-
-class RevocationRule(Protocol):
-    """A reason for which some streams must not go on."""
-
-    def match(self, grant: Grant, channels: Mapping[str, DeclaredChannel], origin: str | None) -> str | None:
-        """Return why a stream must end, as ``stream.close`` tells it, or None where it is not meant.
-
-        ``channels`` are what it follows, declared names included; ``origin`` is the page that opened it.
-        """
-
-
-class Revocation(msgspec.Struct, frozen=True):
-    """Streams of a subject, or of a channel, or of both together; of neither: of everybody with a grant."""
-
-    subject: str | None
-    channel: str | None
-
-    def match(self, grant: Grant, channels: Mapping[str, DeclaredChannel], origin: str | None) -> str | None:
-        """Return ``revoked`` for a stream that is meant."""
-        if self.subject is None and self.channel is None:
-            is_meant = not grant.is_anonymous
-        else:
-            is_meant = (self.subject is None or grant.subject == self.subject) and (
-                self.channel is None or self.channel in channels
-            )
-        return REVOKED if is_meant else None
-
-
 class RecentRevocations:
-    """All since the start, of which the last are remembered."""
+    """Counts all revocations since the start, and remembers the last ones."""
 
     def __init__(self) -> None:
         self.count = 0
-        """How many there were: note it before asking, and compare it after."""
+        """How many there were: note it before a request is authorized, and compare it afterwards."""
         self._recent: deque[RevocationRule] = deque(maxlen=MAX_RECENT_REVOCATIONS)
 
     def add(self, rule: RevocationRule) -> None:
-        """Remember one."""
+        """Remember a revocation."""
         self.count += 1
         self._recent.append(rule)
 
     def match_since(
         self, count: int, grant: Grant, channels: Mapping[str, DeclaredChannel], origin: str | None = None
     ) -> str | None:
-        """Return why what was begun at a ``number`` must not go on; None where nothing came after it."""
+        """Return why a request that was authorized when `count` was ``count`` must not go on, else None."""
         later = self.count - count
         if later > len(self._recent):
             return None if grant.is_anonymous else REVOKED

@@ -1,8 +1,8 @@
-"""Tickets, for clients that cannot send headers: a token buys a value that opens some channels for a while.
+"""Tickets for clients that cannot send headers: issued for a token, they open some channels for a while.
 
-The board holds them under their hash, so any node honours a ticket and whoever reads the storage has none.
-Ending a subject's streams (``DELETE /streams``) ends the tickets that were given until then: each says of
-which generation of its subject's tickets it is, and there is another one afterwards. No clocks are compared.
+The shared store holds tickets under their hash, so that every node accepts them and the storage reveals none.
+Revoking a subject (``DELETE /streams``) revokes the tickets that were issued until then: each ticket carries
+the generation of its subject's tickets, which the revocation replaces. No clocks are compared.
 """
 
 import asyncio
@@ -21,22 +21,23 @@ from gateway.auth.revocation import RecentRevocations
 from gateway.broker.shared_store import QuotaSlot, SharedStore
 from gateway.core.bounded_dict import BoundedDict
 from gateway.core.errors import TooManyRequests, Unavailable
+from gateway.observability.eager import enter_task
 
 TICKET_BYTES = 24
 """Random bytes of a ticket: 192 bits."""
 
 MAX_TICKETS_PER_SUBJECT = 100
-"""Tickets of one subject (or one address, where tokens name nobody) that are good at the same time."""
+"""Valid tickets of one subject (or one address, if tokens have no subject) at the same time."""
 
 MAX_CACHED_TICKETS = 20_000
-"""Tickets that are remembered here, so that a reconnect asks nobody."""
+"""Tickets that a node caches, so that a reconnect needs no request to the shared store."""
 
 MAX_CACHED_BYTES = 32 * 1024 * 1024
-"""Bytes of what they open: one may name many channels."""
+"""Bytes of the cached tickets: one may name many channels."""
 
 
 class Ticket(NamedTuple):
-    """What the client gets."""
+    """A ticket as the client receives it."""
 
     value: str
     expires: float
@@ -50,7 +51,7 @@ class _StoredTicket(msgspec.Struct, frozen=True):
 
 
 class TicketStore:
-    """Gives tickets, and honours them."""
+    """Issues, verifies and revokes tickets."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class TicketStore:
         self._release_tasks: set[asyncio.Task[None]] = set()
 
     async def issue(self, grant: Grant, channels: Iterable[str], client_key: str | None) -> Ticket:
-        """Return a ticket for channels that a grant opens; ``whose`` is the address that asks.
+        """Return a ticket for channels that a grant opens; ``client_key`` is the client's address.
 
         Raises TooManyRequests or Unavailable. Cancelling is safe.
         """
@@ -75,63 +76,65 @@ class TicketStore:
         expires = now + self._lifetime_seconds
         if grant.expires is not None:
             expires = min(expires, grant.expires + grant.leeway)
-        place, holder = _store_key("ticket", text), client_key if grant.subject is None else grant.subject
+        key, holder = _store_key("ticket", text), client_key if grant.subject is None else grant.subject
         seconds = max(expires - now, 0.001)
         opened = msgspec.structs.replace(grant, claims=None, opened=frozenset(channels))
         stored = _StoredTicket(opened, expires, await self._current_generation(grant.subject))
         if holder is None:
-            await self._shared_store.put(place, msgspec.json.encode(stored), seconds)
+            await self._shared_store.put(key, msgspec.json.encode(stored), seconds)
             return Ticket(text, expires)
-        seat = QuotaSlot(_store_key("tickets", holder), place, MAX_TICKETS_PER_SUBJECT)
-        taking = asyncio.ensure_future(self._shared_store.acquire_slots([seat], seconds))
+        slot = QuotaSlot(_store_key("tickets", holder), key, MAX_TICKETS_PER_SUBJECT)
+        acquiring = asyncio.ensure_future(self._shared_store.acquire_slots([slot], seconds))
         try:
-            # Shielded: if this is cancelled, the board may still take the seat; it is given back after that.
-            if not all(await asyncio.shield(taking)):
-                raise TooManyRequests(f"{MAX_TICKETS_PER_SUBJECT} tickets are good already", retry_after=5)
-            await self._shared_store.put(place, msgspec.json.encode(stored), seconds)
+            # Shielded: if this is cancelled, the store may still acquire the slot; it is released after that.
+            if not all(await asyncio.shield(acquiring)):
+                raise TooManyRequests(
+                    f"the limit of {MAX_TICKETS_PER_SUBJECT} valid tickets is reached", retry_after=5
+                )
+            await self._shared_store.put(key, msgspec.json.encode(stored), seconds)
         except BaseException:
-            returning = asyncio.create_task(
-                self._release_slot(taking, seat), name="give back a ticket's seat"
-            )
-            self._release_tasks.add(returning)
-            returning.add_done_callback(self._release_tasks.discard)
+            releasing = asyncio.create_task(self._release_slot(acquiring, slot), name="release ticket slot")
+            self._release_tasks.add(releasing)
+            releasing.add_done_callback(self._release_tasks.discard)
             raise
         return Ticket(text, expires)
 
-    async def _release_slot(self, taking: "asyncio.Future[list[bool]]", seat: QuotaSlot) -> None:
-        """Free the seat of a ticket that nobody got; where the log is away it expires with the ticket."""
-        await asyncio.wait([taking])
+    async def _release_slot(self, acquiring: "asyncio.Future[list[bool]]", slot: QuotaSlot) -> None:
+        """Release the slot of a ticket that was not issued; while the log is unavailable, it expires."""
+        await asyncio.wait([acquiring])
         with suppress(Unavailable):
-            await self._shared_store.release_slots([seat])
-
-    def try_cached(self, ticket: str) -> Grant | None:
-        """Return what a ticket opens, or None where `look` must ask the board. Raises Unauthorized."""
-        stored = self._cache.get(_store_key("ticket", ticket))
-        return None if stored is None else self._unexpired_grant(stored)
+            await self._shared_store.release_slots([slot])
 
     async def resolve(self, ticket: str) -> Grant:
-        """Return what a ticket opens. Raises Unauthorized or Unavailable. Cancelling is safe."""
-        place, since = _store_key("ticket", ticket), self._revocations.count
-        value = await self._shared_store.get(place)
+        """Return the grant of a ticket. Waits only for a ticket that is not cached here.
+
+        Raises Unauthorized or Unavailable. Cancelling is safe.
+        """
+        key, since = _store_key("ticket", ticket), self._revocations.count
+        cached = self._cache.get(key)
+        if cached is not None:
+            return self._unexpired_grant(cached)
+        await enter_task()
+        value = await self._shared_store.get(key)
         if value is None:
-            raise invalid_token("the ticket has expired, or was never given")
+            raise invalid_token("the ticket is unknown or has expired")
         stored = msgspec.json.decode(value, type=_StoredTicket)
         current = await self._current_generation(stored.grant.subject)
-        # None: none was ended for so long that all which are left are younger.
+        # None: the last revocation is so long ago that all tickets from before it have expired.
         if current is not None and current != stored.generation:
-            raise invalid_token("the ticket was ended")
+            raise invalid_token("the ticket was revoked")
         if since == self._revocations.count:
-            self._cache.put(place, stored)
+            self._cache.put(key, stored)
         return self._unexpired_grant(stored)
 
     async def revoke(self, subject: str) -> None:
-        """End all tickets that a subject has. Raises Unavailable. All nodes must be told to `forget`."""
+        """Revoke a subject's tickets. Raises Unavailable. All nodes must then call `clear_cache`."""
         await self._shared_store.put(
             _store_key("generation", subject), secrets.token_hex(8).encode(), self._lifetime_seconds + 1
         )
 
     def clear_cache(self) -> None:
-        """Ask the board again about all tickets."""
+        """Read every ticket from the shared store again."""
         self._cache.clear()
 
     async def _current_generation(self, subject: str | None) -> str | None:

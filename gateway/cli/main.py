@@ -1,4 +1,4 @@
-"""The ``sse-gateway`` command: finds a command, parses its options, and runs it."""
+"""The ``sse-gateway`` program: parses the command line, and runs one command."""
 
 import argparse
 import os
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = "config/gateway.yaml"
 
+EXIT_INTERRUPTED = 130
+"""The exit status that shells use for SIGINT."""
+
 COMMANDS = {
     "run": ("gateway.cli.run", "serve until SIGTERM"),
-    "check": ("gateway.cli.check.command", "tell every mistake in the configuration; --config - reads stdin"),
-    "diff": ("gateway.cli.diff", "say what a reload from one file to another would do"),
+    "check": ("gateway.cli.check.command", "report all errors of the configuration; --config - reads stdin"),
+    "diff": ("gateway.cli.diff", "show what a reload from one file to another would do"),
     "schema": ("gateway.cli.schema", "print the JSON Schema of the configuration"),
-    "doctor": ("gateway.cli.doctor.command", "say what breaks streams at a deployed URL"),
+    "doctor": ("gateway.cli.doctor.command", "find what breaks streams at a deployed URL"),
     "tail": ("gateway.cli.tail", "follow channels in a terminal"),
-    "publish": ("gateway.cli.publish", "send a test event the way that real ones take"),
+    "publish": ("gateway.cli.publish", "send a test event as a real sender does"),
     "token": ("gateway.cli.token", "sign a test JWT"),
 }
-"""Each command's module and its line of help.
+"""Module and help line of each command.
 
-A module is imported when its command is used: all of them together take most of a second to import. It has
+A module is imported when its command is used: importing all of them takes most of a second. It has
 ``add_arguments(parser)``, ``run(options)`` and ``EPILOG``. For a command of `LOADS_CONFIG`, ``run`` takes a
 second argument: a function that loads the parts of the configuration that it names.
 """
@@ -41,7 +44,7 @@ LOADS_CONFIG = frozenset({"tail", "publish", "token"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 well, 1 configuration or start failed, 2 usage."""
+    """Run one command and return its exit status: 0 success, 1 failure, 2 usage, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
         with _exit_on_signals() if list(given[:1]) == ["run"] else nullcontext():
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartupError as error:
         print(escape_unprintable_lines(error.message), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # sse-gateway schema | head
         sys.stderr.close()
         return 1
@@ -58,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end `run` with status 0 while its modules and its file are still being read.
+    """Let SIGTERM and SIGINT end `run` with status 0 while it loads its modules and its file.
 
-    Once it runs, it has handlers of its own. As process 1 of a container it would not even be ended: the
-    kernel drops signals that such a process has no handler for.
+    Later it has handlers of its own. Without these, process 1 of a container would not end at all: the kernel
+    drops signals for which such a process has no handler.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: sys.exit(0)) for number in numbers}
@@ -73,16 +78,16 @@ def _exit_on_signals() -> Iterator[None]:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command, which gets its options when it is used first.
+    """The parser of one command, to which options are added on first use.
 
-    It takes options between positional arguments too, which argparse does for no subcommand by itself.
+    It accepts options between positional arguments, which argparse does not for subcommands.
     """
 
     command: str | None = None
     _is_parsing = False
 
     def load_options(self) -> None:
-        """Import the command's module and add its options; harmless when repeated."""
+        """Import the command's module and add its options. May be called again."""
         if self.command is None:
             return
         module = import_module(COMMANDS[self.command][0])
@@ -111,7 +116,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; `options.command` runs the one that was given."""
+    """Return the parser of all commands; `options.command` runs the given one."""
     parser = argparse.ArgumentParser(
         prog="sse-gateway", description="Events from Redis and webhooks to browsers, over Server-Sent Events."
     )
@@ -123,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def command_parsers() -> dict[str, CommandParser]:
-    """Return the parser of each command, with all of its options."""
+    """Return the parser of each command, with its options."""
     (named,) = (
         action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
     )
@@ -136,7 +141,7 @@ def command_parsers() -> dict[str, CommandParser]:
 def _run_with_config(
     command: Callable[[argparse.Namespace, "Callable[..., PartialConfig]"], int], options: argparse.Namespace
 ) -> int:
-    """Run a command that may need parts of the configuration, or have all it needs on its command line."""
+    """Run a command that loads the parts of the configuration that its options do not replace."""
     from gateway.config.loader.partial import load_sections  # noqa: PLC0415 -- a command's import
 
     return command(options, cache(partial(load_sections, options.config)))

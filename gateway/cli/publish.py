@@ -1,4 +1,4 @@
-"""``sse-gateway publish``: sends a test event the way that real ones take."""
+"""``sse-gateway publish``: sends a test event as a real sender does."""
 
 import argparse
 import asyncio
@@ -7,13 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.cli.terminal.endpoint import (
-    add_endpoint_options,
-    parse_count,
-    parse_positive_duration,
-    resolve_endpoint,
-)
-from gateway.cli.terminal.senders import SendError, send_record
+from gateway.cli.arguments import parse_count, parse_positive_duration
+from gateway.cli.http_client import RequestFailed
+from gateway.cli.terminal.endpoint import add_endpoint_options, resolve_endpoint
+from gateway.cli.terminal.senders import send_record
 from gateway.cli.terminal.test_record import PublishRequest, build_test_record
 from gateway.config.loader.partial import ROUTING_KEYS, PartialConfig
 from gateway.core.errors import NotFound, RecordRejected, StartupError
@@ -22,15 +19,13 @@ from gateway.core.sanitize import escape_unprintable, escape_unprintable_lines
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 """Bytes of a payload that are read."""
 
-EXIT_INTERRUPTED = 130
-
-EPILOG = """A webhook that feeds the channel is posted to, signed with the configuration's secret; else the
-event goes to the Redis or Kafka that feeds it. Ids of events are on standard output, where the way
-tells them.
+EPILOG = """If a webhook feeds the channel, the event is posted there, signed with the configuration's secret;
+otherwise it is sent to the Redis or Kafka that feeds the channel. Webhooks return the ids of the events,
+which are printed to standard output.
 
 exit status:
-  0    all are sent; by a webhook: they are in the log
-  1    one could not be sent, was refused, or nobody was there to hear it; or a bad configuration
+  0    all were sent; by a webhook: they are in the log
+  1    one could not be sent, was rejected, or had no subscriber; or an invalid configuration
   2    wrong usage
   130  interrupted (Ctrl-C)"""
 
@@ -42,31 +37,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "payload",
         metavar="PAYLOAD",
         nargs="?",
-        help="the event's payload; @FILE reads a file, - standard input; default: a test payload",
+        help="payload of the event; @FILE reads a file, - standard input; default: a test payload",
     )
-    parser.add_argument("--type", metavar="TYPE", help="the event's type, where the way can carry one")
+    parser.add_argument("--type", metavar="TYPE", help="type of the event, if the source's records have one")
     parser.add_argument("--source", metavar="NAME", help="send through this source")
-    parser.add_argument("--topic", metavar="TOPIC", help="under this topic, where a route takes several")
+    parser.add_argument(
+        "--topic", metavar="TOPIC", help="use this topic, if the route's pattern matches several"
+    )
     parser.add_argument(
         "--key",
         metavar="KEY",
-        help="a post's message id or Idempotency-Key: the same twice is one event; or a Kafka record's key",
+        help="message id or Idempotency-Key of a post (deduplicates retries), or Kafka record key",
     )
-    parser.add_argument("--count", metavar="N", type=parse_count, default=1, help="send so many; default 1")
+    parser.add_argument(
+        "--count", metavar="N", type=parse_count, default=1, help="number of events; default 1"
+    )
     parser.add_argument(
         "--interval",
         metavar="DURATION",
         type=parse_positive_duration,
         default=1.0,
-        help="between two; default 1s",
+        help="time between two events; default 1s",
     )
     add_endpoint_options(parser)
 
 
 def run(options: argparse.Namespace, load_sections: Callable[..., PartialConfig]) -> int:
-    """Send, and return the exit status. Raises StartupError where it cannot begin."""
+    """Send, and return the exit status. Raises StartupError if an event cannot be sent."""
     loaded = load_sections(*ROUTING_KEYS)
-    wish = PublishRequest(
+    request = PublishRequest(
         options.channel,
         _read_payload(options.payload),
         options.type,
@@ -75,14 +74,12 @@ def run(options: argparse.Namespace, load_sections: Callable[..., PartialConfig]
         options.topic,
     )
     try:
-        asyncio.run(_send_all(options, loaded, wish, load_sections))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        asyncio.run(_send_all(options, loaded, request, load_sections))
     except (NotFound, RecordRejected) as error:
         raise StartupError(escape_unprintable_lines(error.message)) from None
-    except SendError as error:
-        mend = f"\n-> {error.fix}" if error.fix else ""
-        raise StartupError(f"not sent: {error.message}{mend}") from None
+    except RequestFailed as error:
+        fix = f"\n-> {error.fix}" if error.fix else ""
+        raise StartupError(f"not sent: {error.message}{fix}") from None
     return 0
 
 
@@ -95,9 +92,9 @@ async def _send_all(
     for number in range(1, options.count + 1):
         if number > 1:
             await asyncio.sleep(options.interval)
-        made = build_test_record(loaded.config, replace(request, number=number), loaded.missing_by_source)
-        sent = await send_record(made, lambda: resolve_endpoint(options, load_sections))
-        others = [name for name in made.reached_channels if name != request.channel]
+        record = build_test_record(loaded.config, replace(request, number=number), loaded.missing_by_source)
+        sent = await send_record(record, lambda: resolve_endpoint(options, load_sections))
+        others = [name for name in record.reached_channels if name != request.channel]
         also = f"; also reaches {', '.join(others)}" if others else ""
         print(f"{escape_unprintable(sent.summary)}{also}", file=sys.stderr, flush=True)
         for id in sent.event_ids:

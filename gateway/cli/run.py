@@ -19,7 +19,7 @@ from gateway.server.workers.parent import Parent
 
 EPILOG = """exit status:
   0  drained after SIGTERM or SIGINT
-  1  it could not start, or a second signal ended it
+  1  it could not start, or was ended by a second signal
   2  wrong usage"""
 
 
@@ -29,23 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve, and return the exit status. Raises StartupError where it cannot start."""
+    """Serve, and return the exit status. Raises StartupError if it cannot start."""
     file = ConfigFile(options.config, find_local_issues)
     config = file.load()
     metrics = Metrics()
-    workers = _usable_cores() if config.server.workers == "auto" else config.server.workers
+    declared = config.server.workers
+    workers = min(MAX_WORKERS, len(os.sched_getaffinity(0))) if declared == "auto" else declared
     main = _serve_one if workers == 1 else partial(_serve_many, workers)
     return runtime.run_process(
         partial(main, file, config, metrics, options.hints),
-        config.log,
+        config.logging,
         metrics.log_lines_dropped.inc,
         background=TaskSupervisor(metrics.count_background_failure),
     )
-
-
-def _usable_cores() -> int:
-    """Return on how many cores this process may run."""
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
 
 
 async def _serve_one(file: ConfigFile, config: Config, metrics: Metrics, hints: bool) -> int:
@@ -69,7 +65,7 @@ async def _serve_many(workers: int, file: ConfigFile, config: Config, metrics: M
 
 
 def _format_hints(config: Config, port: int, admin: int) -> str:
-    """Return the URLs, and a line that shows an event arrive if the configuration has an open webhook."""
+    """Return the URLs, and a command that shows an event if the configuration has an open webhook."""
     server, curl = config.server, "curl"
     base, console = server.public_url(port), server.admin_url(admin)
     if server.listen.first_tcp is None:

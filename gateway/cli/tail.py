@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from gateway.cli.arguments import parse_count, parse_positive_duration
+from gateway.cli.http_client import RequestFailed
 from gateway.cli.terminal.endpoint import (
     Endpoint,
     add_endpoint_options,
     add_token_options,
-    parse_count,
-    parse_positive_duration,
     read_token,
     resolve_endpoint,
 )
-from gateway.cli.terminal.follower import Disconnect, StreamFollower, StreamRefused
+from gateway.cli.terminal.follower import Disconnect, StreamFollower
 from gateway.cli.terminal.lines import (
     CLOSE,
     GAP,
@@ -35,29 +35,28 @@ from gateway.cli.terminal.lines import (
     should_use_colour,
 )
 from gateway.config.loader.partial import HEARTBEAT_KEYS, PartialConfig
-from gateway.config.model.config import Config
 from gateway.core.errors import StartupError
 from gateway.core.sanitize import escape_unprintable
 from gateway.core.sse_parser import SseMessage
 
 DEFAULT_IDLE_SECONDS = 60.0
-"""Seconds without a byte after which a stream counts as dead, where the heartbeat is not known."""
+"""Seconds without a byte after which a stream counts as dead, if the heartbeat is unknown."""
 
 IDLE_HEARTBEATS = 2.5
-"""After how many missing heartbeats it does, where it is."""
+"""Heartbeat intervals without a byte after which it does, if the heartbeat is known."""
 
 MIN_IDLE_SECONDS = 5.0
-"""Seconds below which that is not taken: a slow network is no dead one."""
+"""Least seconds, whatever the heartbeat: a slow network is not a dead one."""
 
-EXIT_REFUSED, EXIT_TIMED_OUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 3, 130, 141
+EXIT_REFUSED, EXIT_TIMED_OUT, EXIT_BROKEN_PIPE = 1, 3, 141
 
 EPILOG = """exit status:
-  0    --count events came, or --timeout ended a tail without --count, or the gateway said not to come back
-  1    refused: a status 4xx, no event stream, a certificate that is not trusted; or a bad configuration
+  0    --count events arrived, or --timeout ended a tail without --count, or the gateway forbade reconnecting
+  1    refused: a status 4xx, not an event stream, an untrusted certificate; or an invalid configuration
   2    wrong usage
-  3    --timeout passed before --count events came
+  3    --timeout passed before --count events arrived
   130  interrupted (Ctrl-C)
-  141  whoever reads the output is gone (| head)"""
+  141  the reader of the output is gone (| head)"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,10 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_endpoint_options(parser)
     add_token_options(parser)
     parser.add_argument("--types", metavar="A,B", help="only events of these types")
-    begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--last", metavar="N", help="begin with the last N events")
-    begin.add_argument(
-        "--since", metavar="WHEN", help="begin at an event id, an ISO time, or a duration ago: 15m"
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--last", metavar="N", help="start with the last N events")
+    start.add_argument(
+        "--since", metavar="WHEN", help="start at an event id, an ISO time, or a duration ago: 15m"
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
@@ -81,18 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object on a line for each event; kind says event, open, gap, close or away",
+        help="a JSON object per line; its kind is event, open, gap, close or away",
     )
-    parser.add_argument("--count", metavar="N", type=parse_count, help="end after so many events")
+    parser.add_argument("--count", metavar="N", type=parse_count, help="end after N events")
     parser.add_argument(
-        "--timeout", metavar="DURATION", type=parse_positive_duration, help="end after so long: 30s"
+        "--timeout", metavar="DURATION", type=parse_positive_duration, help="end after a duration: 30s"
     )
     parser.add_argument(
         "--idle",
         metavar="DURATION",
         type=parse_positive_duration,
-        help=f"no byte for so long and the stream is opened anew; default {DEFAULT_IDLE_SECONDS:g}s with --url, else"
-        f" {IDLE_HEARTBEATS:g} heartbeats of the configuration",
+        help="reconnect after a duration without a byte; default"
+        f" {DEFAULT_IDLE_SECONDS:g}s with --url, else {IDLE_HEARTBEATS:g} heartbeats of the configuration",
     )
     parser.add_argument(
         "--color", choices=("auto", "always", "never"), default="auto",
@@ -101,37 +100,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, load_sections: Callable[..., PartialConfig]) -> int:
-    """Follow, and return the exit status. Raises StartupError where it cannot begin."""
-    door = resolve_endpoint(options, load_sections, token=read_token(options))
-    idle = options.idle or (
-        DEFAULT_IDLE_SECONDS if options.url else _idle_seconds(load_sections(HEARTBEAT_KEYS).config)
-    )
-    view = _Printer(options)
+    """Follow, and return the exit status. Raises StartupError for a bad configuration or output."""
+    endpoint = resolve_endpoint(options, load_sections, token=read_token(options))
+    idle_seconds = options.idle or DEFAULT_IDLE_SECONDS
+    if not options.idle and not options.url:
+        heartbeat = load_sections(HEARTBEAT_KEYS).config.timeouts.heartbeat
+        idle_seconds = max(IDLE_HEARTBEATS * heartbeat, MIN_IDLE_SECONDS)
+    printer = _Printer(options)
     try:
-        return asyncio.run(_follow(options, door, idle, view))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return asyncio.run(_follow(options, endpoint, idle_seconds, printer))
     except _OutputClosed as error:
-        # The interpreter would flush what is left at its end, and complain.
+        # At its end the interpreter flushes standard output, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.is_pipe:
             return EXIT_BROKEN_PIPE
         raise StartupError(f"cannot write: {error}") from None
-    except StreamRefused as error:
-        view.print_refusal(error)
+    except RequestFailed as error:
+        printer.print_refusal(error)
         return EXIT_REFUSED
 
 
-def _idle_seconds(config: Config) -> float:
-    return max(IDLE_HEARTBEATS * config.timeouts.heartbeat, MIN_IDLE_SECONDS)
-
-
 class _CountReached(Exception):
-    """As many events as were asked for."""
+    """The number of events in --count was printed."""
 
 
 class _OutputClosed(Exception):
-    """Standard output takes nothing more. An OSError would pass for one of the connection."""
+    """Standard output is closed. An OSError would look like one of the connection."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error.strerror)
@@ -139,7 +133,7 @@ class _OutputClosed(Exception):
 
 
 class _Printer:
-    """Prints: events to standard output, all else to standard error; with --json that to both."""
+    """Prints events to standard output, and notes to standard error; with --json notes go to both."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._style: LineFormat = "json" if options.json else options.format
@@ -150,7 +144,7 @@ class _Printer:
         )
 
     def print_message(self, message: SseMessage) -> None:
-        """Show one message. Raises _Enough after the last one that was asked for, _NoOutput."""
+        """Print a message. Raises _CountReached after the last one of --count, or _OutputClosed."""
         if is_control_event(message):
             self._print_control_event(message)
             return
@@ -161,15 +155,15 @@ class _Printer:
                 raise _CountReached
 
     def print_disconnect(self, disconnect: Disconnect) -> None:
-        """Say that there is no stream just now. Raises _NoOutput."""
+        """Print an interruption. Raises _OutputClosed."""
         if self._style == "json":
             self._print_line(
                 control_json("away", why=disconnect.reason, retry_in=round(disconnect.retry_seconds, 1))
             )
         self._print_note("yellow", f"{disconnect.reason}; again in {disconnect.retry_seconds:.1f} s")
 
-    def print_refusal(self, error: StreamRefused) -> None:
-        """Say why there will be none."""
+    def print_refusal(self, error: RequestFailed) -> None:
+        """Print why the stream cannot be opened."""
         self._print_note("red", error.message)
         if error.fix:
             self._print_note("yellow", f"-> {error.fix}")
@@ -180,12 +174,11 @@ class _Printer:
         if message.type == GAP:
             self._print_note("red", describe_gap(message))
         elif message.type == OPEN:
-            said = {"complete": "open again, nothing was missed", "gap": "open again, something was missed"}
-            self._print_note("dim", said.get(str(control_data(message).get("resume")), "open"))
+            notes = {"complete": "reconnected, no event missed", "gap": "reconnected, events were missed"}
+            self._print_note("dim", notes.get(str(control_data(message).get("resume")), "open"))
         elif message.type == CLOSE and control_data(message).get("reconnect") is False:
-            self._print_note(
-                "red", f"closed for good: {escape_unprintable(str(control_data(message).get('reason')))}"
-            )
+            reason = escape_unprintable(str(control_data(message).get("reason")))
+            self._print_note("red", f"closed for good: {reason}")
 
     def _print_line(self, text: str) -> None:
         try:
@@ -232,18 +225,18 @@ async def _follow(
 def _query(options: argparse.Namespace) -> list[tuple[str, str]]:
     query = [("channel", name) for name in options.channels]
     query.append(("format", "envelope" if options.json else options.format))
-    asked = ((name, getattr(options, name)) for name in ("types", "last", "since"))
-    return query + [(name, value) for name, value in asked if value is not None]
+    given = ((name, getattr(options, name)) for name in ("types", "last", "since"))
+    return query + [(name, value) for name, value in given if value is not None]
 
 
 @contextmanager
 def _cancel_when_reader_closes(following: "asyncio.Task[None]") -> Iterator[None]:
-    """Cancel a task when the reader of a pipe goes: the next event, which would tell, may be hours away."""
+    """Cancel a task when the reader of a pipe closes it: the next write may be hours away."""
     loop, file = asyncio.get_running_loop(), sys.stdout.fileno()
     if not stat.S_ISFIFO(os.fstat(file).st_mode):
         yield
         return
-    loop.add_reader(file, following.cancel)  # the writing end is never readable: what wakes it is the error
+    loop.add_reader(file, following.cancel)  # a writing end is never readable, except for errors
     try:
         yield
     finally:
@@ -252,5 +245,5 @@ def _cancel_when_reader_closes(following: "asyncio.Task[None]") -> Iterator[None
 
 def _channel_name(text: str) -> str:
     if "://" in text:
-        raise argparse.ArgumentTypeError("name a channel here, and the gateway by --url")
+        raise argparse.ArgumentTypeError("must be a channel name; the gateway's URL goes into --url")
     return text

@@ -1,11 +1,13 @@
 """``sse-gateway token``: signs a test JWT that the configuration accepts."""
 
 import argparse
+import asyncio
 import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from gateway.auth.grant import Grant
 from gateway.auth.jwt import Issuer, TokenVerifier
 from gateway.auth.keys import is_key_for, read_pem
 from gateway.auth.rules import CHANNELS_CLAIM, authorize
-from gateway.cli.terminal.endpoint import parse_positive_duration
+from gateway.cli.arguments import parse_positive_duration
 from gateway.config.channel_catalog import ChannelCatalog, DeclaredChannel
 from gateway.config.loader.issues import suggest_nearest
 from gateway.config.loader.partial import TOKEN_KEYS, PartialConfig
@@ -27,15 +29,13 @@ from gateway.config.template import fill_fields
 from gateway.core.errors import Forbidden, GatewayError, NotFound, StartupError, Unauthorized
 from gateway.core.sanitize import escape_unprintable, redact_url
 
-# Which claims open which channels, and the other way round. Pure.
-
 
 def required_claims(
     catalog: ChannelCatalog, channels: Iterable[str], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the claims that open all of these channels, on top of those that are ``given``.
+    """Return the ``given`` claims plus those that allow all of these channels.
 
-    Raises NotFound for a name that no channel has, Forbidden where no token opens it.
+    Raises NotFound for an unknown channel, Forbidden for one that no token allows.
     """
     claims: dict[str, Any] = dict(given)
     for name in channels:
@@ -44,7 +44,7 @@ def required_claims(
             raise NotFound(f"no channel is called {name!r}; {suggest_nearest(name, catalog.declared)}")
         access = "token" if match is None else match.declared.config.access
         if access == "forward":
-            raise Forbidden(f"{name} has access: forward, so auth.forward.url decides, and no token alone")
+            raise Forbidden(f"{name} has access: forward, so auth.forward.url decides, not a token alone")
         if match is not None and isinstance(access, ClaimsAccessConfig):
             for claim, rule in access.claims.items():
                 _set_claim(claims, claim, fill_fields(rule, match.fields), name)
@@ -56,18 +56,18 @@ def required_claims(
 
 
 def _set_claim(claims: dict[str, Any], claim: str, value: str, name: str) -> None:
-    have = claims.setdefault(claim, value)
-    values = have if isinstance(have, list) else [have]
+    present = claims.setdefault(claim, value)
+    values = present if isinstance(present, list) else [present]
     if value not in map(str, values):
-        raise Forbidden(f"{name} wants the claim {claim} to be {value!r}, and it is {have!r} already")
+        raise Forbidden(f"{name} requires the claim {claim} to be {value!r}, but it is {present!r}")
 
 
 def channel_access(
     catalog: ChannelCatalog, grant: Grant, requested: Sequence[str]
 ) -> list[tuple[str, bool, str]]:
-    """Return for each channel its name, whether a reader with that grant may have it, and what its rule says.
+    """Return name, whether the grant allows it, and its access rule, for each channel.
 
-    Those that were asked for come first; of templates only instances can be told, so they say their rule.
+    The ``requested`` ones come first, then all others that are allowed, but for templates.
     """
     rows = []
     for name in requested:
@@ -80,76 +80,66 @@ def channel_access(
                 rows.append((name, False, error.message))
     for declared in catalog.declared.values():
         match = catalog.resolve(declared.name)
-        if match is None or declared.name in requested:
-            continue
-        if _is_granted(match, grant):
-            rows.append((declared.name, True, describe_access(declared)))
+        if match is not None and declared.name not in requested:
+            with suppress(GatewayError):
+                authorize([match], grant)
+                rows.append((declared.name, True, describe_access(declared)))
     return rows
 
 
-def _is_granted(match: Any, grant: Grant) -> bool:
-    try:
-        authorize([match], grant)
-    except GatewayError:
-        return False
-    return True
-
-
 def describe_access(declared: DeclaredChannel) -> str:
-    """Return a channel's ``access`` in words."""
+    """Return a channel's access rule as text."""
     access = declared.config.access
     if isinstance(access, ClaimsAccessConfig):
         return "claims " + ", ".join(f"{claim} = {value}" for claim, value in access.claims.items())
-    words = {
-        "public": "public",
-        "token": "the channels claim lists it",
-        "forward": "auth.forward.url decides",
-    }
-    return words[access]
+    texts = {"token": "the channels claim lists it", "forward": "auth.forward.url decides"}
+    return texts.get(access, access)
 
 
 DEFAULT_LIFETIME_SECONDS = 3600.0
 COMPUTED_CLAIMS = frozenset({"exp", "iat"})
-"""Claims that have options of their own."""
+"""Claims that are set by the program."""
 
 EPILOG = """exit status:
-  0    the token is on standard output, and what it opens on standard error
-  1    it cannot be signed, or would not open what --channels asks for; or a bad configuration
+  0    the token is on standard output, and the channels that it allows on standard error
+  1    it cannot be signed, or would not allow all of --channels; or an invalid configuration
   2    wrong usage"""
 
 _TEXT_CLAIMS = frozenset({"sub", "iss"})
-"""Claims that RFC 7519 wants as text: 42 would be a number."""
+"""Claims that RFC 7519 defines as text: 42 is not taken for a number."""
 
 _CLAIM_OPTION = re.compile(r"([^=\s]+)=(.*)", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command's parser."""
-    parser.add_argument("--subject", metavar="NAME", help="the claim sub: whom the token names")
+    parser.add_argument("--subject", metavar="NAME", help="the sub claim: the user")
     parser.add_argument(
         "--channels", metavar="A,B", type=_split_names, default=[],
-        help="what it must open: names, instances (user.42), globs (room.*); sets the claims they need",
+        help="channels it must allow: names, instances (user.42), globs (room.*); sets the claims for them",
     )  # fmt: skip
     parser.add_argument(
         "--claim", metavar="NAME=VALUE", type=_parse_claim, action="append", default=[],
-        help="another claim; a value that is JSON is taken as such: 'roles=[\"admin\"]'",
+        help="another claim; JSON values are parsed: 'roles=[\"admin\"]'",
     )  # fmt: skip
     parser.add_argument(
         "--expires",
         metavar="DURATION",
         type=parse_positive_duration,
         default=DEFAULT_LIFETIME_SECONDS,
-        help="how long it holds; default 1h",
+        help="lifetime; default 1h",
     )
-    parser.add_argument("--issuer", metavar="NAME", help="which issuer of auth.jwt, where there are several")
+    parser.add_argument("--issuer", metavar="NAME", help="issuer of auth.jwt, if it has several")
     parser.add_argument(
-        "--key", metavar="FILE", help="the private key, as PEM, where the file has no secret (RS, ES, EdDSA)"
+        "--key",
+        metavar="FILE",
+        help="PEM file of the private key, for issuers without a secret (RS, ES, EdDSA)",
     )
-    parser.add_argument("--kid", metavar="ID", help="the key's id, for issuers that publish several")
+    parser.add_argument("--kid", metavar="ID", help="key id, for issuers with several keys")
 
 
 def run(options: argparse.Namespace, load_sections: Callable[..., PartialConfig]) -> int:
-    """Print a token and return the exit status. Raises StartupError where there can be none."""
+    """Print a token and return the exit status. Raises StartupError if it cannot be signed."""
     loaded = load_sections(*TOKEN_KEYS).config
     try:
         issuer = _select_issuer(loaded, options.issuer)
@@ -171,26 +161,21 @@ def run(options: argparse.Namespace, load_sections: Callable[..., PartialConfig]
 def _select_issuer(config: Config, name: str | None) -> JwtConfig:
     issuers = config.auth.jwt if config.auth is not None else None
     if not issuers:
-        raise StartupError("the configuration has no auth.jwt, so no token opens anything")
+        raise StartupError("the configuration has no auth.jwt, so no token allows anything")
     for each in issuers:
         if name is None or each.issuer == name:
             return each
     known = ", ".join(str(each.issuer) for each in issuers)
-    raise StartupError(f"--issuer {name!r} is none of auth.jwt: {known}")
+    raise StartupError(f"--issuer {name!r} is not in auth.jwt, which has: {known}")
 
 
 def _build_claims(options: argparse.Namespace, issuer: JwtConfig, catalog: ChannelCatalog) -> dict[str, Any]:
     if options.expires > issuer.max_lifetime:
         raise StartupError(
-            f"--expires is longer than auth.jwt.max_lifetime, {issuer.max_lifetime:g} s: it would be refused"
+            f"--expires is longer than auth.jwt.max_lifetime ({issuer.max_lifetime:g} s): use a shorter one"
         )
-    given: dict[str, Any] = {}
-    if issuer.issuer is not None:
-        given["iss"] = issuer.issuer
-    if issuer.audience is not None:
-        given["aud"] = issuer.audience
-    if options.subject is not None:
-        given["sub"] = options.subject
+    named = {"iss": issuer.issuer, "aud": issuer.audience, "sub": options.subject}
+    given: dict[str, Any] = {claim: value for claim, value in named.items() if value is not None}
     now = int(time.time())
     return required_claims(catalog, options.channels, given | dict(options.claim)) | {
         "iat": now,
@@ -199,7 +184,7 @@ def _build_claims(options: argparse.Namespace, issuer: JwtConfig, catalog: Chann
 
 
 def _signing_key(issuer: JwtConfig, file: str | None) -> tuple[str, Any]:
-    """Return an algorithm of the issuer's, and the key to sign with."""
+    """Return the issuer's algorithm and the key to sign with."""
     if issuer.secret is not None:
         if file is not None:
             raise StartupError(f"{', '.join(issuer.algorithms)} signs with auth.jwt.secret: leave out --key")
@@ -217,21 +202,21 @@ def _signing_key(issuer: JwtConfig, file: str | None) -> tuple[str, Any]:
     for algorithm in issuer.algorithms:
         if hasattr(key, "public_key") and is_key_for(key.public_key(), algorithm):
             return algorithm, key
-    raise StartupError(f"--key {file} is no key for {', '.join(issuer.algorithms)}")
+    raise StartupError(f"--key {file} is not a key for {', '.join(issuer.algorithms)}")
 
 
 def _private_key_hint(issuer: JwtConfig) -> str:
-    whose = f"the issuer {issuer.issuer} has" if issuer.issuer else "the issuer has"
+    name = f"the issuer {issuer.issuer}" if issuer.issuer else "the issuer"
     if issuer.jwks_url is not None:
         return (
-            f"only {whose} the private key: the gateway has public ones, from {redact_url(issuer.jwks_url)}"
-            "; ask it for a token, or say --key with the private key (and --kid) where it is one of yours"
+            f"only {name} has the private key: the gateway has public keys from {redact_url(issuer.jwks_url)}"
+            "; get a token from it, or use --key (and --kid) if the private key is yours"
         )
-    return f"only {whose} the private key to {issuer.public_key_file}: say --key with it"
+    return f"only {name} has the private key to {issuer.public_key_file}: use --key with it"
 
 
 def _verify(config: Config, issuer: JwtConfig, token: str) -> Grant | None:
-    """Return what the gateway makes of the token; None where its key is fetched from the issuer."""
+    """Return the grant of the token as the gateway verifies it; None if that fetches the issuer's key."""
     if issuer.jwks_url is not None:
         return None
     if issuer.secret is not None:
@@ -240,9 +225,9 @@ def _verify(config: Config, issuer: JwtConfig, token: str) -> Grant | None:
         key = read_pem(str(issuer.public_key_file), issuer.algorithms)
     claims = jwt.decode(token, options={"verify_signature": False})
     try:
-        return TokenVerifier([Issuer(issuer, key)], claims).try_cached(token)
+        return asyncio.run(TokenVerifier([Issuer(issuer, key)], claims).resolve(token))
     except GatewayError as error:
-        raise StartupError(f"no token: the gateway would refuse it: {error.message}") from None
+        raise StartupError(f"no token: the gateway would reject it: {error.message}") from None
 
 
 def _explain(
@@ -254,23 +239,20 @@ def _explain(
     grant: Grant | None,
 ) -> str:
     ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(claims["exp"]))
-    told = {name: value for name, value in claims.items() if name not in COMPUTED_CLAIMS}
-    lines = [
-        f"signed with {algorithm}, good until {ends}: {escape_unprintable(json.dumps(told, ensure_ascii=False))}",
-    ]
+    given = {name: value for name, value in claims.items() if name not in COMPUTED_CLAIMS}
+    text = escape_unprintable(json.dumps(given, ensure_ascii=False))
+    lines = [f"signed with {algorithm}, valid until {ends}: {text}"]
     if grant is None:
-        lines.append(
-            f"not verified: the keys of {redact_url(issuer.jwks_url or '')} are the gateway's to fetch"
-        )
+        lines.append(f"not verified: the gateway fetches the keys of {redact_url(issuer.jwks_url or '')}")
         grant = Grant(subject=claims.get("sub"), claims=claims, expires=claims["exp"])
     rows = channel_access(ChannelCatalog(config.channels), grant, options.channels)
-    shut = [(name, why) for name, is_open, why in rows if not is_open]
-    if shut:
-        raise StartupError("\n".join(f"no token: {name} stays shut: {why}" for name, why in shut))
-    lines += [f"  opens {name} ({why})" for name, _, why in rows]
-    closed = [name for name in config.channels if name not in {name for name, _, _ in rows}]
-    if closed:
-        lines.append(f"  not, or by instance: {', '.join(closed)}")
+    denied = [f"no token: {name} is not allowed: {rule}" for name, is_allowed, rule in rows if not is_allowed]
+    if denied:
+        raise StartupError("\n".join(denied))
+    lines += [f"  allows {name} ({rule})" for name, _, rule in rows]
+    others = [name for name in config.channels if name not in {name for name, _, _ in rows}]
+    if others:
+        lines.append(f"  not, or by instance: {', '.join(others)}")
     return "\n".join(lines)
 
 

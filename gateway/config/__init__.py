@@ -1,1 +1,1 @@
-"""The YAML file: its model, its loader, the rules across it, and names looked up in it."""
+"""The configuration: model, loader, validation, and the channels that it declares."""

@@ -1,4 +1,4 @@
-"""Declared channels, found by the name that a client or a record gives."""
+"""Finds declared channels by the names that clients and records use."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from gateway.config.template import MAX_NAME_CHARS, Template, invalid_channel_na
 from gateway.core.event import CONTROL_CHANNEL_PREFIX, Retention
 
 MAX_CACHED_NAMES = 20_000
-"""How many resolved instance names are remembered."""
+"""Resolved names of template channels that are cached."""
 
 
 class StreamSchema(NamedTuple):
-    """What streams see of a channel. While it stays the same object, a reload leaves its streams alone."""
+    """What affects a channel's streams: a reload keeps them while this stays the same object."""
 
     name: str
     payload: str
@@ -34,29 +34,29 @@ class DeclaredChannel:
     template: Template
     retention: Retention
     conflation_key: Expression | None = None
-    """What of an event is its key, on channels that conflate."""
+    """The expression for an event's key, on channels that conflate by key."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelMatch:
-    """A channel by its full name."""
+    """A channel with its full name."""
 
     name: str
     declared: DeclaredChannel
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """The values of its template's fields; found anew, as every stream holds its channels' matches."""
+        """The values of the template's fields; not stored, as each stream holds its matches (idle)."""
         return (self.declared.template.match(self.name) or {}) if self.is_instance else {}
 
     @property
     def is_instance(self) -> bool:
-        """True for one of many channels that a template stands for."""
+        """Whether the channel is declared by a template."""
         return not self.declared.template.is_exact
 
 
 def retention_for(spec: ChannelConfig) -> Retention:
-    """Return what the broker keeps for a channel."""
+    """Return the history that the broker keeps of a channel."""
     if isinstance(spec.history, str):
         return Retention(0)
     age = spec.history.age
@@ -64,7 +64,7 @@ def retention_for(spec: ChannelConfig) -> Retention:
 
 
 def stream_schema_for(name: str, spec: ChannelConfig) -> StreamSchema:
-    """Return what streams see of a channel."""
+    """Return the stream schema of a channel."""
     return StreamSchema(
         name, spec.payload, spec.format, str(spec.slow_client), not isinstance(spec.history, str)
     )
@@ -82,15 +82,15 @@ class ChannelCatalog:
         self.reconfigure(channels)
 
     def reconfigure(self, channels: Mapping[str, ChannelConfig]) -> None:
-        """Declare these channels, and no others. Forms that stay the same stay the same objects."""
-        forms = {name: each.stream_schema for name, each in self.declared.items()}
+        """Declare these channels, and no others. Equal stream schemas stay the same objects."""
+        schemas = {name: each.stream_schema for name, each in self.declared.items()}
         declared = {}
         for name, spec in channels.items():
-            form = stream_schema_for(name, spec)
-            if forms.get(name) == form:
-                form = forms[name]
+            schema = stream_schema_for(name, spec)
+            if schemas.get(name) == schema:
+                schema = schemas[name]
             declared[name] = DeclaredChannel(
-                name, spec, form, Template(name), retention_for(spec), _conflation_key(spec)
+                name, spec, schema, Template(name), retention_for(spec), _conflation_key(spec)
             )
         self.declared = declared
         self._fixed_channels = {
@@ -102,20 +102,20 @@ class ChannelCatalog:
         self._resolved_instances: OrderedDict[str, ChannelMatch] = OrderedDict()
 
     def has_channel(self, name: str) -> bool:
-        """Tell whether a name is a channel's, or that of a template as it is declared."""
+        """Tell whether a name is that of a channel, or of a template as declared."""
         return name in self.declared or self.resolve(name) is not None
 
     def current_declaration(self, name: str, declared: DeclaredChannel) -> DeclaredChannel | None:
-        """Return what declares a followed name today: a channel's, or a template's under its own name."""
+        """Return the current declaration of a name: a channel's, or a template's own name."""
         if name == declared.name and not declared.template.is_exact:
             return self.declared.get(name)
         match = self.resolve(name)
         return None if match is None else match.declared
 
     def resolve(self, name: str) -> ChannelMatch | None:
-        """Return the channel of that full name, or None where none is declared.
+        """Return the channel with that full name, or None if none is declared.
 
-        What is remembered is bounded in bytes: names of channels only, which are short.
+        The cache is bounded in bytes too: it holds valid names only, which are short.
         """
         fixed = self._fixed_channels.get(name)
         if fixed is not None or not self._templates:
@@ -124,24 +124,24 @@ class ChannelCatalog:
             self._resolved_instances.move_to_end(name)
             return self._resolved_instances[name]
         found = self._match_template(name) if len(name) <= MAX_NAME_CHARS else None
-        if found is not None:  # callers make up names; one that leads nowhere is not remembered
+        if found is not None:  # clients can invent names: unknown ones are not cached
             self._resolved_instances[name] = found
             if len(self._resolved_instances) > MAX_CACHED_NAMES:
                 self._resolved_instances.popitem(last=False)
         return found
 
     def resolve_instance(self, declared: DeclaredChannel, fields: Mapping[str, str]) -> ChannelMatch | None:
-        """Return the channel that ``fields`` name, or None where the name leads to another one.
+        """Return the channel that ``fields`` name, or None if the name is another channel's or other fields'.
 
-        The way back matters: with ``t.{tenant}.{id}``, the fields (``x.y``, ``z``) and (``x``, ``y.z``)
+        The reverse check matters: with ``t.{tenant}.{id}``, the fields (``x.y``, ``z``) and (``x``, ``y.z``)
         render to one name, and a reader who may see tenant ``x`` must not get events of ``x.y``.
         """
         match = self.resolve(declared.template.render(fields))
         if match is None or match.declared is not declared:
             return None
-        # What a single field takes up is what is left of the name.
-        is_it = len(declared.template.fields) < 2 or match.fields == fields
-        return match if is_it else None
+        # A single field captures all of the name but the literal text, so it cannot differ.
+        is_same = len(declared.template.fields) < 2 or match.fields == fields
+        return match if is_same else None
 
     def _match_template(self, name: str) -> ChannelMatch | None:
         if name.startswith(CONTROL_CHANNEL_PREFIX) or invalid_channel_name_reason(name) is not None:

@@ -110,8 +110,8 @@ def _restart_changes(old: Config, new: Config) -> Iterator[ConfigChange]:
         yield ConfigChange(
             ("server", "tls"), "added" if old.server.tls is None else "removed", RESTART_EFFECT
         )
-    for key, values in _changed_keys(old.log, new.log):
-        yield ConfigChange(("log", *key), values, RESTART_EFFECT)
+    for key, values in _changed_keys(old.logging, new.logging):
+        yield ConfigChange(("logging", *key), values, RESTART_EFFECT)
 
 
 def _setting_changes(old: Config, new: Config) -> Iterator[ConfigChange]:

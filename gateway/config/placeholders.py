@@ -1,7 +1,7 @@
-"""Text with places that a record fills in: ``{key}``, ``{headers.x-event}``, ``{/order/id}``. Pure.
+"""Expressions: text with placeholders such as ``{key}``, ``{headers.x-event}``, ``{/order/id}``. Pure.
 
-A place that begins with ``/`` is a JSON pointer (RFC 6901) into the record's payload; any other is a
-name that the source's format gives. A text whose places cannot all be filled renders to None.
+A placeholder that begins with ``/`` is a JSON pointer (RFC 6901) into the record's payload; any other is a
+name that the source's format defines. An expression with a placeholder that has no value renders to None.
 """
 
 import re
@@ -19,48 +19,50 @@ _string = msgspec.json.Decoder(str)
 
 
 class Expression:
-    """One such text. Raises ValueError with a sentence that says what is wrong."""
+    """A parsed expression. Raises ValueError with a message for the operator."""
 
     __slots__ = ("_pieces", "placeholder_names", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._pieces: list[tuple[str, bool]] = []  # text, and whether it is a place
-        for place, brace, literal in _PLACEHOLDER.findall(text):
+        self._pieces: list[tuple[str, bool]] = []  # text, and whether it is a placeholder
+        for name, brace, literal in _PLACEHOLDER.findall(text):
             if brace:
-                raise ValueError(f"{brace!r} is not part of a place; a place is written {{name}}")
-            if not literal and not (_NAME.fullmatch(place) or _POINTER.fullmatch(place)):
+                raise ValueError(f"{brace!r} is not part of a placeholder; write {{name}}")
+            if not literal and not (_NAME.fullmatch(name) or _POINTER.fullmatch(name)):
                 raise ValueError(
-                    f"{{{place}}} is neither a name, such as {{headers.x-event}},"
+                    f"{{{name}}} is neither a name, such as {{headers.x-event}},"
                     " nor a JSON pointer, such as {/order/id}"
                 )
-            self._pieces.append((literal, False) if literal else (place, True))
+            self._pieces.append((literal, False) if literal else (name, True))
         if not text:
             raise ValueError("must not be empty")
         self.placeholder_names = tuple(
-            place for place, is_place in self._pieces if is_place and place[0] != "/"
+            name for name, is_placeholder in self._pieces if is_placeholder and name[0] != "/"
         )
 
     def render(self, record: Record, *, exclude_shared: bool = False) -> str | None:
-        """Return the text with its places filled, or None if one is not there.
+        """Return the text with all placeholders replaced, or None if one has no value.
 
-        With ``own`` only from what this record does not share with others.
+        ``exclude_shared`` ignores values that the record shares with others of its request.
         """
         out = []
-        for piece, is_place in self._pieces:
-            text = _placeholder_value(piece, record, exclude_shared) if is_place else piece
+        for piece, is_placeholder in self._pieces:
+            text = _placeholder_value(piece, record, exclude_shared) if is_placeholder else piece
             if text is None:
                 return None
             out.append(text)
         return "".join(out)
 
     def render_unambiguous(self, record: Record, *, exclude_shared: bool = False) -> str | None:
-        """Return the text of `render`, but different where any place holds something else.
+        """Like `render`, but different values always give different texts.
 
-        The text alone does not tell ``x-y`` and ``z`` in ``{a}-{b}`` from ``x`` and ``y-z``.
+        In `render`, ``{a}-{b}`` gives the same text for ``x-y`` and ``z`` as for ``x`` and ``y-z``.
         """
         found = [
-            _placeholder_value(place, record, exclude_shared) for place, is_place in self._pieces if is_place
+            _placeholder_value(name, record, exclude_shared)
+            for name, is_placeholder in self._pieces
+            if is_placeholder
         ]
         texts = [text for text in found if text is not None]
         if len(texts) < len(found):
@@ -73,19 +75,19 @@ class Expression:
         return f"Expression({self.text!r})"
 
 
-def _placeholder_value(place: str, record: Record, own: bool) -> str | None:
-    if place[0] == "/":
-        return resolve_json_pointer(record.payload, place)
-    if place == "topic":
+def _placeholder_value(name: str, record: Record, exclude_shared: bool) -> str | None:
+    if name[0] == "/":
+        return resolve_json_pointer(record.payload, name)
+    if name == "topic":
         return record.topic
-    text = record.placeholder_values.get(place)
-    return record.shared_values.get(place) if text is None and not own else text
+    text = record.placeholder_values.get(name)
+    return record.shared_values.get(name) if text is None and not exclude_shared else text
 
 
 def resolve_json_pointer(payload: bytes, pointer: str) -> str | None:
-    """Return the string, number or boolean at a JSON pointer; None where there is nothing of the kind.
+    """Return the string, number or boolean at a JSON pointer, or None.
 
-    Only what lies on the way is decoded, and a number is the text that was sent, so long ids stay exact.
+    Only the path is decoded, and a number is returned as it was sent, so long ids stay exact.
     """
     raw = payload
     try:

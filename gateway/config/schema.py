@@ -18,7 +18,7 @@ def config_json_schema() -> dict[str, Any]:
 
 
 def _allow_references_for_enums(node: dict[str, Any]) -> None:
-    """Let a reference stand for one of several words, but for the type of a source, which editors ask for."""
+    """Allow a reference in place of an enum's words, except for the type of a source, which editors need."""
     for key, below in node.get("properties", {}).items():
         if key != "type":
             _allow_reference(below)
@@ -39,31 +39,29 @@ def _allow_reference(node: dict[str, Any]) -> None:
 
 
 def known_keys_at(schema: dict[str, Any], path: ConfigPath, data: Any) -> list[str]:
-    """Return the keys that the schema knows at ``path``; ``data`` tells which source is meant."""
-    return sorted({key for node in _schemas_at(schema, path, data) for key in node.get("properties", {})})
+    """Return the keys that are valid at ``path``; the type of a source is taken from ``data``."""
+    return sorted(
+        {key for node in value_schemas_at(schema, path, data) for key in node.get("properties", {})}
+    )
 
 
 def value_schemas_at(schema: dict[str, Any], path: ConfigPath, data: Any) -> list[dict[str, Any]]:
-    """Return what the value at ``path`` may be, one schema for each kind."""
-    return _schemas_at(schema, path, data)
-
-
-def description_at(schema: dict[str, Any], path: ConfigPath, data: Any) -> str:
-    """Return what the schema says that the key at ``path`` is for; empty where it says nothing."""
-    for node in _schemas_at(schema, path[:-1], data):
-        below = node.get("properties", {}).get(path[-1], {})
-        if "description" in below:
-            return str(below["description"])
-    return ""
-
-
-def _schemas_at(schema: dict[str, Any], path: ConfigPath, data: Any) -> list[dict[str, Any]]:
+    """Return the schemas of the value at ``path``, one for each alternative."""
     nodes = [schema]
     for part in path:
         nodes = [step for node in nodes for step in _child_schemas(node, part, schema)]
         data = data.get(part) if isinstance(data, dict) else None  # no list holds sources
         nodes = [branch for node in nodes for branch in _flatten_unions(node, schema)]
     return [node for node in nodes if _matches_source_type(node, data)]
+
+
+def description_at(schema: dict[str, Any], path: ConfigPath, data: Any) -> str:
+    """Return the description of the key at ``path``, or the empty text."""
+    for node in value_schemas_at(schema, path[:-1], data):
+        below = node.get("properties", {}).get(path[-1], {})
+        if "description" in below:
+            return str(below["description"])
+    return ""
 
 
 def _child_schemas(node: dict[str, Any], part: str | int, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

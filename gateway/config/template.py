@@ -1,9 +1,9 @@
 """Names with fields: channel templates (``user.{id}``), topic patterns (``orders.*``, ``user:{id}``). Pure.
 
-A field captures printable characters of any script, but for the one that follows it in the template: so
-``t.{tenant}.{id}`` has one reading of every name, found in linear time, and ``{id}`` at the end takes the
-rest. What looks alike must be alike: names are in NFC (Unicode UAX #15), without characters that nobody sees
-or that turn the direction of text. ``*`` is a wildcard in the claims of tokens, braces are fields.
+A field captures printable characters of any script, except the one that follows it in the template: so
+``t.{tenant}.{id}`` matches every name in one way only, found in linear time, and ``{id}`` at the end captures
+the rest. Names that look alike must be equal: they are in NFC (Unicode UAX #15), without invisible characters
+and those that change the direction of text. ``*`` is a wildcard in the claims of tokens, braces are fields.
 """
 
 import re
@@ -22,16 +22,16 @@ _PIECE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}|([{}])|([^{}]+)")
 _CHANNEL_LITERAL = re.compile(_LITERAL_CHARS + "+")
 _INVISIBLE = re.compile(
     # Default_Ignorable_Code_Point (Unicode, DerivedCoreProperties) as far as Python calls it printable, the
-    # blank of Braille, and what stands for bytes that were no text.
+    # Braille blank, and the replacement character.
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufffd\U000e0000-\U000e0fff]"
 )
 _REDIS_SPECIAL = re.compile(r"([\\\[\]*?])")
 
 
 class Template:
-    """A name whose ``{fields}`` capture, and in a topic whose ``*`` and ``?`` match like a glob.
+    """A name with ``{fields}`` that capture, and in topics with ``*`` and ``?`` as in a glob.
 
-    Raises ValueError with a sentence that says what is wrong and what would be right.
+    Raises ValueError with a message for the operator.
     """
 
     __slots__ = ("_redis_glob", "_regex", "fields", "is_exact", "text")
@@ -47,7 +47,7 @@ class Template:
         pieces = _PIECE.findall(text)
         for position, (field, brace, literal) in enumerate(pieces):
             if brace:
-                raise ValueError(f"{brace!r} is not part of a field; a field is written {{name}}")
+                raise ValueError(f"{brace!r} is not part of a field; write {{name}}")
             if field:
                 if field in fields:
                     raise ValueError(f"the field {{{field}}} appears twice")
@@ -77,7 +77,7 @@ class Template:
 
     @property
     def redis_pattern(self) -> str:
-        """The glob that Redis's PSUBSCRIBE and SCAN understand, wide enough for every match."""
+        """A glob for Redis's PSUBSCRIBE and SCAN that matches at least the same names."""
         return self._redis_glob
 
     @property
@@ -86,7 +86,7 @@ class Template:
         return _PIECE.sub(lambda m: "{}" if m[1] else m[0], self.text)
 
     def may_overlap(self, other: "Template") -> bool:
-        """Tell whether a name may match both, as far as what stands before and behind all fields tells it."""
+        """Tell whether a name may match both, by the text before and after all fields."""
         ends = [(one.text.partition("{")[0], one.text.rpartition("}")[2]) for one in (self, other)]
         (first, last), (before, behind) = ends
         return (first.startswith(before) or before.startswith(first)) and (
@@ -94,7 +94,7 @@ class Template:
         )
 
     def match(self, name: str) -> dict[str, str] | None:
-        """Return the captured fields, or None where ``name`` does not match."""
+        """Return the captured fields, or None if ``name`` does not match."""
         if len(name) > MAX_NAME_CHARS:
             return None
         match = self._regex.fullmatch(name)
@@ -105,7 +105,7 @@ class Template:
         return match.groupdict()
 
     def render(self, fields: Mapping[str, str]) -> str:
-        """Return the text with its fields filled in; each of them must be given."""
+        """Return the text with its fields replaced; ``fields`` must have each of them."""
         return fill_fields(self.text, fields)
 
     def __repr__(self) -> str:
@@ -113,7 +113,7 @@ class Template:
 
 
 def invalid_field_reason(text: str) -> str | None:
-    """Return why a text cannot be part of a channel's name, without quoting it; None where it can."""
+    """Return why a text cannot be part of a channel's name, without quoting it; None if it can."""
     for position, char in enumerate(text, 1):
         if not char.isprintable() or char in "*{}" or _INVISIBLE.match(char):
             name = unicodedata.name(char, "")
@@ -125,7 +125,7 @@ def invalid_field_reason(text: str) -> str | None:
 
 
 def invalid_channel_name_reason(name: str) -> str | None:
-    """Return why a text can be no channel's name, without quoting it; None where it can."""
+    """Return why a text cannot be a channel's name, without quoting it; None if it can."""
     if len(name) > MAX_NAME_CHARS:
         return f"a channel's name has at most {MAX_NAME_CHARS} characters"
     if name[:1] == " " or name[-1:] == " ":
@@ -134,7 +134,7 @@ def invalid_channel_name_reason(name: str) -> str | None:
 
 
 def fill_fields(text: str, fields: Mapping[str, str]) -> str:
-    """Return a text with its ``{fields}`` replaced; each of them must be given."""
+    """Return a text with its ``{fields}`` replaced; ``fields`` must have each of them."""
     return _PIECE.sub(lambda m: fields[m[1]] if m[1] else m[0], text)
 
 

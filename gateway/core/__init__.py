@@ -1,1 +1,1 @@
-"""Values and algorithms without I/O: events, SSE framing, the history ring, errors. Imports no sibling."""
+"""Values and algorithms without I/O: events, SSE framing, the history, errors."""

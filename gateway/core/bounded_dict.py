@@ -1,4 +1,4 @@
-"""Mappings whose keys and values come from outside: bounded in entries and in bytes. Pure."""
+"""A mapping for keys and values from outside, bounded in entries and in bytes. Pure."""
 
 import hashlib
 import sys
@@ -7,25 +7,26 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 MAX_KEY_CHARS = 256
-"""Characters of a text that is part of a key as it is; a longer one is known by its digest."""
+"""Longest text that is used as a key as it is, in characters; a longer one is replaced by its digest."""
 
 ENTRY_OVERHEAD_BYTES = 250
-"""Bytes that an entry takes beside its key and value: measured, rounded up."""
+"""Memory of an entry beside its key and value, in bytes: measured, rounded up."""
 
 ENTRY_SIZE_DIVISOR = 16
-"""Into which part of the bytes an entry must fit, or it is not stored: one must not push out many."""
+"""An entry may take one 16th of the bytes, or is not stored: one entry must not evict many."""
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class BoundedDict(OrderedDict[K, V]):
-    """Holds at most so many ``entries`` and ``max_bytes``; the oldest go first. Change it by its own methods.
+    """Holds at most ``max_entries`` and ``max_bytes``; evicts the oldest. Change it by its own methods only.
 
-    What is in it must not change: an entry is weighed when it comes and when it goes.
+    What is in it must not change: an entry is weighed when it comes and when it goes. ``max_bytes`` None is for
+    entries whose size cannot vary much: they are not weighed.
     """
 
-    def __init__(self, max_entries: int, max_bytes: int) -> None:
+    def __init__(self, max_entries: int, max_bytes: int | None = None) -> None:
         super().__init__()
         self._max_entries = max_entries
         self._max_bytes = max_bytes
@@ -33,6 +34,12 @@ class BoundedDict(OrderedDict[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Store an entry as the newest one."""
+        if self._max_bytes is None:
+            self[key] = value
+            self.move_to_end(key)
+            if len(self) > self._max_entries:
+                self.popitem(last=False)
+            return
         self.remove(key)
         size = _entry_bytes(key, value)
         if size > self._max_bytes // ENTRY_SIZE_DIVISOR:
@@ -43,13 +50,14 @@ class BoundedDict(OrderedDict[K, V]):
             self.total_bytes -= _entry_bytes(*self.popitem(last=False))
 
     def remove(self, key: K) -> None:
-        """Remove an entry; harmless where there is none."""
+        """Remove an entry if there is one."""
         if key in self:
-            self.total_bytes -= _entry_bytes(key, self[key])
+            if self._max_bytes is not None:
+                self.total_bytes -= _entry_bytes(key, self[key])
             del self[key]
 
     def clear(self) -> None:
-        """Remove all of them."""
+        """Remove all entries."""
         super().clear()
         self.total_bytes = 0
 
@@ -59,7 +67,7 @@ def _entry_bytes(key: object, value: object) -> int:
 
 
 def estimate_bytes(value: object) -> int:
-    """Return about how many bytes a value takes: text, numbers, collections and structs of them."""
+    """Return the approximate memory of a value in bytes: text, numbers, collections and structs of them."""
     total = 0
     left: list[Any] = [value]
     while left:
@@ -78,7 +86,7 @@ def estimate_bytes(value: object) -> int:
 
 
 def bounded_key(text: str) -> str:
-    """Return a text that can be part of a key: itself, or the digest of a long one."""
+    """Return a text for use in a key: itself, or its digest if it is longer than `MAX_KEY_CHARS`."""
     if len(text) <= MAX_KEY_CHARS:
         return text
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
-"""The wall clock, in the unit of ids and timestamps."""
+"""The wall clock in milliseconds, the unit of ids and timestamps."""
 
 import time
 
 
 def unix_ms() -> int:
-    """Return the wall clock in unix milliseconds."""
+    """Return the current time in unix milliseconds."""
     return time.time_ns() // 1_000_000

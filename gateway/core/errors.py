@@ -1,14 +1,14 @@
-"""The one tree of exceptions.
+"""All exceptions of the gateway.
 
-An error that can reach an HTTP client knows its status and a stable ``code``; the code is part of
-the public contract (clients and dashboards match on it), the message is for people and may change.
+An error that can reach an HTTP client has a status and a stable ``code``. The code is part of the public
+contract (clients and dashboards match on it); the message is for people and may change.
 """
 
 import re
 
 
 class GatewayError(Exception):
-    """Root of the tree. ``status`` is the HTTP status, ``code`` the stable name of the fault."""
+    """Base class. ``status`` is the HTTP status, ``code`` the stable name of the error."""
 
     status = 500
     code = "internal"
@@ -21,14 +21,14 @@ class GatewayError(Exception):
 
 
 class BadRequest(GatewayError):
-    """The request can never succeed as it is."""
+    """The request is invalid and will never succeed unchanged."""
 
     status = 400
     code = "bad_request"
 
 
 class Unauthorized(GatewayError):
-    """No credentials, or credentials that prove nothing. ``challenge`` is what ``WWW-Authenticate`` says."""
+    """Credentials are missing or invalid. ``challenge`` is the value of ``WWW-Authenticate``."""
 
     status = 401
     code = "unauthorized"
@@ -39,7 +39,7 @@ class Unauthorized(GatewayError):
 
 
 class Forbidden(GatewayError):
-    """Who asks may not do this. ``challenge`` where a better token would help."""
+    """The client may not do this. ``challenge`` is set if another token would help."""
 
     status = 403
     code = "forbidden"
@@ -50,7 +50,7 @@ class Forbidden(GatewayError):
 
 
 class NotFound(GatewayError):
-    """Nothing has that name."""
+    """There is nothing of that name."""
 
     status = 404
     code = "not_found"
@@ -64,7 +64,7 @@ class RequestTimeout(GatewayError):
 
 
 class PayloadTooLarge(GatewayError):
-    """The body, or one record in it, is over a limit of the configuration."""
+    """The body, or a record in it, exceeds a limit of the configuration."""
 
     status = 413
     code = "too_large"
@@ -78,7 +78,7 @@ class ExpectationFailed(GatewayError):
 
 
 class RecordRejected(GatewayError):
-    """A record can never become an event; ``code`` is the reason that metrics count."""
+    """A record is invalid and can never become an event; metrics count ``code`` as the reason."""
 
     status = 422
     code = "rejected"
@@ -89,7 +89,7 @@ class RecordRejected(GatewayError):
 
 
 def not_utf8_error(what: str, byte: int | None = None) -> RecordRejected:
-    """Return the refusal of something that must be text."""
+    """Return the error for bytes that must be text; ``byte`` is the offset of the first invalid one."""
     where = "" if byte is None else f" (byte {byte})"
     return RecordRejected(
         f"{what} is not UTF-8{where}: the publisher must write text (Kafka: StringSerializer; Spring:"
@@ -99,17 +99,17 @@ def not_utf8_error(what: str, byte: int | None = None) -> RecordRejected:
 
 
 class IdempotencyKeyReused(RecordRejected):
-    """A deduplication key that came with another content before; nothing of the batch was appended."""
+    """A deduplication key was reused with different content; nothing of the batch was appended."""
 
     def __init__(self) -> None:
         super().__init__(
-            "this idempotency key was used with another request before; a new request needs a new key",
+            "this idempotency key was used with another request before; send a new key with a new request",
             code="idempotency_key_reused",
         )
 
 
 class Unavailable(GatewayError):
-    """Temporary trouble: answered 503 with ``Retry-After: retry_after`` (seconds)."""
+    """A temporary failure: 503 with ``Retry-After: retry_after`` (seconds)."""
 
     status = 503
     code = "unavailable"
@@ -120,7 +120,7 @@ class Unavailable(GatewayError):
 
 
 class Overloaded(GatewayError):
-    """No stream now, and one later: answered 200 with ``stream.close``, as a browser must come back."""
+    """No stream can be opened now: 200 with ``stream.close``, so that a browser's EventSource reconnects."""
 
     status = 503
     code = "overloaded"
@@ -133,7 +133,7 @@ class Draining(Overloaded):
 
 
 class TooManyRequests(GatewayError):
-    """Over a rate: answered 429 with ``Retry-After: retry_after`` (seconds)."""
+    """A rate limit is exceeded: 429 with ``Retry-After: retry_after`` (seconds)."""
 
     status = 429
     code = "rate_limited"
@@ -144,19 +144,19 @@ class TooManyRequests(GatewayError):
 
 
 class StaleFencingToken(GatewayError):
-    """The lease that an append was made under is another node's by now; nothing of it was appended."""
+    """Another node holds the lease of an append by now; nothing was appended."""
 
     code = "fenced"
 
 
 class SourceError(GatewayError):
-    """An upstream broke, or stalled; its supervisor starts it again."""
+    """An upstream failed or stalled; the supervisor restarts its source."""
 
     code = "source"
 
 
 class StartupError(GatewayError):
-    """The daemon cannot start; the message is the one line that the operator reads."""
+    """The process cannot start; the message is for the operator."""
 
     code = "startup"
 
@@ -165,5 +165,5 @@ _NOT_QUOTABLE_CHAR = re.compile(r"[^ !#-\[\]-~]")
 
 
 def bearer_challenge(error: str, description: str) -> str:
-    """Return the challenge of RFC 6750 §3 with its reason, without what may not be quoted there."""
+    """Return a challenge with its reason (RFC 6750 §3), with ``_`` for characters that are not allowed."""
     return f'Bearer error="{error}", error_description="{_NOT_QUOTABLE_CHAR.sub("_", description)}"'

@@ -1,4 +1,4 @@
-"""The values that travel through the gateway: ids, records, drafts, events. All frozen."""
+"""The values on the path of an event: ids, records, drafts, events. All are immutable."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,16 +8,15 @@ from typing import NamedTuple
 
 import msgspec
 
-# 15 digits of milliseconds reach the year 33658; 10 of sequence are more than one millisecond can
-# hold. Together they stay far under the 40 bytes that DESIGN allows an id.
+# 15 digits of milliseconds reach the year 33658; 10 digits of sequence are more than fit into a millisecond.
 _ID_PATTERN = re.compile(r"([0-9]{1,15})-([0-9]{1,10})", re.ASCII)
 _MAX_SEQ = 10**10 - 1
 
 GAP_EVENT_TYPE = "stream.gap"
-"""The type of an event that tells a hole. Upstream types never start with ``stream.``."""
+"""The type of an event that reports a gap. Upstream types never start with ``stream.``."""
 
 CONTROL_CHANNEL_PREFIX = "!"
-"""What the names of channels begin with that nodes talk to each other on; no client's channel can."""
+"""Prefix of the channels for node-to-node commands; the names of other channels cannot begin with it."""
 
 _RESERVED_TYPES = frozenset({"open", "error"})
 _LINE_ENDS_AND_NUL = re.compile(r"[\r\n\x00\x85\u2028\u2029]")
@@ -26,7 +25,7 @@ MAX_EVENT_TYPE_CHARS = 200
 
 
 class EventId(NamedTuple):
-    """A place in the one global order: ``<unix-ms>-<seq>``. Opaque to clients."""
+    """A position in the one order of all events: ``<unix-ms>-<seq>``. Opaque to clients."""
 
     ms: int
     seq: int
@@ -36,56 +35,56 @@ class EventId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "EventId | None":
-        """Return the id that ``text`` spells, or None: a forged id is a gap, never an error."""
+        """Return the id in ``text``, or None if it is invalid: that is a gap, never an error."""
         match = _ID_PATTERN.fullmatch(text)
         return cls(int(match[1]), int(match[2])) if match else None
 
     @classmethod
     def last_before_ms(cls, ms: int) -> "EventId":
-        """Return the greatest id that lies before every id of the millisecond ``ms``."""
+        """Return the greatest id before all ids of the millisecond ``ms``."""
         return cls(max(ms - 1, 0), _MAX_SEQ)
 
 
 MAX_TIMESTAMP_MS = 10**14
-"""Unix milliseconds that no event reaches (the year 5138); larger numbers are micro- or nanoseconds."""
+"""Largest plausible timestamp in unix milliseconds (the year 5138); larger ones are micro- or nanoseconds."""
 
 PACKED_SEQ_BITS = 20
-"""Low bits of a packed id."""
+"""Number of low bits of a packed id that hold the sequence."""
 
 _PACKED_SEQ = (1 << PACKED_SEQ_BITS) - 1
 _PACKED_MS = 2**43 - 1
 
 MAX_PACKED_ID = 2**63 - 1
-"""No packed id is greater."""
+"""Largest packed id."""
 
 
 def pack_id(id: EventId) -> int:
-    """Return an id as one integer of 63 bits in the same order; ids that no log gives are clipped."""
+    """Return an id as an integer of 63 bits in the same order; ids that no log assigns are clipped."""
     ms: int = min(id.ms, _PACKED_MS)
     return (ms << PACKED_SEQ_BITS) | min(id.seq, _PACKED_SEQ)
 
 
 def unpack_id(number: int) -> EventId:
-    """Return the id that `pack` made a number of."""
-    # What EventId(…) does, in half the time: every append and every read pays for it.
+    """Return the id of a number from `pack_id`."""
+    # The same as EventId(…) in half the time, for every append and read (ingest, herd).
     return tuple.__new__(EventId, (number >> PACKED_SEQ_BITS, number & _PACKED_SEQ))
 
 
 def decode_lossless(data: bytes) -> str:
-    """Return bytes as text, without loss: those that are no UTF-8 become lone surrogates (PEP 383).
+    """Decode UTF-8 without loss: invalid bytes become lone surrogates (PEP 383).
 
-    So different bytes stay different, whatever they are compared, routed or deduplicated by.
+    So different bytes stay different when they are compared, routed or deduplicated.
     """
     return data.decode(errors="surrogateescape")
 
 
 def encode_lossless(text: str) -> bytes:
-    """Return the bytes that `text_of` made a text of."""
+    """Return the bytes that `decode_lossless` decoded."""
     return text.encode(errors="surrogateescape")
 
 
 def parse_iso8601_ms(text: str) -> int:
-    """Return unix milliseconds of an ISO 8601 time; without a zone it is UTC. Raises ValueError.
+    """Return the unix milliseconds of an ISO 8601 time, UTC if it has no zone. Raises ValueError.
 
     ``t`` and ``z`` may be in lower case (RFC 3339 §5.6).
     """
@@ -94,38 +93,38 @@ def parse_iso8601_ms(text: str) -> int:
 
 
 NO_VALUES: Mapping[str, str] = MappingProxyType({})
-"""No values."""
+"""An empty mapping, shared by all records without values."""
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How much of a channel the broker keeps. ``events`` 0 is fan-out only: nothing is kept."""
+    """How much history of a channel the broker keeps. ``max_events`` 0 is fan-out only: nothing is kept."""
 
     max_events: int
     max_age_ms: int | None = None
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What a source yields: bytes under a topic, with whatever the format told about them."""
+    """What a source yields: a payload under a topic, with the metadata that its format has."""
 
     topic: str
     payload: bytes
     deduplication_key: str | None = None
-    """Deduplication key, unique within the source."""
+    """Unique within the source."""
     type: str | None = None
     timestamp_ms: int | None = None
     """Unix milliseconds."""
     placeholder_values: Mapping[str, str] = NO_VALUES
-    """What its format says about it, for the places of expressions: ``key``, ``headers.…``."""
+    """Values for placeholders: ``key``, ``headers.…``."""
     shared_values: Mapping[str, str] = NO_VALUES
-    """The same for all records that came with it, such as the request's headers."""
+    """Values that all records of one request or batch share, such as the request's headers."""
     batch_index: int = 0
-    """Its place among those."""
+    """Position of the record in that request or batch."""
     request_fingerprint: str | None = None
-    """Of the whole request, where its sender chose the key: the key with another request is a conflict."""
+    """Fingerprint of the whole request if its sender chose the key: a reused key is then a conflict."""
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """An event before the broker gave it an id."""
+    """An event before the broker assigns its id."""
 
     channel: str
     payload: bytes
@@ -133,33 +132,33 @@ class Draft(msgspec.Struct, frozen=True):
     retention: Retention
     type: str | None = None
     deduplication_key: str | None = None
-    """Deduplication key: the broker appends one draft per key and channel."""
+    """The broker appends one draft per key and channel."""
     request_fingerprint: str | None = None
-    """Fingerprint of the request: the same key with another fingerprint is a conflict, not a duplicate."""
+    """The same key with another fingerprint is a conflict, not a duplicate."""
 
 
 DELETED_OFFSET = ""
-"""The position of a part of a source that no longer exists: the log forgets the part."""
+"""The offset of a partition or key that no longer exists; storing it deletes the entry from the log."""
 
 
 class SourceOffset(msgspec.Struct, frozen=True):
-    """How far a source has read, stored in the same transaction as the events it led to."""
+    """How far a source was read; stored in one transaction with the events that came of it."""
 
     key: str
-    """The source's name; for one part of it (a stream, a partition) ``source/part``."""
+    """The source's name; for one of its partitions or stream keys ``source/partition``."""
     value: str
-    """In the source's own words; `DELETED_OFFSET` removes what is stored."""
+    """In a format of the source; `DELETED_OFFSET` deletes the stored one."""
 
 
 class FencingToken(msgspec.Struct, frozen=True):
-    """Proof of a lease. Tokens of one name only grow, so an append with an older one is refused."""
+    """Proof of a lease. Tokens of a lease only grow, so an append with an older one is rejected."""
 
     lease: str
     number: int
 
 
 class AppendedIds(list[EventId]):
-    """The ids of a batch's drafts. ``duplicates`` is how many of them an earlier draft had already."""
+    """The ids of a batch's drafts, of which ``duplicate_count`` were appended before."""
 
     def __init__(self, ids: Iterable[EventId] = (), duplicate_count: int = 0) -> None:
         super().__init__(ids)
@@ -173,18 +172,18 @@ class Event(msgspec.Struct, frozen=True):
     channel: str
     payload: bytes
     timestamp_ms: int
-    """Unix milliseconds, as the upstream gave it, else the time of arrival."""
+    """Unix milliseconds: the upstream's timestamp, or the time of arrival."""
     type: str | None = None
     is_retained: bool = True
-    """False for channels without history: the id orders the event here and is not shown."""
+    """False for channels without history: the id orders the event and is not sent to clients."""
 
 
 def client_event_type(type_: str | None) -> str | None:
-    """Return the type that clients may see: reserved names become ``message``.
+    """Return the type that clients see: reserved names become ``message``.
 
-    Raises ValueError for one that cannot be written on a stream: CR, LF and NUL would inject
-    fields (WHATWG HTML §9.2.6), and so would U+0085, U+2028 and U+2029 in readers that take them for line
-    ends; a lone surrogate has no UTF-8 form.
+    Raises ValueError for a type that cannot be written to a stream: CR, LF and NUL would inject fields
+    (WHATWG HTML §9.2.6), as would U+0085, U+2028 and U+2029 in parsers that take them for line ends; a lone
+    surrogate has no UTF-8 form.
     """
     if type_ is None or type_ == "":
         return None

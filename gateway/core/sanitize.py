@@ -1,4 +1,4 @@
-"""Text that is safe to show: terminals, and viewers of logs, obey what strangers send. Pure."""
+"""Makes untrusted text safe to show in terminals and logs, which interpret control characters. Pure."""
 
 import json
 import re
@@ -9,31 +9,34 @@ _UNPRINTABLE = re.compile(
     "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""Control characters (C0, C1), line and paragraph separators, what turns the direction of text (bidi), other
-formatting that nobody sees, and lone surrogates."""
+"""Control characters (C0, C1), line and paragraph separators, bidirectional and other invisible formatting,
+and lone surrogates."""
 
 
 def escape_unprintable(text: str) -> str:
-    """Return a text as one line in which nothing commands a terminal, hides or reorders.
+    """Return a text as one line without characters that control a terminal, hide or reorder text.
 
-    What is replaced is written as JSON escapes it, so JSON stays the same JSON.
+    They are written as JSON escapes, so JSON stays valid and equal.
     """
-    # Whatever Unicode calls printable needs no search: nearly every text.
+    # Most texts are printable as a whole and need no search: log lines (herd, storm).
     return text if text.isprintable() else _UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def escape_unprintable_lines(text: str) -> str:
-    """Return a text like `safe`, in which lines and tabs stay."""
+    """Return a text with `escape_unprintable` applied, and its line ends and tabs kept."""
     return "\n".join("\t".join(map(escape_unprintable, line.split("\t"))) for line in text.split("\n"))
 
 
-# What of a URL may be shown: its query, and the user in front of its host, hold keys and passwords. Pure.
+def replace_unprintable(text: str) -> str:
+    """Return a text of equal length, in one line, with U+FFFD for each character that is not printable."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
 
 REDACTED = "…"
 
 
 def redact_url(url: str) -> str:
-    """Return a URL without the values of its query, without user, password and fragment."""
+    """Return a URL without user, password, fragment and the values of its query, which may be secrets."""
     parts = urlsplit(url)
     query = "&".join(
         f"{name}={REDACTED}" if separator else REDACTED

@@ -1,15 +1,14 @@
-"""Events to bytes: the text/event-stream framing of WHATWG HTML §9.2.5, and nothing else. Pure.
+"""Encodes events as text/event-stream (WHATWG HTML §9.2.5). Pure.
 
-Rules that real clients taught (each has a test):
+Rules learned from real clients (each has a test):
 
-- The field order is ``retry``, ``event``, ``data``…, ``id``. The id comes last because several
-  clients adopt the id of an event that was torn off in the middle.
-- Lines end with LF, and one blank line ends a block; a second one makes some clients fire an
+- The field order is ``retry``, ``event``, ``data``…, ``id``. The id is last because several clients adopt
+  the id of an event that was cut off in the middle.
+- Lines end with LF, and one blank line ends an event; a second one makes some clients dispatch an
   empty event.
-- Data is split on CR, LF and CRLF and on nothing else: ``bytes.splitlines`` would be right by
-  accident, ``str.splitlines`` would also split on U+2028.
+- Data is split on CR, LF and CRLF only; ``str.splitlines`` would also split on U+2028.
 - The heartbeat is a comment line without a blank line after it, for the same reason.
-- An envelope is one line for every reader, including those that split at U+2028, U+2029 and U+0085
+- An envelope is one line for every parser, including those that split at U+2028, U+2029 and U+0085
   (Python's ``str.splitlines``) and those that parse each ``data:`` line on its own.
 """
 
@@ -34,7 +33,7 @@ _LINE_ENDS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 _LINE_SEPARATOR_ESCAPES = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\u2028\u2029\x85")
 _json = msgspec.json.Encoder()
 
-# Filled in by hand: a storm of connects makes thousands of it in a second.
+# A template instead of a JSON encoder: one for each connect (storm).
 _OPEN_FRAME = (
     b"retry: %d\nevent: stream.open\n"
     b'data: {"connection":"%b","channels":%b,"resume":"%b","heartbeat":%d%b}\n%b\n'
@@ -44,7 +43,7 @@ _CONTROL_CHARS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def is_valid_last_event_id(last_id: str) -> bool:
-    """Tell whether a header may hold an id (RFC 9110 §5.5): the framing lets it have control characters."""
+    """Tell whether an id may be sent in a header: without control characters (RFC 9110 §5.5)."""
     return _CONTROL_CHARS.search(last_id) is None
 
 
@@ -55,9 +54,9 @@ def encode_frame(
     id: EventId | None = None,
     retry_ms: int | None = None,
 ) -> bytes:
-    """Return one event as bytes. ``event`` must have passed `gateway.core.event.client_event_type`.
+    """Return one event as bytes. ``event`` must be checked by `gateway.core.event.client_event_type`.
 
-    ``retry`` is the reconnect delay in milliseconds.
+    ``retry_ms`` is the reconnect delay in milliseconds.
     """
     parts: list[bytes] = []
     if retry_ms is not None:
@@ -75,11 +74,11 @@ def encode_frame(
 
 
 def encode_event_frame(event: Event, format: StreamFormat, kind: PayloadKind) -> bytes:
-    """Return the block of an event of the log in the format that the client asked for.
+    """Return the frame of an event in the client's format.
 
-    ``message`` is the envelope without an ``event`` field, for clients that cannot listen by type.
-    ``data`` is the payload itself, on as many ``data`` lines as it has. In an envelope a JSON payload keeps
-    its bytes, except for line ends (`one_line`): re-encoding would change big integers and NaN.
+    ``message`` is the envelope without an ``event`` field, for clients that cannot listen by type. ``data``
+    is the payload alone, with a ``data`` line for each of its lines. In an envelope, a JSON payload keeps its
+    bytes except for line ends (`single_line_json`): re-encoding would change big integers and NaN.
     """
     data = event.payload if format == "data" else encode_envelope(event, kind)
     type = None if format == "message" else event.type
@@ -87,7 +86,7 @@ def encode_event_frame(event: Event, format: StreamFormat, kind: PayloadKind) ->
 
 
 def encode_envelope(event: Event, kind: PayloadKind) -> bytes:
-    """Return ``{channel, id, type, timestamp, payload}`` as JSON bytes; ``id`` is null where none is."""
+    """Return ``{channel, id, type, timestamp, payload}`` as JSON; ``id`` is null without history."""
     payload = _json.encode(event.payload.decode()) if kind == "text" else event.payload
     return single_line_json(
         b'{"channel":%b,"id":%b,"type":%b,"timestamp":%d,"payload":%b}'
@@ -102,9 +101,9 @@ def encode_envelope(event: Event, kind: PayloadKind) -> bytes:
 
 
 def single_line_json(json: bytes) -> bytes:
-    """Return a JSON text of equal value in which no reader finds the end of a line.
+    """Return equal JSON in which no parser finds a line end.
 
-    CR and LF can only stand between the tokens of JSON, the three other characters only inside strings
+    In JSON, CR and LF can only be between tokens, and the three other characters only inside strings
     (RFC 8259 §2, §7). ``json`` must be valid UTF-8.
     """
     if b"\n" in json or b"\r" in json:
@@ -118,7 +117,7 @@ def single_line_json(json: bytes) -> bytes:
 def encode_control_frame(
     event: str, data: Mapping[str, object], *, id: EventId | None = None, retry_ms: int | None = None
 ) -> bytes:
-    """Return one of the gateway's own events (``stream.open``, ``stream.close``…)."""
+    """Return the frame of an event of the gateway itself, such as ``stream.close``."""
     return encode_frame(_json.encode(data), event=event, id=id, retry_ms=retry_ms)
 
 
@@ -132,9 +131,9 @@ def encode_open_frame(
     heartbeat_ms: int,
     extra_members: bytes = b"",
 ) -> bytes:
-    """Return a stream's first block. ``connection`` must be plain ASCII, ``resume`` one of our own words.
+    """Return the ``stream.open`` frame. ``connection`` and ``resume`` must be ASCII without JSON escapes.
 
-    ``retry`` and ``heartbeat`` are in milliseconds; ``more`` are members of its object, each behind a comma.
+    ``extra_members`` are further members of the JSON object, each after a comma.
     """
     return _OPEN_FRAME % (
         retry_ms,
@@ -158,19 +157,19 @@ def encode_gap_frame(
 ) -> bytes:
     """Return a ``stream.gap``: events of ``channel`` after ``after`` and before ``oldest`` may be missing.
 
-    ``missing`` is how many, where that is known.
+    ``missing_count`` is their number, if it is known.
     """
-    told: dict[str, object] = {
+    members: dict[str, object] = {
         "channel": channel,
         "reason": reason,
         "after": None if after is None else str(after),
         "oldest": None if oldest is None else str(oldest),
     }
     return encode_control_frame(
-        GAP_EVENT_TYPE, told if missing_count is None else told | {"missing": missing_count}, id=id
+        GAP_EVENT_TYPE, members if missing_count is None else members | {"missing": missing_count}, id=id
     )
 
 
 def encode_http_chunk(data: bytes) -> bytes:
-    """Return ``data`` as one chunk of HTTP/1.1 chunked coding (RFC 9112 §7.1); must not be empty."""
+    """Return ``data``, which must not be empty, as one chunk of HTTP/1.1 chunked coding (RFC 9112 §7.1)."""
     return b"%x\r\n%b\r\n" % (len(data), data)

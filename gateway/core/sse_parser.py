@@ -1,24 +1,24 @@
-"""Bytes of an event stream to messages: WHATWG HTML §9.2.6, to the letter. Pure."""
+"""Parses the bytes of an event stream into messages, by WHATWG HTML §9.2.6. Pure."""
 
 import re
 from dataclasses import dataclass
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""Bytes of one message that are kept: a server that never ends one must not fill the memory."""
+"""Default limit of one message: a server that never ends it must not fill the memory."""
 
 MAX_RETRY_MS = 600_000
-"""Longest reconnect delay that is believed, in milliseconds."""
+"""Longest reconnect delay that is accepted, in milliseconds."""
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class MessageTooLong(ValueError):
-    """A message that does not end."""
+    """A message is over the limit of `SseParser`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SseMessage:
-    """One dispatched event; ``id`` is the last event id after it, which is what a client resumes from."""
+    """One dispatched event; ``id`` is the last event id after it, from which a client resumes."""
 
     type: str
     data: str
@@ -26,13 +26,19 @@ class SseMessage:
 
 
 class SseParser:
-    """Takes a body in pieces. What a broken connection left unfinished is dropped with the parser."""
+    """Takes a body in pieces. A message that a broken connection cut off is dropped with the parser.
 
-    def __init__(self, last_id: str = "") -> None:
+    ``max_message_bytes`` is `MAX_MESSAGE_BYTES` by default.
+    """
+
+    def __init__(self, last_id: str = "", max_message_bytes: int | None = None) -> None:
         self.last_id = last_id
-        """The last event id: that of a torn message never counts."""
+        """The last event id; the id of an incomplete message does not count."""
         self.retry_ms: int | None = None
-        """The reconnect delay that the server told last."""
+        """The last reconnect delay of the server."""
+        self.comments = 0
+        """Comment lines so far."""
+        self._max_message_bytes = MAX_MESSAGE_BYTES if max_message_bytes is None else max_message_bytes
         self._pending_id = last_id
         self._partial_line = b""
         self._type = ""
@@ -41,14 +47,14 @@ class SseParser:
         self._is_at_start = True
 
     def feed(self, data: bytes) -> list[SseMessage]:
-        """Take a piece and return the messages that it ended. Raises TooLong."""
+        """Take a piece and return the messages that it completes. Raises MessageTooLong."""
         text = self._partial_line + data
-        whole = text.removesuffix(b"\r")  # an LF may follow, and both are one line end
+        whole = text.removesuffix(b"\r")  # an LF may follow: CRLF is one line end
         *lines, rest = _LINE_END.split(whole)
         self._partial_line = rest + text[len(whole) :]
         found = [message for line in lines if (message := self._process_line(line)) is not None]
-        if self._data_bytes + len(self._partial_line) > MAX_MESSAGE_BYTES:
-            raise MessageTooLong(f"a message is longer than {MAX_MESSAGE_BYTES} bytes")
+        if self._data_bytes + len(self._partial_line) > self._max_message_bytes:
+            raise MessageTooLong(f"a message is longer than {self._max_message_bytes} bytes")
         return found
 
     def _process_line(self, raw: bytes) -> SseMessage | None:
@@ -60,7 +66,9 @@ class SseParser:
             return self._dispatch()
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
-        if name == "event":
+        if not name:
+            self.comments += 1
+        elif name == "event":
             self._type = value
         elif name == "data":
             self._data.append(value)

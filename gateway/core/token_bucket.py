@@ -1,14 +1,14 @@
-"""So many per second, on average."""
+"""A rate limit: a token bucket."""
 
 import time
 from collections.abc import Callable
 
 BURST_SECONDS = 1.0
-"""How much of a rate may be used at once, after it was quiet."""
+"""Capacity of a bucket, in seconds of its rate."""
 
 
 class TokenBucket:
-    """A bucket that fills by ``per_second`` and holds `BURST_SECONDS` of it; who finds some may take more."""
+    """Fills by ``per_second`` up to `BURST_SECONDS` of it. `consume` may take more than is there."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
@@ -18,14 +18,14 @@ class TokenBucket:
         self._refilled_at = clock()
 
     def seconds_until_available(self) -> float:
-        """Return the seconds until there is room again."""
+        """Return the seconds until a token is available; 0 if there is one."""
         now = self._clock()
         self._tokens = min(self._capacity, self._tokens + (now - self._refilled_at) * self._per_second)
         self._refilled_at = now
         return 0.0 if self._tokens > 0 else (1 - self._tokens) / self._per_second
 
     def try_acquire(self) -> bool:
-        """Use one of it, or return False where there is none just now."""
+        """Take one token, or return False if there is none."""
         now = self._clock()
         left = self._tokens + (now - self._refilled_at) * self._per_second
         if left > self._capacity:
@@ -36,9 +36,9 @@ class TokenBucket:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing of it is used any more."""
+        """Whether the bucket is at its capacity."""
         return not self.seconds_until_available() and self._tokens >= self._capacity
 
     def consume(self, count: int) -> None:
-        """Use so much of it, also what is not there yet."""
+        """Take ``count`` tokens, even if fewer are there: the balance may become negative."""
         self._tokens -= count

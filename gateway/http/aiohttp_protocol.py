@@ -1,7 +1,7 @@
-"""aiohttp's protocol, except that the answers which it gives by itself are ours.
+"""aiohttp's protocol with our own error responses.
 
-It answers what is no HTTP, and what fails outside of the middlewares, with text that quotes the request and a
-log line with a traceback for each. Strangers decide how often that is.
+By itself, aiohttp answers invalid HTTP and errors outside of middlewares with text that quotes the request,
+and logs a traceback for each. Any client can cause these as often as it likes.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,36 +24,38 @@ from gateway.streams.quotas.client_limits import Caller
 
 try:
     from aiohttp.web_protocol import _ErrInfo
-except ImportError:  # a newer aiohttp; nothing depends on it but the answer to a version that is not spoken
+except ImportError:  # a newer aiohttp; needed only to refuse other HTTP versions
     _ErrInfo = None  # type: ignore[assignment,misc]
 
 log = structlog.get_logger("gateway.http")
 
 MAX_URL_BYTES = 8190
-"""Bytes of the longest URL."""
+"""Longest URL, in bytes."""
 
 MAX_HEADER_BYTES = 8192
-"""Bytes of the longest header, its name included. Not `MAX_URL_BYTES`: aiohttp's error tells only the limit."""
+"""Longest header with its name, in bytes.
 
+Unlike `MAX_URL_BYTES`: aiohttp's errors differ by the limit alone.
+"""
 
 REQUEST_PREFIX_BYTES = 64
-"""Bytes of a request that are kept until it is answered, to tell what was meant where it is refused."""
+"""Bytes of a request that are kept until its response: if it cannot be parsed, they show what it was for."""
 
 OnRefused = Callable[[bytes, RecordRejected, Caller], None]
 
 SUPPORTED_HTTP_VERSIONS = (HttpVersion11, HttpVersion10)
-"""aiohttp answers any other in the version of the request, which nobody here speaks."""
+"""aiohttp would answer other versions in the version of the request."""
 
 
 class UnsupportedHttpVersion(HttpProcessingError):
-    """A request is not of HTTP/1.1 or HTTP/1.0."""
+    """A request has a version other than HTTP/1.1 and HTTP/1.0."""
 
 
 class AiohttpProtocol(web.RequestHandler):
-    """One connection. ``headers`` are those of every answer on its port.
+    """One connection. ``headers`` are added to every response on its port.
 
-    ``on_lost`` is called with its caller when it is gone, ``on_data`` for all that comes, ``on_refused`` with
-    the first bytes of what no handler saw, and why it is refused.
+    ``on_lost`` is called with its caller when it is gone, ``on_data`` whenever data arrives, ``on_refused``
+    with the first bytes of a request that is refused before any handler sees it, and the error.
     """
 
     __slots__ = (
@@ -88,10 +90,10 @@ class AiohttpProtocol(web.RequestHandler):
         self._request_prefix = b""
         self._is_broken = False
         self.can_detach = can_retire
-        """Whether it may be ended while its connection goes on (`gateway.streams.upgrade`)."""
+        """Whether the connection may outlive this protocol (`gateway.streams.upgrade`)."""
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes in, up to what is no HTTP: nothing is read behind it."""
+        """Parse data, up to the first invalid request: nothing behind it is read."""
         if self._is_broken:
             return
         if self._on_data is not None:
@@ -102,32 +104,32 @@ class AiohttpProtocol(web.RequestHandler):
         self._reject_invalid_messages()
 
     def _reject_invalid_messages(self) -> None:
-        """Refuse requests of another version, and read nothing behind what is refused or is no HTTP."""
-        # Where aiohttp has neither, `Listener` refuses other versions, and memory is freed later.
+        """Refuse requests of other versions, and read nothing behind a refused or invalid one."""
+        # In an aiohttp without these, the listener refuses other versions, and memory is freed later.
         messages = getattr(self, "_messages", None)
         if messages is None or _ErrInfo is None:
             return
-        for place, (message, _) in enumerate(messages):
+        for index, (message, _) in enumerate(messages):
             error = getattr(message, "exc", None)
             if error is None and getattr(message, "version", HttpVersion11) not in SUPPORTED_HTTP_VERSIONS:
                 error = UnsupportedHttpVersion()
-                while len(messages) > place:
+                while len(messages) > index:
                     messages.pop()
                 messages.append((_ErrInfo(505, error, ""), EMPTY_PAYLOAD))
             if error is not None:
                 self._is_broken = True
-                # It holds aiohttp's frame, which holds it and the bytes: megabytes each, for as long as the
-                # garbage collector does not come by.
+                # The traceback's frame refers to the error and the bytes, megabytes each, and this cycle
+                # would live until the next garbage collection.
                 error.__traceback__ = None
                 return
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Let the connection go: it is gone, or a stream has it now."""
+        """The connection is gone, or a stream took it over."""
         self.release_connection()
         super().connection_lost(exc)
 
     def release_connection(self) -> None:
-        """Count it as a connection no more. Harmless when repeated."""
+        """Uncount the connection. Harmless when repeated."""
         if self._on_lost is not None:
             self._on_lost(self.caller)
             self._on_lost = None
@@ -139,9 +141,9 @@ class AiohttpProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Return the answer to what aiohttp could not read, or could not hand to a handler."""
+        """Return the response to a request that aiohttp cannot parse, or cannot hand to a handler."""
         if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
-            raise ConnectionError("the client left, or would take this for the rest of an answer")
+            raise ConnectionError("the client left, or would take this for the rest of a response")
         if isinstance(exc, HttpProcessingError):
             error = _map_parse_error(exc)
             response = error_response(error)
@@ -158,26 +160,30 @@ class AiohttpProtocol(web.RequestHandler):
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer. An error that no middleware saw, such as that of an Expect header, becomes JSON."""
+        """Send a response.
+
+        An error that no middleware saw, such as that of an Expect header, becomes JSON.
+        """
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             resp = http_error_response(resp)
         if request.version < HttpVersion11 and hdrs.TRANSFER_ENCODING in request.headers:
-            # RFC 9112 §6.1: a proxy of that version may have taken the body for the next request.
+            # RFC 9112 §6.1: an HTTP/1.0 proxy may have taken the body for the next request.
             resp.force_close()
         self._request_prefix = b""
         finished = await super().finish_response(request, resp, start_time)
-        self._reject_invalid_messages()  # it reads on behind an upgrade that was declined
+        self._reject_invalid_messages()  # aiohttp goes on reading behind a declined upgrade
         return finished
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """Log a fault of ours; what a client sent wrongly, or did not end, is not one."""
+        """Log a fault of the gateway. Invalid or incomplete requests are none."""
         error = kw.get("exc_info")
         if not isinstance(error, (web.RequestPayloadError, HttpProcessingError, ConnectionError)):
             log.error("connection_failed", exc_info=error)
 
 
 def _map_parse_error(error: HttpProcessingError) -> RecordRejected:
-    # RFC 9110 §15.6.6. The parser knows versions that are not spoken here, and has these words for others.
+    # RFC 9110 §15.6.6. The parser accepts some versions that are unsupported here; this is its text for the
+    # rest.
     if isinstance(error, UnsupportedHttpVersion) or "Invalid HTTP version" in error.message:
         return RecordRejected("this port speaks HTTP/1.1 and HTTP/1.0", code="http_version", status=505)
     # RFC 9110 §15.5.15, RFC 6585 §5.
@@ -187,6 +193,4 @@ def _map_parse_error(error: HttpProcessingError) -> RecordRejected:
         return RecordRejected(
             f"a header is longer than {MAX_HEADER_BYTES} bytes", code="bad_http", status=431
         )
-    return RecordRejected(
-        "this is not HTTP/1.1 or HTTP/1.0 as this port speaks it", code="bad_http", status=400
-    )
+    return RecordRejected("the request is not valid HTTP/1.1 or HTTP/1.0", code="bad_http", status=400)

@@ -1,4 +1,4 @@
-"""Reading request bodies: under the limit after decompression, within the deadline, all together bounded."""
+"""Reads request bodies, bounded in decompressed size, in time, and in their memory together."""
 
 import asyncio
 import zlib
@@ -10,20 +10,23 @@ from aiohttp import hdrs, web
 from gateway.core.errors import BadRequest, PayloadTooLarge, RecordRejected, RequestTimeout, Unavailable
 
 MAX_BODIES_TOTAL = 8
-"""How many of the largest bodies may be in memory at once."""
+"""Most memory of all bodies together, in bodies of the largest size."""
 
 MAX_BODIES_PER_CLIENT = 2
-"""How many of them one address may have there."""
+"""Most memory of one address's bodies, in bodies of the largest size."""
 
 ALWAYS_ADMITTED_BYTES = 64 * 1024
-"""Bytes of a body that is read however many there are."""
+"""A body of up to this many bytes is read however much memory others occupy."""
 
 DECOMPRESS_STEP_BYTES = 64 * 1024
-"""Bytes that are inflated at once."""
+"""Most bytes that are inflated at once."""
 
 
 class BodyReader:
-    """Reads bodies of ``largest`` bytes at the most, as ``limit`` says, within so many ``seconds``."""
+    """Reads bodies of at most ``max_bytes`` within ``timeout_seconds``.
+
+    ``limit_name`` starts the error of larger ones.
+    """
 
     def __init__(
         self, max_bytes: int, timeout_seconds: float, limit_name: str = "limits.webhook_body"
@@ -39,34 +42,35 @@ class BodyReader:
         self._reads_finished = asyncio.Event()
 
     def reconfigure(self, max_bytes: int, timeout_seconds: float) -> None:
-        """Take other bounds."""
+        """Apply other bounds."""
         self.max_bytes, self.timeout_seconds = max_bytes, timeout_seconds
 
     def check_length(self, request: web.Request) -> None:
-        """Refuse a body that says itself that it is too large. Raises PayloadTooLarge."""
+        """Refuse a body whose Content-Length is too large. Raises PayloadTooLarge."""
         if request.content_length is not None and request.content_length > self.max_bytes:
             raise self.too_large_error()
 
     @asynccontextmanager
     async def read_whole(self, request: web.Request, client_key: str | None) -> AsyncIterator[bytes]:
-        """Read a body; it counts as held in memory until the block ends, by an address (``whose``).
+        """Read a body. Its memory counts for the address ``client_key`` until the block ends.
 
-        Raises PayloadTooLarge, RequestTimeout, BadRequest, Rejected (415), or Unavailable where too many
+        Raises PayloadTooLarge, RequestTimeout, BadRequest, RecordRejected (415), or Unavailable if too many
         bodies are in memory already.
         """
         self.check_length(request)
         if self._draining.is_set():
             raise _shutting_down_error()
         body = bytearray()
-        with self.reserve(client_key) as hold:
+        with self.reserve(client_key) as set_reserved:
             try:
                 with self._count_read():
-                    await self._read_into(request, body, hold)
+                    await self._read_into(request, body, set_reserved)
                 whole = bytes(body)
-                body.clear()  # or each would be held twice
+                body.clear()  # or two copies would be in memory
                 yield whole
             finally:
-                body.clear()  # aiohttp keeps an error, and with it this frame, until the next full collection
+                # aiohttp keeps an error, and with it this frame, until the next garbage collection.
+                body.clear()
 
     async def _read_into(
         self, request: web.Request, body: bytearray, set_reserved: Callable[[int], None]
@@ -80,14 +84,14 @@ class BodyReader:
                             raise self.too_large_error()
                         set_reserved(len(body))
         except TimeoutError:
-            if self._draining.is_set():
-                raise _shutting_down_error() from None  # it is tried again elsewhere: nothing was wrong with it
+            if self._draining.is_set():  # nothing is wrong with the body: its sender retries at another node
+                raise _shutting_down_error() from None
             raise RequestTimeout(f"the body did not arrive within {self.timeout_seconds:g} s") from None
 
     async def read_parts(self, request: web.Request, idle_seconds: float) -> AsyncGenerator[bytes, None]:
-        """Yield a body as it comes, which may take as long as it likes.
+        """Yield the parts of a body as they arrive, however long that takes.
 
-        It ends when nothing came for ``idle_seconds``, and at a drain. Raises like `whole`.
+        Ends when nothing arrived for ``idle_seconds``, and at a drain. Raises like `read_whole`.
         """
         async with aclosing(self._decompressed_parts(request)) as parts:
             while not self._draining.is_set():
@@ -104,7 +108,7 @@ class BodyReader:
                 yield part
 
     async def throttle(self, seconds: float) -> None:
-        """Wait, for a body that may come only so fast. Raises Unavailable at a drain."""
+        """Wait, to slow a sender down. Raises Unavailable at a drain."""
         if seconds <= 0:
             return
         try:
@@ -115,14 +119,14 @@ class BodyReader:
         raise _shutting_down_error()
 
     async def drain(self) -> None:
-        """Take no more; end those that come in parts; wait for the others, or until their time is over.
+        """Refuse new bodies, end those read in parts, and wait until the others are read or time out.
 
-        aiohttp reads nothing any more once its server shuts down, so this comes first.
+        Call it before aiohttp's server shuts down, which stops reading.
         """
         self._draining.set()
         now = asyncio.get_running_loop().time()
         for idle in self._idle_timeouts:
-            with suppress(RuntimeError):  # it is over just now
+            with suppress(RuntimeError):  # it has just expired
                 idle.reschedule(now)
         if self._active_reads:
             await self._reads_finished.wait()
@@ -139,40 +143,39 @@ class BodyReader:
 
     @contextmanager
     def reserve(self, client_key: str | None) -> Iterator[Callable[[int], None]]:
-        """Count memory as held until the block ends; what is yielded is told how much it is by now.
+        """Reserve memory until the block ends. The yielded function sets how many bytes.
 
-        It raises Unavailable where too much is held already.
+        It raises Unavailable if too much is reserved already.
         """
-        held = 0
+        reserved = 0
 
-        def hold(size: int) -> None:
-            nonlocal held
-            self._add_reserved(client_key, size - held)
-            held = size
-            # A small body always finds room: what others hold is no reason to refuse it.
-            if self._is_over_budget(client_key) and held > ALWAYS_ADMITTED_BYTES:
+        def set_reserved(size: int) -> None:
+            nonlocal reserved
+            self._add_reserved(client_key, size - reserved)
+            reserved = size
+            # A small body is always admitted, whatever others reserved.
+            if self._is_over_budget(client_key) and reserved > ALWAYS_ADMITTED_BYTES:
                 raise Unavailable("too many webhook bodies are in memory just now", retry_after=2)
 
         try:
-            yield hold
+            yield set_reserved
         finally:
-            self._add_reserved(client_key, -held)
+            self._add_reserved(client_key, -reserved)
 
     def _add_reserved(self, client_key: str | None, size: int) -> None:
         self._reserved_bytes += size
         if client_key is not None:
-            self._reserved_bytes_by_client[client_key] = (
-                self._reserved_bytes_by_client.get(client_key, 0) + size
-            )
-            if not self._reserved_bytes_by_client[client_key]:
-                del self._reserved_bytes_by_client[client_key]
+            by_client = self._reserved_bytes_by_client
+            by_client[client_key] = by_client.get(client_key, 0) + size
+            if not by_client[client_key]:
+                del by_client[client_key]
 
     def _is_over_budget(self, client_key: str | None) -> bool:
-        """Tell whether all hold too much, or one does: strangers must not use up what senders need."""
-        of_one = 0 if client_key is None else self._reserved_bytes_by_client.get(client_key, 0)
+        """Return whether all bodies, or one address's, occupy too much memory. None may starve the others."""
+        own_bytes = 0 if client_key is None else self._reserved_bytes_by_client.get(client_key, 0)
         return (
             self._reserved_bytes > MAX_BODIES_TOTAL * self.max_bytes
-            or of_one > MAX_BODIES_PER_CLIENT * self.max_bytes
+            or own_bytes > MAX_BODIES_PER_CLIENT * self.max_bytes
         )
 
     def too_large_error(self) -> PayloadTooLarge:
@@ -186,24 +189,28 @@ class BodyReader:
                 if inflate is None:
                     yield part
                     continue
-                # In steps: whoever takes them stops a bomb at its limit.
+                # In steps, so that the reader can stop a decompression bomb at its limit.
                 while part and not inflate.eof:
                     yield inflate.decompress(part, DECOMPRESS_STEP_BYTES)
                     part = inflate.unconsumed_tail
-                    await asyncio.sleep(0)  # a few bytes may become very many: others get their turns
+                    await asyncio.sleep(0)  # a few bytes may inflate to very many: let others run
                 if part or inflate.unused_data:
-                    raise BadRequest("the body goes on after its compressed stream", code="bad_body")
+                    raise BadRequest(
+                        "the body continues after the end of its compressed stream", code="bad_body"
+                    )
             if inflate is not None and not inflate.eof:
-                raise BadRequest("the body is not one whole compressed stream", code="bad_body")
-        except web.RequestPayloadError:  # its words quote the body
-            raise BadRequest("the body breaks off, or is not chunked as HTTP asks", code="bad_body") from None
+                raise BadRequest("the body ends before its compressed stream does", code="bad_body")
+        except web.RequestPayloadError:  # its text quotes the body
+            raise BadRequest(
+                "the body ends early, or its chunked encoding is invalid", code="bad_body"
+            ) from None
         except RuntimeError:
-            # aiohttp's word for a sender that was gone before anybody looked at its body.
+            # aiohttp raises it for a sender that left before its body was read.
             if request.protocol.connected:
                 raise
-            raise BadRequest("the body breaks off", code="bad_body") from None
+            raise BadRequest("the body ends early", code="bad_body") from None
         except zlib.error:
-            raise BadRequest("the body is not what its Content-Encoding says", code="bad_body") from None
+            raise BadRequest("the body does not match its Content-Encoding", code="bad_body") from None
 
 
 def _shutting_down_error() -> Unavailable:
@@ -211,7 +218,7 @@ def _shutting_down_error() -> Unavailable:
 
 
 def _decompressor(request: web.Request) -> "zlib._Decompress | None":
-    """Return what undoes the body's Content-Encoding. Raises Rejected for one that is not known."""
+    """Return the decompressor for the body's Content-Encoding. Raises RecordRejected for an unknown one."""
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
     if encoding == "identity":
         return None

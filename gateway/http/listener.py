@@ -1,4 +1,4 @@
-"""Listening sockets, and the deadlines of connections that have not asked for anything yet."""
+"""Listens for connections, and closes those that send no complete request in time."""
 
 import asyncio
 import math
@@ -22,13 +22,13 @@ from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, Caller, ClientL
 from gateway.streams.upgrade import can_detach_handler
 
 BACKLOG = 4096
-"""Connections that wait to be accepted: with 128, thousands at once wait 15 s and hundreds fail."""
+"""Connections that may wait to be accepted. With 128, thousands at once wait 15 s and hundreds fail."""
 
 KEEPALIVE_SECONDS = 75.0
 """Seconds that a connection may idle between two requests."""
 
 SETTLE_SECONDS = 1.0
-"""How long a connection that was accepted just before the port closed may take to send its request."""
+"""Seconds that a connection which was accepted just before the port closed has for its request."""
 
 _SETTLE_TICK_SECONDS = 0.02
 _SWEEP_SECONDS = 1.0
@@ -38,22 +38,22 @@ ProtocolT = TypeVar("ProtocolT")
 
 
 class _AbortProtocol(asyncio.Protocol):
-    """Ends a connection at once: before the descriptors run out and accepting itself fails, in a loop."""
+    """Aborts a connection: without a descriptor left, accepting itself would fail, again and again."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.abort()  # type: ignore[attr-defined]  # a stream's transport has it
 
 
 class Listener:
-    """Addresses and Unix sockets with one application behind them: all of them accept, or none.
+    """Serves one application on addresses and Unix sockets: all of them accept, or none.
 
-    TLS is spoken on all but the Unix sockets.
+    All but the Unix sockets use TLS, if there is a ``certificate_watcher``.
 
-    A connection that sent no whole request within ``request_seconds`` of being accepted is closed.
-    Once it has, aiohttp's keep-alive deadline and the handlers' own take over. ``headers`` are those of
-    answers that no handler of the application gives. ``on_traffic`` is called when somebody connects or asks.
-    Once ``is_ending`` says so, each response is the last one of its connection: pools of proxies empty
-    themselves before the connections are closed.
+    A connection that sends no complete request within ``request_seconds`` of being accepted is closed.
+    After that, aiohttp's keep-alive deadline and those of the handlers apply. ``headers`` are those of
+    responses that no handler of the application makes. ``on_traffic`` is called for each connection and
+    request. While ``is_draining`` returns True, each response is the last one of its connection, so that
+    proxies empty their pools before the connections are closed.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Listener:
     ) -> None:
         self._background = background
         self._guarded_sweep = background.guard_callback("connection_sweep", self._sweep)
-        # A request under way has its own deadline, the same.
+        # Requests in progress have the same deadline at a shutdown.
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=request_seconds)
         self._options: dict[str, Any] = {
             "headers": headers,
             "access_log": None,
             "keepalive_timeout": KEEPALIVE_SECONDS,
-            # aiohttp would inflate and read the rest of a body even after it was refused.
+            # aiohttp would decompress and read the rest of a body even after it was refused.
             "auto_decompress": False,
             "lingering_time": LINGER_SECONDS,
             "on_lost": self._release_connection,
@@ -104,23 +104,22 @@ class Listener:
         self._fast_path_deadlines: dict[FastPathProtocol, float] = {}
         self._aiohttp_deadlines: dict[web.RequestHandler, float] = {}
         self._sockets_by_address: list[list[socket.socket]] = []
-        """The sockets of each address."""
         self._servers: list[tuple[socket.socket, asyncio.Server]] = []
-        """Those that the event loop accepts from; the others are `_greeting`'s."""
+        """The sockets that the event loop accepts from; the others are the TLS acceptor's."""
         self.ports: list[int] = []
-        """The port of each address, also where the configuration says 0; 0 for a Unix socket."""
+        """The port of each address, the real one if the configuration says 0; 0 for a Unix socket."""
         self._tls_acceptor: TlsAcceptor | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
-        # Those that `stop_accepting` took out of the kernel's queue.
+        # Connections that `stop_accepting` took out of the kernel's queue.
         self._queued_accepts: set[asyncio.Task[object]] = set()
         self._is_draining = is_draining
         app.middlewares.insert(0, self._on_aiohttp_request)
         app.on_response_prepare.append(self._announce_close)
 
     async def bind(self) -> None:
-        """Take the addresses; connections are still refused. Harmless when repeated.
+        """Bind the addresses; connections are still refused. Harmless when repeated.
 
-        Raises StartupError with one line that names the key of the configuration.
+        Raises StartupError, which names the key of the configuration.
         """
         if self._sockets_by_address:
             return
@@ -128,54 +127,52 @@ class Listener:
             self._addresses, self._config_key, is_shared=self._is_shared, write_seconds=self._write_seconds
         )
         self.ports = [
-            0 if some[0].family == socket.AF_UNIX else some[0].getsockname()[1]
-            for some in self._sockets_by_address
+            0 if sockets[0].family == socket.AF_UNIX else sockets[0].getsockname()[1]
+            for sockets in self._sockets_by_address
         ]
         await self._runner.setup()
         assert self._runner.server is not None
         self._options["can_retire"] = await can_detach_handler(self._runner.server)
 
     async def start(self) -> None:
-        """Accept connections on the addresses, and take them first if `bind` has not.
+        """Accept connections, after `bind` if that was not called yet.
 
-        After `bind` all are open when this first yields to the loop: a signal comes before or after it.
-        Raises StartupError like `bind`.
+        All addresses listen before this first yields to the loop, so no signal comes in between. Raises
+        StartupError like `bind`.
         """
         await self.bind()
-        for address, some in zip(self._addresses, self._sockets_by_address, strict=True):
-            for bound in some:
+        for address, sockets in zip(self._addresses, self._sockets_by_address, strict=True):
+            for bound in sockets:
                 try:
-                    bound.listen(BACKLOG)  # here, because uvloop tells nobody when it fails
-                except OSError as error:  # two may be bound to one address until one of them listens
+                    bound.listen(BACKLOG)  # here, because uvloop ignores errors of it
+                except OSError as error:  # two sockets may be bound to one address until one of them listens
                     raise listen_error(address, self._config_key, error) from None
         loop = asyncio.get_running_loop()
         self._clock = loop.time
         self.head_parser = HeadParser()
         if self._subscribe_handler is not None and not self.head_parser.is_compatible():
             self._subscribe_handler = None
-        # Not started yet: a server that is cancelled while it starts would listen, and nobody could close it.
-        shaking = []
+        # Started below: nobody could close the listening socket of a server that is cancelled while it
+        # starts.
+        tls_sockets = []
         for bound in self._sockets:
-            if bound.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(
-                    self._make_protocol, sock=bound, backlog=BACKLOG, start_serving=False
-                )
-            elif self._certificate_watcher is None:
-                server = await loop.create_server(
-                    self._make_protocol, sock=bound, backlog=BACKLOG, start_serving=False
-                )
-            else:
-                shaking.append(bound)
+            is_unix = bound.family == socket.AF_UNIX
+            if self._certificate_watcher is not None and not is_unix:
+                tls_sockets.append(bound)
                 continue
+            create_server = loop.create_unix_server if is_unix else loop.create_server
+            server = await create_server(
+                self._make_protocol, sock=bound, backlog=BACKLOG, start_serving=False
+            )
             self._servers.append((bound, server))
-        if self._certificate_watcher is not None and shaking:
+        if self._certificate_watcher is not None and tls_sockets:
             self._tls_acceptor = TlsAcceptor(
-                shaking,
+                tls_sockets,
                 self._certificate_watcher.context,
                 make_protocol=lambda: FastPathProtocol(self, self._subscribe_handler),
                 handshake_seconds=lambda: self._request_seconds,
                 available_connections=self._available_connections,
-                count_no_room=self._certificate_watcher.count_no_room,
+                handshake_failures=self._certificate_watcher.handshake_failures,
                 limits=self._limits,
             )
             self._tls_acceptor.start(BACKLOG)
@@ -185,7 +182,7 @@ class Listener:
             await server.start_serving()
 
     def reconfigure(self, request_seconds: float, write_seconds: float | None = None) -> None:
-        """Take other deadlines, for connections that come from now on."""
+        """Apply other deadlines to new connections."""
         self._request_seconds = request_seconds
         self._runner._shutdown_timeout = request_seconds
         if write_seconds is not None:
@@ -195,23 +192,26 @@ class Listener:
 
     @property
     def request_connections(self) -> int:
-        """How many connections are no streams: in a handshake or a request, or idle before or between two."""
+        """How many connections are no streams: in a handshake or a request, or idle between requests."""
         server = self._runner.server
         handled = 0 if server is None else len(server.connections)
-        greeted = 0 if self._tls_acceptor is None else len(self._tls_acceptor)
-        return greeted + len(self._fast_path_deadlines) + handled
+        handshaking = 0 if self._tls_acceptor is None else len(self._tls_acceptor)
+        return handshaking + len(self._fast_path_deadlines) + handled
 
     @property
     def port(self) -> int:
-        """The port of the first address that has one, also where the configuration says 0."""
+        """The port of the first address that has one, the real one if the configuration says 0."""
         return next(filter(None, self.ports), 0)
 
     @property
     def _sockets(self) -> list[socket.socket]:
-        return [bound for some in self._sockets_by_address for bound in some]
+        return [bound for sockets in self._sockets_by_address for bound in sockets]
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets; connections go on, those in a queue too. Harmless when repeated."""
+        """Close the listening sockets.
+
+        Connections go on, also those in the kernel's queue. Harmless when repeated.
+        """
         if self._tls_acceptor is not None:
             self._tls_acceptor.accept_queued()
             self._tls_acceptor.close()
@@ -227,7 +227,7 @@ class Listener:
                 bound.close()
 
     def _accept_queued(self, bound: socket.socket) -> None:
-        # Their clients are connected, and have perhaps sent a request: the kernel would reset them.
+        # Their clients are connected and may have sent a request; closing the socket would reset them.
         loop = asyncio.get_running_loop()
         with suppress(OSError):
             while True:
@@ -242,12 +242,12 @@ class Listener:
     def _on_queued_accepted(self, task: asyncio.Task[object]) -> None:
         self._queued_accepts.discard(task)
         if not task.cancelled():
-            task.exception()  # a connection that was lost meanwhile is told to nobody
+            task.exception()  # marks it as retrieved: the connection was lost meanwhile
 
     async def settle(self) -> None:
-        """Wait for the requests of connections that came just before `stop_accepting`.
+        """Wait for the requests of connections that were made just before `stop_accepting`.
 
-        A proxy that has connected sends its request, and may not send it to another gateway once it has.
+        A proxy that has connected sends its request, and may not repeat it at another node.
         """
         began = asyncio.get_running_loop().time()
         for _ in range(round(SETTLE_SECONDS / _SETTLE_TICK_SECONDS)):
@@ -257,12 +257,12 @@ class Listener:
                 return
 
     def _has_pending_connection_since(self, moment: float) -> bool:
-        """Tell whether a connection that came after a moment has not sent its request yet."""
+        """Return whether a connection that was made after a moment has not sent its request yet."""
         first = moment + self._request_seconds
         return any(first < deadline < math.inf for deadline in self._fast_path_deadlines.values())
 
     async def stop(self) -> None:
-        """End all connections that are no streams. Harmless when repeated."""
+        """Close all connections that are no streams. Harmless when repeated."""
         self.stop_accepting()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
@@ -273,18 +273,20 @@ class Listener:
         for task in self._queued_accepts:
             task.cancel()
         opening = [
-            front.opening_task for front in self._fast_path_deadlines if front.opening_task is not None
+            protocol.opening_task
+            for protocol in self._fast_path_deadlines
+            if protocol.opening_task is not None
         ]
-        if opening:  # each is told that the node drains, once the log has answered
+        if opening:  # each stream opens, and ends with the reason `draining`
             await asyncio.wait(opening, timeout=self._request_seconds)
-        for front in list(self._fast_path_deadlines):
-            front.force_close()
+        for protocol in list(self._fast_path_deadlines):
+            protocol.force_close()
         await self._runner.cleanup()
 
     def on_connect(self, protocol: FastPathProtocol) -> None:
-        """A connection is there; with TLS, after its handshake, which has a deadline of its own.
+        """Count a new connection, with TLS after its handshake, and set its deadline.
 
-        One too many of its address is ended; with TLS that was before the handshake.
+        A connection over the limit of its address is aborted; with TLS that was before the handshake.
         """
         if self._on_traffic is not None:
             self._on_traffic()
@@ -299,14 +301,14 @@ class Listener:
         self._fast_path_deadlines[protocol] = self._clock() + self._request_seconds
 
     def on_close(self, protocol: FastPathProtocol) -> None:
-        """A front protocol has no connection any more. Harmless when repeated."""
+        """Forget a connection that is gone, or that became a stream. Harmless when repeated."""
         if self._fast_path_deadlines.pop(protocol, None) is not None:
             self._release_connection(protocol.caller)
 
     def on_request(self, protocol: FastPathProtocol, *, is_admitted: bool) -> None:
-        """A front protocol has a whole request, and what it waits for has a deadline of its own.
+        """End the deadline of a connection whose request waits: what it waits for has its own.
 
-        One that is ``admitted`` counts as a stream of its address by now, and not as a connection any more.
+        An admitted one counts as a stream of its address from now on, and no longer as a connection.
         """
         self._fast_path_deadlines[protocol] = math.inf
         if is_admitted:
@@ -314,7 +316,10 @@ class Listener:
             protocol.caller = UNKNOWN_CALLER
 
     def make_aiohttp_protocol(self, protocol: FastPathProtocol) -> web.RequestHandler:
-        """Return aiohttp's protocol for what a front protocol does not answer. The deadline goes along."""
+        """Return aiohttp's protocol for a request that the fast path does not answer.
+
+        It keeps the deadline.
+        """
         server = self._runner.server
         assert server is not None
         handler = AiohttpProtocol(
@@ -331,7 +336,7 @@ class Listener:
         return FastPathProtocol(self, self._subscribe_handler) if self._can_accept() else _AbortProtocol()
 
     def _can_accept(self) -> bool:
-        # Asked for many at a time, and never for more than half of what is left.
+        # Computed for a batch of connections (row storm), and for at most half of what is left.
         if self._accept_credit <= 0:
             self._accept_credit = min(_ACCEPT_BATCH, (self._available_connections() + 1) // 2)
         self._accept_credit -= 1
@@ -341,13 +346,14 @@ class Listener:
     async def _on_aiohttp_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._aiohttp_deadlines.pop(request.protocol, None)
         if request.version not in SUPPORTED_HTTP_VERSIONS:
-            # `AiohttpProtocol` answers before this, but where aiohttp changed. Its answer would be in that version.
+            # `AiohttpProtocol` refuses it earlier, unless aiohttp changed; this response would have that
+            # version.
             request.protocol.force_close()
-            raise ConnectionAbortedError("a version that is not spoken here")
+            raise ConnectionAbortedError("the request's HTTP version is not supported")
         return await handler(request)
 
     async def _announce_close(self, request: web.Request, response: web.StreamResponse) -> None:
-        # aiohttp closes the connection where the rest of a body does not come within `LINGER_SECONDS`.
+        # aiohttp closes the connection if the rest of a body does not arrive within `LINGER_SECONDS`.
         is_unread = not request.content.is_eof() and not isinstance(response, EarlyResponse)
         if is_unread or self._is_draining():
             close_connection_after(response)
@@ -360,21 +366,21 @@ class Listener:
         )
         if self._tls_acceptor is not None:
             self._tls_acceptor.close_expired()
-        for front in self._pop_expired(self._fast_path_deadlines, now):
-            self._release_connection(front.caller)
-            self._force_close(front)
+        for protocol in self._pop_expired(self._fast_path_deadlines, now):
+            self._release_connection(protocol.caller)
+            self._force_close(protocol)
         for handler in self._pop_expired(self._aiohttp_deadlines, now):
             self._force_close(handler)
 
     def _force_close(self, protocol: FastPathProtocol | web.RequestHandler) -> None:
         try:
             protocol.force_close()
-        except Exception as error:  # the others are late too
+        except Exception as error:  # one failure must not spare the others
             self._background.record_failure("connection_sweep", error)
 
     @staticmethod
     def _pop_expired(deadlines: dict[ProtocolT, float], now: float) -> list[ProtocolT]:
-        """Take out those whose deadline is over."""
+        """Remove and return the protocols whose deadline has passed."""
         late = [protocol for protocol, deadline in deadlines.items() if deadline <= now]
         for protocol in late:
             del deadlines[protocol]

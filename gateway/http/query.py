@@ -1,4 +1,4 @@
-"""What a client may say about its stream: format, types, heartbeat, and where to begin."""
+"""Parses the options of a stream: format, types, heartbeat, client name, and where to begin."""
 
 import re
 import time
@@ -23,23 +23,25 @@ LAST_EVENT_ID_NAMES = ("lastEventId", "last_event_id", "Last-Event-ID", "evs_las
 """Query names under which polyfills send the last event id."""
 
 STREAM_OPTION_NAMES = (*LAST_EVENT_ID_NAMES, "format", "types", "last", "since", "heartbeat", "client")
-"""Query names that say how a stream is wanted, and nothing about who wants what."""
+"""Query names of a stream's options, which do not concern its access."""
 
 _UNIX_TIME = re.compile(r"[1-9][0-9]{8,13}", re.ASCII)
 _BLANK_ZONE = re.compile(r"(.*[T ][0-9:.,]+) ([0-9]{2}:?[0-9]{2})", re.ASCII | re.IGNORECASE)
 
 MAX_LAST_EVENTS = 100_000
-"""Most events that ``last=N`` may ask for."""
+"""Most events that ``last=N`` may request."""
 
 MAX_TYPES = 100
 """Most names in ``types=``."""
 
 
 def parse_subscription(request: StreamRequest, matches: tuple[ChannelMatch, ...]) -> Subscription:
-    """Return what the stream follows. Raises BadRequest."""
+    """Return the subscription that a request is for. Raises BadRequest."""
     if not request.query:
         return Subscription.of(matches, chunked=request.is_chunked)
-    format = _parse_choice(request, "format", ("envelope", "data", "message"))
+    format = request.query.get("format")
+    if format not in (None, "envelope", "data", "message"):
+        raise BadRequest("format= must be envelope or data or message", code="bad_query")
     types = frozenset(
         name.strip()
         for value in request.query.getall("types", ())
@@ -54,15 +56,15 @@ def parse_subscription(request: StreamRequest, matches: tuple[ChannelMatch, ...]
 
 
 def parse_client_name(request: StreamRequest) -> str | None:
-    """Return what the client calls itself. Raises BadRequest."""
-    named = request.query.get("client") if request.query else None
-    if named is not None and not 1 <= len(named) <= MAX_CLIENT_CHARS:
+    """Return the client's name for itself (``client=``). Raises BadRequest."""
+    name = request.query.get("client") if request.query else None
+    if name is not None and not 1 <= len(name) <= MAX_CLIENT_CHARS:
         raise BadRequest(f"client= must have 1 to {MAX_CLIENT_CHARS} characters", code="bad_query")
-    return named
+    return name
 
 
 def parse_heartbeat(request: StreamRequest) -> HeartbeatOptions:
-    """Return how the client wants its heartbeats. Raises BadRequest.
+    """Return the heartbeat options of a request. Raises BadRequest.
 
     At most one form and one interval, as a list (``event,5s``) or in two parameters.
     """
@@ -92,9 +94,9 @@ def _heartbeat_error() -> BadRequest:
 
 def parse_resume_point(request: StreamRequest) -> ResumePoint:
     """Return where the stream begins. Raises BadRequest."""
-    given = _raw_last_event_id(request)
-    if given:
-        return ResumePoint(after=EventId.parse(given), has_last_event_id=True)
+    text = _raw_last_event_id(request)
+    if text:
+        return ResumePoint(after=EventId.parse(text), has_last_event_id=True)
     if not request.query:
         return FROM_NOW
     last, since = request.query.get("last"), request.query.get("since")
@@ -108,13 +110,13 @@ def parse_resume_point(request: StreamRequest) -> ResumePoint:
 
 
 def parse_last_event_id(request: StreamRequest) -> EventId | None:
-    """Return the id that a client resumes from; None where it gave none, or one that is no id."""
-    given = _raw_last_event_id(request)
-    return EventId.parse(given) if given else None
+    """Return the id that a client resumes from; None without one, or if it is invalid."""
+    text = _raw_last_event_id(request)
+    return EventId.parse(text) if text else None
 
 
 def _raw_last_event_id(request: StreamRequest) -> str | None:
-    # The header first: it is what the browser itself keeps; a query value may be from the first page view.
+    # The header first: the browser keeps it up to date, a query value may be from the first page view.
     given = request.headers.get(_LAST_EVENT_ID)
     if not given and request.query:
         given = next((request.query[name] for name in LAST_EVENT_ID_NAMES if request.query.get(name)), None)
@@ -122,7 +124,7 @@ def _raw_last_event_id(request: StreamRequest) -> str | None:
 
 
 def _parse_since(text: str) -> EventId:
-    """Return the id before everything that ``since=`` asks for: an id, a time, or a duration ago.
+    """Return the id after which ``since=`` begins. It is an id, a time, or a duration before now.
 
     A whole number is unix seconds up to 11 digits, and milliseconds from 12 on: the other reading would be
     a time before 1973, or after the year 5138.
@@ -151,12 +153,5 @@ def _parse_unix_ms(text: str) -> int:
         if number >= MAX_TIMESTAMP_MS:
             raise ValueError(text)
         return number
-    # A + that was not written as %2B arrives as a blank.
+    # A + that was not encoded as %2B arrives as a blank.
     return parse_iso8601_ms(_BLANK_ZONE.sub(r"\1+\2", text))
-
-
-def _parse_choice(request: StreamRequest, name: str, allowed: tuple[str, ...]) -> str | None:
-    value = request.query.get(name)
-    if value is not None and value not in allowed:
-        raise BadRequest(f"{name}= must be {' or '.join(allowed)}", code="bad_query")
-    return value

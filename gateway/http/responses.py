@@ -1,4 +1,4 @@
-"""Answers that are not streams: JSON, for errors too, on every route."""
+"""Responses that are not streams: JSON on every route, for errors too."""
 
 import asyncio
 import re
@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 
 try:
     from aiohttp.helpers import rfc822_formatted_time
-except ImportError:  # a newer aiohttp; it remembers the text of a second
+except ImportError:  # a newer aiohttp; its own caches the text for a second
 
     def rfc822_formatted_time() -> str:
         """Return the time of the ``Date`` header (RFC 9110 §5.6.7)."""
@@ -27,53 +27,55 @@ log = structlog.get_logger("gateway.http")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SERVER_HEADER = "sse-gateway"
-"""The ``ReloadTarget`` header: no version."""
+"""The ``Server`` header, without a version."""
 
 COMMON_HEADERS: Mapping[str, str] = {hdrs.SERVER: SERVER_HEADER, "X-Content-Type-Options": "nosniff"}
-"""Headers of every answer. A body is what its type says, whatever it looks like to a browser."""
+"""Headers of every response. Browsers must not guess the type of a body from its content."""
 
 HEAD_CACHE_ENTRIES = 256
-"""How many heads of answers are remembered: those of a herd are all the same."""
+"""Heads of responses that are cached: those of a herd are all the same."""
 
 _JSON_CONTENT_TYPE = "application/json; charset=utf-8"
 _REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _AIOHTTP_ERRORS = {
-    # Only aiohttp-cors raises it, with words that quote the request.
+    # Only aiohttp-cors raises it, with a text that quotes the request.
     403: ("cors_refused", "a page may not do this; see cors.origins and cors.allow_headers"),
     404: ("not_found", "there is nothing at this path"),
-    405: ("method_not_allowed", "this path does not know this method; Allow names those that it knows"),
+    405: (
+        "method_not_allowed",
+        "this path does not support the method; the Allow header lists those that it supports",
+    ),
     413: ("too_large", "the body is too large"),
-    417: ("expectation_failed", "only Expect: 100-continue is understood"),
+    417: ("expectation_failed", "Expect must be 100-continue"),
 }
-"""What aiohttp and aiohttp-cors raise, in our words."""
-
+"""Code and message for the errors of aiohttp and aiohttp-cors, by status."""
 
 _CORS_PATHS = re.compile(r"/(?:events|tickets|streams/.*)(?:/|$)")
 
 
 class EarlyResponse(web.StreamResponse):
-    """A response that may begin before its request's body ends; the connection goes on after both."""
+    """A response that may begin before its request's body ends. The connection stays open after both."""
 
 
 class RawResponse(msgspec.Struct, frozen=True):
-    """A whole answer, for aiohttp or for a bare transport."""
+    """A complete response, for aiohttp or for a bare transport."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def to_aiohttp(self) -> web.Response:
-        """Return it as aiohttp's."""
+        """Return it as an aiohttp response."""
         return web.Response(status=self.status, headers=self.headers, body=self.body)
 
     def encode_closing(self) -> bytes:
-        """Return it as HTTP/1.1, the last one on its connection."""
+        """Return it as the bytes of an HTTP/1.1 response, the last one on its connection."""
         more: dict[str, str] = {hdrs.CONTENT_LENGTH: str(len(self.body)), hdrs.CONNECTION: "close"}
         return encode_head(self.status, self.headers, more) + self.body
 
 
 def encode_head(status: int, headers: Mapping[str, str], extra_headers: Mapping[str, str]) -> bytes:
-    """Return status line and header lines, with those that every answer has."""
+    """Return status line and header lines, with those of every response."""
     return (
         _encode_head_lines(status, (*headers.items(), *extra_headers.items()))
         + b"Date: %b\r\n\r\n" % rfc822_formatted_time().encode()
@@ -84,13 +86,13 @@ def encode_head(status: int, headers: Mapping[str, str], extra_headers: Mapping[
 def _encode_head_lines(status: int, headers: tuple[tuple[str, str], ...]) -> bytes:
     lines = [f"HTTP/1.1 {status} {_REASON_PHRASES[status]}"]
     lines += [f"{name}: {value}" for name, value in headers]
-    # Surrogates are what the bytes of an Origin that is no UTF-8 arrive as.
+    # An Origin that is not UTF-8 arrives with surrogates.
     lines += [f"{name}: {value}" for name, value in COMMON_HEADERS.items()]
     return "\r\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
 
 
 def json_response(data: object, *, status: int = 200) -> web.Response:
-    """Return ``data`` as a JSON answer with a line end, kind to terminals."""
+    """Return ``data`` as JSON. It ends in a newline, for terminals."""
     return web.Response(
         body=msgspec.json.encode(data) + b"\n",
         status=status,
@@ -100,18 +102,18 @@ def json_response(data: object, *, status: int = 200) -> web.Response:
 
 
 def raw_error_response(error: GatewayError) -> RawResponse:
-    """Return ``{"error": code, "message": …}`` with the status and headers of its kind."""
+    """Return ``{"error": code, "message": …}`` with the error's status and headers."""
     headers = {hdrs.CONTENT_TYPE: _JSON_CONTENT_TYPE, **error_headers(error)}
     return RawResponse(error.status, headers, _error_body(error.code, error.message))
 
 
 def error_response(error: GatewayError) -> web.Response:
-    """Return `error_answer` as aiohttp's."""
+    """Return `raw_error_response` as an aiohttp response."""
     return raw_error_response(error).to_aiohttp()
 
 
 def error_headers(error: GatewayError) -> dict[str, str]:
-    """Return what a status asks for: ``WWW-Authenticate`` (RFC 6750 §3) or ``Retry-After``."""
+    """Return the headers that a status requires: ``WWW-Authenticate`` (RFC 6750 §3) or ``Retry-After``."""
     if isinstance(error, (Unauthorized, Forbidden)) and error.challenge is not None:
         return {hdrs.WWW_AUTHENTICATE: error.challenge}
     if isinstance(error, (Unavailable, TooManyRequests)):
@@ -120,7 +122,7 @@ def error_headers(error: GatewayError) -> dict[str, str]:
 
 
 def _error_body(code: str, message: str) -> bytes:
-    # Headers that are not UTF-8 arrive with surrogates, which have no encoding.
+    # Headers that are not UTF-8 arrive with surrogates, which cannot be encoded.
     safe = message.encode(errors="backslashreplace").decode()
     return msgspec.json.encode({"error": code, "message": safe}) + b"\n"
 
@@ -133,13 +135,13 @@ def json_error_response(code: str, message: str, status: int) -> web.Response:
 
 
 def internal_error_response() -> web.Response:
-    """Return the answer to a request on which the gateway failed."""
+    """Return the response to a request that failed by a fault of the gateway."""
     return json_error_response("internal", "the gateway failed; its log says why", 500)
 
 
 def http_error_response(error: web.HTTPException) -> web.Response:
-    """Return aiohttp's own error as JSON, without its words: they may quote the request."""
-    # The router's errors hold the request, and their frames do: until the garbage collector comes by.
+    """Return aiohttp's own error as JSON, without its text, which may quote the request."""
+    # The frames of the router's errors hold the request until the next garbage collection.
     error.__traceback__ = None
     code, message = _AIOHTTP_ERRORS.get(error.status, ("http_error", "the request cannot be answered"))
     response = json_error_response(code, message, error.status)
@@ -150,7 +152,7 @@ def http_error_response(error: web.HTTPException) -> web.Response:
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into a JSON answer; only the unforeseen is logged with its traceback."""
+    """Turn every error into a JSON response. Only unexpected ones are logged, with their traceback."""
     try:
         return await handler(request)
     except GatewayError as error:
@@ -162,15 +164,15 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except (asyncio.CancelledError, ConnectionError):
         raise  # the client left; aiohttp ends the connection
     except Exception:
-        resource = request.match_info.route.resource  # not the path, which may hold anything
+        resource = request.match_info.route.resource  # not the path, which may hold a secret
         log.exception("request_failed", method=request.method, route=resource and resource.canonical)
         return internal_error_response()
 
 
 def close_connection_after(response: web.StreamResponse) -> None:
-    """Let a response whose headers are being prepared be the last one of its connection, and say so.
+    """Make a response the last one of its connection, before its headers are sent.
 
-    A proxy that was not told would send its next request into a connection that is being closed
+    Without that header a proxy would send its next request into a connection that is being closed
     (RFC 9112 §9.6).
     """
     response.headers[hdrs.CONNECTION] = "close"
@@ -178,7 +180,7 @@ def close_connection_after(response: web.StreamResponse) -> None:
 
 
 async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Hide versions, and let caches keep one answer per origin (aiohttp-cors does not)."""
+    """Hide versions, and make caches keep one response per origin, which aiohttp-cors does not."""
     response.headers.update(COMMON_HEADERS)
     if _CORS_PATHS.search(request.path):
         response.headers.setdefault(hdrs.VARY, hdrs.ORIGIN)

@@ -1,4 +1,4 @@
-"""Sockets that listen: options that accepted connections inherit, and one line for what went wrong."""
+"""Binds listening sockets, with the options that accepted connections inherit."""
 
 import errno
 import fcntl
@@ -14,23 +14,26 @@ from gateway.config.model.value_types import ListenAddress, TcpAddress, UnixSock
 from gateway.core.errors import StartupError
 
 SEND_BUFFER_BYTES = 64 * 1024
-"""Bytes of SO_SNDBUF: what the kernel takes for a client that does not read."""
+"""Bytes of SO_SNDBUF: how much the kernel buffers for a client that does not read."""
 
 NOTSENT_LOWAT_BYTES = 16 * 1024
-"""Bytes not yet sent at which the kernel asks for more (TCP_NOTSENT_LOWAT)."""
+"""Unsent bytes below which the kernel reports a socket as writable (TCP_NOTSENT_LOWAT)."""
 
 UNIX_MODE = 0o666
-"""Permissions of a Unix socket: those of a port of 127.0.0.1. Its folder decides who may come so far."""
+"""Permissions of a Unix socket: anyone may connect, as to a port of 127.0.0.1.
+
+Its folder restricts access.
+"""
 
 
 class SupportsSetsockopt(Protocol):
-    """A socket, or what an event loop shows of it."""
+    """A socket, or an event loop's view of it."""
 
     def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
 
 
 class InheritedSocket(NamedTuple):
-    """A Unix socket that the parent of workers bound: its path, and its number in this process."""
+    """A Unix socket that the parent of workers bound: its path, and its descriptor in this process."""
 
     path: str
     fd: int
@@ -50,11 +53,10 @@ def bind_address(
     write_seconds: float | None = None,
     is_ipv6_only: bool = False,
 ) -> list[socket.socket]:
-    """Return sockets that are bound to an address: several where its name has several addresses.
+    """Return sockets that are bound to an address: several if its host name has several addresses.
 
     ``*`` is every address of this machine. ``is_shared`` lets other processes of this user listen there too
-    (SO_REUSEPORT): the kernel spreads the connections over them. Raises StartupError with one line that names
-    the ``key`` of the configuration.
+    (SO_REUSEPORT): the kernel distributes the connections. Raises StartupError, which names ``config_key``.
     """
     try:
         if isinstance(address, InheritedSocket):
@@ -75,7 +77,7 @@ def bind_all(
     is_shared: bool = False,
     write_seconds: float | None = None,
 ) -> list[list[socket.socket]]:
-    """Return what `bind` does for each address; all or none. Raises StartupError."""
+    """Return the bound sockets of each address; all or none. Raises StartupError."""
     with ExitStack() as stack:
         bound = []
         for address in addresses:
@@ -94,7 +96,7 @@ def bind_all(
 
 
 def _has_ipv4_sibling(address: BindableAddress, addresses: Sequence[BindableAddress]) -> bool:
-    """Tell whether ``[::]:port`` stands beside another address of that port: it is no IPv4 port then."""
+    """Return whether ``[::]:port`` stands beside an IPv4 address of that port: it is for IPv6 alone then."""
     return (
         isinstance(address, TcpAddress)
         and address.host == "::"
@@ -108,20 +110,23 @@ def _has_ipv4_sibling(address: BindableAddress, addresses: Sequence[BindableAddr
 def _bind_tcp(
     address: TcpAddress, *, is_shared: bool, write_seconds: float | None, is_ipv6_only: bool
 ) -> list[socket.socket]:
-    """Return the sockets of one address, of which some may be missing. Raises OSError where all are."""
+    """Return the sockets of one address; some of several may be missing.
+
+    Raises OSError if none can be bound.
+    """
     found = list(dict.fromkeys((family, where) for family, _, _, _, where in _resolve(address)))
     failed: OSError | None = None
     bound: list[socket.socket] = []
     try:
         for family, where in found:
-            # All of them have the port that the first one got.
+            # All get the port of the first, which the kernel may have chosen.
             port = bound[0].getsockname()[1] if bound else where[1]
             try:
                 bound.append(
                     _bind_socket(family, (where[0], port, *where[2:]), is_shared, write_seconds, is_ipv6_only)
                 )
             except OSError as error:
-                # A name may have an address that this machine has not: ::1 where IPv6 is switched off.
+                # A name may have an address that this machine lacks, such as ::1 without IPv6.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 failed = error
@@ -171,14 +176,14 @@ def _bind_socket(
 
 
 class UnixSocket(socket.socket):
-    """A Unix socket with its file, which goes with it. A file that a dead process left is replaced.
+    """A Unix socket that removes its file when it closes, and replaces the file of a dead process.
 
-    A lock on a file beside it says that the process lives: one that is bound, and does not listen yet, looks
-    like one that is dead.
+    A lock on a file beside it shows that its process lives: a socket that is bound and does not listen yet
+    looks like a dead one.
     """
 
     def __init__(self, path: str) -> None:
-        """Bind it. Raises OSError; EADDRINUSE where another process has the path."""
+        """Bind it. Raises OSError, EADDRINUSE if another process has the path."""
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path = Path(path)
         self._file_identity: tuple[int, int] | None = None
@@ -198,7 +203,7 @@ class UnixSocket(socket.socket):
             raise
 
     def _remove_stale_file(self) -> None:
-        """Take away what a dead process left. Raises OSError where it is no socket, or one that is alive."""
+        """Remove the file of a dead process. Raises OSError if it is no socket, or is in use."""
         try:
             mode = self._path.lstat().st_mode
         except FileNotFoundError:
@@ -212,14 +217,14 @@ class UnixSocket(socket.socket):
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close it, after `leave`. Harmless when repeated."""
+        """Remove its file and close it. Harmless when repeated."""
         self.remove_file()
         super().close()
 
     def remove_file(self) -> None:
-        """Take its file away, unless that is another one's by now. Harmless when repeated.
+        """Remove its file, unless another process has replaced it. Harmless when repeated.
 
-        An event loop may close the socket later, and not by `close`.
+        Apart from `close`, because an event loop closes the descriptor later and without that method.
         """
         own, self._file_identity = self._file_identity, None
         if own is not None and _file_identity(self._path) == own:
@@ -249,7 +254,7 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 
 
 class ReservedAddresses:
-    """Addresses that several processes will listen on: each of them gets `addresses`."""
+    """Addresses that several processes will listen on; each process gets `addresses`."""
 
     def __init__(self, addresses: Sequence[BindableAddress], unix_sockets: Sequence[socket.socket]) -> None:
         self.addresses = tuple(addresses)
@@ -257,7 +262,7 @@ class ReservedAddresses:
 
     @property
     def inherited_fds(self) -> tuple[int, ...]:
-        """The descriptors that the processes need."""
+        """The descriptors that the processes inherit."""
         return tuple(each.fd for each in self.addresses if isinstance(each, InheritedSocket))
 
     @property
@@ -266,17 +271,20 @@ class ReservedAddresses:
         return [each.port if isinstance(each, TcpAddress) else 0 for each in self.addresses]
 
     def release(self) -> None:
-        """Close what would still take connections when the processes do not. Harmless when repeated."""
+        """Close the Unix sockets, which would queue connections after the processes ended.
+
+        Harmless when repeated.
+        """
         for each in self._unix_sockets:
             each.close()
 
 
 @contextmanager
 def reserve_addresses(addresses: Sequence[ListenAddress], config_key: str) -> Iterator[ReservedAddresses]:
-    """Keep addresses for several processes. Raises StartupError where another process has one.
+    """Reserve addresses for several processes. Raises StartupError if another process uses one.
 
-    SO_REUSEPORT would let a second gateway share the port of a first one without a word, so each address must
-    be free for a socket of the ordinary kind first.
+    SO_REUSEPORT would let a second gateway share the port of a first one unnoticed, so each address must
+    first be free for an ordinary socket.
     """
     with ExitStack() as stack:
         probes = bind_all(addresses, config_key)
@@ -292,7 +300,7 @@ def reserve_addresses(addresses: Sequence[ListenAddress], config_key: str) -> It
             found.append(address._replace(port=sockets[0].getsockname()[1]))
             for probe in sockets:
                 try:
-                    # Bound to one address twice is an error only when one of them listens.
+                    # Binding one address twice is an error only when one of the sockets listens.
                     probe.listen(1)
                 except OSError as error:
                     raise listen_error(address, config_key, error) from None
@@ -313,21 +321,21 @@ def _limit_send_buffer(bound: socket.socket, seconds: float) -> None:
 
 
 def set_user_timeout(bound: SupportsSetsockopt, seconds: float) -> None:
-    """Let data that is not acknowledged for so long end a connection that is accepted from now on.
+    """Close newly accepted connections whose data stays unacknowledged for so long (RFC 5482).
 
-    It is a client that vanished without a FIN (RFC 5482).
+    Their clients vanished without a FIN.
     """
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(seconds * 1000), 2**31 - 1))
 
 
 def listen_error(address: BindableAddress, config_key: str, error: OSError) -> StartupError:
-    """Return the one line for an address that cannot be bound, or listened on."""
-    unused = "not allowed to use that port"
+    """Return the error for an address that cannot be bound, or listened on."""
+    denied = "not allowed to use that port"
     if not isinstance(address, TcpAddress):
-        unused = "not allowed to make a file there"
+        denied = "not allowed to create a file there"
     reason = {
         errno.EADDRINUSE: "the address is in use by another process",
-        errno.EACCES: unused,
+        errno.EACCES: denied,
         errno.EADDRNOTAVAIL: "this machine does not have that address",
     }.get(error.errno or 0, error.strerror or str(error))
     return StartupError(f"cannot listen on {address} ({config_key}): {reason}")

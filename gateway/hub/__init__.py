@@ -1,1 +1,1 @@
-"""One process's channels and who listens to them."""
+"""The hub: the channels of a node and their audiences, fan-out and replay."""

@@ -1,21 +1,22 @@
-"""Fan-out: the streams with one subscription, and the frames on their way to them.
+"""Fan-out: the streams with the same subscription, and the frames on their way to them.
 
-How it works. An event that arrives is put into ``_pending`` and the audience asks the hub's pump
-for a turn. Its turn seals what is pending into one frame: the bytes are joined once, the members
-at that moment are its recipients, and `step` writes it to a slice of them per turn. While a frame is
-under way, events gather in ``_pending``: that is the coalescing, and it grows with load by itself.
+How it works. An event that arrives is appended to ``_pending``, and the hub's pump gives the audience a turn.
+The turn seals the pending events into one frame: the bytes are joined once, the members at that moment are
+its recipients, and `Audience.write_slice` writes it to a slice of them per turn. Meanwhile further events
+gather in ``_pending``: so they are coalesced, the more the higher the load.
 
-Order. Frames go out one after the other, so every member sees the log's order. A member that
-joins seals what is pending first, so each frame covers whole members: nobody gets half of one.
+Order. Frames are written one after the other, so every member sees the log's order. Joining seals the pending
+events first, so a frame is either for a member or not: nobody gets half of one.
 
-Cost. A delivery is one write() and nothing else: no object is touched but the number of a file. Who got what
-is known without notes, as members sit in the order in which they joined: whoever sits before `Frame.next_recipient` has
-the frame. A member that leaves meanwhile makes the frames that were sealed for it ask each member whether
-it is still there; most frames are *whole*, and need not.
+Cost (bench rows: fanout, throughput). A delivery is one write() and nothing else: no object is touched but a
+file descriptor. Nothing is recorded per member: recipients are in the order in which they joined, so those
+before `Frame.next_recipient` have the frame. If a member leaves, the frames that were sealed for it check
+each recipient from then on; most frames never have to.
 
-Files. A write goes past the transport, which is right only while that holds nothing back itself. So a stream
-is told to pause as soon as a byte had to stay in its transport, and leaves its audience then. And it is right
-only while the file is the stream's own: transports close theirs after `connection_lost`, which leaves first.
+File descriptors. A write bypasses the transport, which is right only while that has nothing buffered itself.
+So a stream pauses as soon as a byte stays in its transport's buffer, and leaves its audience then. And it is
+right only while the descriptor is the stream's own: a transport closes it after `connection_lost`, where the
+stream leaves first.
 """
 
 from collections import Counter
@@ -40,8 +41,26 @@ class Transport(Protocol):
     def write(self, data: bytes | memoryview) -> None: ...
 
 
-class Member(Protocol):
-    """What an audience needs of a stream. ``cursor`` is the id up to which it has everything."""
+class Stream(Protocol):
+    """What each part of the gateway that handles streams needs of one."""
+
+    subscription: Subscription
+    close_reason: str | None
+    """Why it ends; None while it is open."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it is neither closing nor paused."""
+
+    def send(self, blocks: bytes, events: int) -> None:
+        """Write whole blocks now; ``events`` is how many events of the log are among them."""
+
+    def close(self, reason: str) -> None:
+        """Close at this event boundary."""
+
+
+class Member(Stream, Protocol):
+    """A stream as an audience needs it. ``cursor`` is the id up to which it has everything."""
 
     @property
     def transport(self) -> Transport: ...
@@ -53,18 +72,15 @@ class Member(Protocol):
     audience: "Audience | None"
     cursor: EventId
     join_number: int
-    """Its place in the order of joining."""
+    """Its position in the order of joining."""
     totals_at_join: tuple[int, int]
     """Events and bytes of the audience when it joined."""
     events_sent: int
     bytes_sent: int
 
-    def close(self, reason: str) -> None:
-        """Close at this event boundary."""
-
 
 class Frame:
-    """Bytes for everybody who was a member when they were sealed. ``until`` is the id they lead up to."""
+    """Encoded events for the members of one moment. ``until`` is the id up to which they reach."""
 
     __slots__ = (
         "counts_by_channel",
@@ -100,11 +116,11 @@ class Frame:
         self.last_join_number = recipients[-1].join_number
         self.until = until
         self.totals_before = before  # events and bytes of the audience before this
-        self.next_recipient = 0  # how many recipients have it
-        self.has_all_recipients = True  # whether all recipients are still there
+        self.next_recipient = 0  # the position of the first one that does not have it
+        self.has_all_recipients = True  # none has left since it was sealed
 
     def has_reached(self, member: Member) -> bool:
-        """Tell whether a recipient has it."""
+        """Tell whether a recipient was sent this frame."""
         return (
             self.next_recipient > 0
             and member.join_number <= self.recipients[self.next_recipient - 1].join_number
@@ -131,31 +147,31 @@ class Audience:
     def __init__(self, subscription: Subscription, head: EventId) -> None:
         self.subscription = subscription
         self.members: dict[Member, int] = {}
-        self.is_scheduled = False  # has its turn in the pump coming
+        self.is_scheduled = False  # whether it waits for a turn in the pump
         self._pending: list[EncodedEvent] = []
         self._pending_bytes = 0
-        self._frames: list[Frame] = []  # few; a deque takes 600 bytes, empty too
-        # Everything up to here was delivered to all members that were there.
+        self._frames: list[Frame] = []  # few; an empty deque takes 600 bytes (bench row: own-channels)
+        # Every member of that time was sent everything up to here.
         self._delivered_until = head
         self._join_numbers = count()
-        self._is_direct = True  # whether all members that ever joined can be written to past their transport
-        # Whose file is not known yet: most streams wait long for their first event, and many get none.
+        self._is_direct = True  # whether all members that ever joined have a descriptor; bench row: fanout
+        # Members whose descriptor was not looked up yet: many never get an event. Bench row: idle.
         self._members_without_fd: dict[Member, None] = {}
         self.sealed_totals = (0, 0)
         """Events and bytes of all frames so far."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything is on its way to the members."""
+        """Whether events are on their way to the members."""
         return bool(self._pending or self._frames)
 
     @property
     def is_flooded(self) -> bool:
-        """Whether so much is waiting that history is the cheaper way."""
+        """Whether so much is pending that the members should catch up from history instead."""
         return self._pending_bytes > MAX_PENDING_BYTES
 
     def enqueue(self, entry: EncodedEvent, head: EventId) -> bool:
-        """Take an event for the members; ``head`` is the log before it. Returns False if filtered out."""
+        """Add an event for the members; ``head`` is the id before it. Returns False if it is filtered out."""
         if not self.subscription.accepts(entry):
             return False
         if not self.is_busy:
@@ -165,7 +181,7 @@ class Audience:
         return True
 
     def join(self, member: Member, head: EventId) -> None:
-        """Let a stream that has everything up to ``head`` take part from there on."""
+        """Add a stream that has everything up to ``head``."""
         assert member.cursor <= head, "a stream that is ahead of this node would get events twice"
         self._seal_frames(head)
         member.audience = self
@@ -176,7 +192,7 @@ class Audience:
         self._members_without_fd[member] = None
 
     def leave(self, member: Member, head: EventId) -> None:
-        """Let a stream go; its cursor then says exactly what it was given. Harmless when repeated."""
+        """Remove a stream and set its cursor to what it was sent. Harmless when repeated."""
         if member.audience is not self:
             return
         member.audience = None
@@ -192,22 +208,19 @@ class Audience:
                 events, size = first.totals_before
                 if first.has_reached(member):
                     events, size, until = events + first.event_count, size + len(first.data), first.until
-        # What was sealed before it joined was not for it.
+        # Frames that were sealed before it joined were not for it.
         member.events_sent += max(0, events - member.totals_at_join[0])
         member.bytes_sent += max(0, size - member.totals_at_join[1])
         member.cursor = max(member.cursor, until)
 
     def clear(self) -> None:
-        """Drop what is waiting, once all members have left."""
+        """Drop what is pending, once all members have left."""
         self._pending.clear()
         self._pending_bytes = 0
         self._frames.clear()
 
     def write_slice(self, budget: int, head: EventId) -> tuple[int, Frame | None]:
-        """Write the oldest frame to at most ``budget`` members.
-
-        Returns how many got it, and the frame.
-        """
+        """Write the oldest frame to at most ``budget`` members; return to how many, and the frame."""
         if not self._frames:
             self._seal_frames(head)
             if not self._frames:
@@ -227,11 +240,12 @@ class Audience:
         return written, frame
 
     def _write_direct(self, frame: Frame, first: int, last: int) -> None:
+        # The inner loop of every broadcast (bench rows: fanout, throughput).
         data, size = frame.data, len(frame.data)
         for fd in frame.fds[first:last] if last - first < len(frame.fds) else frame.fds:
             try:
                 sent = write(fd, data)
-            except OSError:  # full, or gone: its transport will find out
+            except OSError:  # full or closed: the transport's own write handles that
                 sent = 0
             if sent != size:
                 position = frame.fds.index(fd, first)
@@ -239,20 +253,20 @@ class Audience:
                 frame.recipients[position].transport.write(memoryview(data)[sent:])
 
     def _write_checked(self, frame: Frame, first: int, last: int) -> int:
-        data, last_seat = frame.data, frame.last_join_number
+        data, last_join_number = frame.data, frame.last_join_number
         written = 0
         for member in frame.recipients[first:last]:
             frame.next_recipient += 1
-            # Gone or paused; or it was, and came back with this frame already read from the ring.
-            if member.audience is self and member.join_number <= last_seat:
+            # Skipped: it has left, or left and joined again after it read this frame's events from the ring.
+            if member.audience is self and member.join_number <= last_join_number:
                 member.transport.write(data)
                 written += 1
         return written
 
     def _seal_frames(self, head: EventId) -> None:
-        """Close what is pending into frames for the members of this moment."""
+        """Turn the pending events into frames for the current members."""
         if not self.members:
-            self._pending.clear()  # the last one left before its turn came
+            self._pending.clear()  # the last member left before the turn
         if not self._pending:
             return
         for member in self._members_without_fd:
@@ -272,6 +286,6 @@ class Audience:
                 frames.append(Frame(data, entries, recipients, fds, until, sealed))
                 sealed = (sealed[0] + len(entries), sealed[1] + len(data))
                 entries, size = [], 0
-        # Only now: if one cannot be encoded, all is still pending, and the members read it from the ring.
+        # Only now: if one cannot be encoded, all are still pending, and the members read them from the ring.
         self._pending, self.sealed_totals = [], sealed
         self._frames += frames

@@ -1,17 +1,16 @@
-"""Proof that events get through: a notice that this node appends now and then, and waits for.
+"""The canary: a control message that a node regularly sends to itself, to prove that events get through.
 
-It goes the way of every event, through the broker and back to this node, into the hub, and through its
-pump, behind all writes that wait there. What comes back in time proves all of them; what does not makes
-the node unready and says so.
+It takes the path of every event: through the broker and back into the hub, and through the pump, behind all
+pending writes. A canary that returns in time proves all of them; one that does not makes the node unready.
 
-It is small and costs the log one append. It has no history and no deduplication key, so nothing of it
-stays: the next event of every channel still names the one before it in its own channel. Other nodes see
-it and pass over it.
+It is small and costs the log one append. It has no history and no deduplication key, so it leaves nothing
+behind: the next event of every channel still names its predecessor in its own channel. Other nodes ignore it.
 """
 
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -29,17 +28,17 @@ log = structlog.get_logger("gateway.hub")
 CANARY_KIND = "canary"
 
 INTERVAL_SECONDS = 2.0
-"""How often one flies, jittered: fifty nodes add 25 events a second to the log that they share."""
+"""How often one is sent, jittered: fifty nodes add 25 events a second to a shared log."""
 
 TIMEOUT_SECONDS = 5.0
-"""How long one may take. All nodes of a busy Redis are late together, so load alone must never reach this."""
+"""How long one may take. All nodes of a busy Redis are late together, so load alone must not reach this."""
 
 FIRST_TIMEOUT_SECONDS = 1.0
-"""How long a start waits for the first one: a log that works has it back in milliseconds."""
+"""How long a start waits for the first one: a working log returns it in milliseconds."""
 
 
 class Canary:
-    """`start` it behind the hub. ``pump`` calls what it is given behind all writes that wait."""
+    """Sends canaries, and reports when none returns. ``run_after_writes`` is `Hub.run_after_writes`."""
 
     def __init__(
         self,
@@ -54,26 +53,24 @@ class Canary:
         self._failures = failures
         self._node_id = secrets.token_hex(4)
         self._sequence = 0
-        self._received = asyncio.Event()  # of the one that flies
+        self._received = asyncio.Event()  # of the current one
         self._round_trip_seconds = 0.0
-        self._waiting_since: float | None = None  # when the first one was sent that is not back
+        self._waiting_since: float | None = None  # when the first one that has not returned was sent
         self._last_error = ""
         self._is_proven = self._is_failure_logged = False
         self._task: asyncio.Task[None] | None = None
         control_channel.add_handler(CANARY_KIND, self._on_received, has_history=False)
 
     async def start(self) -> None:
-        """Send the first one, and give it `FIRST_POLL_TIMEOUT_SECONDS`; go on for ever."""
+        """Begin to send, and wait for the first one `FIRST_TIMEOUT_SECONDS` at the most."""
         first = asyncio.Event()
         self._task = self._background.start_task("canary", partial(self._run, first))
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_TIMEOUT_SECONDS):
                 await first.wait()
-        except TimeoutError:
-            pass
 
     async def stop(self) -> None:
-        """End; harmless when repeated."""
+        """Stop sending; harmless when repeated."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -81,12 +78,12 @@ class Canary:
 
     @property
     def round_trip_seconds(self) -> float:
-        """How long the last one was on its way; or how long one has been away, if that is longer."""
+        """Round trip of the last one, or the time since one was sent that has not returned, if longer."""
         return max(self._round_trip_seconds, self._waiting_seconds)
 
     @property
     def fault(self) -> str | None:
-        """Why nobody knows whether events get through; None while that is proven."""
+        """Why it is not proven that events get through; None while it is."""
         if not self._is_proven and not self._last_error:
             return "canary: none was back yet"
         if self._is_proven and self._waiting_seconds < TIMEOUT_SECONDS:
@@ -131,7 +128,7 @@ class Canary:
     def _record_failure(self, why: str) -> None:
         self._failures.value += 1
         self._last_error = why
-        if not self._is_failure_logged:  # one line when they stay away, and one when they are back
+        if not self._is_failure_logged:  # one line when they are lost, and one when they return
             log.warning("canary_lost", seconds=round(self._waiting_seconds, 1), error=why or None)
         self._is_failure_logged = True
 

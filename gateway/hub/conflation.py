@@ -1,9 +1,9 @@
-"""Which event of each key is the newest, for channels whose slow clients get no other (``conflate``).
+"""Tracks the newest event per key, for channels whose slow clients get only that (``slow_client: conflate``).
 
-A stream that reads on after it was full gets what it missed, less what was superseded meanwhile: an event
-whose key has a newer event in the log, which the stream will get in its turn. So it ends up with the same
-state as all others, in the order of the log. Keys that are forgotten only cost bytes: those of the channel
-that was quiet the longest go first, and all of a channel when its last watcher leaves.
+A lagging stream gets the events that it missed, except superseded ones: those whose key has a newer event in
+the log, which the stream gets later. So it ends up with the same state as all others, in the order of the
+log. A forgotten key only costs some superseded deliveries: the least recent channel's are evicted first, and
+all of a channel's when its last watcher leaves.
 """
 
 from collections import OrderedDict
@@ -12,13 +12,13 @@ from gateway.core.event import EventId
 from gateway.hub.encoded_event import EncodedEvent
 
 MAX_KEYS = 100_000
-"""Keys that are known at once, of all channels together, however much memory there is."""
+"""Most keys of all channels together, however much memory there is."""
 
 KEY_OVERHEAD_BYTES = 400
-"""Bytes that a key takes with its place and its event's id: measured, rounded up (310)."""
+"""Bytes per key, with its entry and its event's id: measured (310), rounded up."""
 
 CHANNEL_OVERHEAD_BYTES = 700
-"""Bytes that a channel with keys takes besides, likewise; its name may have 255 characters."""
+"""Bytes per channel with keys, likewise; its name may have 255 characters."""
 
 
 class ConflationIndex:
@@ -33,11 +33,11 @@ class ConflationIndex:
         return self._key_count
 
     def set_max_bytes(self, max_bytes: int) -> None:
-        """Take at most so many bytes from the next event on."""
+        """Limit the memory from the next event on."""
         self._max_bytes = max_bytes
 
     def record(self, entry: EncodedEvent) -> None:
-        """Take note of an event of a channel that conflates; in the order of the log."""
+        """Record an event of a conflating channel; call it in the order of the log."""
         key = entry.conflation_key
         if key is None:
             return
@@ -57,7 +57,7 @@ class ConflationIndex:
         return self._key_count * KEY_OVERHEAD_BYTES + len(self._channels) * CHANNEL_OVERHEAD_BYTES
 
     def is_superseded(self, entry: EncodedEvent) -> bool:
-        """Tell whether a newer event of the same key is in the log."""
+        """Tell whether the log has a newer event of the same key."""
         keys = self._channels.get(entry.channel)
         if keys is None or entry.conflation_key is None:
             return False
@@ -65,7 +65,7 @@ class ConflationIndex:
         return newest is not None and newest > entry.id
 
     def forget_channel(self, channel: str) -> None:
-        """Let go of a channel's keys; harmless where it has none."""
+        """Forget a channel's keys; harmless if it has none."""
         self._key_count -= len(self._channels.pop(channel, ()))
 
     def _evict_oldest(self) -> None:

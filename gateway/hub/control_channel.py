@@ -1,7 +1,8 @@
-"""What nodes tell each other, through the log: the one thing that reaches all of them, in order.
+"""Control messages between nodes, through the log: it reaches all nodes, in order.
 
-A notice is an event of a channel that no client can name. Those that must not be missed have a history: a
-node that was cut off reads them when it is back; and if even that is gone, it assumes the worst (`on_lost`).
+A control message is an event of a channel that clients cannot name. Kinds that must not be missed have a
+history, which a node reads after it was cut off; if the history has expired, `ControlChannel.on_gap` is
+called.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupe
 log = structlog.get_logger("gateway.hub")
 
 RETENTION = Retention(1000, 15 * 60 * 1000)
-"""How long a node may be cut off and still learn what it must."""
+"""How many messages, and for how long, a node that is cut off can read later."""
 
 NO_RETENTION = Retention(0)
 
@@ -31,7 +32,7 @@ ControlHandler = Callable[[Mapping[str, Any], EventId], None]
 
 
 class ControlChannel:
-    """Sends and receives. Register handlers before the hub starts."""
+    """Sends and receives control messages. Add handlers before the hub starts."""
 
     def __init__(
         self, broker: Broker, clock: Callable[[], int], background: TaskSupervisor = UNCOUNTED_SUPERVISOR
@@ -42,30 +43,33 @@ class ControlChannel:
         self._handlers: dict[str, tuple[ControlHandler, Retention]] = {}
         self._read_tasks: set[asyncio.Task[None]] = set()
         self.on_gap: Callable[[], None] = lambda: None
-        """Called when notices may have been missed for good."""
+        """Called when messages may be lost."""
 
     def add_handler(self, kind: str, handler: ControlHandler, *, has_history: bool) -> None:
-        """Call ``handler`` for notices of a kind; ``kept`` are those that must not be missed."""
+        """Call ``handler`` for messages of a kind; ``has_history``: they must not be missed."""
         self._handlers[CONTROL_CHANNEL_PREFIX + kind] = handler, RETENTION if has_history else NO_RETENTION
 
     async def send(self, kind: str, about: Mapping[str, Any]) -> EventId:
-        """Tell all nodes, this one too. Raises Unavailable. Cancelling leaves open whether it is told."""
+        """Send a message to all nodes, this one included. Raises Unavailable.
+
+        Cancelling does not tell whether it is sent.
+        """
         channel = CONTROL_CHANNEL_PREFIX + kind
         _, retention = self._handlers[channel]
         draft = Draft(channel, msgspec.json.encode(about), self._clock(), retention)
         return (await self._broker.append([draft]))[0]
 
     def receive(self, event: Event) -> None:
-        """Take a notice of the log."""
+        """Handle a control event of the log."""
         handler, _ = self._handlers.get(event.channel, (None, None))
-        if handler is not None:  # else a newer node's
+        if handler is not None:  # else a kind of a newer version
             try:
                 handler(msgspec.json.decode(event.payload), event.id)
-            except Exception as error:  # what one node says must not stop what another follows
+            except Exception as error:  # a message that cannot be handled must not stop the follower
                 self._background.record_failure("hub", error)
 
     def read_missed(self, after: EventId, until: EventId) -> None:
-        """Read what was missed between two ids."""
+        """Read the messages that were missed between two ids."""
         task = self._background.start_task("control_channel", partial(self._read_range, after, until))
         self._read_tasks.add(task)
         task.add_done_callback(self._read_tasks.discard)
@@ -85,7 +89,7 @@ class ControlChannel:
             except Unavailable:
                 await asyncio.sleep(backoff.next_delay())
                 continue
-            except Exception as error:  # what cannot be read must not be taken for nothing
+            except Exception as error:  # unreadable messages must count as missed
                 self._background.record_failure("control_channel", error)
                 self.on_gap()
                 return

@@ -1,4 +1,4 @@
-"""One event on its way through a node: encoded once per format, shared by every stream."""
+"""Events with their encoded blocks: encoded once per format, shared by all streams of a node."""
 
 import hashlib
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from gateway.config.channel_catalog import DeclaredChannel
 from gateway.core.event import GAP_EVENT_TYPE, Event, EventId, Record
 from gateway.core.sse import StreamFormat, encode_event_frame, encode_gap_frame
 
-# A mapping in each entry would take more than many an event does.
+# Attributes rather than a mapping in each entry, which takes more memory than most events; bench row: ingest.
 _FORMAT_ATTRIBUTES: dict[StreamFormat, str] = {
     "envelope": "as_envelope",
     "data": "as_data",
@@ -18,13 +18,13 @@ _FORMAT_ATTRIBUTES: dict[StreamFormat, str] = {
 
 
 MAX_KEY_BYTES = 32
-"""Bytes of a key that is kept as it is; a longer one is known by its digest."""
+"""Bytes of the longest conflation key that is stored as it is; longer ones are replaced by a digest."""
 
-_DIGEST_PREFIX = b"\xff"  # in no UTF-8, so that no key is spelled like the digest of another one
+_DIGEST_PREFIX = b"\xff"  # not in UTF-8, so no key equals the digest of another one
 
 
 class EncodedEvent:
-    """An event with its blocks, each made when it is first asked for."""
+    """An event with its encoded blocks, each encoded at its first use."""
 
     __slots__ = ("_conflation_key", "as_data", "as_envelope", "as_message", "declared", "event")
 
@@ -46,12 +46,12 @@ class EncodedEvent:
 
     @property
     def is_gap(self) -> bool:
-        """True if this tells a hole in its channel rather than something that happened."""
+        """Whether the event reports a gap in its channel."""
         return self.event.type == GAP_EVENT_TYPE
 
     @property
     def conflation_key(self) -> bytes | None:
-        """What a newer event must share to supersede this one; None where none can. Never long."""
+        """Newer events with the same key supersede this one; None: none do. At most `MAX_KEY_BYTES`."""
         if self._conflation_key is False:
             self._conflation_key = self._compute_conflation_key()
         return self._conflation_key
@@ -62,44 +62,44 @@ class EncodedEvent:
         type = self.event.type or ""
         if self.declared.conflation_key is None:
             return _bounded_key(type)
-        # The type is part of it, because a stream may have asked for some types only.
+        # The type is part of the key, because a stream may be limited to some types.
         text = self.declared.conflation_key.render(Record(self.channel, self.event.payload))
         return None if text is None else _bounded_key(f"{type}\n{text}")
 
     def block(self, format: StreamFormat | None) -> bytes:
-        """Return the event in ``format``, or in its channel's own."""
+        """Return the event in ``format``, by default its channel's."""
         spec = self.declared.config
         chosen = format or spec.format
-        slot = _FORMAT_ATTRIBUTES[chosen]
-        made: bytes | None = getattr(self, slot)
-        if made is None:
-            made = encode_event_frame(self.event, chosen, spec.payload)
-            setattr(self, slot, made)
-        return made
+        attribute = _FORMAT_ATTRIBUTES[chosen]
+        block: bytes | None = getattr(self, attribute)
+        if block is None:
+            block = encode_event_frame(self.event, chosen, spec.payload)
+            setattr(self, attribute, block)
+        return block
 
     def gap_blocks(self, channels: tuple[str, ...]) -> bytes:
-        """Return one ``stream.gap`` for each of the stream's channels that the hole concerns.
+        """Return one ``stream.gap`` for each of the stream's channels that the gap concerns.
 
-        The id stands on the last one: a client that was cut between two is told all of them again.
+        Only the last one has the id: a client that is cut between two gets all of them again.
         """
-        told: dict[str, Any] = msgspec.json.decode(self.event.payload)
-        after = EventId.parse(str(told.get("after", "")))
+        gap: dict[str, Any] = msgspec.json.decode(self.event.payload)
+        after = EventId.parse(str(gap.get("after", "")))
         id = self.event.id if self.event.is_retained else None
         return b"".join(
             encode_gap_frame(
                 channel,
-                str(told["reason"]),
+                str(gap["reason"]),
                 after=after,
                 oldest=self.event.id,
                 id=id if position == len(channels) - 1 else None,
-                missing_count=told.get("missing"),
+                missing_count=gap.get("missing"),
             )
             for position, channel in enumerate(channels)
         )
 
 
 def _bounded_key(key: str) -> bytes:
-    """Return a key, or its digest: a payload decides how long it is, and a ring holds it with the event."""
+    """Return a key, or the digest of a long one: payloads determine it, and rings store it."""
     text = key.encode("utf-8", "surrogatepass")
     if len(text) <= MAX_KEY_BYTES:
         return text

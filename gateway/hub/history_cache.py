@@ -1,10 +1,9 @@
-"""Reads of the log that many streams share.
+"""A short-lived cache of the log's history, so that many resuming streams share one read.
 
-Ten thousand clients that come back at once ask for much the same. What was read of a channel stays on a
-*shelf* for a few seconds, as entries whose bytes are encoded once; who asks for a part of it is
-served from there. Whoever needs more says so and waits for the next *flight*: one read of the
-broker for all channels that were asked for until it started, each from the oldest id that anybody
-needs. So the reads grow with the channels and with time, and not with the clients.
+Ten thousand clients that reconnect at once need much the same. The range of a channel that was read is cached
+for a few seconds, as entries whose bytes are encoded once. A stream that needs more waits for the next read:
+one request to the broker for all channels that are pending when it starts, each from the oldest id that any
+stream needs. So the reads grow with the channels and with time, and not with the clients.
 """
 
 import asyncio
@@ -27,10 +26,10 @@ MAX_EVENTS_PER_READ = 4096
 """Most events of all channels in one read."""
 
 INITIAL_EVENTS_PER_READ = 512
-"""The same before anything is known of the size of events."""
+"""The same while the size of events is unknown."""
 
 TARGET_READ_BYTES = 8 * 1024 * 1024
-"""Payload bytes that one read aims for: those that bring more are followed by reads of fewer events."""
+"""Payload bytes that a read should return: one that returns more is followed by reads of fewer events."""
 
 MAX_CHANNELS_PER_READ = 500
 """Most channels in one read."""
@@ -39,26 +38,26 @@ MAX_PENDING_CHANNELS = 20_000
 """Channels that may wait for a read."""
 
 MAX_CONCURRENT_READS = 8
-"""Reads that may be under way at once."""
+"""Reads that may run at once."""
 
 READ_TIMEOUT_SECONDS = 5.0
 """Seconds that one read may take."""
 
 CACHE_SECONDS = 5.0
-"""How long what was read is held for others."""
+"""How long a range is cached."""
 
 MAX_CACHED_BYTES = 64 * 1024 * 1024
-"""Payload bytes on all shelves together; what is read right now comes on top."""
+"""Payload bytes of all cached ranges; running reads come on top."""
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class _CachedRange:
-    """One channel from ``low`` (exclusive) to ``high``; whole, but for what ``floor`` says is gone."""
+    """The events of a channel from ``low`` (exclusive) to ``high``, except expired ones up to ``floor``."""
 
     stream_schema: StreamSchema
-    """That of its entries: after a reload streams may want another one."""
+    """That of its entries: a reload may change the channel's."""
     low: EventId
     high: EventId
     floor: EventId
@@ -81,24 +80,24 @@ class _InFlight:
     task: asyncio.Task[None]
 
     def covers(self, stream_schema: StreamSchema, after: EventId, until: EventId) -> bool:
-        """Tell whether it brings all of an interval."""
+        """Tell whether the read covers an interval."""
         return self.stream_schema is stream_schema and self.after <= after and self.until >= until
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryView:
-    """What is held for one subscription: merged ``entries`` that lead up to ``until``."""
+    """The cached history of one subscription: merged ``events`` up to ``until``."""
 
     events: Sequence[EncodedEvent]
     until: EventId
     floors: Mapping[str, EventId]
-    """Of each channel that lost events after the id asked for: the last that is gone."""
+    """By channel, if events after the requested id have expired: the id of the last of them."""
     oldest: Mapping[str, EventId]
-    """Of the same channels: the first that is still held, if it is in reach."""
+    """For the same channels: the first event that is left, if it is cached."""
 
 
 class HistoryCache:
-    """See the module's docstring."""
+    """Reads history for streams and caches it. Everything runs on the event loop."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -117,58 +116,57 @@ class HistoryCache:
     def try_cached(
         self, topics: Mapping[str, DeclaredChannel], after: EventId, until: EventId, limit: int
     ) -> HistoryView | None:
-        """Return the first ``limit`` entries with ``after < id <= until``; None if `load` must come first."""
+        """Return the first ``limit`` events with ``after < id <= until``; None if `load` must come first."""
         if not all(self._is_cached(name, each.stream_schema, after, until) for name, each in topics.items()):
             return None
-        shelves = {name: self._ranges[name] for name in topics}
-        reach = min((until, *(shelf.high for shelf in shelves.values())))
+        ranges = {name: self._ranges[name] for name in topics}
+        reach = min((until, *(cached.high for cached in ranges.values())))
         entries = merge_by_id(
-            [slice_by_id(shelf.events, after, reach, limit + 1) for shelf in shelves.values()], limit + 1
+            [slice_by_id(cached.events, after, reach, limit + 1) for cached in ranges.values()], limit + 1
         )
         if len(entries) > limit:
             entries.pop()
             reach = entries[-1].id
-        floors = {name: shelf.floor for name, shelf in shelves.items() if shelf.floor > after}
+        floors = {name: cached.floor for name, cached in ranges.items() if cached.floor > after}
         oldest = {
             name: first[0].id
             for name, floor in floors.items()
-            if (first := slice_by_id(shelves[name].events, floor, shelves[name].high, 1))
+            if (first := slice_by_id(ranges[name].events, floor, ranges[name].high, 1))
         }
         return HistoryView(entries, reach, floors, oldest)
 
     async def load(self, topics: Mapping[str, DeclaredChannel], after: EventId, until: EventId) -> None:
-        """Get hold of what `view` lacks, or of a part of it. Raises Unavailable. Cancelling is safe."""
-        flights: set[asyncio.Task[None]] = set()
+        """Read what `try_cached` lacks, or a part of it. Raises Unavailable. Cancelling is safe."""
+        reads: set[asyncio.Task[None]] = set()
         for name, declared in topics.items():
             if self._is_cached(name, declared.stream_schema, after, until):
                 continue
-            flying = self._in_flight.get(name)
-            if flying is not None and flying.covers(declared.stream_schema, after, until):
-                flights.add(flying.task)
+            in_flight = self._in_flight.get(name)
+            if in_flight is not None and in_flight.covers(declared.stream_schema, after, until):
+                reads.add(in_flight.task)
                 continue
-            want = self._pending.get(name)
+            pending = self._pending.get(name)
             if self._next_read is None:
                 self._next_read = self._start_task(self._run_read())
-            if want is None and len(self._pending) >= MAX_PENDING_CHANNELS:
+            if pending is None and len(self._pending) >= MAX_PENDING_CHANNELS:
                 raise Unavailable("too many streams wait for the log")
-            if (
-                want is None or want.declared.stream_schema is not declared.stream_schema
-            ):  # who wanted the other one asks again
-                want = self._pending[name] = _Pending(declared, after)
-            want.after = min(want.after, self._read_start(name, after))
-            flights.add(self._next_read)
+            if pending is None or pending.declared.stream_schema is not declared.stream_schema:
+                # Streams that wait for the old schema will call again.
+                pending = self._pending[name] = _Pending(declared, after)
+            pending.after = min(pending.after, self._read_start(name, after))
+            reads.add(self._next_read)
         self._read_until = max(self._read_until, until)
-        for flight in flights:
-            await asyncio.shield(flight)
+        for read in reads:
+            await asyncio.shield(read)
 
     async def latest(self) -> EventId:
-        """Return what `BrokerConfig.latest` does. Raises Unavailable. Cancelling is safe."""
+        """Return the id of the log's last event. Raises Unavailable. Cancelling is safe."""
         if self._latest_task is None:
             self._latest_task = self._start_task(self._read_latest())
         return await asyncio.shield(self._latest_task)
 
     async def close(self) -> None:
-        """End what is under way; harmless when repeated."""
+        """Cancel all reads; harmless when repeated."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         tasks = list(self._tasks)
@@ -177,54 +175,52 @@ class HistoryCache:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _is_cached(self, name: str, stream_schema: StreamSchema, after: EventId, until: EventId) -> bool:
-        """Tell whether a shelf holds the next event after an id, or all there is up to ``until``."""
-        shelf = self._ranges.get(name)
-        if shelf is None or shelf.stream_schema is not stream_schema:
+        """Tell whether the next event after an id, or everything up to ``until``, is cached."""
+        cached = self._ranges.get(name)
+        if cached is None or cached.stream_schema is not stream_schema:
             return False
-        return shelf.low <= after and (shelf.high >= until or after < shelf.high)
+        return cached.low <= after and (cached.high >= until or after < cached.high)
 
     def _read_start(self, name: str, after: EventId) -> EventId:
-        """Return from where to read for somebody who needs more than a shelf reaches back.
+        """Return the id from which to read for a stream that needs more than the cached range.
 
-        As far again as it falls short: others will come from further back still, and with every read
-        the reach doubles.
+        As far again as the range falls short: other streams will need even older events, and so the range
+        doubles with every read.
         """
-        shelf, flying = self._ranges.get(name), self._in_flight.get(name)
-        low = flying.after if flying is not None else shelf.low if shelf is not None else after
+        cached, in_flight = self._ranges.get(name), self._in_flight.get(name)
+        low = in_flight.after if in_flight is not None else cached.low if cached is not None else after
         return after if after >= low else EventId(max(0, 2 * after.ms - low.ms - 1), 0)
 
     async def _run_read(self) -> None:
         async with self._read_semaphore:
-            task, self._next_read = (
-                self._next_read,
-                None,
-            )  # from here on, whoever wants more waits for another one
+            # From here on, further channels wait for another read.
+            task, self._next_read = self._next_read, None
             assert task is not None
             names = list(islice(self._pending, min(MAX_CHANNELS_PER_READ, self._events_per_read)))
-            wants = {name: self._pending.pop(name) for name in names}
+            batch = {name: self._pending.pop(name) for name in names}
             until = self._read_until
-            flying = {
-                name: _InFlight(want.declared.stream_schema, want.after, until, task)
-                for name, want in wants.items()
+            in_flight = {
+                name: _InFlight(pending.declared.stream_schema, pending.after, until, task)
+                for name, pending in batch.items()
             }
-            self._in_flight.update(flying)
+            self._in_flight.update(in_flight)
             try:
-                # Few of each where many channels are asked for: a flight must not fill the memory.
-                limit = min(MAX_EVENTS_PER_CHANNEL, self._events_per_read // len(wants))
-                after = {name: want.after for name, want in wants.items()}
+                # Fewer events of each if there are many channels: a read must not fill the memory.
+                limit = min(MAX_EVENTS_PER_CHANNEL, self._events_per_read // len(batch))
+                after = {name: pending.after for name, pending in batch.items()}
                 pages = await _with_timeout(self._broker.read(after, until, limit))
             finally:
-                for name, each in flying.items():
+                for name, each in in_flight.items():
                     if self._in_flight.get(name) is each:
                         del self._in_flight[name]
         self._adapt_read_size(pages)
         now = asyncio.get_running_loop().time()
         for name, page in pages.items():
-            self._store_page(name, wants[name], page, until, now)
+            self._store_page(name, batch[name], page, until, now)
         self._evict(len(pages))
 
     def _adapt_read_size(self, pages: Mapping[str, HistoryPage]) -> None:
-        """Let the next read ask for as many events of this read's kind as `TARGET_READ_BYTES` hold."""
+        """Limit the next read to as many events of this read's size as fit into `TARGET_READ_BYTES`."""
         events = sum(len(page.events) for page in pages.values())
         size = sum(len(event.payload) for page in pages.values() for event in page.events)
         if size > TARGET_READ_BYTES:
@@ -238,24 +234,26 @@ class HistoryCache:
         entries = [EncodedEvent(event, pending.declared) for event in page.events]
         size = sum(len(event.payload) for event in page.events)
         high = page.events[-1].id if page.has_more else until
-        shelf = self._ranges.pop(name, None)
-        if shelf is not None:
-            self._cached_bytes -= shelf.payload_bytes
-        form = pending.declared.stream_schema
+        cached = self._ranges.pop(name, None)
+        if cached is not None:
+            self._cached_bytes -= cached.payload_bytes
+        schema = pending.declared.stream_schema
         goes_on = (
-            shelf is not None and shelf.stream_schema is form and shelf.high == pending.after == page.floor
+            cached is not None
+            and cached.stream_schema is schema
+            and cached.high == pending.after == page.floor
         )
-        if shelf is not None and goes_on and shelf.payload_bytes < MAX_CACHED_BYTES // 8:
-            shelf.events += entries
-            shelf.high = high
-            shelf.payload_bytes += size
+        if cached is not None and goes_on and cached.payload_bytes < MAX_CACHED_BYTES // 8:
+            cached.events += entries
+            cached.high = high
+            cached.payload_bytes += size
         else:
-            shelf = _CachedRange(form, pending.after, high, page.floor, entries, size, now)
-        self._ranges[name] = shelf
-        self._cached_bytes += shelf.payload_bytes
+            cached = _CachedRange(schema, pending.after, high, page.floor, entries, size, now)
+        self._ranges[name] = cached
+        self._cached_bytes += cached.payload_bytes
 
     def _evict(self, fresh: int) -> None:
-        """Keep the limit; the ``fresh`` newest shelves stay, for those who wait for them right now."""
+        """Evict ranges beyond the limit, except the ``fresh`` newest ones, for which streams wait."""
         while self._cached_bytes > MAX_CACHED_BYTES and len(self._ranges) > fresh:
             self._remove_range(next(iter(self._ranges)))
         if self._sweep_timer is None and self._ranges:
@@ -264,7 +262,7 @@ class HistoryCache:
     def _evict_expired(self) -> None:
         self._sweep_timer = None
         made_after = asyncio.get_running_loop().time() - CACHE_SECONDS
-        for name in [name for name, shelf in self._ranges.items() if shelf.created_at <= made_after]:
+        for name in [name for name, cached in self._ranges.items() if cached.created_at <= made_after]:
             self._remove_range(name)
         self._evict(0)
 
@@ -273,7 +271,7 @@ class HistoryCache:
 
     async def _read_latest(self) -> EventId:
         async with self._read_semaphore:
-            self._latest_task = None  # an answer from before a request came might be too old for it
+            self._latest_task = None  # a later call must not get an answer from before it
             return await _with_timeout(self._broker.read_log_head())
 
     def _start_task(self, work: Any) -> asyncio.Task[Any]:
@@ -285,7 +283,7 @@ class HistoryCache:
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever waited was told; if nobody did, nobody needs to be
+            task.exception()  # retrieved, so that asyncio logs nothing if no stream waits any more
 
 
 async def _with_timeout(call: Awaitable[T]) -> T:

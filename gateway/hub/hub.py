@@ -1,9 +1,9 @@
-"""One process's channels, the audiences that listen to them, and the pump that writes.
+"""The hub of a node: its watched channels, their audiences, and the pump that writes.
 
-`receive` takes events from the broker, in order, and only files them: into the ring of each channel
-that somebody watches, and into the audiences that want them. Writing happens in the pump, a slice
-per turn of the event loop, so that accepts, reads and heartbeats go on during a large fan-out.
-Publishing therefore never waits for a subscriber, and costs nothing for channels without one.
+`Hub.receive` gets the events of the log, in order, and only enqueues them: into the ring of their channel, if
+it is watched, and into its audiences. The pump does the writing, a slice per turn of the event loop, so that
+accepts, reads and heartbeats go on during a large fan-out. Publishing therefore never waits for a subscriber,
+and costs nothing for channels without one.
 """
 
 import asyncio
@@ -32,21 +32,21 @@ SLICE_WRITES = 512
 """Writes per turn of the loop: about five milliseconds of send() calls."""
 
 SMALL_SLICE_WRITES = 48
-"""The same for `FAVOR_LATENCY_SECONDS` after somebody came whose answer takes several turns: half a millisecond."""
+"""The same for `FAVOR_LATENCY_SECONDS` after `Hub.favor_latency`: about half a millisecond."""
 
 FAVOR_LATENCY_SECONDS = 0.05
 
 MAX_RING_EVENTS = 100_000
-"""Events that a channel's ring holds at the most, however short the time they came in."""
+"""Most events in a channel's ring, however recent."""
 
 EVENT_OVERHEAD_BYTES = 700
-"""Bytes that an entry of a ring costs beside its payload and its encoded blocks: measured, rounded up."""
+"""Bytes of a ring's entry beside its payload and its encoded blocks: measured, rounded up."""
 
 CONFLATION_BYTES_DIVISOR = 4
-"""Into which part of the rings' bytes the keys of channels that conflate must fit, besides."""
+"""The conflation index gets this fraction of the rings' bytes, in addition to them."""
 
 PumpWork = Callable[[Any, int], tuple[int, bool]]
-"""One turn of some work: (its object, how many writes it may do) to (writes done, more to do)."""
+"""One turn of pump work: (item, write budget) to (writes done, whether there is more to do)."""
 
 
 class WatchedChannel:
@@ -57,9 +57,9 @@ class WatchedChannel:
     def __init__(self, declared: DeclaredChannel, complete_since: EventId) -> None:
         self.declared = declared
         self.complete_since = complete_since
-        """The head when it was first watched: its ring, made by its first event, is whole from there on."""
+        """The head when it was first watched: its ring is complete from there on."""
         self.watchers = 0
-        # Most channels of templates have one, and a mapping would take more than all else here.
+        # A single audience is stored as it is: most instances of templates have one. Bench row: own-channels.
         self._audiences: Audience | dict[Audience, None] | None = None
 
     @property
@@ -71,7 +71,7 @@ class WatchedChannel:
         return found or ()
 
     def add(self, audience: Audience) -> None:
-        """Let one more audience listen."""
+        """Add an audience."""
         if self._audiences is None:
             self._audiences = audience
         elif isinstance(self._audiences, Audience):
@@ -80,7 +80,7 @@ class WatchedChannel:
             self._audiences[audience] = None
 
     def discard(self, audience: Audience) -> None:
-        """Take an audience out; harmless where it is not in."""
+        """Remove an audience; harmless if it is not there."""
         if self._audiences is audience:
             self._audiences = None
         elif isinstance(self._audiences, dict):
@@ -88,7 +88,7 @@ class WatchedChannel:
 
 
 class Hub:
-    """See the module's docstring. All methods run on the event loop and none waits."""
+    """Distributes the events of the log to streams. Methods run on the event loop; none waits."""
 
     def __init__(
         self,
@@ -101,10 +101,10 @@ class Hub:
         clock: Callable[[], int],
         background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
-        """Make an empty hub; `start` puts it behind its broker.
+        """Create an empty hub; `start` begins to follow the broker.
 
-        ``ring_seconds`` is how far back a ring reaches: as long as a client may take nothing before it is
-        cut, so that whoever is still connected can catch up from memory. All rings share ``ring_bytes``.
+        ``ring_seconds`` is how far back a ring reaches: as long as the write timeout, so that clients that
+        are still connected can catch up from memory. All rings share ``ring_bytes``.
         """
         self.head = self.last_gap_end = EventId(0, 0)
         self._broker = broker
@@ -129,9 +129,9 @@ class Hub:
         self.reconfigure(ring_seconds=ring_seconds, ring_bytes=ring_bytes)
 
     def reconfigure(self, *, ring_seconds: float, ring_bytes: int) -> None:
-        """Follow the catalog, whose channels may be others by now.
+        """Apply other limits, and the catalog's changed channels.
 
-        Streams that saw one of them in its old form get no more events: end them next.
+        Streams with an old declaration of such a channel get no more events and must be closed next.
         """
         self._ring_retention = Retention(MAX_RING_EVENTS, round(ring_seconds * 1000))
         self._ring.set_max_bytes(ring_bytes)
@@ -148,7 +148,7 @@ class Hub:
             if new is not None and new.stream_schema is channel.declared.stream_schema:
                 channel.declared = new
                 continue
-            # What is in the ring is in the old form; whoever comes next reads the log.
+            # The ring's entries are encoded by the old declaration: new streams read the log.
             self._forget_channel(name)
             channel.complete_since = self.head
             if new is not None:
@@ -158,29 +158,27 @@ class Hub:
                     self._channels[other].discard(audience)
 
     def start(self) -> None:
-        """Follow the log from where it is. The broker must have been started."""
+        """Follow the log from its head. The broker must have been started."""
         self.head = self._broker.head
         self._broker.follow(self.receive, self.handle_log_gap)
 
     @property
     def channels(self) -> Mapping[str, WatchedChannel]:
-        """The channels that streams watch, by full name; a template's name is among them."""
+        """The watched channels, by full name and, for templates, declared name."""
         return self._channels
 
     def receive(self, events: Sequence[Event]) -> None:
-        """Take events of the log, in order."""
+        """Enqueue events of the log, in order."""
         taken = 0
         try:
             if self._stale_after_channels:
                 self._record_activity(events)
             for event in events:
                 channel = self._channels.get(event.channel)
-                flooded = (
-                    self._enqueue(EncodedEvent(event, channel.declared), channel)
-                    if channel is not None
-                    else ()
-                )
-                if channel is None and event.channel.startswith(CONTROL_CHANNEL_PREFIX):
+                flooded: Sequence[Audience] = ()
+                if channel is not None:
+                    flooded = self._enqueue(EncodedEvent(event, channel.declared), channel)
+                elif event.channel.startswith(CONTROL_CHANNEL_PREFIX):
                     self.on_control_event(event)
                 # Only now, so that no stream can join between two audiences of one event.
                 self.head = event.id
@@ -192,33 +190,33 @@ class Hub:
             self._abandon_batch(events[taken:], events[-1].id)
 
     def _abandon_batch(self, events: Sequence[Event], until: EventId) -> None:
-        """Let the streams read the rest of a batch from the log; some may have got its first event."""
+        """Let the streams read the rest of a batch from the log; some may have its first event."""
         self.handle_log_gap(until)
         for event in events:
-            # `lost` reads those that have a history; the others are nowhere but here.
+            # Retained ones are read again after the gap; the others are only here.
             if event.channel.startswith(CONTROL_CHANNEL_PREFIX) and not event.is_retained:
                 self.on_control_event(event)
 
     def handle_log_gap(self, until: EventId) -> None:
-        """Go on after an id up to which the log could not be followed: the streams read what they need.
+        """Continue after an id up to which the log could not be followed: the streams read what they need.
 
-        ``cut`` remembers it, because what is missing up to there is nobody's slowness.
+        `last_gap_end` records it: a gap before that is not the client's fault.
         """
-        behind = []
+        lagging: list[Member] = []
         for audience in list(self._audiences.values()):
             members = list(audience.members)
             for member in members:
                 self.leave(member)
             audience.clear()
-            behind += members
+            lagging += members
         for name, channel in self._channels.items():
             self._ring.drop_channel(name)
             channel.complete_since = until
         before, self.head, self.last_gap_end = self.head, until, until
         try:
             self.on_log_gap(before, until)
-        finally:  # whatever becomes of the notices
-            for member in behind:
+        finally:
+            for member in lagging:
                 self._start_catch_up(member)
 
     def _record_activity(self, events: Sequence[Event]) -> None:
@@ -232,8 +230,8 @@ class Hub:
                 self.last_event_at[match.declared.name] = event.id.ms
 
     def _enqueue(self, entry: EncodedEvent, channel: WatchedChannel) -> list[Audience]:
-        """Put an event into the ring and the audiences; return those for whom it is too much."""
-        # Two formats at most are made of an entry; one envelope is somewhat larger than its payload.
+        """Add an event to its ring and audiences; return the audiences that are flooded."""
+        # At most two formats of an event are encoded; an envelope is somewhat larger than the payload.
         if channel.declared.config.slow_client_policy == "conflate":
             self.conflation.record(entry)
         size = 2 * len(entry.event.payload) + EVENT_OVERHEAD_BYTES
@@ -250,7 +248,7 @@ class Hub:
         return flooded
 
     def _drop_backlog(self, audience: Audience) -> None:
-        """Drop what waits for an audience; its members catch up from history at their own pace."""
+        """Drop an audience's pending events; its members catch up from history at their own pace."""
         members = list(audience.members)
         for member in members:
             self.leave(member)
@@ -259,7 +257,7 @@ class Hub:
             self._start_catch_up(member)
 
     def _start_catch_up(self, member: Member) -> None:
-        """Let a stream that is in no audience catch up; if that fails, its client comes back and resumes."""
+        """Let a stream that is in no audience catch up; if that fails, close it: its client resumes."""
         try:
             self.on_lagging(member)
         except Exception as error:
@@ -267,7 +265,7 @@ class Hub:
             member.close("internal_error")
 
     def watch(self, subscription: Subscription) -> None:
-        """Begin to keep what a new stream will need; pair with `unwatch`."""
+        """Keep the events that a new stream will need; pair with `unwatch`."""
         for name, declared in subscription.followed.items():
             channel = self._channels.get(name)
             if channel is None:
@@ -275,7 +273,7 @@ class Hub:
             channel.watchers += 1
 
     def unwatch(self, subscription: Subscription) -> None:
-        """Let go of what `watch` kept."""
+        """Undo `watch`."""
         for name in subscription.followed:
             channel = self._channels[name]
             channel.watchers -= 1
@@ -288,7 +286,7 @@ class Hub:
         self.conflation.forget_channel(name)
 
     def join(self, member: Member, subscription: Subscription) -> None:
-        """Let a stream that has everything up to `head` take part in what comes."""
+        """Add a stream that has everything up to `head` to its audience."""
         audience = self._audiences.get(subscription)
         if audience is None:
             audience = self._audiences[subscription] = Audience(subscription, self.head)
@@ -297,7 +295,7 @@ class Hub:
         audience.join(member, self.head)
 
     def leave(self, member: Member) -> None:
-        """Take a stream out; its cursor says what it was given. Harmless when repeated."""
+        """Remove a stream from its audience; its cursor is what it was sent. Harmless when repeated."""
         audience = member.audience
         if audience is None:
             return
@@ -305,10 +303,10 @@ class Hub:
         if not audience.members:
             del self._audiences[audience.subscription]
             for name in audience.subscription.followed:
-                self._channels[name].discard(audience)  # a reload may have taken it out
+                self._channels[name].discard(audience)  # a reload may have removed it
 
     def ring_covers(self, subscription: Subscription, after: EventId) -> bool:
-        """Tell whether the rings hold everything after an id."""
+        """Tell whether the rings have everything after an id."""
         self._ring.expire()
         for name in subscription.followed:
             channel = self._channels.get(name)
@@ -317,32 +315,32 @@ class Hub:
         return True
 
     def read_ring(self, subscription: Subscription, after: EventId, limit: int) -> list[EncodedEvent]:
-        """Return the first ``limit`` events after an id; ask `covers` first."""
+        """Return the first ``limit`` events after an id; check `ring_covers` first."""
         return merge_by_id(
             [self._ring.items_after(name, after, self.head, limit) for name in subscription.followed], limit
         )
 
     def last_event_id(self, name: str, until: EventId) -> EventId:
-        """Return the id of a watched channel's last event up to ``until``, or from when on it is known."""
+        """Return the id of a watched channel's last event up to ``until``, or since when it is watched."""
         channel = self._channels.get(name)
         return self._ring.last_id(name, until, None if channel is None else channel.complete_since)
 
     def schedule(self, work: PumpWork, item: Any) -> None:
-        """Give ``item`` a turn in the pump; work that has more to do comes back at the end of the queue."""
+        """Queue a turn in the pump for ``item``; work that has more to do is queued again."""
         self._work_queue.append((work, item))
         if not self._is_pump_scheduled:
             self._is_pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
     def favor_latency(self) -> None:
-        """Write in small slices for a moment: an answer takes several turns of the loop, and is waited for.
+        """Write in small slices for a moment, because a response takes several turns of the loop.
 
-        Slices that were always small would cost every broadcast a part of what a turn costs.
+        Small slices at all times would slow every broadcast; bench rows: storm, fanout.
         """
         self._favor_latency_until = monotonic() + FAVOR_LATENCY_SECONDS
 
     def run_after_writes(self, call: Callable[[], None]) -> None:
-        """Call something in the pump, behind all writes that wait there."""
+        """Call a function in the pump, after all writes that wait there."""
         self.schedule(_run_callback, call)
 
     def _pump(self) -> None:
@@ -366,7 +364,7 @@ class Hub:
     def _fan_out(self, audience: Audience, budget: int) -> tuple[int, bool]:
         try:
             written, frame = audience.write_slice(budget, self.head)
-        except Exception as error:  # some write failed in the middle: the cursors say who got the frame
+        except Exception as error:  # a write failed midway: the cursors say which members have the frame
             self._background.record_failure("pump", error)
             audience.is_scheduled = False
             self._drop_backlog(audience)

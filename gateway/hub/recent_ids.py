@@ -1,13 +1,12 @@
-"""Finds where a stream with ``last=N`` begins: the id after which lie the last N events of its channels.
+"""Finds where a stream with ``last=N`` begins: the id after which its channels have exactly N events.
 
-It needs ids only, so no event is read. Of each requested channel, a *tail* is held: the ids of its newest
-events. All requests for a channel are served from its tail, whatever their N. Before each answer a read
-brings the tail up to date, and makes it longer where it is too short.
+Only ids are read, no events. Each requested channel has a cached *tail*: the ids of its newest events, which
+serves requests with any N. Before each answer a read updates the tail, and extends it if it is too short.
 
-One read is under way at a time, and after each the log rests for as long as the read took: a flood takes half
-of the log's time at the most, and nothing of what resuming streams use (`history_cache`). The channels of
-different addresses take turns. A request that cannot be served within `DEADLINE_SECONDS` fails with Unavailable, and
-one whose client has left is dropped.
+One read runs at a time, followed by a pause of the same length: a flood takes half of the log's time at the
+most, and none of the reads of resuming streams (`history_cache`). The channels of different addresses take
+turns. A request that cannot be served within `DEADLINE_SECONDS` fails with Unavailable, and one whose client
+has left is dropped.
 """
 
 import asyncio
@@ -26,16 +25,16 @@ from gateway.core.event import EventId, pack_id, unpack_id
 log = structlog.get_logger("gateway.hub")
 
 MIN_FIRST_READ_IDS = 16
-"""Least ids of each channel that are read first; where that is not enough, twice as many, and so on."""
+"""Fewest ids of each channel in the first read; if they are too few, twice as many, and so on."""
 
 MAX_FIRST_READ_IDS = 1000
-"""Most ids of each channel that are read first."""
+"""Most ids of each channel in the first read."""
 
 MAX_CHANNELS_PER_READ = 200
 """Channels in one read."""
 
 ADDRESS_SHARE_CHANNELS = 50
-"""Channels of one address in one read, where others wait too."""
+"""Channels of one address in one read, if others wait, too."""
 
 MAX_PENDING_CHANNELS = 20_000
 """Channels that may wait for a read."""
@@ -47,7 +46,7 @@ DEADLINE_SECONDS = 3.0
 """Seconds after which a request fails."""
 
 MAX_TAILS = 10_000
-"""Channels whose tails are held."""
+"""Channels whose tails are cached."""
 
 MAX_TAIL_IDS = 500_000
 """Ids in all tails together: 8 bytes each."""
@@ -65,16 +64,16 @@ class _Tail:
         self.ids = array("q")
         self.floor = 0
         self.is_complete = False
-        """Whether the log has no older ones."""
+        """Whether the log has no older ids."""
         self.read_number = 0
-        """The number of the last read that brought it up to date."""
+        """The number of the last read that updated it."""
 
     def update(self, recent: SpanIds, max_events: int) -> None:
-        """Take its last id and what is newer; the channel keeps at most ``kept`` events."""
+        """Append newer ids, given with its last one; the channel keeps at most ``max_events``."""
         newer = array("q", reversed(recent.ids))
         self.floor = max(self.floor, recent.floor)
         if recent.is_cut or not self.ids or not newer or newer[0] != self.ids[-1]:
-            # Nothing joins it to what was known: too much came, or the log lost or dropped the last one.
+            # Not contiguous: there were too many new ids, or the log no longer has the last one.
             self.ids = newer
             self.is_complete = not recent.is_cut
         else:
@@ -83,17 +82,17 @@ class _Tail:
                 self.ids, self.is_complete = self.ids[-max_events:], False
 
     def prepend_older(self, span: HistorySpan, recent: SpanIds) -> None:
-        """Take what is older than its first id."""
+        """Prepend the ids before its first one."""
         if span.before is not None and self.ids and pack_id(span.before) == self.ids[0]:
             self.ids = array("q", reversed(recent.ids)) + self.ids
             self.is_complete = not recent.is_cut
 
     def has_newest(self, count: int) -> bool:
-        """Tell whether it holds the newest ``count`` ids, or all of events that are kept."""
+        """Tell whether it has the newest ``count`` ids, or all of the log's."""
         return self.is_complete or len(self.ids) >= count or (bool(self.ids) and self.ids[0] <= self.floor)
 
     def start_position(self, count: int) -> int:
-        """Return the position of the oldest id among the newest ``count`` whose event is kept."""
+        """Return the position of the oldest of the newest ``count`` ids whose event is in the log."""
         return max(0, len(self.ids) - count, bisect_right(self.ids, self.floor))
 
 
@@ -109,7 +108,7 @@ class _PendingChannel:
 
 
 class RecentIds:
-    """See the module's docstring. Everything runs on the event loop."""
+    """Answers ``last=N`` requests from cached tails. Everything runs on the event loop."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -123,27 +122,27 @@ class RecentIds:
     async def find_start(
         self, max_events: Mapping[str, int], count: int, address: Hashable = None
     ) -> EventId | None:
-        """Return the id after which lie exactly the last ``count`` events of some channels.
+        """Return the id after which some channels have exactly ``count`` events.
 
-        ``kept`` gives how many events each channel keeps at the most; requests of different addresses take
-        turns. Where there are fewer events, the id lies before all of them; None where there is none. Raises
-        Unavailable. Cancelling drops the request.
+        ``max_events`` is how many events each channel keeps; requests of different addresses take turns. If
+        there are fewer events, the id is before all of them; None if there are none. Raises Unavailable.
+        Cancelling drops the request.
         """
         limits = {name: min(count, most) for name, most in max_events.items() if min(count, most) > 0}
-        # Twice its share of each: where a channel has most of the events, it is read on.
+        # Twice the share of each; a channel that has most of the events is read further.
         depth = MIN_FIRST_READ_IDS + 2 * count // max(1, len(limits))
         depths = {name: min(limit, depth, MAX_FIRST_READ_IDS) for name, limit in limits.items()}
         since = self._read_count
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 while True:
-                    lacking = [
-                        name for name, depth in depths.items() if not self._is_fresh(name, depth, since)
-                    ]
+                    lacking = {
+                        name: (depth, max_events[name])
+                        for name, depth in depths.items()
+                        if not self._is_fresh(name, depth, since)
+                    }
                     if lacking:
-                        await self._wait_for_read(
-                            {name: (depths[name], max_events[name]) for name in lacking}, address
-                        )
+                        await self._wait_for_read(lacking, address)
                         continue
                     first, short = self._count_back(limits, count)
                     if not short:
@@ -154,7 +153,7 @@ class RecentIds:
             raise Unavailable(f"the log did not name its last events within {DEADLINE_SECONDS:g} s") from None
 
     async def close(self) -> None:
-        """End the read that is under way; harmless when repeated."""
+        """Cancel the running read; harmless when repeated."""
         if self._reader_task is not None:
             self._reader_task.cancel()
             await asyncio.gather(self._reader_task, return_exceptions=True)
@@ -164,7 +163,7 @@ class RecentIds:
         return tail is not None and tail.read_number > since and tail.has_newest(depth)
 
     def _count_back(self, limits: Mapping[str, int], count: int) -> tuple[int | None, list[str]]:
-        """Return the first id of the last ``count``, and the channels whose tails are too short to know."""
+        """Return the first id of the last ``count``, and the channels whose tails are too short."""
         tails = {name: self._tails[name] for name in limits}
         starts = {name: tail.start_position(limits[name]) for name, tail in tails.items()}
         first = _nth_newest([(tail.ids, starts[name]) for name, tail in tails.items()], count)
@@ -179,44 +178,44 @@ class RecentIds:
         return first, short
 
     async def _wait_for_read(self, wanted: Mapping[str, tuple[int, int]], address: Hashable) -> None:
-        """Wait for a read of these channels, each so deep. Raises Unavailable."""
+        """Wait for a read of channels, each with its depth and limit of events. Raises Unavailable."""
         queue = self._queues_by_address.setdefault(address, {})
         new = sum(name not in self._pending for name in wanted)
         if len(self._pending) + new > MAX_PENDING_CHANNELS or (
             address is not None and len(queue) + new > MAX_PENDING_CHANNELS_PER_ADDRESS
         ):
             raise Unavailable("too many requests for last= wait for the log")
-        wants = []
-        for name, (depth, kept) in wanted.items():
-            want = self._pending.get(name)
-            if want is None:
-                want = self._pending[name] = _PendingChannel(depth, kept)
-            want.depth, want.max_events = max(want.depth, depth), max(want.max_events, kept)
-            want.waiters += 1
+        batch = []
+        for name, (depth, limit) in wanted.items():
+            pending = self._pending.get(name)
+            if pending is None:
+                pending = self._pending[name] = _PendingChannel(depth, limit)
+            pending.depth, pending.max_events = max(pending.depth, depth), max(pending.max_events, limit)
+            pending.waiters += 1
             queue[name] = None
-            wants.append((name, want))
+            batch.append((name, pending))
         if self._reader_task is None:
             self._reader_task = asyncio.create_task(self._read_loop(), name="last ids")
         try:
-            for _, want in wants:
-                await want.done.wait()
-                if want.error is not None:
-                    raise Unavailable(want.error)
+            for _, pending in batch:
+                await pending.done.wait()
+                if pending.error is not None:
+                    raise Unavailable(pending.error)
         finally:
-            for name, want in wants:
-                want.waiters -= 1
-                if not want.waiters and self._pending.get(name) is want:
+            for name, pending in batch:
+                pending.waiters -= 1
+                if not pending.waiters and self._pending.get(name) is pending:
                     del self._pending[name]
                     queue.pop(name, None)
 
     async def _read_loop(self) -> None:
-        """Read for as long as somebody waits."""
+        """Read while requests wait."""
         loop = asyncio.get_running_loop()
         try:
-            while wants := self._take_batch():
+            while batch := self._take_batch():
                 began, error = loop.time(), None
                 try:
-                    await self._read_batch(wants)
+                    await self._read_batch(batch)
                 except asyncio.CancelledError:
                     error = _SHUTTING_DOWN
                     raise
@@ -226,7 +225,7 @@ class RecentIds:
                     log.exception("last_events_lookup_failed")
                     error = "the last events cannot be found; the gateway's logs say why"
                 finally:
-                    _complete(wants, error)
+                    _complete(batch, error)
                 await asyncio.sleep(loop.time() - began)
         finally:
             self._reader_task = None
@@ -242,27 +241,27 @@ class RecentIds:
             while queue and len(taken) < share:
                 name = next(iter(queue))
                 del queue[name]
-                want = self._pending.pop(name, None)  # another address's turn may have been first
-                if want is not None:
-                    taken[name] = want
+                pending = self._pending.pop(name, None)  # another address may have requested it, too
+                if pending is not None:
+                    taken[name] = pending
             if queue:
                 self._queues_by_address[address] = queue
         return taken
 
-    async def _read_batch(self, wants: Mapping[str, _PendingChannel]) -> None:
-        """Bring the tails of channels up to date, and deepen those that are too short. Raises Unavailable."""
+    async def _read_batch(self, batch: Mapping[str, _PendingChannel]) -> None:
+        """Update the tails of channels, and extend those that are too short. Raises Unavailable."""
         self._read_count += 1
         number = self._read_count
         newer, older = [], []
-        for name, want in wants.items():
+        for name, pending in batch.items():
             tail = self._tails.get(name)
             if tail is None or not tail.ids:
-                newer.append(HistorySpan(name, _LOWEST_ID, None, want.depth))
+                newer.append(HistorySpan(name, _LOWEST_ID, None, pending.depth))
                 continue
-            newer.append(HistorySpan(name, unpack_id(tail.ids[-1]), None, want.depth + 1))
-            if not tail.has_newest(want.depth):
+            newer.append(HistorySpan(name, unpack_id(tail.ids[-1]), None, pending.depth + 1))
+            if not tail.has_newest(pending.depth):
                 older.append(
-                    HistorySpan(name, _LOWEST_ID, unpack_id(tail.ids[0]), want.depth - len(tail.ids))
+                    HistorySpan(name, _LOWEST_ID, unpack_id(tail.ids[0]), pending.depth - len(tail.ids))
                 )
         spans = newer + older
         try:
@@ -272,33 +271,33 @@ class RecentIds:
             raise Unavailable("the log did not answer in time") from None
         for position, (span, recent) in enumerate(zip(spans, answers, strict=True)):
             if recent.is_cut and not recent.ids:
-                continue  # the answer was full before
+                continue  # the limit of the whole answer was reached before
             name = span.channel
             tail = self._tails.pop(name, None) or _Tail()
             self._id_count -= len(tail.ids)
             if position < len(newer):
-                tail.update(recent, wants[name].max_events)
+                tail.update(recent, batch[name].max_events)
                 tail.read_number = number
             else:
                 tail.prepend_older(span, recent)
             self._tails[name] = tail
             self._id_count += len(tail.ids)
-        # Those just read are the last that go: requests are about to look at them.
+        # The oldest first: requests wait for those that were just read.
         while len(self._tails) > MAX_TAILS or (self._id_count > MAX_TAIL_IDS and len(self._tails) > 1):
             self._id_count -= len(self._tails.popitem(last=False)[1].ids)
 
 
-def _complete(wants: Mapping[str, _PendingChannel], error: str | None) -> None:
-    for want in wants.values():
-        if not want.done.is_set():
-            want.error = error
-            want.done.set()
+def _complete(batch: Mapping[str, _PendingChannel], error: str | None) -> None:
+    for pending in batch.values():
+        if not pending.done.is_set():
+            pending.error = error
+            pending.done.set()
 
 
 def _nth_newest(tails: "Sequence[tuple[array[int], int]]", count: int) -> int | None:
-    """Return the ``count``-th newest of ids that are sorted in several arrays, each from a position on.
+    """Return the ``count``-th newest id of several sorted arrays, each from a position on.
 
-    None where there are fewer. The value is searched for, so the cost does not grow with ``count``.
+    None if there are fewer. A binary search by value, so the cost does not grow with ``count``.
     """
     filled = [(ids, start) for ids, start in tails if start < len(ids)]
     if not filled or sum(len(ids) - start for ids, start in filled) < count:

@@ -1,15 +1,15 @@
-"""From the id that a client has to the live events: resume, slow clients and floods are one mechanism.
+"""Replay: brings lagging streams from their cursor to the live events, on resume and after slowness.
 
-A stream that is in no audience is *behind*: it has a cursor, and `Replay` writes it page after page of
-what comes after, from the ring where that reaches back far enough, else from the broker, until the
-cursor meets the hub's head. There it joins its audience in the same turn of the loop, so between
-the last page and the first live event there is no seam. A client that stops reading pauses this, and
-one that reads again resumes it, from the same cursor.
+A stream that is in no audience is *lagging*: it has a cursor, and `Replay` writes page after page of later
+events, from the ring if that reaches back far enough, else from the broker, until the cursor meets the hub's
+head. There the stream joins its audience in the same turn of the loop, so no event is lost or doubled in
+between. A client that stops reading pauses the replay; when it reads again, replay continues from the same
+cursor.
 
-What cannot be had any more is a gap. Up to where the log was when the stream opened, or when this node
-was last cut off from it, it is told: that was not the client's doing. After that the client read too
-slowly, and the channel's ``slow_client`` says what happens. A channel without history is whole only as
-far as this node's ring knows that nothing passed.
+Events that can no longer be replayed are a gap. Up to the head at which the stream opened, or this node was
+last cut off from the log, the gap is reported: it was not the client's fault. After that the client read too
+slowly, and the channel's ``slow_client`` decides. A channel without history is complete only as far as this
+node's ring knows that it had no events.
 """
 
 import asyncio
@@ -31,6 +31,7 @@ from gateway.hub.history_cache import HistoryCache, HistoryView
 from gateway.hub.hub import Hub
 from gateway.hub.recent_ids import RecentIds
 from gateway.hub.subscription import Subscription
+from gateway.observability.eager import enter_task
 from gateway.observability.metrics import Metrics
 
 log = structlog.get_logger("gateway.hub")
@@ -39,40 +40,29 @@ PAGE_EVENTS = 128
 """Events per page."""
 
 NO_RESUME_POINT = "no_resume_point"
-"""The gap of a client that comes back and does not say what it has."""
+"""The reason of the gap of a client that reconnects without a resume point."""
 
 LARGE_EVENT_BYTES = 60 * 1024
-"""Bytes of a payload that, in its envelope, some clients' buffers (64 KiB) do not hold."""
+"""Bytes of a payload that, in its envelope, may exceed some clients' buffers (64 KiB)."""
 
 RETRY_SECONDS = 1.0
-"""Seconds until a stream whose read failed tries again, jittered."""
+"""Seconds after which a failed read is repeated, jittered."""
 
-_PAGE_COST_WRITES = 8  # a page is as much work for the pump as this many deliveries
+_PAGE_COST_WRITES = 8  # the work of a page for the pump, in deliveries; bench row: herd
 
 
 class ReplayStream(Member, Protocol):
-    """What replay needs of a stream."""
+    """A stream as replay needs it."""
 
-    subscription: Subscription
     head_at_open: EventId
-    """The head when it opened: of channels without history it gets what came later."""
+    """The head when it opened: of channels without history it gets later events only."""
     is_replaying: bool
-    """Whether it has a turn coming, or a read under way."""
+    """Whether it waits for a turn in the pump, or for a read."""
     reported_gaps: dict[str, EventId]
-    """Up to which id of a channel a gap was told."""
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether it is neither closing nor paused."""
-
-    def send(self, blocks: bytes, events: int) -> None:
-        """Write whole blocks now."""
+    """Up to which id of a channel a gap was reported."""
 
     def on_large_first_event(self, entry: EncodedEvent) -> None:
-        """Note that the first event that it is sent is one of at least `LARGE_EVENT_BYTES` bytes."""
-
-    def close(self, reason: str) -> None:
-        """Close at this event boundary."""
+        """Record that the first event that it is sent has at least `LARGE_EVENT_BYTES` bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +79,21 @@ class ResumePoint:
     is_reconnect_without_id: bool = False
     """Whether its client was served moments ago and gave no resume point: what came since is missing."""
     address: str | None = None
-    """Whose request it is, where the log must be asked for the last events: addresses take turns."""
+    """The client's address, if the last events must be read from the log: addresses take turns."""
 
 
 FROM_NOW = ResumePoint()
 
 
 class StreamStart(msgspec.Struct, frozen=True):
-    """What the first bytes of a stream say."""
+    """The position at which a stream starts, and its first blocks."""
 
     head: EventId
-    """The log when this was decided."""
+    """The hub's head at that moment."""
     cursor: EventId
     resume: str
     id: EventId | None
-    """The id that ``stream.open`` carries: up to there the client has everything, or was told."""
+    """The id of ``stream.open``: up to there the client has every event, or gets a gap."""
     gap_blocks: bytes = b""
     reported_gaps: Mapping[str, EventId] = {}
 
@@ -119,13 +109,17 @@ class Replay:
         self._fetch_tasks: set[asyncio.Task[None]] = set()
         hub.on_lagging = self.catch_up
 
-    def try_cached_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart | None:
-        """Decide where a stream begins, or return None where `open` must read first. Raises Unavailable."""
+    async def resolve_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart:
+        """Decide where a stream begins, and which gaps its client must learn of. Raises Unavailable.
+
+        Waits only if that takes events from the log which neither a ring nor the history cache has.
+        """
         head, after = self._hub.head, start.after
         if head == EventId(0, 0):
             raise Unavailable("the log has not been reached yet")
-        if start.last is not None or (after is not None and after > head):
-            return None
+        if start.last is not None:
+            await enter_task()
+            return await self._start_at_last_events(subscription, start, start.last, head)
         if after is None:
             if start.has_last_event_id:
                 return self._start_with_unknown_id(subscription, head)
@@ -134,43 +128,43 @@ class Replay:
                 if start.is_reconnect_without_id
                 else self._start_live(head)
             )
+        if after > head:
+            await enter_task()
+            return await self._start_ahead(subscription, start, after, head)
         if self._hub.ring_covers(subscription, after):
             unseen = self._lost_without_history(subscription, after, head)
             return self._start_after(subscription, after, head, HistoryView((), head, unseen, {}), after)
         view = self._cached_view(subscription, after, head, 1)  # another one of a herd may have asked for it
-        return None if view is None else self._start_from_view(subscription, after, head, view)
+        if view is None:
+            await enter_task()
+            view = await self._load_view(subscription, after, head)
+        return self._start_from_view(subscription, after, head, view)
 
-    async def resolve_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart:
-        """Decide where a stream begins and what it must be told. Raises Unavailable."""
-        opening = self.try_cached_start(subscription, start)
-        if opening is not None:
-            return opening
-        head = self._hub.head
-        if start.last is not None:
-            kept = {match.name: match.declared.retention.max_events for match in subscription.matches}
-            found = await self._recent_ids.find_start(kept, start.last, start.address)
-            cursor = head if found is None else min(found, head)
-            # Nothing was promised about what lies further back, so what is gone there is not told.
-            view = await self._load_view(subscription, cursor, head)
-            if start.is_reconnect_without_id:
-                gaps = self._encode_gaps(
-                    dict.fromkeys(subscription.channels, cursor), {}, NO_RESUME_POINT, None, cursor
-                )
-                return StreamStart(head, cursor, "gap", None, gaps, view.floors)
-            return StreamStart(head, cursor, "none", cursor, reported_gaps=view.floors)
-        after = start.after
-        assert after is not None, "a start without an id is decided at once"
-        if after > head:
-            if after > await self._history_cache.latest():
-                return (
-                    self._start_with_unknown_id(subscription, head)
-                    if start.has_last_event_id
-                    else self._start_live(head)
-                )
+    async def _start_at_last_events(
+        self, subscription: Subscription, start: ResumePoint, count: int, head: EventId
+    ) -> StreamStart:
+        """Begin so many events back (``last=``)."""
+        kept = {match.name: match.declared.retention.max_events for match in subscription.matches}
+        found = await self._recent_ids.find_start(kept, count, start.address)
+        cursor = head if found is None else min(found, head)
+        # Events further back were not requested: their loss is no gap.
+        view = await self._load_view(subscription, cursor, head)
+        if start.is_reconnect_without_id:
+            gaps = self._encode_gaps(
+                dict.fromkeys(subscription.channels, cursor), {}, NO_RESUME_POINT, None, cursor
+            )
+            return StreamStart(head, cursor, "gap", None, gaps, view.floors)
+        return StreamStart(head, cursor, "none", cursor, reported_gaps=view.floors)
+
+    async def _start_ahead(
+        self, subscription: Subscription, start: ResumePoint, after: EventId, head: EventId
+    ) -> StreamStart:
+        """Begin after an id that this node has not reached: another node's event, or a forged id."""
+        if after <= await self._history_cache.latest():
             return StreamStart(head, after, "complete", after)
-        return self._start_from_view(
-            subscription, after, head, await self._load_view(subscription, after, head)
-        )
+        if start.has_last_event_id:
+            return self._start_with_unknown_id(subscription, head)
+        return self._start_live(head)
 
     def _start_from_view(
         self, subscription: Subscription, after: EventId, head: EventId, view: HistoryView
@@ -201,7 +195,7 @@ class Replay:
         return StreamStart(head, cursor, "gap", after, blocks, gaps)
 
     def catch_up(self, stream: ReplayStream) -> None:
-        """Bring a stream to the head. Call it for a new one and whenever one can take more again."""
+        """Bring a stream to the head. Call it for a new one, and whenever one is writable again."""
         if stream.audience is not None or stream.is_replaying or not stream.is_writable:
             return
         if stream.cursor == self._hub.head:
@@ -211,7 +205,7 @@ class Replay:
         self._hub.schedule(self._run_slice, stream)
 
     async def close(self) -> None:
-        """End all reads; harmless when repeated."""
+        """Cancel all reads; harmless when repeated."""
         tasks = list(self._fetch_tasks)
         for task in tasks:
             task.cancel()
@@ -239,7 +233,7 @@ class Replay:
     def _lost_without_history(
         self, subscription: Subscription, after: EventId, until: EventId
     ) -> dict[str, EventId]:
-        """Return up to where channels without history may have had events that nobody can have again."""
+        """Return the last events of channels without history, which can no longer be replayed."""
         return {
             name: last
             for name, declared in subscription.followed.items()
@@ -283,15 +277,15 @@ class Replay:
         return 1, False
 
     def _read_until(self, stream: ReplayStream) -> EventId:
-        """Return how far to read: what channels without history sent since then is in the rings alone."""
+        """Return how far to read from history: later events of channels without one are only in the rings."""
         began = max(stream.head_at_open, self._hub.last_gap_end)
         return began if stream.cursor < began else self._hub.head
 
     async def _fetch_page(self, stream: ReplayStream) -> None:
-        """Get hold of the stream's next page, and give it its next turn."""
+        """Load a stream's next page, and continue its replay."""
         try:
             if stream.cursor > self._hub.head:
-                # Ahead of this node's follower: the client was served by another one. It will come.
+                # Ahead of this node's follower: the client was on another node.
                 await asyncio.sleep(jittered(0.05, 0.5))
             else:
                 await self._history_cache.load(
@@ -327,7 +321,7 @@ class Replay:
         self._write_events(stream, view.events, view.until)
 
     def _write_events(self, stream: ReplayStream, entries: Sequence[EncodedEvent], until: EventId) -> None:
-        """Write entries in blocks of at most `MAX_FRAME_BYTES` bytes, for as long as the stream takes them."""
+        """Write entries in frames of about `MAX_FRAME_BYTES` bytes, while the stream is writable."""
         subscription = stream.subscription
         if (
             subscription.is_unfiltered
@@ -339,9 +333,9 @@ class Replay:
         page: list[EncodedEvent] = []
         size = 0
         for entry in entries:
-            # An event without an id may be one that the client has: its id could not tell.
+            # An event without an id may be one that the client already has.
             if subscription.accepts(entry) and (entry.event.is_retained or entry.id > stream.head_at_open):
-                # What came before was not missed by being slow: a client that comes back gets all of it.
+                # Earlier events were not missed by slowness: a client that reconnects gets all of them.
                 if entry.id > began and self._hub.conflation.is_superseded(entry):
                     self._metrics.conflated_events.value += 1
                     continue
@@ -355,7 +349,7 @@ class Replay:
         self._send_page(stream, page, until)
 
     def _send_page(self, stream: ReplayStream, page: Sequence[EncodedEvent], until: EventId) -> None:
-        # The cursor first: writing may pause the stream, and the page counts as written then.
+        # The cursor first: writing may pause the stream, but the page counts as written.
         stream.cursor = until
         if page:
             blocks = stream.subscription.encode(page)
@@ -376,7 +370,7 @@ class Replay:
         after: EventId | None,
         id: EventId | None,
     ) -> bytes:
-        """Return one ``stream.gap`` per channel; ``id`` is on the last, so that a cut skips none."""
+        """Return one ``stream.gap`` per channel; only the last has the ``id``, so that a cut skips none."""
         self._metrics.gaps.labels(reason).inc(len(gaps))
         last = len(gaps) - 1
         return b"".join(
@@ -388,7 +382,7 @@ class Replay:
 
 
 def _floors_by_channel(subscription: Subscription, floors: Mapping[str, EventId]) -> dict[str, EventId]:
-    """Return the floors by the stream's channels: what a template lost concerns all of its instances."""
+    """Return the floors of a stream's channels: a template's floor applies to its instances."""
     zero = EventId(0, 0)
     both = {
         match.name: max(floors.get(match.name, zero), floors.get(match.declared.name, zero))

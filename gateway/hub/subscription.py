@@ -1,4 +1,4 @@
-"""What a stream asked for. Equal subscriptions are one object, share one audience, and with it every byte."""
+"""Subscriptions: what streams requested. Equal ones are one object and share one audience."""
 
 from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
@@ -9,10 +9,10 @@ from gateway.hub.encoded_event import EncodedEvent
 
 
 class Subscription:
-    """Channels in a canonical order, and how their events are written. Make it with `of`.
+    """Channels in a canonical order, and how their events are written. Create it with `of`.
 
-    ``format`` None leaves it to each channel; ``types`` None lets every type through; ``chunked`` is
-    the framing of HTTP/1.1, without it the end of the connection ends the body (HTTP/1.0).
+    ``format`` None: each channel's own; ``types`` None: all types; ``chunked``: the framing of HTTP/1.1,
+    without which the end of the connection ends the body (HTTP/1.0).
     """
 
     __slots__ = (
@@ -48,18 +48,18 @@ class Subscription:
         declared = {match.name: match.declared for match in matches}
         declared.update({match.declared.name: match.declared for match in matches if match.is_instance})
         self.followed: Mapping[str, DeclaredChannel] = declared
-        """What to follow in the log: the channels, and the templates that gaps are told under."""
+        """What to follow in the log: the channels, and the templates under which gaps are reported."""
         kept = {name: declared for name, declared in self.followed.items() if declared.retention.max_events}
         self.with_history: Mapping[str, DeclaredChannel] = (
             kept if len(kept) < len(self.followed) else self.followed
         )
-        """What of it has a history that can be read."""
+        """Those of them that have a history."""
         self.is_unfiltered = (
             types is None
             and self.with_history is self.followed
             and all(declared.config.slow_client_policy != "conflate" for declared in self.followed.values())
         )
-        """Whether it wants all events of its channels, and each has an id."""
+        """Whether it gets every event of its channels, and each has an id; bench row: herd."""
 
     @classmethod
     def of(
@@ -70,8 +70,8 @@ class Subscription:
         *,
         chunked: bool = True,
     ) -> "Subscription":
-        """Return the one object for this subscription; a=…&b=… and b=…&a=… are the same."""
-        if len(matches) == 1:
+        """Return the object for this subscription; the order of the channels makes no difference."""
+        if len(matches) == 1:  # most streams: no sorting, no runs; bench row: storm
             key: object = (matches[0].name, id(matches[0].declared.stream_schema), format, types, chunked)
             found = _interned.get(key)
             if found is None:
@@ -86,7 +86,7 @@ class Subscription:
         return found
 
     def accepts(self, entry: EncodedEvent) -> bool:
-        """Tell whether the event passes the type filter; gaps always do."""
+        """Tell whether an event passes the type filter; gaps always do."""
         return self.types is None or entry.event.type in self.types or entry.is_gap
 
     def encode(self, entries: Sequence[EncodedEvent]) -> bytes:
@@ -97,7 +97,7 @@ class Subscription:
         )
 
     def frame(self, blocks: bytes) -> bytes:
-        """Return ``blocks`` as they go on the wire."""
+        """Return ``blocks`` with the transfer framing."""
         return encode_http_chunk(blocks) if self.is_chunked and blocks else blocks
 
     def _encode_gap(self, entry: EncodedEvent) -> bytes:
@@ -108,19 +108,19 @@ class Subscription:
 
 
 def _stream_schema_runs(matches: tuple[ChannelMatch, ...]) -> tuple[int, ...]:
-    """Return which form each channel has: another configuration may give it another one.
+    """Return the identity of each channel's stream schema, which a reload may replace.
 
-    Runs of one form, each with its length, because most channels of a stream are of one template.
+    Run-length encoded, because most channels of a stream are of one template; bench row: own-channels.
     """
     runs: list[int] = []
     for match in matches:
-        form = id(match.declared.stream_schema)
-        if runs and runs[-2] == form:
+        schema = id(match.declared.stream_schema)
+        if runs and runs[-2] == schema:
             runs[-1] += 1
         else:
-            runs += [form, 1]
+            runs += [schema, 1]
     return tuple(runs)
 
 
-# Holds nobody alive: a subscription is gone with its last stream.
+# Weak: a subscription is freed with its last stream.
 _interned: WeakValueDictionary[object, Subscription] = WeakValueDictionary()

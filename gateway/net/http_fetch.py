@@ -1,4 +1,4 @@
-"""One GET for a JSON document: with a deadline and a limit, verified certificates, and no redirects."""
+"""Fetches a JSON document with one GET: with a deadline and a size limit, and without redirects."""
 
 import asyncio
 import json
@@ -9,32 +9,32 @@ import aiohttp
 from gateway.net.tls_errors import describe_certificate_error
 
 MAX_BODY_BYTES = 256 * 1024
-"""Bytes of an answer that are read."""
+"""Largest response body, in bytes."""
 
 
 class FetchError(Exception):
-    """It could not be had; the message says why and holds nothing of the answer."""
+    """The document could not be fetched; the message has the reason, and nothing of the response."""
 
 
 async def fetch_json(session: aiohttp.ClientSession, url: str, *, timeout_seconds: float) -> Any:
     """Return the JSON document at a URL. Raises FetchError. Cancelling is safe."""
     try:
-        async with asyncio.timeout(timeout_seconds), session.get(url, allow_redirects=False) as answer:
-            if answer.status != 200:
-                raise FetchError(f"answered {answer.status}")
-            return json.loads(await read_bounded_body(answer))
+        async with asyncio.timeout(timeout_seconds), session.get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise FetchError(f"answered {response.status}")
+            return json.loads(await read_bounded_body(response))
     except TimeoutError:
         raise FetchError(f"gave no answer within {timeout_seconds:g} s") from None
     except aiohttp.ClientError as error:
         raise FetchError(describe_client_error(error)) from None
     except (ValueError, RecursionError):
-        raise FetchError("is no JSON document") from None
+        raise FetchError("is not a JSON document") from None
 
 
-async def read_bounded_body(answer: aiohttp.ClientResponse) -> bytes:
-    """Return a body. Raises FetchError where it is longer than `MAX_BODY_BYTES`."""
+async def read_bounded_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return a body. Raises FetchError if it is larger than `MAX_BODY_BYTES`. Cancelling is safe."""
     body = bytearray()
-    async for part in answer.content.iter_any():
+    async for part in response.content.iter_any():
         body += part
         if len(body) > MAX_BODY_BYTES:
             raise FetchError(f"is larger than {MAX_BODY_BYTES} bytes")
@@ -42,13 +42,13 @@ async def read_bounded_body(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def describe_client_error(error: aiohttp.ClientError) -> str:
-    """Return an error in one line: what is wrong with its certificate, its name or the connection.
+    """Return an error of the certificate, the name or the connection in one line.
 
-    The library's own words may hold the whole URL, with what its query keeps secret.
+    aiohttp's own messages may quote the whole URL, whose query may have secrets.
     """
     if isinstance(error, aiohttp.InvalidURL):
         return "is not a URL that can be requested"
     if isinstance(error, aiohttp.ClientResponseError):
-        return f"answered with no HTTP that is understood: {error.message.partition(chr(10))[0]}"
+        return f"sent an invalid HTTP response: {error.message.partition(chr(10))[0]}"
     text = str(error)
     return describe_certificate_error(text) or text or type(error).__name__

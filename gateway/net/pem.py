@@ -1,6 +1,6 @@
-"""PEM files of TLS, and which of them cannot be used, and why. Blocks on the disk.
+"""Loads PEM files for TLS, and explains what is wrong with one. Blocks on the disk.
 
-OpenSSL's errors name neither the file nor the mistake, so the files are looked at first.
+OpenSSL's errors name neither the file nor the reason, so the files are checked first.
 """
 
 import ssl
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 PemRole = Literal["certificate", "key", "authority"]
 
 MAX_PEM_BYTES = 4 * 1024 * 1024
-"""Largest file; the authorities of a whole system take a quarter of it."""
+"""Bytes of a file that are read; the CA bundle of a whole system is a quarter of it."""
 
 _CERTIFICATE_LABELS = ("-----BEGIN CERTIFICATE-----", "-----BEGIN TRUSTED CERTIFICATE-----")
 _KEY_LABEL = "PRIVATE KEY-----"
@@ -19,11 +19,11 @@ _ENCRYPTED_KEY_LABELS = ("-----BEGIN ENCRYPTED PRIVATE KEY-----", "Proc-Type: 4,
 
 _NO_CERTIFICATE = "no PEM certificate"
 _KEY_MISMATCH_REASONS = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-"""OpenSSL's reasons for a key that is another one's; the last for one of another kind, RSA to an EC."""
+"""OpenSSL's reasons for a key of another certificate; the last is for another kind of key (RSA and EC)."""
 
 
 class PemProblem(NamedTuple):
-    """A file that cannot be used, and why; the message names it."""
+    """A file that cannot be used; the message names it and the reason."""
 
     role: PemRole
     message: str
@@ -32,7 +32,7 @@ class PemProblem(NamedTuple):
 def load_certificate_and_key(
     context: ssl.SSLContext, certificate: str, key: str | None
 ) -> Sequence[PemProblem]:
-    """Load a certificate with its chain and its key, which may be in one file; return what is wrong."""
+    """Load a certificate with its chain and its key, which may be in one file; return the problems."""
     found: list[PemProblem] = []
     texts: dict[str, str] = {}
     parts: list[tuple[PemRole, str]] = [("certificate", certificate)]
@@ -61,8 +61,8 @@ def load_certificate_and_key(
         found.append(
             PemProblem(
                 "key",
-                f"{key or certificate} is encrypted; the key must have no password:"
-                f" openssl pkey -in {key or certificate} writes it without",
+                f"{key or certificate} is encrypted, and must have no password;"
+                f" openssl pkey -in {key or certificate} decrypts it",
             )
         )
     if found:
@@ -78,7 +78,7 @@ def load_certificate_and_key(
 
 
 def load_ca_file(context: ssl.SSLContext, file: str) -> Sequence[PemProblem]:
-    """Trust the certificates in a file; return what is wrong."""
+    """Trust the CA certificates in a file; return the problems."""
     try:
         text = _read_text(file)
         if not _contains_any(text, _CERTIFICATE_LABELS):
@@ -106,5 +106,5 @@ def _read_text(file: str) -> str:
 
 
 def _refuse_password() -> str:
-    # OpenSSL would ask the terminal, and wait.
+    # Without this, OpenSSL would prompt on the terminal, and wait.
     raise ValueError("the key is encrypted; the gateway needs one without a password")

@@ -1,7 +1,7 @@
-"""Where a Redis URL leads: one server, whoever Sentinel says is master, or the nodes of a cluster.
+"""Finds the servers of a Redis URL: one server, the master that Sentinel names, or the nodes of a cluster.
 
-All keys of a log share a hash tag, so a log lives on one server at a time whatever the deployment is:
-the only difference is how that server is found. A source may read keys of all nodes.
+All keys of a log share a hash tag, so a log is on one server at a time in every kind of deployment; only
+finding that server differs. A source may read keys of all nodes.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ _GATEWAY_SET_OPTIONS = (
     "socket_timeout",
     "retry_on_timeout",
 )
-"""Options of redis-py's URLs that `broker.pool` and the broker decide."""
+"""URL options of redis-py that are ignored: `broker.pool` and the broker set them."""
 
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
 
 @dataclass(frozen=True)
 class RedisTopology:
-    """The servers of a deployment, and which of them (by its place in the list) holds a key."""
+    """The servers of a deployment; ``server_index`` returns the index of the server that has a key."""
 
     servers: Sequence[Mapping[str, Any]]
     server_index: Callable[[bytes], int]
@@ -46,7 +46,7 @@ class RedisTopology:
 
 
 class RedisLocator:
-    """Finds the server. Raises ValueError where the URL's options are not redis-py's."""
+    """Finds the servers of a URL. Raises ValueError for options that redis-py does not know."""
 
     def __init__(self, url: RedisUrl) -> None:
         self._url = url
@@ -68,10 +68,10 @@ class RedisLocator:
         return self._url.kind
 
     async def locate(self, key: str, timeout_seconds: float) -> Mapping[str, Any]:
-        """Return the options of a connection to the server that holds ``key`` just now.
+        """Return redis-py's connection options for the server that has ``key`` now.
 
-        Each exchange on the way may take ``seconds``.
-        Raises RedisError or TimeoutError. Cancelling is safe.
+        ``timeout_seconds`` is for each request on the way. Raises RedisError or TimeoutError. Cancelling is
+        safe.
         """
         if self.kind == "single":
             return self._options
@@ -81,21 +81,21 @@ class RedisLocator:
         return {**self._options, "host": host, "port": port}
 
     async def locate_all(self, timeout_seconds: float) -> "RedisTopology":
-        """Return all servers that hold keys just now. Raises like `locate`."""
+        """Return all servers that have keys now. Raises like `locate`."""
         if self.kind != "cluster":
             return RedisTopology([await self.locate("", timeout_seconds)], lambda _: 0, is_cluster=False)
         cluster = self._cluster_client(timeout_seconds)
         try:
             with _restore_lost_cancellation(), _map_cluster_errors():
                 await cluster.initialize()
-            places = [(str(node.host), int(node.port)) for node in cluster.get_primaries()]
+            nodes = [(str(node.host), int(node.port)) for node in cluster.get_primaries()]
             slots = {
-                slot: places.index((str(nodes[0].host), int(nodes[0].port)))
-                for slot, nodes in cluster.nodes_manager.slots_cache.items()
+                slot: nodes.index((str(owners[0].host), int(owners[0].port)))
+                for slot, owners in cluster.nodes_manager.slots_cache.items()
             }
         finally:
             await cluster.aclose()
-        servers = [{**self._options, "host": host, "port": port} for host, port in places]
+        servers = [{**self._options, "host": host, "port": port} for host, port in nodes]
         return RedisTopology(servers, lambda key: slots[key_slot(key)], is_cluster=True)
 
     async def _find_sentinel_master(self, key: str, seconds: float) -> tuple[str, int]:
@@ -107,7 +107,7 @@ class RedisLocator:
         try:
             host, port = await sentinel.discover_master(self._url.master_name)
             return str(host), int(port)
-        except MasterNotFoundError:  # its own words are 3,000 characters, and others at each try
+        except MasterNotFoundError:  # its own message has 3,000 characters, and differs each time
             text = f"no Sentinel names a master of {self._url.master_name!r}"
             why = await _certificate_error_suffix(sentinel.sentinels[0]) if tls else ""
             raise RedisConnectionError(text + why) from None
@@ -135,10 +135,10 @@ class RedisLocator:
 
 
 def default_user_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the user that a password without one is for, whichever protocol says it.
+    """Return the option ``username`` for a password without a user, the same with RESP2 and RESP3.
 
-    By RESP3's HELLO that is redis-py's own choice. By RESP2 it would send the password alone, which a server
-    without a password refuses, though it takes any password of the user ``default``.
+    With RESP3's HELLO, redis-py uses ``default`` itself. With RESP2 it would send the password alone, which a
+    server without a password rejects, though it accepts any password of the user ``default``.
     """
     return {"username": "default"} if options.get("password") and not options.get("username") else {}
 
@@ -163,7 +163,7 @@ def describe_redis_error(error: BaseException, timeout_seconds: float) -> str:
 
 
 def validate_url_options(url: RedisUrl) -> None:
-    """Raise ValueError for options of a URL that redis-py does not have, or would not take."""
+    """Raise ValueError if redis-py does not know or accept the options of a URL."""
     options = dict(RedisLocator(url)._options)
     made = options.pop("connection_class", Connection)
     try:
@@ -171,14 +171,14 @@ def validate_url_options(url: RedisUrl) -> None:
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         raise ValueError(
-            f"has the option {unknown[1]!r}, which Redis URLs do not have"
+            f"has the unknown option {unknown[1]!r}; remove it, or check its spelling"
             if unknown
-            else "has options that do not go together"
+            else "has options that contradict each other"
         ) from None
 
 
 async def _certificate_error_suffix(client: Redis) -> str:
-    """Say why a server's certificate is refused, where it is; Sentinel's client keeps that to itself."""
+    """Return why a server's certificate is rejected, if it is; Sentinel's client does not report it."""
     try:
         await client.ping()
     except (RedisError, OSError) as error:
@@ -189,7 +189,7 @@ async def _certificate_error_suffix(client: Redis) -> str:
 
 @contextmanager
 def _map_cluster_errors() -> Iterator[None]:
-    """Give errors of cluster clients a place in redis-py's tree, which those of a first connection lack."""
+    """Raise errors of the first connection to a cluster as ConnectionError: they are no RedisError."""
     try:
         yield
     except RedisClusterException as error:
@@ -198,9 +198,9 @@ def _map_cluster_errors() -> Iterator[None]:
 
 @contextmanager
 def _restore_lost_cancellation() -> Iterator[None]:
-    """Raise a cancellation that redis-py lost: while it connects, it may go on, or raise another error.
+    """Raise a cancellation that redis-py swallowed or replaced by another error while it connected.
 
-    Otherwise the cancelled task goes on, and its caller waits for a timeout.
+    Otherwise the cancelled task continues, and its caller waits for a timeout.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -213,6 +213,6 @@ def _restore_lost_cancellation() -> Iterator[None]:
 
 
 def _client_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return connection options as clients take them: TLS by a flag and not by a class."""
+    """Return connection options as clients accept them: TLS as a flag instead of a class."""
     rest = {name: value for name, value in options.items() if name != "connection_class"}
     return rest | ({"ssl": True} if "connection_class" in options else {})

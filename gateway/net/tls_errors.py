@@ -1,4 +1,4 @@
-"""Why a connection was refused, in plain words: clients of upstreams pass on those of OpenSSL and Redis."""
+"""Rewrites the error messages of OpenSSL and Redis for refused connections in plain words. Pure."""
 
 import re
 
@@ -6,7 +6,7 @@ _VERIFY_FAILED = re.compile(
     r"(?:\[SSL: CERTIFICATE_VERIFY_FAILED\] )?certificate verify failed: (.+?)\.?(?: \(_ssl\.c:[0-9]+\))"
 )
 _RESP3_AUTH_REQUIRED = re.compile(r"HELLO must be called with the client already authenticated.*", re.DOTALL)
-"""What Redis says to RESP3 where it says ``Authentication required.`` to RESP2."""
+"""Redis's message with RESP3; with RESP2 it is ``Authentication required.``"""
 
 _HOST_MISMATCH = re.compile(r"(?:Hostname|IP address) mismatch, certificate is not valid for (.+)")
 _UNTRUSTED_AUTHORITY = "the server's certificate is of an authority that is not trusted here"
@@ -25,14 +25,14 @@ _DESCRIPTIONS = {
 
 
 def humanize_tls_error(error: str) -> str:
-    """Return an error's text; what it says of a certificate or a missing password is in plain words."""
+    """Return an error's message with certificate errors and a missing password in plain words."""
     return _RESP3_AUTH_REQUIRED.sub(
         "Authentication required.", _VERIFY_FAILED.sub(_describe_verify_failure, error)
     )
 
 
 def describe_certificate_error(error: str) -> str | None:
-    """Return what an error says of a refused certificate; None where it says nothing of one."""
+    """Return why an error's certificate was rejected; None if the error is about something else."""
     found = _VERIFY_FAILED.search(error)
     return None if found is None else _describe_verify_failure(found)
 

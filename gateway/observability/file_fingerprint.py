@@ -1,4 +1,4 @@
-"""Whether files are still what they were, whatever way they are changed."""
+"""Detects changed files, by comparing fingerprints of their metadata."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,10 +8,10 @@ FileFingerprint = tuple[tuple[int, ...] | None, ...]
 
 
 def file_fingerprint(files: Iterable[str | Path]) -> FileFingerprint:
-    """Return what differs once a file was written, replaced, or its path leads elsewhere.
+    """Return a value that changes when a file is written or replaced, or its path leads elsewhere.
 
-    Paths are followed through symlinks, so the swap of a whole folder, as Kubernetes does it, shows on every
-    file system. Blocks on the disk.
+    Symlinks are followed, so the swap of a whole folder, as Kubernetes does it, is detected too. Blocks on
+    the disk.
     """
     return tuple(_stat_fields(Path(file)) for file in files)
 
@@ -19,9 +19,9 @@ def file_fingerprint(files: Iterable[str | Path]) -> FileFingerprint:
 def _stat_fields(file: Path) -> tuple[int, ...] | None:
     try:
         found = file.stat()
-    except (OSError, ValueError):  # ValueError: a NUL in the name, or what no name can be written with
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate in the name
         return None
     if not S_ISREG(found.st_mode):
-        return None  # a terminal's times change whenever somebody types
-    # The time of change is there too: no tool can set it back.
+        return None  # the times of a terminal change with every key that is typed
+    # The change time cannot be set back by any tool.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

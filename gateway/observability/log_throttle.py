@@ -1,4 +1,4 @@
-"""What clients cause is told seldom: their number must not decide how long the log is."""
+"""Throttles log lines that clients can trigger, so that clients cannot flood the log."""
 
 import time
 from collections import OrderedDict
@@ -8,29 +8,28 @@ from gateway.core.bounded_dict import bounded_key
 from gateway.core.token_bucket import TokenBucket
 
 INTERVAL_SECONDS = 60.0
-"""How often one thing is told."""
+"""Shortest time between two lines with the same key."""
 
 MAX_THROTTLED_KEYS = 1000
-"""Things that are remembered; the oldest is forgotten first."""
+"""Keys that are remembered; the oldest is dropped first."""
 
 MAX_LINES_PER_SECOND = 10.0
-"""Most lines of all things together."""
+"""Limit for all keys together."""
 
 
 class LogThrottle:
-    """Decides whether a line is worth writing."""
+    """Decides whether to write a line."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last_logged: OrderedDict[Hashable, tuple[float, int]] = (
-            OrderedDict()
-        )  # when, and how often since
+        # By key: when it was logged, and how often it was suppressed since.
+        self._last_logged: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
         self._line_budget = TokenBucket(MAX_LINES_PER_SECOND, clock)
 
     def should_log(self, key: Hashable) -> int | None:
-        """Return how often a thing happened since it was told last, this time included; None: say nothing.
+        """Return None to suppress the line, else the number of occurrences since the last line, at least 1.
 
-        It is a text, a number, or a tuple of them.
+        ``key`` is a text, a number, or a tuple of them.
         """
         if isinstance(key, str):
             key = bounded_key(key)

@@ -1,7 +1,12 @@
-"""Structured logs that never hold the event loop.
+"""Structured logging that never blocks the event loop.
 
-A pipe whose reader stalls blocks whoever writes to it, so lines go through a bounded queue to a
-thread. When the queue is full the line is dropped and counted: events matter more than their log.
+A write to a pipe blocks while its reader stalls, so lines go through a bounded queue to a thread. If the
+queue is full, the line is dropped and counted: serving events matters more than logging.
+
+The standard library's QueueHandler and QueueListener do not fit: the listener's thread ends for good with an
+exception, its ``stop`` waits for a stalled reader without a deadline, it wakes for each line, and it does
+not group lines into writes that a pipe keeps whole. A LogRecord for each line would add to the cost of
+opening a stream (storm).
 """
 
 import io
@@ -22,17 +27,17 @@ from gateway.core.sanitize import escape_unprintable, escape_unprintable_lines
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 MAX_QUEUED_LINES = 10_000
-"""Lines that wait for a slow reader before more are dropped."""
+"""Length of the queue; further lines are dropped."""
 
 BATCH_DELAY_SECONDS = 0.02
-"""How long a line may wait for others to be written with it."""
+"""How long a line may wait to be written together with others."""
 
 FLUSH_TIMEOUT_SECONDS = 2.0
-"""How long `LogWriter.close` waits for a reader."""
+"""How long `LogWriter.close` waits for a stalled reader."""
 
 
 class LogWriter:
-    """Writes lines from a thread of its own. ``dropped`` is called once per line that is lost."""
+    """Writes lines from a thread. ``on_line_dropped`` is called once for each lost line, from any thread."""
 
     def __init__(
         self,
@@ -42,50 +47,50 @@ class LogWriter:
     ) -> None:
         self._file = file
         self._on_line_dropped = on_line_dropped
-        # Its put() takes a tenth of the time of a Queue's, which has a limit of its own.
+        # Its put() takes a tenth of the time of a bounded Queue's (storm).
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = background.create_thread("log_writer", self._run)
         self._thread.start()
 
     def write(self, line: str) -> None:
-        """Queue one line, without its line end; never blocks."""
+        """Queue one line without its line end, or drop it if the queue is full. Never blocks."""
         if self._queue.qsize() < MAX_QUEUED_LINES:
             self._queue.put(line)
         else:
             self._on_line_dropped()
 
     def close(self) -> None:
-        """Write what is queued, for at most `FLUSH_TIMEOUT_SECONDS`."""
+        """Write the queued lines, within `FLUSH_TIMEOUT_SECONDS`, and stop. Blocks."""
         self._queue.put(None)
         self._thread.join(FLUSH_TIMEOUT_SECONDS)
 
     def _run(self) -> None:
         while (line := self._queue.get()) is not None:
             lines = [line]
-            time.sleep(BATCH_DELAY_SECONDS)  # or every line of a herd would wake this thread
+            time.sleep(BATCH_DELAY_SECONDS)  # or each line would wake this thread (herd)
             try:
                 while (more := self._queue.get_nowait()) is not None:
                     lines.append(more)
-                last = True
+                is_last = True
             except queue.Empty:
-                last = False
+                is_last = False
             try:
                 for batch in _pipe_sized_batches(lines):
                     self._file.write(batch)
                     self._file.flush()
             except Exception as error:
                 if self._file.closed:
-                    return  # nobody reads any more
+                    return
                 for _ in lines:
                     self._on_line_dropped()
-                if not last and not isinstance(error, OSError):  # a full disk may have room again later
+                if not is_last and not isinstance(error, OSError):  # a full disk may have room again later
                     raise
-            if last:
+            if is_last:
                 return
 
 
 def _pipe_sized_batches(lines: list[str]) -> Iterator[str]:
-    """Join lines to writes that a pipe takes whole, so that those of several processes do not mix."""
+    """Join lines to writes that a pipe keeps whole, so that the lines of several processes do not mix."""
     batch, size = "", 0
     for line in lines:
         length = len(line.encode(errors="replace")) + 1
@@ -98,14 +103,14 @@ def _pipe_sized_batches(lines: list[str]) -> Iterator[str]:
 
 
 class _LineLogger:
-    """What structlog calls with the rendered line."""
+    """The logger that structlog wraps; each method writes a rendered line."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = self.msg = write
 
 
 class _StandardLibraryHandler(logging.Handler):
-    """The standard library's loggers (aiohttp, asyncio, redis), rendered like ours."""
+    """Renders the lines of standard library loggers (aiohttp, asyncio, redis) like ours."""
 
     def __init__(self, processors: list[Processor], write: Callable[[str], None]) -> None:
         super().__init__()
@@ -122,7 +127,7 @@ class _StandardLibraryHandler(logging.Handler):
 
 
 def _escape_values(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Escape what a terminal obeys: what a client sends must not move an operator's cursor."""
+    """Escape control characters: text from clients must not control an operator's terminal."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = escape_unprintable(value)
@@ -130,19 +135,14 @@ def _escape_values(logger: WrappedLogger, method: str, event: EventDict) -> Even
 
 
 def _write_escaped_traceback(file: TextIO, exc_info: ExcInfo) -> None:
-    """Write a traceback for people: what an exception says may be a client's words too."""
+    """Write a traceback with control characters escaped: its message may be text from a client."""
     text = io.StringIO()
     structlog.dev.plain_traceback(text, exc_info)
     file.write(escape_unprintable_lines(text.getvalue()))
 
 
-def _add_level(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    event["level"] = method
-    return event
-
-
 def _timestamp_adder() -> Processor:
-    """Return what adds the time; structlog's own makes a date anew for every line of a herd."""
+    """Return a processor that adds the time; unlike structlog's it formats the date once a second (herd)."""
     known, text = 0, ""
 
     def stamp(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
@@ -166,9 +166,9 @@ def _worker_number_adder(worker: int) -> Processor:
 
 def _encode_json(event: EventDict, **options: Any) -> str:
     try:
-        # JSON itself escapes nothing above U+001F; what reads the log may show it on a terminal.
+        # JSON escapes nothing above U+001F, and the line may be shown in a terminal.
         return escape_unprintable(msgspec.json.encode(event, enc_hook=repr).decode())
-    except UnicodeEncodeError:  # surrogates: bytes of a header that are no UTF-8
+    except UnicodeEncodeError:  # lone surrogates, from headers that are not UTF-8
         return json.dumps(event, default=repr)
 
 
@@ -182,16 +182,16 @@ def configure_logging(
     cache_loggers: bool = False,
     background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
 ) -> LogWriter:
-    """Set up structlog and the standard library's logging, and return the writer to close at the end.
+    """Configure structlog and the standard library's logging; return the writer, to close at the end.
 
-    ``worker`` is told in every line. ``for_good`` makes
-    loggers remember this from their first line on, which halves what a line costs.
+    ``worker`` is added to every line. ``cache_loggers`` makes loggers keep this configuration from their
+    first line on, which halves the cost of a line (storm).
     """
     writer = LogWriter(file, on_line_dropped, background)
     renderer: Processor
     if format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_encode_json)
-        # Locals hold tokens and payloads; a traceback without them says enough.
+        # Locals may have tokens and payloads.
         transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         exceptions: list[Processor] = [structlog.processors.ExceptionRenderer(transformer)]
     else:
@@ -201,7 +201,7 @@ def configure_logging(
         exceptions = [_escape_values]
     numbered: list[Processor] = [] if worker is None else [_worker_number_adder(worker)]
     processors: list[Processor] = [
-        _add_level,
+        structlog.processors.add_log_level,
         *numbered,
         _timestamp_adder(),
         *exceptions,

@@ -1,4 +1,4 @@
-"""The newest refusals, for people: what `/status` and the console show of them."""
+"""Keeps the newest errors and refusals, which ``/status`` and the console show."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,18 +9,17 @@ from gateway.core.bounded_dict import bounded_key
 from gateway.core.clock import unix_ms
 
 MAX_ERRORS = 50
-"""Refusals that are remembered; the one that happened last the longest ago is forgotten first."""
-
+"""Entries that are kept; the one without a new occurrence for the longest time is dropped first."""
 
 MAX_TEXT_CHARS = 500
-"""Characters of each of its texts that are kept."""
+"""Characters of each text that are kept."""
 
 
 class RecentError(msgspec.Struct):
-    """Refusals of one kind and one cause, as one."""
+    """All errors of one kind, code and cause."""
 
     kind: str
-    """Of what: ``stream``, ``source``, ``hook`` or ``admin``."""
+    """``stream``, ``source``, ``hook`` or ``admin``."""
     code: str
     reason: str
     source: str | None = None
@@ -28,18 +27,18 @@ class RecentError(msgspec.Struct):
     client: str | None = None
     times: int = 0
     at_ms: int = 0
-    """When it happened last (unix ms)."""
+    """When it last happened, in unix milliseconds."""
 
 
 class RecentErrors:
-    """Bounded, and cheap enough for a flood: the same refusal of the same cause is one entry."""
+    """Bounded, and cheap enough for a flood: repeated errors of one cause are one entry."""
 
     def __init__(self, clock: Callable[[], int] = unix_ms) -> None:
         self._clock = clock
         self._errors_by_cause: OrderedDict[Hashable, RecentError] = OrderedDict()
 
     def record(self, cause: Hashable, error: RecentError) -> None:
-        """Take a refusal in; ``whose`` tells its cause from others: a page, an address, a source."""
+        """Add an error. ``cause`` distinguishes it from others of its kind: a page, an address, a source."""
         key = (error.kind, error.code, bounded_key(cause) if isinstance(cause, str) else cause)
         for name in ("reason", "source", "origin", "client"):
             text = getattr(error, name)
@@ -53,5 +52,5 @@ class RecentErrors:
             self._errors_by_cause.popitem(last=False)
 
     def list_newest(self) -> list[RecentError]:
-        """Return them, the newest first."""
+        """Return the entries, the newest first."""
         return list(reversed(self._errors_by_cause.values()))

@@ -1,10 +1,8 @@
-"""Supervises what runs as long as the process: asyncio tasks, timers and threads.
+"""Supervises long-lived work: asyncio tasks, timers and threads.
 
-An unexpected exception in one of them must neither pass in silence nor end the work for good. Each has a
-name in `TASK_NAMES`; whatever comes out of it is logged (`background_task_failed`), counted
-(``background_failures_total{task}``), and the work goes on: a task or a thread is started again after a
-backoff, a timer fires again. A *vital* one that fails again and again makes the node unready
-(`TaskSupervisor.failing_tasks`).
+An unexpected exception in one of them is logged (`background_task_failed`), counted
+(``background_failures_total{task}``), and the work goes on: a task or thread is restarted after a backoff, a
+timer fires again. A *vital* task that fails repeatedly makes the node unready (`failing_tasks`).
 
 ``tests/observability/test_background.py`` lists every place that starts a task, a timer or a thread, and
 injects an exception into each of those that live long.
@@ -23,16 +21,16 @@ from gateway.core.backoff import Backoff
 log = structlog.get_logger("gateway")
 
 HEALTHY_AFTER_SECONDS = 10.0
-"""How long a task must have run for its next failure to count as the first."""
+"""How long a task must run for its next failure to count as the first in a row."""
 
 MAX_RESTART_DELAY_SECONDS = 10.0
-"""The longest pause before a task is started again."""
+"""Longest delay before a task is restarted."""
 
 UNREADY_AFTER_FAILURES = 3
 """Failures in a row after which a vital task makes the node unready."""
 
 LOG_INTERVAL_SECONDS = 60.0
-"""How often the same failure of one task is logged."""
+"""Shortest time between two log lines for the same failure of a task."""
 
 TaskName = Literal[
     "ack_key",
@@ -69,18 +67,18 @@ TaskName = Literal[
     "worker_probes",
 ]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
-"""Everything that can fail, and so the values of the metric's label."""
+"""The values of the metric's label ``task``."""
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 
 
 class TaskSupervisor:
-    """The supervisor of one process, or of one node in it. ``count`` is called once for each failure."""
+    """Supervises a process or node. ``on_failure`` is called for each failure, from any thread."""
 
     def __init__(self, on_failure: Callable[[TaskName], None] = lambda name: None) -> None:
         self._on_failure = on_failure
-        self._last_logged: dict[TaskName, tuple[str, float]] = {}  # what was logged last, and when
-        self._failures_since_logged: dict[TaskName, int] = {}  # since then
+        self._last_logged: dict[TaskName, tuple[str, float]] = {}  # error and time of the last log line
+        self._failures_since_logged: dict[TaskName, int] = {}
         self._vital_tasks: dict[TaskName, _TaskHealth] = {}
 
     def record_failure(self, name: TaskName, error: BaseException) -> None:
@@ -95,40 +93,38 @@ class TaskSupervisor:
         log.error("background_task_failed", task=name, error=text, times=times, exc_info=error)
 
     def start_task(self, name: TaskName, job: Job, *, is_vital: bool = False) -> "asyncio.Task[None]":
-        """Run a job until it returns or the task is cancelled; start it again after every exception.
+        """Run a job until it returns or the task is cancelled, and restart it after every exception.
 
         Needs a running loop.
         """
-        run = _TaskHealth()
-        if is_vital:
-            self._vital_tasks[name] = run
-        return asyncio.create_task(self._run_with_restarts(name, job, run), name=name)
+        health = self._track(name, is_vital=is_vital)
+        return asyncio.create_task(self._run_with_restarts(name, job, health), name=name)
 
-    async def _run_with_restarts(self, name: TaskName, job: Job, run: "_TaskHealth") -> None:
+    async def _run_with_restarts(self, name: TaskName, job: Job, health: "_TaskHealth") -> None:
         task = asyncio.current_task()
         assert task is not None
         while True:
-            run.record_start()
+            health.record_start()
             try:
                 await job()
                 return
             except asyncio.CancelledError as cancelled:
                 if task.cancelling():
                     raise
-                error: BaseException = cancelled  # a library's own: nobody cancelled this task
+                error: BaseException = cancelled  # raised by a library: this task was not cancelled
             except Exception as caught:
-                if task.cancelling():  # it failed while it ended: the cancellation must not be lost by that
+                if task.cancelling():  # it failed while being cancelled: the cancellation must not be lost
                     self.record_failure(name, caught)
                     raise asyncio.CancelledError from caught
                 error = caught
-            delay = run.record_failure(error)
+            delay = health.record_failure(error)
             self.record_failure(name, error)
             await asyncio.sleep(delay)
 
     def guard_callback(self, name: TaskName, call: Callable[[], object]) -> Callable[[], None]:
-        """Return a timer's callback that logs and counts an exception.
+        """Return a timer's callback that logs and counts exceptions.
 
-        ``call`` sets the next timer itself, before anything that may fail.
+        ``call`` must set the next timer itself, before anything that may fail.
         """
 
         def guarded() -> None:
@@ -143,31 +139,36 @@ class TaskSupervisor:
         self, name: TaskName, work: Callable[[], None], *, is_vital: bool = False
     ) -> threading.Thread:
         """Return a daemon thread that runs ``work`` until it returns, and again after every exception."""
+        health = self._track(name, is_vital=is_vital)
 
-        run = _TaskHealth()
-        if is_vital:
-            self._vital_tasks[name] = run
-
-        def keep() -> None:
+        def run_with_restarts() -> None:
             while True:
-                run.record_start()
+                health.record_start()
                 try:
                     work()
                     return
                 except Exception as error:
-                    delay = run.record_failure(error)
+                    delay = health.record_failure(error)
                     self.record_failure(name, error)
                 time.sleep(delay)
 
-        return threading.Thread(target=keep, name=name, daemon=True)
+        return threading.Thread(target=run_with_restarts, name=name, daemon=True)
+
+    def _track(self, name: TaskName, *, is_vital: bool) -> "_TaskHealth":
+        health = _TaskHealth()
+        if is_vital:
+            self._vital_tasks[name] = health
+        return health
 
     def failing_tasks(self) -> list[str]:
-        """Return the vital tasks that fail again and again, with their last error."""
-        return [f"{name}: {run.last_error}" for name, run in self._vital_tasks.items() if run.is_failing]
+        """Return the vital tasks that fail repeatedly, each with its last error."""
+        return [
+            f"{name}: {health.last_error}" for name, health in self._vital_tasks.items() if health.is_failing
+        ]
 
 
 class _TaskHealth:
-    """How one task has been doing."""
+    """Failures and restarts of one task."""
 
     def __init__(self) -> None:
         self.started_at = 0.0
@@ -177,11 +178,11 @@ class _TaskHealth:
         self._backoff = Backoff(base_seconds=0.1, cap_seconds=MAX_RESTART_DELAY_SECONDS)
 
     def record_start(self) -> None:
-        """Note that it is started."""
+        """Record a start."""
         self.started_at, self._is_pausing = time.monotonic(), False
 
     def record_failure(self, error: BaseException) -> float:
-        """Note a failure, and return after how many seconds to start again."""
+        """Record a failure, and return the seconds until the restart."""
         if time.monotonic() - self.started_at >= HEALTHY_AFTER_SECONDS:
             self._failures = 0
             self._backoff.reset()
@@ -192,10 +193,10 @@ class _TaskHealth:
 
     @property
     def is_failing(self) -> bool:
-        """Whether it failed several times in a row, and has not run for long enough since."""
+        """Whether it failed several times in a row and has not run for `HEALTHY_AFTER_SECONDS` since."""
         is_healthy = not self._is_pausing and time.monotonic() - self.started_at >= HEALTHY_AFTER_SECONDS
         return self._failures >= UNREADY_AFTER_FAILURES and not is_healthy
 
 
 UNCOUNTED_SUPERVISOR = TaskSupervisor()
-"""Logs failures and counts none: for parts that are used without a node."""
+"""Logs failures without counting them, for components that are used without a node."""

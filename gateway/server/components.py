@@ -3,9 +3,9 @@
 import asyncio
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -28,11 +28,12 @@ from gateway.config.model.paths import SQLITE_URL
 from gateway.config.model.sources import EventMappingConfig
 from gateway.config.model.value_types import UnixSocketPath
 from gateway.core.clock import unix_ms
-from gateway.core.event import AppendedIds, Draft, EventId, FencingToken, SourceOffset
+from gateway.core.event import EventId
 from gateway.http.bodies import BodyReader
 from gateway.http.cors import CorsPolicy
 from gateway.http.listener import Listener
 from gateway.http.query import STREAM_OPTION_NAMES
+from gateway.http.request import RequestParser
 from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
 from gateway.http.routes.acks import AckHandler
 from gateway.http.routes.app import build_public_app
@@ -55,13 +56,12 @@ from gateway.observability.staleness import StalenessMonitor, StalenessWatch
 from gateway.observability.task_supervisor import TaskSupervisor
 from gateway.server.shutdown import Shutdown
 from gateway.server.systemd import SystemdNotifier
-from gateway.sources.election import LeaseOperations
-from gateway.sources.manager import LogAccess, SourceManager
+from gateway.sources.context import EventAppender
+from gateway.sources.manager import SourceManager
 from gateway.sources.router import Router
 from gateway.streams.acks.forwarder import AckForwarder
 from gateway.streams.acks.nonces import NonceSigner
 from gateway.streams.acks.tracker import AckTracker
-from gateway.streams.heartbeat import HeartbeatSweep
 from gateway.streams.quotas.client_limits import ClientLimits
 from gateway.streams.registry import StreamRegistry
 from gateway.streams.revocation_bus import RevocationBus
@@ -150,7 +150,6 @@ class Components:
             rate=limits.connect_rate,
             background=background,
         )
-        self.heartbeat_sweep = HeartbeatSweep(self.streams, background)
         self.control_channel = ControlChannel(self.broker, unix_ms, background)
         self.hub.on_control_event, self.hub.on_log_gap = self.control_channel.receive, self._on_gap
         self.canary = Canary(
@@ -170,13 +169,10 @@ class Components:
         self.nonces.on_change = self.ack_tracker.reset
 
         # Upstreams.
-        self.published_counter = cache(self.metrics.events_published.labels)
-        self.init_channel_counters()
+        self.appender = EventAppender(self.broker, self.catalog, self.metrics)
         self.router = Router(self.catalog, event_bytes=limits.event_bytes, events=event_options(config))
-        leases = LeaseOperations(self.broker.acquire_lease, self.broker.release_lease)
-        log = LogAccess(self._append_and_count, leases, self.broker.read_offset, self.broker.list_partitions)
         self.source_manager = SourceManager(
-            self.router, log, self.metrics, unix_ms, self.recent_errors, background
+            self.router, self.appender, self.metrics, self.recent_errors, background
         )
         self.source_manager.build(config.sources, limits.event_bytes)
         self.staleness_monitor = StalenessMonitor(self.staleness_targets(config), unix_ms)
@@ -199,7 +195,9 @@ class Components:
         )
         self.status.bind_gauges()
         self.cors = CorsPolicy(config, self.catalog)
+        parser = RequestParser(self.catalog.resolve, self.limits.forwarded_caller, config.server.base_path)
         self.subscribe_handler = SubscribeHandler(
+            parser=parser,
             catalog=self.catalog,
             streams=self.streams,
             cors=self.cors,
@@ -219,6 +217,7 @@ class Components:
             self.nonces,
             self.ack_forwarder,
             self.cors,
+            parser,
             self.limits,
             BodyReader(MAX_ACK, timeouts.request, "an answer may be"),
             self.metrics.acks,
@@ -241,7 +240,6 @@ class Components:
             build_public_app(
                 self.subscribe_handler,
                 hooks,
-                self.cors,
                 office,
                 self.ack_handler,
                 config.server.base_path,
@@ -260,7 +258,7 @@ class Components:
             is_draining=self.shutdown.requested.is_set,
             background=background,
         )
-        trial = TryPanel(self.catalog, self.streams, self.router, self._append_and_count, timeouts.request)
+        trial = TryPanel(self.catalog, self.streams, self.router, self.appender.append, timeouts.request)
         more: list[RouteGroup] = [trial] if config.server.development else []
         self.status_stream = StatusStream(
             self.status.status_report, write_seconds=timeouts.write, background=background
@@ -292,27 +290,6 @@ class Components:
         """Return how many more connections leave enough descriptors for all the rest."""
         used = len(self.streams.active) + self.public_listener.request_connections + DESCRIPTOR_RESERVE // 2
         return self.max_descriptors - used
-
-    async def _append_and_count(
-        self, drafts: Sequence[Draft], cursor: SourceOffset | None, fence: FencingToken | None
-    ) -> AppendedIds:
-        before = self.broker.head
-        with self.metrics.broker_append_seconds.time():
-            ids = await self.broker.append(drafts, cursor, fence)
-        counts: dict[str, int] = {}
-        for draft, id in zip(drafts, ids, strict=True):
-            if id > before:  # an older id is that of a deduplicated draft's first one
-                counts[draft.channel] = counts.get(draft.channel, 0) + 1
-        for name, count in counts.items():
-            match = self.catalog.resolve(name)
-            if match is not None:
-                self.published_counter(match.declared.name).inc(count)
-        return ids
-
-    def init_channel_counters(self) -> None:
-        """Let the counter of each channel be there from the start."""
-        for name in self.catalog.declared:
-            self.published_counter(name)
 
     def staleness_targets(self, config: Config) -> Iterator[StalenessWatch]:
         """Yield what has a ``stale_after``."""

@@ -15,7 +15,7 @@ from gateway.config.diff import channels_with_changed_access, have_origins_chang
 from gateway.config.model.config import Config
 from gateway.core.errors import StartupError, Unavailable
 from gateway.http.routes.acks import MAX_ACK_BYTES as MAX_ACK
-from gateway.http.tls.context import LoadedCertificate
+from gateway.http.tls.context import LoadedCertificate, load_certificate
 from gateway.observability.metrics import Metrics
 from gateway.server.components import DESCRIPTOR_RESERVE, Components, WorkerSockets, event_options
 from gateway.server.reload import ConfigFile, Reloader
@@ -121,7 +121,7 @@ class Daemon(Components):
         tls = config.server.tls
         loaded = None
         if self.certificate_watcher is not None and tls is not None:
-            loaded = await asyncio.to_thread(self.certificate_watcher.load, tls)
+            loaded = await asyncio.to_thread(load_certificate, tls)
         means = await self.authenticator.prepare(config.auth, config.channels.values())
         return PreparedConfig(config, descriptors, means, loaded)
 
@@ -140,7 +140,7 @@ class Daemon(Components):
         self.config, self.max_descriptors = config, prepared.max_descriptors
         # 1. What the log's events become, and who hears them.
         self.catalog.reconfigure(config.channels)
-        self.init_channel_counters()
+        self.appender.init_counters()
         self.router.reconfigure(event_bytes=limits.event_bytes, events=event_options(config))
         self.hub.reconfigure(ring_seconds=timeouts.write, ring_bytes=limits.history_bytes)
         if isinstance(self.broker, MemoryBroker):
@@ -204,7 +204,6 @@ class Daemon(Components):
         # 2. The log, and this node behind it.
         await self.broker.start()
         self.hub.start()
-        self.heartbeat_sweep.start()
         self.loop_lag.start()
         self.limits.users.start()
         # 3. The admin port, so that a start that hangs can be looked at.
@@ -262,9 +261,8 @@ class Daemon(Components):
         # 4. The rest, in the opposite order of the start.
         if self._staleness_task is not None:
             self._staleness_task.cancel()
-        self.heartbeat_sweep.stop()
         self.ack_tracker.stop()
-        self.streams.short_heartbeats.stop()
+        self.streams.stop_sweeps()
         await self.canary.stop()
         await self.ack_forwarder.close()
         await self.nonces.close()

@@ -23,7 +23,7 @@ from gateway.config.diff import diff_configs
 from gateway.config.loader.document import parse_yaml
 from gateway.config.loader.environment import expand_variables
 from gateway.config.loader.issues import ConfigError, ConfigIssue, LocatedIssue, format_path
-from gateway.config.loader.load import LocalChecker, config_or_raise, read_config_text, try_loads
+from gateway.config.loader.load import LocalChecker, load_text, read_config_text
 from gateway.config.model.config import Config
 from gateway.config.model.paths import absolute_path, config_folder
 from gateway.config.validation.warnings import log_warnings
@@ -123,10 +123,10 @@ class ConfigFile:
             [self.path, *others],
             (*self._loaded_fingerprint, *file_fingerprint(others)),
         )
-        reading = try_loads(
+        reading = load_text(
             text, file=self.name, folder=self._folder, local_checker=self._local, is_reload=not is_first
         )
-        config = config_or_raise(reading)
+        config = reading.require_config()
         self.warnings = tuple(each.issue for each in reading.warnings)
         return config
 

@@ -1,1 +1,1 @@
-"""Upstreams, and the way of a record from them to a draft."""
+"""Upstream sources: read records, route them to channels, and append them to the log."""

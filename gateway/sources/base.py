@@ -1,26 +1,19 @@
-"""What a source is, what it is given, and what is known about it."""
+"""What sources share: the state they report, the log they write to, and errors of their upstreams."""
 
-import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from gateway.config.template import Template
-from gateway.core.backoff import jittered
-from gateway.core.errors import StaleFencingToken, Unavailable
-from gateway.core.event import FencingToken, Record
-from gateway.webhooks.formats.base import Outcome
-
-RETRY_SECONDS = 0.3
-"""How long a reader waits while the log is away, jittered."""
+from gateway.core.errors import SourceError
+from gateway.core.event import AppendedIds, Draft, EventId, FencingToken, SourceOffset
 
 SourceStatus = Literal["starting", "up", "down", "off"]
 
 
 @dataclass(slots=True)
 class SourceState:
-    """How a source is doing; times are unix milliseconds."""
+    """The state of a source, as ``/status`` shows it; times are unix milliseconds."""
 
     name: str
     type: str
@@ -31,108 +24,67 @@ class SourceState:
     last_error: str | None = None
     received: int = 0
     duplicates: int = 0
-    """Events that were sent again, and not made again."""
+    """Events that were sent again and dropped."""
     restarts: int = 0
     lag: int | None = None
-    """Records that wait upstream, where the source can tell."""
+    """Records that wait upstream; None where the source cannot count them."""
     rejected: dict[str, int] = field(default_factory=dict)
+
+    def set_status(self, status: SourceStatus, now_ms: int) -> None:
+        """Change the status; its time stays while the status does."""
+        if self.status != status:
+            self.status, self.status_since_ms = status, now_ms
 
 
 class SourceGap(NamedTuple):
-    """Records of a source, or of one of its topics, that may be lost."""
+    """A range of records, of a source or of one of its topics, that may be lost."""
 
     since: int | None
-    """After which moment, in unix milliseconds."""
+    """Unix milliseconds after which records may be missing."""
     topic: str | None = None
     missing: int | None = None
-    """How many, where that is known."""
+    """The number of missing records, if known."""
 
 
-class SourceContext(Protocol):
-    """What a running source calls. What appends may raise Unavailable while the log is away."""
-
-    def report_connected(self) -> None:
-        """Say that records are flowing from now on; this node may read the source for all."""
-
-    async def publish(
-        self,
-        records: Sequence[Record],
-        offset: str | None = None,
-        fence: FencingToken | None = None,
-        *,
-        partition: str = "",
-        gap: SourceGap | None = None,
-    ) -> None:
-        """Append a gap, what the records become, and with them how far this part of the source was read.
-
-        Records that can never become events are counted and dropped. Raises Fenced if another node
-        reads the source by now.
-        """
-
-    async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
-        """Append the records, and return of each the ids of its events, or why there are none.
-
-        With ``atomic`` all of them or none: it raises the first refusal. Nothing is counted as refused.
-        """
-
-    def count_rejection(self, reason: str, message: str = "", **details: str | None) -> None:
-        """Count something that was refused before it became a record; the log gets the rest."""
-
-    def count_duplicates(self, events: int) -> None:
-        """Count events that were sent again, and are in the log already."""
-
-    async def wait_for_lease(self) -> FencingToken:
-        """Wait until this node is the one that reads the source. Cancelling is safe."""
+class SourceLog(Protocol):
+    """The part of a broker that sources use; see `gateway.broker.base.Broker` for the contract."""
 
     @property
-    def has_lease(self) -> bool:
-        """Whether it is just now."""
+    def head(self) -> EventId: ...
 
-    def reacquire_lease(self) -> None:
-        """Give the lease up and ask for it again: an append under way finds its fence too old."""
+    async def append(
+        self, drafts: Sequence[Draft], offset: SourceOffset | None, fence: FencingToken | None, /
+    ) -> AppendedIds: ...
 
-    async def read_offset(self, partition: str = "") -> str | None:
-        """Return how far a part of the source was read, by whichever node."""
+    async def read_offset(self, source: str, /) -> str | None: ...
 
-    async def list_partitions(self) -> list[str]:
-        """Return the parts of the source that have a position, from whichever node."""
+    async def list_partitions(self, source: str, /) -> list[str]: ...
 
-    def report_lag(self, records: int) -> None:
-        """Say how many records wait upstream."""
+    async def acquire_lease(self, name: str, seconds: float, /) -> FencingToken | None: ...
 
-    @property
-    def missed_since_ms(self) -> int | None:
-        """Since when (unix ms) clients listened that this source had not reached yet."""
+    async def release_lease(self, fence: FencingToken, /) -> None: ...
 
 
-async def read_under_lease(context: SourceContext, read: Callable[[FencingToken], Awaitable[None]]) -> None:
-    """Read whenever this node has the lease, until cancelled; ``read`` ends by an error.
+@contextmanager
+def upstream_errors(
+    upstream: str,
+    timeout: float,
+    *client_errors: type[Exception],
+    describe: Callable[[str], str] = lambda text: text,
+) -> Iterator[None]:
+    """Turn timeouts and a client library's errors into SourceError; of an ExceptionGroup, the first error.
 
-    Whether the last batch of a failed append is in the log is open. It cannot come later, because its
-    lease is given up first, so the next turn may ask the log where to go on.
+    ``timeout`` is the deadline (seconds) to name; ``describe`` may add to the library's message.
     """
-    while True:
-        fence = await context.wait_for_lease()
-        try:
-            await read(fence)
-        except (StaleFencingToken, Unavailable):
-            context.reacquire_lease()
-            await asyncio.sleep(jittered(RETRY_SECONDS, 0.5))
-
-
-class Source(ABC):
-    """One upstream."""
-
-    is_exclusive: ClassVar[bool] = True
-    """Whether one node reads it for all of them, by a lease."""
-
-    def update_topics(self, topics: Sequence[Template]) -> bool:
-        """Read other topics from now on, without a pause; False from a source that must be started again."""
-        return False
-
-    @abstractmethod
-    async def run(self, context: SourceContext) -> None:
-        """Read until cancelled. Any exception means: start me again later.
-
-        Cancelling is safe at any time and closes all connections.
-        """
+    caught_types: tuple[type[Exception], ...] = (ExceptionGroup, TimeoutError, *client_errors)
+    try:
+        yield
+    except caught_types as caught:
+        error: Exception = caught
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, TimeoutError):
+            raise SourceError(f"{upstream} gave no answer within {timeout:g} s") from None
+        if isinstance(error, client_errors):
+            raise SourceError(f"{upstream}: {describe(str(error) or type(error).__name__)}") from None
+        raise error from None

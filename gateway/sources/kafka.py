@@ -1,13 +1,13 @@
-"""Kafka as a source: exactly once into the log, in each partition's order. Needs the extra ``kafka``.
+"""Kafka as a source: each record exactly once, in its partition's order. Needs the extra ``kafka``.
 
-How it works. The node with the lease reads all partitions; the others are connected and wait. Where each
-partition is read on is in the log, stored with the events that the records became, so whoever reads next
-goes on there. Kafka's own groups do not share the work: every node follows the whole log anyway, and a lease
-changes hands in seconds where a group takes a session's timeout (docs/decisions/0008). Offsets are
-committed to the group all the same, for the tools that show lag; nothing reads them here.
+How it works. The node with the lease reads all partitions; the others are connected and wait. The offset of
+each partition is in the log, stored in one append with the events that its records became, so the next node
+continues there. Kafka's own consumer groups do not share the work: every node follows the whole log anyway,
+and a lease changes hands in seconds where a group takes a session's timeout (docs/decisions/0008). Offsets
+are also committed to the group, for tools that show lag; the gateway never reads them.
 
-aiokafka tells an outage in its log only, and hangs. So the brokers are asked for their topics now and then,
-with a deadline, and whatever fails ends `run`.
+aiokafka reports an outage only in its own log, and hangs. So `run` requests the brokers' topics periodically,
+with a deadline, and ends at any failure.
 """
 
 import asyncio
@@ -33,22 +33,24 @@ from gateway.core.backoff import jittered
 from gateway.core.errors import SourceError, StaleFencingToken, StartupError, Unavailable
 from gateway.core.event import NO_VALUES, FencingToken, Record, decode_lossless
 from gateway.net.pem import PemProblem, load_ca_file, load_certificate_and_key
-from gateway.sources.base import Source, SourceContext, SourceGap, read_under_lease
+from gateway.sources.base import SourceGap, upstream_errors
+from gateway.sources.context import Source, SourceContext, read_under_lease
+from gateway.sources.partitions import discover_partitions, gather_all, mark_watched, read_stored_offset
 
 log = structlog.get_logger("gateway.sources")
 
 MAX_POLL_RECORDS = 1000
-"""Most records that are taken at once, all partitions together."""
+"""Most records of one poll, of all partitions together."""
 
 POLL_SECONDS = 1.0
-"""How long a poll waits for records; what is asked for meanwhile is seen then."""
+"""How long a poll waits for records; the lease and the scan interval are checked after each."""
 
 COMMIT_INTERVAL_SECONDS = 5.0
-"""How often offsets are committed for others to see."""
+"""How often offsets are committed to the consumer group, for tools that show lag."""
 
 
 class KafkaSource(Source):
-    """Reads the topics that ``topics`` name: exact, globs, templates."""
+    """Reads all Kafka topics that ``topics`` match: exact names, globs and templates."""
 
     def __init__(
         self, name: str, config: KafkaConfig, topics: Sequence[Template], placeholders: frozenset[str]
@@ -60,25 +62,30 @@ class KafkaSource(Source):
         self.scan_seconds = config.scan
         self.timeout = config.timeout
         self._placeholders = placeholders
-        self._consumer_options = _consumer_options(name, config)
+        self._consumer_options = {
+            **connection_options(name, config),
+            "group_id": config.group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "isolation_level": "read_committed",  # an aborted transaction's records are no events
+        }
 
     async def run(self, context: SourceContext) -> None:
-        last_words = _LastErrorHandler()
-        logging.getLogger("aiokafka").addHandler(last_words)
+        last_error = _LastErrorHandler()
+        logging.getLogger("aiokafka").addHandler(last_error)
         consumer = AIOKafkaConsumer(**self._consumer_options)
         try:
-            async with asyncio.timeout(2 * self.timeout):
-                await consumer.start()
-            context.report_connected()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._monitor_brokers(consumer))
-                group.create_task(self._read_whenever_leased(consumer, context))
-        except ExceptionGroup as group_of:
-            raise self._to_source_error(group_of.exceptions[0], last_words) from None
-        except (TimeoutError, KafkaError, OSError, ValueError) as error:
-            raise self._to_source_error(error, last_words) from None
+            with upstream_errors(
+                "Kafka", self.timeout, KafkaError, OSError, ValueError, describe=last_error.add_to
+            ):
+                async with asyncio.timeout(2 * self.timeout):
+                    await consumer.start()
+                context.report_connected()
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._monitor_brokers(consumer))
+                    group.create_task(self._read_whenever_leased(consumer, context))
         finally:
-            logging.getLogger("aiokafka").removeHandler(last_words)
+            logging.getLogger("aiokafka").removeHandler(last_error)
             await self._stop_consumer(consumer)
 
     async def _monitor_brokers(self, consumer: Any) -> None:
@@ -87,37 +94,40 @@ class KafkaSource(Source):
             await self.fetch_metadata(consumer)
 
     async def _read_whenever_leased(self, consumer: Any, context: SourceContext) -> None:
-        places: dict[Any, _PartitionOffset] = {}
+        offsets: dict[Any, _PartitionOffset] = {}
 
         async def read(fence: FencingToken) -> None:
-            reading = _PartitionReader(self, consumer, context, fence, places)
+            reader = _PartitionReader(self, consumer, context, fence, offsets)
             try:
-                await reading.run()
+                await reader.run()
             except (StaleFencingToken, Unavailable):
-                places.update(reading.offsets)
+                offsets.update(reader.offsets)
                 consumer.unsubscribe()
                 raise
 
         await read_under_lease(context, read)
 
     async def fetch_metadata(self, consumer: Any) -> Any:
-        """Return the topics and partitions that there are; the consumer itself tells of its own only."""
+        """Return the cluster's topics and partitions; the consumer's own list has only its assigned ones.
+
+        Raises SourceError if aiokafka has no such request.
+        """
         fetch = getattr(getattr(consumer, "_client", None), "fetch_all_metadata", None)
         if fetch is None:
-            raise SourceError("this version of aiokafka does not tell of all topics; install aiokafka 0.14")
+            raise SourceError("this version of aiokafka cannot list all topics; install aiokafka 0.14")
         async with asyncio.timeout(self.timeout):
             return await fetch()
 
     async def _stop_consumer(self, consumer: Any) -> None:
         task = asyncio.current_task()
         assert task is not None
-        cancelled = task.cancelling()
+        cancellations = task.cancelling()
         try:
             async with asyncio.timeout(self.timeout):
                 await consumer.stop()
         except asyncio.CancelledError:
-            # Without a broker aiokafka raises this by itself, and leaves its client open.
-            if task.cancelling() > cancelled:
+            # Without a broker, aiokafka raises this by itself and leaves its client open.
+            if task.cancelling() > cancellations:
                 raise
         except Exception as error:
             log.info("kafka_close_failed", error=str(error) or type(error).__name__)
@@ -126,20 +136,12 @@ class KafkaSource(Source):
                 async with asyncio.timeout(self.timeout):
                     await consumer._client.close()
 
-    def _to_source_error(self, error: BaseException, last_error: "_LastErrorHandler") -> Exception:
-        if isinstance(error, TimeoutError):
-            return SourceError(f"Kafka gave no answer within {self.timeout:g} s")
-        if isinstance(error, (KafkaError, OSError, ValueError)):
-            why = f" ({last_error.text})" if last_error.text and last_error.text not in str(error) else ""
-            return SourceError(f"Kafka: {error or type(error).__name__}{why}")
-        return error if isinstance(error, Exception) else SourceError(type(error).__name__)
-
     def decode_message(self, message: Any) -> Record:
-        """Return what a message is; one without a value is ``null``."""
+        """Return a Kafka message as a record; its payload is ``null`` if the message has no value."""
         values: Mapping[str, str] = NO_VALUES
         if self._placeholders:
             values = {"partition": str(message.partition), "offset": str(message.offset)}
-            values |= {  # of a name that is given twice the first
+            values |= {  # reversed: of headers with the same name, the first counts
                 f"headers.{name.lower()}": decode_lossless(value)
                 for name, value in reversed(message.headers)
                 if value is not None
@@ -155,7 +157,7 @@ class KafkaSource(Source):
 
 
 class _PartitionOffset(NamedTuple):
-    """Before the record ``offset``; the one before it had the time ``ms`` (unix), -1 where none was read."""
+    """The next record to read, and the timestamp (unix ms) of the one before it; -1 if none was read yet."""
 
     offset: int
     last_record_ms: int = -1
@@ -165,7 +167,7 @@ class _PartitionOffset(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "_PartitionOffset | None":
-        """Return the place that ``text`` spells, or None."""
+        """Return the offset that ``text`` spells, or None."""
         offset, _, ms = text.partition("/")
         try:
             return cls(int(offset), int(ms))
@@ -174,7 +176,7 @@ class _PartitionOffset(NamedTuple):
 
 
 class _PartitionReader:
-    """One reader's turn: the partitions, and how far each was read."""
+    """Reads all partitions while this node holds one lease, and knows the offset of each."""
 
     def __init__(
         self,
@@ -193,13 +195,13 @@ class _PartitionReader:
         self._committed_offsets: dict[Any, int] = {}
 
     async def run(self) -> None:
-        """Read until the lease is lost. Raises Fenced, Unavailable, KafkaError or TimeoutError."""
+        """Read until the lease is lost. Raises StaleFencingToken, Unavailable, KafkaError or TimeoutError."""
         loop = asyncio.get_running_loop()
         scanned = committed = loop.time()
         await self._discover_partitions()
         while True:
             if not self._context.has_lease:
-                raise StaleFencingToken("the lease is another node's")
+                raise StaleFencingToken("another node holds the lease")
             await self._poll()
             if loop.time() - scanned >= self._source.scan_seconds:
                 await self._discover_partitions()
@@ -208,54 +210,62 @@ class _PartitionReader:
                 await self._commit_offsets()
                 committed = loop.time()
 
-    # Which partitions there are.
+    # Discovering partitions.
 
     async def _discover_partitions(self) -> None:
-        """Assign what is there: where each partition was read to is in the log, else `start` says it."""
+        """Assign all partitions: at their stored offsets, else where `start` says."""
         cluster = await self._source.fetch_metadata(self._consumer)
         names = sorted(cluster.topics())
-        found: dict[Any, bool] = {}
-        unwatched = []
-        for topic in self._source.topics:
-            mark = f"*{topic.redis_pattern}"
-            is_watched = await self._context.read_offset(mark) is not None
-            if not is_watched:
-                unwatched.append(mark)
-            for name in (name for name in names if topic.match(name) is not None):
-                for number in sorted(cluster.partitions_for_topic(name) or ()):
-                    # What appears under a watched topic, a partition too, is new as a whole.
-                    part = TopicPartition(name, number)
-                    found[part] = found.get(part, False) or is_watched
+
+        async def list_partitions(topic: Template) -> list[Any]:
+            return [
+                TopicPartition(name, number)
+                for name in names
+                if topic.match(name) is not None
+                for number in sorted(cluster.partitions_for_topic(name) or ())
+            ]
+
+        found, unwatched = await discover_partitions(self._context, self._source.topics, list_partitions)
         new = {part: is_new for part, is_new in found.items() if part not in self.offsets}
         if new or len(found) < len(self.offsets):
-            begun = await self._initial_offsets(new)
-            kept = {part: place for part, place in self.offsets.items() if part in found}
-            self.offsets = kept | begun
-            # No await in between: nothing is fetched from anywhere else.
+            initial = await self._initial_offsets(new)
+            kept = {part: offset for part, offset in self.offsets.items() if part in found}
+            self.offsets = kept | initial
+            # No await from here on: otherwise records could be fetched from another offset.
             self._consumer.assign(list(self.offsets))
-            for part, place in self.offsets.items():
-                self._consumer.seek(part, place.offset)
-        for mark in unwatched:
-            await self._context.publish([], "watched", self._fence, partition=mark)
+            for part, reached in self.offsets.items():
+                self._consumer.seek(part, reached.offset)
+        await mark_watched(self._context, unwatched, self._fence)
 
     async def _initial_offsets(self, new: Mapping[Any, bool]) -> dict[Any, _PartitionOffset]:
-        places: dict[Any, _PartitionOffset] = {}
-        unknown: dict[str, list[Any]] = {}
+        offsets: dict[Any, _PartitionOffset] = {}
+        unread: dict[str, list[Any]] = {}
         for part, is_new in new.items():
-            text = await self._context.read_offset(_partition_name(part))
-            place = _PartitionOffset.parse(text) if text is not None else None
-            place = place or self._previous_offsets.get(part)  # the log forgot all
-            if place is not None:
-                places[part] = place
+            name = _partition_name(part)
+            stored = await read_stored_offset(self._context, name, _PartitionOffset.parse)
+            stored = stored or self._previous_offsets.get(part)  # if the log lost its data
+            if stored is not None:
+                offsets[part] = stored
             else:
-                unknown.setdefault("oldest" if is_new else self._source.start, []).append(part)
-        for start, parts in unknown.items():
+                unread.setdefault("oldest" if is_new else self._source.start, []).append(part)
+        for start, parts in unread.items():
             for part, offset in (await self._resolve_start(start, parts)).items():
-                places[part] = _PartitionOffset(offset)
-                await self._context.publish(
-                    [], str(places[part]), self._fence, partition=_partition_name(part)
-                )
-        return places
+                await self._advance(part, offsets, _PartitionOffset(offset))
+        return offsets
+
+    async def _advance(
+        self,
+        partition: Any,
+        offsets: dict[Any, _PartitionOffset],
+        reached: _PartitionOffset,
+        records: Sequence[Record] = (),
+        gap: SourceGap | None = None,
+    ) -> None:
+        """Append records and a gap together with the offset reached, then move on."""
+        await self._context.publish(
+            records, str(reached), self._fence, partition=_partition_name(partition), gap=gap
+        )
+        offsets[partition] = reached
 
     async def _resolve_start(self, start: str, parts: Sequence[Any]) -> Mapping[Any, int]:
         async with asyncio.timeout(self._source.timeout):
@@ -284,19 +294,16 @@ class _PartitionReader:
                 await self._handle_out_of_range(part, offset)
             return
         if not self._context.has_lease:
-            raise StaleFencingToken("the lease is another node's")
-        # The consumer also steps over what is no record: the marks of transactions.
-        behind = {part: await self._consumer.position(part) for part in self.offsets}
-        work = [
-            self._append_messages(part, batches.get(part, ()), offset)
-            for part, offset in behind.items()
-            if offset > self.offsets[part].offset
-        ]
-        for result in await asyncio.gather(*work, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+            raise StaleFencingToken("another node holds the lease")
+        # The consumer's position also moves past what is no record: the markers of transactions.
+        positions = {part: await self._consumer.position(part) for part in self.offsets}
+        await gather_all(
+            self._append_messages(part, batches.get(part, ()), position)
+            for part, position in positions.items()
+            if position > self.offsets[part].offset
+        )
         self._context.report_lag(
-            sum(self._partition_lag(part, place.offset) for part, place in self.offsets.items())
+            sum(self._partition_lag(part, reached.offset) for part, reached in self.offsets.items())
         )
 
     def _partition_lag(self, partition: Any, offset: int) -> int:
@@ -307,35 +314,27 @@ class _PartitionReader:
 
     async def _append_messages(self, partition: Any, messages: Sequence[Any], next_offset: int) -> None:
         records = [self._source.decode_message(message) for message in messages]
-        place = _PartitionOffset(
-            next_offset, messages[-1].timestamp if messages else self.offsets[partition].last_record_ms
-        )
-        await self._context.publish(records, str(place), self._fence, partition=_partition_name(partition))
-        self.offsets[partition] = place
+        time_ms = messages[-1].timestamp if messages else self.offsets[partition].last_record_ms
+        await self._advance(partition, self.offsets, _PartitionOffset(next_offset, time_ms), records)
 
     async def _handle_out_of_range(self, partition: Any, offset: int) -> None:
-        """Go on where the partition begins now, or ends if it became shorter, and tell the gap."""
+        """Report a gap, and go on at the partition's first record, or at its end if it became shorter."""
         async with asyncio.timeout(self._source.timeout):
             first = (await self._consumer.beginning_offsets([partition]))[partition]
             end = (await self._consumer.end_offsets([partition]))[partition]
-        before = self.offsets[partition]
+        time_ms = self.offsets[partition].last_record_ms
         missing = first - offset if offset < first else None
-        place = _PartitionOffset(first if missing is not None else end, before.last_record_ms)
-        gap = SourceGap(
-            before.last_record_ms if before.last_record_ms >= 0 else None, partition.topic, missing
-        )
-        await self._context.publish(
-            [], str(place), self._fence, partition=_partition_name(partition), gap=gap
-        )
-        self.offsets[partition] = place
-        self._consumer.seek(partition, place.offset)
+        reached = _PartitionOffset(first if missing is not None else end, time_ms)
+        gap = SourceGap(time_ms if time_ms >= 0 else None, partition.topic, missing)
+        await self._advance(partition, self.offsets, reached, gap=gap)
+        self._consumer.seek(partition, reached.offset)
 
     async def _commit_offsets(self) -> None:
-        """Show how far we are; a failure harms nobody, because nothing is read from there."""
+        """Commit the offsets to the consumer group; a failure is harmless, because they are never read."""
         changed = {
-            part: place.offset
-            for part, place in self.offsets.items()
-            if self._committed_offsets.get(part) != place.offset
+            part: reached.offset
+            for part, reached in self.offsets.items()
+            if self._committed_offsets.get(part) != reached.offset
         }
         if not changed:
             return
@@ -349,7 +348,7 @@ class _PartitionReader:
 
 
 class _LastErrorHandler(logging.Handler):
-    """Keeps aiokafka's last error: some causes are told nowhere else. Its lines go no further."""
+    """Keeps the last error that aiokafka logged: some causes appear nowhere else."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -358,20 +357,14 @@ class _LastErrorHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.text = record.getMessage()[:300]
 
-
-def _consumer_options(name: str, config: KafkaConfig) -> dict[str, Any]:
-    return {
-        **connection_options(name, config),
-        "group_id": config.group,
-        "enable_auto_commit": False,
-        "auto_offset_reset": "none",
-        "isolation_level": "read_committed",  # what a producer took back is no event
-    }
+    def add_to(self, message: str) -> str:
+        """Return an error message, with the logged cause if it says more."""
+        return message if not self.text or self.text in message else f"{message} ({self.text})"
 
 
 def connection_options(name: str, config: KafkaConfig) -> dict[str, Any]:
-    """Return aiokafka's options of any client of these brokers. Raises StartupError."""
-    logging.getLogger("aiokafka").propagate = False  # 74 lines a second while a broker is away
+    """Return aiokafka's options for any client of these brokers. Raises StartupError."""
+    logging.getLogger("aiokafka").propagate = False  # 74 lines a second while a broker is unreachable
     options: dict[str, Any] = {
         "bootstrap_servers": [each.strip() for each in config.brokers.split(",")],
         "client_id": "sse-gateway",

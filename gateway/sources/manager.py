@@ -1,21 +1,26 @@
-"""All sources of a node: made from the configuration, started, stopped, and changed by a reload."""
+"""Manages all sources of a node: builds them from the configuration, starts, replaces and stops them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
-from gateway.config.model.sources import KafkaConfig, RedisStreamConfig, WebhookConfig, disabled_reason
-from gateway.config.model.sources import SourceConfig as SourceConfig
+from gateway.config.model.sources import (
+    KafkaConfig,
+    RedisStreamConfig,
+    SourceConfig,
+    WebhookConfig,
+    disabled_reason,
+)
 from gateway.config.template import Template
 from gateway.observability.metrics import Metrics
 from gateway.observability.recent_errors import RecentErrors
-from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
-from gateway.sources.base import Source, SourceState
-from gateway.sources.election import LeaseOperations
+from gateway.observability.task_supervisor import TaskSupervisor
+from gateway.sources.base import SourceState
+from gateway.sources.context import EventAppender, Source, SourceContext
 from gateway.sources.kafka import KafkaSource
-from gateway.sources.publisher import AppendDrafts, Publisher
 from gateway.sources.redis.pubsub import RedisPubSubSource
 from gateway.sources.redis.stream import RedisStreamSource
 from gateway.sources.router import Router
@@ -26,18 +31,8 @@ log = structlog.get_logger("gateway.sources")
 
 
 @dataclass(frozen=True, slots=True)
-class LogAccess:
-    """The part of the event log that sources use."""
-
-    append: AppendDrafts
-    lease_operations: LeaseOperations
-    read_offset: Callable[[str], Awaitable[str | None]]
-    list_partitions: Callable[[str], Awaitable[list[str]]]
-
-
-@dataclass(frozen=True, slots=True)
 class _SourceInputs:
-    """What a source was made of: while it stays the same, the source goes on."""
+    """What a source was built from: while it stays equal, a reload leaves the source alone."""
 
     config: SourceConfig
     topics: frozenset[str]
@@ -45,23 +40,21 @@ class _SourceInputs:
 
 
 class SourceManager:
-    """`start` and `stop` are their whole life; `reconfigure` brings what another configuration changes."""
+    """The sources of a node, by name."""
 
     def __init__(
         self,
         router: Router,
-        log_access: LogAccess,
+        appender: EventAppender,
         metrics: Metrics,
-        clock: Callable[[], int],
         recent_errors: RecentErrors,
-        background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
+        background: TaskSupervisor,
     ) -> None:
-        self._background = background
         self.supervisors: dict[str, Supervisor] = {}
-        """Those that run."""
+        """The sources that run."""
         self.webhooks: dict[str, WebhookSource] = {}
         self.disabled: dict[str, SourceState] = {}
-        """Those that are declared and have nothing to do."""
+        """The sources that are declared and off: without a URL, or read by no channel."""
         self.event_bytes = 0
         self._declared_names: Sequence[str] = ()
         self._replacements: dict[str, asyncio.Task[None]] = {}
@@ -69,43 +62,49 @@ class SourceManager:
         self._inputs: dict[str, _SourceInputs] = {}
         self._body_checker = BodyChecker()
         self._router = router
-        self._log_access = log_access
+        self._appender = appender
         self._metrics = metrics
-        self._clock = clock
         self._recent_errors = recent_errors
+        self._background = background
 
     def build(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
-        """Make all of them. Raises StartupError where one cannot be."""
+        """Build all sources. Raises StartupError if one cannot be built."""
         self.event_bytes = event_bytes
         self._declared_names = tuple(sources)
         for name, config in sources.items():
             self._add(name, config)
 
     def states(self) -> list[SourceState]:
-        """Return the state of each, in the order of the file."""
+        """Return the state of each source, in the order of the file."""
         return [
             self.disabled[name] if name in self.disabled else self.supervisors[name].state
             for name in self._declared_names
         ]
 
     async def start(self, seconds: float) -> None:
-        """Start all, and wait until each has tried once, at most so many seconds."""
-        await self._start_and_wait(self.supervisors.values(), seconds)
+        """Start all, and wait at most so many seconds until each has connected or failed once."""
+        supervisors = list(self.supervisors.values())
+        for supervisor in supervisors:
+            supervisor.start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for supervisor in supervisors:
+                    await supervisor.context.first_attempt_done.wait()
         for state in self.disabled.values():
             log.info("source_off", source=state.name, reason=state.last_error)
 
     def mark_serving(self) -> None:
-        """Say that somebody may listen from now on."""
+        """Note that clients may subscribe from now on; see `Supervisor.mark_serving`."""
         for supervisor in self.supervisors.values():
             supervisor.mark_serving()
 
     def pause_webhooks(self) -> None:
-        """Answer posts 503 from now on."""
+        """Answer webhooks with 503 from now on."""
         for hook in self.webhooks.values():
             hook.pause()
 
     async def stop(self, *, exclusive_only: bool = False) -> None:
-        """End all, or those that one node reads for all; another may have their leases at once.
+        """Stop all sources, or only the exclusive ones, whose leases other nodes can then acquire at once.
 
         Harmless when repeated.
         """
@@ -117,16 +116,16 @@ class SourceManager:
         await asyncio.gather(*self._replacements.values())
 
     def validate(self, sources: Mapping[str, SourceConfig]) -> None:
-        """Raise StartupError where one of them could not be made."""
+        """Raise StartupError if one of the sources could not be built."""
         for name, config in sources.items():
             if not disabled_reason(config):
                 build_source(name, config, (), frozenset(), self.event_bytes, self._body_checker)
 
     def reconfigure(self, sources: Mapping[str, SourceConfig], event_bytes: int) -> None:
-        """Make, end and change what differs; the router must know the new routes already.
+        """Add, remove and update the sources that differ; the router must know the new routes already.
 
-        What is the same goes on without a pause. Nobody waits for connections that end, which may be to a
-        server that is frozen: whatever follows one of them starts once it is gone.
+        Unchanged sources go on without a pause. This does not wait for connections to close, which may be
+        to a frozen server: a replacement starts once its predecessor has stopped.
         """
         self.event_bytes = event_bytes
         for name in list(self._inputs):
@@ -141,13 +140,14 @@ class SourceManager:
         self._declared_names = tuple(sources)
 
     def _replace(self, name: str, old: Supervisor | None) -> None:
-        """Let what is there now under a name start after what was there before."""
+        """Start the current source of a name once the ``old`` one has stopped."""
         new = self.supervisors.get(name)
         if new is not None:
             new.mark_serving()
         before = self._replacements.get(name)
-        task = asyncio.create_task(self._run_replacement(name, before, old, new), name=f"follow {name}")
-        self._replacements[name] = task
+        self._replacements[name] = asyncio.create_task(
+            self._run_replacement(name, before, old, new), name=f"replace {name}"
+        )
 
     async def _run_replacement(
         self, name: str, before: "asyncio.Task[None] | None", old: Supervisor | None, new: Supervisor | None
@@ -166,26 +166,26 @@ class SourceManager:
                 del self._replacements[name]
 
     def _try_update(self, name: str, config: SourceConfig) -> bool:
-        """Let a source that is there already take a configuration, if it can."""
-        made = self._inputs.get(name)
-        if made is None or made.config.type != config.type:
+        """Apply a configuration to an existing source; False if the source has to be replaced."""
+        old = self._inputs.get(name)
+        if old is None or old.config.type != config.type:
             return False
-        reading = self._inputs_of(name, config)
+        new = self._inputs_of(name, config)
         supervisor = self.supervisors.get(name)
-        is_same = made.config.connection_settings == config.connection_settings
+        is_same = old.config.connection_settings == config.connection_settings
         if supervisor is None:
             self.disabled[name].is_critical = config.critical
-            return is_same and reading.topics == made.topics
+            return is_same and new.topics == old.topics
         hook = self.webhooks.get(name)
         if hook is not None and isinstance(config, WebhookConfig):
             hook.reconfigure(config, event_bytes=self.event_bytes)
         elif not is_same or not (
-            (reading.topics, reading.placeholders) == (made.topics, made.placeholders)
+            (new.topics, new.placeholders) == (old.topics, old.placeholders)
             or supervisor.update_topics(self._router.topics(name))
         ):
             return False
         supervisor.state.is_critical = config.critical
-        self._inputs[name] = reading
+        self._inputs[name] = new
         return True
 
     def _remove(self, name: str) -> Supervisor | None:
@@ -194,18 +194,6 @@ class SourceManager:
         self.webhooks.pop(name, None)
         return self.supervisors.pop(name, None)
 
-    async def _start_and_wait(self, supervisors: Iterable[Supervisor], seconds: float) -> None:
-        supervisors = list(supervisors)
-        for supervisor in supervisors:
-            supervisor.start()
-        tries = [asyncio.ensure_future(supervisor.wait_first_attempt()) for supervisor in supervisors]
-        if tries:
-            try:
-                await asyncio.wait(tries, timeout=seconds)
-            finally:
-                for task in tries:
-                    task.cancel()
-
     def _inputs_of(self, name: str, config: SourceConfig) -> _SourceInputs:
         topics = frozenset(topic.text for topic in self._router.topics(name))
         return _SourceInputs(config, topics, self._router.placeholders(name))
@@ -213,29 +201,19 @@ class SourceManager:
     def _add(self, name: str, config: SourceConfig) -> None:
         self._inputs[name] = self._inputs_of(name, config)
         state = SourceState(name=name, type=config.type, is_critical=config.critical)
+        topics, placeholders = self._router.topics(name), self._router.placeholders(name)
         reason = disabled_reason(config)
-        if not isinstance(config, WebhookConfig) and not self._router.topics(name):
+        if not isinstance(config, WebhookConfig) and not topics:
             reason = reason or "no channel reads from it"
         if reason:
             state.status, state.last_error = "off", reason
             self.disabled[name] = state
             return
-        topics, places = self._router.topics(name), self._router.placeholders(name)
-        source = build_source(name, config, topics, places, self.event_bytes, self._body_checker)
+        source = build_source(name, config, topics, placeholders, self.event_bytes, self._body_checker)
         if isinstance(source, WebhookSource):
             self.webhooks[name] = source
-        publisher = Publisher(
-            state, self._router, self._log_access.append, self._metrics, self._clock, self._recent_errors
-        )
-        self.supervisors[name] = Supervisor(
-            source,
-            publisher,
-            self._log_access.lease_operations,
-            self._log_access.read_offset,
-            self._log_access.list_partitions,
-            self._clock,
-            self._background,
-        )
+        context = SourceContext(state, self._router, self._appender, self._metrics, self._recent_errors)
+        self.supervisors[name] = Supervisor(source, context, self._background)
 
 
 def build_source(
@@ -246,7 +224,7 @@ def build_source(
     event_bytes: int,
     body_checker: BodyChecker,
 ) -> Source:
-    """Return the source of a configuration. Raises StartupError where it cannot be."""
+    """Return the source that a configuration declares. Raises StartupError if it cannot be built."""
     if isinstance(config, WebhookConfig):
         return WebhookSource(config, body_checker, event_bytes=event_bytes)
     if isinstance(config, KafkaConfig):

@@ -1,9 +1,10 @@
-"""Records to drafts: which channels a topic feeds, and what of the record becomes the event. Pure."""
+"""Routes records: finds the channels of a record's topic, and builds the draft for each. Pure."""
 
 import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -23,13 +24,14 @@ from gateway.core.event import (
 )
 
 MAX_CACHED_TOPICS = 20_000
-"""How many topics a source's routes are remembered for."""
+"""Topics of one source for which the matching channels are cached (bench row: ingest)."""
 
 MAX_KEY_CHARACTERS = 255
 """Characters of a deduplication key; a longer one is stored as its digest."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
+_NO_MAPPING = EventMappingConfig.model_validate({})
 _json_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -51,24 +53,24 @@ class _Route(NamedTuple):
 
 
 class _TopicRoutes(NamedTuple):
-    """Where a topic's records go: to these channels, and to those that each record names itself."""
+    """The channels of a topic, and the routes whose channel depends on fields of each record."""
 
     matches: list[ChannelMatch]
     field_routes: list[tuple[_Route, Mapping[str, str]]]
 
 
 class _EventExpressions:
-    """What of a source's records becomes the event."""
+    """The expressions that take an event's type, timestamp and deduplication key from a record."""
 
     __slots__ = ("deduplicate", "timestamp", "type")
 
     def __init__(self, config: EventMappingConfig) -> None:
-        self.type = _expression(config.type)
-        self.timestamp = _expression(config.timestamp)
-        self.deduplicate = _expression(config.deduplicate)
+        self.type = Expression(config.type) if config.type is not None else None
+        self.timestamp = Expression(config.timestamp) if config.timestamp is not None else None
+        self.deduplicate = Expression(config.deduplicate) if config.deduplicate is not None else None
 
     def evaluate(self, record: Record) -> tuple[str | None, int | None, str | None]:
-        """Return type, timestamp and deduplication key. Raises Rejected."""
+        """Return type, timestamp and deduplication key. Raises RecordRejected."""
         type_, timestamp, key = record.type, record.timestamp_ms, record.deduplication_key
         if self.type is not None:
             type_ = self.type.render(record) or type_
@@ -78,7 +80,7 @@ class _EventExpressions:
         if self.deduplicate is not None:
             own = self.deduplicate.render_unambiguous(record, exclude_shared=True)
             if own is None:
-                # What it shares with others does not tell them apart.
+                # Values that all records of a request share do not tell these records apart.
                 own = self.deduplicate.render_unambiguous(record)
                 own = None if own is None else f"{own}/{record.batch_index}"
             key = key if own is None else own
@@ -86,17 +88,15 @@ class _EventExpressions:
 
 
 class _SourceRoutes:
-    """One source's routes: topics without wildcards by name, the others in declared order."""
+    """The routes of one source: exact topics by name, the others in declared order."""
 
     __slots__ = ("cache", "event_expressions", "exact", "patterns")
 
-    def __init__(self, event: EventMappingConfig | None) -> None:
+    def __init__(self, event: EventMappingConfig) -> None:
         self.exact: dict[str, list[_Route]] = {}
         self.patterns: list[_Route] = []
         self.cache: OrderedDict[str, _TopicRoutes] = OrderedDict()
-        self.event_expressions = (
-            _EventExpressions(event) if event is not None and event.model_fields_set else None
-        )
+        self.event_expressions = _EventExpressions(event)
 
 
 class Router:
@@ -113,12 +113,12 @@ class Router:
         self.reconfigure(event_bytes=event_bytes, events=events or {})
 
     def reconfigure(self, *, event_bytes: int, events: Mapping[str, EventMappingConfig]) -> None:
-        """Route to the channels that the catalog declares by now."""
+        """Build the routes anew from the channels that the catalog declares now."""
         sources: dict[str, _SourceRoutes] = {}
         for declared in self._catalog.declared.values():
             for spec in declared.config.from_:
                 if spec.source not in sources:
-                    sources[spec.source] = _SourceRoutes(events.get(spec.source))
+                    sources[spec.source] = _SourceRoutes(events.get(spec.source) or _NO_MAPPING)
                 routes = sources[spec.source]
                 fields = {name: Expression(text) for name, text in spec.fields.items()}
                 route = _Route(Template(spec.topic, glob=True), declared, fields)
@@ -138,20 +138,20 @@ class Router:
         return [group[0].topic for group in routes.exact.values()] + list(patterns.values())
 
     def placeholders(self, source: str) -> frozenset[str]:
-        """Return the names of all places that a source's records are asked for."""
+        """Return the placeholder names that are read from a source's records."""
         routes = self._sources.get(source)
         if routes is None:
             return frozenset()
         event = routes.event_expressions
-        asked = [event.type, event.timestamp, event.deduplicate] if event is not None else []
-        for route in (*(each for group in routes.exact.values() for each in group), *routes.patterns):
-            asked += route.fields.values()
-        return frozenset(name for each in asked if each is not None for name in each.placeholder_names)
+        used = [event.type, event.timestamp, event.deduplicate]
+        for route in (*chain.from_iterable(routes.exact.values()), *routes.patterns):
+            used += route.fields.values()
+        return frozenset(name for each in used if each is not None for name in each.placeholder_names)
 
     def channels(self, source: str, topic: str | None = None) -> Mapping[str, DeclaredChannel]:
-        """Return the channels that a source feeds, or one of its topics, by name.
+        """Return the channels that a source or one of its topics feeds, by name.
 
-        They are declared names where only the records themselves tell the instance.
+        A template stands for itself where only a record's fields determine the instance.
         """
         routes = self._sources.get(source)
         if topic is None or routes is None:
@@ -160,14 +160,14 @@ class Router:
                 for declared in self._catalog.declared.values()
                 if any(route.source == source for route in declared.config.from_)
             }
-        way = self._resolve_topic(topic, routes)
-        found = {match.name: match.declared for match in way.matches}
-        return found | {route.declared.name: route.declared for route, _ in way.field_routes}
+        topic_routes = self._resolve_topic(topic, routes)
+        found = {match.name: match.declared for match in topic_routes.matches}
+        return found | {route.declared.name: route.declared for route, _ in topic_routes.field_routes}
 
     def route(self, source: str, record: Record, now: int) -> list[Draft]:
-        """Return the drafts of a record; ``now`` (unix ms) is used where it brings no timestamp.
+        """Return the drafts of a record; ``now`` (unix ms) is the timestamp if it has none.
 
-        Raises Rejected for a record that can never become an event.
+        Raises RecordRejected for a record that can never become an event.
         """
         routes = self._sources.get(source)
         matches = [] if routes is None else self._matches(routes, record)
@@ -179,53 +179,28 @@ class Router:
                 code="no_route",
                 status=404,
             )
-        type_, timestamp, key = record.type, record.timestamp_ms, record.deduplication_key
-        if routes.event_expressions is not None:
-            type_, timestamp, key = routes.event_expressions.evaluate(record)
+        type_, timestamp, key = routes.event_expressions.evaluate(record)
         fingerprint = record.request_fingerprint if key == record.deduplication_key else None
         if timestamp is not None and not 0 <= timestamp < MAX_TIMESTAMP_MS:
-            raise RecordRejected("the timestamp is not in unix milliseconds", code="bad_timestamp")
+            raise _timestamp_error("bad_timestamp")
         key = None if key is None else _shorten_key(f"{source}/{key}")
-        return [
-            self._draft_from_record(match, record.payload, type_, timestamp, key, fingerprint, now)
-            for match in matches
-        ]
+        drafts = []
+        for match in matches:
+            payload, event_type, ms = _parse_payload(match, record.payload, type_, timestamp)
+            ms = now if ms is None else ms
+            drafts.append(self._build_draft(match, payload, event_type, ms, key, fingerprint))
+        return drafts
 
     def create_draft(self, match: ChannelMatch, payload: bytes, type_: str | None, now: int) -> Draft:
-        """Return the draft of an event that no source brings; an envelope's payload comes without it.
+        """Return the draft of an event that comes from no source; the payload is never an envelope.
 
-        Raises Rejected, as `drafts` does.
+        Raises RecordRejected, as `route` does.
         """
         if match.declared.config.payload == "text":
             _check_utf8(payload)
         else:
             payload = validate_json(payload)
         return self._build_draft(match, payload, type_, now)
-
-    def _draft_from_record(
-        self,
-        match: ChannelMatch,
-        payload: bytes,
-        type_: str | None,
-        timestamp: int | None,
-        key: str | None,
-        fingerprint: str | None,
-        now: int,
-    ) -> Draft:
-        kind = match.declared.config.payload
-        if kind == "text":
-            _check_utf8(payload)
-        elif kind == "json":
-            payload = validate_json(payload)
-        else:
-            envelope = _open_envelope(payload)
-            payload = bytes(envelope.payload)
-            type_ = envelope.type if envelope.type is not None else type_
-            timestamp = (
-                _envelope_timestamp(envelope.timestamp) if envelope.timestamp is not None else timestamp
-            )
-        timestamp = now if timestamp is None else timestamp
-        return self._build_draft(match, payload, type_, timestamp, key, fingerprint)
 
     def _build_draft(
         self,
@@ -259,52 +234,41 @@ class Router:
         )
 
     def _matches(self, routes: _SourceRoutes, record: Record) -> list[ChannelMatch]:
-        way = routes.cache.get(record.topic)
-        if way is None:
-            way = self._resolve_topic(record.topic, routes)
-            if way.matches or way.field_routes:  # senders invent topics; what leads nowhere is not remembered
-                routes.cache[record.topic] = way
+        topic_routes = routes.cache.get(record.topic)
+        if topic_routes is None:
+            topic_routes = self._resolve_topic(record.topic, routes)
+            # Senders can invent topics, so those without a route are not cached.
+            if topic_routes.matches or topic_routes.field_routes:
+                routes.cache[record.topic] = topic_routes
                 if len(routes.cache) > MAX_CACHED_TOPICS:
                     routes.cache.popitem(last=False)
         else:
             routes.cache.move_to_end(record.topic)
-        if not way.field_routes:
-            return way.matches
-        found = {match.name: match for match in way.matches}
-        for route, captured in way.field_routes:
+        if not topic_routes.field_routes:
+            return topic_routes.matches
+        found = {match.name: match for match in topic_routes.matches}
+        for route, captured in topic_routes.field_routes:
             match = self._match_by_fields(route, captured, record)
             if match is not None:
                 found.setdefault(match.name, match)
         if not found:
-            raise RecordRejected(self._explain_missing_fields(way, record), code="no_field")
+            raise RecordRejected(_explain_missing_fields(topic_routes, record), code="no_field")
         return list(found.values())
 
     def _resolve_topic(self, topic: str, routes: _SourceRoutes) -> _TopicRoutes:
         matches: dict[str, ChannelMatch] = {}
-        named = []
+        field_routes = []
         for route in (*routes.exact.get(topic, ()), *routes.patterns):
             captured = route.topic.match(topic)
             if captured is None:
                 continue
             if route.fields:
-                named.append((route, captured))
+                field_routes.append((route, captured))
                 continue
             match = self._catalog.resolve_instance(route.declared, captured)
             if match is not None:
                 matches.setdefault(match.name, match)
-        return _TopicRoutes(list(matches.values()), named)
-
-    def _explain_missing_fields(self, topic_routes: _TopicRoutes, record: Record) -> str:
-        """Return why a record names no channel."""
-        missing = "the record does not hold what the channel's name needs (fields of the route)"
-        for route, _ in topic_routes.field_routes:
-            for field, expression in route.fields.items():
-                text = expression.render(record)
-                if text and len(text) > MAX_FIELD_CHARS:
-                    return f"{missing}: {{{field}}} is longer than {MAX_FIELD_CHARS} characters"
-                if text and (why := invalid_field_reason(text)) is not None:
-                    return f"{missing}: in {{{field}}} {why}"
-        return missing
+        return _TopicRoutes(list(matches.values()), field_routes)
 
     def _match_by_fields(
         self, route: _Route, captured: Mapping[str, str], record: Record
@@ -318,10 +282,23 @@ class Router:
         return self._catalog.resolve_instance(route.declared, fields)
 
 
-def gap_draft(name: str, declared: DeclaredChannel, payload: bytes, now: int) -> Draft:
-    """Return the draft of a hole in a channel; under a template's name it concerns all instances.
+def _explain_missing_fields(topic_routes: _TopicRoutes, record: Record) -> str:
+    """Return why the fields of a record determine no channel."""
+    missing = "the record does not hold what the channel's name needs (fields of the route)"
+    for route, _ in topic_routes.field_routes:
+        for field, expression in route.fields.items():
+            text = expression.render(record)
+            if text and len(text) > MAX_FIELD_CHARS:
+                return f"{missing}: {{{field}}} is longer than {MAX_FIELD_CHARS} characters"
+            if text and (why := invalid_field_reason(text)) is not None:
+                return f"{missing}: in {{{field}}} {why}"
+    return missing
 
-    The gap lives in the log like any event, so that other nodes and later readers are told as well.
+
+def gap_draft(name: str, declared: DeclaredChannel, payload: bytes, now: int) -> Draft:
+    """Return the draft of a gap in a channel; under a template's name it concerns all instances.
+
+    The gap is in the log like any event, so that streams on other nodes and later replays report it too.
     """
     return Draft(
         channel=name, payload=payload, timestamp_ms=now, retention=declared.retention, type=GAP_EVENT_TYPE
@@ -329,9 +306,9 @@ def gap_draft(name: str, declared: DeclaredChannel, payload: bytes, now: int) ->
 
 
 def validate_json(payload: bytes) -> bytes:
-    """Return the payload without outer white space if it is one JSON value (RFC 8259), in UTF-8.
+    """Return the payload without outer white space if it is one JSON value (RFC 8259) in UTF-8.
 
-    Raises Rejected otherwise; the bytes are never re-encoded.
+    Raises RecordRejected otherwise; the bytes are never re-encoded.
     """
     _check_utf8(payload)
     try:
@@ -340,18 +317,8 @@ def validate_json(payload: bytes) -> bytes:
         raise RecordRejected(f"the payload is not JSON: {error}", code="not_json") from None
 
 
-def _open_envelope(payload: bytes) -> _Envelope:
-    _check_utf8(payload)
-    try:
-        return _envelope_decoder.decode(payload)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise RecordRejected(
-            f"the record is no envelope {{type, payload, timestamp}}: {error}", code="bad_envelope"
-        ) from None
-
-
 def parse_timestamp(text: str) -> int:
-    """Return unix milliseconds from such a number, or from ISO 8601. Raises Rejected."""
+    """Parse unix milliseconds or an ISO 8601 time into unix milliseconds. Raises RecordRejected."""
     if text.isdecimal() and text.isascii() and len(text) < 16:
         return int(text)
     try:
@@ -363,20 +330,37 @@ def parse_timestamp(text: str) -> int:
 
 
 def _shorten_key(key: str) -> str:
-    """Return a key that the log can take: long ones, and those that no log can store, by their digest."""
+    """Return the key, or its digest if it is too long or cannot be stored (unprintable)."""
     if len(key) <= MAX_KEY_CHARACTERS and key.isprintable():
         return key
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
-def _expression(text: str | None) -> Expression | None:
-    return None if text is None else Expression(text)
+def _timestamp_error(code: str) -> RecordRejected:
+    return RecordRejected("the timestamp is not in unix milliseconds", code=code)
 
 
-def _envelope_timestamp(timestamp: float) -> int:
-    if not 0 <= timestamp < MAX_TIMESTAMP_MS:
-        raise RecordRejected("timestamp is not in unix milliseconds", code="bad_envelope")
-    return int(timestamp)
+def _parse_payload(
+    match: ChannelMatch, payload: bytes, type_: str | None, timestamp: int | None
+) -> tuple[bytes, str | None, int | None]:
+    """Return payload, type and timestamp of the event that a record becomes on a channel."""
+    kind = match.declared.config.payload
+    if kind == "json":
+        return validate_json(payload), type_, timestamp
+    _check_utf8(payload)
+    if kind == "text":
+        return payload, type_, timestamp
+    try:
+        envelope = _envelope_decoder.decode(payload)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise RecordRejected(
+            f"the record is no envelope {{type, payload, timestamp}}: {error}", code="bad_envelope"
+        ) from None
+    if envelope.timestamp is not None:
+        if not 0 <= envelope.timestamp < MAX_TIMESTAMP_MS:
+            raise _timestamp_error("bad_envelope")
+        timestamp = int(envelope.timestamp)
+    return bytes(envelope.payload), type_ if envelope.type is None else envelope.type, timestamp
 
 
 def _check_utf8(payload: bytes) -> None:

@@ -1,4 +1,4 @@
-"""``POST /hooks/{source}`` as a source: who may post, how much, and what becomes of it."""
+"""``POST /hooks/{source}`` as a source: verifies senders, limits their rate, and publishes what they post."""
 
 import asyncio
 import math
@@ -14,45 +14,36 @@ from gateway.config.placeholders import Expression
 from gateway.core.errors import Forbidden, GatewayError, TooManyRequests, Unavailable
 from gateway.core.event import Record
 from gateway.core.token_bucket import TokenBucket
-from gateway.sources.base import Source, SourceContext
+from gateway.sources.context import Source, SourceContext
+from gateway.webhooks.credentials import UNIDENTIFIED, Headers, PeerCertificate, VerifiedMessage
 from gateway.webhooks.detect import check_path, parse_post
 from gateway.webhooks.formats.base import Outcome, Post, WebhookResponse, fingerprint_of
-from gateway.webhooks.signatures import UNIDENTIFIED as NO_PROOF
-from gateway.webhooks.signatures import (
-    Headers,
-    IdempotencyCache,
-    PeerCertificate,
-    VerifiedMessage,
-    build_verifier,
-)
-
-# The checks of webhooks' bodies, which take memory and time in proportion to the body, and more.
-#
-# A body of 16 MiB may hold millions of values, which take a hundred MiB for as long as they are looked at.
-# So the checks of large ones take turns, and run in a thread, that the loop gets its own turns meanwhile.
+from gateway.webhooks.idempotency import IdempotencyCache
+from gateway.webhooks.signatures import build_verifier
 
 THREADED_BODY_BYTES = 256 * 1024
-"""Bytes of a body that is checked in a thread."""
+"""Larger bodies (bytes) are checked in a thread, so that they do not hold up the event loop."""
 
 LARGE_BODY_BYTES = 1024 * 1024
-"""Bytes of a body that is checked while no other large one is."""
+"""Larger bodies (bytes) are checked one at a time: the values of 16 MiB of JSON take a hundred MiB."""
 
 LARGE_BODY_WAIT_SECONDS = 20.0
-"""How long a large body waits for its turn: a check takes about a second at the most."""
+"""How long a large body waits for the others: a check takes about a second at most."""
 
 T = TypeVar("T")
 
 
 class BodyChecker:
-    """Runs checks; one for all sources of a node."""
+    """Runs the checks of webhook bodies for all sources of a node; large ones in a thread, one at a time."""
 
     def __init__(self) -> None:
         self._large_body_lock = asyncio.Lock()
 
     async def run(self, size: int, check: Callable[[], T]) -> T:
-        """Return what the check of a body of ``size`` bytes returns, and raise what it raises.
+        """Return or raise what ``check`` does; ``size`` is the body's, in bytes.
 
-        Raises Unavailable where others take too long. Cancelling is safe; a check that runs goes on.
+        Raises Unavailable if other large bodies take too long. Cancelling is safe, but a check that runs
+        goes on.
         """
         if size <= THREADED_BODY_BYTES:
             return check()
@@ -62,8 +53,8 @@ class BodyChecker:
             async with asyncio.timeout(LARGE_BODY_WAIT_SECONDS):
                 await self._large_body_lock.acquire()
         except TimeoutError:
-            raise Unavailable("other large bodies are checked just now", retry_after=2) from None
-        # The turn is over with the check, also where nobody waits for it any more.
+            raise Unavailable("other large bodies are being checked; try again", retry_after=2) from None
+        # The lock is released when the check ends, even if its request was cancelled before.
         checking = asyncio.ensure_future(asyncio.to_thread(check))
         checking.add_done_callback(self._release_lock)
         return await asyncio.shield(checking)
@@ -71,32 +62,24 @@ class BodyChecker:
     def _release_lock(self, checking: "asyncio.Future[T]") -> None:
         self._large_body_lock.release()
         if not checking.cancelled():
-            checking.exception()  # whoever waited has it; without anybody it is nobody's
+            checking.exception()  # marks it as retrieved: a cancelled request does not await it
 
 
 class WebhookSource(Source):
-    """Takes posts while it runs; it has nothing to connect to, so it is up from start to stop."""
+    """Accepts posts while it runs. It has no upstream to connect to, so it is up from start to stop."""
 
-    is_exclusive = False  # a balancer spreads the posts
+    is_exclusive = False  # a load balancer spreads the posts over all nodes
 
-    def __init__(
-        self,
-        config: WebhookConfig,
-        body_checker: BodyChecker,
-        *,
-        event_bytes: int,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._body_checker = body_checker
+    def __init__(self, config: WebhookConfig, body_checker: BodyChecker, *, event_bytes: int) -> None:
+        self.body_checker = body_checker
         self._replays = IdempotencyCache()
-        self._now = now
         self._context: SourceContext | None = None
         self._config: WebhookConfig | None = None
         self.reconfigure(config, event_bytes=event_bytes)
 
     def reconfigure(self, config: WebhookConfig, *, event_bytes: int) -> None:
-        """Take another configuration, for posts that come from now on."""
-        self._record_bytes = 2 * event_bytes  # white space and an envelope count here, and not in the event
+        """Apply another configuration to posts that come from now on."""
+        self._record_bytes = 2 * event_bytes  # a record also has white space and an envelope
         self._format = config.format
         self._default_topic = None if config.topic is None else Expression(config.topic)
         self._verifier = build_verifier(config.verify)
@@ -113,67 +96,70 @@ class WebhookSource(Source):
             self._context = None
 
     def pause(self) -> None:
-        """Answer 503 from now on: nobody is left who would get what is posted."""
+        """Answer 503 from now on, while the node shuts down."""
         self._context = None
 
     @property
     def needs_body(self) -> bool:
-        """Whether the sender is known only once its whole body was read."""
+        """Whether verifying the sender takes the whole body."""
         return self._verifier.needs_body
 
     def check_before_body(
         self, headers: Headers, token: str | None, certificate: PeerCertificate | None = None
     ) -> None:
-        """Check what needs no body; ``certificate`` is the client's.
+        """Check everything that needs no body; ``certificate`` is the client's.
 
         Raises Unauthorized, Forbidden, TooManyRequests or Unavailable.
         """
-        if self._context is None:
-            raise Unavailable("the gateway is not taking webhooks just now", retry_after=2)
+        self._running_context()
         if (
             self._verifier.has_ambient_credentials
             and headers.get("sec-fetch-site") in CROSS_ORIGIN_FETCH_SITES
         ):
-            # A form or a fetch without a preflight carries certificates and passwords that the browser holds.
+            # A form, or a fetch without a preflight, carries the browser's certificates and passwords.
             raise Forbidden("pages of other origins may not post here", code="cross_origin")
-        self._verifier.check_certificate(certificate, self._now())
+        self._verifier.check_certificate(certificate, time.time())
         self._verifier.check_headers(headers, token)
-        if self._rate is not None:
-            seconds = self._rate.seconds_until_available()
-            if seconds:
-                raise TooManyRequests(
-                    "more records than this source's rate allows", retry_after=max(1, math.ceil(seconds))
-                )
+        seconds = self.rate_wait_seconds()
+        if seconds:
+            raise TooManyRequests(
+                "more records than this source's rate allows", retry_after=max(1, math.ceil(seconds))
+            )
+
+    def _running_context(self) -> SourceContext:
+        if self._context is None:
+            raise Unavailable("the gateway does not accept webhooks at the moment", retry_after=2)
+        return self._context
 
     def rate_wait_seconds(self) -> float:
-        """Return the seconds until the rate allows more: for a sender that is read as fast as it may send."""
+        """Return the seconds until the source's rate allows more records; 0 if it does already."""
         return 0.0 if self._rate is None else self._rate.seconds_until_available()
 
     async def process_once(
         self, post: Post, append: Callable[[Post], Awaitable[tuple[WebhookResponse, int]]]
     ) -> WebhookResponse:
-        """Check who sent a body, and let ``take`` append it; a message that was taken gets the same answer.
+        """Verify a post and ``append`` it; a message that was appended before gets the same response again.
 
-        ``take`` is given the post with what its signature says, and returns the answer and how many events it
-        stands for. Raises Unauthorized, or Unavailable while the same message is being taken.
+        ``append`` receives the post with its metadata, and returns the response and how many events it
+        stands for. Raises Unauthorized, or Unavailable while the same message is being processed.
         """
-        proof = self._verifier.verify_message(post.headers, post.body, self._now())
-        answered = self._replays.begin(proof)
-        if answered is not None and answered.response is not None:
+        proof = self._verifier.verify_message(post.headers, post.body, time.time())
+        handled = self._replays.begin(proof)
+        if handled is not None and handled.response is not None:
             if self._context is not None:
-                self._context.count_duplicates(answered.event_count)
-            return answered.response
-        reply, events = None, 0
+                self._context.count_duplicates(handled.event_count)
+            return handled.response
+        response, events = None, 0
         try:
-            reply, events = await append(self.with_metadata(post, proof))
+            response, events = await append(self.with_metadata(post, proof))
         finally:
-            self._replays.finish(proof, reply, events)
-        return reply
+            self._replays.finish(proof, response, events)
+        return response
 
-    def with_metadata(self, post: Post, proof: VerifiedMessage = NO_PROOF) -> Post:
-        """Return a post with what the file and its signature tell of it.
+    def with_metadata(self, post: Post, proof: VerifiedMessage = UNIDENTIFIED) -> Post:
+        """Return a post with what the configuration and its signature say about it.
 
-        Raises Rejected for a path that its format does not speak.
+        Raises RecordRejected for a path that the source's format does not serve.
         """
         check_path(post, self._format)
         is_keyed = proof.message_id is None and post.message_id is not None
@@ -189,69 +175,56 @@ class WebhookSource(Source):
         )
 
     async def receive(self, post: Post) -> WebhookResponse:
-        """Append what the body holds, and return the answer in its format's own form.
+        """Append the records of a body, and return the response in the sender's format.
 
-        All of it or nothing, where the format cannot tell about each record. Raises BadRequest,
-        Unauthorized, PayloadTooLarge or Rejected for what can never succeed, Unavailable for now.
+        All of them or none, if the format has no result for each record. Raises BadRequest, Unauthorized,
+        PayloadTooLarge or RecordRejected for what can never succeed, Unavailable for what can be retried.
         """
         return await self.process_once(post, self._append_post)
 
     async def _append_post(self, post: Post) -> tuple[WebhookResponse, int]:
-        parsed = await self.run_check(len(post.body), lambda: parse_post(post, self._format))
+        parsed = await self.body_checker.run(len(post.body), lambda: parse_post(post, self._format))
         outcomes = await self.append_records(parsed.records, atomic=parsed.format.is_atomic)
-        # Nothing is in the log then, and whoever reads the status only must try again.
-        if later := next((each for each in outcomes if isinstance(each, Unavailable)), None):
-            raise later
-        first = outcomes[0] if outcomes else ()
-        if isinstance(first, GatewayError) and {_status_of(outcome) for outcome in outcomes} == {404}:
-            raise first
-        self.count_rejected_records(outcomes)
-        return parsed.format.build_response(post, parsed, outcomes), count_events(outcomes)
-
-    async def run_check(self, size: int, check: Callable[[], T]) -> T:
-        """Return what a check of a body of ``size`` bytes returns, once it has its turn.
-
-        Raises what it raises, or Unavailable. Cancelling is safe.
-        """
-        return await self._body_checker.run(size, check)
+        # Nothing is in the log then, and a sender that reads only the status has to retry.
+        if unavailable := next((each for each in outcomes if isinstance(each, Unavailable)), None):
+            raise unavailable
+        errors = [each for each in outcomes if isinstance(each, GatewayError) and each.status == 404]
+        if errors and len(errors) == len(outcomes):
+            raise errors[0]
+        events = self.count_outcomes(outcomes)
+        return parsed.format.build_response(post, parsed, outcomes), events
 
     async def append_records(
         self, records: Sequence[Record | GatewayError], *, atomic: bool = False
     ) -> Sequence[Outcome]:
-        """Append records and return what became of each; ``atomic`` raises the first refusal instead."""
-        if self._context is None:
-            raise Unavailable("the gateway is not taking webhooks just now", retry_after=2)
+        """Append records and return the outcome of each; ``atomic`` raises the first error instead."""
+        context = self._running_context()
         if self._rate is not None:
             self._rate.consume(len(records))
         outcomes: list[Outcome] = [each if isinstance(each, GatewayError) else () for each in records]
         if atomic and (error := next((each for each in outcomes if isinstance(each, GatewayError)), None)):
             raise error
-        good = [(place, each) for place, each in enumerate(records) if isinstance(each, Record)]
-        published = await self._context.publish_each([record for _, record in good], atomic=atomic)
-        for (place, _), outcome in zip(good, published, strict=True):
-            outcomes[place] = outcome
+        valid = [(index, each) for index, each in enumerate(records) if isinstance(each, Record)]
+        published = await context.publish_each([record for _, record in valid], atomic=atomic)
+        for (index, _), outcome in zip(valid, published, strict=True):
+            outcomes[index] = outcome
         return outcomes
 
-    def count_rejected_records(self, outcomes: Sequence[Outcome]) -> None:
-        """Count the records among these that were refused."""
+    def count_outcomes(self, outcomes: Sequence[Outcome]) -> int:
+        """Count the rejected records among these, and return how many events the others became."""
+        events = 0
         for outcome in outcomes:
             if isinstance(outcome, GatewayError):
                 self.count_rejection(outcome)
+            else:
+                events += len(outcome)
+        return events
 
     def count_rejection(self, error: GatewayError, client: str | None = None) -> bool:
-        """Count what can never succeed, by its error's code; False for what was not counted."""
+        """Count an error that no retry can cure, by its code; False if it was not counted."""
         if self._context is None or error.status >= 500:
             return False
         self._context.count_rejection(
             error.code, error.message, **({} if client is None else {"client": client})
         )
         return True
-
-
-def count_events(outcomes: Sequence[Outcome]) -> int:
-    """Return how many events these are."""
-    return sum(len(outcome) for outcome in outcomes if not isinstance(outcome, GatewayError))
-
-
-def _status_of(outcome: Outcome) -> int:
-    return outcome.status if isinstance(outcome, GatewayError) else 200

@@ -1,1 +1,1 @@
-"""One client's connection, from the moment aiohttp hands it over."""
+"""Streams: the connections of clients, their heartbeats, limits and acknowledgements."""

@@ -1,9 +1,9 @@
-"""One client's stream: the protocol object that its transport talks to once aiohttp has let go.
+"""One client's stream: the asyncio protocol of its connection after aiohttp has handed that over.
 
-There is no task, no timer and no queue per stream. What is written goes straight to the transport; a
-transport that is full pauses the stream, which leaves its audience with a cursor; one that
-drained brings it back through `Replay`. Every write holds whole events, so wherever the stream ends,
-it ends between two of them.
+There is no task, no timer and no queue per stream (bench row: idle). Writes go straight to the transport. If
+that is full, the stream pauses and leaves its audience with a cursor; once it has drained, the stream
+continues by replay (`gateway.hub.replay`). Every write holds whole events, so a stream always ends between
+two of them.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from gateway.hub.encoded_event import EncodedEvent
 from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
 from gateway.streams.acks.state import AckState
-from gateway.streams.quotas.stream_quota import StreamQuota
+from gateway.streams.quotas.client_limits import StreamQuota
 from gateway.streams.reconnect_loops import ReconnectLoopDetector
 from gateway.streams.short_heartbeats import ShortHeartbeat
 
 HIGH_WATER_BYTES = 0
-"""Bytes in a transport's own buffer above which its stream pauses: see `gateway.hub.audience` on files."""
+"""Bytes in a transport's buffer above which its stream pauses; see `gateway.hub.audience`."""
 
 HIGH_WATER_TLS_BYTES = 32 * 1024
-"""The same for TLS, which always holds something."""
+"""The same for TLS, which always buffers something."""
 
 MAX_INPUT_BYTES = 64 * 1024
-"""Bytes that a client may send on its stream, where nothing is expected, before it is cut."""
+"""Bytes that a client may send on its stream, where none are expected, before it is cut."""
 
 _HEARTBEAT_EVENT = encode_control_frame("stream.heartbeat", {})
-# By (the client asked for events, the stream is chunked).
+# By (the client requested events, the stream is chunked); encoded once, bench row: idle.
 _HEARTBEATS = {
     (False, False): HEARTBEAT_COMMENT,
     (False, True): encode_http_chunk(HEARTBEAT_COMMENT),
@@ -52,21 +52,18 @@ class StreamOwner(Protocol):
     def close_block(self, reason: str, id: EventId | None = None) -> bytes:
         """Return the ``stream.close`` that ends a stream."""
 
-    def on_paused(self, stream: "StreamConnection") -> None:
-        """Take a stream whose socket is full out of its audience."""
+    def on_stalled(self, stream: "StreamConnection") -> None:
+        """Take a stream whose transport is full, or that is closing, out of its audience."""
 
     def on_resumed(self, stream: "StreamConnection") -> None:
-        """Continue a stream whose socket has room again."""
-
-    def on_closing(self, stream: "StreamConnection") -> None:
-        """Remove a stream that ends; its transport may still be open."""
+        """Continue a stream whose transport has room again."""
 
     def on_connection_lost(self, stream: "StreamConnection") -> None:
         """Remove a stream whose connection is gone."""
 
 
 class StreamConnection(asyncio.Protocol):
-    """A stream from the handover to the last byte. `StreamRegistry` makes, sweeps and counts them."""
+    """A stream from the handover to the last byte. The registry creates and counts them."""
 
     __slots__ = (
         "_registry",
@@ -94,7 +91,6 @@ class StreamConnection(asyncio.Protocol):
         "reported_gaps",
         "short_heartbeat",
         "subscription",
-        "sweep_bucket",
         "totals_at_join",
         "transport",
         "unread_bytes_at_progress",
@@ -121,29 +117,27 @@ class StreamConnection(asyncio.Protocol):
         self.head_at_open = head_at_open
         self.quota = quota
         self.has_heartbeat_events = has_heartbeat_events
-        self.short_heartbeat = short_heartbeat  # None: it has the gateway's own interval
+        self.short_heartbeat = short_heartbeat  # None: the default interval
         self.ack_state: AckState | None = None
         self.audience: Audience | None = None
         self.reported_gaps: dict[str, EventId] = {}
         self.is_replaying = False
         self.is_paused = False
-        self.close_reason: str | None = None  # the reason, once there is one
+        self.close_reason: str | None = None
         self.events_sent = 0
         self.bytes_sent = 0
-        self.bytes_at_last_sweep = (
-            -1
-        )  # bytes written at the last visit of the sweep; -1: it, or the opening, wrote
-        self.is_resumed = False  # whether it began after an id that its client named
+        # Bytes at the last visit of the sweep; -1: that visit, or the opening, wrote.
+        self.bytes_at_last_sweep = -1
+        self.is_resumed = False  # whether its client sent a resume point
         self.join_number = 0
         self.totals_at_join = (0, 0)
         self.input_bytes = 0
         self.opened_at = 0.0
         self.expires_at = 0.0
-        self.expiry_reason = "max_age"  # the reason for which it ends then
+        self.expiry_reason = "max_age"  # why it is closed at `expires_at`
         self.origin: str | None = None  # of the page that opened it
-        self.last_progress_at = 0.0  # when the transport last took something, while it is full
-        self.unread_bytes_at_progress = 0  # bytes in its buffer then
-        self.sweep_bucket = 0
+        self.last_progress_at = 0.0  # when its client last read, while the transport is full
+        self.unread_bytes_at_progress = 0  # the unread bytes at that time
 
     @property
     def is_writable(self) -> bool:
@@ -161,7 +155,7 @@ class StreamConnection(asyncio.Protocol):
 
     @property
     def total_bytes(self) -> int:
-        """Bytes so far; while the stream is in an audience, those too that are on their way from it."""
+        """Bytes so far, with those that are on their way from its audience."""
         return (
             self.bytes_sent
             if self.audience is None
@@ -176,17 +170,17 @@ class StreamConnection(asyncio.Protocol):
         self._write(self.subscription.frame(blocks))
 
     def send_heartbeat(self) -> None:
-        """Write a heartbeat, in the form that the client asked for."""
+        """Write a heartbeat, as a comment or an event."""
         if self.close_reason is None:
             self._write(_HEARTBEATS[self.has_heartbeat_events, self.subscription.is_chunked])
 
     def on_large_first_event(self, entry: EncodedEvent) -> None:
-        """Note that its first event is large; it may be more than its client can take."""
+        """Record that its first event is large and may exceed its client's buffer."""
         if self.is_resumed:
             self._registry.reconnect_loops.on_large_first_event(self, entry)
 
     def close(self, reason: str) -> None:
-        """Tell the client why, end the body, and close once that is flushed. Harmless when repeated."""
+        """Send ``stream.close``, end the body, and close once that is flushed. Harmless when repeated."""
         if self.close_reason is not None:
             return
         frame = self.subscription.frame(self._registry.close_block(reason))
@@ -194,24 +188,24 @@ class StreamConnection(asyncio.Protocol):
             frame += LAST_CHUNK
         self._write(frame)
         self.close_reason = reason
-        self._registry.on_closing(self)
+        self._registry.on_stalled(self)
         self.transport.close()
 
     def close_replaced(self) -> None:
-        """End because its client has a newer stream, which has its place: so this one must not stay."""
+        """Close because its client has a newer stream, which has taken its place under the limits."""
         self.close("replaced")
         if self.transport.get_write_buffer_size():
             self.abort("replaced")
 
     def abort(self, reason: str) -> None:
-        """Cut the connection now: its client takes nothing, so there is nobody to tell."""
+        """Cut the connection now: its client reads nothing any more."""
         if self.close_reason is None:
             self.close_reason = reason
-        self._registry.on_closing(self)
+        self._registry.on_stalled(self)
         self.transport.abort()
 
     def unread_bytes(self) -> int:
-        """Return the bytes that are not acknowledged yet: ours, and the kernel's (SIOCOUTQ, tcp(7))."""
+        """Return the bytes that the peer has not acknowledged, in the transport and the kernel (tcp(7))."""
         waiting = self.transport.get_write_buffer_size()
         sock = self.transport.get_extra_info("socket")
         if sock is not None and sock.fileno() >= 0:
@@ -225,14 +219,14 @@ class StreamConnection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES if is_plain else HIGH_WATER_TLS_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        # Nothing is expected. Reading goes on all the same: it is how a close is noticed at once.
+        # Nothing is expected, but only reading notices at once that the client closes.
         self.input_bytes += len(data)
         if self.input_bytes > MAX_INPUT_BYTES:
             self.abort("unexpected_input")
 
     def pause_writing(self) -> None:
         self.is_paused = True
-        self._registry.on_paused(self)
+        self._registry.on_stalled(self)
 
     def resume_writing(self) -> None:
         self.is_paused = False

@@ -1,19 +1,18 @@
-"""One sweep for all streams: heartbeats, maximum age, and clients that take nothing.
+"""The sweep of all streams: heartbeats, maximum age, and clients that stopped reading.
 
-Streams are dealt into slots and each tick visits one of them (with 15,000 streams, fewer than 500),
-so the work is spread evenly and no stream has a timer. A stream is visited twice per heartbeat interval
-and gets one if nothing was written to it since the last visit: an idle stream is never silent for
-longer than the interval. Streams with a shorter interval of their own get their heartbeats from
-`gateway.streams.short_heartbeats`, and all else from here.
+A stream is visited twice per heartbeat interval and gets a heartbeat if nothing was written to it since the
+last visit: an idle stream is never silent for longer than the interval. Streams whose clients requested a
+shorter interval get their heartbeats from `gateway.streams.short_heartbeats`, and everything else from here.
 """
 
 import asyncio
-from collections.abc import Callable
 
-from gateway.core.backoff import jittered
+from gateway.config.model.config import TimeoutsConfig
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
+from gateway.streams.bucket_sweep import BucketSweep
 from gateway.streams.connection import StreamConnection
-from gateway.streams.registry import SWEEP_BUCKETS, StreamRegistry
+
+BUCKETS = 32
 
 VISITS_PER_INTERVAL = 2
 """Visits of each stream per heartbeat interval."""
@@ -22,70 +21,59 @@ HEARTBEAT_SENT = -1
 """As `StreamConnection.bytes_at_last_sweep`: the last visit wrote, so the next one need not."""
 
 
-class HeartbeatSweep:
-    """Owns the timer. Start it once; it ends with `stop`."""
+class HeartbeatSweep(BucketSweep[StreamConnection]):
+    """Visits the open streams of this node."""
 
-    def __init__(self, registry: StreamRegistry, background: TaskSupervisor = UNCOUNTED_SUPERVISOR) -> None:
-        self._registry = registry
-        self._background = background
-        self._guarded_sweep = background.guard_callback("heartbeats", self._sweep)
-        self._next_bucket = 0
-        self._timer: asyncio.TimerHandle | None = None
+    def __init__(self, timeouts: TimeoutsConfig, background: TaskSupervisor = UNCOUNTED_SUPERVISOR) -> None:
+        super().__init__("heartbeats", background, buckets=BUCKETS, tick_seconds=0.0)
+        self.stalled: dict[StreamConnection, None] = {}
+        """Streams whose transport has bytes left to write: paused, or closing."""
+        self.reconfigure(timeouts)
 
-    @property
-    def _round_seconds(self) -> float:
-        """Seconds between two visits of a stream."""
-        return self._registry.timeouts.heartbeat / VISITS_PER_INTERVAL
+    def reconfigure(self, timeouts: TimeoutsConfig) -> None:
+        """Apply other timeouts, to open streams too."""
+        self._write_timeout_seconds = timeouts.write
+        self.tick_seconds = timeouts.heartbeat / VISITS_PER_INTERVAL / BUCKETS
 
-    def start(self) -> None:
-        """Begin to sweep. Needs a running loop."""
-        self._timer = asyncio.get_running_loop().call_later(
-            jittered(self._round_seconds / SWEEP_BUCKETS, 0.1), self._guarded_sweep
-        )
+    def close_if_expired(self, stream: StreamConnection, now: float, *, within: float) -> None:
+        """Close a stream whose time is over, or schedule it if that comes ``within`` so many seconds."""
+        left = stream.expires_at - now
+        if left <= 0:
+            stream.close(stream.expiry_reason)
+        elif left < within:  # it is not visited again before then
+            asyncio.get_running_loop().call_later(left, stream.close, stream.expiry_reason)
 
-    def stop(self) -> None:
-        """End; harmless when repeated."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def track_stalled(self, stream: StreamConnection) -> None:
+        """Watch whether the client of a stream still reads; pair with a removal from `stalled`."""
+        self.stalled[stream] = None
+        stream.last_progress_at = asyncio.get_running_loop().time()
+        stream.unread_bytes_at_progress = stream.unread_bytes()
 
-    def _sweep(self) -> None:
-        self.start()
-        now = asyncio.get_running_loop().time()
-        for stream in list(self._registry.stalled):
-            self._run_isolated(self._abort_if_stalled, stream, now)
-        slot = self._registry.sweep_buckets[self._next_bucket]
-        self._next_bucket = (self._next_bucket + 1) % SWEEP_BUCKETS
-        for stream in list(slot):
-            self._run_isolated(self._visit, stream, now)
+    def _on_tick(self, now: float, late_seconds: float) -> None:
+        for stream in list(self.stalled):
+            try:
+                self._abort_if_stalled(stream, now)
+            except Exception as error:
+                self._background.record_failure("heartbeats", error)
+                self._on_visit_failed(stream)
 
-    def _run_isolated(
-        self, work: Callable[[StreamConnection, float], None], stream: StreamConnection, now: float
-    ) -> None:
-        """Look after one stream; where that fails, end it rather than leave the others alone."""
-        try:
-            work(stream, now)
-        except Exception as error:
-            self._background.record_failure("heartbeats", error)
-            stream.abort("internal_error")
+    def _on_visit_failed(self, item: StreamConnection) -> None:
+        item.abort("internal_error")
 
-    def _visit(self, stream: StreamConnection, now: float) -> None:
-        self._registry.close_if_expired(stream, now, within=self._round_seconds)
-        if stream.close_reason is not None:
+    def _visit(self, item: StreamConnection, now: float) -> None:
+        self.close_if_expired(item, now, within=self.round_seconds)
+        if item.close_reason is not None:
             return
-        if (
-            stream.total_bytes == stream.bytes_at_last_sweep
-            and stream.is_writable
-            and stream.short_heartbeat is None
-        ):
-            stream.send_heartbeat()
-            stream.bytes_at_last_sweep = HEARTBEAT_SENT
+        is_silent = item.total_bytes == item.bytes_at_last_sweep
+        if is_silent and item.is_writable and item.short_heartbeat is None:
+            item.send_heartbeat()
+            item.bytes_at_last_sweep = HEARTBEAT_SENT
         else:
-            stream.bytes_at_last_sweep = stream.total_bytes
+            item.bytes_at_last_sweep = item.total_bytes
 
     def _abort_if_stalled(self, stream: StreamConnection, now: float) -> None:
-        left = stream.unread_bytes()
-        if left < stream.unread_bytes_at_progress:
-            stream.last_progress_at, stream.unread_bytes_at_progress = now, left
-        elif now - stream.last_progress_at >= self._registry.timeouts.write:
+        unread = stream.unread_bytes()
+        if unread < stream.unread_bytes_at_progress:
+            stream.last_progress_at, stream.unread_bytes_at_progress = now, unread
+        elif now - stream.last_progress_at >= self._write_timeout_seconds:
             stream.abort("write_timeout")

@@ -1,13 +1,12 @@
-"""All streams of this node: the one place where they are counted, opened, paused and let go."""
+"""The registry of all streams of a node: they are counted, opened, paused and closed here alone."""
 
 import asyncio
 import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
-from itertools import count
 
 import structlog
 
@@ -26,7 +25,8 @@ from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupe
 from gateway.streams.acks.state import AckRule, AckState
 from gateway.streams.acks.tracker import AckTracker
 from gateway.streams.connection import StreamConnection
-from gateway.streams.quotas.stream_quota import UNLIMITED, StreamQuota
+from gateway.streams.heartbeat import HeartbeatSweep
+from gateway.streams.quotas.client_limits import UNLIMITED, StreamQuota
 from gateway.streams.reconnect_loops import ReconnectLoopDetector
 from gateway.streams.short_heartbeats import DEFAULT_HEARTBEAT, HeartbeatOptions, ShortHeartbeatSweep
 
@@ -41,15 +41,11 @@ NO_RECONNECT_RETRY_MS = 86_400_000
 CONNECTION_ID_BYTES = 12
 """Random bytes in the id of a connection: 96 bits cannot be guessed."""
 
-SWEEP_BUCKETS = 32
-"""Parts that the streams are dealt into for `heartbeat.Sweep`."""
-
-
 DRAIN_STREAMS_PER_SECOND = 50.0
-"""Streams that a drain ends per second where its time leaves the choice.
+"""Streams that a drain closes per second if its time allows.
 
-Nobody notices so few that come back: a core takes about 10,000 a second. A node with a handful of streams is
-gone in a moment; one with many spreads them over the time that it has.
+Other nodes take so few reconnects easily: a core accepts about 10,000 a second. A node with a handful of
+streams drains at once; one with many spreads them over the time that it has.
 """
 
 _DRAIN_TICK_SECONDS = 0.05
@@ -57,7 +53,7 @@ _DRAIN_SPREAD_SHARE = 0.8  # of the drain time; the rest is for the last bytes t
 
 
 def _random_ids() -> Iterator[str]:
-    # In batches: each question to the kernel lets go of the interpreter, and a busy thread may take it.
+    # In batches: each system call releases the GIL, which a busy thread may take; bench row: storm.
     while True:
         many = secrets.token_hex(256 * CONNECTION_ID_BYTES)
         for first in range(0, len(many), 2 * CONNECTION_ID_BYTES):
@@ -68,19 +64,19 @@ _connection_ids = _random_ids()
 
 
 class ConnectionLimitReached(Overloaded):
-    """No more streams here now."""
+    """This node has as many streams as it may."""
 
     code = "overloaded"
 
 
 class ConnectRateExceeded(Overloaded):
-    """More streams open per second than this node may take."""
+    """Streams open faster than this node may accept them."""
 
     code = "connect_rate"
 
 
 class StreamRegistry:
-    """The live connections, and what they share."""
+    """Opens and closes the streams of a node. At most ``limit``, of which ``rate`` may open per second."""
 
     def __init__(
         self,
@@ -94,17 +90,13 @@ class StreamRegistry:
         rate: float | None = None,
         background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
-        """Make the home of at most ``limit`` streams, of which ``rate`` may open per second."""
         self.metrics = metrics
         self.ack_tracker = ack_tracker
-        self.active: dict[StreamConnection, None] = {}
-        self.stalled: dict[StreamConnection, None] = {}
-        """Streams whose transport has something to get rid of: paused, or closing."""
         self.streams_per_channel: Counter[str] = Counter()
         """How many streams are open on each channel, by declared name."""
         self.reconnect_loops = ReconnectLoopDetector(metrics)
+        self.heartbeats = HeartbeatSweep(timeouts, background)
         self.short_heartbeats = ShortHeartbeatSweep(timeouts, background)
-        self.sweep_buckets: list[dict[StreamConnection, None]] = [{} for _ in range(SWEEP_BUCKETS)]
         self.is_draining = False
         self._hub = hub
         self._replay = replay
@@ -113,34 +105,44 @@ class StreamRegistry:
         self.reconfigure(timeouts, limit=limit, rate=rate)
         self._reserved_count = 0
         self._all_closed = asyncio.Event()
-        self._bucket_numbers = count()
         self._disconnect_counter = cache(metrics.disconnects.labels)
 
     def reconfigure(self, timeouts: TimeoutsConfig, *, limit: int, rate: float | None) -> None:
-        """Take other settings. Streams that are open keep their maximum age, and stay if too many."""
+        """Apply other settings. Open streams keep their maximum age, and stay even if they are too many."""
         self.timeouts = timeouts
         self.heartbeat_ms = round(1000 * timeouts.heartbeat)
-        """How long a stream is silent at the most, if its client did not ask for less."""
+        """The default interval, for ``stream.open``."""
+        self.heartbeats.reconfigure(timeouts)
         self.short_heartbeats.reconfigure(timeouts)
         self.limit = limit
         if rate != self._connect_rate:
             self._connect_rate = rate
             self._rate_limiter = None if rate is None else TokenBucket(rate)
 
+    @property
+    def active(self) -> Collection[StreamConnection]:
+        """The open streams."""
+        return self.heartbeats.items.keys()
+
+    def stop_sweeps(self) -> None:
+        """Send no more heartbeats and close no more stalled streams; harmless when repeated."""
+        self.heartbeats.stop()
+        self.short_heartbeats.stop()
+
     def retry_ms(self, *, jitter: bool) -> int:
-        """Return the reconnect delay to tell a client, in milliseconds."""
+        """Return the reconnect delay for a client, in milliseconds."""
         retry = self.timeouts.retry
         return round(1000 * (jittered(retry, 0.5) if jitter else retry))
 
     def close_block(self, reason: str, id: EventId | None = None) -> bytes:
-        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``, or `NO_RECONNECT_RETRY_MS`.
+        """Return the ``stream.close`` that ends a stream, with a jittered ``retry:``.
 
-        ``id`` is for a stream that carried none: the one that its client came with.
+        ``id`` is the client's own resume point, for a stream that sent no id.
         """
         reconnects = reason != "replaced"
-        told = {"reason": reason, "reconnect": reconnects}
+        data = {"reason": reason, "reconnect": reconnects}
         retry = self.retry_ms(jitter=True) if reconnects else NO_RECONNECT_RETRY_MS
-        return encode_control_frame("stream.close", told, retry_ms=retry, id=id)
+        return encode_control_frame("stream.close", data, retry_ms=retry, id=id)
 
     def acquire_slot(
         self,
@@ -150,114 +152,102 @@ class StreamRegistry:
         heartbeat: HeartbeatOptions = DEFAULT_HEARTBEAT,
         is_ack_capable: bool = True,
     ) -> "StreamSlot":
-        """Take a place for a stream that is about to open. Raises Overload.
+        """Reserve a place for a stream that is about to open. Raises Overloaded.
 
-        ``may_ask`` False: whoever opens it is not one to answer heartbeats, whatever its channels ask.
+        ``is_ack_capable`` False: its client never acknowledges heartbeats, whatever its channels require.
         """
         if self.is_draining:
             raise Draining("the gateway is shutting down")
-        # A client is never refused because of the stream that it has lost and this one replaces.
+        # A client is never rejected because of its own lost stream, which this one replaces.
         if len(self.active) + self._reserved_count >= self.limit + quota.is_replacing:
             raise ConnectionLimitReached(f"limits.connections ({self.limit}) is reached")
         if self._rate_limiter is not None and not self._rate_limiter.try_acquire():
             raise ConnectRateExceeded("limits.connect_rate is reached")
         rule = self.ack_tracker.rule_for(subscription) if is_ack_capable else None
+        self._reserved_count += 1
+        self._hub.watch(subscription)
         return StreamSlot(self, subscription, quota, heartbeat, rule)
 
-    def try_cached_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart | None:
-        """Decide where a stream begins; None where `opening` must read the log first. Raises Unavailable."""
-        return self._replay.try_cached_start(subscription, start)
-
-    async def resolve_start(self, subscription: Subscription, start: ResumePoint) -> StreamStart:
-        """Decide where a stream begins. Raises Unavailable. Cancelling is safe."""
-        return await self._replay.resolve_start(subscription, start)
+    def release_slot(self, slot: "StreamSlot", *, has_stream: bool) -> None:
+        """Free a place, and its quota and watch unless a stream has taken them over."""
+        self._reserved_count -= 1
+        if not has_stream:
+            slot.quota.release()
+            self._hub.unwatch(slot.subscription)
 
     def register(self, stream: StreamConnection, opening: StreamStart, sent: int) -> None:
-        """Let a stream live: its transport is its own, and ``sent`` bytes of body were written."""
+        """Register an open stream, of whose body ``sent`` bytes were written."""
         now = asyncio.get_running_loop().time()
         stream.reported_gaps = dict(opening.reported_gaps)
         stream.bytes_sent = sent
         stream.opened_at = now
         stream.expires_at = now + jittered(self.timeouts.connection, AGE_JITTER)
-        hold = stream.quota
-        if hold.grant.expires is not None:
-            left = hold.grant.seconds_left(time.time())
+        quota = stream.quota
+        if quota.grant.expires is not None:
+            left = quota.grant.seconds_left(time.time())
             if left < stream.expires_at - now:
                 stream.expires_at, stream.expiry_reason = now + left, "token_expired"
-        stream.sweep_bucket = next(self._bucket_numbers) % SWEEP_BUCKETS
-        self.active[stream] = self.sweep_buckets[stream.sweep_bucket][stream] = None
+        self.heartbeats.add(stream)
         if stream.ack_state is not None:
             self.ack_tracker.add(stream.ack_state)
         if stream.short_heartbeat is not None:
-            self.short_heartbeats.add(stream, stream.short_heartbeat)
+            self.short_heartbeats.add(stream)
         for name in stream.subscription.declared_names:
             self.streams_per_channel[name] += 1
         self.metrics.connections.value += 1
         self.metrics.bytes_sent.value += sent
-        if hold.client_id is not None:
-            hold.activate(stream)
+        if quota.client_id is not None:
+            quota.activate(stream)
         if self.is_draining:  # began while the request was under way
             stream.close("draining")
             return
         if stream.expires_at - now < self.timeouts.heartbeat:
-            self.close_if_expired(stream, now, within=self.timeouts.heartbeat)
-        if stream.is_paused:  # by its first bytes, before anybody looked after it
-            self._track_stalled(stream)
+            self.heartbeats.close_if_expired(stream, now, within=self.timeouts.heartbeat)
+        if stream.is_paused:  # by its first bytes, before it was registered
+            self.heartbeats.track_stalled(stream)
         self._replay.catch_up(stream)
 
-    def close_if_expired(self, stream: StreamConnection, now: float, *, within: float) -> None:
-        """End a stream whose time is over, or see to it if that comes ``within`` so many seconds."""
-        left = stream.expires_at - now
-        if left <= 0:
-            stream.close(stream.expiry_reason)
-        elif left < within:  # nobody visits it before then
-            asyncio.get_running_loop().call_later(left, stream.close, stream.expiry_reason)
-
     def revoke(self, rule: RevocationRule) -> int:
-        """End the streams that are meant, a slice per turn of the loop; returns how many."""
-        meant = []
+        """Close the streams that match, a slice per turn of the loop; returns how many."""
+        matches = []
         for stream in self.active:
             if stream.close_reason is None:
                 why = rule.match(stream.quota.grant, stream.subscription.followed, stream.origin)
                 if why is not None:
-                    meant.append((stream, why))
-        if meant:
-            self._hub.schedule(_close_slice, meant)
-        return len(meant)
+                    matches.append((stream, why))
+        if matches:
+            self._hub.schedule(_close_slice, matches)
+        return len(matches)
 
-    def on_closing(self, stream: StreamConnection) -> None:
-        """A stream has written its last byte, or will write none."""
+    def on_stalled(self, stream: StreamConnection) -> None:
+        """Take a stream whose transport is full, or that is closing, out of its audience."""
         self._hub.leave(stream)
-        self._track_stalled(stream)
-
-    def on_paused(self, stream: StreamConnection) -> None:
-        """A stream's transport is full."""
-        self._hub.leave(stream)
-        self._track_stalled(stream)
+        if stream in self.active:
+            self.heartbeats.track_stalled(stream)
 
     def on_resumed(self, stream: StreamConnection) -> None:
-        """A stream's transport has room again."""
+        """Continue a stream whose transport has room again."""
         if stream.close_reason is None:
-            self.stalled.pop(stream, None)
+            self.heartbeats.stalled.pop(stream, None)
             self._replay.catch_up(stream)
 
     def on_connection_lost(self, stream: StreamConnection) -> None:
-        """A stream's transport is gone: the only way out, whoever ended it."""
+        """Remove a stream whose connection is gone: every stream ends here, whatever closed it."""
         if stream not in self.active:
             return
         self._hub.leave(stream)
         self._hub.unwatch(stream.subscription)
         stream.quota.release()
-        del self.active[stream], self.sweep_buckets[stream.sweep_bucket][stream]
+        self.heartbeats.remove(stream)
+        self.heartbeats.stalled.pop(stream, None)
         if stream.ack_state is not None:
             self.ack_tracker.remove(stream.ack_state)
         heartbeat = self.timeouts.heartbeat
         if stream.short_heartbeat is not None:
-            self.short_heartbeats.remove(stream, stream.short_heartbeat)
+            self.short_heartbeats.remove(stream)
             heartbeat = self.short_heartbeats.effective_seconds(stream.short_heartbeat.requested_seconds)
         for name in stream.subscription.declared_names:
             self.streams_per_channel[name] -= 1
-        self.stalled.pop(stream, None)
         seconds = asyncio.get_running_loop().time() - stream.opened_at
         self.reconnect_loops.on_closed(stream, seconds, heartbeat)
         reason = stream.close_reason or "client_closed"
@@ -276,23 +266,21 @@ class StreamRegistry:
             self._all_closed.set()
 
     def lagging_count(self) -> int:
-        """Return how many streams are behind the head."""
-        return sum(1 for stream in self.active if stream.audience is None and stream.close_reason is None)
+        """Return how many streams are lagging."""
+        return sum(1 for _ in self._lagging())
 
     def max_lag_seconds(self) -> float:
-        """Return how many seconds of the log the stream that is furthest behind has not got yet."""
+        """Return how many seconds of the log the most lagging stream has not received yet."""
         head = self._hub.head.ms
-        behind = (
-            head - stream.cursor.ms
-            for stream in self.active
-            if stream.audience is None and stream.close_reason is None
-        )
-        return max(0, *behind, 0) / 1000
+        return max(0, *(head - stream.cursor.ms for stream in self._lagging()), 0) / 1000
+
+    def _lagging(self) -> Iterator[StreamConnection]:
+        return (each for each in self.active if each.audience is None and each.close_reason is None)
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new streams and end all, evenly: at `DRAIN_STREAMS_PER_SECOND`, but within most of ``seconds``.
+        """Reject new streams and close all, at `DRAIN_STREAMS_PER_SECOND` but within most of ``seconds``.
 
-        What is left after ``seconds`` is cut.
+        Streams that are left after ``seconds`` are aborted.
         """
         self.is_draining = True
         loop = asyncio.get_running_loop()
@@ -317,39 +305,33 @@ class StreamRegistry:
             await self.abort_all("drain_timeout")
 
     async def abort_all(self, reason: str) -> None:
-        """Cut every stream now."""
+        """Abort every stream now."""
         self.is_draining = True
         for stream in list(self.active):
             stream.abort(reason)
         await asyncio.sleep(0)  # connection_lost runs in the next turn
 
-    def _track_stalled(self, stream: StreamConnection) -> None:
-        if stream in self.active:
-            self.stalled[stream] = None
-            stream.last_progress_at = asyncio.get_running_loop().time()
-            stream.unread_bytes_at_progress = stream.unread_bytes()
-
 
 def _close_slice(matches: list[tuple[StreamConnection, str]], budget: int) -> tuple[int, bool]:
-    """End some streams, for the hub's pump; returns how many, and whether there are more."""
+    """Close some streams, for the hub's pump; returns how many, and whether there are more."""
     some = [matches.pop() for _ in range(min(budget, len(matches)))]
     for stream, why in some:
         try:
             stream.close(why)
-        except Exception:  # none may stay open because of another one
+        except Exception:  # the others must be closed all the same
             log.exception("stream_not_ended", connection=stream.id)
             stream.abort(why)
     return len(some), bool(matches)
 
 
 class StreamSlot:
-    """A stream's place under the limit from its request until its connection is gone. Pair with `release`."""
+    """A stream's place under the limits while it opens. Pair with `release`."""
 
     __slots__ = (
         "_ack_rule",
+        "_has_stream",
         "_heartbeat_options",
         "_is_released",
-        "_is_taken",
         "_registry",
         "connection_id",
         "quota",
@@ -371,11 +353,9 @@ class StreamSlot:
         self.subscription = subscription
         self.quota = quota
         self.revocation_count = 0
-        """How many revocations there were when it was decided."""
+        """`RecentRevocations.count` when the request was authorized."""
         self.connection_id = next(_connection_ids)
-        self._is_taken = self._is_released = False
-        registry._reserved_count += 1
-        registry._hub.watch(subscription)
+        self._has_stream = self._is_released = False
 
     def __enter__(self) -> "StreamSlot":
         return self
@@ -384,21 +364,29 @@ class StreamSlot:
         self.release()
 
     def release(self) -> None:
-        """Give the place back, or let the stream that took it count for itself. Harmless when repeated."""
-        if self._is_released:
-            return
-        self._is_released = True
-        self._registry._reserved_count -= 1
-        if not self._is_taken:
-            self.quota.release()
-            self._registry._hub.unwatch(self.subscription)
+        """Free the place, or leave it to the stream that was created. Harmless when repeated."""
+        if not self._is_released:
+            self._is_released = True
+            self._registry.release_slot(self, has_stream=self._has_stream)
+
+    async def prepare(self, resume_point: ResumePoint) -> StreamStart:
+        """Reserve the quota on all nodes, and decide where the stream begins.
+
+        Raises GatewayError. Releases the slot if it fails or is cancelled.
+        """
+        try:
+            await self.quota.reserve(self.connection_id)
+            return await self._registry._replay.resolve_start(self.subscription, resume_point)
+        except BaseException:
+            self.release()
+            raise
 
     def first_blocks(self, channels: Sequence[str], opening: StreamStart) -> bytes:
-        """Return the first blocks: ``stream.open`` with the channels as they were asked for, and gaps."""
+        """Return the first blocks: ``stream.open`` with the channels as the client named them, and gaps."""
         streams = self._registry
-        asked, heartbeat = self._heartbeat_options.interval_seconds, streams.heartbeat_ms
-        if asked is not None:
-            heartbeat = round(1000 * streams.short_heartbeats.effective_seconds(asked))
+        requested, heartbeat = self._heartbeat_options.interval_seconds, streams.heartbeat_ms
+        if requested is not None:
+            heartbeat = round(1000 * streams.short_heartbeats.effective_seconds(requested))
         block = encode_open_frame(
             self.connection_id,
             channels,
@@ -411,8 +399,8 @@ class StreamSlot:
         return block + opening.gap_blocks
 
     def create_connection(self, opening: StreamStart) -> StreamConnection:
-        """Return the connection that this place was for; the hub's watch is its own now."""
-        self._is_taken = True
+        """Return the stream; it takes over the place, and the hub's watch of its channels."""
+        self._has_stream = True
         stream = StreamConnection(
             self._registry,
             self.connection_id,

@@ -1,19 +1,18 @@
-"""Heartbeats of streams whose clients asked for a shorter interval than the gateway's (``heartbeat=5s``).
+"""Heartbeats of streams whose clients requested a shorter interval than the default (``heartbeat=5s``).
 
-Streams of this kind are dealt into slots of their own, and each tick visits one slot, as the sweep of all
-streams does (`gateway.streams.heartbeat`): no stream has a timer, and without such a stream nothing ticks.
-A stream is visited `VISITS_PER_INTERVAL` times in the shortest interval that a client may have. What it was sent since the
-last visit counts from that visit on, so it is never silent for longer than its interval.
+A stream is visited `VISITS_PER_INTERVAL` times in the shortest interval that a client may have. Bytes written
+since the last visit count from that visit on, so a stream is never silent for longer than its interval.
 """
 
 import asyncio
-from itertools import count
 from typing import Protocol
 
 import msgspec
 
 from gateway.config.model.config import TimeoutsConfig
+from gateway.hub.audience import Stream
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
+from gateway.streams.bucket_sweep import BucketSweep
 
 BUCKETS = 16
 
@@ -21,44 +20,38 @@ VISITS_PER_INTERVAL = 4
 """Visits of each stream in the shortest interval."""
 
 EARLY_ROUNDS = 1.5
-"""Rounds of visits that a heartbeat is early, so that a late timer does not make it late."""
+"""Rounds of visits by which a heartbeat is early, so that a late timer does not make it late."""
 
 
 class HeartbeatOptions(msgspec.Struct, frozen=True):
-    """What a client asked for. ``interval`` is in seconds; None: the gateway's own."""
+    """What a client requested: heartbeats as events; an interval in seconds (None: the default)."""
 
     is_event: bool = False
     interval_seconds: float | None = None
 
 
 DEFAULT_HEARTBEAT = HeartbeatOptions()
-"""Of clients that asked for nothing."""
+"""Of clients that requested nothing."""
 
 
 class ShortHeartbeat:
-    """What is known of one such stream."""
+    """The heartbeat state of one such stream."""
 
-    __slots__ = ("bucket", "bytes_at_last_visit", "last_sent_at", "last_visit_at", "requested_seconds")
+    __slots__ = ("bytes_at_last_visit", "last_sent_at", "last_visit_at", "requested_seconds")
 
-    def __init__(self, asked: float) -> None:
-        self.requested_seconds = asked
-        """Seconds; what it gets is `ShortHeartbeatSweep.effective_seconds`."""
-        self.bucket = 0
+    def __init__(self, requested_seconds: float) -> None:
+        self.requested_seconds = requested_seconds
+        """Seconds; the interval in force is `ShortHeartbeatSweep.effective_seconds`."""
         self.bytes_at_last_visit = 0
         self.last_visit_at = 0.0
         self.last_sent_at = 0.0
-        """When it was last sent something, at the earliest."""
+        """The earliest time at which the last bytes may have been written."""
 
 
-class HeartbeatStream(Protocol):
+class HeartbeatStream(Stream, Protocol):
     """What is needed of a stream."""
 
     short_heartbeat: ShortHeartbeat | None
-    close_reason: str | None
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether it is neither closing nor paused."""
 
     @property
     def total_bytes(self) -> int:
@@ -68,31 +61,21 @@ class HeartbeatStream(Protocol):
         """Write a heartbeat."""
 
 
-class ShortHeartbeatSweep:
-    """The streams of this node that have a shorter interval. Needs a running loop once there is one."""
+class ShortHeartbeatSweep(BucketSweep[HeartbeatStream]):
+    """Visits the streams of this node that have a shorter interval."""
 
     def __init__(self, timeouts: TimeoutsConfig, background: TaskSupervisor = UNCOUNTED_SUPERVISOR) -> None:
-        self._background = background
-        self._guarded_sweep = background.guard_callback("short_heartbeats", self._sweep)
-        self._buckets: list[dict[HeartbeatStream, ShortHeartbeat]] = [{} for _ in range(BUCKETS)]
-        self._count = 0
-        self._bucket_numbers = count()
-        self._next_bucket = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._next_tick_at = 0.0
+        super().__init__("short_heartbeats", background, buckets=BUCKETS, tick_seconds=0.0)
         self.reconfigure(timeouts)
 
-    def __len__(self) -> int:
-        return self._count
-
     def reconfigure(self, timeouts: TimeoutsConfig) -> None:
-        """Take other bounds, for streams that are open too."""
+        """Apply other bounds, to open streams too."""
         self._default_seconds = timeouts.heartbeat
         self._min_seconds = min(timeouts.heartbeat_minimum, timeouts.heartbeat)
-        self._round_seconds = self._min_seconds / VISITS_PER_INTERVAL
+        self.tick_seconds = self._min_seconds / VISITS_PER_INTERVAL / BUCKETS
 
     def effective_seconds(self, requested_seconds: float) -> float:
-        """Return the seconds between two heartbeats of a silent stream whose client asked for so many."""
+        """Return the seconds between two heartbeats of a silent stream whose client requested so many."""
         return min(max(requested_seconds, self._min_seconds), self._default_seconds)
 
     def create_state(self, requested_seconds: float | None) -> ShortHeartbeat | None:
@@ -101,61 +84,23 @@ class ShortHeartbeatSweep:
             return None
         return ShortHeartbeat(requested_seconds)
 
-    def add(self, stream: HeartbeatStream, heartbeat: ShortHeartbeat) -> None:
-        """Look after a stream, which was written to just now. Pair with `ends`."""
-        loop = asyncio.get_running_loop()
-        heartbeat.bytes_at_last_visit, heartbeat.last_visit_at = stream.total_bytes, loop.time()
-        heartbeat.last_sent_at = heartbeat.last_visit_at
-        heartbeat.bucket = next(self._bucket_numbers) % BUCKETS
-        self._buckets[heartbeat.bucket][stream] = heartbeat
-        self._count += 1
-        if self._timer is None:
-            self._next_tick_at = loop.time()
-            self._schedule()
+    def add(self, item: HeartbeatStream) -> None:
+        """Visit a stream, which was written to just now. Pair with `remove`."""
+        heartbeat = item.short_heartbeat
+        assert heartbeat is not None
+        heartbeat.bytes_at_last_visit = item.total_bytes
+        heartbeat.last_visit_at = heartbeat.last_sent_at = asyncio.get_running_loop().time()
+        super().add(item)
 
-    def remove(self, stream: HeartbeatStream, heartbeat: ShortHeartbeat) -> None:
-        """Look after a stream no more. Harmless when repeated."""
-        if self._buckets[heartbeat.bucket].pop(stream, None) is not None:
-            self._count -= 1
-
-    def stop(self) -> None:
-        """End; harmless when repeated."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _schedule(self) -> None:
-        self._next_tick_at += self._round_seconds / BUCKETS
-        self._timer = asyncio.get_running_loop().call_at(self._next_tick_at, self._guarded_sweep)
-
-    def _sweep(self) -> None:
-        if not self._count:
-            self._timer = None
+    def _visit(self, item: HeartbeatStream, now: float) -> None:
+        heartbeat = item.short_heartbeat
+        if item.close_reason is not None or heartbeat is None:
             return
-        now = asyncio.get_running_loop().time()
-        self._next_tick_at = max(
-            self._next_tick_at, now - self._round_seconds / BUCKETS
-        )  # ticks that were missed are not made up for
-        self._schedule()
-        slot = self._buckets[self._next_bucket]
-        self._next_bucket = (self._next_bucket + 1) % BUCKETS
-        for stream, heartbeat in list(slot.items()):
-            if stream.close_reason is None:
-                try:
-                    self._visit(stream, heartbeat, now)
-                except Exception as error:  # the others want theirs
-                    self._background.record_failure("short_heartbeats", error)
-
-    def _visit(self, stream: HeartbeatStream, heartbeat: ShortHeartbeat, now: float) -> None:
-        if stream.total_bytes != heartbeat.bytes_at_last_visit:
-            heartbeat.bytes_at_last_visit, heartbeat.last_sent_at = (
-                stream.total_bytes,
-                heartbeat.last_visit_at,
-            )
+        if item.total_bytes != heartbeat.bytes_at_last_visit:
+            heartbeat.bytes_at_last_visit = item.total_bytes
+            heartbeat.last_sent_at = heartbeat.last_visit_at
         heartbeat.last_visit_at = now
-        is_due = now + EARLY_ROUNDS * self._round_seconds >= heartbeat.last_sent_at + self.effective_seconds(
-            heartbeat.requested_seconds
-        )
-        if is_due and stream.is_writable:
-            stream.send_heartbeat()
-            heartbeat.bytes_at_last_visit, heartbeat.last_sent_at = stream.total_bytes, now
+        due_at = heartbeat.last_sent_at + self.effective_seconds(heartbeat.requested_seconds)
+        if now + EARLY_ROUNDS * self.round_seconds >= due_at and item.is_writable:
+            item.send_heartbeat()
+            heartbeat.bytes_at_last_visit, heartbeat.last_sent_at = item.total_bytes, now

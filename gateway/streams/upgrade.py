@@ -1,14 +1,14 @@
-"""Taking a connection over from aiohttp.
+"""Takes over the connection of a request from aiohttp, to make it a stream.
 
-aiohttp answers the request as usual, so middlewares, hooks and CORS are its own and the library's.
-Then the transport gets another protocol object and aiohttp's is retired as if the client had left:
-its task ends, its request is freed, and what remains of a stream is a `StreamConnection`.
+aiohttp answers the request as usual, with its middlewares and CORS. Then the transport gets another protocol
+object, and aiohttp's is detached as if the client had left: its task ends, its request is freed, and only the
+stream's own protocol object is left.
 
-Three things are needed of aiohttp beyond its documented interface, and ``tests/streams/test_takeover.py``
-pins them: a response that buffers its headers until the first write (so that both leave in one segment),
-``connection_lost`` as the end of a `web.RequestHandler`, and that it does not close a transport that is
-no longer its own. `can_retire` tries the last two at the start. Without them aiohttp's task waits for the
-stream's end, which costs memory and a timer for each stream.
+This needs three properties of aiohttp beyond its documented interface, which
+``tests/streams/test_takeover.py`` checks: a response that buffers its headers until the first write (so that
+both leave in one segment), ``connection_lost`` as the end of a `web.RequestHandler`, and that this does not
+close a transport that is no longer its own. `can_detach_handler` tries the last two at the start. Without
+them aiohttp's task waits for the stream's end, which costs memory and a timer per stream.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ T = TypeVar("T", bound=asyncio.Protocol)
 
 
 CLOSE_POLL_SECONDS = 1.0
-"""How often aiohttp's task looks whether the stream is over, where it has to wait for that."""
+"""How often aiohttp's task checks whether the stream is over, if it has to wait for that."""
 
 
 class _HandoverResponse(web.StreamResponse):
-    """A response whose body somebody else writes and ends; ``stays`` is where it must outlast that."""
+    """A response whose body a stream writes. ``kept_handler``: what must wait for the stream's end."""
 
     _send_headers_immediately = False
     kept_handler: tuple[web.RequestHandler, asyncio.Transport] | None = None
@@ -43,12 +43,12 @@ class _HandoverResponse(web.StreamResponse):
         handler, transport = self.kept_handler
         while not transport.is_closing():  # noqa: ASYNC110 -- a stream has no event of its end to wait for
             await asyncio.sleep(CLOSE_POLL_SECONDS)
-        # Its transport has told another protocol of its end; it hears of it once its task is over.
+        # The transport reported its end to the new protocol; aiohttp's is notified once its task is over.
         asyncio.get_running_loop().call_soon(handler.connection_lost, None)
 
 
 class _DummyTransport(asyncio.Transport):
-    """Does nothing, and remembers whether it was closed."""
+    """Does nothing but record whether it was closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class _DummyTransport(asyncio.Transport):
 
 
 async def can_detach_handler(server: web.Server) -> bool:
-    """Tell whether aiohttp's protocol lets a connection go without closing it; the log has why not."""
+    """Tell whether aiohttp's protocol can be detached without closing the connection; log why not."""
     dummy, why = _DummyTransport(), "it closes the connection"
     try:
         handler = web.RequestHandler(server, loop=asyncio.get_running_loop())
         handler.connection_made(dummy)
         await asyncio.sleep(0)  # its task waits for a request by now
         _detach_handler(handler)
-        for _ in range(5):  # until its task has ended, and it is counted no more
+        for _ in range(5):  # until its task has ended and the server no longer counts it
             await asyncio.sleep(0)
         if not dummy.is_closed:
             return True
@@ -86,7 +86,7 @@ async def can_detach_handler(server: web.Server) -> bool:
         why = f"{type(error).__name__}: {error}"
     if _log_throttle.should_log("retire") is None:  # each port tries it
         return False
-    note = "streams that aiohttp reads the requests of keep its task, which takes memory"
+    note = "streams whose requests aiohttp handles keep its task, which takes memory"
     log.warning("fast_path_disabled", version=aiohttp.__version__, error=why, note=note)
     return False
 
@@ -103,10 +103,10 @@ async def take_over(
     first: bytes,
     create_protocol: Callable[[], T],
 ) -> tuple[web.StreamResponse, T | None]:
-    """Answer 200 with ``first`` as the beginning of the body, then hand the transport to ``make()``.
+    """Answer 200 with ``first`` as the beginning of the body, then attach ``create_protocol()``.
 
-    Returns the response, for aiohttp, and the new protocol, or None where the client is gone already.
-    ``first`` must not be empty. The body is chunked for HTTP/1.1, and the new protocol goes on in the
+    Returns the response, for aiohttp, and the new protocol, or None if the client is already gone.
+    ``first`` must not be empty. The body is chunked for HTTP/1.1, and the new protocol continues in the
     same framing. Cancelling before the handover leaves everything to aiohttp; there is no await after it.
     """
     response = _HandoverResponse(headers=headers)

@@ -1,1 +1,1 @@
-"""HTTP bodies and headers to records, or a refusal. Pure."""
+"""Webhooks: parses HTTP bodies into records, and verifies their senders. Pure."""

@@ -1,6 +1,6 @@
-"""Which format a post is in. Pure.
+"""Detects the format of a post, and parses it. Pure.
 
-The order matters: what says what it is comes before what looks like something. See ``docs/webhooks.md``.
+The order matters: explicit formats come before those guessed from the content. See ``docs/webhooks.md``.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from gateway.webhooks.formats.base import ParsedPost, Post, unsupported_type_err
 
 
 def parse_post(post: Post, format: FormatName = "auto") -> ParsedPost:
-    """Return what a post holds. Raises BadRequest, Rejected or PayloadTooLarge, and nothing else."""
+    """Return the records of a post. Raises only BadRequest, RecordRejected and PayloadTooLarge."""
     if post.path == "records:batch":
         return rest_proxy.parse_batch(post)
     if format != "auto":
@@ -32,27 +32,27 @@ def parse_post(post: Post, format: FormatName = "auto") -> ParsedPost:
 
 
 def check_path(post: Post, format: FormatName) -> None:
-    """Refuse REST Proxy v3's paths where the source takes another format only. Raises Rejected."""
+    """Raise RecordRejected for a path of REST Proxy v3 if the source accepts another format only."""
     if post.path in ("records", "records:batch") and format not in ("auto", "rest-proxy"):
-        raise unsupported_type_error(f"this source takes {format} only")
+        raise unsupported_type_error(f"this source accepts {format} only")
 
 
 def _parse_rest_proxy(post: Post) -> ParsedPost:
     if not rest_proxy.matches(post):
-        raise unsupported_type_error("this source takes application/vnd.kafka.json.v2+json and its kind")
+        raise unsupported_type_error("this source accepts application/vnd.kafka.json.v2+json and the like")
     return rest_proxy.parse(post)
 
 
 def _parse_cloudevents(post: Post) -> ParsedPost:
     if not cloudevents.matches(post):
-        raise unsupported_type_error("this source takes CloudEvents")
+        raise unsupported_type_error("this source accepts CloudEvents")
     return cloudevents.parse(post)
 
 
 def _parse_kafka_records(post: Post) -> ParsedPost:
     found = clouds.parse_kafka_records(post)
     if found is None:
-        raise RecordRejected("the body holds no Kafka records of AWS", code="bad_records")
+        raise RecordRejected("the body holds no Kafka records as AWS sends them", code="bad_records")
     return found
 
 

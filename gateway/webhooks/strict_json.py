@@ -1,7 +1,7 @@
-"""JSON that means the same to everybody (I-JSON, RFC 7493), checked without touching its bytes. Pure.
+"""Checks that JSON means the same to every decoder (I-JSON, RFC 7493), without changing its bytes. Pure.
 
-Decoders differ on duplicate keys, on ``NaN`` and on numbers beyond a double. What one of them lets
-through here another one reads differently in the browser, so such a body is refused and never repaired.
+Decoders differ on duplicate keys, ``NaN`` and numbers beyond a double: a body that passes here may read
+differently in the browser. So such a body is rejected, never repaired.
 """
 
 import json
@@ -13,27 +13,28 @@ from typing import Any
 import msgspec
 
 from gateway.core.errors import PayloadTooLarge, RecordRejected
-from gateway.webhooks.formats import base as limits
+from gateway.webhooks.decoding import WHITESPACE
+
+MAX_RECORDS = 10_000
+"""Most records in one post: few enough for the deduplication keys of a retry, see `gateway.broker.base`."""
 
 MAX_VALUES = 4_000_000
-"""About how many values a body may hold: 16 MiB of ``0,`` would take a gigabyte to look at."""
+"""About how many values a body may hold: 16 MiB of ``0,`` would take a gigabyte to decode."""
 
 MAX_MEMBERS = 100
-"""Members of a body's outermost object, of a format that has records in one of them."""
+"""Members of the outermost object, in formats that hold the records in one of them."""
 
 MAX_MEMBER_BYTES = 1024 * 1024
-"""Bytes of such a member beside the records."""
+"""Bytes of each other member of that object."""
 
 MAX_DEPTH = 1000
-"""Nesting that is looked into; JSON decoders give up at about as much."""
+"""Nesting that is scanned; JSON decoders give up at about as much."""
 
 MAX_EXPLAINED_BYTES = 64 * 1024
-"""Bytes of a body of which everything may be built to say what is wrong with it."""
+"""Largest body that is decoded as a whole to describe an error."""
 
-_WHITESPACE = b" \t\r\n"
-
-# A string, a flat object or array, or one structural byte. Possessive, so that nothing is scanned twice, and
-# that a repetition holds no memory for a way back: 16 MiB of numbers took a gigabyte.
+# A string, a flat object or array, or one structural byte. Possessive, so that nothing is scanned twice and
+# a repetition keeps no memory for backtracking: 16 MiB of numbers took a gigabyte.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT = rb'(?:[^{}\[\]"]++|' + _STRING + rb")*+"
 _TOKEN = re.compile(_STRING + rb"|\{" + _FLAT + rb"\}|\[" + _FLAT + rb"\]|[\[\]{},]", re.DOTALL)
@@ -43,27 +44,20 @@ _array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def check_strict_json(body: bytes) -> Any:
-    """Return what the body holds: objects within the outermost value are None, lists and scalars are there.
+def check_strict_json(body: bytes) -> None:
+    """Raise RecordRejected (422 ``bad_json``) for JSON that is invalid or that decoders read differently.
 
-    Raises Rejected (422 ``bad_json``) with what is wrong, PayloadTooLarge for too many values.
+    Raises PayloadTooLarge for more than `MAX_VALUES`.
     """
     if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
         raise PayloadTooLarge(f"the body holds more than {MAX_VALUES} values")
-    outermost: list[tuple[str, Any]] = []
-
-    def pairs_of(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal outermost
-        if len(pairs) > 1 and len({name for name, _ in pairs}) != len(pairs):
-            raise _AmbiguousJson(_DUPLICATE_KEY)
-        outermost = pairs
-
     try:
-        value = json.loads(
+        # The hooks return None, so that no object is kept.
+        json.loads(
             body.decode(),
-            object_pairs_hook=pairs_of,
+            object_pairs_hook=_check_unique_keys,
             parse_constant=_reject_constant,
-            parse_float=_parse_finite,
+            parse_float=_check_finite,
         )
     except _AmbiguousJson as error:
         raise _ambiguous_json_error(str(error)) from None
@@ -72,15 +66,13 @@ def check_strict_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise RecordRejected(f"the body is not UTF-8 (byte {error.start})", code="not_utf8") from None
     except RecursionError:
-        raise RecordRejected("the body is JSON that is nested too deeply", code="bad_json") from None
-    except ValueError:  # more digits than Python makes an integer of
+        raise RecordRejected("the body is JSON nested too deeply", code="bad_json") from None
+    except ValueError:  # more digits than Python converts to an integer
         raise RecordRejected("the body holds a number with too many digits", code="bad_json") from None
-    # The hook is called for the outermost object last.
-    return dict(outermost) if value is None and body.lstrip()[:1] == b"{" else value
 
 
 def is_json(text: bytes) -> bool:
-    """Tell whether a text is one JSON value, without building it."""
+    """Return whether a text is one JSON value, without building it."""
     try:
         _raw_decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError):
@@ -89,24 +81,23 @@ def is_json(text: bytes) -> bool:
 
 
 def _check_syntax(body: bytes) -> None:
-    """Refuse what is no JSON. Raises Rejected."""
+    """Raise RecordRejected if the body is not JSON."""
     try:
         _raw_decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError) as error:
         if len(body) <= MAX_EXPLAINED_BYTES:
-            check_strict_json(body)  # has better words, and builds what comes before the mistake
+            check_strict_json(body)  # its message is better, but it builds everything before the error
         raise RecordRejected(f"the body is not JSON: {error}", code="bad_json") from None
 
 
 def array_elements(body: bytes, max_element_bytes: int | None = None) -> list[bytes]:
-    """Return the elements of a JSON array as they were written, each checked like a `skeleton`.
+    """Return the elements of a JSON array as they were written, each checked by `check_strict_json`.
 
-    They are counted before any is built. One with more than ``largest`` bytes is not looked into: the caller
-    refuses it. Raises Rejected, or PayloadTooLarge for too many.
+    They are counted before any is built. One with more than ``max_element_bytes`` is not checked: the caller
+    rejects it. Raises RecordRejected, or PayloadTooLarge for more than `MAX_RECORDS`.
     """
     _check_syntax(body)
-    if has_more_elements(body, limits.MAX_RECORDS):
-        raise limits.too_many_records_error()
+    check_element_count(body)
     try:
         found = [bytes(each) for each in _array_decoder.decode(body)]
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -118,15 +109,15 @@ def array_elements(body: bytes, max_element_bytes: int | None = None) -> list[by
 
 
 def object_member(body: bytes, name: str) -> bytes:
-    """Return a member of a JSON object as it was written; empty where there is none, or no object.
+    """Return a member of a JSON object as it was written; empty without such a member, or for another value.
 
-    It is not looked into; the others are checked like a `skeleton`, and must be small. Raises Rejected, or
-    PayloadTooLarge for more members, or for more elements in one of them, than any format has.
+    It is not checked; the others are, by `check_strict_json`, and must be small. Raises RecordRejected, or
+    PayloadTooLarge for more members, or more elements in one of them, than any format has.
     """
     _check_syntax(body)
-    if body.lstrip(_WHITESPACE)[:1] != b"{":
+    if body.lstrip(WHITESPACE)[:1] != b"{":
         return b""
-    count = _count_members(body, MAX_MEMBERS, limits.MAX_RECORDS)
+    count = _count_members(body)
     if count > MAX_MEMBERS:
         raise PayloadTooLarge(f"the body holds more than {MAX_MEMBERS} members")
     try:
@@ -140,16 +131,30 @@ def object_member(body: bytes, name: str) -> bytes:
     wanted = found.pop(name, b"")
     for each in found.values():
         if len(each) > MAX_MEMBER_BYTES:
-            raise PayloadTooLarge(f"the body holds over {MAX_MEMBER_BYTES} bytes beside its records")
+            raise PayloadTooLarge(
+                f"a member of the body besides its records is over {MAX_MEMBER_BYTES} bytes"
+            )
         check_strict_json(each)
     return wanted
 
 
-def has_more_elements(body: bytes, limit: int, depth: int = 1) -> bool:
-    """Tell whether a JSON array has more than ``limit`` elements, without building them: 16 MiB of ``[],``
-    would become half a gigabyte. With ``depth`` 2 those of all arrays in an object or array are counted.
+def check_element_count(body: bytes, depth: int = 1) -> None:
+    """Raise PayloadTooLarge for more than `MAX_RECORDS` elements: see `has_more_elements`."""
+    if has_more_elements(body, MAX_RECORDS, depth):
+        raise too_many_records_error()
 
-    It must be valid JSON: a string without an end would be looked for again at each of its quotes.
+
+def too_many_records_error() -> PayloadTooLarge:
+    """Return the error for a body with more than `MAX_RECORDS` records."""
+    return PayloadTooLarge(f"at most {MAX_RECORDS} records fit in one post")
+
+
+def has_more_elements(body: bytes, limit: int, depth: int = 1) -> bool:
+    """Return whether a JSON array has more than ``limit`` elements, without building them.
+
+    16 MiB of ``[],`` would become half a gigabyte. With ``depth`` 2 the elements of all arrays in an object
+    or array are counted. The body must be valid JSON: after an unterminated string, the scan would start
+    again at each quote.
     """
     if body.count(b",") < limit:
         return False
@@ -161,10 +166,10 @@ def has_more_elements(body: bytes, limit: int, depth: int = 1) -> bool:
     return False
 
 
-def _count_members(body: bytes, max_members: int, max_elements: int) -> int:
-    """Return how many members an object has, or some number beyond ``most``.
+def _count_members(body: bytes) -> int:
+    """Return how many members an object has, or some number over `MAX_MEMBERS`.
 
-    Raises PayloadTooLarge where one of them has more than ``most_below`` elements, or members.
+    Raises PayloadTooLarge if one of them has more than `MAX_RECORDS` elements or members.
     """
     found = below = 0
     for level, token in _structural_tokens(body):
@@ -172,26 +177,26 @@ def _count_members(body: bytes, max_members: int, max_elements: int) -> int:
             continue
         if level == 1:
             found, below = found + 1, 0
-            if found > max_members:
+            if found > MAX_MEMBERS:
                 break
         elif level == 2:
             below += 1
-            if below >= max_elements:
-                raise limits.too_many_records_error()
-    return found + (body.strip(_WHITESPACE)[1:-1].strip(_WHITESPACE) != b"")
+            if below >= MAX_RECORDS:
+                raise too_many_records_error()
+    return found + (body.strip(WHITESPACE)[1:-1].strip(WHITESPACE) != b"")
 
 
 def _structural_tokens(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield commas and brackets with the depth at which they stand, but for flat objects and arrays."""
+    """Yield commas and brackets with their depth, except those of flat objects and arrays."""
     depth = 1
-    start = len(body) - len(body.lstrip(_WHITESPACE)) + 1
+    start = len(body) - len(body.lstrip(WHITESPACE)) + 1
     for token in _TOKEN.finditer(body, start):
         if token.end() - token.start() > 1:
             continue  # a string, or a flat object or array as a whole
         if token[0] in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
-                return  # the decoder refuses it
+                return  # the decoder rejects it
         elif token[0] in b"]}":
             depth -= 1
         yield depth, token[0]
@@ -205,13 +210,18 @@ _DUPLICATE_KEY = "a key is given twice"  # not which: the log would hold a piece
 
 
 def _ambiguous_json_error(why: str) -> RecordRejected:
-    return RecordRejected(f"the body is JSON that readers would differ on: {why}", code="bad_json")
+    return RecordRejected(f"the body is JSON that decoders read differently: {why}", code="bad_json")
 
 
 def _reject_constant(name: str) -> None:
-    raise _AmbiguousJson(f"{name} is no JSON")
+    raise _AmbiguousJson(f"{name} is not JSON")
 
 
-def _parse_finite(text: str) -> None:
+def _check_unique_keys(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) > 1 and len({name for name, _ in pairs}) != len(pairs):
+        raise _AmbiguousJson(_DUPLICATE_KEY)
+
+
+def _check_finite(text: str) -> None:
     if math.isinf(float(text)):
         raise _AmbiguousJson("a number is larger than a double")

@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 
 from gateway.config.loader.issues import ConfigError
-from gateway.config.loader.load import loads
 from tests.admin.test_guard import TOKEN, ask
 from tests.integration.test_workers import config, group
+from tests.support.config import loads
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, gateway_running, merged
 
@@ -131,7 +131,7 @@ async def test_no_form_of_another_page_can_send() -> None:
 
 
 async def test_with_a_token_only_who_has_it() -> None:
-    """Development mode gives no more people a way in."""
+    """Development mode lets nobody else in."""
     async with gateway_running(merged(OPEN, {"server": {"admin_token": TOKEN}})) as gateway:
         event = {"channel": "orders", "payload": 1}
         assert (await send(gateway, event))[0] == 401
@@ -140,7 +140,7 @@ async def test_with_a_token_only_who_has_it() -> None:
 
 
 def test_an_open_port_and_development_do_not_go_together() -> None:
-    """Whoever reaches the port could read what needs a token."""
+    """Anyone who reaches the port could read channels that need a token."""
     server = {"admin": "0.0.0.0:9090", "admin_open": True, "development": True}
     with pytest.raises(ConfigError, match=r"server\.development: would let whoever reaches"):
         loads(json.dumps(merged(BASE, {"server": server})), environ={})

@@ -85,7 +85,7 @@ async def test_credentials_that_are_not_for_the_endpoint_are_kept_from_it() -> N
     async with deciding() as (gateway, endpoint):
         await gateway.reconfigure({"auth": auth})
         bearer = {"Authorization": f"Bearer {token}"}
-        for path, headers, told in (
+        for path, headers, expected in (
             # A header wins.
             ("/events/room.1?ticket=t1&x=y&%74icket=t2&access=t3", bearer, "/events/room.1?x=y"),
             # The gateway itself uses it, for the other channel.
@@ -94,7 +94,7 @@ async def test_credentials_that_are_not_for_the_endpoint_are_kept_from_it() -> N
             ("/events/room.3?access=t4", {}, "/events/room.3?access=t4"),
         ):
             await gateway.subscribe(path, headers)
-            assert endpoint.asked[-1].headers["X-Original-URI"] == told
+            assert endpoint.asked[-1].headers["X-Original-URI"] == expected
         answer = await gateway.session.post(
             f"{gateway.url}/tickets?channel=room.4&access=t5&ticket=t6", headers=bearer
         )

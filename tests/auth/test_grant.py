@@ -6,7 +6,7 @@ from gateway.auth import revocation as revocations
 from gateway.auth.grant import ANONYMOUS, Grant
 from gateway.auth.revocation import RecentRevocations, Revocation
 from gateway.config.channel_catalog import ChannelCatalog
-from gateway.config.loader.load import loads
+from tests.support.config import loads
 
 CHANNELS = ChannelCatalog(
     loads(

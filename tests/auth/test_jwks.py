@@ -78,8 +78,8 @@ async def test_unknown_keys_make_no_storm(monkeypatch: pytest.MonkeyPatch) -> No
     async with issuing("a") as issuer, gateway_running(config(issuer)) as gateway:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         forged = [issuer.token(f"unknown {number}", key) for number in range(30)]
-        told = await asyncio.gather(*(ends(gateway, token) for token in forged))
-        assert set(told) <= {"401", "auth_unavailable"}, (
+        errors = await asyncio.gather(*(ends(gateway, token) for token in forged))
+        assert set(errors) <= {"401", "auth_unavailable"}, (
             "a key that is new must not end an EventSource for good"
         )
         assert issuer.fetches == 2
@@ -202,5 +202,5 @@ def test_only_keys_for_signatures_are_taken() -> None:
 @pytest.mark.parametrize("document", [None, [], {"keys": 5}, "keys"])
 def test_what_is_no_key_set_is_said_so(document: Any) -> None:
     """A login page in its place is trouble, not an empty set."""
-    with pytest.raises(ValueError, match="no JWK set"):
+    with pytest.raises(ValueError, match="not a JWK set"):
         read_jwks(document, ALGORITHMS)

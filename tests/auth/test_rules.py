@@ -12,10 +12,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gateway.config.loader.load import loads
 from gateway.core.errors import StartupError
 from gateway.server.daemon import Daemon
 from tests.config.test_load import GOOD
+from tests.support.config import loads
 from tests.support.gateway import gateway_running
 
 SECRET = "s" * 32

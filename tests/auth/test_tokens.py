@@ -115,7 +115,7 @@ async def guarded(folder: Path, **jwt_over: Any) -> AsyncIterator[Gateway]:
         "auth": {"jwt": {**auth, **jwt_over}},
         "channels": {"private": {"from": [{"source": "hooks", "topic": "p"}], "access": "token"}},
     }
-    async with gateway_running({**config, "log": {"level": "debug"}}) as gateway:
+    async with gateway_running({**config, "logging": {"level": "debug"}}) as gateway:
         yield gateway
 
 
@@ -183,46 +183,46 @@ def checker(clock: Clock) -> TokenVerifier:
     return TokenVerifier([Issuer(config, SECRET)], {"channels"}, clock)
 
 
-def test_a_verified_token_is_remembered_until_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_verified_token_is_remembered_until_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reconnect costs a hash; what has expired is refused all the same."""
     clock = Clock()
     known = checker(clock)
     token = jwt.encode({"exp": clock.now + 3600, "sub": "1", "secret": "claim"}, SECRET)
-    grant = known.try_cached(token)
+    grant = await known.resolve(token)
     assert grant is not None
     assert (grant.subject, grant.claims) == ("1", {})  # what no rule can ask for is not kept
     monkeypatch.setattr(jwt, "decode", None)  # whoever calls it fails
-    assert known.try_cached(token) is grant
+    assert (await known.resolve(token)) is grant
     clock.now += 3600 + 30
     with pytest.raises(Unauthorized, match="expired"):
-        known.try_cached(token)
+        await known.resolve(token)
 
 
-def test_a_token_that_failed_is_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_token_that_failed_is_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that insists costs a hash, not a signature."""
     clock = Clock()
     known = checker(clock)
     token = jwt.encode({"exp": clock.now + 60}, "x" * 32)
     with pytest.raises(Unauthorized, match="signature"):
-        known.try_cached(token)
+        await known.resolve(token)
     with monkeypatch.context() as patch:
         patch.setattr(tokens, "_decode_header", None)
         with pytest.raises(Unauthorized, match="signature"):
-            known.try_cached(token)
+            await known.resolve(token)
     clock.now += tokens.FAILURE_CACHE_SECONDS
     with pytest.raises(Unauthorized, match="signature"):
-        known.try_cached(token)
+        await known.resolve(token)
 
 
-def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strangers can make any number of tokens, and users many."""
     monkeypatch.setattr(tokens, "MAX_CACHED_TOKENS", 3)
     monkeypatch.setattr(tokens, "MAX_CACHED_FAILURES", 3)
     known = checker(Clock())
     for number in range(10):
-        known.try_cached(jwt.encode({"exp": time.time() + 60, "jti": str(number)}, SECRET))
+        await known.resolve(jwt.encode({"exp": time.time() + 60, "jti": str(number)}, SECRET))
         with pytest.raises(Unauthorized):
-            known.try_cached(f"nonsense {number}")
+            await known.resolve(f"nonsense {number}")
     assert len(known._verified) == len(known._failures) == 3
 
 
@@ -273,7 +273,7 @@ SAID: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("over", "said"), SAID, ids=lambda each: json.dumps(each)[:40])
-def test_a_refusal_names_the_claim_and_what_it_was(over: dict[str, Any], said: str) -> None:
+async def test_a_refusal_names_the_claim_and_what_it_was(over: dict[str, Any], said: str) -> None:
     """`sub: 42` was "not a signed JWT", and a missing `aud` named three claims."""
     config = JwtConfig.model_validate(
         {"algorithms": ["RS256"], "public_key_file": "k", "audience": "sse", "issuer": "https://id.example"}
@@ -282,20 +282,20 @@ def test_a_refusal_names_the_claim_and_what_it_was(over: dict[str, Any], said: s
     if over in ({"aud": None}, {"iss": None}, {"exp": None}):
         body = {name: value for name, value in body.items() if value is not None}
     with pytest.raises(Unauthorized) as caught:
-        TokenVerifier([Issuer(config, KEY.public_key())], ()).try_cached(rs(RS, json.dumps(body).encode()))
+        await TokenVerifier([Issuer(config, KEY.public_key())], ()).resolve(rs(RS, json.dumps(body).encode()))
     assert caught.value.message == said
     assert caught.value.challenge is not None
     assert caught.value.challenge.isprintable()
 
 
-def test_a_bad_signature_tells_nothing_of_the_claims() -> None:
+async def test_a_bad_signature_tells_nothing_of_the_claims() -> None:
     """Who cannot sign learns nothing from trying claims."""
     config = JwtConfig.model_validate({"algorithms": ["RS256"], "public_key_file": "k", "audience": "sse"})
     for over in ({"sub": 42}, {"aud": "other"}, {"exp": 1000}):
         text = f"{part(RS)}.{part({**claims(), **over})}"
         forged = f"{text}.{part(jwt.get_algorithm_by_name('RS256').sign(text.encode(), OTHER))}"
         with pytest.raises(Unauthorized) as caught:
-            TokenVerifier([Issuer(config, KEY.public_key())], ()).try_cached(forged)
+            await TokenVerifier([Issuer(config, KEY.public_key())], ()).resolve(forged)
         assert caught.value.message == "the token's signature is not its issuer's"
 
 

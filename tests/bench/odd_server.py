@@ -1,4 +1,4 @@
-"""A tiny server that sends exactly the bytes it is told, at the times it is told."""
+"""A tiny server that sends given bytes at given times."""
 
 import asyncio
 import contextlib

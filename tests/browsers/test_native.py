@@ -87,7 +87,7 @@ async def test_when_it_comes_back(engine: Engine, profile: Profile, site: Site, 
     await agree(engine, "waits where no `retry:` was sent", lambda: f"{peer.delay('/end'):.0f} s")
     await agree(engine, "likewise after a cut", lambda: f"{peer.delay('/cut'):.0f} s")
     await eventually(lambda: len(peer.asked["/target"]) > 1)
-    await agree(engine, "after a 307 it asks again", lambda: _redirected(peer))
+    await agree(engine, "after a 307 it reconnects", lambda: _redirected(peer))
 
 
 def _milliseconds(delay: float) -> str:
@@ -129,7 +129,7 @@ async def _what_becomes_of(tab: Tab, number: int) -> str:
     over = "(number) => all[number].readyState === 2 || all[number].errors > 1 - number"
     await eventually(lambda: tab.evaluate(over, number))
     state = await tab.evaluate("(number) => all[number].readyState", number)
-    return "gives up" if state == CLOSED else "comes back"
+    return "gives up" if state == CLOSED else "reconnects"
 
 
 async def test_a_page_that_was_left_and_is_shown_again(engine: Engine, profile: Profile, site: Site) -> None:
@@ -157,11 +157,11 @@ async def test_a_page_that_was_left_and_is_shown_again(engine: Engine, profile: 
 
 async def test_a_stream_of_a_browser_that_goes_offline(engine: Engine, profile: Profile, site: Site) -> None:
     """What docs say of going offline is wrong."""
-    fact = documented(engine, "told to be offline")
+    fact = documented(engine, "switched to offline mode")
     if not engine.can_go_offline:
-        assert fact == "cannot be told to"
+        assert fact == "not possible"
         return
-    assert fact == "the stream goes on"
+    assert fact == "the stream continues"
     async with gateway_running({"cors": {"origins": [site.origin()]}}) as gateway:
         tab = await profile.tab(site.origin())
         await listen(tab, f"{gateway.url}/events/orders")

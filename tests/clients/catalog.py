@@ -30,10 +30,10 @@ CLIENTS: dict[str, About] = {
         "here",
         "query",
         "itself: 2.5 heartbeats",
-        "what it does where `fetch` cannot stream",
+        "used where `fetch` cannot stream",
     ),
     "eventsource": About(
-        "eventsource", "npm", "header", "none", "good where headers are needed in Node: its option `fetch`"
+        "eventsource", "npm", "header", "none", "good in Node, also with headers (option `fetch`)"
     ),
     "eventsource-client": About(
         "eventsource-client",
@@ -47,7 +47,7 @@ CLIENTS: dict[str, About] = {
         "npm",
         "query",
         "`heartbeatTimeout`, 45 s",
-        "leave `heartbeatTimeout` above `timeouts.heartbeat`; it waits a second at least",
+        "leave `heartbeatTimeout` above `timeouts.heartbeat`; it waits at least a second",
     ),
     "reconnecting-eventsource": About(
         "reconnecting-eventsource", "npm", "header", "none", "close it yourself after a 401: it never does"
@@ -59,7 +59,7 @@ CLIENTS: dict[str, About] = {
         "`readTimeoutMillis`, off",
         "set `readTimeoutMillis` to three heartbeats",
     ),
-    "sse.js": About("sse.js", "npm", "header", "none", "set `autoReconnect: true`, else it never comes back"),
+    "sse.js": About("sse.js", "npm", "header", "none", "set `autoReconnect: true`, else it never reconnects"),
     "@microsoft/fetch-event-source": About(
         "@microsoft/fetch-event-source",
         "npm",
@@ -67,7 +67,7 @@ CLIENTS: dict[str, About] = {
         "none",
         "never without the `onclose` of the next line",
     ),
-    "@microsoft/fetch-event-source, told to retry": About(
+    "@microsoft/fetch-event-source, with retry": About(
         "@microsoft/fetch-event-source",
         "npm",
         "header",
@@ -93,7 +93,7 @@ CLIENTS: dict[str, About] = {
         "Go",
         "header",
         "none",
-        "`connection.Buffer(nil, 1<<20)`: its own ends at 64 KiB",
+        "`connection.Buffer(nil, 1<<20)`; the default is 64 KiB",
         "go",
     ),
     "eventsource-client (Rust)": About(

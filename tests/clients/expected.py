@@ -10,7 +10,7 @@ from tests.clients.catalog import CLIENTS, EVENTS
 from tests.clients.trial import STOPS, WHOLE
 
 BEST: Mapping[str, str] = {
-    "gap": "gap told",
+    "gap": "gap reported",
     "token expired": STOPS,
     "heartbeats": "quiet",
     "heartbeats as events": "quiet",
@@ -55,12 +55,12 @@ class Loss:
     """By scenario."""
 
 
-_NO_WATCHDOG = Loss("it does not notice a connection that is dead without an end", {"dead": "lost 1"})
+_NO_WATCHDOG = Loss("it does not detect a silently dead connection", {"dead": "lost 1"})
 _HEADERS_ONCE = Loss(
-    "its headers are given once, so it comes back with the old token", {"token renewed": STOPS}
+    "its headers are set once, so it reconnects with the old token", {"token renewed": STOPS}
 )
 _TORN_ID = Loss(
-    "it takes an id from a line that has come, though its event has not: the event is skipped",
+    "it adopts an id before its event is complete, so the event is skipped",
     {f"{kind} after the id, before the blank line": "lost 3" for kind in ("cut", "ended")},
 )
 _FETCH_DATA = Loss(
@@ -71,68 +71,68 @@ _FETCH_DATA = Loss(
     },
 )
 _TORN_END = Loss(
-    "it gives out what it has of an event when the stream ends: torn, twice, or with half an id, which is a gap",
+    "it delivers an incomplete event when the stream ends: torn, twice, or with half an id, which causes a gap",
     {
         "ended within the data": "torn 1",
         "ended after the data, before the id": "twice 3",
-        "ended within the id": "lost 4 5, gap told",
+        "ended within the id": "lost 4 5, gap reported",
     },
 )
 
 LOSSES: Mapping[str, tuple[Loss, ...]] = {
     "eventsource": (_NO_WATCHDOG,),
     "eventsource-client": (
-        Loss("it looks at no status but 204, and asks for ever", {"token expired": "asks for ever"}),
+        Loss("it evaluates no status but 204, and retries for ever", {"token expired": "retries for ever"}),
         _NO_WATCHDOG,
     ),
     "event-source-polyfill": (_HEADERS_ONCE,),
     "reconnecting-eventsource": (
-        Loss("it comes back whatever the status was", {"token expired": "asks for ever"}),
+        Loss("it reconnects whatever the status was", {"token expired": "retries for ever"}),
         _NO_WATCHDOG,
     ),
     "launchdarkly-eventsource": (_HEADERS_ONCE,),
     "sse.js": (
         _TORN_END,
         Loss(
-            "a character that is cut in two is given out as a replacement character",
+            "a character that is cut in two is delivered as a replacement character",
             {"ended within a character": "torn 1"},
         ),
         Loss(
-            "it comes back whatever the status was, and with the headers that it was given once",
-            {"token expired": "asks for ever", "token renewed": "asks for ever"},
+            "it reconnects whatever the status was, with headers that are set once",
+            {"token expired": "retries for ever", "token renewed": "retries for ever"},
         ),
         _NO_WATCHDOG,
     ),
     "@microsoft/fetch-event-source": (
         Loss(
-            "it takes a clean end for the end of all, and never comes back",
+            "it treats a clean end as final, and never reconnects",
             dict.fromkeys((*ENDS, "drain", "age", "overload", "token renewed"), STOPS),
         ),
         Loss(_TORN_ID.why, {"cut after the id, before the blank line": "lost 3"}),
         _FETCH_DATA,
         _NO_WATCHDOG,
     ),
-    "@microsoft/fetch-event-source, told to retry": (_TORN_ID, _FETCH_DATA, _NO_WATCHDOG),
+    "@microsoft/fetch-event-source, with retry": (_TORN_ID, _FETCH_DATA, _NO_WATCHDOG),
     "sseclient-py": (_TORN_END,),
     "tmaxmax/go-sse (Go)": (_NO_WATCHDOG,),
     "eventsource-client (Rust)": (_HEADERS_ONCE,),
     "curl": (
         Loss(
-            "`--speed-time` looks at five seconds at a time, for which a comment has too few bytes: "
+            "`--speed-time` samples five seconds at a time, in which a comment has too few bytes: "
             "it needs `heartbeat=event`",
             {"heartbeats": "reconnects"},
         ),
     ),
     "aiohttp-sse-client2": (
         Loss(
-            "it raises when a connection is cut or cannot be made, and half a character ends it too",
+            "it raises when a connection is cut or cannot be made, or on half a character",
             {
                 **dict.fromkeys((*CUTS, "drain", "kill", "gap", "overload", "dead"), STOPS),
                 "ended within a character": STOPS,
             },
         ),
         Loss(
-            "it strips all blanks that lead and line ends that trail",
+            "it strips leading blanks and trailing line ends",
             {
                 "data": "alters all of them, a line end last, only a line end, leading blanks, only a blank",
                 "data, byte by byte": "alters all of them",

@@ -45,12 +45,12 @@ def became(client: Client) -> str:
     """Return what it does about a 401."""
     if refusals(client) == 0:
         return outcome(client, [1, 2])
-    return STOPS if client.is_over else "asks for ever"
+    return STOPS if client.is_over else "retries for ever"
 
 
 @pytest.mark.parametrize("renewed", [False, True], ids=["old", "renewed"])
 async def test_a_token_ends(tmp_path: Path, renewed: bool) -> None:
-    """A page whose token ends loses events though it has a new one; or asks for ever with the old one."""
+    """A page whose token ends loses events though it has a new one; or retries for ever with the old one."""
     file = tmp_path / "token"
     file.write_text(token(SECRET))
     async with gateway_running(CONFIG) as gateway:

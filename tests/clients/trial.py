@@ -128,7 +128,7 @@ def _number(data: str) -> int | None:
 
 
 def outcome(client: Client, published: Sequence[int]) -> str:
-    """Return what became of what was published; "gap told" alone is of exactly what is missing."""
+    """Return what became of what was published; "gap reported" alone is of exactly what is missing."""
     got = numbers(client)
     times = Counter(got)
     explained = _told_gaps(client)
@@ -142,7 +142,7 @@ def outcome(client: Client, published: Sequence[int]) -> str:
     elif lost:
         parts.append(f"lost {_list(lost)}")
     if any(told.type == GAP_EVENT_TYPE for told in client.events):
-        parts.append("gap told")
+        parts.append("gap reported")
     if twice := [number for number in published if times[number] > 1]:
         parts.append(f"twice {_list(twice)}")
     if got != sorted(got):

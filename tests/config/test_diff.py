@@ -8,8 +8,8 @@ import pytest
 
 from gateway.cli.main import main
 from gateway.config.diff import ACK_EFFECT, diff_configs
-from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
+from tests.support.config import loads
 from tests.support.gateway import BASE, merged
 
 SOURCES = {
@@ -199,7 +199,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == (
         f"timeouts.drain: 1s to 3s\n{new}: 1 change; a reload takes all of it\n"
     )
-    new.write_text(json.dumps(merged(WHOLE, {"timeouts": {"drain": "3s"}, "log": {"level": "debug"}})))
+    new.write_text(json.dumps(merged(WHOLE, {"timeouts": {"drain": "3s"}, "logging": {"level": "debug"}})))
     assert main(["diff", str(old), str(new)]) == 3
     assert capsys.readouterr().out.endswith("1 of them for a restart; until then a reload takes none\n")
     assert main(["diff", str(old), str(bad)]) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.config.loader.load import try_loads
+from gateway.config.loader.load import load_text
 
 TLS = {"certificate": "a.crt", "key": "a.key", "minimum_version": "1.2", "ciphers": "ECDHE+AESGCM"}
 EVERYTHING: dict[str, Any] = {
@@ -23,7 +23,7 @@ EVERYTHING: dict[str, Any] = {
         "tls": {**TLS, "client_ca": "ca.pem"},
         "trusted_proxies": ["10.0.0.0/8"],
     },
-    "log": {"level": "info", "format": "json"},
+    "logging": {"level": "info", "format": "json"},
     "check": {"allow": ["open-admin"]},
     "broker": {"url": "redis://h", "prefix": "sse", "timeout": "2s"},
     "cors": {"origins": ["https://a.example"], "max_age": "1h", "allow_headers": ["Authorization"]},
@@ -111,7 +111,7 @@ def messages(path: Path, value: str) -> list[str]:
     for part in path[:-1]:
         place = place[part]
     place[path[-1]] = "${S}"
-    reading = try_loads(json.dumps(data), environ={"S": value})
+    reading = load_text(json.dumps(data), environ={"S": value})
     return [each.issue.message for each in (*reading.errors, *reading.warnings)]
 
 
@@ -122,7 +122,7 @@ def outside_of_quotes(message: str) -> str:
 def test_the_configuration_has_every_kind_of_text() -> None:
     """It is good as it is, so that what is said is about the variable."""
     assert len(PLACES) > 60
-    assert try_loads(json.dumps(EVERYTHING), environ={}).errors == ()
+    assert load_text(json.dumps(EVERYTHING), environ={}).errors == ()
 
 
 @pytest.mark.parametrize("path", PLACES, ids=lambda path: ".".join(map(str, path)))
@@ -152,6 +152,6 @@ CANARIES = [
 
 @pytest.mark.parametrize("path", PLACES, ids=lambda path: ".".join(map(str, path)))
 def test_no_value_is_shown(path: Path) -> None:
-    """What a variable stands for may be a secret, wherever it was put by mistake."""
+    """What a variable stands for may be a secret, wherever it was misplaced."""
     shown = [(each, said) for each in CANARIES for said in messages(path, each) if "c4n4ry" in said]
     assert shown == []

@@ -50,7 +50,7 @@ def test_each_command_gets_its_sections(file: Path) -> None:
     assert door.public_url(8443) == "https://127.0.0.1:8443"
 
 
-def test_what_is_needed_and_missing_is_told_alone(file: Path) -> None:
+def test_only_missing_variables_that_are_needed_are_reported(file: Path) -> None:
     """Nobody has to guess which of twelve variables a command wants."""
     with pytest.raises(ConfigError) as caught:
         load_sections(file, *TOKEN_KEYS, environ={})
@@ -85,7 +85,7 @@ def test_publish_takes_the_way_that_can_be_used(file: Path) -> None:
 
 
 def test_a_file_whose_variables_are_all_there_is_checked_as_a_whole(tmp_path: Path) -> None:
-    """A misspelled key is a mistake for every command."""
+    """A misspelled key is an error for every command."""
     (tmp_path / "g.yaml").write_text(FILE.split("server")[0] + "tmeouts: {}\n" + "channels: {}\n")
     with pytest.raises(ConfigError, match="tmeouts: unknown key"):
         load_sections(tmp_path / "g.yaml", *PUBLIC_ENDPOINT_KEYS, environ={})

@@ -42,7 +42,7 @@ def test_own_is_what_a_record_does_not_share() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "a}", "{}", "{Key}", "{a b}", "{a.}", "{/a~2}", "{{key}}"])
-def test_what_is_no_expression_is_told(text: str) -> None:
+def test_an_invalid_expression_is_rejected(text: str) -> None:
     """When the file is read, not when the first record comes."""
     with pytest.raises(ValueError, match=r"place|empty|neither"):
         Expression(text)

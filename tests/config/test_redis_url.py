@@ -1,4 +1,4 @@
-"""Redis URLs: every deployment's spelling, and mistakes that must not be taken for something else."""
+"""Redis URLs: the syntax of every kind of deployment, and errors that must not be misread."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_verification_cannot_be_switched_off(scheme: str, value: str) -> None:
     ],
 )
 def test_whether_the_host_is_checked(query: str, expected: bool) -> None:
-    """What is switched off is told at the start, so it must be known."""
+    """A disabled host name check is warned about at the start, so it must be detected."""
     assert RedisUrl.parse(f"rediss://h/{query}").is_hostname_checked is expected
     assert RedisUrl.parse(f"rediss+cluster://h{query}").is_hostname_checked is expected
 

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from gateway.config.loader.issues import ConfigError
-from gateway.config.loader.load import load, loads
+from gateway.config.loader.load import load_file
 from gateway.config.schema import config_json_schema
 from tests.config.test_load import BROKEN, GOOD
+from tests.support.config import loads
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {
@@ -29,7 +30,7 @@ def test_the_file_is_current() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
 def test_the_shipped_files_pass_both(file: Path) -> None:
     """An editor and `check` agree on every file that we ship."""
-    load(file, environ=ENVIRON)
+    load_file(file, ENVIRON).require_config()
     jsonschema.validate(yaml.safe_load(file.read_text()), config_json_schema())
 
 
@@ -47,7 +48,7 @@ def test_the_shipped_files_pass_both(file: Path) -> None:
     ],
 )
 def test_the_schema_agrees_with_the_model(more: str) -> None:
-    """A red line in the editor means a fault in `check`, and the other way round."""
+    """A red line in the editor means an error in `check`, and the other way round."""
     text = GOOD + more
     try:
         loads(text, environ={})
@@ -58,5 +59,5 @@ def test_the_schema_agrees_with_the_model(more: str) -> None:
 
 
 def test_the_broken_example_is_broken_for_editors_too() -> None:
-    """Most faults show while typing."""
+    """Most errors show while typing."""
     assert not jsonschema.Draft202012Validator(config_json_schema()).is_valid(yaml.safe_load(BROKEN))

@@ -3,8 +3,8 @@
 import pytest
 
 from gateway.config.loader.issues import ConfigError
-from gateway.config.loader.load import loads
-from tests.config.test_load import GOOD, one_fault
+from tests.config.test_load import GOOD, one_error
+from tests.support.config import loads
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown(more: str) -> None:
 
 def test_a_variable_that_is_wrong_is_quoted_by_its_name() -> None:
     """What it stands for may be a secret; the name is what the operator can change."""
-    assert "'${PORT}' is not an address" in one_fault("server: {listen: '${PORT}'}", {"PORT": "8080"})
+    assert "'${PORT}' is not an address" in one_error("server: {listen: '${PORT}'}", {"PORT": "8080"})
 
 
 def test_an_unknown_key_is_shown_without_its_value() -> None:

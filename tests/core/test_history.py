@@ -41,7 +41,7 @@ steps = st.lists(
 
 
 @given(steps, st.sampled_from([100, 10**6]))
-def test_what_is_left_and_what_is_told_as_lost(plan: list[tuple[str, int, int]], max_bytes: int) -> None:
+def test_what_is_kept_and_what_is_reported_as_lost(plan: list[tuple[str, int, int]], max_bytes: int) -> None:
     """Nothing younger than the limits is dropped but for bytes, and the floor never hides a loss."""
     clock = Clock()
     history: History[Thing] = History(max_bytes=max_bytes, start=START, clock=clock)

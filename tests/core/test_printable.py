@@ -1,4 +1,4 @@
-"""Text of strangers on terminals and in logs."""
+"""Untrusted text in terminals and logs."""
 
 import sys
 import unicodedata

@@ -13,7 +13,7 @@ import yaml
 
 from bench.process import free_port, running, wait_for_port
 from gateway.cli.main import main
-from gateway.config.loader.load import loads
+from tests.support.config import loads
 from tests.support.deployment import DEPLOY, documents
 from tests.support.needs import need
 from tests.support.shell import output

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from gateway import __version__
-from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from gateway.config.model.value_types import parse_duration
 from gateway.server.daemon import Daemon
+from tests.support.config import loads
 from tests.support.deployment import DEPLOY, MOUNTED, closing_seconds, documents, load, secrets_in, text_of
 from tests.support.redis import RedisServer
 

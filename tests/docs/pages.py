@@ -1,4 +1,4 @@
-"""The pages that people read, and what stands in them."""
+"""The documentation pages, their fenced blocks, code spans and anchors."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins, what it says that it is, and its text."""
+    """A fenced block: its page and first line, its language, and its text."""
 
     page: str
     line: int
@@ -28,8 +28,8 @@ class Block:
     text: str
 
     @property
-    def place(self) -> str:
-        """How messages name it."""
+    def position(self) -> str:
+        """Page and line, for messages."""
         return f"{self.page}:{self.line}"
 
 
@@ -56,7 +56,7 @@ def prose(page: Path) -> str:
 
 
 def spans(page: Path) -> Iterator[tuple[int, str]]:
-    """Yield what stands in backticks in the prose, with its line."""
+    """Yield the code spans of the prose, with their lines."""
     text = prose(page)
     for match in _SPAN.finditer(text):
         yield text.count("\n", 0, match.start()) + 1, match[1]

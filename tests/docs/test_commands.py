@@ -1,4 +1,4 @@
-"""Every command in the docs is one that exists, with options that it has."""
+"""Every command in the docs exists, and has the options that it is used with."""
 
 import contextlib
 import io
@@ -46,7 +46,7 @@ PROGRAMS = frozenset(
         "jq",
     ]
 )
-"""What docs may tell people to run. A line that begins with none of them is output, or a picture."""
+"""Programs that docs may use. A line that starts with none of them is output, or a diagram."""
 
 REDIS = frozenset(["publish", "xadd", "set", "get", "config", "info", "ping", "xrange", "subscribe", "acl"])
 ROUTES = re.compile(
@@ -59,7 +59,7 @@ TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
 def lines(block: Block) -> list[tuple[str, list[str]]]:
-    """Return the commands of a block, as words; several on a line are told apart."""
+    """Return the commands of a block, as words; a line may have several."""
     found = []
     for text in block.text.replace("\\\n", " ").splitlines():
         line = text.strip().removeprefix("$ ").strip()
@@ -89,61 +89,61 @@ def _without_environment(command: list[str]) -> list[str]:
     return command
 
 
-COMMANDS = [(block.place, line, command) for block in SHELL for line, command in lines(block)]
+COMMANDS = [(block.position, line, command) for block in SHELL for line, command in lines(block)]
 
 
 def parse(words: list[str]) -> None:
-    """Parse with the command's own parser. Raises AssertionError with its words."""
-    said = io.StringIO()
+    """Parse with the command's own parser. Raises AssertionError with its message."""
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             build_parser().parse_args(words)
     except SystemExit as end:
-        assert end.code == 0, said.getvalue().strip().splitlines()[-1]
+        assert end.code == 0, output.getvalue().strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize(("place", "line", "command"), COMMANDS, ids=[each[0] for each in COMMANDS])
-def test_commands_are_real(place: str, line: str, command: list[str]) -> None:
-    """A command that somebody pastes at night, and that does not exist."""
+@pytest.mark.parametrize(("position", "line", "command"), COMMANDS, ids=[each[0] for each in COMMANDS])
+def test_commands_are_real(position: str, line: str, command: list[str]) -> None:
+    """Somebody pastes a command in an emergency, and it does not exist."""
     program, *words = command
     if program == "sse-gateway":
         if "[OPTION]..." not in words:
             parse([word for word in words if word not in (">", "<") and not word.startswith(">")])
     elif program == "make":
         targets = [word for word in words if re.fullmatch(r"[a-z-]+", word)]
-        assert set(targets) <= TARGETS, f"{place}: {line}: make knows {sorted(TARGETS)}"
+        assert set(targets) <= TARGETS, f"{position}: {line}: make knows {sorted(TARGETS)}"
     elif program == "curl":
         for word in words:
             if (match := OURS.match(word)) is not None:
                 path = re.split(r"[?#]", word[match.end() :])[0] or "/"
-                assert ROUTES.fullmatch(path), f"{place}: {line}: the gateway has no route {path}"
+                assert ROUTES.fullmatch(path), f"{position}: {line}: the gateway has no route {path}"
     elif program == "redis-cli":
         verbs = [word.lower() for word in words if word.lower() in REDIS]
         assert verbs or any(word.startswith("--") for word in words), (
-            f"{place}: {line}: which command is that?"
+            f"{position}: {line}: which command is that?"
         )
     for word in words:
         if re.fullmatch(r"(deploy|config|docs|release)/[\w./-]+", word):
-            assert (ROOT / word).exists(), f"{place}: {line}: there is no file {word}"
+            assert (ROOT / word).exists(), f"{position}: {line}: there is no file {word}"
 
 
 def test_commands_are_found() -> None:
-    """A test that finds nothing proves nothing."""
+    """The other tests of this file find nothing to check, and pass."""
     programs = {command[0] for _, _, command in COMMANDS}
     assert {"sse-gateway", "make", "curl", "redis-cli", "pip"} <= programs
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_the_text(page: Path) -> None:
-    """Those in backticks: the command and all its options exist."""
+    """A command in a sentence does not exist, or has other options."""
     parsers = command_parsers()
     for line, span in spans(page):
-        place = f"{name(page)}:{line}: {span}"
+        position = f"{name(page)}:{line}: {span}"
         if (match := re.fullmatch(r"make ([a-z-]+)(?: .*)?", span)) is not None:
-            assert match[1] in TARGETS, place
+            assert match[1] in TARGETS, position
         if (match := re.match(r"sse-gateway ([a-z|]+)\b(.*)", span)) is not None:
             for command in match[1].split("|"):
-                assert command in parsers, f"{place}: there is no such command"
+                assert command in parsers, f"{position}: there is no such command"
                 known = parsers[command]._option_string_actions
                 for option in re.findall(r"(?<!\S)--[a-z-]+", match[2]):
-                    assert option in known, f"{place}: {command} has no {option}"
+                    assert option in known, f"{position}: {command} has no {option}"

@@ -1,6 +1,6 @@
-"""Figures that the docs take from the benchmark are those that it measured last.
+"""Figures in the docs are those that the benchmark measured last.
 
-A figure is marked behind its number by a comment that readers do not see, and that names where it is in
+A comment after the number, invisible to readers, names where the figure is in
 docs/benchmarks/latest.json: ``12.7 us<!-- fanout/sse-gateway/1/CPU us per delivery -->``: scenario,
 server, workers (- for none), figure; then a factor where the unit is another one (``*0.001``).
 """
@@ -15,7 +15,7 @@ from tests.docs.pages import PAGES, ROOT, name, prose
 
 SCENARIOS = json.loads((ROOT / "docs/benchmarks/latest.json").read_text())["scenarios"]
 ALL_MARKED = ("docs/sizing.md",)
-"""Pages on which every figure with such a unit is marked, or says that it is computed: ``<!-- computed -->``."""
+"""Pages on which every figure with such a unit has a mark, or is marked as ``<!-- computed -->``."""
 
 _MARK = re.compile(
     r"(?P<number>[0-9][0-9,]*(?:\.[0-9]+)?) ?(?P<unit>[^\s<|]*)<!-- "
@@ -26,7 +26,7 @@ MARKS = [(page, match) for page in PAGES for match in _MARK.finditer(prose(page)
 
 
 def measured(match: re.Match[str]) -> float:
-    """Return what the benchmark measured. Raises AssertionError where the mark leads nowhere."""
+    """Return the measured figure. Raises AssertionError if there is none."""
     workers = None if match["workers"] == "-" else int(match["workers"])
     rows = [
         row["figures"]
@@ -41,7 +41,7 @@ def measured(match: re.Match[str]) -> float:
     ("page", "match"), MARKS, ids=[f"{name(page)}:{match[0][:60]}" for page, match in MARKS]
 )
 def test_figures_are_those_that_were_measured(page: Path, match: re.Match[str]) -> None:
-    """Rounded as it is shown, the figure is the one of the last run."""
+    """Users plan with a figure that the last run no longer shows."""
     shown = match["number"].replace(",", "")
     if "." in shown:
         half = 0.5 * 10 ** -len(shown.partition(".")[2])
@@ -53,13 +53,13 @@ def test_figures_are_those_that_were_measured(page: Path, match: re.Match[str]) 
 
 
 def test_marks_are_found() -> None:
-    """A test that finds nothing proves nothing."""
+    """The other tests of this file find nothing to check, and pass."""
     assert len(MARKS) > 10
 
 
 @pytest.mark.parametrize("page", ALL_MARKED)
 def test_no_figure_is_without_its_mark(page: str) -> None:
-    """A figure that nobody compares gets old unseen."""
+    """A figure without a mark becomes outdated unnoticed."""
     text = re.sub(r"<!--.*?-->", "<!---->", prose(ROOT / page))
     unmarked = [match[0] for line in text.splitlines() for match in _FIGURE.finditer(line)]
-    assert not unmarked, f"{page}: say where these are from, as the docstring of this module tells"
+    assert not unmarked, f"{page}: mark their origin as described in the docstring of this module"

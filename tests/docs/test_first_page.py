@@ -1,4 +1,4 @@
-"""The README's first page, run: what it tells newcomers to type does what it says."""
+"""The commands of the README's first page do what it says."""
 
 import contextlib
 import re
@@ -17,13 +17,13 @@ README = (ROOT / "README.md").read_text()
 def shipped(redis_url: str) -> dict[str, object]:
     """Return config/gateway.yaml on ports of its own, with nothing on the disk."""
     text = (ROOT / "config/gateway.yaml").read_text().replace("${REDIS_URL:-}", redis_url)
-    told = yaml.safe_load(text.replace("${KAFKA_BROKERS:-}", ""))
-    own = {"server": {**told["server"], "listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}}
-    return {**told, **own, "log": {"level": "error"}, "broker": {"url": "memory://"}}
+    data = yaml.safe_load(text.replace("${KAFKA_BROKERS:-}", ""))
+    own = {"server": {**data["server"], "listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}}
+    return {**data, **own, "logging": {"level": "error"}, "broker": {"url": "memory://"}}
 
 
 async def test_the_curl_line_shows_an_event_arrive() -> None:
-    """It is the first thing that anybody does with the gateway."""
+    """The first command that a newcomer tries fails."""
     (line,) = re.findall(r"^curl -sd .*$", README, re.M)
     async with gateway_running(shipped("")) as gateway:
         own = line.replace("127.0.0.1:8080", f"127.0.0.1:{gateway.port}")
@@ -32,7 +32,7 @@ async def test_the_curl_line_shows_an_event_arrive() -> None:
 
 
 async def test_the_redis_lines_reach_a_stream(redis: RedisServer) -> None:
-    """Backends are told that they publish as they do already."""
+    """A backend that publishes to Redis as documented reaches no stream."""
     lines = re.findall(r"^redis-cli (.*)$", README, re.M)
     assert {line.split()[0] for line in lines} == {"publish", "xadd"}
     async with gateway_running(shipped(redis.url)) as gateway:
@@ -48,5 +48,5 @@ async def test_the_redis_lines_reach_a_stream(redis: RedisServer) -> None:
 
 
 async def is_read(gateway: Gateway) -> bool:
-    """Tell whether both sources of the shipped file listen."""
+    """Return whether both sources of the shipped file are up."""
     return all([await gateway.metric(f'source_up{{source="{name}"}}') for name in ("app", "stream")])

@@ -1,4 +1,4 @@
-"""The lines that the docs tell a frontend developer to paste, in an empty page of another origin."""
+"""The lines that a frontend developer pastes, run in an empty page of another origin."""
 
 import re
 import time
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.extended
 SECRET = "s" * 32
 PAGES = [ROOT / "README.md", ROOT / "docs/guides/frontend.md"]
 
-# What the page has already, and lists that the test reads.
+# Functions that the page has already, and lists that the test reads.
 OWN = """
 window.rendered = [];
 window.refetched = [];
@@ -35,7 +35,7 @@ def pasted(page: Path) -> str:
 
 
 def test_the_lines_are_the_same_everywhere() -> None:
-    """Five lines, and not five kinds of them; the package differs in where it comes from."""
+    """README and guide show different lines; only the URL of the module may differ."""
     first, *others = (re.sub(r"https://\w+\.example\.com(/client\.js)?", "…", pasted(page)) for page in PAGES)
     assert others == [first]
     assert (
@@ -46,7 +46,7 @@ def test_the_lines_are_the_same_everywhere() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 async def test_the_lines_work_in_an_empty_page(page: Path) -> None:
-    """The first thing that somebody tries: events of a public channel and of their own, a gap, a quiet console."""
+    """The first lines that a developer tries fail: public and own channel, a gap, no console errors."""
     config = {
         "auth": {"jwt": {"algorithms": ["HS256"], "secret": SECRET}},
         "channels": {

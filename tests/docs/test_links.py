@@ -1,4 +1,4 @@
-"""Links, anchors and paths of all pages lead to something."""
+"""Links, anchors and paths of all pages exist."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,12 @@ from tests.docs.pages import PAGES, ROOT, anchors, name, prose, spans
 
 FOLDERS = ("gateway", "config", "docs", "deploy", "tests", "bench", "release")
 _PATH = re.compile(rf"(?<![\w-])(?:{'|'.join(FOLDERS)})/[\w./*-]*")
-_WRITTEN_BY_RUNS = ("bench/build", "config/tls")
+_CREATED_AT_RUNTIME = ("bench/build", "config/tls")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_anchors_exist(page: Path) -> None:
-    """Whoever follows one at night must arrive."""
+    """A reader follows a link that leads nowhere."""
     for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", prose(page)):
         file, _, anchor = link.partition("#")
         target = (page.parent / file) if file else page
@@ -27,10 +27,10 @@ def test_links_and_anchors_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_paths_exist(page: Path) -> None:
-    """A file that was renamed, and is still named."""
+    """A page names a file that was renamed."""
     for line, span in spans(page):
         for path in _PATH.findall(span):
-            if span.startswith(("/", "http")) or f"/{path}" in span or path.startswith(_WRITTEN_BY_RUNS):
+            if span.startswith(("/", "http")) or f"/{path}" in span or path.startswith(_CREATED_AT_RUNTIME):
                 continue
             found = list(ROOT.glob(path.rstrip("/."))) if path.rstrip("/.") else []
             assert found, f"{name(page)}:{line}: there is no file {path}"

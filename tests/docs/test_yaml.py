@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from tests.docs.pages import Block, blocks
+from tests.support.config import loads
 
 SECTIONS = {field.alias or key for key, field in Config.model_fields.items()}
 
@@ -25,18 +25,18 @@ _VALUES = (
 
 
 def is_config(data: Any) -> bool:
-    """Tell whether a document is a configuration, or a part of one."""
+    """Return whether a document is a configuration, or a part of one."""
     return isinstance(data, dict) and bool(data) and set(data) <= SECTIONS
 
 
 def environ(text: str) -> dict[str, str]:
-    """Return a value of the right kind for each variable that a text names."""
+    """Return a value of the right type for each variable in a text."""
     names = re.findall(r"\$\{([A-Za-z_]\w*)", text)
     return {each: next(value for pattern, value in _VALUES if re.search(pattern, each)) for each in names}
 
 
 def completed(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of a configuration with the least that makes it whole."""
+    """Return a part of a configuration, completed with the minimum of other sections."""
     whole = dict(data)
     sources = dict(whole.get("sources") or {})
     for channel in (whole.get("channels") or {}).values():
@@ -68,26 +68,26 @@ def completed(data: dict[str, Any]) -> dict[str, Any]:
 YAML = blocks("yaml", "yml")
 
 
-@pytest.mark.parametrize("block", YAML, ids=lambda block: block.place)
+@pytest.mark.parametrize("block", YAML, ids=lambda block: block.position)
 def test_yaml_parses_and_configurations_load(block: Block) -> None:
-    """Ops paste it."""
+    """Ops paste an example that the gateway rejects."""
     for data in yaml.safe_load_all(block.text):
         if is_config(data):
-            # JSON is YAML; the parts are completed, so positions mean nothing, and keys and values all.
-            loads(json.dumps(completed(data)), file=block.place, environ=environ(block.text))
+            # JSON is YAML. The parts are completed, so only keys and values matter, not positions.
+            loads(json.dumps(completed(data)), file=block.position, environ=environ(block.text))
 
 
 def test_configurations_are_recognised() -> None:
-    """A test that finds nothing proves nothing."""
+    """The other tests of this file find nothing to check, and pass."""
     found = [block for block in YAML if any(map(is_config, yaml.safe_load_all(block.text)))]
     assert len(found) > 5
 
 
 def test_json_parses() -> None:
-    """Scripts are written after it."""
+    """A script is written for JSON that the gateway never sends."""
     for block in blocks("json"):
         for document in re.split(r"\n(?=\{)", block.text.strip()):
             try:
                 json.loads(document)
             except ValueError as error:
-                pytest.fail(f"{block.place}: {error}")
+                pytest.fail(f"{block.position}: {error}")

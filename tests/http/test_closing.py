@@ -1,4 +1,4 @@
-"""Connections that end: a proxy that keeps a pool of them must be told, or it sends the next request into the void."""
+"""Responses before a close say `Connection: close`, or a proxy's pool sends its next request into the void."""
 
 import ast
 import asyncio
@@ -153,9 +153,9 @@ ENDS = {
     "admin/status_stream.py _get: response.force_close": "figures by way of a proxy",
     "http/routes/acks.py post: response.force_close": "an answer to a heartbeat",
     "http/cors.py options: response.force_close": "beyond a rate: `test_a_flood_of_preflights_is_limited`",
-    "http/fast_path.py _abort_on_bug: self.transport.abort": "a fault: no answer at all",
-    "http/fast_path.py _refuse: self.transport.close": "a stream that is refused",
-    "http/fast_path.py _refuse: self.transport.write": "a stream that is refused",
+    "http/fast_path.py _open_stream: self.transport.abort": "a fault: no answer at all",
+    "http/fast_path.py _open_stream: self.transport.close": "a stream that is refused",
+    "http/fast_path.py _open_stream: self.transport.write": "a stream that is refused",
     "http/fast_path.py _refuse_long_token: self.transport.close": "a token that is too long",
     "http/fast_path.py _refuse_long_token: self.transport.write": "a token that is too long",
     "http/fast_path.py force_close: self.transport.abort": "no request came: no answer",
@@ -169,7 +169,7 @@ ENDS = {
     "http/listener.py _on_aiohttp_request: request.protocol.force_close": "another version, where aiohttp changed: no answer",
     "http/listener.py connection_made: transport.abort": "no room: no answer",
     "http/listener.py on_connect: protocol.force_close": "too many of one address: no answer",
-    "http/listener.py stop: front.force_close": "no request came: no answer",
+    "http/listener.py stop: protocol.force_close": "no request came: no answer",
     "http/routes/subscribe.py get: response.force_close": "the same by way of aiohttp",
     "http/routes/subscribe.py open_on_transport: transport.write": "a stream",
     "hub/audience.py _write_direct: frame.recipients[position].transport.write": "within a stream",
@@ -223,7 +223,7 @@ async def asked(listener: Listener, request: str, *, is_admin: bool = False) -> 
 
 
 def judged(name: str, request: str, head: bytes, rest: bytes) -> Iterator[str]:
-    """Yield what is wrong with an answer: it goes on although it said no, or ends without a word."""
+    """Yield how a response misleads: its connection goes on after `close`, or ends without it."""
     says_so = b"\r\nconnection: close\r\n" in head.lower()
     goes_on = bool(rest)
     if " HTTP/1.0" in request:
@@ -324,7 +324,7 @@ def _ends(tree: ast.AST, function: str = "") -> Iterator[str]:
 
 
 async def test_a_client_itself_is_not_told(gateway: Gateway) -> None:
-    """Node's fetch would take a broken connection for the end of the stream, and some clients stay away then."""
+    """With `close`, Node's fetch takes a broken connection for the end, and some clients stay away."""
     for more in ("", "Content-Length: 0\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(f"GET /events/orders{HOST}{more}\r\n".encode())

@@ -68,7 +68,7 @@ async def test_without_origin_there_are_no_headers() -> None:
 
 
 async def test_a_refusal_names_the_rule_that_would_allow_it() -> None:
-    """Ops read the mend in the answer and in the log."""
+    """Operators find the setting to change in the response and in the log."""
     async with gateway_running(CORS) as gateway:
         stream = await gateway.open("/events/stock", {"Origin": APP})
         body = await stream.rest()
@@ -163,7 +163,7 @@ async def test_a_preflight_of_garbage_is_refused(header: str) -> None:
 async def test_refusals_do_not_fill_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     """One line a minute for each page and address; it names the rule to change, and its number comes later."""
     evil = "https://evil.example"
-    async with gateway_running({**CORS, "log": {"level": "info"}}) as gateway:
+    async with gateway_running({**CORS, "logging": {"level": "info"}}) as gateway:
         for _ in range(20):
             assert (await gateway.open("/events/orders", {"Origin": evil})).status == 403
             assert (await gateway.open("/events/nothing", {"X-Forwarded-For": "192.0.2.7"})).status == 404
@@ -217,7 +217,7 @@ async def test_a_flood_of_preflights_is_limited(path: str) -> None:
 
 
 async def test_plain_options_count_like_preflights() -> None:
-    """What is no preflight costs as much."""
+    """An OPTIONS request that is no preflight costs as much."""
     async with gateway_running({**CORS, "limits": {"connect_rate_per_address": "3/h"}}) as gateway:
         behind = {"X-Forwarded-For": "192.0.2.1"}
         found = []

@@ -1,4 +1,4 @@
-"""The two ways of a request for a stream: the front protocol, and aiohttp's. Nobody may see which it was."""
+"""Requests for streams behave the same on the fast path and on aiohttp's."""
 
 import asyncio
 import json
@@ -9,11 +9,11 @@ import jwt
 import pytest
 
 from gateway.config.channel_catalog import ChannelCatalog
-from gateway.config.loader.load import loads
 from gateway.core.errors import Unavailable
 from gateway.http.cors import CorsPolicy
 from gateway.http.fast_path import MAX_HEAD_BYTES
 from gateway.http.routes.subscribe import SubscribeHandler
+from tests.support.config import loads
 from tests.support.deadline import safety_net
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 
@@ -104,7 +104,7 @@ async def body_of(reader: asyncio.StreamReader) -> bytes:
 
 @pytest.mark.idle_clock
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_both_ways_give_the_same_answer(version: str) -> None:
+async def test_both_paths_respond_alike(version: str) -> None:
     """Status, headers and bytes: whole, in pieces, and on a connection that aiohttp had before."""
     async with gateway_running(CONFIG) as gateway:
         await gateway.post("orders", "1")
@@ -124,8 +124,8 @@ async def test_both_ways_give_the_same_answer(version: str) -> None:
         assert {name: found for name, found in answers.items() if not found[0] == found[1] == found[2]} == {}
 
 
-async def test_requests_that_are_not_plainly_for_a_stream_are_aiohttps(gateway: Gateway) -> None:
-    """Bodies, upgrades, other methods, long heads and no HTTP at all: answered as if nobody stood before it."""
+async def test_requests_that_are_not_plainly_for_a_stream_go_to_aiohttp(gateway: Gateway) -> None:
+    """Bodies, upgrades, other methods, long heads and invalid HTTP are answered as by aiohttp alone."""
     for head, status in (
         (b"POST /events/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "405"),
         (b"GET /eventsource HTTP/1.1\r\nHost: x\r\n\r\n", "404"),
@@ -155,7 +155,7 @@ async def test_head_and_first_block_leave_in_one_write(gateway: Gateway) -> None
 
 
 async def test_no_task_and_nothing_of_aiohttp_is_made_for_a_stream(gateway: Gateway) -> None:
-    """This is where the cost of a herd was."""
+    """A task or aiohttp's objects for each stream would triple the cost of a herd."""
     tasks = len(asyncio.all_tasks())
     streams = [await gateway.subscribe("/events/orders") for _ in range(20)]
     server = gateway.daemon.public_listener._runner.server
@@ -170,7 +170,7 @@ async def test_no_task_and_nothing_of_aiohttp_is_made_for_a_stream(gateway: Gate
 async def test_a_client_that_leaves_while_the_log_is_read(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing may be left of it: no place, no channel, no task."""
+    """It must leave no slot, no channel and no task behind."""
     asked = asyncio.Event()
 
     async def never(*_: Any) -> Any:
@@ -189,7 +189,7 @@ async def test_a_client_that_leaves_while_the_log_is_read(
     assert gateway.daemon.public_listener.request_connections == 0
 
 
-async def test_a_log_that_is_away_is_a_stream_that_ends(
+async def test_an_unavailable_log_is_a_stream_that_ends(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A browser comes back after a 200; it would never come back after a 503."""
@@ -223,8 +223,8 @@ async def test_the_unforeseen_costs_one_connection(gateway: Gateway, monkeypatch
 @pytest.mark.parametrize(
     "head", [PLAIN.replace(b"Host", b"Connection: close\r\nHost"), PLAIN.replace(b"1.1", b"1.0")]
 )
-async def test_every_request_of_a_proxy_takes_the_short_way(gateway: Gateway, head: bytes) -> None:
-    """nginx asks its upstreams so by default; the parser of one must not spoil the next."""
+async def test_every_request_of_a_proxy_takes_the_fast_path(gateway: Gateway, head: bytes) -> None:
+    """nginx sends such requests by default; a parser's state must not leak into the next request."""
     for number in range(4):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(head)
@@ -235,7 +235,7 @@ async def test_every_request_of_a_proxy_takes_the_short_way(gateway: Gateway, he
     assert server.requests_count == 0
 
 
-async def test_a_drain_tells_those_too_who_wait_for_the_log(
+async def test_a_drain_reaches_streams_that_wait_for_the_log(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that was whole gets an answer: its stream opens, and ends at once."""
@@ -259,7 +259,7 @@ async def test_a_drain_tells_those_too_who_wait_for_the_log(
     await ending
 
 
-def test_answers_of_the_policy_are_remembered_for_short_questions_only() -> None:
+def test_only_short_cors_decisions_are_cached() -> None:
     """A stranger names thousands of channels before anybody counts them; that must not stay in memory."""
     config = loads(json.dumps(merged(BASE, CONFIG)), environ={})
     policy = CorsPolicy(config, ChannelCatalog(config.channels))

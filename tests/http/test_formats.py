@@ -105,7 +105,7 @@ async def test_v3_gives_receipts_while_it_is_sent(gateway: Gateway) -> None:
 
 
 async def test_v3_ends_at_a_drain(tmp_path: Any) -> None:
-    """A request that has no end must not keep the gateway from ending."""
+    """A request without an end must not keep the gateway from stopping."""
     sending: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def body() -> Any:
@@ -148,7 +148,7 @@ async def test_a_source_of_one_format_takes_no_other_path() -> None:
 
 
 async def test_the_handshake_of_cloudevents(gateway: Gateway) -> None:
-    """Senders ask before they post (webhooks 1.0, §4); an answer that fails them ends the subscription."""
+    """Senders request permission before they post (webhooks 1.0, §4); a refusal ends their subscription."""
     asked = {"WebHook-Request-Origin": "events.example.com", "WebHook-Request-Rate": "120"}
     async with gateway.session.options(f"{gateway.url}/hooks/hooks", headers=asked) as answer:
         assert answer.status == 200
@@ -185,7 +185,7 @@ async def test_signed_posts_rotated_replayed_and_tried_again(capfd: pytest.Captu
     """A message that comes again is one event, and the log says why without a secret others are refused."""
     new = "whsec_" + base64.b64encode(b"n" * 32).decode()
     over = {
-        "log": {"level": "info"},
+        "logging": {"level": "info"},
         "sources": {
             "hooks": {"verify": {"none": None, "standard_webhooks": [new, SECRET]}, "topic": "orders"}
         },
@@ -296,7 +296,7 @@ def signed_by(scheme: str, body: bytes, id: str = "m1") -> dict[str, str]:
 async def test_a_redelivery_is_a_success_on_every_node(
     tmp_path: Any, scheme: str, path: str, body: bytes
 ) -> None:
-    """A sender whose 200 got lost is answered as the first time, wherever the balancer sends it; one event."""
+    """A sender whose 200 got lost gets the same response from any node, and its event exists once."""
     verify = {"none": None, **SCHEMES[scheme]}
     over = {
         "broker": {"url": f"sqlite:///{tmp_path}/log.db"},
@@ -348,29 +348,29 @@ async def test_an_idempotency_key_with_another_body_is_refused_on_every_node(tmp
 
 
 async def test_a_signed_message_that_met_an_outage_may_come_again() -> None:
-    """On REST Proxy's v3 path too: what is not in the log is no replay."""
+    """On REST Proxy's v3 path too, a record that is not in the log counts as new."""
     over = {"sources": {"hooks": {"verify": {"none": None, "stripe": ["s3cret"]}}}}
     async with gateway_running(over) as gateway:
         now = str(int(datetime.now(UTC).timestamp()))
         body = b'{"value":{"type":"JSON","data":1}}'
         signature = hmac.new(b"s3cret", now.encode() + b"." + body, "sha256").hexdigest()
         headers = {"Stripe-Signature": f"t={now},v1={signature}"}
-        publisher = gateway.daemon.source_manager.supervisors["hooks"]._publisher
-        append = publisher._append
+        appender: Any = gateway.daemon.appender
+        append = appender.append
 
         async def away(*arguments: Any) -> Any:
             raise Unavailable("the log is away")
 
         path = "/hooks/hooks/v3/clusters/c/topics/orders/records"
-        publisher._append = away
+        appender.append = away
         assert (await post(gateway, path, body, **headers))[0] == 503
-        publisher._append = append
+        appender.append = append
         async with gateway.session.post(gateway.url + path, data=body, headers=headers) as answer:
             assert json.loads(await answer.text())["error_code"] == 200
 
 
 async def test_a_slowed_stream_ends_at_a_drain() -> None:
-    """A sender that is far over its rate must not hold up a shutdown."""
+    """A sender that is far over its rate must not delay a shutdown."""
     over = {"sources": {"hooks": {"rate": "1/s"}}, "timeouts": {"request": "1m"}}
     sending: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -395,7 +395,7 @@ async def test_a_slowed_stream_ends_at_a_drain() -> None:
 
 
 async def test_a_bomb_of_records_ends_at_its_pace(gateway: Gateway) -> None:
-    """15 KB of gzip may hold millions of records: others get their turns, and nothing is inflated ahead."""
+    """15 KB of gzip may hold millions of records: others must run meanwhile, and nothing is inflated ahead."""
     bomb = gzip.compress(b"{}" * 2_000_000)
     url = f"{gateway.url}/hooks/hooks/v3/clusters/c/topics/orders/records"
     held = gateway.daemon.body_reader
@@ -428,7 +428,7 @@ async def test_bytes_after_a_compressed_body_are_refused_at_once(gateway: Gatewa
 async def test_a_stream_that_breaks_off_gives_its_memory_back(
     gateway: Gateway, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An unfinished record counts as held, and neither it nor a traceback is left."""
+    """The memory of an unfinished record is counted, and is freed with its request."""
     head = "POST /hooks/hooks/v3/clusters/c/topics/orders/records HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(head.encode() + b'{"value":"' + b"x" * 500_000)
@@ -454,7 +454,8 @@ async def test_a_log_that_is_away_is_503_whatever_else_is_wrong(gateway: Gateway
     async def away(*arguments: Any) -> Any:
         raise Unavailable("the log is away")
 
-    gateway.daemon.source_manager.supervisors["hooks"]._publisher._append = away
+    appender: Any = gateway.daemon.appender
+    appender.append = away
     body = b'{"records":[{"value":1},{"value":"bad","timestamp":-5}]}'
     status, answer, headers = await post(gateway, "/hooks/hooks/topics/orders", body, **V2)
     assert (status, answer["error_code"], "Retry-After" in headers) == (503, 50301, True)
@@ -477,7 +478,7 @@ def set_clock(gateway: Gateway, clock: Callable[[], float]) -> None:
 
 
 async def test_a_rate_is_429_with_the_time_to_wait() -> None:
-    """A post that began within the rate is taken whole; the next waits as long as it is told."""
+    """A post that began within the rate is accepted whole; the next must wait as long as Retry-After says."""
     async with gateway_running({"sources": {"hooks": {"rate": "10/s"}}}) as gateway:
         clock = Clock()
         set_clock(gateway, clock)
@@ -496,7 +497,7 @@ async def test_a_rate_is_429_with_the_time_to_wait() -> None:
 
 @pytest.mark.idle_clock
 async def test_a_rate_slows_a_stream_of_records_down() -> None:
-    """One request without an end must not be a way around the rate."""
+    """A request without an end must not evade the rate."""
     async with gateway_running({"sources": {"hooks": {"rate": "20/s"}}}) as gateway:
         set_clock(gateway, asyncio.get_running_loop().time)
         url = f"{gateway.url}/hooks/hooks/v3/clusters/c/topics/orders/records"

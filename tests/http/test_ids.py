@@ -1,4 +1,4 @@
-"""Ids as people have them (``auth0|5f7c``, ``Jürgen``, ``a b``) in the names of channels, the whole way round."""
+"""User ids of any characters (``auth0|5f7c``, ``Jürgen``, ``a b``) in channel names, from publisher to subscriber."""
 
 import json
 import random
@@ -17,8 +17,7 @@ from yarl import URL
 from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import ChannelConfig
 from gateway.config.template import MAX_FIELD_CHARS, invalid_channel_name_reason, invalid_field_reason
-from gateway.http.paths import stream_path_pattern
-from gateway.http.request import StreamRequest
+from gateway.http.request import RequestParser
 from gateway.streams.quotas.client_limits import UNKNOWN_CALLER
 from tests.support.gateway import Gateway, gateway_running
 
@@ -63,9 +62,10 @@ def asked(path: str) -> tuple[str, ...]:
         method, headers, version = "GET", MultiDict[str](), (1, 1)
 
     Message.path, Message.url = path, url  # type: ignore[attr-defined]
-    ask = StreamRequest.from_parsed_message(Message, UNKNOWN_CALLER, CATALOG.resolve, stream_path_pattern(""))  # type: ignore[arg-type]
-    assert ask is not None
-    return ask.channels
+    parser = RequestParser(CATALOG.resolve, lambda peer, forwarded: peer)
+    request = parser.from_message(Message, UNKNOWN_CALLER)  # type: ignore[arg-type]
+    assert request is not None
+    return request.channels
 
 
 @given(st.text(max_size=MAX_FIELD_CHARS))
@@ -85,7 +85,7 @@ def test_a_name_means_one_id_and_an_id_one_name(id: str) -> None:
 
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_two_ids_never_share_a_name(a: str, b: str) -> None:
-    """Nobody reads what is somebody else's: fields that render to one name lead to one reading of it."""
+    """No user reads another's channel: fields that render to one name parse back to the same fields."""
     match = CATALOG.resolve_instance(CATALOG.declared["t.{a}.{b}"], {"a": a, "b": b})
     if match is not None:
         assert match.fields == {"a": a, "b": b}
@@ -104,7 +104,7 @@ def test_bytes_that_are_no_text_are_nobodys_name(data: bytes) -> None:
 
 
 def test_a_comma_separates_channels_unless_it_is_in_a_name() -> None:
-    """`a,b` are two channels where both are; else a name that holds a comma."""
+    """`a,b` names two channels if both exist, else one whose name has a comma."""
     assert asked("/events?channel=orders,user.1") == ("orders", "user.1")
     assert asked("/events?channel=orders%2C%20user.1") == ("orders", "user.1")
     assert asked("/events?channel=user.a%2Cb") == ("user.a,b",)
@@ -148,7 +148,7 @@ async def posted(gateway: Gateway, query: str, body: object) -> int:
 
 
 async def test_ids_go_the_whole_way_round() -> None:
-    """Published by topic and by field; read by path, by query and by ticket; and never by anybody else."""
+    """Events published by topic and by field are read by path, query and ticket, and by no other user."""
     async with gateway_running(OVER) as gateway:
         for number, id in enumerate([*IDS, *some_ids(1, 40)]):
             name = f"user.{id}"
@@ -177,7 +177,7 @@ async def test_ids_go_the_whole_way_round() -> None:
 
 @pytest.mark.parametrize("id", REFUSED)
 async def test_ids_that_cannot_be_are_refused_with_the_reason(id: str) -> None:
-    """Whoever subscribes or publishes reads what is wrong with the id, which nobody may see in it."""
+    """Subscribers and publishers learn what is wrong with an id, without the error quoting it."""
     async with gateway_running(OVER) as gateway:
         url = URL(f"{gateway.url}/events/{quote(f'user.{id}', safe='')}", encoded=True)
         async with gateway.session.get(url, headers=bearer(id)) as answer:

@@ -67,7 +67,7 @@ CHANNELS = "orders,text,bare,envelope,user.a,keys.a"
 
 @pytest.fixture
 async def target() -> AsyncIterator[Gateway]:
-    """A gateway with a channel for every way in."""
+    """A gateway with a channel for each kind of source."""
     async with gateway_running(CONFIG) as running:
         yield running
 
@@ -191,7 +191,7 @@ async def test_no_header_breaks_out_of_its_line(target: Gateway, byte: bytes) ->
 
 
 async def test_a_forged_id_is_a_stream(target: Gateway) -> None:
-    """Any status but 200 would end an EventSource for good; each is told where it stands."""
+    """Any status but 200 would end an EventSource for good; each client learns where its stream begins."""
     await target.post("orders", "1")
     host = b"GET /events/orders" + HOST
     good = (await target.post("orders", "2"))[0].encode()

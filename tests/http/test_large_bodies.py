@@ -85,7 +85,7 @@ def memory(node: Node, what: str) -> int:
 
 @pytest.mark.parametrize("kind", KINDS | BROKEN)
 async def test_eight_large_bodies_at_once(node: Node, kind: str) -> None:
-    """Senders whose batches are too large must not take the memory of everybody's streams."""
+    """Senders with large batches must not take the memory of all streams."""
     path, body, media = (KINDS | BROKEN)[kind]
     url = f"http://127.0.0.1:{node.port}/hooks/hooks"
     async with aiohttp.ClientSession() as session:

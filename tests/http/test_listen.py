@@ -33,7 +33,7 @@ def has_ipv6() -> bool:
 
 
 async def status_on(path: Path, target: str = PATH, **headers: str) -> int:
-    """Return the status of a request by way of a Unix socket; its stream is closed at once."""
+    """Return the status of a request over a Unix socket; its stream is closed at once."""
     connector = aiohttp.UnixConnector(str(path))
     async with (
         aiohttp.ClientSession(connector=connector) as session,
@@ -54,7 +54,7 @@ async def test_every_address_is_of_both_families(listen: str) -> None:
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_one_port_may_be_listed_for_both_families() -> None:
-    """0.0.0.0 and [::] side by side are what other servers want written; they must not be in each other's way."""
+    """0.0.0.0 and [::] together, as other servers need them, must not conflict."""
     (first,), (second,) = bind_all([TcpAddress("0.0.0.0", 0), TcpAddress("::", 0)], "server.listen")
     port = first.getsockname()[1]
     first.close()
@@ -131,7 +131,7 @@ async def test_the_file_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
 
 
 async def test_a_living_process_keeps_its_socket(tmp_path: Path) -> None:
-    """A second gateway by mistake must not take the clients of the first one away, bound or listening."""
+    """A second gateway started by mistake must not take clients from the first, bound or listening."""
     path = tmp_path / "public.sock"
     first = UnixSocket(str(path))
     for _ in range(2):

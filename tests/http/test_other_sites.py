@@ -90,7 +90,7 @@ async def test_what_a_page_names_itself_it_may_send() -> None:
 
 
 async def test_no_other_site_makes_the_endpoint_let_a_user_in() -> None:
-    """Forward auth looks at cookies, passwords that the browser holds, or what a proxy adds for a session."""
+    """Forward auth may decide by cookies, by saved passwords, or by what a proxy adds for a session."""
     asked = []
 
     async def let_in(request: web.BaseRequest) -> web.StreamResponse:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.cli.check.explain import explain
 from gateway.cli.terminal.endpoint import local_url
-from gateway.config.loader.load import loads
+from tests.support.config import loads
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE as BASE_CONFIG
@@ -60,7 +60,7 @@ async def test_slashes_too_many_are_none(gateway: Gateway, way: str, path: str) 
 
 @pytest.mark.parametrize("path", SLASHED)
 async def test_head_and_preflight_take_them_too(path: str) -> None:
-    """A preflight that fails keeps a page from asking at all."""
+    """A failed preflight keeps a page from sending any request."""
     async with gateway_running(CONFIG) as gateway:
         status, headers = await raw(gateway, f"HEAD {path} HTTP/1.1")
         assert (status, headers["access-control-allow-origin"]) == (200, ORIGIN["Origin"])
@@ -71,7 +71,7 @@ async def test_head_and_preflight_take_them_too(path: str) -> None:
 
 
 async def test_what_is_no_stream_stays_none(gateway: Gateway) -> None:
-    """Only slashes are forgiven: a path of another shape is still told to be wrong."""
+    """Only repeated slashes are accepted: any other path is still an error."""
     for path in ("/events/a/b", "/event/orders", "/events/orders/x/", "/x//events/orders"):
         assert (await gateway.open(path)).status == 404
 
@@ -132,7 +132,7 @@ async def test_health_is_on_the_public_port_where_it_is_wanted(base: str) -> Non
 
 
 async def test_health_is_told_in_a_drain_too() -> None:
-    """A platform that asks on its open connection must learn that the node goes, and not see a reset."""
+    """A platform that probes on an open connection must learn of a drain, and not see a reset."""
     over = {"server": {"health_on_public": True}, "timeouts": {"drain": "30s", "pre_drain": "30s"}}
     async with gateway_running(over) as gateway:
         running = asyncio.create_task(gateway.daemon.shutdown.run(_nothing, lambda: 0))
@@ -153,7 +153,7 @@ async def _nothing() -> None:
 
 
 async def test_health_is_private_unless_it_is_asked_for(gateway: Gateway) -> None:
-    """The public port tells nothing by default."""
+    """By default the public port has no health paths."""
     for path in ("/healthz", "/readyz"):
         stream = await Stream.open(gateway.port, path)
         assert stream.status == 404
@@ -161,7 +161,7 @@ async def test_health_is_private_unless_it_is_asked_for(gateway: Gateway) -> Non
 
 
 def test_commands_find_the_base_path() -> None:
-    """tail and publish ask the gateway of this machine where it is, and check says where that will be."""
+    """tail and publish find the local gateway below its base path, and check shows the URL."""
     text = json.dumps(merged(BASE_CONFIG, {"server": {"listen": "*:8080", "base_path": "/sse/"}}))
     config = loads(text, environ={})
     assert local_url(config) == "http://127.0.0.1:8080/sse"

@@ -1,4 +1,4 @@
-"""A newer aiohttp without the private parts that are used of it: all is served, and one line says what is lost."""
+"""With an aiohttp that lacks its private parts everything is served, and one log line says what it costs."""
 
 import asyncio
 import time
@@ -35,7 +35,7 @@ def no_parser(patch: pytest.MonkeyPatch) -> None:
 
 
 def another_parser(patch: pytest.MonkeyPatch) -> None:
-    """One whose messages hold something else."""
+    """A parser whose messages have other fields."""
     patch.setattr(front, "HttpRequestParser", lambda *_, **__: object())
 
 
@@ -73,7 +73,7 @@ PARTS = {
 
 @asynccontextmanager
 async def without(part: Any, patch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
-    """Run a gateway without a part; the log must have told so once."""
+    """Run a gateway without a part of aiohttp; the log must mention it once."""
     patch.setattr(takeover, "_log_throttle", LogThrottle())
     patch.setattr(takeover, "CLOSE_POLL_SECONDS", 0.02)
     part(patch)

@@ -1,4 +1,4 @@
-"""What is no HTTP: an answer of ours on both ports, that quotes nothing, and no line in the log."""
+"""Invalid HTTP gets a JSON error on both ports, without quotes of the request and without a log line."""
 
 import asyncio
 import gc
@@ -54,7 +54,7 @@ BAD = {
 
 
 class Log:
-    """What the log holds, at level debug."""
+    """The log's output at level debug."""
 
     def __init__(self) -> None:
         self.file = io.StringIO()
@@ -95,7 +95,7 @@ def port_of(gateway: Gateway, which: str) -> int:
 
 @pytest.mark.parametrize("which", ["public", "admin"])
 async def test_what_is_no_http_gets_an_answer_of_ours(log: Log, gateway: Gateway, which: str) -> None:
-    """aiohttp would quote the bytes back, tell its version, and log a traceback each."""
+    """aiohttp would quote the bytes, reveal its version, and log a traceback for each."""
     for name, (data, status, code) in BAD.items():
         found, headers, body = await whole(port_of(gateway, which), data)
         assert (found, json.loads(body)["error"]) == (status, code), name
@@ -176,7 +176,7 @@ async def test_a_fault_outside_of_the_middlewares_is_a_plain_500(
 async def test_a_fault_in_a_handler_is_a_plain_500(
     log: Log, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No page of aiohttp's, whose words may change with its version."""
+    """No error page of aiohttp, whose text may change with its version."""
 
     async def broken(_: NodeStatus) -> None:
         raise RuntimeError("broken")
@@ -203,13 +203,13 @@ async def test_a_client_that_leaves_in_its_body_leaves_no_line(log: Log, gateway
 
 
 def test_the_two_limits_differ() -> None:
-    """aiohttp's error tells the limit and not the part: equal ones could not tell 414 from 431."""
+    """aiohttp's errors differ by the limit alone: with equal limits 414 and 431 could not be distinguished."""
     assert MAX_URL_BYTES != MAX_HEADER_BYTES
     assert set(responses.COMMON_HEADERS) == {"Server", "X-Content-Type-Options"}
 
 
 async def test_errors_leave_no_garbage(gateway: Gateway) -> None:
-    """Each would hold its request's bytes until the collector's next run: hundreds of MB in a flood."""
+    """Each would keep its request's bytes until the next garbage collection: hundreds of MB in a flood."""
     gc.collect()
     gc.disable()
     try:
@@ -220,7 +220,8 @@ async def test_errors_leave_no_garbage(gateway: Gateway) -> None:
                 await reader.readuntil(b"}\n")
             writer.transport.abort()
             await eventually(lambda: gateway.daemon.public_listener.request_connections == 0)
-        # isinstance() would ask the abstract base class of aiohttp's responses about each object that there is.
+        # isinstance() would ask the abstract base class of aiohttp's responses about each object that there
+        # is.
         kinds = {HttpProcessingError, web.HTTPException}
         errors = [each for each in gc.get_objects() if kinds & set(type(each).__mro__)]
         assert not [each for each in errors if each.__traceback__ is not None]

@@ -1,4 +1,4 @@
-"""Query names: in whatever case, and those that nobody reads."""
+"""Query names in any case, and unknown ones."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ async def test_a_resume_point_is_known_in_any_case(gateway: Gateway, way: str, n
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_all_names_are_known_in_any_case(gateway: Gateway, way: str) -> None:
-    """A page that writes Channel= or FORMAT= gets what it means."""
+    """Channel= and FORMAT= work like channel= and format=."""
     await gateway.post("orders", "1")
     query = "Channel=orders&CHANNEL=stock&FORMAT=data&Last=9&Heartbeat=event&CLIENT=a"
     stream = await gateway.open(f"/events?{query}", WAYS[way])
@@ -122,7 +122,7 @@ def test_a_query_that_is_spelled_as_usual_is_not_copied() -> None:
     ],
 )
 def test_times_that_people_write(text: str, ms: int) -> None:
-    """timestamp of an event, and a zone whose plus was not quoted, are times too."""
+    """An event's timestamp, and a zone with an unencoded plus, are accepted as times."""
     assert _parse_since(text) == EventId.last_before_ms(ms)
 
 

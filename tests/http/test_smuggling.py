@@ -47,13 +47,13 @@ BEHIND = {
 
 @pytest.fixture(scope="function")
 async def target() -> AsyncIterator[Gateway]:
-    """A gateway that takes any text, from loopback as from strangers."""
+    """A gateway that accepts any webhook, and treats loopback like any client."""
     async with gateway_running(CONFIG) as running:
         yield running
 
 
 async def said(gateway: Gateway, request: bytes, step: int) -> tuple[bytes, Attacker]:
-    """Send a request, whole or in pieces, and return what is said to it."""
+    """Send a request, whole or in pieces, and return the response."""
     attacker = Attacker(gateway.port, address="127.0.0.1", patience=5)
     pieces = [request[at : at + step] for at in range(0, len(request), step)]
     return await attacker.send(*pieces, pause=0 if len(pieces) == 1 else 0.0001), attacker
@@ -86,7 +86,7 @@ async def test_a_hidden_request_is_not_executed(target: Gateway, step: int) -> N
 
 @pytest.mark.parametrize("name", BEHIND)
 async def test_nothing_is_executed_behind_what_ends_a_connection(target: Gateway, name: str) -> None:
-    """A stream has no end, and whoever was refused has not said where his request ends."""
+    """No response can follow a stream, nor a refusal of a request whose end is unknown."""
     for later in (0, 0.02):
         attacker = Attacker(target.port, address="127.0.0.1", patience=0.7)
         raw = await attacker.send(BEHIND[name], INNER, pause=later)

@@ -23,6 +23,9 @@ class Quiet:
     """A stream that waits."""
 
     transport: Any = None
+    subscription: Any = None
+    close_reason: str | None = None
+    is_writable = True
     fd = -1
     join_number = events_sent = bytes_sent = 0
     totals_at_join = (0, 0)
@@ -30,6 +33,10 @@ class Quiet:
 
     def __init__(self, cursor: EventId) -> None:
         self.cursor = cursor
+
+    def send(self, blocks: bytes, events: int) -> None:
+        """Never called: nothing is replayed here."""
+        raise AssertionError(blocks)
 
     def close(self, reason: str) -> None:
         """Never called: nothing fails here."""

@@ -171,7 +171,7 @@ class World:
             at = max(0, at - 1 - back)
             start = ResumePoint(after=self.log[at][1], has_last_event_id=True)
             at += 1
-        opening = await self.streams.resolve_start(place.subscription, start)
+        opening = await place.prepare(start)
         stream = place.create_connection(opening)
         wire = Wire(stream)
         stream.connection_made(wire)  # type: ignore[arg-type]

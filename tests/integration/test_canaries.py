@@ -19,9 +19,9 @@ from pydantic import BaseModel, SecretStr
 from bench.process import free_port
 from gateway.cli.main import main
 from gateway.config.loader.issues import ConfigError
-from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from tests.integration.test_command import CLEAN, command
+from tests.support.config import loads
 from tests.support.gateway import eventually, merged
 from tests.support.node import ROOT
 from tests.support.redis import redis_server
@@ -80,7 +80,7 @@ def slots(kind: Any, path: str = "") -> Iterator[str]:
 
 
 def test_every_secret_of_the_model_has_a_canary() -> None:
-    """A new secret without one would not be looked for: give it a line in `BUCKETS`."""
+    """A new secret without a canary would go unchecked: give it a line in `SLOTS`."""
     assert set(slots(Config)) == set(SLOTS)
 
 
@@ -129,8 +129,8 @@ def bent(value: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("slot", SLOTS)
-def test_no_mistake_at_a_slot_shows_it(slot: str) -> None:
-    """`check` runs in builds whose logs many can read. JSON on one line: every fault would show every secret."""
+def test_no_error_at_a_slot_shows_the_secret(slot: str) -> None:
+    """`check` runs in builds whose logs many can read: a mistake beside a secret would publish it."""
     good = config(1, 1)
     for number, fragment in enumerate(bent(SLOTS[slot])):
         for indent in (None, 1):
@@ -141,7 +141,7 @@ def test_no_mistake_at_a_slot_shows_it(slot: str) -> None:
 
 
 def test_check_of_a_broken_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The command's own output, with a mistake in every section, which builds and service managers keep."""
+    """The output of `check`, which builds and service managers keep, would contain secrets."""
     broken = config(
         1, 1, timeouts={"request": 5}, log={"levl": 1}, server={"admin_token": MARK}, strange=[MARK]
     )
@@ -150,18 +150,18 @@ def test_check_of_a_broken_file(tmp_path: Path, capfd: pytest.CaptureFixture[str
     for name in ("check", "run"):
         assert main([name, "--config", str(file)]) == 1
         out, err = capfd.readouterr()
-        assert "4 mistakes" in err
+        assert "4 errors" in err
         assert MARK not in out + err
 
 
 async def test_a_start_that_fails(tmp_path: Path) -> None:
-    """A broker that takes another password: the line that says so, and a log at its most talkative."""
+    """A failed start would log the broker's password."""
     with redis_server() as server:
         server.client().config_set("requirepass", "another")
         addresses = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}
 
         def run(workers: int) -> subprocess.CompletedProcess[str]:
-            over = {"server": {**addresses, "workers": workers}, "log": {"level": "debug"}}
+            over = {"server": {**addresses, "workers": workers}, "logging": {"level": "debug"}}
             file = tmp_path / f"{workers}.yaml"
             file.write_text(json.dumps(config(server.port, free_port(), **over)))
             return command("run", "--config", str(file))
@@ -341,7 +341,7 @@ async def admin(seen: Seen) -> None:
 @pytest.mark.parametrize("format", ["json", "console"])
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.extended)])
 async def test_no_canary_is_ever_seen(tmp_path: Path, workers: int, format: str) -> None:
-    """The log at its most talkative, every answer, the metrics, the status, and the command lines."""
+    """A secret would show in the debug log, an answer, the metrics, the status or a command line."""
     parts = {part for token in tokens() for part in token.split(".")[1:] if part}
     needles = re.compile("|".join(map(re.escape, {MARK, BASIC, *parts})), re.IGNORECASE)
     async with running(tmp_path, workers, format) as seen:

@@ -33,7 +33,7 @@ def config(broker: str, **more: Any) -> dict[str, Any]:
     }
     base = {
         **BASE,
-        "log": {"level": "info"},
+        "logging": {"level": "info"},
         "broker": {"url": broker, "timeout": "1s"},
         "channels": channels,
     }

@@ -146,9 +146,9 @@ def test_check_tells_every_mistake_and_exits_1(
     assert main(["check", "--config", "bad.yaml"]) == 1
     told = capfd.readouterr().err
     assert len(re.findall(r"^bad.yaml:\d+:\d+: ", told, re.MULTILINE)) == 8
-    assert told.rstrip().endswith("bad.yaml: 8 mistakes")
+    assert told.rstrip().endswith("bad.yaml: 8 errors")
     assert main(["run", "--config", "bad.yaml"]) == 1
-    assert "8 mistakes" in capfd.readouterr().err
+    assert "8 errors" in capfd.readouterr().err
 
 
 async def test_a_start_after_a_kill_9_is_like_the_first_and_tells_the_warnings_once(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ async def test_a_start_after_a_kill_9_is_like_the_first_and_tells_the_warnings_o
     assert [(line["code"], line["key"], line["level"]) for line in told] == [
         ("heartbeat-over-proxy", "timeouts.heartbeat", "warning")
     ]
-    assert told[0]["note"].startswith("common proxies end a stream")
+    assert told[0]["note"].startswith("common proxies close a stream")
 
 
 def test_check_of_a_good_file_exits_0(

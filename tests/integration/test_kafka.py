@@ -1,4 +1,4 @@
-"""The kafka source against a real protocol server: nothing lost, nothing twice, order per partition."""
+"""The Kafka source against a real protocol server: no record lost or repeated, in order per partition."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ async def payloads(stream: Stream, count: int) -> list[Any]:
 
 
 async def test_a_record_is_an_event(kafka: KafkaServer) -> None:
-    """Value as it is, time, tombstone; what is no JSON is counted."""
+    """A record's value or timestamp would change, or a rejected record would go uncounted."""
     await kafka.create({"orders": 1})
     async with gateway_running(config(kafka)) as gateway:
         await leads(gateway)
@@ -72,7 +72,7 @@ async def test_a_record_is_an_event(kafka: KafkaServer) -> None:
 
 
 async def test_key_and_headers_name_channel_type_and_key(kafka: KafkaServer) -> None:
-    """One topic for all users; a producer that tried twice is one event."""
+    """Templates could not be filled from records, or a producer's retry would be a second event."""
     await kafka.create({"users": 2, "orders": 1})
     event = {"type": "{headers.kind}", "deduplicate": "{headers.id}"}
     async with gateway_running(config(kafka, event=event)) as gateway:
@@ -89,7 +89,7 @@ async def test_key_and_headers_name_channel_type_and_key(kafka: KafkaServer) -> 
 
 @pytest.mark.parametrize(("start", "expected"), [("new", [3]), ("oldest", [0, 1, 2, 3]), ("time", [2, 3])])
 async def test_where_a_partition_begins(kafka: KafkaServer, start: str, expected: list[int]) -> None:
-    """The first time: at the end, the beginning, or a moment."""
+    """A first start would skip or repeat records, against the `start` setting."""
     await kafka.create({"orders": 1})
     for number in range(3):
         await kafka.send("orders", number, timestamp_ms=1_700_000_000_000 + number * 60_000)
@@ -103,7 +103,7 @@ async def test_where_a_partition_begins(kafka: KafkaServer, start: str, expected
 
 
 async def test_topics_and_partitions_that_appear_are_read_from_their_first_record(kafka: KafkaServer) -> None:
-    """A glob is watched, and a topic that grows too; what is new is read as a whole."""
+    """The first records of a new topic or partition would be lost."""
     await kafka.create({"log.a": 1})
     await kafka.send("log.a", '"old"')
     async with gateway_running(config(kafka, "log.*")) as gateway:
@@ -117,10 +117,10 @@ async def test_topics_and_partitions_that_appear_are_read_from_their_first_recor
         assert sorted(await payloads(stream, 4)) == [1, 2, 3, 4]
 
 
-async def test_what_retention_took_unread_is_a_gap_with_its_number(
+async def test_records_removed_unread_by_retention_are_a_gap_with_their_number(
     kafka: KafkaServer, tmp_path: Path
 ) -> None:
-    """While no gateway ran 7 records went: told once, before what is left."""
+    """Records that expired while no gateway ran would be missing without a gap."""
     await kafka.create({"orders": 1})
     over = config(kafka, path=tmp_path)
     async with gateway_running(over) as gateway:
@@ -139,7 +139,7 @@ async def test_what_retention_took_unread_is_a_gap_with_its_number(
 
 
 async def test_transactions(kafka: KafkaServer, tmp_path: Path) -> None:
-    """What was taken back is no event, and the marks of transactions are neither lag nor, once deleted, a gap."""
+    """Aborted records would become events, or transaction markers would count as lag or as a gap."""
     await kafka.create({"orders": 1})
     over = config(kafka, path=tmp_path)
     async with gateway_running(over) as gateway:
@@ -177,7 +177,7 @@ async def _at(gateway: Gateway, offset: int) -> bool:
 async def test_offsets_are_committed_for_others_to_see(
     kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lag tools look at the group; our own place is in the log, whatever is committed."""
+    """Tools that show a group's lag would show none, or a foreign commit would move our offset."""
     monkeypatch.setattr(kafka_source, "COMMIT_INTERVAL_SECONDS", 0.2)
     await kafka.create({"orders": 1})
     async with gateway_running(config(kafka, group="web")) as gateway:
@@ -200,7 +200,7 @@ async def test_offsets_are_committed_for_others_to_see(
 
 
 async def test_a_member_of_the_same_group_disturbs_nobody(kafka: KafkaServer) -> None:
-    """Somebody joins our group by mistake, and leaves: a rebalance takes nothing from us, and gives nothing twice."""
+    """A foreign member of our consumer group would make us lose or repeat records."""
     await kafka.create({"orders": 2})
     async with gateway_running(config(kafka, group="web")) as gateway:
         await leads(gateway)
@@ -217,8 +217,8 @@ async def test_a_member_of_the_same_group_disturbs_nobody(kafka: KafkaServer) ->
         assert await payloads(stream, 1) == [4]
 
 
-async def test_kafka_stands_still_and_dies_and_comes_back(kafka: KafkaServer) -> None:
-    """The source says that it is down and why; afterwards it goes on where it was."""
+async def test_kafka_freezes_dies_and_comes_back(kafka: KafkaServer) -> None:
+    """An outage would not show in the status, or records would be lost after it."""
     await kafka.create({"orders": 1})
     async with gateway_running(config(kafka, timeout="2s")) as gateway:
         await leads(gateway)
@@ -246,7 +246,7 @@ async def _is_down(gateway: Gateway) -> bool:
 
 
 async def test_without_the_extra_the_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line, and the command."""
+    """An operator without the extra would see a traceback instead of the command to install it."""
     monkeypatch.setattr(kafka_source, "AIOKafkaConsumer", None)
     over = {
         "sources": {"k": {"type": "kafka", "brokers": "127.0.0.1:1"}},
@@ -260,7 +260,7 @@ async def test_without_the_extra_the_start_says_what_to_install(monkeypatch: pyt
 async def test_two_nodes_under_kills_and_changes_of_reader(
     kafka: KafkaServer, redis: RedisServer, tmp_path: Path
 ) -> None:
-    """kill -9 of readers and of Kafka, a drained reader, a stranger's rebalance, under load: the checker finds nothing.
+    """Under kills of readers and Kafka, drains and rebalances, events would be lost, repeated or reordered.
 
     One topic of three partitions; a record's key names its channel, and so its partition. The log is a Redis.
     """

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from bench.process import free_port
-from gateway.cli.doctor.timeouts import ProbeTimeouts
+from gateway.cli.doctor.streaming import ProbeTimeouts
 from gateway.cli.finding import Level
 from gateway.http.routes.client import CACHE_FOREVER, CLIENT_SCRIPT
 from tests.cli.doctor.examined import APP, examine
@@ -166,7 +166,7 @@ async def test_the_doctor_finds_nothing(name: str, tmp_path: Path) -> None:
         assert [each for each in seen.findings if each.level is Level.BAD] == []
         warned = {each.check for each in seen.findings if each.level is not Level.OK}
         assert warned == {"idle timeout"}  # a few seconds prove nothing about 60 s
-        assert "HTTP/2 is offered" in seen["http version"].found
+        assert "HTTP/2 is offered" in seen["http version"].message
 
 
 async def test_a_silence_beyond_the_idle_timeout_is_cut(name: str, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ async def test_a_template_takes_over_from_a_fixed_name() -> None:
         slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(3):
             await gateway.post("u:vip", '"' + "x" * 6_000_000 + '"')
-        await eventually(lambda: gateway.daemon.streams.stalled)
+        await eventually(lambda: gateway.daemon.streams.heartbeats.stalled)
         assert await gateway.reconfigure({"channels": {"u.vip": None}}) == 1
         assert len(gateway.daemon.streams.active) == 1
         new = await gateway.subscribe("/events/u.vip")

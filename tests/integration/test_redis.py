@@ -14,7 +14,7 @@ from tests.support.gateway import Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer, redis_server
 
 PATIENT = "60s"
-"""For servers that live: on a slow machine they may take their time."""
+"""A timeout for servers that answer, long enough for a slow machine."""
 
 
 def config(redis: RedisServer, **source: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ async def is_up(gateway: Gateway) -> bool:
 
 
 async def test_a_published_message_reaches_the_channel_as_the_envelope(redis: RedisServer) -> None:
-    """The main job: redis-cli publish orders.created '{"a":1}' arrives on GET /events/orders."""
+    """The main job would fail: `PUBLISH orders.created` arrives on `GET /events/orders`."""
     async with gateway_running(config(redis)) as gateway:
         await eventually(lambda: is_up(gateway))
         stream = await gateway.subscribe("/events/orders")
@@ -50,7 +50,7 @@ async def test_a_published_message_reaches_the_channel_as_the_envelope(redis: Re
 
 
 async def test_a_message_that_two_subscriptions_match_arrives_once(redis: RedisServer) -> None:
-    """Redis sends one copy per matching subscription; the channel must get one event."""
+    """A message would be several events, because Redis sends one copy per matching subscription."""
     async with gateway_running(config(redis)) as gateway:
         await eventually(lambda: is_up(gateway))
         stream = await gateway.subscribe("/events/orders")
@@ -60,7 +60,7 @@ async def test_a_message_that_two_subscriptions_match_arrives_once(redis: RedisS
 
 
 async def test_templates_capture_and_odd_topics_are_counted(redis: RedisServer) -> None:
-    """A template's instance gets its own messages only; what no channel can take is counted, not lost silently."""
+    """A user would get another one's messages, or a message without a channel would vanish uncounted."""
     async with gateway_running(config(redis)) as gateway:
         await eventually(lambda: is_up(gateway))
         stream = await gateway.subscribe("/events/user.42")
@@ -73,7 +73,7 @@ async def test_templates_capture_and_odd_topics_are_counted(redis: RedisServer) 
 
 
 async def test_records_that_cannot_become_events_are_counted_by_reason(redis: RedisServer) -> None:
-    """A broken record costs itself only."""
+    """A malformed record would stop the valid ones, or go uncounted."""
     async with gateway_running(config(redis)) as gateway:
         await eventually(lambda: is_up(gateway))
         stream = await gateway.subscribe("/events/orders")
@@ -88,7 +88,7 @@ async def test_records_that_cannot_become_events_are_counted_by_reason(redis: Re
 
 
 async def test_a_burst_arrives_whole_and_in_order(redis: RedisServer) -> None:
-    """Batching must not reorder or drop, and a client that cannot take it all at once is not slow."""
+    """A burst would be reordered or cut, or would end a client as too slow."""
     async with gateway_running(config(redis)) as gateway:
         await eventually(lambda: is_up(gateway))
         stream = await gateway.subscribe("/events/orders")
@@ -101,7 +101,7 @@ async def test_a_burst_arrives_whole_and_in_order(redis: RedisServer) -> None:
 
 
 async def test_a_server_that_is_not_there_yet_stops_nothing(redis: RedisServer) -> None:
-    """The gateway starts without Redis, says so, and comes up by itself."""
+    """The gateway would not start without Redis, or not connect once it is there."""
     redis.kill()
     async with gateway_running(config(redis)) as gateway:
         await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].state.status == "down")
@@ -118,7 +118,7 @@ async def test_a_server_that_is_not_there_yet_stops_nothing(redis: RedisServer) 
 
 
 async def test_a_critical_source_that_is_down_makes_the_node_unready(redis: RedisServer) -> None:
-    """critical: true is how ops ask for a 503."""
+    """A load balancer would send clients to a node whose critical source is down."""
     redis.kill()
     async with gateway_running(config(redis, critical=True)) as gateway:
         status, ready = await gateway.admin("/readyz")
@@ -156,7 +156,7 @@ async def is_down(gateway: Gateway) -> bool:
 async def test_a_lost_interval_is_a_gap_on_the_channels_concerned(
     redis: RedisServer, trouble: Any, timeout: str
 ) -> None:
-    """Pub/sub forgets what nobody heard: streams stay open and are told, later readers too."""
+    """Messages lost in an outage would be missing without a gap, in live streams or in a replay."""
     async with gateway_running(config(redis, timeout=timeout)) as gateway:
         await eventually(lambda: is_up(gateway))
         stream = await gateway.subscribe("/events?channel=orders,user.42,news")
@@ -180,7 +180,7 @@ async def test_a_lost_interval_is_a_gap_on_the_channels_concerned(
 
 
 async def test_a_pause_of_the_gateway_itself_loses_nothing(redis: RedisServer) -> None:
-    """What came while this process stood still lies in the socket: no gap, and every message."""
+    """A suspended process would lose the messages in its socket, or report a gap that is none."""
     async with gateway_running(config(redis, timeout="2s")) as gateway:
         await eventually(lambda: is_up(gateway))
         stream = await gateway.subscribe("/events/stock")
@@ -191,7 +191,7 @@ async def test_a_pause_of_the_gateway_itself_loses_nothing(redis: RedisServer) -
 
 
 async def test_a_user_that_may_only_subscribe(redis: RedisServer) -> None:
-    """An upstream is taken as it is: without the right to mark it, records come all the same."""
+    """A Redis user without permission to PUBLISH could not be used as an upstream."""
     rights = ("resetchannels", "&orders.*", "&stock", "&user:*", "+subscribe", "+psubscribe", "+ping")
     with contextlib.closing(redis.client()) as client:
         client.execute_command("ACL", "SETUSER", "reader", "on", ">pass", *rights)  # type: ignore[no-untyped-call]
@@ -204,7 +204,7 @@ async def test_a_user_that_may_only_subscribe(redis: RedisServer) -> None:
 
 
 async def test_the_log_needs_no_more_rights_than_the_docs_say(redis: RedisServer) -> None:
-    """The line of docs/operations.md is enough for everything that a gateway does."""
+    """A broker with the permissions of docs/operations.md would refuse some of the gateway's commands."""
     text = (Path(__file__).parents[2] / "docs/operations.md").read_text()
     keys, channels = re.findall(r"needs `(~\S+) (&\S+)`", text)[0]
     commands = re.findall(r"commands\n`([^`]+)`", text)[0].split()
@@ -223,7 +223,7 @@ async def test_the_log_needs_no_more_rights_than_the_docs_say(redis: RedisServer
 
 
 async def test_no_password_in_any_answer(redis: RedisServer) -> None:
-    """The URL holds a secret; status, metrics and readiness name the source only."""
+    """The password in a source's URL would show in status, metrics or readiness."""
     url = redis.url.replace("redis://", "redis://user:canary-password@")
     async with gateway_running(config(redis, url=url)) as gateway:
         await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].state.status == "down")
@@ -232,8 +232,8 @@ async def test_no_password_in_any_answer(redis: RedisServer) -> None:
             assert "canary-password" not in str(body)
 
 
-async def test_a_log_that_forgot_the_place_gets_nothing_twice(redis: RedisServer) -> None:
-    """FLUSHALL of a log in the same Redis: a gap, and no message that was delivered already."""
+async def test_a_log_that_lost_the_offset_gets_nothing_twice(redis: RedisServer) -> None:
+    """After FLUSHALL of the log, messages would be delivered twice, or their loss not reported."""
     with redis_server() as log:
         over = {"broker": {"url": log.url, "timeout": "3s"}}  # half of it until the loss is noticed
         async with gateway_running({**config(redis), **over}) as gateway:
@@ -251,8 +251,8 @@ async def test_a_log_that_forgot_the_place_gets_nothing_twice(redis: RedisServer
             assert message.json["payload"] == 5
 
 
-async def test_a_topic_of_everything_hears_no_gateway(redis: RedisServer) -> None:
-    """The log in the same Redis as the upstream: its own messages must not become events."""
+async def test_a_topic_of_everything_excludes_the_gateways_own_messages(redis: RedisServer) -> None:
+    """With the log in the same Redis as the upstream, the gateway's own messages would become events."""
     channels = {"all": {"from": [{"source": "app", "topic": "*"}], "payload": "text", "access": "public"}}
     over = {
         "broker": {"url": redis.url, "timeout": "30s"},

@@ -131,7 +131,7 @@ NEED_A_RESTART: list[tuple[str, dict[str, Any], str]] = [
     ("server", {"listen": "127.0.0.1:1"}, "server.listen"),
     ("server", {"workers": 3}, "server.workers"),
     ("broker", {"url": "memory://"}, "broker.url"),
-    ("log", {"level": "debug"}, "log.level"),
+    ("logging", {"level": "debug"}, "logging.level"),
 ]
 """Section, what changes in it, and the path that is told."""
 

@@ -15,9 +15,9 @@ import aiohttp
 import pytest
 
 from bench.process import free_port
-from gateway.config.loader.load import loads
 from gateway.core.errors import StartupError
 from gateway.server.daemon import Daemon
+from tests.support.config import loads
 from tests.support.deadline import safety_net
 from tests.support.gateway import BASE, eventually, merged
 from tests.support.node import Node

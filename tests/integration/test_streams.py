@@ -1,4 +1,4 @@
-"""The redis-stream source against real servers: exactly once, in order, and every trimmed entry told."""
+"""The redis-stream source against real servers: exactly once, in order, every trimmed entry reported."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from tests.support.redis import RedisServer, cluster_url, redis_cluster, redis_s
 def config(
     url: str, *topics: str, path: Path | None = None, timeout: str = "60s", **source: Any
 ) -> dict[str, Any]:
-    """A source ``s`` with a channel ``all`` of these topics, and ``room.{id}`` of the streams room:…"""
+    """Return a source ``s`` with a channel ``all`` of these topics, and ``room.{id}`` of the streams room:…"""
     return {
         "broker": {"url": f"sqlite:///{path}/log.db" if path else "memory://"},
         "sources": {"s": {"type": "redis-stream", "url": url, "timeout": timeout, "scan": "100ms", **source}},
@@ -35,7 +35,7 @@ def config(
 
 
 async def leads(gateway: Gateway) -> None:
-    """Wait until the source reads from where it will go on."""
+    """Wait until the source has stored its offsets and reads."""
     await eventually(lambda: gateway.daemon.source_manager.supervisors["s"].has_lease)
     await eventually(lambda: gateway.metric('source_up{source="s"}'))
     await eventually(lambda: knows(gateway))
@@ -56,7 +56,7 @@ async def payloads(stream: Stream, count: int) -> list[Any]:
 
 
 async def test_an_entry_is_an_event(redis: RedisServer) -> None:
-    """Its payload, type and time; without a payload field the whole entry as JSON."""
+    """An entry's payload, type or time would be lost on the way to the client."""
     async with gateway_running(config(redis.url)) as gateway:
         await leads(gateway)
         stream = await gateway.subscribe("/events/all")
@@ -79,8 +79,8 @@ async def test_an_entry_is_an_event(redis: RedisServer) -> None:
         assert await gateway.metric('events_rejected_total{reason="not_json",source="s"}') == 1
 
 
-async def test_fields_by_the_file(redis: RedisServer) -> None:
-    """Another payload field, type and key from fields, the channel too."""
+async def test_fields_named_in_the_configuration(redis: RedisServer) -> None:
+    """Entries that were not written for the gateway could not be mapped to events."""
     over = merged(
         config(redis.url, payload="data", event={"type": "{fields.kind}", "deduplicate": "{fields.n}"}),
         {"channels": {"user.{id}": {"from": [{"source": "s", "topic": "users", "fields": {"id": "{fields.user}"}}],
@@ -105,7 +105,7 @@ async def test_fields_by_the_file(redis: RedisServer) -> None:
     [("new", [3]), ("oldest", [0, 1, 2, 3]), ("id", [2, 3]), ("1600000000000", [0, 1, 2, 3])],
 )
 async def test_where_a_stream_begins(redis: RedisServer, start: str, expected: list[int]) -> None:
-    """The first time; what the log knows counts afterwards."""
+    """A first start would skip or repeat entries, against the `start` setting."""
     with adding(redis) as add:
         ids = [add(payload=str(number)) for number in range(3)]
         start = ids[1].decode() if start == "id" else start
@@ -118,7 +118,7 @@ async def test_where_a_stream_begins(redis: RedisServer, start: str, expected: l
 
 
 async def test_streams_that_appear_are_read_from_their_first_entry(redis: RedisServer) -> None:
-    """A glob or template is watched: what was there before it was is old, what comes later is new."""
+    """The first entries of a new stream would be lost."""
     with adding(redis) as add:
         add("room:old", payload="0")
         add("log.old", payload="0")
@@ -139,8 +139,8 @@ async def _has(gateway: Gateway, cursor: str) -> bool:
     return await gateway.daemon.broker.read_offset(cursor) is not None
 
 
-async def test_what_was_trimmed_unread_is_a_gap_with_its_number(redis: RedisServer, tmp_path: Path) -> None:
-    """While no gateway ran 90 entries were trimmed: told once, with the number, before what is left."""
+async def test_entries_trimmed_unread_are_a_gap_with_their_number(redis: RedisServer, tmp_path: Path) -> None:
+    """Entries that were trimmed while no gateway ran would be missing without a gap."""
     over = config(redis.url, path=tmp_path)
     with adding(redis) as add, contextlib.closing(redis.client()) as client:
         async with gateway_running(over) as gateway:
@@ -165,7 +165,7 @@ async def test_what_was_trimmed_unread_is_a_gap_with_its_number(redis: RedisServ
 
 
 async def test_a_gap_of_one_stream_is_none_of_another(redis: RedisServer, tmp_path: Path) -> None:
-    """Who listens to room 1 need not fetch again because of room 2."""
+    """Clients of one room would reload because of a gap in another."""
     over = config(redis.url, path=tmp_path)
     with adding(redis) as add, contextlib.closing(redis.client()) as client:
         async with gateway_running(over) as gateway:
@@ -188,8 +188,8 @@ async def test_a_gap_of_one_stream_is_none_of_another(redis: RedisServer, tmp_pa
             assert (gap.type, gap.json["missing"]) == ("stream.gap", 4)
 
 
-async def test_a_stream_that_is_deleted_and_begun_anew(redis: RedisServer) -> None:
-    """Its ids may be lower than ours: it must not be silent for ever, and the break is told."""
+async def test_a_stream_that_is_deleted_and_created_anew(redis: RedisServer) -> None:
+    """Entries with ids below the stored offset would never be read."""
     async with gateway_running(config(redis.url)) as gateway:
         await leads(gateway)
         stream = await gateway.subscribe("/events/all")
@@ -206,7 +206,7 @@ async def test_a_stream_that_is_deleted_and_begun_anew(redis: RedisServer) -> No
 
 
 async def test_a_key_of_another_type_harms_only_itself(redis: RedisServer) -> None:
-    """The other streams are read, and the log says which key."""
+    """One key of another type would stop the whole source."""
     with adding(redis) as add, contextlib.closing(redis.client()) as client:
         client.set("orders", "x")
         client.set("room:text", "x")
@@ -220,7 +220,7 @@ async def test_a_key_of_another_type_harms_only_itself(redis: RedisServer) -> No
 async def test_more_than_one_read_holds_arrives_whole_and_in_order(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large entries make reads smaller, many streams share one; nothing is left out at their edges."""
+    """Entries would be lost or reordered where one read ends and the next begins."""
     monkeypatch.setattr(stream_reader, "TARGET_READ_BYTES", 100_000)
     with contextlib.closing(redis.client()) as client:
         pipe = client.pipeline(transaction=False)
@@ -243,10 +243,10 @@ async def test_more_than_one_read_holds_arrives_whole_and_in_order(
 
 @pytest.mark.extended
 @pytest.mark.parametrize("broker", ["sqlite", "redis"])
-async def test_a_reader_that_is_killed_is_replaced_behind_its_last_entry(
+async def test_a_reader_that_is_killed_is_replaced_after_its_last_entry(
     broker: str, tmp_path: Path, redis: RedisServer
 ) -> None:
-    """kill -9 of whoever reads, again and again, under load: the checker finds nothing lost, doubled or reordered."""
+    """When the reading node is killed under load, events would be lost, repeated or reordered."""
     log = f"sqlite:///{tmp_path}/log.db" if broker == "sqlite" else redis.url
     names = ("orders", "stock", "news")
     channels = {
@@ -280,7 +280,7 @@ async def test_a_reader_that_is_killed_is_replaced_behind_its_last_entry(
 
 
 async def test_redis_dies_and_comes_back(redis: RedisServer) -> None:
-    """Streams stay open, the source says that it is down, and goes on where it was."""
+    """An outage of Redis would close streams, not show in the status, or lose entries."""
     async with gateway_running(config(redis.url, timeout="1s")) as gateway:
         await leads(gateway)
         stream = await gateway.subscribe("/events/all")
@@ -301,7 +301,7 @@ async def _is_down(gateway: Gateway) -> bool:
 
 @pytest.mark.extended
 async def test_a_cluster() -> None:
-    """Streams of all nodes and slots, named and found."""
+    """Streams in a Redis Cluster would not be found or read."""
     with redis_cluster() as servers:
         async with gateway_running(config(cluster_url(servers), "orders", "stock", "news")) as gateway:
             await leads(gateway)
@@ -318,7 +318,7 @@ async def test_a_cluster() -> None:
 
 @pytest.mark.extended
 async def test_a_cluster_of_one_master() -> None:
-    """Even there no command may name keys of two slots."""
+    """A cluster with one master would refuse commands that name keys of two slots."""
     with redis_cluster(masters=1) as servers:
         async with gateway_running(config(cluster_url(servers), "orders", "stock")) as gateway:
             await leads(gateway)
@@ -329,8 +329,8 @@ async def test_a_cluster_of_one_master() -> None:
             assert sorted(await payloads(stream, 2)) == [1, 2]
 
 
-async def test_what_is_denied_for_a_while_is_no_loss(redis: RedisServer) -> None:
-    """An error of the server says nothing about the streams: nothing is read again, and no gap is told."""
+async def test_a_temporary_permission_error_is_no_loss(redis: RedisServer) -> None:
+    """A server error would be taken for a deleted stream: entries repeated, or a false gap."""
     async with gateway_running(config(redis.url)) as gateway:
         await leads(gateway)
         stream = await gateway.subscribe("/events/all")
@@ -348,7 +348,7 @@ async def test_what_is_denied_for_a_while_is_no_loss(redis: RedisServer) -> None
 
 
 async def test_a_key_that_becomes_a_stream_is_read(redis: RedisServer) -> None:
-    """What was refused once is looked at again."""
+    """A key that becomes a stream later would never be read."""
     with adding(redis) as add, contextlib.closing(redis.client()) as client:
         client.set("orders", "x")
         async with gateway_running(config(redis.url)) as gateway:
@@ -361,10 +361,10 @@ async def test_a_key_that_becomes_a_stream_is_read(redis: RedisServer) -> None:
             assert message.json["payload"] == 1
 
 
-async def test_a_stream_of_a_watched_pattern_is_new_whatever_else_names_it(
+async def test_a_stream_of_a_watched_pattern_is_new_whatever_else_matches_it(
     redis: RedisServer, tmp_path: Path
 ) -> None:
-    """A broader pattern that the file has only now must not hide what the old one was waiting for."""
+    """A broader pattern added by a reload would make a new stream lose its first entries."""
     with adding(redis) as add:
         async with gateway_running(config(redis.url, "log.a*", path=tmp_path)) as gateway:
             await eventually(lambda: _has(gateway, "s/*log.a*"))
@@ -379,7 +379,7 @@ async def test_a_stream_of_a_watched_pattern_is_new_whatever_else_names_it(
 
 
 async def test_a_new_stream_that_was_trimmed_before_it_was_found(redis: RedisServer) -> None:
-    """It is new as a whole, so what is gone of it is missing."""
+    """Entries trimmed between a stream's creation and its discovery would be missing without a gap."""
     async with gateway_running(config(redis.url)) as gateway:
         await leads(gateway)
         stream = await gateway.subscribe("/events/room.1")
@@ -393,8 +393,8 @@ async def test_a_new_stream_that_was_trimmed_before_it_was_found(redis: RedisSer
         assert await payloads(stream, 10) == list(range(90, 100))
 
 
-async def test_streams_that_are_gone_make_room(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is on those that live, not on those that ever did."""
+async def test_deleted_streams_make_room(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleted streams would count for the limit, and new ones would not be read."""
     monkeypatch.setattr(stream_reader, "MAX_STREAM_KEYS", 20)
     # An empty database answers no XREAD before its time is over, and the scan comes only then.
     monkeypatch.setattr(stream_servers, "BLOCK_SECONDS", 0.1)
@@ -415,10 +415,8 @@ async def _parts(gateway: Gateway) -> set[str]:
 
 
 @pytest.mark.parametrize("log", ["memory", "sqlite", "redis"])
-async def test_streams_that_are_gone_leave_nothing_in_the_log(
-    log: str, redis: RedisServer, tmp_path: Path
-) -> None:
-    """Short-lived keys (``job:*``) would leave a position each, for ever."""
+async def test_deleted_streams_leave_nothing_in_the_log(log: str, redis: RedisServer, tmp_path: Path) -> None:
+    """Each short-lived key (``job:*``) would leave an offset in the log for ever."""
     with redis_server() as upstream:
         over = {
             "broker": {
@@ -445,10 +443,10 @@ async def _only(gateway: Gateway, parts: set[str]) -> bool:
     return await _parts(gateway) == parts
 
 
-async def test_a_stream_that_is_gone_is_noticed_while_others_come(
+async def test_a_deleted_stream_is_noticed_while_others_appear(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streams are looked after in turns: newcomers must not keep the others from theirs for ever."""
+    """New streams would keep the others from being inspected."""
     monkeypatch.setattr(stream_reader, "MAX_INSPECTED_KEYS", 20)
     async with gateway_running(config(redis.url)) as gateway:
         await leads(gateway)
@@ -466,10 +464,10 @@ async def test_a_stream_that_is_gone_is_noticed_while_others_come(
             await eventually(is_forgotten)
 
 
-async def test_a_stream_that_comes_and_goes_is_looked_after_once(
+async def test_a_stream_that_comes_and_goes_is_inspected_once(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time that a key is written again it would have one more turn, for ever."""
+    """Each time a key is created again, it would be inspected once more per round, for ever."""
     turns: list[list[bytes]] = []
 
     def noted(reader: stream_reader.StreamReader) -> list[bytes]:
@@ -491,7 +489,7 @@ async def test_a_stream_that_comes_and_goes_is_looked_after_once(
 
 
 async def test_streams_that_disappear_while_nobody_reads(redis: RedisServer, tmp_path: Path) -> None:
-    """Their unread entries are lost, which a gap says when a gateway is there again; nothing of them stays."""
+    """Unread entries of streams deleted while no gateway ran would be missing without a gap."""
     over = config(redis.url, path=tmp_path)
     with adding(redis) as add, contextlib.closing(redis.client()) as client:
         async with gateway_running(over) as gateway:
@@ -513,7 +511,7 @@ async def test_streams_that_disappear_while_nobody_reads(redis: RedisServer, tmp
 
 
 async def test_a_stream_is_trimmed_while_it_is_read(redis: RedisServer) -> None:
-    """A gap stands where the hole is: what was delivered and what was told add up at each of them."""
+    """A gap would stand in the wrong place, or with the wrong number."""
     over = merged(config(redis.url), {"channels": {"all": {"history": {"events": 100_000}}}})
     async with gateway_running(over) as gateway:
         await leads(gateway)
@@ -537,7 +535,7 @@ async def test_a_stream_is_trimmed_while_it_is_read(redis: RedisServer) -> None:
 
 @pytest.mark.extended
 async def test_a_sentinel_failover() -> None:
-    """The new master is found, and the stream goes on."""
+    """After a failover the source would go on reading from the old master."""
     with redis_sentinel() as watched:
         async with gateway_running(config(watched.url, timeout="5s")) as gateway:
             await leads(gateway)

@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config.loader.load import loads
 from gateway.observability.metrics import Metrics
 from gateway.server.workers import parent as parent_module
 from gateway.server.workers.parent import Parent
+from tests.support.config import loads
 from tests.support.deadline import SAFETY_SECONDS, safety_net
 from tests.support.eventsource import Stream
 from tests.support.gateway import eventually
@@ -249,7 +249,7 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
     )  # the other one may be slow, and must not be killed
     whole = config(tmp_path)
     whole["server"] |= {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}
-    whole["log"] = {"level": "error"}
+    whole["logging"] = {"level": "error"}
     parent = Parent(loads(json.dumps(whole), environ={}), 2, Metrics())
     running = asyncio.create_task(parent.run())
     try:

@@ -1,4 +1,4 @@
-"""Supervision: every task, timer and thread of the package is known, and each that lives long survives a fault."""
+"""Supervision: every task, timer and thread of the package is known, and long-lived ones survive errors."""
 
 import ast
 import asyncio
@@ -17,7 +17,6 @@ import pytest
 
 from gateway.broker.sqlite.event_log import SqliteEventLog
 from gateway.broker.sqlite.follower import SqliteFollower
-from gateway.config.loader.load import loads
 from gateway.core.errors import Unavailable
 from gateway.core.event import CONTROL_CHANNEL_PREFIX, EventId
 from gateway.hub.audience import Audience
@@ -33,6 +32,7 @@ from gateway.server.workers.worker_handle import WorkerHandle
 from gateway.streams.heartbeat import HeartbeatSweep
 from gateway.streams.revocation_bus import REPLACED_KIND
 from tests.broker.contract import draft
+from tests.support.config import loads
 from tests.support.eventsource import Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running, merged
 from tests.support.redis import redis_server
@@ -42,8 +42,18 @@ ROOT = Path(__file__).parents[2] / "gateway"
 
 # The enumeration: where work begins that nobody awaits.
 
-STARTERS = {"create_task", "ensure_future", "Thread", "Timer", "call_later", "call_at", "ThreadPoolExecutor"}
-SUPERVISED = {"start_task", "guard_callback", "create_thread"}
+STARTERS = {
+    "run_eagerly",
+    "create_task",
+    "ensure_future",
+    "Thread",
+    "Timer",
+    "call_later",
+    "call_at",
+    "ThreadPoolExecutor",
+}
+SUPERVISED = {"start_task", "guard_callback", "create_thread", "__init__"}
+"""``__init__`` is that of a `BucketSweep`, which guards its own timer."""
 
 KNOWN: Mapping[str, str] = {
     # The supervisor itself.
@@ -52,14 +62,12 @@ KNOWN: Mapping[str, str] = {
     # Timers whose callback is guarded.
     "http/listener.py Listener._sweep": "sets the timer of connection_sweep first",
     "observability/loop_lag.py LoopLagMonitor.start": "sets the timer of loop_lag first",
-    "streams/acks/tracker.py AckTracker._schedule": "sets the timer of ack_sweep before anything that may fail",
-    "streams/heartbeat.py HeartbeatSweep.start": "sets the timer of heartbeats first",
-    "streams/short_heartbeats.py ShortHeartbeatSweep._schedule": "sets the timer of short_heartbeats first",
+    "streams/bucket_sweep.py BucketSweep._schedule": "sets the timer of a sweep before anything that may fail",
     "broker/delivery.py Delivery.report_gap": "one call, which sets itself again where it fails",
     # Parts of a supervised task, which ends with them and is started again.
     "broker/redis/follower.py RedisFollower._follow_until_error": "redis_follower ends with either of them",
     "sources/kafka.py KafkaSource.run": "a task group of source",
-    "sources/redis/pubsub.py RedisPubSubSource.run": "a task group of source",
+    "sources/redis/pubsub.py _PubSubReader.run": "a task group of source",
     "sources/redis/stream.py RedisStreamSource.run": "a task group of source",
     "sources/redis/stream_reader.py StreamReader.run": "a task group of source",
     "sources/supervisor.py Supervisor._run": "awaited by source",
@@ -71,7 +79,8 @@ KNOWN: Mapping[str, str] = {
     "auth/tickets.py TicketStore.issue": "one seat, awaited or given back",
     "server/daemon.py Daemon._start_unless_stopped": "awaited at once",
     "http/listener.py Listener._accept_queued": "one connection, in the last moment before the port closes",
-    "http/fast_path.py FastPathProtocol._handle_request": "one request; what it raises is its answer",
+    "observability/eager.py run_eagerly": "its callers are listed here",
+    "http/fast_path.py FastPathProtocol._open": "one request; what it raises is its answer",
     "http/tls/acceptor.py TlsAcceptor._pause_accepting": "accepts again after a pause; the socket's reader stays",
     "http/tls/acceptor.py TlsAcceptor._start_handshake": "one handshake; the next ones have tasks of their own",
     "hub/recent_ids.py RecentIds._wait_for_read": "reads while requests wait; they are told, and the next one starts another",
@@ -80,12 +89,11 @@ KNOWN: Mapping[str, str] = {
     "hub/history_cache.py HistoryCache._start_task": "one read, awaited by the streams that want it",
     "hub/history_cache.py HistoryCache._evict": "drops what is old; the next read sets it again",
     "hub/replay.py Replay._replay_page": "one page of one stream, which ends if it fails",
-    "streams/registry.py StreamRegistry.close_if_expired": "ends one stream; heartbeats end it later where that fails",
+    "streams/heartbeat.py HeartbeatSweep.close_if_expired": "ends one stream; heartbeats end it later where that fails",
     "server/reload.py Reloader._on_sighup": "one reload; what it raises is its outcome",
     "server/shutdown.py Shutdown.run": "the end, which has a deadline",
     "server/shutdown.py Shutdown.log_progress": "log lines during a drain",
     "sources/manager.py SourceManager._replace": "one change of a source by a reload",
-    "sources/manager.py SourceManager._start_and_wait": "waits for the first tries of a start",
     "server/workers/child.py ControlLoop._dispatch": "one order; what it raises is its answer",
     "server/workers/parent.py Parent._stop_workers": "waits for the end of the workers",
     "server/workers/worker_handle.py WorkerHandle.probe": "one question, awaited by whoever probes",
@@ -276,7 +284,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     "staleness": Injection(
         lambda daemon: daemon.staleness_monitor, "update_all", quick={"observability.staleness.CHECK_INTERVAL_SECONDS": 0.05}
     ),
-    "heartbeats": Injection(lambda daemon: daemon.heartbeat_sweep, "_run_isolated", {"timeouts": {"heartbeat": "1s"}}),
+    "heartbeats": Injection(lambda daemon: daemon.streams.heartbeats, "_on_tick", {"timeouts": {"heartbeat": "1s"}}),
     "hub": Injection(lambda daemon: daemon.hub, "_enqueue"),
     "key_refresh": Injection(
         lambda daemon: daemon.authenticator._backends.key_sets[0], "_start_fetch",
@@ -310,7 +318,7 @@ INJECTIONS: dict[TaskName, Injection] = {
         meant=lambda *words: "WATCHDOG=1" in words,
     ),
     "election": Injection(
-        lambda daemon: daemon.source_manager.supervisors["build"]._election, "_ask", log="redis",
+        lambda daemon: daemon.source_manager.supervisors["app"].context.election, "_acquire", log="redis",
         quick={"sources.election.RENEW_SECONDS": 0.05},
     ),
     "redis_follower": Injection(lambda daemon: daemon.broker._follower, "_handle_live_message", log="redis"),  # type: ignore[attr-defined]

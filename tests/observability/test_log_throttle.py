@@ -1,4 +1,4 @@
-"""What clients cause is told seldom: once a minute for each thing, and never too much at once."""
+"""The log throttle: one line per key and minute, and a limit for all keys together."""
 
 from gateway.observability import log_throttle as seldom
 from gateway.observability.log_throttle import LogThrottle
@@ -11,7 +11,7 @@ class Clock:
         return self.now
 
 
-def test_a_thing_is_told_once_a_minute_with_its_number() -> None:
+def test_a_key_is_logged_once_a_minute_with_its_count() -> None:
     """A page that retries every three seconds is one line, and the next one says how often."""
     clock = Clock()
     known = LogThrottle(clock)
@@ -24,7 +24,7 @@ def test_a_thing_is_told_once_a_minute_with_its_number() -> None:
 
 
 def test_all_things_together_have_a_rate() -> None:
-    """Strangers can make any number of things up; what was not told is told later."""
+    """Clients can invent any number of keys; suppressed lines are counted in a later one."""
     clock = Clock()
     known = LogThrottle(clock)
     told = [known.should_log(number) for number in range(500)]

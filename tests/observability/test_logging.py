@@ -1,4 +1,4 @@
-"""Logs: one line per thing, no secrets, and never in the way of the loop."""
+"""Logging: JSON lines, no secrets, and never blocking the event loop."""
 
 import io
 import json

@@ -30,7 +30,7 @@ async def measuring(pump: Callable[[Callable[[], None]], None]) -> AsyncIterator
         lag.stop()
 
 
-def test_a_stall_is_told_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_is_reported_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was frozen for long must not be restarted once it goes on."""
     monkeypatch.setattr(loop_lag, "LATE_THRESHOLD_SECONDS", 1.0)
     monkeypatch.setattr(loop_lag, "STUCK_AFTER_SECONDS", 1.5)

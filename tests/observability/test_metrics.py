@@ -81,7 +81,7 @@ def test_counters_begin_at_nothing() -> None:
     assert found["sse_gateway_connections_total",] == 0
 
 
-def test_the_process_is_told_of() -> None:
+def test_process_metrics_are_exported() -> None:
     """Memory, CPU, descriptors and the start are what the kernel says."""
     before = values(Metrics())
     opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]

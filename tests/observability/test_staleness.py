@@ -1,4 +1,4 @@
-"""What ought to speak and does not: seen in time, told once, not held against who cannot hear it."""
+"""Staleness: detected in time, reported once, and not on nodes that do not receive the events."""
 
 import pytest
 
@@ -52,7 +52,7 @@ async def test_a_silent_channel_makes_a_node_unready_until_it_speaks(
     clock = Clock()
     monkeypatch.setattr("gateway.server.components.unix_ms", clock)
     over = {
-        "log": {"level": "info"},
+        "logging": {"level": "info"},
         "sources": {"hooks": {"stale_after": "1h"}},
         "channels": {"orders": {"stale_after": "1h", "critical": True}},
     }

@@ -18,9 +18,9 @@ from tests.soak.caches import CACHES
 from tests.soak.containers import sizes, weigh
 
 TIMES = (
-    ("gateway.broker.redis.event_log", "CHANNEL_KEPT_MS", 5000),
-    ("gateway.broker.sqlite.event_log", "CHANNEL_KEPT_MS", 5000),
-    ("gateway.sources.redis.recent_messages", "KEPT_SECONDS", 5.0),
+    ("gateway.broker.redis.event_log", "IDLE_CHANNEL_TTL_MS", 5000),
+    ("gateway.broker.sqlite.event_log", "IDLE_CHANNEL_TTL_MS", 5000),
+    ("gateway.sources.redis.recent_messages", "TAKEOVER_RETENTION_SECONDS", 5.0),
 )
 """What is kept for a time, with a shorter one where the caches are bounded."""
 

@@ -1,4 +1,4 @@
-"""The checks of large bodies take turns."""
+"""Large webhook bodies are checked one at a time."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from gateway.sources.webhook import LARGE_BODY_BYTES, THREADED_BODY_BYTES, BodyC
 
 
 async def test_large_checks_run_one_at_a_time() -> None:
-    """Each may take a hundred MiB for a moment, and many may come together."""
+    """Many large posts at once would take a hundred MiB each."""
     checks = BodyChecker()
     running, most = [0], [0]
     lock = threading.Lock()
@@ -34,7 +34,7 @@ async def test_large_checks_run_one_at_a_time() -> None:
 
 
 async def held(checks: BodyChecker) -> tuple["asyncio.Task[None]", Callable[[], None]]:
-    """Let a check have its turn; returns its task, and what ends it."""
+    """Start a check that blocks; return its task, and a function that ends it."""
     begun, end = threading.Event(), threading.Event()
 
     def check() -> None:
@@ -47,7 +47,7 @@ async def held(checks: BodyChecker) -> tuple["asyncio.Task[None]", Callable[[], 
 
 
 async def test_waiting_for_a_turn_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sender must hear that it should come back, before it gives up by itself."""
+    """A sender would time out instead of being asked to retry."""
     monkeypatch.setattr(module, "LARGE_BODY_WAIT_SECONDS", 0.01)
     checks = BodyChecker()
     task, end = await held(checks)
@@ -60,7 +60,7 @@ async def test_waiting_for_a_turn_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_the_turn_of_a_sender_that_left_ends_with_its_check() -> None:
-    """Its thread still has the memory, and a turn that nobody ended would be the last one."""
+    """A cancelled request would block all later large bodies, or let another one in too early."""
     checks = BodyChecker()
     task, end = await held(checks)
     task.cancel()
@@ -73,7 +73,7 @@ async def test_the_turn_of_a_sender_that_left_ends_with_its_check() -> None:
 
 
 async def test_a_check_that_fails_ends_its_turn() -> None:
-    """A refusal is a check's most frequent end."""
+    """After a rejected body, all later large ones would wait in vain."""
 
     def check() -> None:
         raise RecordRejected("no", code="bad_json")

@@ -1,4 +1,4 @@
-"""What a sender sent and what we compare, route, deduplicate or show by: equal, or visibly different."""
+"""Distinct bytes stay distinct in keys, topics, types and payloads, whatever their encoding."""
 
 import base64
 import json
@@ -43,10 +43,12 @@ STREAM = RedisStreamSource(
 )
 
 
-def key_in(record: Record, place: str) -> str | None:
-    """Return the deduplication key of a record by one place of it."""
+def key_in(record: Record, placeholder: str) -> str | None:
+    """Return the deduplication key of a record by one placeholder."""
     router = Router(
-        CATALOG, event_bytes=10_000, events={"s": EventMappingConfig.model_validate({"deduplicate": place})}
+        CATALOG,
+        event_bytes=10_000,
+        events={"s": EventMappingConfig.model_validate({"deduplicate": placeholder})},
     )
     (draft,) = router.route("s", record, now=1)
     return draft.deduplication_key
@@ -108,7 +110,7 @@ def proxy_v2(key: bytes) -> Record:
 
 
 def cloud_event(id: bytes) -> Record:
-    """What a header's bytes become on their way through the HTTP server (PEP 383)."""
+    """Return a CloudEvent whose id arrived as these bytes in an HTTP header (PEP 383)."""
     headers = {
         "ce-specversion": "1.0",
         "ce-id": id.decode(errors="surrogateescape"),
@@ -135,14 +137,14 @@ KEYS: dict[str, Callable[[bytes], str | None]] = {
     "REST Proxy v3, a header": lambda data: key_in(proxy_v3(b"", data), "{headers.id}"),
     "REST Proxy v2, the key": lambda data: key_in(proxy_v2(data), "{key}"),
     "a literal around it": lambda data: key_in(kafka(data, []), "<{key}>"),
-    "two places": lambda data: key_in(kafka(data, [("id", data)]), "{key}{headers.id}"),
+    "two placeholders": lambda data: key_in(kafka(data, [("id", data)]), "{key}{headers.id}"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("sender", KEYS)
 @given(st.binary(max_size=12), st.binary(max_size=12))
 def test_different_bytes_are_different_keys(sender: str, one: bytes, other: bytes) -> None:
-    """LongSerializer's keys: 200 records with 200 keys are 200 events, whether their bytes are text or not."""
+    """Records with different binary keys (LongSerializer) would be dropped as duplicates."""
     key = KEYS[sender]
     assert (key(one) == key(other)) == (one == other)
     assert key(one) is not None
@@ -151,7 +153,7 @@ def test_different_bytes_are_different_keys(sender: str, one: bytes, other: byte
 
 @given(st.binary(min_size=1, max_size=12), st.binary(min_size=1, max_size=12))
 def test_different_ids_of_cloudevents_are_different_keys(one: bytes, other: bytes) -> None:
-    """A percent-encoded byte is that byte (HTTP binding §3.1.3.2); nothing else is equal to another."""
+    """Different ids would be one event; only percent-encoding makes two equal (HTTP binding §3.1.3.2)."""
     if b"%" in one + other:
         return
     keys = [key_in(cloud_event(id), "{ce.id}") for id in (one, other)]
@@ -160,8 +162,8 @@ def test_different_ids_of_cloudevents_are_different_keys(one: bytes, other: byte
 
 
 @given(*[st.text(max_size=4) for _ in range(4)])
-def test_two_places_are_not_run_together(a: str, b: str, c: str, d: str) -> None:
-    """`x-y` and `z` are another record than `x` and `y-z`, although both read x-y-z."""
+def test_two_placeholders_are_not_run_together(a: str, b: str, c: str, d: str) -> None:
+    """`x-y` with `z`, and `x` with `y-z`, would be one key and drop an event."""
     keys = [
         key_in(kafka(one.encode(), [("id", two.encode())]), "{key}-{headers.id}")
         for one, two in ((a, b), (c, d))
@@ -171,7 +173,7 @@ def test_two_places_are_not_run_together(a: str, b: str, c: str, d: str) -> None
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=6), st.binary(max_size=6)), min_size=1, max_size=4))
 def test_an_entry_without_a_payload_is_shown_whole_or_refused(fields: list[tuple[bytes, bytes]]) -> None:
-    """All fields of a Redis entry, also of one name; an entry that is no text is refused and not made up."""
+    """A Redis entry without a payload would lose fields, or show bytes that it does not contain."""
     flat = [part for pair in fields for part in pair]
     if any(name == b"payload" for name, _ in fields):
         return
@@ -192,7 +194,7 @@ def test_an_entry_without_a_payload_is_shown_whole_or_refused(fields: list[tuple
 
 
 def test_a_foreign_serializer_is_named_with_its_remedy() -> None:
-    """Spring's and Redisson's defaults write Java objects: the operator reads what to change, and where."""
+    """An operator with Spring's or Redisson's default serializer would not learn what to change."""
     for flat in ([JAVA, b"1"], [b"id", JAVA], [b"payload", JAVA]):
         with pytest.raises(RecordRejected, match=r"StringRedisTemplate.*StringCodec") as caught:
             key_in(STREAM.decode_entry("t", b"1-0", flat), "{id}")
@@ -203,7 +205,7 @@ def test_a_foreign_serializer_is_named_with_its_remedy() -> None:
 
 @given(st.binary(max_size=8))
 def test_a_type_is_what_was_sent_or_refused(data: bytes) -> None:
-    """A type that is no text would be shown as another one."""
+    """A type that is not UTF-8 would be shown as another one."""
     record = entry(payload=b"1", type=data)
     router = Router(CATALOG, event_bytes=1000)
     try:
@@ -223,12 +225,12 @@ def test_a_type_is_what_was_sent_or_refused(data: bytes) -> None:
 
 @given(st.binary(max_size=8), st.sampled_from([b"", b"hex:", b"hex:ff"]))
 def test_a_stream_has_a_position_of_its_own(key: bytes, before: bytes) -> None:
-    """Two streams whose keys look alike must not share how far they were read."""
+    """Two streams with similar keys would share one offset."""
     part = partition_of_key(before + key)
     part.encode()  # the log can store it
     assert key_of_partition(part) == before + key
 
 
 def test_of_several_headers_with_one_name_the_first_counts() -> None:
-    """As for webhooks over HTTP; the names are compared without regard to case."""
+    """A repeated header would change a record's key, unlike in a webhook."""
     assert kafka(b"", [("Id", b"1"), ("id", b"2")]).placeholder_values["headers.id"] == "1"

@@ -1,4 +1,4 @@
-"""Records to drafts."""
+"""The router: which channels a record reaches, and what its events contain."""
 
 import contextlib
 
@@ -40,7 +40,7 @@ def reason(topic: str, payload: bytes, **more: object) -> str:
 
 
 def test_a_record_goes_to_every_channel_that_takes_its_topic_once() -> None:
-    """Two routes of one channel that both match are one event; other sources' topics are not ours."""
+    """A record would be two events of one channel, or reach channels of another source."""
     many = router(
         {
             "all": {"from": [at("orders.*"), at("orders.new"), at("orders.?ew")]},
@@ -58,7 +58,7 @@ def test_a_record_goes_to_every_channel_that_takes_its_topic_once() -> None:
 
 
 def test_json_is_checked_and_embedded_as_it_is() -> None:
-    """White space around goes, everything inside stays."""
+    """Numbers and key order of the sender's JSON would change."""
     (draft,) = drafts("t", b' {"a": 12345678901234567890.0} \n')
     assert draft.payload == b'{"a": 12345678901234567890.0}'
 
@@ -72,18 +72,18 @@ def test_json_is_checked_and_embedded_as_it_is() -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_json_is_rejected(payload: bytes, code: str) -> None:
-    """Each has a reason that the metric counts."""
+    """A client would get a payload that it cannot parse."""
     assert reason("t", payload) == code
 
 
 def test_text_takes_any_utf8() -> None:
-    """Line ends and all."""
+    """Text payloads with line ends would be rejected or changed."""
     assert drafts("txt", b"a\r\nb\n")[0].payload == b"a\r\nb\n"
     assert reason("txt", b"\xff") == "not_utf8"
 
 
 def test_an_envelope_gives_type_and_timestamp() -> None:
-    """The payload is the exact slice of the record."""
+    """A payload in an envelope would be re-encoded."""
     (draft,) = drafts("env", b'{"type":"created","timestamp":1763870000001,"payload":{"n": 1.10},"extra":1}')
     assert (draft.type, draft.timestamp_ms, draft.payload) == ("created", 1763870000001, b'{"n": 1.10}')
     (draft,) = drafts("env", b'{"payload":null}')
@@ -96,32 +96,32 @@ def test_an_envelope_gives_type_and_timestamp() -> None:
      b'{"payload":1,"timestamp":-1}', b'{"payload":1,"timestamp":1e300}'],
 )  # fmt: skip
 def test_what_is_no_envelope_is_rejected(payload: bytes) -> None:
-    """An envelope channel takes envelopes only; guessing would hide a sender's mistake."""
+    """A sender's mistake would be hidden, because a record without an envelope is guessed to be a payload."""
     assert reason("env", payload) == "bad_envelope"
 
 
 def test_types_are_made_safe() -> None:
-    """Reserved types become message, injections are rejected."""
+    """An upstream could send the gateway's own event types, or inject lines into a stream."""
     assert drafts("t", b"1", type="stream.gap")[0].type == "message"
     assert reason("t", b"1", type="a\nb") == "bad_type"
     assert reason("env", b'{"type":"a\\nid: 9","payload":1}') == "bad_type"
 
 
 def test_no_route_is_a_404() -> None:
-    """A topic that no channel takes can never succeed."""
+    """A sender would retry a topic that no channel reads, for ever."""
     with pytest.raises(RecordRejected) as caught:
         drafts("nowhere", b"1")
     assert (caught.value.status, caught.value.code) == (404, "no_route")
 
 
 def test_keys_belong_to_their_source() -> None:
-    """Two sources may use the same key for different things."""
+    """Equal keys of two sources would drop one of their events."""
     assert drafts("t", b"1", deduplication_key="k")[0].deduplication_key == "s/k"
 
 
 @given(st.binary(max_size=60), st.sampled_from(["t", "txt", "env"]))
 def test_no_bytes_escape_as_another_error(payload: bytes, topic: str) -> None:
-    """Whatever an upstream sends is a draft or a Rejected."""
+    """Some input would stop its source with an unexpected exception."""
     with contextlib.suppress(RecordRejected):
         assert len(drafts(topic, payload)) == 1
 
@@ -150,7 +150,7 @@ def mapped(topic: str, payload: bytes, **more: object) -> Draft:
 
 
 def test_a_record_names_its_own_channel() -> None:
-    """One topic for all users, the user in the record's key: no topic per user is needed."""
+    """A channel per user would need a topic per user."""
     assert mapped("users", b"{}", placeholder_values={"key": "42"}).channel == "user.42"
     for values, why in (
         ({}, ""),
@@ -167,7 +167,7 @@ def test_a_record_names_its_own_channel() -> None:
 
 
 def test_type_time_and_key_come_from_where_the_file_says() -> None:
-    """And from the format where the record does not hold them."""
+    """Type, timestamp or key in a record's fields would be ignored."""
     draft = mapped(
         "orders", b'{"at": "2026-01-01T00:00:00Z", "id": 7}',
         placeholder_values={"headers.kind": "new", "headers.delivery": "d"}, type="other", deduplication_key="old",
@@ -180,7 +180,7 @@ def test_type_time_and_key_come_from_where_the_file_says() -> None:
 
 
 def test_what_all_records_of_a_request_share_is_no_key_of_one() -> None:
-    """Else a batch under one delivery id would be one event."""
+    """A batch under one delivery id would be one event."""
     shared = {"headers.delivery": "d"}
     keys = {
         mapped("orders", b'{"id": 7}', shared_values=shared, batch_index=index).deduplication_key
@@ -191,14 +191,14 @@ def test_what_all_records_of_a_request_share_is_no_key_of_one() -> None:
 
 @pytest.mark.parametrize("at", ['"soon"', "-1", "1e20", "9999999999999999", '""'])
 def test_a_time_that_is_none_is_rejected(at: str) -> None:
-    """A micro- or nanosecond taken for milliseconds would lie 50,000 years ahead."""
+    """Microseconds taken for milliseconds would give events a time 50,000 years ahead."""
     with pytest.raises(RecordRejected) as caught:
         mapped("orders", f'{{"at": {at}}}'.encode())
     assert caught.value.code == "bad_timestamp"
 
 
 def test_keys_that_no_log_stores_are_digests() -> None:
-    """Too long, or with bytes that are no text: still the same for the same."""
+    """Keys that are long or not printable could not be stored, or would be equal to others."""
     long = drafts("t", b"1", deduplication_key="k" * 300)[0].deduplication_key
     assert long is not None and len(long) == 64
     assert (

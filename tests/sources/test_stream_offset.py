@@ -1,4 +1,4 @@
-"""Whether entries of a Redis stream are gone unread: against a model of what Redis counts."""
+"""Offsets in Redis streams, against a model of what Redis counts."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from gateway.sources.redis.stream_offset import (
 
 
 class Stream:
-    """What Redis keeps, and which entries were taken away before anybody read them."""
+    """The entries that Redis keeps, and the number of those removed before they were read."""
 
     def __init__(self) -> None:
         self.ids: list[tuple[int, int]] = []
@@ -53,7 +53,7 @@ STEPS = st.lists(
 
 @given(STEPS, st.integers(0, 5))
 def test_every_entry_that_was_trimmed_unread_is_counted(steps: list[tuple[str, int]], before: int) -> None:
-    """Whoever comes to the end has been told of exactly as many as were lost, however reads and trims mix."""
+    """The gaps of a stream would not add up to the entries that were trimmed unread."""
     stream = Stream()
     for _ in range(before):
         stream.add()
@@ -81,7 +81,7 @@ def test_every_entry_that_was_trimmed_unread_is_counted(steps: list[tuple[str, i
 
 @given(STEPS)
 def test_without_trimming_nothing_is_ever_told(steps: list[tuple[str, int]]) -> None:
-    """A gap that is none makes every page fetch everything again."""
+    """A false gap would make every page load everything again."""
     stream, place = Stream(), START_OFFSET
     for what, number in steps:
         if what == "add":
@@ -99,7 +99,7 @@ def test_without_trimming_nothing_is_ever_told(steps: list[tuple[str, int]]) -> 
 
 
 def test_a_stream_that_was_begun_anew() -> None:
-    """Its ids may lie before our place: they would be hidden for ever."""
+    """New entries with ids below the stored offset would never be read."""
     place = RedisStreamOffset((500, 0), 20)
     assert check_idle_stream(place, StreamInfo(2, 2, (7, 0), (0, 0), (5, 0), (7, 0))) == (
         RedisStreamOffset((7, 0), 2),
@@ -119,7 +119,7 @@ def test_a_stream_that_was_begun_anew() -> None:
 
 
 def test_places_as_text() -> None:
-    """They are stored; what is no place of ours is None."""
+    """A stored offset could not be read back, or a foreign one would be misread."""
     place = RedisStreamOffset((1, 2), UNKNOWN_COUNT)
     assert RedisStreamOffset.parse(str(place)) == place
     assert [RedisStreamOffset.parse(text) for text in ("", "x", "1-2", "1-x/3", "plan/m/1/2")] == [None] * 5

@@ -1,4 +1,4 @@
-"""The supervisor: starts again for ever, leads only while its source is up, stops at once."""
+"""The supervisor restarts a source after every failure, and holds its lease only while it is up."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -12,9 +12,12 @@ from gateway.core.clock import unix_ms
 from gateway.core.errors import StaleFencingToken, Unavailable
 from gateway.core.event import EventId, FencingToken, Record
 from gateway.observability.metrics import Metrics
-from gateway.sources.base import Source, SourceContext, SourceGap, SourceState
-from gateway.sources.election import Election, LeaseOperations
-from gateway.sources.publisher import Publisher
+from gateway.observability.recent_errors import RecentErrors
+from gateway.observability.task_supervisor import TaskSupervisor
+from gateway.sources import election as election_module
+from gateway.sources.base import SourceGap, SourceState
+from gateway.sources.context import EventAppender, Source, SourceContext
+from gateway.sources.election import Election
 from gateway.sources.router import Router
 from gateway.sources.supervisor import Supervisor
 from tests.support.cancelling import cancelled_at
@@ -34,42 +37,37 @@ async def brokers(tmp_path) -> AsyncIterator[list[SqliteBroker]]:  # type: ignor
 
 
 class Scripted(Source):
-    """Plays one script per run, and waits once they are used up."""
+    """Runs one script per start, and waits once they are used up."""
 
     def __init__(self, *scripts: Callable[[SourceContext], object]) -> None:
         self.runs = 0
-        self.feed: SourceContext | None = None
+        self.context: SourceContext | None = None
         self._scripts = list(scripts)
 
-    async def run(self, feed: SourceContext) -> None:
+    async def run(self, context: SourceContext) -> None:
         self.runs += 1
-        self.feed = feed
-        feed.report_connected()
+        self.context = context
+        context.report_connected()
         if not self._scripts:
             await asyncio.Event().wait()
-        await self._scripts.pop(0)(feed)  # type: ignore[misc]
+        await self._scripts.pop(0)(context)  # type: ignore[misc]
 
 
 def supervised(source: Source, broker: SqliteBroker) -> Supervisor:
     spec = {"from": [{"source": "s", "topic": "t"}], "access": "public"}
-    router = Router(ChannelCatalog({"c": ChannelConfig.model_validate(spec)}), event_bytes=100)
+    catalog, metrics = ChannelCatalog({"c": ChannelConfig.model_validate(spec)}), Metrics()
+    router = Router(catalog, event_bytes=100)
     state = SourceState("s", "scripted", is_critical=False)
-    publisher = Publisher(state, router, broker.append, Metrics(), clock=unix_ms)
-    return Supervisor(
-        source,
-        publisher,
-        LeaseOperations(broker.acquire_lease, broker.release_lease),
-        broker.read_offset,
-        broker.list_partitions,
-        unix_ms,
-    )
+    appender = EventAppender(broker, catalog, metrics)
+    context = SourceContext(state, router, appender, metrics, RecentErrors())
+    return Supervisor(source, context, TaskSupervisor())
 
 
 async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
-    """A shutdown that is cut short must not go on as if nothing had been said."""
+    """A shutdown that is cancelled must end, and not go on as if nothing had happened."""
     ending = asyncio.Event()
 
-    async def linger(feed: SourceContext) -> None:
+    async def linger(context: SourceContext) -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -78,7 +76,7 @@ async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
 
     supervisor = supervised(Scripted(linger), brokers[0])
     supervisor.start()
-    await supervisor.wait_first_attempt()
+    await supervisor.context.first_attempt_done.wait()
     stopping = asyncio.create_task(supervisor.stop())
     await ending.wait()
     stopping.cancel()
@@ -86,13 +84,13 @@ async def test_stopping_can_be_cancelled(brokers: list[SqliteBroker]) -> None:
     assert stopping.cancelled()
 
 
-async def cancel(feed: SourceContext) -> None:
-    """What aiokafka does when its broker is gone."""
+async def cancel(context: SourceContext) -> None:
+    """Do what aiokafka does when its broker is gone."""
     raise asyncio.CancelledError
 
 
 async def test_a_client_that_cancels_itself_is_started_again(brokers: list[SqliteBroker]) -> None:
-    """Its cancellation is a failure; ours ends it, whoever asks for it."""
+    """A source whose client library cancels its own task would stay down for ever."""
     source = Scripted(cancel, cancel)
     supervisor = supervised(source, brokers[0])
     supervisor.start()
@@ -104,13 +102,13 @@ async def test_a_client_that_cancels_itself_is_started_again(brokers: list[Sqlit
     await supervisor.stop()
 
 
-async def fail(feed: SourceContext) -> None:
-    await feed.publish([Record("t", b"1")])
+async def fail(context: SourceContext) -> None:
+    await context.publish([Record("t", b"1")])
     raise RuntimeError("broke")
 
 
 async def test_a_source_that_breaks_is_started_again(brokers: list[SqliteBroker]) -> None:
-    """For ever, and its state says what happened; stopping twice is harmless."""
+    """A failed source would stay down, or its restarts would not show in `/status`."""
     source = Scripted(fail, fail)
     supervisor = supervised(source, brokers[0])
     supervisor.start()
@@ -122,7 +120,7 @@ async def test_a_source_that_breaks_is_started_again(brokers: list[SqliteBroker]
 
 
 async def test_a_source_that_dies_at_once_is_not_spun(brokers: list[SqliteBroker]) -> None:
-    """Connecting is not yet health: its breaks must get rarer."""
+    """A source that fails right after connecting would reconnect without a pause."""
     source = Scripted(fail, fail, fail)
     supervisor = supervised(source, brokers[0])
     supervisor.start()
@@ -131,97 +129,101 @@ async def test_a_source_that_dies_at_once_is_not_spun(brokers: list[SqliteBroker
     await supervisor.stop()
 
 
-async def test_who_was_exposed_before_the_source_was_up_is_told(brokers: list[SqliteBroker]) -> None:
-    """Streams that opened before must not believe that they are whole; others need no gap."""
-    for is_exposed in (False, True):
+async def test_streams_that_opened_before_the_source_was_up_get_a_gap(brokers: list[SqliteBroker]) -> None:
+    """Streams that opened before the source was up would miss records without notice."""
+    for is_serving in (False, True):
         supervisor = supervised(Scripted(), brokers[0])
-        if is_exposed:
+        if is_serving:
             supervisor.mark_serving()
         supervisor.start()
-        await supervisor.wait_first_attempt()
-        assert (supervisor.missed_since_ms is not None) == is_exposed
+        await supervisor.context.first_attempt_done.wait()
+        assert (supervisor.context.missed_since_ms is not None) == is_serving
         await supervisor.stop()
 
 
-async def test_one_node_leads_and_a_broken_source_hands_over(brokers: list[SqliteBroker]) -> None:
-    """The node whose upstream broke lets the other one read; what it still sends is refused."""
+async def test_one_node_reads_and_a_failed_source_hands_over(brokers: list[SqliteBroker]) -> None:
+    """When one node's upstream fails, the other one reads; late appends of the first are rejected."""
     broken = asyncio.Event()
 
-    mended = asyncio.Event()
+    recovered = asyncio.Event()
 
     class Breaking(Source):
-        async def run(self, feed: SourceContext) -> None:
+        async def run(self, context: SourceContext) -> None:
             if broken.is_set():
-                await mended.wait()
-            feed.report_connected()
+                await recovered.wait()
+            context.report_connected()
             await broken.wait()
-            if not mended.is_set():
+            if not recovered.is_set():
                 raise RuntimeError("broke")
             await asyncio.Event().wait()
 
     one, two = supervised(Breaking(), brokers[0]), supervised(Scripted(), brokers[1])
     one.start()
-    fence = await one.wait_for_lease()
+    fence = await one.context.wait_for_lease()
     two.start()
-    await two.wait_first_attempt()
+    await two.context.first_attempt_done.wait()
     assert not two.has_lease
     broken.set()
-    second = await two.wait_for_lease()
+    second = await two.context.wait_for_lease()
     assert second.number > fence.number
     with pytest.raises(StaleFencingToken):
-        await one.publish([Record("t", b"late")], "1", fence)
-    await two.publish([Record("t", b"1")], "2", second)
-    assert await one.read_offset() == "2"
-    mended.set()
-    await two.stop()  # which gives the lease back, so nobody waits for it to run out
-    await one.wait_for_lease()
+        await one.context.publish([Record("t", b"late")], "1", fence)
+    await two.context.publish([Record("t", b"1")], "2", second)
+    assert await one.context.read_offset() == "2"
+    recovered.set()
+    await two.stop()  # which releases the lease at once
+    await one.context.wait_for_lease()
     await one.stop()
 
 
-async def test_a_renewed_lease_outdates_what_is_under_way(brokers: list[SqliteBroker]) -> None:
-    """An append whose answer never came may still arrive: it must not, once its place was asked for again."""
+async def test_a_reacquired_lease_rejects_appends_under_way(brokers: list[SqliteBroker]) -> None:
+    """An append whose answer was lost may arrive late, and its records would be in the log twice."""
     source = Scripted()
     supervisor = supervised(source, brokers[0])
     supervisor.start()
-    first = await supervisor.wait_for_lease()
-    supervisor.reacquire_lease()
-    second = await supervisor.wait_for_lease()
+    first = await supervisor.context.wait_for_lease()
+    supervisor.context.reacquire_lease()
+    second = await supervisor.context.wait_for_lease()
     assert second.number > first.number
     with pytest.raises(StaleFencingToken):
-        await supervisor.publish([Record("t", b"1")], "1", first)
-    await supervisor.publish([Record("t", b"2")], "2", second)
-    assert (supervisor.state.received, await supervisor.read_offset()) == (1, "2")
+        await supervisor.context.publish([Record("t", b"1")], "1", first)
+    await supervisor.context.publish([Record("t", b"2")], "2", second)
+    assert (supervisor.state.received, await supervisor.context.read_offset()) == (1, "2")
     await supervisor.stop()
 
 
 async def test_a_gap_and_what_follows_it_are_one_append(brokers: list[SqliteBroker]) -> None:
-    """In two, each new try would tell the gap again."""
+    """As two appends, each retry would report the gap again."""
     source = Scripted()
     supervisor = supervised(source, brokers[0])
     supervisor.start()
-    fence = await supervisor.wait_for_lease()
-    await supervisor.publish([Record("t", b"1")], "a", fence, partition="p", gap=SourceGap(5, "t", 3))
+    fence = await supervisor.context.wait_for_lease()
+    await supervisor.context.publish([Record("t", b"1")], "a", fence, partition="p", gap=SourceGap(5, "t", 3))
     pages = await brokers[0].read({"c": EventId(0, 0)}, EventId(2**42, 0), 10)
     gap, event = pages["c"].events
     assert (gap.type, event.payload) == ("stream.gap", b"1")
     assert b'"missing":3' in gap.payload
-    assert await supervisor.read_offset("p") == "a"
+    assert await supervisor.context.read_offset("p") == "a"
     await supervisor.stop()
 
 
-async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_was() -> None:
-    """An append under the old token might still be on its way."""
+async def test_a_lease_that_could_not_be_released_is_never_used_again(
+    brokers: list[SqliteBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An append under the old token might still arrive, and would be accepted."""
     tokens, fails = [1], [True]
 
-    async def lease(name: str, seconds: float) -> FencingToken:
+    async def acquire(name: str, seconds: float) -> FencingToken:
         return FencingToken(name, tokens[0])
 
     async def release(fence: FencingToken) -> None:
         if fails[0]:
-            raise Unavailable("the log is away")
+            raise Unavailable("the log is unavailable")
         tokens[0] += 1
 
-    election = Election("s", LeaseOperations(lease, release))
+    monkeypatch.setattr(brokers[0], "acquire_lease", acquire)
+    monkeypatch.setattr(brokers[0], "release_lease", release)
+    election = Election("s", brokers[0])
     task = asyncio.create_task(election.run())
     election.enter()
     first = await election.wait_for_lease()
@@ -238,13 +240,15 @@ async def test_a_lease_that_could_not_be_given_back_is_never_taken_again_as_it_w
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[SqliteBroker]) -> None:
-    """A node that stops while it asks must not keep the others waiting until the lease expires."""
+async def test_an_election_that_is_cancelled_anywhere_leaves_no_lease(
+    brokers: list[SqliteBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that stops during a request would keep the others waiting until its lease expires."""
     one, other = brokers
-    leases = LeaseOperations(one.acquire_lease, one.release_lease)
+    monkeypatch.setattr(election_module, "RENEW_SECONDS", 0.01)
 
-    async def campaign() -> None:
-        election = Election("s", leases)
+    async def run_briefly() -> None:
+        election = Election("s", one)
         election.enter()
         running = asyncio.create_task(election.run())
         try:
@@ -258,10 +262,10 @@ async def test_a_campaign_that_ends_at_any_moment_leaves_no_lease(brokers: list[
         assert fence is not None, number
         await other.release_lease(fence)
 
-    await campaign()
+    await run_briefly()
     await is_free(-1)
     for number in range(12):
-        election = Election("s", leases)
+        election = Election("s", one)
         election.enter()
         assert await cancelled_at(number, election.run()) or number
         await is_free(number)

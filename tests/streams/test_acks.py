@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.config.channel_catalog import ChannelCatalog
-from gateway.config.loader.load import loads
 from gateway.config.model.config import AckConfig, Config
 from gateway.core.clock import unix_ms
 from gateway.hub.subscription import Subscription
@@ -21,6 +20,7 @@ from gateway.observability.metrics import Metrics
 from gateway.streams.acks.nonces import NonceSigner
 from gateway.streams.acks.state import AckRule, AckState
 from gateway.streams.acks.tracker import GRACE_SECONDS, AckTracker
+from tests.support.config import loads
 from tests.support.gateway import BASE, merged
 from tests.support.virtual import in_virtual_time, stand_still
 
@@ -32,7 +32,7 @@ def config(over: Any = None) -> Config:
 
 
 @dataclass(eq=False)
-class Ear:
+class FakeStream:
     """A stream whose client hears, and answers as the test wants: after so many seconds, or never (None)."""
 
     world: "World"
@@ -72,13 +72,13 @@ class World:
         found = [self.catalog.resolve(name) for name in names]
         return Subscription.of(tuple(match for match in found if match is not None))
 
-    def open(self, *names: str, answers: float | None = None) -> Ear:
+    def open(self, *names: str, answers: float | None = None) -> FakeStream:
         self.opened += 1
-        ear = Ear(self, f"{self.opened:024x}", self.subscription(*(names or ("orders",))), answers)
-        rule = self.acks.rule_for(ear.subscription)
+        stream = FakeStream(self, f"{self.opened:024x}", self.subscription(*(names or ("orders",))), answers)
+        rule = self.acks.rule_for(stream.subscription)
         assert rule is not None
-        self.acks.add(AckState(ear, rule))
-        return ear
+        self.acks.add(AckState(stream, rule))
+        return stream
 
     def post(self, connection: str, nonce: str) -> None:
         number = self.nonces.verify(connection, nonce)
@@ -99,14 +99,16 @@ def test_who_never_answers_is_closed_after_so_many_misses() -> None:
 
     async def main() -> None:
         world = World()
-        ear = world.open()
+        stream = world.open()
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(200)
-        assert ear.close_reason == "unacknowledged"
-        first, second, third, *_ = ear.asked_at
+        assert stream.close_reason == "unacknowledged"
+        first, second, third, *_ = stream.asked_at
         assert 0 <= first - began <= 31 and 29 <= second - first <= 31
-        assert third + 60 <= ear.ended_at <= third + 60 + 5, "not sooner than its timeout, and soon after it"
-        assert ear.ended_at - began <= 150 + 5
+        assert third + 60 <= stream.ended_at <= third + 60 + 5, (
+            "not sooner than its timeout, and soon after it"
+        )
+        assert stream.ended_at - began <= 150 + 5
         assert world.missed == 3
 
     virtual(main())
@@ -117,11 +119,11 @@ def test_who_answers_lives() -> None:
 
     async def main() -> None:
         world = World()
-        ears = [world.open(answers=seconds) for seconds in (0.0, 29.0, 59.0)]
+        streams = [world.open(answers=seconds) for seconds in (0.0, 29.0, 59.0)]
         await asyncio.sleep(3600)
-        assert {ear.close_reason for ear in ears} == {None}
+        assert {stream.close_reason for stream in streams} == {None}
         assert world.missed == 0
-        assert all(118 <= len(ear.asked_at) <= 121 for ear in ears), "one question an interval"
+        assert all(118 <= len(stream.asked_at) <= 121 for stream in streams), "one question an interval"
 
     virtual(main())
 
@@ -131,9 +133,9 @@ def test_answers_that_are_too_late_are_misses_and_still_show_life() -> None:
 
     async def main() -> None:
         world = World()
-        ear = world.open(answers=75.0)
+        stream = world.open(answers=75.0)
         await asyncio.sleep(3600)
-        assert ear.close_reason is None
+        assert stream.close_reason is None
         assert world.missed > 50
 
     virtual(main())
@@ -144,13 +146,13 @@ def test_an_answer_begins_anew() -> None:
 
     async def main() -> None:
         world = World()
-        ear = world.open()
+        stream = world.open()
         for _ in range(10):
-            ear.answers = None
+            stream.answers = None
             await asyncio.sleep(100)
-            ear.answers = 1.0
+            stream.answers = 1.0
             await asyncio.sleep(40)
-        assert ear.close_reason is None
+        assert stream.close_reason is None
         assert 10 <= world.missed <= 20
 
     virtual(main())
@@ -163,10 +165,10 @@ def test_timeouts_of_any_length(timeout: float, limit: int) -> None:
 
     async def main() -> None:
         world = World({"ack": {**ACK, "timeout": f"{timeout}s", "retry_limit": limit}})
-        ear = world.open()
+        stream = world.open()
         await asyncio.sleep(30 * limit + timeout + 60)
-        assert ear.close_reason == "unacknowledged"
-        assert timeout <= ear.ended_at - ear.asked_at[limit - 1] <= timeout + 10
+        assert stream.close_reason == "unacknowledged"
+        assert timeout <= stream.ended_at - stream.asked_at[limit - 1] <= timeout + 10
         assert world.missed == limit
 
     virtual(main())
@@ -177,11 +179,11 @@ def test_a_herd_is_not_asked_at_once() -> None:
 
     async def main() -> None:
         world = World()
-        ears = [world.open(answers=0.0) for _ in range(1500)]
+        streams = [world.open(answers=0.0) for _ in range(1500)]
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(120)
         world.acks.stop()
-        seconds = Counter(int(at - began) for ear in ears for at in ear.asked_at)
+        seconds = Counter(int(at - began) for stream in streams for at in stream.asked_at)
         assert max(seconds.values()) < 100, seconds
         assert min(seconds[second] for second in range(5, 110)) > 20, "visits begin within four seconds"
 
@@ -193,17 +195,17 @@ def test_nobody_is_closed_while_the_log_is_away() -> None:
 
     async def main() -> None:
         world = World()
-        ear = world.open(answers=0.0)
+        stream = world.open(answers=0.0)
         await asyncio.sleep(100)
-        ear.answers, world.is_reached = None, False
+        stream.answers, world.is_reached = None, False
         await asyncio.sleep(3600)
-        assert len(ear.asked_at) > 100, "asked as ever: it may be answered here"
-        assert (ear.close_reason, world.missed) == (None, 0)
+        assert len(stream.asked_at) > 100, "asked as ever: it may be answered here"
+        assert (stream.close_reason, world.missed) == (None, 0)
         world.is_reached = True
         await asyncio.sleep(GRACE_SECONDS + 55)
-        assert (ear.close_reason, world.missed) == (None, 0)
+        assert (stream.close_reason, world.missed) == (None, 0)
         await asyncio.sleep(200)
-        assert ear.close_reason == "unacknowledged"
+        assert stream.close_reason == "unacknowledged"
 
     virtual(main())
 
@@ -213,15 +215,15 @@ def test_an_outage_between_two_questions_is_seen() -> None:
 
     async def main() -> None:
         world = World({"ack": {**ACK, "retry_limit": 1}})
-        ear = world.open()
-        while not ear.asked_at:
+        stream = world.open()
+        while not stream.asked_at:
             await asyncio.sleep(0.1)
         world.is_reached = False
         await asyncio.sleep(0.5)
         world.is_reached = True
-        ear.answers = 0.0
+        stream.answers = 0.0
         await asyncio.sleep(600)
-        assert (ear.close_reason, world.missed) == (None, 0)
+        assert (stream.close_reason, world.missed) == (None, 0)
 
     virtual(main())
 
@@ -231,14 +233,14 @@ def test_a_process_that_stood_still_blames_nobody() -> None:
 
     async def main() -> None:
         world = World()
-        ear = world.open(answers=1.0)
+        stream = world.open(answers=1.0)
         await asyncio.sleep(100)
-        ear.answers = None
+        stream.answers = None
         await asyncio.sleep(31)
         stand_still(600)
-        ear.answers = 1.0
+        stream.answers = 1.0
         await asyncio.sleep(300)
-        assert ear.close_reason is None
+        assert stream.close_reason is None
         assert world.missed == 0
 
     virtual(main())
@@ -249,15 +251,15 @@ def test_a_stream_that_takes_nothing_is_the_write_timeouts() -> None:
 
     async def main() -> None:
         world = World()
-        ear = world.open()
+        stream = world.open()
         await asyncio.sleep(40)
-        ear.is_writable = False
-        asked = len(ear.asked_at)
+        stream.is_writable = False
+        asked = len(stream.asked_at)
         await asyncio.sleep(600)
-        assert (ear.close_reason, len(ear.asked_at), world.missed) == (None, asked, 0)
-        ear.is_writable = True
+        assert (stream.close_reason, len(stream.asked_at), world.missed) == (None, asked, 0)
+        stream.is_writable = True
         await asyncio.sleep(1 + 60 + 95)
-        assert ear.close_reason == "unacknowledged"
+        assert stream.close_reason == "unacknowledged"
 
     virtual(main())
 
@@ -293,17 +295,17 @@ def test_a_reload() -> None:
 
     async def main() -> None:
         world = World()
-        ears = {name: world.open(name) for name in ("orders", "stock", "news")}
+        streams = {name: world.open(name) for name in ("orders", "stock", "news")}
         await asyncio.sleep(70)
         news = {"ack": {"interval": "5s", "timeout": "10s", "retry_limit": 1}}
         made = config({"channels": {"stock": {"ack": "none"}, "news": news}})
         world.acks.reconfigure(made.ack, made.channels)
         await asyncio.sleep(25)
-        assert ears["news"].close_reason == "unacknowledged"
-        assert ears["orders"].close_reason is None
+        assert streams["news"].close_reason == "unacknowledged"
+        assert streams["orders"].close_reason is None
         await asyncio.sleep(200)
-        assert ears["orders"].close_reason == "unacknowledged"
-        assert ears["stock"].close_reason is None and len(ears["stock"].asked_at) <= 3
+        assert streams["orders"].close_reason == "unacknowledged"
+        assert streams["stock"].close_reason is None and len(streams["stock"].asked_at) <= 3
         off = config({"ack": "none"})
         world.acks.reconfigure(off.ack, off.channels)
         assert len(world.acks) == 0 and not world.acks.is_enabled
@@ -318,8 +320,8 @@ def test_while_none_is_asked_nothing_ticks() -> None:
     async def main() -> None:
         world = World()
         assert world.acks._timer is None
-        ear = world.open()
-        asked = world.acks._states[ear.id]
+        stream = world.open()
+        asked = world.acks._states[stream.id]
         world.acks.remove(asked)
         world.acks.remove(asked)
         await asyncio.sleep(1)
@@ -341,7 +343,7 @@ RULE = AckRule.from_config(AckConfig.model_validate({"interval": "10s", "timeout
 def test_nobody_is_blamed_who_answers_in_time(visits: list[tuple[float, bool]], delay: float) -> None:
     """However irregular the visits are: an answer within the timeout is never a miss."""
     late = 1.25
-    asked = AckState(Ear(None, "", None), RULE)  # type: ignore[arg-type]  # it is not asked by itself
+    asked = AckState(FakeStream(None, "", None), RULE)  # type: ignore[arg-type]  # it is not asked by itself
     now = 0.0
     asked.schedule_first(now)
     waiting: list[tuple[float, int]] = []
@@ -359,7 +361,7 @@ def test_nobody_is_blamed_who_answers_in_time(visits: list[tuple[float, bool]], 
 def test_whoever_is_silent_is_found_in_time(steps: list[float]) -> None:
     """However irregular the visits are: misses are as many as questions whose time is over, each once."""
     late = 1.25
-    asked = AckState(Ear(None, "", None), RULE)  # type: ignore[arg-type]
+    asked = AckState(FakeStream(None, "", None), RULE)  # type: ignore[arg-type]
     now, missed = 0.0, 0
     times: list[float] = []
     asked.schedule_first(now)

@@ -193,11 +193,15 @@ async def test_streams_beyond_the_rate_are_told_to_come_back_later() -> None:
     async with gateway_running({"limits": {"connect_rate": "5/m"}}) as gateway:
         streams = [await gateway.open("/events/orders") for _ in range(12)]
         first = [await stream.next() for stream in streams]
-        refused = [stream for stream, told in zip(streams, first, strict=True) if told.type == "stream.close"]
+        refused = [
+            stream for stream, message in zip(streams, first, strict=True) if message.type == "stream.close"
+        ]
         assert len(refused) >= 10, "the first ones find the bucket full"
         assert {stream.status for stream in refused} == {200}
         assert all(
-            told.json == {"reason": "connect_rate", "reconnect": True} for told in first if told.id == ""
+            message.json == {"reason": "connect_rate", "reconnect": True}
+            for message in first
+            if message.id == ""
         )
         assert len({stream.parser.retry for stream in refused}) > 1
         assert await gateway.metric('refused_total{reason="connect_rate"}') == len(refused)

@@ -15,7 +15,7 @@ from gateway.hub.subscription import Subscription
 from gateway.observability.metrics import Metrics
 from gateway.streams import reconnect_loops as reconnects
 from gateway.streams.quotas.address_quotas import AddressUsage
-from gateway.streams.quotas.stream_quota import StreamQuota
+from gateway.streams.quotas.client_limits import StreamQuota
 from gateway.streams.reconnect_loops import MIN_REPEATS, STUCK_WITHIN_SECONDS, ReconnectLoopDetector
 from tests.streams.test_acks import config
 from tests.support.gateway import Gateway, eventually, gateway_running
@@ -126,9 +126,10 @@ def test_clients_that_take_a_large_event_are_no_trouble(world: World) -> None:
     assert world.counts == (0, 0)
 
 
-def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strangers with many addresses fill the memory."""
     monkeypatch.setattr(reconnects, "MAX_TRACKED_ADDRESSES", 100)
+    world = World()
     for number in range(1000):
         world.quiet(10.0, address=f"address {number}")
         world.stuck(0.1, address=f"address {number}", id=number)

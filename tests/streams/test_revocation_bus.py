@@ -110,8 +110,8 @@ async def test_whom_an_operator_ends(query: str, ended: set[str]) -> None:
 async def test_nobody_is_meant_by_nothing(gateway: Gateway) -> None:
     """A slip must not end all streams."""
     for query in ("", "?subject=", "?subject=&channel="):
-        status, told = await end(gateway, query)
-        assert (status, told["error"]) == (400, "bad_query")
+        status, answer = await end(gateway, query)
+        assert (status, answer["error"]) == (400, "bad_query")
 
 
 @pytest.mark.parametrize("kind", ["redis", "sqlite"])
@@ -150,8 +150,8 @@ async def test_a_log_that_is_away_says_so(redis: RedisServer) -> None:
     async with gateway_running(config) as gateway:
         redis.kill()
         await eventually(lambda: not gateway.daemon.broker.is_up)
-        status, told = await end(gateway, "?subject=1")
-        assert (status, told["error"]) == (503, "unavailable")
+        status, answer = await end(gateway, "?subject=1")
+        assert (status, answer["error"]) == (503, "unavailable")
 
 
 async def test_no_client_and_no_source_reaches_the_notices(gateway: Gateway) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,10 @@ from tests.support.virtual import in_virtual_time, stand_still
 
 
 @dataclass(eq=False)
-class Ear:
+class FakeStream:
     """A stream that notes when it was written to."""
 
+    subscription: Any = None
     short_heartbeat: ShortHeartbeat | None = None
     close_reason: str | None = None
     is_writable: bool = True
@@ -25,6 +27,12 @@ class Ear:
 
     def send_heartbeat(self) -> None:
         self.write()
+
+    def send(self, blocks: bytes, events: int) -> None:
+        raise AssertionError("only heartbeats are sent here")
+
+    def close(self, reason: str) -> None:
+        raise AssertionError(reason)
 
     def write(self) -> None:
         self.total_bytes += 1
@@ -35,16 +43,16 @@ def timeouts(heartbeat: float = 15.0, minimum: float = 4.0) -> TimeoutsConfig:
     return TimeoutsConfig.model_construct(heartbeat=heartbeat, heartbeat_minimum=minimum)
 
 
-def opened(all: ShortHeartbeatSweep, asked: float) -> Ear:
-    heartbeat = all.create_state(asked)
+def opened(sweep: ShortHeartbeatSweep, asked: float) -> FakeStream:
+    heartbeat = sweep.create_state(asked)
     assert heartbeat is not None
-    ear = Ear(heartbeat, times=[asyncio.get_running_loop().time()])
-    all.add(ear, heartbeat)
-    return ear
+    stream = FakeStream(short_heartbeat=heartbeat, times=[asyncio.get_running_loop().time()])
+    sweep.add(stream)
+    return stream
 
 
-def silences(ear: Ear) -> list[float]:
-    return [later - sooner for sooner, later in itertools.pairwise(ear.times)]
+def silences(stream: FakeStream) -> list[float]:
+    return [later - sooner for sooner, later in itertools.pairwise(stream.times)]
 
 
 @pytest.mark.parametrize(("asked", "interval"), [(1.0, 4.0), (4.0, 4.0), (5.0, 5.0), (11.3, 11.3)])
@@ -55,19 +63,19 @@ def test_a_stream_is_never_silent_for_longer_than_its_interval(
     """A client whose read timeout is a little longer than what it asked for reconnects all the same."""
 
     async def main() -> None:
-        all = ShortHeartbeatSweep(timeouts())
-        assert all.effective_seconds(asked) == interval
-        ears = [opened(all, asked) for _ in range(40)]
+        sweep = ShortHeartbeatSweep(timeouts())
+        assert sweep.effective_seconds(asked) == interval
+        streams = [opened(sweep, asked) for _ in range(40)]
         ended = asyncio.get_running_loop().time() + 300
         while asyncio.get_running_loop().time() < ended:
             await asyncio.sleep(every or 30)
-            for ear in ears if every else ():
-                ear.write()
-        for ear in ears:
-            assert max(silences(ear)) <= interval
+            for stream in streams if every else ():
+                stream.write()
+        for stream in streams:
+            assert max(silences(stream)) <= interval
             if every is None:
-                assert min(silences(ear)) >= interval / 2, "nor much more often"
-        all.stop()
+                assert min(silences(stream)) >= interval / 2, "nor much more often"
+        sweep.stop()
 
     in_virtual_time(main())
 
@@ -76,21 +84,20 @@ def test_nothing_ticks_without_such_a_stream() -> None:
     """A node whose clients ask for nothing wakes up many times a second."""
 
     async def main() -> None:
-        all = ShortHeartbeatSweep(timeouts())
-        assert all._timer is None
-        ears = [opened(all, 5) for _ in range(3)]
-        assert len(all) == 3
+        sweep = ShortHeartbeatSweep(timeouts())
+        assert sweep._timer is None
+        streams = [opened(sweep, 5) for _ in range(3)]
+        assert len(sweep) == 3
         await asyncio.sleep(60)
-        for ear in ears:
-            assert ear.short_heartbeat is not None
-            all.remove(ear, ear.short_heartbeat)
-            all.remove(ear, ear.short_heartbeat)
+        for stream in streams:
+            sweep.remove(stream)
+            sweep.remove(stream)
         await asyncio.sleep(60)
-        assert (len(all), all._timer) == (0, None)
-        ear = opened(all, 5)
+        assert (len(sweep), sweep._timer) == (0, None)
+        stream = opened(sweep, 5)
         await asyncio.sleep(60)
-        assert max(silences(ear)) <= 5, "and it begins again"
-        all.stop()
+        assert max(silences(stream)) <= 5, "and it begins again"
+        sweep.stop()
 
     in_virtual_time(main())
 
@@ -99,15 +106,15 @@ def test_a_stream_that_takes_nothing_is_sent_nothing() -> None:
     """Heartbeats pile up for a client that is full, or follow the end of a stream."""
 
     async def main() -> None:
-        all = ShortHeartbeatSweep(timeouts())
-        full, ended = opened(all, 5), opened(all, 5)
+        sweep = ShortHeartbeatSweep(timeouts())
+        full, ended = opened(sweep, 5), opened(sweep, 5)
         full.is_writable, ended.close_reason = False, "draining"
         await asyncio.sleep(60)
         assert len(full.times) == len(ended.times) == 1
         full.is_writable = True
         await asyncio.sleep(2)
         assert len(full.times) == 2
-        all.stop()
+        sweep.stop()
 
     in_virtual_time(main())
 
@@ -116,12 +123,12 @@ def test_a_process_that_stood_still_does_not_make_up_for_it() -> None:
     """After a pause of an hour a burst of ticks stops all streams."""
 
     async def main() -> None:
-        all = ShortHeartbeatSweep(timeouts())
-        ear = opened(all, 5)
+        sweep = ShortHeartbeatSweep(timeouts())
+        stream = opened(sweep, 5)
         stand_still(3600)
         await asyncio.sleep(5)
-        assert len(ear.times) <= 4
-        all.stop()
+        assert len(stream.times) <= 4
+        sweep.stop()
 
     in_virtual_time(main())
 
@@ -130,18 +137,18 @@ def test_bounds_follow_the_configuration() -> None:
     """A reload that forbids short heartbeats leaves those of open streams, or sends them too seldom."""
 
     async def main() -> None:
-        all = ShortHeartbeatSweep(timeouts())
-        ear = opened(all, 5)
-        all.reconfigure(timeouts(heartbeat=30, minimum=20))
+        sweep = ShortHeartbeatSweep(timeouts())
+        stream = opened(sweep, 5)
+        sweep.reconfigure(timeouts(heartbeat=30, minimum=20))
         await asyncio.sleep(100)
-        assert min(silences(ear)) > 5
-        assert max(silences(ear)) <= 20
-        all.reconfigure(timeouts(heartbeat=2, minimum=4))
-        del ear.times[:-1]
+        assert min(silences(stream)) > 5
+        assert max(silences(stream)) <= 20
+        sweep.reconfigure(timeouts(heartbeat=2, minimum=4))
+        del stream.times[:-1]
         await asyncio.sleep(20)
-        assert max(silences(ear)[1:]) <= 2
-        assert all.create_state(1) is None, "none is shorter than the shortest"
-        all.stop()
+        assert max(silences(stream)[1:]) <= 2
+        assert sweep.create_state(1) is None, "none is shorter than the shortest"
+        sweep.stop()
 
     in_virtual_time(main())
 
@@ -178,7 +185,7 @@ async def test_short_heartbeats_can_be_events(query: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "expected"),
     [
         ("1ms", 4000),
         ("0s", 4000),
@@ -189,11 +196,13 @@ async def test_short_heartbeats_can_be_events(query: str) -> None:
         ("event", 15000),
     ],
 )
-async def test_stream_open_says_the_heartbeat_of_this_stream(gateway: Gateway, asked: str, told: int) -> None:
+async def test_stream_open_says_the_heartbeat_of_this_stream(
+    gateway: Gateway, asked: str, expected: int
+) -> None:
     """A client waits for more bytes than the gateway sends, or takes the gateway's default for its own."""
     stream = await gateway.open(f"/events/orders?heartbeat={asked}")
-    assert (await stream.next()).json["heartbeat"] == told
-    is_short = told < 15000
+    assert (await stream.next()).json["heartbeat"] == expected
+    is_short = expected < 15000
     assert len(gateway.daemon.streams.short_heartbeats) == is_short
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from gateway.config.loader.load import loads
 from gateway.config.model.config import Config
 from gateway.config.model.value_types import parse_duration
+from tests.support.config import loads
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MOUNTED = "/run/secrets/sse-gateway"

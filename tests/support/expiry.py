@@ -8,4 +8,4 @@ def end_tokens(gateway: Gateway) -> None:
     streams = gateway.daemon.streams
     for stream in list(streams.active):
         assert stream.expiry_reason == "token_expired"
-        streams.close_if_expired(stream, stream.expires_at, within=0.0)
+        streams.heartbeats.close_if_expired(stream, stream.expires_at, within=0.0)

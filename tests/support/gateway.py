@@ -8,14 +8,14 @@ from typing import Any
 
 import aiohttp
 
-from gateway.config.loader.load import loads
 from gateway.server.daemon import Daemon
+from tests.support.config import loads
 from tests.support.deadline import safety_net
 from tests.support.eventsource import Stream
 
 BASE: dict[str, Any] = {
     "server": {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0"},
-    "log": {"level": "error"},
+    "logging": {"level": "error"},
     "timeouts": {"drain": "1s"},
     "sources": {"hooks": {"type": "webhook", "verify": {"none": True}}},
     "channels": {

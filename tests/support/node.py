@@ -45,7 +45,7 @@ class Node:
         self._sign = b"workers_listening" if "workers" in server else b"listening"
         log = {"level": "info", "format": "json"}  # `start` waits for a line of it
         timeouts = {"pre_drain": "0s", **config.get("timeouts", {})}
-        self.config = {**config, "server": server, "log": log, "timeouts": timeouts}
+        self.config = {**config, "server": server, "logging": log, "timeouts": timeouts}
         self.write(self.config)
 
     def write(self, config: Mapping[str, Any]) -> None:

@@ -185,7 +185,7 @@ def answered(post: Post, parsed: ParsedPost) -> tuple[int, str, bytes]:
 
 
 def test_a_record_of_rest_proxy_that_is_refused_is_told_in_its_place() -> None:
-    """The others are taken: 50002 is final, 50003 asks to try again."""
+    """The other records are accepted: 50002 is final, 50003 is retriable."""
     one = post(
         b'{"records":[{"value":"aGk="},{"value":"%"},{"value":1},5,{"value":"aGk="}]}',
         "application/vnd.kafka.binary.v2+json", path="topics", topic="t",

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from gateway.core.errors import BadRequest, PayloadTooLarge, RecordRejected
 from gateway.core.event import Record
+from gateway.webhooks import strict_json
 from gateway.webhooks.detect import parse_post
-from gateway.webhooks.formats import base as limits
 from gateway.webhooks.formats.base import Post
 from gateway.webhooks.strict_json import check_strict_json
 
@@ -56,7 +56,7 @@ def test_a_body_without_a_record_is_a_400(body: bytes) -> None:
 
 def test_the_number_of_records_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small body can hold very many records."""
-    monkeypatch.setattr(limits, "MAX_RECORDS", 3)
+    monkeypatch.setattr(strict_json, "MAX_RECORDS", 3)
     assert len(payloads(JSON, b"[1,2,3]")) == 3
     with pytest.raises(PayloadTooLarge):
         payloads(JSON, b"[1,2,3,4]")

@@ -13,14 +13,14 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from gateway.config.model.verify import VerifyConfig
 from gateway.core.errors import Unauthorized, Unavailable
+from gateway.webhooks.credentials import VerifiedMessage
 from gateway.webhooks.formats.base import WebhookResponse
-from gateway.webhooks.signatures import (
+from gateway.webhooks.idempotency import (
     MAX_REMEMBERED_MESSAGES,
     MAX_REMEMBERED_RESPONSE_BYTES,
     IdempotencyCache,
-    VerifiedMessage,
-    build_verifier,
 )
+from gateway.webhooks.signatures import build_verifier
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()

@@ -64,13 +64,13 @@ def test_white_space_is_not_kept() -> None:
 
 
 def test_an_object_is_bounded_and_must_end() -> None:
-    """Memory has a limit, and a cut is told."""
+    """Memory is bounded, and an incomplete object is reported."""
     splitter = JsonSplitter(100)
     with pytest.raises(PayloadTooLarge):
         splitter.feed(b'{"a":"' + b"x" * 100)
     splitter = JsonSplitter(100)
     splitter.feed(b'{"a"')
-    with pytest.raises(RecordRejected, match="not whole"):
+    with pytest.raises(RecordRejected, match="incomplete"):
         splitter.finish()
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from gateway.core.errors import PayloadTooLarge, RecordRejected
 from gateway.webhooks import strict_json as strict
-from gateway.webhooks.formats import base as limits
 from gateway.webhooks.strict_json import array_elements, has_more_elements, object_member
 from tests.support.memory import traced
 
@@ -105,7 +104,7 @@ def test_no_repetition_of_the_scan_holds_memory() -> None:
 
 def test_the_bound_is_that_of_the_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     """One number for all of them."""
-    monkeypatch.setattr(limits, "MAX_RECORDS", 3)
+    monkeypatch.setattr(strict, "MAX_RECORDS", 3)
     assert len(array_elements(b"[1,2,3]")) == 3
     with pytest.raises(PayloadTooLarge, match="3 records"):
         array_elements(b"[1,2,3,4]")

@@ -1,4 +1,4 @@
-"""``sse-gateway check``: what is wrong with a file, what is rarely meant, what it says, and what it reaches.
+"""``sse-gateway check``: reports errors and warnings of a configuration, and tries what it names.
 
-``report`` prints; ``explain`` is a file in sentences; ``connect`` tries what the file names.
+`report` prints; `explain` describes the configuration; `connect` tries its servers and files.
 """

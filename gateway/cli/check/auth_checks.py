@@ -1,4 +1,4 @@
-"""Who decides about readers, tried: keys of tokens, and the endpoint of ``access: forward``."""
+"""Tries the keys of tokens, and the endpoint of ``access: forward``."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -21,7 +21,7 @@ _REFUSAL_STATUSES = (401, 403)
 
 
 def pending_checks(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Finding]]]:
-    """Yield what there is to try."""
+    """Yield the settings to try, each with its check."""
     auth = config.auth
     if auth is None:
         return
@@ -29,20 +29,15 @@ def pending_checks(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Fi
     for index, jwt in enumerate(issuers):
         what = f"auth.jwt[{index}]" if len(issuers) > 1 else "auth.jwt"
         if jwt.jwks_url is not None:
-            yield f"{what}.jwks_url", _check_jwks(f"{what}.jwks_url", jwt, jwt.jwks_url)
+            what += ".jwks_url"
+            yield what, _check_jwks(what, jwt, jwt.jwks_url)
         elif jwt.public_key_file is not None:
-            yield (
-                f"{what}.public_key_file",
-                _check_key_file(f"{what}.public_key_file", jwt, jwt.public_key_file),
-            )
+            what += ".public_key_file"
+            yield what, _check_key_file(what, jwt, jwt.public_key_file)
     if auth.forward is not None:
-        names = [name for name, channel in config.channels.items() if channel.access == "forward"]
-        yield (
-            "auth.forward.url",
-            _check_forward_auth(
-                auth.forward, f"{config.server.base_path}/events/", names[0] if names else "sse-gateway-check"
-            ),
-        )
+        names = (name for name, channel in config.channels.items() if channel.access == "forward")
+        channel, path = next(names, "sse-gateway-check"), f"{config.server.base_path}/events/"
+        yield "auth.forward.url", _check_forward_auth(auth.forward, path, channel)
 
 
 async def _check_jwks(what: str, jwt: JwtConfig, url: str) -> Finding:
@@ -51,18 +46,14 @@ async def _check_jwks(what: str, jwt: JwtConfig, url: str) -> Finding:
             document = await fetch_json(session, url, timeout_seconds=FETCH_TIMEOUT_SECONDS)
         keys = read_jwks(document, jwt.algorithms)
     except (FetchError, ValueError) as error:
-        return bad(
-            what,
-            f"{redact_url(url)} {_as_predicate(describe_upstream_error(error))}",
-            "until its keys are had, no token opens a stream",
-        )
+        reason = describe_upstream_error(error)
+        if not reason.startswith(("answered", "gave", "is ", "holds")):
+            reason = f"cannot be fetched: {reason}"
+        return bad(what, f"{redact_url(url)} {reason}", "until its keys are fetched, no token opens a stream")
     algorithms = ", ".join(jwt.algorithms)
     if not keys:
-        return bad(
-            what,
-            f"{redact_url(url)} holds no key for {algorithms}",
-            "set algorithms to those of the issuer's keys",
-        )
+        found = f"{redact_url(url)} holds no key for {algorithms}"
+        return bad(what, found, "set algorithms to those of the issuer's keys")
     return ok(what, f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} for {algorithms}")
 
 
@@ -75,8 +66,9 @@ async def _check_key_file(what: str, jwt: JwtConfig, file: str) -> Finding:
 
 
 async def _check_forward_auth(forward: ForwardConfig, path: str, channel: str) -> Finding:
-    """Ask without credentials, as a stranger's stream would make the gateway ask."""
-    what, url = "auth.forward.url", URL(forward.url).extend_query([("channel", channel)])
+    """Send the request that the gateway sends for a stream without credentials."""
+    what, outage = "auth.forward.url", "that is an outage: see auth.forward.on_outage"
+    url = URL(forward.url).extend_query([("channel", channel)])
     headers = {"X-Original-URI": f"{path}{channel}", "X-Original-Method": "GET"}
     try:
         async with (
@@ -86,29 +78,18 @@ async def _check_forward_auth(forward: ForwardConfig, path: str, channel: str) -
         ):
             status = answer.status
     except TimeoutError:
-        return bad(
-            what,
-            f"gave no answer within {forward.timeout:g} s",
-            "that is an outage: see auth.forward.on_outage",
-        )
+        return bad(what, f"gave no answer within {forward.timeout:g} s", outage)
     except aiohttp.ClientError as error:
-        return bad(
-            what,
-            describe_upstream_error(FetchError(describe_client_error(error))),
-            "that is an outage: see auth.forward.on_outage",
-        )
+        return bad(what, describe_upstream_error(FetchError(describe_client_error(error))), outage)
     if status in _REFUSAL_STATUSES:
-        return ok(what, f"refuses a stranger: {status}")
+        return ok(what, f"refuses a request without credentials: {status}")
     if 200 <= status < 300:
-        return warn(what, f"lets a stranger in: {status} without credentials", "see that it asks who it is")
+        return warn(
+            what, f"allows a request without credentials: {status}", "check that it authenticates clients"
+        )
     if 400 <= status < 500:
-        return warn(what, f"answers a stranger {status}, which refuses", "401 or 403 say what is meant")
-    return bad(what, f"answers {status}, which counts as an outage", "it must answer 2xx, 401 or 403 itself")
-
-
-def _as_predicate(error: str) -> str:
-    """Return an error as the end of a sentence about its URL."""
-    return error if error.startswith(("answered", "gave", "is ", "holds")) else f"cannot be had: {error}"
+        return warn(what, f"refuses a request without credentials with {status}", "return 401 or 403 instead")
+    return bad(what, f"returns {status}, which counts as an outage", "it must return 2xx, 401 or 403")
 
 
 def _client_session() -> aiohttp.ClientSession:

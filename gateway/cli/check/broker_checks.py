@@ -1,14 +1,14 @@
-"""The log, tried: ``broker.url``."""
+"""Tries the log: ``broker.url``."""
 
 import asyncio
-import os
 import re
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Coroutine, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
@@ -18,10 +18,10 @@ from redis.exceptions import RedisError
 
 from gateway.broker.redis.event_log import RedisEventLog
 from gateway.broker.redis.pool import close_clients
-from gateway.broker.sqlite.event_log import APPLICATION_ID, SCHEMA_VERSION
+from gateway.cli.check.local_checks import sqlite_problem
 from gateway.cli.check.messages import describe_upstream_error, suggest_redis_fix
 from gateway.cli.finding import Finding, bad, ok, warn
-from gateway.config.model.config import BrokerConfig, Config
+from gateway.config.model.config import BrokerConfig
 from gateway.config.model.paths import SQLITE_URL
 from gateway.config.model.redis_url import RedisUrl
 from gateway.net.redis_locator import RedisLocator
@@ -29,90 +29,59 @@ from gateway.net.redis_locator import RedisLocator
 SETTING = "broker.url"
 
 MIN_FREE_BYTES = 256 * 2**20
-"""Room on a disk below which a log may soon refuse posts."""
+"""Free disk space below which the log may soon reject posts."""
 
 _WRITE_SCRIPT = "redis.call('SET', KEYS[1], '1', 'PX', 1000) return redis.call('HLEN', KEYS[2])"
 _MIN_VERSION_BY_KIND = {"cluster": (7, 0)}
 _MIN_VERSION = (6, 2)
 
 
-def pending_checks(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Finding]]]:
-    """Yield what there is to try."""
-    url = config.broker.url.get_secret_value()
+async def check_broker(broker: BrokerConfig) -> Finding:
+    """Return whether the log can be used. Cancelling is safe."""
+    url = broker.url.get_secret_value()
     file = re.fullmatch(SQLITE_URL, url)
     if file is not None:
-        yield SETTING, asyncio.to_thread(_check_sqlite, Path(file[1]))
-    elif url == "memory://":
-        yield SETTING, _check_memory()
-    else:
-        yield SETTING, _check_redis(config.broker)
-
-
-async def _check_memory() -> Finding:
-    return ok(SETTING, "in memory: nothing to reach")
+        return await asyncio.to_thread(_check_sqlite, Path(file[1]))
+    return ok(SETTING, "in memory: nothing to reach") if url == "memory://" else await _check_redis(broker)
 
 
 def _check_sqlite(path: Path) -> Finding:
-    """Look whether the file, or the folder where it would be, can be written; nothing is made."""
-    mend = "give the file to the user that the gateway runs as, on a local disk that can be written"
-    folder = next(each for each in (path.parent, *path.absolute().parents) if each.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return bad(SETTING, f"{folder} is no folder that this user may write", mend)
-    state = "is not there yet, and can be made"
-    if path.exists():
+    """Check that a file can be written, or created. Creates nothing."""
+    problem, state = sqlite_problem(path), "does not exist yet, and can be created"
+    if not problem and path.exists():
+        state = "can be written"
         try:
-            state = _describe_sqlite(path)
+            with closing(
+                sqlite3.connect(f"file:{quote(path.as_posix())}?mode=rw", uri=True, timeout=2)
+            ) as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("ROLLBACK")
         except sqlite3.Error as error:
-            return bad(SETTING, f"{path}: {error}", mend)
-        if not state:
-            return bad(
-                SETTING, f"{path} is a file of something else", "name another file, or move that one away"
-            )
+            problem = str(error)
+    if problem:
+        fix = "name a log of sse-gateway, or a new file, on a local disk where this user may write"
+        return bad(SETTING, f"{path} cannot be used: {problem}", fix)
+    folder = next(each for each in path.absolute().parents if each.exists())
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
-        return warn(SETTING, f"{path} {state}; only {free // 2**20} MiB are free there", "make room")
+        return warn(SETTING, f"{path} {state}; only {free // 2**20} MiB are free there", "free disk space")
     return ok(SETTING, f"{path} {state}; {free / 2**30:.0f} GiB are free there")
-
-
-def _describe_sqlite(path: Path) -> str:
-    """Return what there is to say about a file; empty where it is not ours. Raises sqlite3.Error."""
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise sqlite3.OperationalError("this user may not write it")
-    database = sqlite3.connect(f"file:{path.absolute().as_posix()}?mode=rw", uri=True, timeout=2)
-    try:
-        (application,) = database.execute("PRAGMA application_id").fetchone()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application != APPLICATION_ID and tables:
-            return ""
-        if version > SCHEMA_VERSION:
-            return ""
-        database.execute("BEGIN IMMEDIATE")
-        database.execute("ROLLBACK")
-    finally:
-        database.close()
-    return "is a log, and can be written" if tables else "is empty, and can be written"
 
 
 async def _check_redis(broker: BrokerConfig) -> Finding:
     url = RedisUrl.parse(broker.url.get_secret_value())
+    seconds = 2 * (broker.timeout + broker.pool.connect)
     try:
         target = RedisLocator(url)
         node = secrets.token_hex(8)
         store = RedisEventLog(broker.prefix, node, is_sharded=target.kind == "cluster")
-        async with asyncio.timeout(2 * (broker.timeout + broker.pool.connect)):
+        async with asyncio.timeout(seconds):
             server = await target.locate(store.log_key, broker.pool.connect)
             return await _check_commands(server, store, target.kind, broker)
     except TimeoutError:
-        return _redis_failure(
-            TimeoutError(f"no answer within {2 * (broker.timeout + broker.pool.connect):g} s"), url
-        )
+        text = f"no answer within {seconds:g} s"
     except (RedisError, OSError, ValueError) as error:
-        return _redis_failure(error, url)
-
-
-def _redis_failure(error: Exception, url: RedisUrl) -> Finding:
-    text = describe_upstream_error(error)
+        text = describe_upstream_error(error)
     return bad(SETTING, text, suggest_redis_fix(text, is_tls=url.server_url.startswith("rediss")))
 
 
@@ -127,19 +96,19 @@ async def _check_commands(server: Any, store: RedisEventLog, kind: str, broker: 
     pubsub = client.pubsub()
     try:
         await client.ping()
-        # What following and appending need: both channels, scripts, and keys below the prefix.
+        # All that following and appending need: both channels, scripts, and keys below the prefix.
         await store.subscribe(pubsub)
         await store.publish_canary(client, 1)
         await client.eval(_WRITE_SCRIPT, 2, f"{store.key_prefix}check:{secrets.token_hex(4)}", store.log_key)
         return await _check_server_info(client, kind, broker)
     finally:
-        # Closing writes to a server that may be frozen.
+        # Closing writes to the server, which may not respond.
         closing = asyncio.wait_for(close_clients(pubsub, client), broker.timeout)
         await asyncio.gather(closing, return_exceptions=True)
 
 
 async def _check_server_info(client: Redis, kind: str, broker: BrokerConfig) -> Finding:
-    """Return what the server says of itself, where it may be asked."""
+    """Check version and eviction policy, if the user may run INFO."""
     try:
         info = await client.info()
     except RedisError:
@@ -150,12 +119,11 @@ async def _check_server_info(client: Redis, kind: str, broker: BrokerConfig) -> 
     )
     oldest = _MIN_VERSION_BY_KIND.get(kind, _MIN_VERSION)
     if version < oldest:
-        return bad(SETTING, f"{name} is too old", f"the log needs Redis {oldest[0]}.{oldest[1]}, or a Valkey")
+        found = f"{name} is too old"
+        return bad(SETTING, found, f"the log requires Redis {oldest[0]}.{oldest[1]} or newer, or Valkey")
     policy, limit = info.get("maxmemory_policy"), int(info.get("maxmemory") or 0)
     if limit and policy not in (None, "noeviction"):
-        return warn(
-            SETTING,
-            f"{name} reached, and with maxmemory-policy {policy} it drops history when it is full",
-            "set maxmemory-policy noeviction: posts are then refused with a 503 until there is room",
-        )
+        found = f"{name} reached, but with maxmemory-policy {policy} it evicts history when memory is full"
+        fix = "set maxmemory-policy noeviction: posts then return 503 until memory is free"
+        return warn(SETTING, found, fix)
     return ok(SETTING, f"{name} reached; keys {broker.prefix}:… can be written")

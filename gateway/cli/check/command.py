@@ -1,4 +1,4 @@
-"""The command's options, and its run."""
+"""The options and the run of ``sse-gateway check``."""
 
 import argparse
 import asyncio
@@ -6,20 +6,17 @@ import sys
 
 from gateway.cli.check.explain import explain
 from gateway.cli.check.local_checks import find_local_issues
-from gateway.cli.check.report import FORMATS, CheckReport
-from gateway.config.loader.document import MAX_CONFIG_BYTES
-from gateway.config.loader.load import LoadResult, decode_config_text, try_load, try_loads
+from gateway.cli.check.report import FORMATS
+from gateway.cli.finding import Level
+from gateway.config.loader.load import LoadResult, load_file, load_text, read_config_text
 from gateway.config.model.paths import config_folder
 from gateway.core.errors import StartupError
-
-_EXIT_INTERRUPTED = 130
-"""The exit status that shells give to what SIGINT ended."""
 
 _STDIN = "-"
 
 EPILOG = """exit status:
-  0    the configuration is good; there may be warnings
-  1    it has mistakes, or cannot be read; with --strict also warnings, with --connect what was not reached
+  0    the configuration is valid; there may be warnings
+  1    it has errors or cannot be read; with --strict: a warning; with --connect: a server is unreachable
   2    wrong usage
   130  interrupted (Ctrl-C)"""
 
@@ -32,42 +29,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="text for people; json: one document; github: annotations of a pull request",
     )
-    parser.add_argument("--strict", action="store_true", help="a warning is a mistake: exit 1")
-    parser.add_argument("--explain", action="store_true", help="say in sentences what the file says")
+    parser.add_argument("--strict", action="store_true", help="treat warnings as errors: exit 1")
+    parser.add_argument("--explain", action="store_true", help="describe the configuration in sentences")
     parser.add_argument(
         "--connect",
         action="store_true",
-        help="try every server and file that it names, as the gateway would; a few harmless commands",
+        help="try every server and file of the configuration, as the gateway would; changes nothing",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, and return the exit status: 0 good, 1 a mistake or something not reached, 130 interrupted."""
-    report = CheckReport(FORMATS[options.format], is_strict=options.strict)
+    """Check, and return the exit status: 0 valid, 1 invalid or unreachable."""
+    report = FORMATS[options.format]()
     try:
-        reading = _read_config(options.config)
+        result = _read_config(options.config)
     except StartupError as error:
-        return report.add_unreadable(options.config, error.message)
-    report.add_result(reading)
-    if reading.config is not None:
-        if options.explain:
-            report.add_explanation(explain(reading.config))
-        if options.connect:
-            from gateway.cli.check.connect import run_connection_checks  # noqa: PLC0415 -- clients of all upstreams take a while
+        report.write_unreadable(options.config, error.message)
+        report.finish(is_good=False)
+        return 1
+    is_good = result.config is not None and not (options.strict and result.warnings)
+    report.write_result(result, options.strict)
+    if result.config is not None and options.explain:
+        report.write_explanation(explain(result.config))
+    if result.config is not None and options.connect:
+        from gateway.cli.check.connect import run_connection_checks  # noqa: PLC0415 -- loads all clients
 
-            try:
-                report.add_findings(asyncio.run(run_connection_checks(reading.config)))
-            except KeyboardInterrupt:
-                return _EXIT_INTERRUPTED
-    return report.finish()
+        findings = asyncio.run(run_connection_checks(result.config))
+        levels = {finding.level for finding in findings}
+        is_good &= Level.BAD not in levels and not (options.strict and Level.WARN in levels)
+        report.write_findings(findings)
+    report.finish(is_good)
+    return 0 if is_good else 1
 
 
 def _read_config(file: str) -> LoadResult:
     if file != _STDIN:
-        return try_load(file, local_checker=find_local_issues)
-    content = sys.stdin.buffer.read(MAX_CONFIG_BYTES + 1)
-    return try_loads(
-        decode_config_text(content, "<stdin>"),
+        return load_file(file, local_checker=find_local_issues)
+    return load_text(
+        read_config_text("<stdin>", sys.stdin.buffer),
         file="<stdin>",
         folder=config_folder(_STDIN),
         local_checker=find_local_issues,

@@ -1,6 +1,6 @@
-"""What this machine lacks of what a file names: PEM files, the log's file, extras. No server is asked.
+"""Checks the files and extras that a configuration needs on this machine, without contacting servers.
 
-`run` looks at the same before it starts, and at a reload, so that both refuse with the same line.
+`run` performs the same checks at its start and at a reload, so that all report the same error.
 """
 
 import os
@@ -19,7 +19,7 @@ from gateway.config.model.paths import SQLITE_URL, absolute_path
 from gateway.config.model.redis_url import RedisUrl
 from gateway.config.model.sources import KafkaConfig, RedisPubSubConfig, RedisStreamConfig, disabled_reason
 from gateway.config.model.tls import TlsConfig
-from gateway.config.validation.section_rules import jwt_issuers
+from gateway.config.validation.rules import jwt_issuers
 from gateway.core.errors import StartupError
 from gateway.net.pem import PemProblem, load_ca_file, load_certificate_and_key
 
@@ -27,9 +27,9 @@ _TLS_KEYS = {"authority": "client_ca", "certificate": "certificate", "key": "key
 
 
 def find_local_issues(config: Config, data: Any, *, check_log: bool = True) -> Iterator[ConfigIssue]:
-    """Yield everything that `run` could not use; ``data`` is the file's, with paths as they are written.
+    """Yield an issue for each file and extra that `run` could not use. Blocks on the disk.
 
-    ``log``: whether to look at the file of ``broker.url`` too. Blocks on the disk.
+    ``data`` is the parsed document, with paths as written. ``check_log`` includes the file of a SQLite log.
     """
     if config.server.tls is not None:
         yield from _server_tls_issues(config.server.tls)
@@ -63,7 +63,7 @@ def _public_key_issues(config: Config, data: Any) -> Iterator[ConfigIssue]:
     for (path, _), jwt in zip(jwt_issuers(data.get("auth") or {}), jwts, strict=True):
         if jwt.public_key_file is None:
             continue
-        from gateway.auth.keys import ERROR_PREFIX, read_pem  # noqa: PLC0415 -- cryptography takes a while
+        from gateway.auth.keys import ERROR_PREFIX, read_pem  # noqa: PLC0415 -- slow import
 
         try:
             read_pem(jwt.public_key_file, jwt.algorithms)
@@ -95,7 +95,7 @@ def _redis_issues(url: str, path: ConfigPath) -> Iterator[ConfigIssue]:
     options = {name: values[0] for name, values in parse_qs(urlsplit(parsed.server_url).query).items()}
     if not options:
         return
-    from gateway.net.redis_locator import validate_url_options  # noqa: PLC0415 -- redis-py takes a while
+    from gateway.net.redis_locator import validate_url_options  # noqa: PLC0415 -- slow import
 
     try:
         validate_url_options(parsed)
@@ -110,7 +110,7 @@ def _redis_issues(url: str, path: ConfigPath) -> Iterator[ConfigIssue]:
     if "ssl_certfile" in options:
         found += load_certificate_and_key(context, options["ssl_certfile"], options.get("ssl_keyfile"))
     elif "ssl_keyfile" in options:
-        yield ConfigIssue(path, "names a key (ssl_keyfile), and no certificate (ssl_certfile)")
+        yield ConfigIssue(path, "names a key (ssl_keyfile) without a certificate (ssl_certfile)")
     for part, message in found:
         yield ConfigIssue(path, f"{names[part]}: {message}")
     folder = options.get("ssl_ca_path")
@@ -126,23 +126,25 @@ def _sqlite_issues(file: str, data: Any) -> Iterator[ConfigIssue]:
     written = re.fullmatch(SQLITE_URL, str((data.get("broker") or {}).get("url", "")), re.DOTALL)
     if written is None or FilePath(file).exists():
         return
-    # Until now relative paths started at the working folder. A new log would look like a good start.
-    older = absolute_path(written[1])
-    if older != file and _is_log(FilePath(older)):
+    # Relative paths used to start at the working folder. A new, empty log would hide the old one.
+    old_file = absolute_path(written[1])
+    old_path = FilePath(old_file)
+    if (
+        old_file != file
+        and old_path.is_file()
+        and not sqlite_problem(old_path)
+        and old_path.stat().st_size > 0
+    ):
         yield ConfigIssue(
             ("broker", "url"),
-            f"is {file}, which does not exist, and there is a log at {older}: relative paths start at the"
+            f"is {file}, which does not exist, and there is a log at {old_file}: relative paths start at the"
             " configuration's folder, no longer at the working folder; move the log there, or write"
-            f" sqlite:///{older}",
+            f" sqlite:///{old_file}",
         )
 
 
-def _is_log(path: FilePath) -> bool:
-    return path.is_file() and not sqlite_problem(path) and path.stat().st_size > 0
-
-
 def sqlite_problem(path: FilePath) -> str:
-    """Return why a file cannot be the log, or cannot become one; empty where it can. Nothing is made."""
+    """Return why a file cannot be used as the log; empty if it can. Creates nothing."""
     folder = next(each for each in (path.parent, *path.parents) if each.exists())
     if not folder.is_dir():
         return f"{folder} is no folder"
@@ -154,9 +156,9 @@ def sqlite_problem(path: FilePath) -> str:
         return "is no file"
     if not os.access(path, os.R_OK | os.W_OK):
         return "this user may not write it"
-    from gateway.broker.sqlite.event_log import explain_incompatibility  # noqa: PLC0415 -- only where a log is a file
+    from gateway.broker.sqlite.event_log import explain_incompatibility  # noqa: PLC0415 -- only if the log is a file
 
-    # By SQLite and not by hand: closing a file drops the locks that this process has on it (fcntl(2)).
+    # By SQLite itself: closing a file drops the locks that this process has on it (fcntl(2)).
     try:
         database = sqlite3.connect(f"file:{quote(path.as_posix())}?mode=rw", uri=True, timeout=2)
         try:

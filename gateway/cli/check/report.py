@@ -1,103 +1,95 @@
-"""What was found, printed: for people, as one JSON document, or as annotations of a pull request on GitHub.
+"""Prints the results of ``check``: as text, as one JSON document, or as annotations of a GitHub pull request.
 
-No text that comes from elsewhere (a file, a server) gets a control character onto a terminal, or a line of
-its own into a runner's log.
+No text of a file or a server brings a control character to a terminal, or a line of its own into the log of
+a CI runner.
 """
 
 import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TextIO
 
-from gateway.cli.finding import Finding, Level
-from gateway.config.loader.issues import LocatedIssue, format_path, replace_unprintable
+from gateway.cli.finding import Finding, Level, finding_lines
+from gateway.config.loader.issues import LocatedIssue, format_path
 from gateway.config.loader.load import LoadResult
 from gateway.config.model.config import Config
 from gateway.config.model.paths import SQLITE_URL
-from gateway.core.sanitize import escape_unprintable_lines
+from gateway.core.sanitize import escape_unprintable_lines, replace_unprintable
 
 _MAX_TEXT_CHARS = 2000
-"""Characters of one text: some of it is a stranger's."""
+"""Longest text of a finding: servers contribute to it."""
 
 
 class ReportWriter:
-    """One form of output. Each method prints at once, or keeps it for `finish`."""
-
-    def __init__(self, out: TextIO, err: TextIO) -> None:
-        self._out = out
-        self._err = err
+    """One output format. Each method prints at once, or collects for `finish`."""
 
     def write_unreadable(self, file: str, message: str) -> None:
-        """There is no file, or no text in it."""
+        """Report a file that cannot be read."""
         raise NotImplementedError
 
-    def write_result(self, reading: LoadResult, is_strict: bool) -> None:
-        """What is wrong with the file, or that it is good."""
+    def write_result(self, result: LoadResult, is_strict: bool) -> None:
+        """Report errors and warnings, or that the file is valid."""
         raise NotImplementedError
 
     def write_explanation(self, text: str) -> None:
-        """What the file says."""
-        raise NotImplementedError
+        """Print the description of the configuration."""
+        print(escape_unprintable_lines(text), flush=True)
 
     def write_findings(self, findings: Sequence[Finding]) -> None:
-        """What was tried, and what came of it."""
+        """Report the findings of ``--connect``."""
         raise NotImplementedError
 
     def finish(self, is_good: bool) -> None:
-        """Nothing more comes."""
+        """End the report."""
 
 
 class TextWriter(ReportWriter):
-    """For people: mistakes and warnings on stderr, what was asked for on stdout."""
+    """For people: errors and warnings on standard error, results on standard output."""
 
     def write_unreadable(self, file: str, message: str) -> None:
-        self._print(message, self._err)
+        self._print(message, sys.stderr)
 
-    def write_result(self, reading: LoadResult, is_strict: bool) -> None:
-        for each in (*reading.errors, *reading.warnings):
-            self._print(each.render(reading.file), self._err)
-        config = reading.config
+    def write_result(self, result: LoadResult, is_strict: bool) -> None:
+        for each in (*result.errors, *result.warnings):
+            self._print(each.render(result.file), sys.stderr)
+        config = result.config
         if config is None:
-            self._print(f"{reading.file}: {_pluralize(len(reading.errors), 'mistake')}", self._err)
+            self._print(f"{result.file}: {_pluralize(len(result.errors), 'error')}", sys.stderr)
             return
-        warned = f", {_pluralize(len(reading.warnings), 'warning')}" if reading.warnings else ""
-        if is_strict and reading.warnings:
+        warned = f", {_pluralize(len(result.warnings), 'warning')}" if result.warnings else ""
+        if is_strict and result.warnings:
             self._print(
-                f"{reading.file}: {_pluralize(len(reading.warnings), 'warning')} (--strict)", self._err
+                f"{result.file}: {_pluralize(len(result.warnings), 'warning')} (--strict)", sys.stderr
             )
             return
         channels, sources = len(config.channels), len(config.sources)
         held = f"{_pluralize(channels, 'channel')} from {_pluralize(sources, 'source')}"
-        self._print(f"{reading.file}: good; {held}{warned}", self._out)
+        self._print(f"{result.file}: good; {held}{warned}")
         if (log := sqlite_log_path(config)) is not None:
-            self._print(f"{reading.file}: the log is {log}", self._out)
+            self._print(f"{result.file}: the log is {log}")
 
     def write_explanation(self, text: str) -> None:
-        self._print(f"\n{text}", self._out)
+        self._print(f"\n{text}")
 
     def write_findings(self, findings: Sequence[Finding]) -> None:
         width = max((len(each.check) for each in findings), default=0)
-        self._print("", self._out)
+        self._print("")
         for each in findings:
-            self._print(
-                f"{each.level:<5} {_sanitize(each.check):<{width}} {_sanitize(each.found)}", self._out
-            )
-            if each.mend:
-                self._print(f"{'':<5} {'':<{width}} -> {_sanitize(each.mend)}", self._out)
+            self._print("\n".join(finding_lines(_sanitized(each), width)))
         bad = sum(each.level is Level.BAD for each in findings)
         if bad:
-            self._print(f"{bad} of {len(findings)} cannot be used", self._err)
+            self._print(f"{bad} of {len(findings)} cannot be used", sys.stderr)
 
-    def _print(self, text: str, file: TextIO) -> None:
+    def _print(self, text: str, file: TextIO | None = None) -> None:
         print(escape_unprintable_lines(text), file=file, flush=True)
 
 
 class JsonWriter(ReportWriter):
-    """One document on stdout, for programs: docs/check.md says what is in it."""
+    """One document on standard output, for programs: docs/check.md describes it."""
 
-    def __init__(self, out: TextIO, err: TextIO) -> None:
-        super().__init__(out, err)
+    def __init__(self) -> None:
         self._document: dict[str, Any] = {"file": "", "good": False, "errors": [], "warnings": []}
 
     def write_unreadable(self, file: str, message: str) -> None:
@@ -106,124 +98,70 @@ class JsonWriter(ReportWriter):
             {"line": 1, "column": 1, "path": "", "message": message, "source": None},
         ]
 
-    def write_result(self, reading: LoadResult, is_strict: bool) -> None:
-        self._document["file"] = reading.file
-        self._document["errors"] = [_issue_entry(each) for each in reading.errors]
+    def write_result(self, result: LoadResult, is_strict: bool) -> None:
+        self._document["file"] = result.file
+        self._document["errors"] = [_issue_entry(each) for each in result.errors]
         self._document["warnings"] = [
-            {"code": each.issue.warning_code, **_issue_entry(each)} for each in reading.warnings
+            {"code": each.issue.warning_code, **_issue_entry(each)} for each in result.warnings
         ]
-        if reading.config is not None:
-            self._document["channels"] = list(reading.config.channels)
-            self._document["sources"] = list(reading.config.sources)
-            self._document["log"] = sqlite_log_path(reading.config)
+        if result.config is not None:
+            self._document["channels"] = list(result.config.channels)
+            self._document["sources"] = list(result.config.sources)
+            self._document["log"] = sqlite_log_path(result.config)
 
     def write_explanation(self, text: str) -> None:
         self._document["explained"] = text
 
     def write_findings(self, findings: Sequence[Finding]) -> None:
         self._document["reached"] = [
-            {
-                "level": each.level.value,
-                "what": _sanitize(each.check),
-                "found": _sanitize(each.found),
-                "mend": _sanitize(each.mend),
-            }
-            for each in findings
+            {"level": each.level.value, "what": each.check, "message": each.message, "fix": each.fix}
+            for each in map(_sanitized, findings)
         ]
 
     def finish(self, is_good: bool) -> None:
         self._document["good"] = is_good
         text = json.dumps(self._document, indent=2, ensure_ascii=False)
-        print(escape_unprintable_lines(text), file=self._out, flush=True)
+        print(escape_unprintable_lines(text), flush=True)
 
 
 class GithubWriter(ReportWriter):
-    """Workflow commands on stdout: a runner shows each beside its line in the pull request."""
+    """Workflow commands on standard output: a runner shows each beside its line of the pull request."""
 
     def write_unreadable(self, file: str, message: str) -> None:
         self._print_command("error", message, file=file, title="sse-gateway check")
 
-    def write_result(self, reading: LoadResult, is_strict: bool) -> None:
-        for level, entries in (("error", reading.errors), ("warning", reading.warnings)):
+    def write_result(self, result: LoadResult, is_strict: bool) -> None:
+        for level, entries in (("error", result.errors), ("warning", result.warnings)):
             for each in entries:
                 self._print_command(
                     "error" if is_strict else level,
                     each.issue.message,
-                    file=reading.file,
+                    file=result.file,
                     line=each.line,
                     col=each.column,
                     title=format_path(each.issue.path)
                     + (f" [{each.issue.warning_code}]" if each.issue.warning_code else ""),
                 )
 
-    def write_explanation(self, text: str) -> None:
-        print(escape_unprintable_lines(text), file=self._out, flush=True)
-
     def write_findings(self, findings: Sequence[Finding]) -> None:
         levels = {Level.BAD: "error", Level.WARN: "warning"}
-        for each in findings:
+        for each in map(_sanitized, findings):
             if each.level in levels:
-                mend = f"; {each.mend}" if each.mend else ""
-                self._print_command(
-                    levels[each.level], _sanitize(each.found + mend), title=_sanitize(each.check)
-                )
+                fix = f"; {each.fix}" if each.fix else ""
+                self._print_command(levels[each.level], each.message + fix, title=each.check)
 
     def _print_command(self, level: str, message: str, **properties: Any) -> None:
         given = ",".join(
             f"{name}={_escape_property(str(value))}" for name, value in properties.items() if value
         )
-        print(f"::{level} {given}::{_escape_message(message)}", file=self._out, flush=True)
+        print(f"::{level} {given}::{_escape_message(message)}", flush=True)
 
 
 FORMATS: dict[str, type[ReportWriter]] = {"text": TextWriter, "json": JsonWriter, "github": GithubWriter}
 
 
-class CheckReport:
-    """Takes what is found, and knows the exit status."""
-
-    def __init__(
-        self,
-        writer_class: type[ReportWriter],
-        *,
-        is_strict: bool,
-        out: TextIO | None = None,
-        err: TextIO | None = None,
-    ) -> None:
-        self._writer = writer_class(out or sys.stdout, err or sys.stderr)
-        self._is_strict = is_strict
-        self._is_good = True
-
-    def add_unreadable(self, file: str, message: str) -> int:
-        """Tell that there is nothing to check, and return the exit status."""
-        self._is_good = False
-        self._writer.write_unreadable(file, message)
-        return self.finish()
-
-    def add_result(self, reading: LoadResult) -> None:
-        """Tell what is wrong with the file, and what is rarely meant."""
-        if reading.config is None or (self._is_strict and reading.warnings):
-            self._is_good = False
-        self._writer.write_result(reading, self._is_strict)
-
-    def add_explanation(self, text: str) -> None:
-        """Tell what the file says."""
-        self._writer.write_explanation(text)
-
-    def add_findings(self, findings: Sequence[Finding]) -> None:
-        """Tell what was tried."""
-        levels = {each.level for each in findings}
-        if Level.BAD in levels or (self._is_strict and Level.WARN in levels):
-            self._is_good = False
-        self._writer.write_findings(findings)
-
-    def finish(self) -> int:
-        """Return the exit status."""
-        self._writer.finish(self._is_good)
-        return 0 if self._is_good else 1
-
-
 def sqlite_log_path(config: Config) -> str | None:
-    """Return the absolute path of the log, where it is a file."""
+    """Return the absolute path of the log, if it is a file."""
     sqlite = re.fullmatch(SQLITE_URL, config.broker.url.get_secret_value(), re.DOTALL)
     return sqlite[1] if sqlite is not None else None
 
@@ -243,8 +181,17 @@ def _pluralize(number: int, noun: str) -> str:
 
 
 def _sanitize(text: str) -> str:
-    seen = replace_unprintable(text)
-    return seen if len(seen) <= _MAX_TEXT_CHARS else f"{seen[:_MAX_TEXT_CHARS]}…"
+    clean = replace_unprintable(text)
+    return clean if len(clean) <= _MAX_TEXT_CHARS else f"{clean[:_MAX_TEXT_CHARS]}…"
+
+
+def _sanitized(finding: Finding) -> Finding:
+    return replace(
+        finding,
+        check=_sanitize(finding.check),
+        message=_sanitize(finding.message),
+        fix=_sanitize(finding.fix),
+    )
 
 
 def _escape_message(text: str) -> str:

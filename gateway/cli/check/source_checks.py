@@ -1,7 +1,7 @@
-"""Sources, tried: each is started as the gateway starts it, into a feed that takes nothing.
+"""Tries sources: each is started as the gateway starts it, with a context that drops its records.
 
-A source connects, subscribes, and looks where its topics are, with its own code, deadlines and words; then
-it is cancelled. Nothing that it reads goes anywhere.
+A source connects, subscribes and finds its topics with its own code, deadlines and messages; then it is
+cancelled. Its offsets are not moved.
 """
 
 import asyncio
@@ -15,25 +15,27 @@ from gateway.config.model.config import Config
 from gateway.config.model.sources import KafkaConfig, RedisPubSubConfig, RedisStreamConfig, disabled_reason
 from gateway.config.template import Template
 from gateway.core.event import FencingToken, Record
-from gateway.sources.base import Source, SourceContext, SourceGap
+from gateway.sources.base import SourceGap
+from gateway.sources.context import Source, SourceContext
 from gateway.sources.manager import build_source
 from gateway.sources.router import Router
 from gateway.sources.webhook import BodyChecker
 from gateway.webhooks.formats.base import Outcome
 
 MAX_TIMEOUT_SECONDS = 5.0
-"""How long an answer may take here, where the file allows more."""
+"""Longest timeout of a source here, if the configuration allows more."""
 
 UpstreamConfig = RedisPubSubConfig | RedisStreamConfig | KafkaConfig
 
 
-class DryRunFeed(SourceContext):
-    """A feed that takes nothing, and remembers of which parts a source asked where it was."""
+class DryRunContext(SourceContext):
+    """A context without a log, which records the partitions that a source reports."""
 
     def __init__(self, pattern_count: int) -> None:
         self.is_connected = asyncio.Event()
         self.has_listed_topics = asyncio.Event()
         self.seen_partitions: set[str] = set()
+        self.missed_since_ms = None
         self._pattern_count = pattern_count
 
     def report_connected(self) -> None:
@@ -49,13 +51,13 @@ class DryRunFeed(SourceContext):
         gap: SourceGap | None = None,
     ) -> None:
         if records:
-            await asyncio.Event().wait()  # until cancelled: what was read is not moved on from
+            await asyncio.Event().wait()  # until cancelled: no offset is moved
         self.seen_partitions.add(partition)
         if sum(each.startswith("*") for each in self.seen_partitions) == self._pattern_count:
             self.has_listed_topics.set()
 
     async def publish_each(self, records: Sequence[Record], *, atomic: bool) -> Sequence[Outcome]:
-        raise NotImplementedError("nothing is posted to a source that is tried")
+        raise NotImplementedError("webhooks are not tried")
 
     def count_duplicates(self, events: int) -> None:
         return
@@ -82,13 +84,9 @@ class DryRunFeed(SourceContext):
     def report_lag(self, records: int) -> None:
         return
 
-    @property
-    def missed_since_ms(self) -> int | None:
-        return None
-
 
 def pending_checks(config: Config) -> Iterator[tuple[str, Coroutine[Any, Any, Finding]]]:
-    """Yield what there is to try."""
+    """Yield the sources to try, each with its check."""
     router = Router(ChannelCatalog(config.channels), event_bytes=config.limits.event_bytes)
     for name, source in config.sources.items():
         what = f"sources.{name}"
@@ -116,25 +114,22 @@ async def _check_source(
         missing = await _dry_run(source, config, topics)
     except TimeoutError:
         return _source_failure(what, TimeoutError(f"no answer within {3 * config.timeout:g} s"), config)
-    except Exception as error:  # whatever ends a source is told, as its supervisor would
+    except Exception as error:  # any failure is reported, as the supervisor of sources does
         return _source_failure(what, error, config)
     if missing:
-        return warn(
-            what,
-            f"reached, and there is no topic {', '.join(missing)} yet",
-            "see that the name is right; it is read from its beginning once it is there",
-        )
+        fix = "check the name; a new topic is read from its beginning"
+        return warn(what, f"reached, and there is no topic {', '.join(missing)} yet", fix)
     count = len(topics)
     return ok(what, f"reached; {count} {'topic' if count == 1 else 'topics'} can be read")
 
 
 async def _dry_run(source: Source, config: UpstreamConfig, topics: Sequence[Template]) -> Sequence[str]:
-    """Run a source until it has looked around; return the topics that are not there. Raises its errors."""
-    # A stream that is missing is nothing: XADD makes it. Kafka tells what there is.
+    """Run a source until it has found its topics; return the missing ones. Raises the source's errors."""
+    # A missing Redis stream is created by XADD. Kafka lists its topics.
     is_kafka = isinstance(config, KafkaConfig)
-    feed = DryRunFeed(len(topics))
-    running = asyncio.create_task(source.run(feed), name="try a source")
-    looked = asyncio.create_task((feed.has_listed_topics if is_kafka else feed.is_connected).wait())
+    context = DryRunContext(len(topics))
+    running = asyncio.create_task(source.run(context), name="try source")
+    looked = asyncio.create_task((context.has_listed_topics if is_kafka else context.is_connected).wait())
     try:
         async with asyncio.timeout(3 * config.timeout):
             await asyncio.wait((running, looked), return_when=asyncio.FIRST_COMPLETED)
@@ -146,7 +141,7 @@ async def _dry_run(source: Source, config: UpstreamConfig, topics: Sequence[Temp
         await asyncio.gather(running, looked, return_exceptions=True)
     if not is_kafka:
         return []
-    found = {part.rpartition("/")[0] for part in feed.seen_partitions if not part.startswith("*")}
+    found = {part.rpartition("/")[0] for part in context.seen_partitions if not part.startswith("*")}
     return [topic.text for topic in topics if not any(topic.match(each) is not None for each in found)]
 
 

@@ -1,5 +1,5 @@
-"""``sse-gateway doctor``: walks a deployed URL and says what breaks event streams there.
+"""``sse-gateway doctor``: finds what breaks event streams at a deployed URL.
 
-`walk` asks, one step after the other; what it saw goes to the verdicts (`certificate`, `answer`, `cors`,
-`arrivals`, `resume`), which are pure; `report` prints what they found.
+`probe` sends the requests step by step; the verdicts on what it observes (`tls`, `response`, `cors`,
+`streaming`) are pure; `command` prints them.
 """

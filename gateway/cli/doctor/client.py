@@ -1,4 +1,4 @@
-"""The requests of a browser: a stream, a preflight, a HEAD, where redirects lead. By aiohttp."""
+"""Sends the requests of a browser: a stream, a preflight, a HEAD, and those of redirects."""
 
 import asyncio
 import ssl
@@ -11,31 +11,26 @@ from urllib.parse import urljoin
 import aiohttp
 from aiohttp import hdrs
 
-from gateway import __version__
 from gateway.cli.doctor.cors import PREFLIGHT_HEADERS
 from gateway.cli.doctor.response import REDIRECTS, ResponseHead
+from gateway.cli.doctor.streaming import ProbeTimeouts
 from gateway.cli.doctor.target import ProbeTarget
-from gateway.cli.doctor.timeouts import ProbeTimeouts
 from gateway.cli.doctor.transcript import EndReason, Transcript, TranscriptRecorder
+from gateway.cli.http_client import CONNECTION_ERRORS, MAX_ERROR_BODY_BYTES, client_session, stream_headers
 
 BROWSER_ENCODINGS = "gzip, deflate, br, zstd"
-"""What browsers offer with every request."""
+"""Accept-Encoding of browsers."""
 
 MAX_REDIRECTS = 10
 """Redirects that are followed; browsers follow 20."""
 
-_MAX_BODY_BYTES = 64 * 1024
-"""Bytes of an error's body that are read."""
-
-_CONNECTION_ERRORS = (aiohttp.ClientError, OSError)
-
 
 class ProbeStream:
-    """An answer whose head has come. Times are in seconds since the request."""
+    """A response whose head has arrived. Times are in seconds since the request."""
 
-    def __init__(self, response: aiohttp.ClientResponse, began: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, started_at: float) -> None:
         self._response = response
-        self._started_at = began
+        self._started_at = started_at
         self.head_at_seconds = self._elapsed_seconds()
         self.head = _response_head(response)
         self.recorder = TranscriptRecorder(self.head_at_seconds)
@@ -44,7 +39,7 @@ class ProbeStream:
         return asyncio.get_running_loop().time() - self._started_at
 
     async def listen(self, until: float, is_done: Callable[[], bool] = lambda: False) -> Transcript:
-        """Listen until that many seconds after the request, or until ``enough``. Cancelling is safe."""
+        """Listen until ``until`` seconds after the request, or ``is_done``. Cancelling is safe."""
         try:
             async with asyncio.timeout_at(self._started_at + until):
                 while not is_done():
@@ -54,39 +49,37 @@ class ProbeStream:
                     self.recorder.feed(data, self._elapsed_seconds())
         except TimeoutError:
             pass
-        except _CONNECTION_ERRORS:
+        except CONNECTION_ERRORS:
             return self.recorder.finish(self._elapsed_seconds(), EndReason.CONNECTION_LOST)
         return self.recorder.finish(self._elapsed_seconds(), EndReason.STILL_OPEN)
 
     async def read_body(self, seconds: float) -> bytes:
-        """Return what comes of the body within some seconds, or nothing of one that cannot be read."""
+        """Return the part of the body that arrives in time; empty if it cannot be decompressed."""
         body = b""
         try:
             async with asyncio.timeout(seconds):
-                while len(body) < _MAX_BODY_BYTES and (data := await self._response.content.readany()):
+                while len(body) < MAX_ERROR_BODY_BYTES and (data := await self._response.content.readany()):
                     body += data
-        except (TimeoutError, *_CONNECTION_ERRORS):
+        except CONNECTION_ERRORS:
             pass
         return _decompress(body, self.head.get("Content-Encoding").lower())
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._response.close()
 
 
 class ProbeClient:
-    """Asks for one target. Every request has a connection of its own, as a reconnect has."""
+    """Sends requests for one target, each on a connection of its own, as a reconnect is."""
 
     def __init__(self, target: ProbeTarget, context: ssl.SSLContext, timeouts: ProbeTimeouts) -> None:
         self._target = target
         self._timeouts = timeouts
-        context.set_alpn_protocols(["http/1.1"])  # aiohttp speaks nothing newer; the handshake offered h2
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, force_close=True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # an answer in a coding that is not installed would be no answer
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_seconds),
-        )
+        context.set_alpn_protocols(
+            ["http/1.1"]
+        )  # aiohttp speaks nothing newer; the earlier handshake offered h2
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_seconds)
+        self._session = client_session("doctor", context, timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,27 +90,17 @@ class ProbeClient:
         await self._session.close()
 
     async def open_stream(self, *, encodings: str = "identity", last_id: str = "") -> ProbeStream:
-        """Ask for the stream. Raises TimeoutError (no head), aiohttp.ClientError or OSError."""
-        headers = {
-            **self._page_headers(),
-            hdrs.ACCEPT: "text/event-stream",
-            hdrs.ACCEPT_ENCODING: encodings,
-            hdrs.CACHE_CONTROL: "no-cache",
-        }
-        if last_id:
-            headers["Last-Event-ID"] = last_id
-        began = asyncio.get_running_loop().time()
-        return ProbeStream(await self._request(hdrs.METH_GET, self._target.url, headers), began)
+        """Request the stream. Raises TimeoutError (no head), aiohttp.ClientError or OSError."""
+        headers = self._headers(encodings, last_id)
+        started_at = asyncio.get_running_loop().time()
+        return ProbeStream(await self._request(hdrs.METH_GET, self._target.url, headers), started_at)
 
     async def fetch_head(self) -> ResponseHead | None:
-        """Ask for the head alone; None if it does not come."""
-        headers = self._page_headers()
-        headers[hdrs.ACCEPT] = "text/event-stream"
-        headers[hdrs.ACCEPT_ENCODING] = BROWSER_ENCODINGS
-        return await self._request_head(hdrs.METH_HEAD, headers)
+        """Send a HEAD request; None without a response."""
+        return await self._request_head(hdrs.METH_HEAD, self._headers(BROWSER_ENCODINGS))
 
     async def send_preflight(self) -> ResponseHead | None:
-        """Ask as browsers do before a fetch with headers, without a token; None without answer."""
+        """Send the preflight of a fetch with headers, which has no token; None without a response."""
         headers: dict[str, str] = {
             hdrs.ORIGIN: self._target.origin or "",
             hdrs.ACCESS_CONTROL_REQUEST_METHOD: hdrs.METH_GET,
@@ -126,13 +109,13 @@ class ProbeClient:
         return await self._request_head(hdrs.METH_OPTIONS, headers)
 
     async def follow_redirects(self, location: str) -> str | None:
-        """Return where redirects end, or None. The token is not sent: they may leave the site."""
+        """Return the last URL of redirects, or None. The token is not sent: they may leave the site."""
         url = self._target.url
         for _ in range(MAX_REDIRECTS):
             try:
                 url = urljoin(url, location)
                 response = await self._request(hdrs.METH_GET, url, {hdrs.ACCEPT: "text/event-stream"})
-            except (ValueError, TimeoutError, *_CONNECTION_ERRORS):
+            except (ValueError, *CONNECTION_ERRORS):
                 return None
             response.close()
             if response.status not in REDIRECTS:
@@ -140,35 +123,30 @@ class ProbeClient:
             location = response.headers.get(hdrs.LOCATION, "")
         return None
 
-    def _page_headers(self) -> dict[str, str]:
-        headers: dict[str, str] = {}
-        if self._target.origin is not None:
-            headers[hdrs.ORIGIN] = self._target.origin
-        if self._target.token is not None:
-            headers[hdrs.AUTHORIZATION] = f"Bearer {self._target.token}"
-        return headers
+    def _headers(self, encodings: str, last_id: str = "") -> dict[str, str]:
+        headers = stream_headers(self._target.token, last_id) | {hdrs.ACCEPT_ENCODING: encodings}
+        return headers if self._target.origin is None else headers | {hdrs.ORIGIN: self._target.origin}
 
     async def _request_head(self, method: str, headers: dict[str, str]) -> ResponseHead | None:
         try:
             response = await self._request(method, self._target.url, headers)
-        except (TimeoutError, *_CONNECTION_ERRORS):
+        except CONNECTION_ERRORS:
             return None
         response.close()
         return _response_head(response)
 
     async def _request(self, method: str, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        own = {hdrs.USER_AGENT: f"sse-gateway-doctor/{__version__}"}
         async with asyncio.timeout(self._timeouts.response_seconds):
-            return await self._session.request(method, url, headers=own | headers, allow_redirects=False)
+            return await self._session.request(method, url, headers=headers, allow_redirects=False)
 
 
 def _decompress(body: bytes, encoding: str) -> bytes:
     if encoding in ("gzip", "deflate"):
         try:
-            return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, _MAX_BODY_BYTES)
+            return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_ERROR_BODY_BYTES)
         except zlib.error:
             return b""
-    return b"" if encoding else body[:_MAX_BODY_BYTES]
+    return b"" if encoding else body[:MAX_ERROR_BODY_BYTES]
 
 
 def _response_head(response: aiohttp.ClientResponse) -> ResponseHead:

@@ -1,7 +1,6 @@
-"""Names, connections and handshakes: what is seen before the first byte of HTTP."""
+"""Name lookups, TCP connections and TLS handshakes."""
 
 import asyncio
-import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from gateway.cli.doctor.tls import ServerCertificate, TlsHandshake
+from gateway.cli.http_client import describe_network_error
 
 MAX_ADDRESSES = 8
 """Addresses of one name that are tried."""
@@ -17,19 +17,11 @@ MAX_ADDRESSES = 8
 
 @dataclass(frozen=True, slots=True)
 class ConnectAttempt:
-    """A connection to one address: how many seconds it took, or why there is none."""
+    """A connection to one address: the seconds it took, and the error if it failed."""
 
     address: str
     seconds: float
     error: str = ""
-
-
-def client_tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """Return what trusts the system's CAs, and those of a file. Raises OSError (ssl.SSLError is one)."""
-    context = ssl.create_default_context()
-    if ca_file is not None:
-        context.load_verify_locations(ca_file)
-    return context
 
 
 async def resolve(host: str, port: int, seconds: float) -> Sequence[str]:
@@ -40,7 +32,7 @@ async def resolve(host: str, port: int, seconds: float) -> Sequence[str]:
 
 
 async def connect_all(addresses: Sequence[str], port: int, seconds: float) -> Sequence[ConnectAttempt]:
-    """Connect to each address for at most ``seconds``, all at once, and close again."""
+    """Connect to all addresses at once, for at most ``seconds``, and close the connections."""
     return await asyncio.gather(*(_connect_once(address, port, seconds) for address in addresses))
 
 
@@ -60,7 +52,7 @@ async def _connect_once(address: str, port: int, seconds: float) -> ConnectAttem
 
 
 async def handshake(host: str, port: int, context: ssl.SSLContext, seconds: float) -> TlsHandshake:
-    """Shake hands as a browser would; where that fails, once more without conditions, to say why."""
+    """Perform a handshake as a browser would; if it fails, again without verification, to see why."""
     try:
         return await _perform_handshake(host, port, context, seconds)
     except ssl.SSLCertVerificationError as error:
@@ -74,7 +66,7 @@ async def handshake(host: str, port: int, context: ssl.SSLContext, seconds: floa
 
 
 async def _handshake_unverified(host: str, port: int, seconds: float) -> TlsHandshake:
-    """Shake hands with anything. Nothing is sent over that connection."""
+    """Perform a handshake with any server. No data is sent over that connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -108,7 +100,7 @@ def _parse_certificate(der: bytes) -> ServerCertificate | None:
             _subject_names(made), issuer, made.not_valid_before_utc, made.not_valid_after_utc
         )
     except ValueError:
-        return None  # the library is stricter than OpenSSL, whose verdict counts
+        return None  # the library is stricter than OpenSSL, whose verdict is reported
 
 
 def _subject_names(made: x509.Certificate) -> list[str]:
@@ -118,16 +110,3 @@ def _subject_names(made: x509.Certificate) -> list[str]:
         return []
     addresses = [str(each) for each in names.get_values_for_type(x509.IPAddress)]
     return [*names.get_values_for_type(x509.DNSName), *addresses]
-
-
-def describe_network_error(error: BaseException) -> str:
-    """Return an error in words."""
-    if isinstance(error, ssl.SSLError):
-        return error.reason or str(error)
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, ConnectionError) and error.errno:
-        return os.strerror(error.errno)  # asyncio's own words name the call, and not the cause
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

@@ -1,10 +1,8 @@
-"""The walk: step by step, each told as soon as it is known; it ends where a browser would."""
+"""Examines a target step by step, and reports each finding; it ends where a browser would fail."""
 
 import datetime
 import ssl
 from collections.abc import Callable, Sequence
-
-import aiohttp
 
 from gateway.cli.doctor import network
 from gateway.cli.doctor.client import BROWSER_ENCODINGS, ProbeClient, ProbeStream
@@ -20,6 +18,7 @@ from gateway.cli.doctor.response import (
     type_verdict,
 )
 from gateway.cli.doctor.streaming import (
+    ProbeTimeouts,
     ending_verdict,
     first_bytes_verdict,
     heartbeat_verdict,
@@ -27,19 +26,19 @@ from gateway.cli.doctor.streaming import (
     unanswered_verdict,
 )
 from gateway.cli.doctor.target import ProbeTarget
-from gateway.cli.doctor.timeouts import ProbeTimeouts
 from gateway.cli.doctor.tls import alpn_verdict, handshake_verdicts
 from gateway.cli.doctor.transcript import Transcript
 from gateway.cli.finding import Finding, Level, bad, ok, skip, warn
+from gateway.cli.http_client import CONNECTION_ERRORS, LOOPBACK_HOSTS, describe_network_error
 from gateway.core.sanitize import redact_url
 from gateway.core.sse import is_valid_last_event_id
 
 OnFinding = Callable[[Finding], None]
 
 MAX_UNKNOWN_NAMES = 5
-"""Most unknown query names in one report."""
+"""Unknown query names in a report."""
 
-_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+_REST_SKIPPED = skip("the rest", "not checked until that is fixed")
 
 
 class Probe:
@@ -58,9 +57,9 @@ class Probe:
         self._timeouts = timeouts or ProbeTimeouts()
 
     async def run(self) -> None:
-        """Take all steps. Cancelling is safe."""
+        """Run all steps. Cancelling is safe."""
         if not await self._check_transport():
-            self._on_finding(skip("the rest", "cannot be seen before that is mended"))
+            self._on_finding(_REST_SKIPPED)
             return
         async with ProbeClient(self._target, self._context, self._timeouts) as client:
             await self._check_http(client)
@@ -68,7 +67,7 @@ class Probe:
     # Before HTTP.
 
     async def _check_transport(self) -> bool:
-        """Resolve, connect, shake hands; False where nothing can follow."""
+        """Check name, connection and TLS; False if HTTP is impossible."""
         addresses = await self._check_name()
         return bool(addresses) and await self._check_tcp(addresses) and await self._check_tls()
 
@@ -77,10 +76,8 @@ class Probe:
         try:
             addresses = await network.resolve(host, self._target.port, self._timeouts.connect_seconds)
         except (OSError, TimeoutError, UnicodeError) as error:
-            mend = "check the spelling, and the name's A and AAAA records"
-            self._on_finding(
-                bad("name", f"{host} does not resolve: {network.describe_network_error(error)}", mend)
-            )
+            fix = "check the spelling, and the name's A and AAAA records"
+            self._on_finding(bad("name", f"{host} does not resolve: {describe_network_error(error)}", fix))
             return []
         self._on_finding(ok("name", f"{host} is {', '.join(addresses)}"))
         return addresses
@@ -90,14 +87,13 @@ class Probe:
         attempts = await network.connect_all(addresses, port, self._timeouts.connect_seconds)
         failed = [f"{each.address}: {each.error}" for each in attempts if each.error]
         if len(failed) == len(attempts):
-            mend = "check that the proxy listens there, and the firewall"
-            self._on_finding(bad("tcp", f"no connection to port {port} ({'; '.join(failed)})", mend))
+            fix = "check that the proxy listens there, and the firewall"
+            self._on_finding(bad("tcp", f"no connection to port {port} ({'; '.join(failed)})", fix))
             return False
         if failed:
-            mend = "take dead addresses out of the DNS (or is it this machine that has no route there?)"
-            self._on_finding(
-                warn("tcp", f"port {port} is not open at every address ({'; '.join(failed)})", mend)
-            )
+            fix = "remove dead addresses from the DNS, or check this machine's route to them"
+            found = f"port {port} is not open at every address ({'; '.join(failed)})"
+            self._on_finding(warn("tcp", found, fix))
         else:
             slowest = max(each.seconds for each in attempts)
             self._on_finding(ok("tcp", f"connected to port {port} in {slowest * 1000:.0f} ms"))
@@ -106,10 +102,8 @@ class Probe:
     async def _check_tls(self) -> bool:
         target = self._target
         if not target.is_tls:
-            if target.host not in _LOOPBACK_HOSTS:
-                found = (
-                    "plain HTTP: pages that came by https may not open it, and tokens can be read on the way"
-                )
+            if target.host not in LOOPBACK_HOSTS:
+                found = "plain HTTP: https pages may not open it, and tokens are sent in plain text"
                 self._on_finding(warn("tls", found, "put TLS in front of it, and give clients the https URL"))
             self._on_finding(alpn_verdict(None))
             return True
@@ -119,7 +113,7 @@ class Probe:
         findings = handshake_verdicts(seen, target.host, datetime.datetime.now(datetime.UTC))
         for finding in findings:
             self._on_finding(finding)
-        # The token, or a ticket in the URL, is not sent to whom the certificate does not name.
+        # A token, or a ticket in the URL, is not sent to a server whose certificate is bad.
         if any(finding.level is Level.BAD for finding in findings):
             return False
         self._on_finding(alpn_verdict(seen.alpn))
@@ -135,19 +129,19 @@ class Probe:
         except TimeoutError:
             await self._check_without_answer(client)
             return
-        except (aiohttp.ClientError, OSError) as error:
-            mend = "see the log of what listens there"
-            self._on_finding(bad("status", f"no HTTP answer: {network.describe_network_error(error)}", mend))
+        except CONNECTION_ERRORS as error:
+            fix = "see the log of the server that listens there"
+            self._on_finding(bad("status", f"no HTTP response: {describe_network_error(error)}", fix))
             return
         try:
             if not await self._check_response(client, stream):
                 return
             is_plain = self._check_headers(stream.head)
-            heard = stream if is_plain else await self._reopen_uncompressed(client)
-            if heard is None:
-                self._on_finding(skip("heartbeat", "cannot be seen: the stream is compressed for everybody"))
+            plain = stream if is_plain else await self._reopen_uncompressed(client)
+            if plain is None:
+                self._on_finding(skip("heartbeat", "not checked: the stream is always compressed"))
             else:
-                await self._check_stream(client, heard)
+                await self._check_stream(client, plain)
             await self._check_preflight(client)
         finally:
             stream.close()
@@ -158,7 +152,7 @@ class Probe:
         if head is not None and head.status == 200:
             self._check_headers(head)
             await self._check_preflight(client)
-        self._on_finding(skip("the rest", "cannot be seen before that is mended"))
+        self._on_finding(_REST_SKIPPED)
 
     async def _check_response(self, client: ProbeClient, stream: ProbeStream) -> bool:
         head, target = stream.head, self._target
@@ -177,11 +171,11 @@ class Probe:
         self._check_cors(head)
         if target.origin is not None:
             await self._check_preflight(client)
-        self._on_finding(skip("the rest", "cannot be seen before that is mended"))
+        self._on_finding(_REST_SKIPPED)
         return False
 
     def _check_headers(self, head: ResponseHead) -> bool:
-        """Tell about the headers of a stream; False if it is compressed."""
+        """Report on the headers of a stream; False if it is compressed."""
         compression = compression_verdict(head)
         self._on_finding(compression)
         self._on_finding(headers_verdict(head))
@@ -190,7 +184,9 @@ class Probe:
 
     def _check_cors(self, head: ResponseHead) -> None:
         if self._target.origin is None:
-            self._on_finding(skip("cors", "not looked at: name the page by --origin https://app.example.com"))
+            self._on_finding(
+                skip("cors", "not checked: pass the page's origin with --origin https://app.example.com")
+            )
             return
         self._on_finding(origin_verdict(head, self._target.origin))
         self._on_finding(vary_verdict(head))
@@ -200,17 +196,17 @@ class Probe:
             return
         head = await client.send_preflight()
         if head is None:
-            self._on_finding(bad("preflight", "OPTIONS is not answered", "pass OPTIONS on to the gateway"))
+            self._on_finding(bad("preflight", "no response to OPTIONS", "forward OPTIONS to the gateway"))
         else:
             self._on_finding(preflight_verdict(head, self._target.origin))
 
     # The stream.
 
     async def _reopen_uncompressed(self, client: ProbeClient) -> ProbeStream | None:
-        """Ask again so that no compressor may take part, and the rest can be seen; None if one does."""
+        """Request the stream without compression, to see the rest; None if it is still compressed."""
         try:
             stream = await client.open_stream()
-        except (TimeoutError, aiohttp.ClientError, OSError):
+        except CONNECTION_ERRORS:
             return None
         if stream.head.status == 200 and compression_verdict(stream.head).level is Level.OK:
             return stream
@@ -218,40 +214,35 @@ class Probe:
         return None
 
     async def _check_stream(self, client: ProbeClient, stream: ProbeStream) -> None:
-        patience = self._timeouts
-        ear = stream.recorder
+        timeouts = self._timeouts
         try:
-            first = await stream.listen(
-                stream.head_at_seconds + patience.response_seconds, lambda: ear.has_first_event
-            )
-            self._on_finding(first_bytes_verdict(first, patience))
+            first = await self._read_first_event(stream)
+            self._on_finding(first_bytes_verdict(first, timeouts))
             if not first.arrivals:
-                self._on_finding(skip("heartbeat", "cannot be seen before that is mended"))
+                self._on_finding(skip("heartbeat", "not checked until that is fixed"))
                 return
-            heard = await stream.listen(patience.listen_seconds)
+            transcript = await stream.listen(timeouts.listen_seconds)
         finally:
             stream.close()
-        if heard.close_reason is None or heard.open_event is not None:
-            self._on_finding(heartbeat_verdict(heard, patience))
-        self._on_finding(ending_verdict(heard, patience))
-        self._on_finding(resume_verdict(heard, await self._resume(client, heard)))
+        if transcript.close_reason is None or transcript.open_event is not None:
+            self._on_finding(heartbeat_verdict(transcript, timeouts))
+        self._on_finding(ending_verdict(transcript, timeouts))
+        self._on_finding(resume_verdict(transcript, await self._resume(client, transcript)))
+
+    async def _read_first_event(self, stream: ProbeStream) -> Transcript:
+        deadline = stream.head_at_seconds + self._timeouts.response_seconds
+        return await stream.listen(deadline, lambda: stream.recorder.has_first_event)
 
     async def _resume(self, client: ProbeClient, transcript: Transcript) -> Transcript | None:
-        """Reconnect as a browser does."""
-        if (
-            transcript.open_event is None
-            or not transcript.last_id
-            or not is_valid_last_event_id(transcript.last_id)
-        ):
+        """Reconnect with the last event id; None if that fails, or there is no id to send."""
+        last_id = transcript.last_id
+        if transcript.open_event is None or not last_id or not is_valid_last_event_id(last_id):
             return None
         try:
-            stream = await client.open_stream(last_id=transcript.last_id)
-        except (TimeoutError, aiohttp.ClientError, OSError):
+            stream = await client.open_stream(last_id=last_id)
+        except CONNECTION_ERRORS:
             return None
         try:
-            return await stream.listen(
-                stream.head_at_seconds + self._timeouts.response_seconds,
-                lambda: stream.recorder.has_first_event,
-            )
+            return await self._read_first_event(stream)
         finally:
             stream.close()

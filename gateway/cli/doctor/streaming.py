@@ -1,9 +1,13 @@
-"""Verdicts on when bytes arrived: buffering, heartbeats, and what ends a stream. Pure."""
+"""Verdicts on the times of a stream's bytes: buffering, heartbeats, its end, and resuming. Pure."""
 
-from gateway.cli.doctor.timeouts import COMMON_PROXY_TIMEOUT_SECONDS, ProbeTimeouts
+from dataclasses import dataclass
+
 from gateway.cli.doctor.transcript import EndReason, Transcript
 from gateway.cli.finding import Finding, bad, ok, skip, warn
 from gateway.core.sse import is_valid_last_event_id
+
+COMMON_PROXY_TIMEOUT_SECONDS = 60.0
+"""Idle timeout of nginx, and of many load balancers and CDNs."""
 
 DISABLE_BUFFERING_FIX = (
     "switch response buffering off for this path (nginx: proxy_buffering off;"
@@ -11,88 +15,85 @@ DISABLE_BUFFERING_FIX = (
 )
 
 POLYFILL_TIMEOUT_SECONDS = 45.0
-"""Seconds of silence after which event-source-polyfill reconnects."""
+"""Silence after which event-source-polyfill reconnects."""
 
 _LATE_FACTOR = 1.5
-"""Heartbeats may come this many intervals apart before they count as late."""
+"""Intervals between two heartbeats, beyond which they count as late."""
 
 _BUNCH_FRACTION = 0.1
-"""Heartbeats nearer than this part of their interval, at most `_MAX_BUNCH_SECONDS`, came in a bunch."""
+"""Heartbeats within this part of their interval, at most `_MAX_BUNCH_SECONDS`, count as bunched."""
 
 _MAX_BUNCH_SECONDS = 0.5
 
 _CLOSE_REASON_FIXES = {
-    "max_age": "timeouts.connection of the gateway is shorter than that; an hour is its default",
-    "draining": "the node is being shut down: examine again when the roll-out is over",
+    "max_age": "raise the gateway's timeouts.connection, which defaults to an hour",
+    "draining": "the node is shutting down: run this again after the rollout",
     "overloaded": "limits.connections of the node is reached: raise it, or add nodes",
-    "connect_rate": "limits.connect_rate is reached: examine again when the herd is in",
+    "connect_rate": "limits.connect_rate is reached: run this again when fewer clients connect",
     "unavailable": "the node does not reach its log: see its /readyz",
-    "unacknowledged": "ack is on, and the doctor answers no heartbeats: listen for less with --seconds",
+    "unacknowledged": "ack is on, and this command acknowledges no heartbeats: use shorter --seconds",
 }
 _RECONNECT_REASONS = ("max_age", "draining", "unacknowledged")
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeTimeouts:
+    """How long each step waits, in seconds."""
+
+    listen_seconds: float = 70.0
+    """Longer than `COMMON_PROXY_TIMEOUT_SECONDS`, or such a timeout would not show."""
+    heartbeat_seconds: float = 15.0
+    """The gateway's ``timeouts.heartbeat``."""
+    connect_seconds: float = 10.0
+    """For a lookup, for a connection, for a handshake."""
+    response_seconds: float = 10.0
+    """For the head of a response, and for the first bytes of its body after that."""
+    late_seconds: float = 2.0
+    """First bytes that arrive later than this after the head were buffered."""
+
+
 def unanswered_verdict(waited_seconds: float, head_status: int | None) -> Finding:
-    """Return what it means that no head came in ``waited`` seconds; ``head_answer`` is HEAD's status."""
+    """Return the verdict on a missing response; ``head_status`` is the status of a HEAD request."""
     if head_status == 200:
-        return bad(
-            "first bytes",
-            f"HEAD is answered at once, but of the stream not even the headers came within {waited_seconds:g} s:"
-            " a proxy buffers it",
-            DISABLE_BUFFERING_FIX,
-        )
-    return bad(
-        "first bytes",
-        f"no answer within {waited_seconds:g} s",
-        "check that the proxy reaches the gateway, and the gateway's /healthz",
-    )
+        found = f"HEAD succeeds, but GET got no headers within {waited_seconds:g} s: a proxy buffers it"
+        return bad("first bytes", found, DISABLE_BUFFERING_FIX)
+    found = f"no response within {waited_seconds:g} s"
+    return bad("first bytes", found, "check that the proxy reaches the gateway, and the gateway's /healthz")
 
 
 def first_bytes_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Finding:
-    """Return whether the first event came with the headers, as the gateway writes it."""
+    """Return whether the first event arrived with the headers, as the gateway sends it."""
     check, head = "first bytes", f"headers after {_format_seconds(transcript.head_at_seconds)}"
     if not transcript.arrivals:
         if transcript.end_reason is not EndReason.STILL_OPEN:
-            return bad(check, f"{head}, then the answer ended without a byte", "see the log of the proxy")
+            return bad(check, f"{head}, then the response ended without a byte", "see the proxy's log")
         waited = transcript.end_at_seconds - transcript.head_at_seconds
-        return bad(
-            check,
-            f"{head}, then no byte within {waited:.1f} s: a proxy buffers the stream",
-            DISABLE_BUFFERING_FIX,
-        )
+        found = f"{head}, then no byte within {waited:.1f} s: a proxy buffers the stream"
+        return bad(check, found, DISABLE_BUFFERING_FIX)
     first = transcript.arrivals[0]
     delay = first.at_seconds - transcript.head_at_seconds
     if delay > timeouts.late_seconds:
-        return bad(
-            check,
-            f"{head}, the first bytes {_format_seconds(delay)} later: a proxy held them",
-            DISABLE_BUFFERING_FIX,
-        )
+        found = f"{head}, the first bytes {_format_seconds(delay)} later: a proxy buffered them"
+        return bad(check, found, DISABLE_BUFFERING_FIX)
     if transcript.open_event is None and transcript.close_reason is None:
-        return warn(
-            check,
-            f"{head}, but the stream does not begin with stream.open",
-            "this is another server than sse-gateway, or something rewrites the stream",
-        )
+        found = f"{head}, but the stream does not start with stream.open"
+        return warn(check, found, "this is another server than sse-gateway, or a proxy rewrites the stream")
     if transcript.head_at_seconds > timeouts.late_seconds:
         return warn(
-            check,
-            f"{head}, the first bytes with them",
-            "see what delays it: the proxy, or the gateway's load",
+            check, f"{head}, the first bytes with them", "check the load of the proxy and the gateway"
         )
     return ok(check, f"{head}, the first event {_format_seconds(first.at_seconds)} after the request")
 
 
 def heartbeat_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Finding:
-    """Return whether bytes kept arriving, one by one and in time."""
+    """Return whether heartbeats arrived one by one and in time."""
     check, due = "heartbeat", timeouts.heartbeat_seconds
     bunched = _count_bunched(transcript, due)
     beats = sum(each.heartbeats for each in transcript.arrivals)
     if bunched:
         return bad(
             check,
-            f"{bunched} of {beats} heartbeats came together with another one:"
-            " a proxy gathers bytes before it passes them on",
+            f"{bunched} of {beats} heartbeats arrived together with another one: a proxy buffers the stream",
             DISABLE_BUFFERING_FIX,
         )
     later = len(transcript.arrivals) - 1
@@ -102,14 +103,14 @@ def heartbeat_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Findin
         return _silence_verdict(transcript.last_silence, due, late)
     if later < 1:
         return skip(
-            check, f"none came before the stream ended, after {_format_seconds(transcript.end_at_seconds)}"
+            check, f"none before the stream ended, after {_format_seconds(transcript.end_at_seconds)}"
         )
     if late or silence > POLYFILL_TIMEOUT_SECONDS:
         return warn(
             check,
             f"up to {_format_seconds(silence)} without a byte; one is due every {due:g} s,"
             f" and some clients give up after {POLYFILL_TIMEOUT_SECONDS:g} s",
-            "set timeouts.heartbeat of the gateway below that; if it is, see what holds bytes back",
+            "set the gateway's timeouts.heartbeat below that; if it is, find what delays the bytes",
         )
     return ok(
         check, f"{beats} heartbeats, bytes arrived {later} times, never over {_format_seconds(silence)} apart"
@@ -118,20 +119,15 @@ def heartbeat_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Findin
 
 def _silence_verdict(silence: float, heartbeat_seconds: float, is_late: bool) -> Finding:
     if is_late:
-        return bad(
-            "heartbeat",
-            f"none in {_format_seconds(silence)}, though one is due every {heartbeat_seconds:g} s: something holds them back",
-            f"{DISABLE_BUFFERING_FIX}; if timeouts.heartbeat is longer, set it below {POLYFILL_TIMEOUT_SECONDS:g} s",
-        )
-    return warn(
-        "heartbeat",
-        f"none in {_format_seconds(silence)}; one is due every {heartbeat_seconds:g} s",
-        f"listen longer: --seconds {2 * heartbeat_seconds + 10:g}",
-    )
+        found = f"none in {_format_seconds(silence)}, but one is due every {heartbeat_seconds:g} s"
+        fix = f"{DISABLE_BUFFERING_FIX}; set a longer timeouts.heartbeat below {POLYFILL_TIMEOUT_SECONDS:g} s"
+        return bad("heartbeat", found, fix)
+    found = f"none in {_format_seconds(silence)}; one is due every {heartbeat_seconds:g} s"
+    return warn("heartbeat", found, f"listen longer: --seconds {2 * heartbeat_seconds + 10:g}")
 
 
 def ending_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Finding:
-    """Return what ended the stream, if anything did."""
+    """Return what ended the stream, if it ended."""
     check = "idle timeout"
     if transcript.close_reason is not None:
         return _closed_verdict(transcript)
@@ -139,7 +135,8 @@ def ending_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Finding:
         if transcript.end_at_seconds < COMMON_PROXY_TIMEOUT_SECONDS:
             return warn(
                 check,
-                f"none within {_format_seconds(transcript.end_at_seconds)}; the common one of {COMMON_PROXY_TIMEOUT_SECONDS:g} s would not show",
+                f"none within {_format_seconds(transcript.end_at_seconds)};"
+                f" the common one of {COMMON_PROXY_TIMEOUT_SECONDS:g} s would not show",
                 f"listen longer: --seconds {COMMON_PROXY_TIMEOUT_SECONDS + 10:g}",
             )
         return ok(check, f"none: still open after {_format_seconds(transcript.end_at_seconds)}")
@@ -148,15 +145,15 @@ def ending_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Finding:
     if any(silence > idle for silence in transcript.silences):  # so it was not the silence that ended it
         return bad(
             check,
-            f"{how} {_format_seconds(transcript.end_at_seconds)} after the request without stream.close, though bytes came in time:"
-            " a limit on the duration of requests, or a proxy that was restarted",
-            "raise that limit, or set timeouts.connection of the gateway below it: then streams end politely",
+            f"{how} {_format_seconds(transcript.end_at_seconds)} after the request without stream.close,"
+            " though bytes arrived in time: a limit on the duration of requests, or a restarted proxy",
+            "raise that limit, or set the gateway's timeouts.connection below it, so that it closes streams",
         )
     return bad(
         check,
-        f"{how} after {_format_seconds(idle)} without a byte, by something on the way:"
-        f" its idle timeout is shorter than the heartbeat ({timeouts.heartbeat_seconds:g} s)",
-        "raise it (nginx: proxy_read_timeout 1h;), or lower timeouts.heartbeat of the gateway"
+        f"{how} after {_format_seconds(idle)} without a byte: the idle timeout of a proxy is shorter than the"
+        f" heartbeat ({timeouts.heartbeat_seconds:g} s)",
+        "raise it (nginx: proxy_read_timeout 1h;), or lower the gateway's timeouts.heartbeat"
         f" below {_format_seconds(idle)}",
     )
 
@@ -164,14 +161,14 @@ def ending_verdict(transcript: Transcript, timeouts: ProbeTimeouts) -> Finding:
 def _closed_verdict(transcript: Transcript) -> Finding:
     reason = transcript.close_reason or "no reason"
     found = f"the gateway closed the stream after {_format_seconds(transcript.end_at_seconds)}: {reason}"
-    mend = _CLOSE_REASON_FIXES.get(reason, "docs/operations.md says what the reason means")
+    fix = _CLOSE_REASON_FIXES.get(reason, "see the reason in docs/operations.md")
     if transcript.open_event is not None and reason in _RECONNECT_REASONS:
-        return warn("closed", found, mend)
-    return bad("closed", found, mend)
+        return warn("closed", found, fix)
+    return bad("closed", found, fix)
 
 
 def _count_bunched(transcript: Transcript, heartbeat_seconds: float) -> int:
-    """Return how many heartbeats came with or right behind another one."""
+    """Return how many heartbeats arrived with, or just behind, another one."""
     near = min(_MAX_BUNCH_SECONDS, heartbeat_seconds * _BUNCH_FRACTION)
     bunched, last = 0, None
     for arrival in transcript.arrivals:
@@ -187,40 +184,31 @@ def _format_seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
 
-# The verdict on a reconnect: does the Last-Event-ID reach a node that knows it? Pure.
-
-
 def resume_verdict(first: Transcript, resumed: Transcript | None) -> Finding:
-    """Return what became of the reconnect; ``again`` is None if it was not answered."""
+    """Return whether a reconnect resumes; ``resumed`` is None if it failed."""
     check = "resume"
     if first.open_event is None:
-        return skip(check, "the stream had no stream.open to go on after")
+        return skip(check, "the stream had no stream.open")
     if not first.last_id:
-        return skip(check, "this channel gives no ids (history: none), so there is nothing to go on after")
+        return skip(check, "this channel has no ids (history: none), so there is nothing to resume")
     if not is_valid_last_event_id(first.last_id):
-        return bad(
-            check,
-            "the last id holds control characters: clients and proxies refuse to send it as Last-Event-ID",
-            "see where the ids come from: those of a gateway are two numbers with a dash between",
-        )
+        found = "the last id holds control characters: clients and proxies do not send it as Last-Event-ID"
+        fix = "find what changes the ids: the gateway's are two numbers with a dash between"
+        return bad(check, found, fix)
     if resumed is None:
-        return bad(
-            check, "the second request was not answered as the first one was", "see the log of the proxy"
-        )
+        return bad(check, "the second request was not answered as the first one", "see the proxy's log")
     if resumed.open_event is None:
         reason = f": {resumed.close_reason}" if resumed.close_reason else ""
-        return bad(check, f"the second stream did not begin{reason}", "examine again; see the gateway's log")
+        return bad(check, f"the second stream did not start{reason}", "run this again; see the gateway's log")
     if resumed.open_event.resume == "complete":
-        return ok(check, "Last-Event-ID reaches the gateway, and the stream goes on after it")
+        return ok(check, "Last-Event-ID reaches the gateway, and the stream resumes")
     if resumed.open_event.resume == "gap":
-        return bad(
-            check,
-            "the gateway that was reached the second time does not have what follows the Last-Event-ID",
-            "let all nodes share one log (broker.url sqlite:// or redis://), and see the channel's history",
-        )
+        found = "the second request reached a gateway without the events after the Last-Event-ID"
+        fix = "let all nodes share one log (broker.url sqlite:// or redis://), and see the channel's history"
+        return bad(check, found, fix)
     return bad(
         check,
-        "Last-Event-ID does not reach the gateway: who reconnects loses what was sent meanwhile",
-        'let the proxy pass it on (nginx: no proxy_set_header Last-Event-ID ""; a CDN: put it on the list'
-        " of headers that are passed)",
+        "Last-Event-ID does not reach the gateway: clients that reconnect lose events",
+        'let the proxy forward it (nginx: no proxy_set_header Last-Event-ID ""; a CDN: add it to the'
+        " forwarded headers)",
     )

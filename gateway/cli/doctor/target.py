@@ -1,4 +1,4 @@
-"""The URL that is examined, and what of it may be shown. Pure."""
+"""The URL to examine, and the redaction of its secrets. Pure."""
 
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit, urlunsplit
@@ -7,21 +7,21 @@ from gateway.config.model.auth import RESERVED_QUERY_NAMES, canonical_query_name
 from gateway.core.sanitize import REDACTED, redact_url
 
 _PUBLIC_QUERY_NAMES = frozenset({"channel", "format", "types", "last", "since", "heartbeat"})
-_TOKEN_QUERY_NAMES = frozenset({"access_token", "token", "jwt"})
-"""What ``auth.query`` is usually; only the configuration knows what it is."""
+"""Parameters of the gateway without secrets: their values are words of ordinary messages too."""
 
-"""Parameters of the gateway that hold no secret: their values are words of ordinary messages too."""
+_TOKEN_QUERY_NAMES = frozenset({"access_token", "token", "jwt"})
+"""Usual values of ``auth.query``, which is known to the gateway only."""
 
 _MIN_SECRET_CHARS = 4
-"""Characters; replacing shorter values would tear words apart, and they protect nothing."""
+"""Shorter values are not redacted: they protect nothing, and are parts of ordinary words."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeTarget:
-    """One stream's URL, who asks for it, and from which page."""
+    """A stream's URL, with the token and the page's origin of its client."""
 
     url: str
-    """As it is requested, secrets included: for requests only, never for a message."""
+    """With its secrets: for requests, never for a message."""
     scheme: str
     host: str
     port: int
@@ -35,13 +35,13 @@ class ProbeTarget:
             parts = urlsplit(text.strip())
             port = parts.port
         except ValueError:
-            raise ValueError("this is not a URL: write https://host/events/channel") from None
+            raise ValueError("must be a URL: https://host/events/channel") from None
         if parts.scheme not in ("http", "https"):
-            raise ValueError("the URL must begin with https:// (or http://)")
+            raise ValueError("the URL must start with https:// (or http://)")
         if not parts.hostname or port == 0:
-            raise ValueError("the URL names no host or port: write https://host/events/channel")
+            raise ValueError("the URL has no host or port: write https://host/events/channel")
         if "@" in parts.netloc:
-            raise ValueError("an EventSource takes no user and password in its URL: leave them out")
+            raise ValueError("an EventSource rejects URLs with user and password: leave them out")
         return cls(
             urlunsplit((parts.scheme, parts.netloc, parts.path or "/", parts.query, "")),
             parts.scheme,
@@ -53,23 +53,23 @@ class ProbeTarget:
 
     @property
     def is_tls(self) -> bool:
-        """Whether it is asked for over TLS."""
+        """Whether the scheme is https."""
         return self.scheme == "https"
 
     @property
     def display_url(self) -> str:
-        """The URL as a message may have it."""
+        """The URL without secrets, for messages."""
         return redact_url(self.url)
 
     @property
     def unknown_query_names(self) -> list[str]:
-        """The query names that the gateway has no meaning for, and that are none of a token's usual ones."""
+        """Query names that are neither the gateway's nor usual ones of a token."""
         known = RESERVED_QUERY_NAMES | _TOKEN_QUERY_NAMES
         names = (name for name, value in parse_qsl(urlsplit(self.url).query) if value)
         return [name for name in dict.fromkeys(names) if canonical_query_name(name) not in known]
 
     def redact(self, text: str) -> str:
-        """Return a text in which no secret stands: servers repeat what they were asked."""
+        """Return a text without the secrets of the request, which servers repeat."""
         for secret in self._secrets():
             text = text.replace(secret, REDACTED)
         return text

@@ -1,32 +1,30 @@
-"""What a stream said and when: bytes to arrivals, heartbeats and the gateway's own events. Pure."""
+"""Records a stream: the times of its bytes, its heartbeats and its control events. Pure."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-MAX_LINE_BYTES = 1 << 20
-"""Bytes of a line that are kept: a server that sends no line end must not fill the memory."""
+from gateway.core.sse_parser import MessageTooLong, SseParser
 
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_OPEN, _CLOSE, _HEARTBEAT = "stream.open", "stream.close", "stream.heartbeat"
+MAX_MESSAGE_BYTES = 1 << 20
+"""Bytes of an incomplete message that are kept: control events are shorter, and others are only counted."""
 
 
 class EndReason(StrEnum):
-    """Why listening ended."""
+    """Reason why listening ended."""
 
     STILL_OPEN = "time"
-    """It is still open."""
+    """The time was up; the stream is still open."""
     BODY_ENDED = "ended"
-    """The answer's body ended as its framing says."""
+    """The body ended as its framing allows."""
     CONNECTION_LOST = "cut"
-    """The connection broke in the middle of the body."""
+    """The connection broke within the body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Bytes that came together: ``at`` is in seconds since the request, ``beats`` are its heartbeats."""
+    """Bytes that were read at once, with the heartbeats among them; the time is since the request."""
 
     at_seconds: float
     size_bytes: int
@@ -35,14 +33,14 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class OpenEvent:
-    """What ``stream.open`` said."""
+    """The data of ``stream.open``."""
 
     resume: str
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """One stream, as far as it was listened to. Times are in seconds since the request."""
+    """One stream up to the end of listening. Times are in seconds since the request."""
 
     head_at_seconds: float
     arrivals: Sequence[Arrival]
@@ -54,7 +52,7 @@ class Transcript:
 
     @property
     def silences(self) -> list[float]:
-        """The seconds between one arrival and the next."""
+        """Seconds between each arrival and the next."""
         return [
             after.at_seconds - before.at_seconds
             for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)
@@ -62,48 +60,45 @@ class Transcript:
 
     @property
     def last_silence(self) -> float:
-        """The seconds from the last arrival, or the head, to the end of listening."""
+        """Seconds from the last arrival, or the head, to the end of listening."""
         return self.end_at_seconds - (self.arrivals[-1].at_seconds if self.arrivals else self.head_at_seconds)
 
 
 class TranscriptRecorder:
-    """Takes the pieces of a body, parsed by WHATWG HTML §9.2.6 as far as a diagnosis needs it."""
+    """Records the pieces of a body with their times, and parses them."""
 
     def __init__(self, head_at_seconds: float) -> None:
         self._head_at_seconds = head_at_seconds
         self._arrivals: list[Arrival] = []
-        self._partial_line = b""
-        self._type = ""
-        self._data: list[str] = []
-        self._id = ""
-        self._heartbeats = 0
+        self._parser = SseParser(max_message_bytes=MAX_MESSAGE_BYTES)
         self.open_event: OpenEvent | None = None
         self.close_reason: str | None = None
-        self.last_id = ""
-
-    @property
-    def has_data(self) -> bool:
-        """Whether any byte of the body came."""
-        return bool(self._arrivals)
 
     @property
     def has_first_event(self) -> bool:
-        """Whether the first event is whole."""
+        """Whether the first event is complete."""
         return self.open_event is not None or self.close_reason is not None
 
     def feed(self, data: bytes, at_seconds: float) -> None:
-        """Take a piece that came ``at`` seconds after the request."""
-        self._heartbeats = 0
-        text = self._partial_line + data
-        whole = text.removesuffix(b"\r")  # an LF may follow, and both are one line end
-        *lines, rest = _LINE_END.split(whole)
-        self._partial_line = rest[:MAX_LINE_BYTES] + text[len(whole) :]
-        for line in lines:
-            self._parse_line(line.decode("utf-8", "replace"))
-        self._arrivals.append(Arrival(at_seconds, len(data), self._heartbeats))
+        """Take a piece that arrived ``at_seconds`` after the request."""
+        heartbeats = -self._parser.comments
+        try:
+            messages = self._parser.feed(data)
+        except MessageTooLong:  # only its end matters here
+            self._parser = SseParser(self._parser.last_id, MAX_MESSAGE_BYTES)
+            heartbeats, messages = 0, []
+        for message in messages:
+            if message.type == "stream.heartbeat":
+                # One with a nonce is sent at its own time: behind another it is no sign of buffering.
+                heartbeats += not _json_field(message.data, "nonce")
+            elif message.type == "stream.open":
+                self.open_event = OpenEvent(_json_field(message.data, "resume"))
+            elif message.type == "stream.close":
+                self.close_reason = _json_field(message.data, "reason")
+        self._arrivals.append(Arrival(at_seconds, len(data), heartbeats + self._parser.comments))
 
     def finish(self, end_at_seconds: float, end_reason: EndReason) -> Transcript:
-        """Return all of it, at the end of listening."""
+        """Return the transcript up to the end of listening."""
         return Transcript(
             self._head_at_seconds,
             tuple(self._arrivals),
@@ -111,39 +106,13 @@ class TranscriptRecorder:
             end_reason,
             self.open_event,
             self.close_reason,
-            self.last_id,
+            self._parser.last_id,
         )
-
-    def _parse_line(self, line: str) -> None:
-        if not line:
-            self._dispatch()
-            return
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if not name:
-            self._heartbeats += 1
-        elif name == "event":
-            self._type = value
-        elif name == "data" and self._type in (_OPEN, _CLOSE, _HEARTBEAT):
-            self._data.append(value)
-        elif name == "id" and "\0" not in value:
-            self._id = value
-
-    def _dispatch(self) -> None:
-        self.last_id = self._id
-        if self._type == _HEARTBEAT:
-            # One that asks for an answer comes at a time of its own, and is no sign of bytes that were held.
-            self._heartbeats += 0 if _json_field("\n".join(self._data), "nonce") else 1
-        elif self._type == _OPEN:
-            self.open_event = OpenEvent(_json_field("\n".join(self._data), "resume"))
-        elif self._type == _CLOSE:
-            self.close_reason = _json_field("\n".join(self._data), "reason")
-        self._type, self._data = "", []
 
 
 def _json_field(data: str, name: str) -> str:
     try:
-        told = json.loads(data)
+        members = json.loads(data)
     except ValueError:
         return ""
-    return str(told.get(name, "")) if isinstance(told, dict) else ""
+    return str(members.get(name, "")) if isinstance(members, dict) else ""

@@ -1,5 +1,1 @@
-"""Commands for a terminal: ``tail`` follows channels, ``publish`` sends a test event, ``token`` signs one.
-
-`parser`, `paint`, `lines`, `feeds`, `signing` and `claims` are pure; `door` says where the gateway is and who
-asks, `follower` listens, `senders` send.
-"""
+"""Helpers of ``tail`` and ``publish``: the gateway's endpoint, following, printing, building and sending."""

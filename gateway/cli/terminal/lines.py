@@ -1,4 +1,4 @@
-"""What ``tail`` prints for a message. Pure."""
+"""Formats messages of a stream as the lines that ``tail`` prints. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -10,8 +10,6 @@ import msgspec
 from gateway.core.sanitize import escape_unprintable, escape_unprintable_lines
 from gateway.core.sse_parser import SseMessage
 
-# Colours. Pure.
-
 Colour = Literal["dim", "cyan", "green", "yellow", "red"]
 ColourMode = Literal["auto", "always", "never"]
 
@@ -19,20 +17,19 @@ _ANSI_CODES: Mapping[Colour, str] = {"dim": "2", "cyan": "36", "green": "32", "y
 
 
 def should_use_colour(mode: ColourMode, *, is_terminal: bool, environ: Mapping[str, str]) -> bool:
-    """Tell whether to use colours: https://no-color.org, and only on a terminal that knows them."""
+    """Return whether to use colours: https://no-color.org, and only on a terminal that supports them."""
     if mode != "auto":
         return mode == "always"
     return is_terminal and not environ.get("NO_COLOR") and environ.get("TERM", "dumb") != "dumb"
 
 
 class Painter:
-    """Puts colours around texts, or does not."""
+    """Colours texts, if enabled."""
 
     def __init__(self, is_enabled: bool) -> None:
         self._is_enabled = is_enabled
 
     def __call__(self, colour: Colour, text: str) -> str:
-        """Return the text in a colour."""
         return f"\x1b[{_ANSI_CODES[colour]}m{text}\x1b[0m" if self._is_enabled and text else text
 
 
@@ -40,18 +37,18 @@ LineFormat = Literal["envelope", "data", "json"]
 
 OPEN, GAP, CLOSE, HEARTBEAT = "stream.open", "stream.gap", "stream.close", "stream.heartbeat"
 CONTROL_PREFIX = "stream."
-"""What the types of the gateway's own events begin with."""
+"""Prefix of the types of control events."""
 
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def is_control_event(message: SseMessage) -> bool:
-    """Tell whether the gateway itself says it."""
+    """Return whether a message is a control event of the gateway."""
     return message.type.startswith(CONTROL_PREFIX)
 
 
 def control_data(message: SseMessage) -> dict[str, Any]:
-    """Return what one of the gateway's own events says; nothing where it is not what it should be."""
+    """Return the data of a control event; empty if it is not a JSON object."""
     try:
         found = json.loads(message.data)
     except (ValueError, RecursionError):
@@ -71,28 +68,27 @@ def event_line(message: SseMessage, style: LineFormat, paint: Painter) -> str:
         channel, timestamp = (json.loads(bytes(envelope[name])) for name in ("channel", "timestamp"))
         time = datetime.fromtimestamp(timestamp / 1000).astimezone().strftime("%H:%M:%S.%f")[:-3]
     except (msgspec.MsgspecError, KeyError, ValueError, TypeError, OverflowError, OSError, RecursionError):
-        return escape_unprintable(message.data)  # from something that is no gateway
+        return escape_unprintable(message.data)  # the server is not a gateway
     type_ = "" if message.type == "message" else paint("green", escape_unprintable(message.type)) + " "
-    return (
-        f"{paint('dim', time)} {paint('dim', escape_unprintable(message.id) or '-')} {paint('cyan', escape_unprintable(str(channel)))} "
-        f"{type_}{_one_line(payload)}"
-    )
+    id = paint("dim", escape_unprintable(message.id) or "-")
+    name = paint("cyan", escape_unprintable(str(channel)))
+    return f"{paint('dim', time)} {id} {name} {type_}{_one_line(payload)}"
 
 
 def control_event_line(message: SseMessage) -> str:
-    """Return one of the gateway's own events as a JSON object."""
+    """Return a control event as a JSON object."""
     return control_json(
         message.type.removeprefix(CONTROL_PREFIX), **control_data(message), id=message.id or None
     )
 
 
 def control_json(kind: str, **values: Any) -> str:
-    """Return what is no event as a JSON object: ``kind`` says what it is."""
+    """Return a JSON object of some ``kind``, on one line."""
     return escape_unprintable(json.dumps({"kind": kind} | values))
 
 
 def describe_gap(message: SseMessage) -> str:
-    """Return a gap in words."""
+    """Return a gap as a sentence."""
     gap = {
         name: escape_unprintable(str(value))
         for name, value in control_data(message).items()
@@ -105,7 +101,7 @@ def describe_gap(message: SseMessage) -> str:
 
 
 def _json_line(message: SseMessage) -> str:
-    """Return the envelope with its kind, each number as it was sent: nothing is decoded and encoded again."""
+    """Return the envelope with its kind. It is not re-encoded: each number stays as it was sent."""
     try:
         _object_decoder.decode(message.data)
     except (msgspec.MsgspecError, RecursionError):
@@ -114,5 +110,5 @@ def _json_line(message: SseMessage) -> str:
 
 
 def _one_line(payload: str) -> str:
-    """Return JSON on one line. Its line ends are white space: within strings they are escaped."""
+    """Return JSON on one line. Its line ends are white space: strings hold them escaped."""
     return escape_unprintable(payload.strip().replace("\r", " ").replace("\n", " ").replace("\t", " "))

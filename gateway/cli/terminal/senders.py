@@ -1,9 +1,8 @@
-"""Sending a parcel the way that real records take: a post, PUBLISH, XADD, or a Kafka producer."""
+"""Sends a test record as real senders do: by a post, PUBLISH, XADD, or a Kafka producer."""
 
 import asyncio
 import base64
 import json
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,14 @@ except ImportError:  # the extra is not installed
     AIOKafkaProducer = None
     KafkaError = OSError
 
-from gateway import __version__
-from gateway.cli.doctor.network import describe_network_error
+from gateway.cli.http_client import (
+    CONNECTION_ERRORS,
+    RequestFailed,
+    client_session,
+    describe_request_error,
+    parse_error,
+)
 from gateway.cli.terminal.endpoint import Endpoint
-from gateway.cli.terminal.follower import parse_error
 from gateway.cli.terminal.signing import signature_headers, verification_method
 from gateway.cli.terminal.test_record import TestRecord
 from gateway.config.model.redis_url import RedisUrl
@@ -37,40 +40,29 @@ from gateway.net.tls_errors import humanize_tls_error
 from gateway.sources.kafka import connection_options
 
 EXCHANGE_TIMEOUT_SECONDS = 10.0
-"""How long one exchange may take."""
+"""Seconds for a request and its response."""
 
 MAX_RESPONSE_BYTES = 1024 * 1024
-"""Bytes of an answer that are read."""
-
-_HOOKS_PATH = "/hooks/"
+"""Bytes of a response that are read."""
 
 _STATUS_FIXES = {
-    401: "are the secrets of this configuration the running gateway's?",
-    404: "does the running gateway have this configuration, and is --url right?",
-    429: "over the source's rate: wait, or say a longer --interval",
-    503: "the log is away, or the gateway drains: try again",
+    401: "check that the running gateway has the secrets of this configuration",
+    404: "check --url, and that the running gateway has this configuration",
+    429: "the source's rate is exceeded: wait, or use a longer --interval",
+    503: "the log is unavailable, or the gateway drains: try again",
 }
-
-
-class SendError(Exception):
-    """Nothing is known to have arrived; ``mend`` says what to do."""
-
-    def __init__(self, message: str, fix: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)
 class SendResult:
-    """What became of a parcel: the ids of its events, where the way tells them, and how it went."""
+    """A summary of the exchange, and the ids of the events if the upstream reports them."""
 
     summary: str
     event_ids: Sequence[str] = ()
 
 
 async def send_record(record: TestRecord, endpoint: Callable[[], Endpoint]) -> SendResult:
-    """Send. ``door`` is asked for where a post goes. Raises NotSent. Cancelling is safe."""
+    """Send a record. ``endpoint`` is called for posts only. Raises RequestFailed. Cancelling is safe."""
     config = record.source_config
     if isinstance(config, WebhookConfig):
         return await _post(record, config, endpoint())
@@ -85,55 +77,49 @@ async def send_record(record: TestRecord, endpoint: Callable[[], Endpoint]) -> S
         async with asyncio.timeout(2 * EXCHANGE_TIMEOUT_SECONDS):
             return await sending
     except TimeoutError:
-        raise SendError(f"the upstream of {record.source} gave no answer in time") from None
+        raise RequestFailed(f"the upstream of {record.source} did not answer in time") from None
     except (RedisError, KafkaError, OSError) as error:
-        raise SendError(
-            f"the upstream of {record.source}: {escape_unprintable(humanize_tls_error(str(error))) or type(error).__name__}",
-            "is it reachable from here? The configuration names it as the gateway sees it",
+        reason = escape_unprintable(humanize_tls_error(str(error))) or type(error).__name__
+        raise RequestFailed(
+            f"the upstream of {record.source}: {reason}",
+            "check that it is reachable from here: the configuration has the gateway's view of the network",
         ) from None
 
 
 async def _post(record: TestRecord, config: WebhookConfig, endpoint: Endpoint) -> SendResult:
-    path, media, body, more = _encode_post(record, config)
+    path, content_type, body, format_headers = _encode_post(record, config)
     url = f"{endpoint.url}{path}"
-    signed = dict(signature_headers(config.verify, body, time.time(), record.type, record.key))
-    own: dict[str, str] = {hdrs.USER_AGENT: f"sse-gateway-publish/{__version__}", hdrs.CONTENT_TYPE: media}
+    headers = {hdrs.CONTENT_TYPE: content_type, **record.headers, **format_headers}
+    headers |= signature_headers(config.verify, body, time.time(), record.type, record.key)
     if record.key is not None:
-        own["Idempotency-Key"] = record.key
-    tls: ssl.SSLContext | bool = True if endpoint.tls_context is None else endpoint.tls_context
+        headers.setdefault("Idempotency-Key", record.key)
+    timeout = aiohttp.ClientTimeout(total=EXCHANGE_TIMEOUT_SECONDS)
     try:
         async with (
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=tls),
-                timeout=aiohttp.ClientTimeout(total=EXCHANGE_TIMEOUT_SECONDS),
-            ) as session,
-            session.post(
-                url, data=body, headers={**own, **record.headers, **more, **signed}, allow_redirects=False
-            ) as answer,
+            client_session("publish", endpoint.tls_context, timeout) as session,
+            session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
         ):
-            told = await answer.content.read(MAX_RESPONSE_BYTES)
+            response = await answer.content.read(MAX_RESPONSE_BYTES)
             status = answer.status
-    except ValueError as error:  # a secret with a line end, say: its words must not be shown
+    except ValueError as error:  # its text may hold a secret, of which a line end cannot be sent
         if isinstance(error, aiohttp.ClientError):
-            raise SendError(f"{endpoint.url} cannot be asked") from None
-        raise SendError("a header cannot be sent: does a secret or --key hold a line end?") from None
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        why = escape_unprintable(
-            humanize_tls_error(describe_network_error(getattr(error, "os_error", error)))
-        )
-        raise SendError(
-            f"{endpoint.url} does not answer: {why}", "does the gateway run? --url says where"
+            raise RequestFailed(f"{endpoint.url} is not a valid URL") from None
+        raise RequestFailed("a header cannot be sent: a secret or --key holds a line end") from None
+    except CONNECTION_ERRORS as error:
+        raise RequestFailed(
+            f"{endpoint.url} does not answer: {describe_request_error(error)}",
+            "check that the gateway runs, and --url",
         ) from None
-    how = f"POST {url} ({verification_method(config.verify)}): {status}"
+    summary = f"POST {url} ({verification_method(config.verify)}): {status}"
     if 200 <= status < 300:
-        return SendResult(how, _parse_event_ids(told))
-    code, message = parse_error(told)
-    raise SendError(f"{how} {code}: {message}" if code else how, _STATUS_FIXES.get(status, ""))
+        return SendResult(summary, _parse_event_ids(response))
+    code, message = map(escape_unprintable, parse_error(response))
+    raise RequestFailed(f"{summary} {code}: {message}" if code else summary, _STATUS_FIXES.get(status, ""))
 
 
 def _encode_post(record: TestRecord, config: WebhookConfig) -> tuple[str, str, bytes, dict[str, str]]:
-    """Return path, content type, body and headers of a post that is one record, in the source's format."""
-    base = _HOOKS_PATH + quote(record.source, safe="")
+    """Return path, content type, body and headers of a post of one record in the source's format."""
+    base = "/hooks/" + quote(record.source, safe="")
     topic = quote(record.topic, safe="")
     plain = f"{base}?topic={topic}"
     payload, kind = record.payload, "application/json"
@@ -143,20 +129,16 @@ def _encode_post(record: TestRecord, config: WebhookConfig) -> tuple[str, str, b
             "specversion": "1.0",
             "id": record.key or str(uuid4()),
             "source": "/sse-gateway/publish",
+            "type": record.type or "test",
         }
-        attributes["type"] = record.type or "test"
-        return (
-            plain,
-            kind,
-            payload,
-            {f"ce-{name}": quote(text, safe=" /:.~") for name, text in attributes.items()},
-        )
+        headers = {f"ce-{name}": quote(text, safe=" /:.~") for name, text in attributes.items()}
+        return plain, kind, payload, headers
     if config.format == "rest-proxy":
         value = base64.b64encode(payload).decode()
         body = json.dumps({"records": [{"value": value}]}).encode()
         path = f"{base}/topics/{topic}"
         return path, "application/vnd.kafka.binary.v2+json", body, {}
-    # What looks like a list of records is one record here.
+    # A payload that is an array is one record here, not a list of records.
     if config.format == "array" or (config.format == "auto" and payload.lstrip()[:1] == b"["):
         payload = b"[%b]" % payload
     if config.format == "lines":
@@ -166,10 +148,10 @@ def _encode_post(record: TestRecord, config: WebhookConfig) -> tuple[str, str, b
 
 def _parse_event_ids(answer: bytes) -> Sequence[str]:
     try:
-        told: Any = json.loads(answer)
+        receipt: Any = json.loads(answer)
     except ValueError:
         return ()
-    ids = told.get("ids") if isinstance(told, dict) else None
+    ids = receipt.get("ids") if isinstance(receipt, dict) else None
     return [escape_unprintable(str(id)) for id in ids] if isinstance(ids, list) else ()
 
 
@@ -182,15 +164,15 @@ async def _redis_client(url: str, key: str) -> Redis:
 async def _publish(record: TestRecord, config: RedisPubSubConfig) -> SendResult:
     client = await _redis_client(config.url.get_secret_value(), record.topic)
     try:
-        heard = int(await client.publish(record.topic, record.payload))
+        subscribers = int(await client.publish(record.topic, record.payload))
     finally:
         await client.aclose()
-    if not heard:
-        raise SendError(
-            f"PUBLISH {record.topic}: nobody is subscribed at that Redis",
-            f"does the gateway run, and is the source {record.source} up (/status)?",
+    if not subscribers:
+        raise RequestFailed(
+            f"PUBLISH {record.topic}: no subscriber at that Redis",
+            f"check that the gateway runs, and that its source {record.source} is up (/status)",
         )
-    return SendResult(f"PUBLISH {record.topic}: {heard} subscribed")
+    return SendResult(f"PUBLISH {record.topic}: {subscribers} subscribed")
 
 
 async def _xadd(record: TestRecord, config: RedisStreamConfig) -> SendResult:
@@ -207,7 +189,7 @@ async def _xadd(record: TestRecord, config: RedisStreamConfig) -> SendResult:
 
 async def _produce(record: TestRecord, config: KafkaConfig) -> SendResult:
     if AIOKafkaProducer is None:
-        raise SendError("Kafka needs the extra", "pip install 'sse-gateway[kafka]'")
+        raise RequestFailed("Kafka needs the extra kafka", "pip install 'sse-gateway[kafka]'")
     producer = AIOKafkaProducer(**connection_options(record.source, config))
     try:
         await producer.start()

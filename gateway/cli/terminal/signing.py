@@ -1,4 +1,4 @@
-"""What a sender adds to a post to prove itself: the other side of `gateway.webhooks.signatures`. Pure."""
+"""Signs test posts: the counterpart of `gateway.webhooks.signatures`. Pure."""
 
 import base64
 import hashlib
@@ -10,30 +10,28 @@ from gateway.config.model.verify import HmacConfig, VerifyConfig, decode_standar
 
 
 class CannotSign(ValueError):
-    """Nothing that the configuration holds can prove us; says what can."""
+    """The configuration holds no credential that the source accepts; the message says what it needs."""
 
 
 def verification_method(verify: VerifyConfig) -> str:
-    """Return the name of the way in which a source's posts are verified."""
+    """Return the key of ``verify`` by which a source's posts are verified."""
     return next(name for name in type(verify).model_fields if name != "tolerance" and getattr(verify, name))
 
 
 def check_can_sign(verify: VerifyConfig) -> None:
-    """Raise Unsignable for a source that nobody can post to with what the configuration holds."""
+    """Raise CannotSign for a source whose credentials are not in the configuration."""
     if verify.client_certificate:
         raise CannotSign(
-            "wants a client certificate, whose key is not in the configuration: curl --cert can post there"
+            "requires a client certificate, whose key is not in the configuration: post with curl --cert"
         )
 
 
 def signature_headers(
     verify: VerifyConfig, body: bytes, now: float, type_: str | None, key: str | None = None
 ) -> Mapping[str, str]:
-    """Return the headers of a post. Of several secrets the first signs. ``now`` is in unix seconds.
+    """Return the headers that authenticate a post. Of several secrets the first signs.
 
-    ``key`` becomes the message's id where the signature covers or names one.
-
-    Raises Unsignable.
+    ``now`` is in unix seconds. ``key`` is the message id, for signatures that have one. Raises CannotSign.
     """
     check_can_sign(verify)
     id, seconds = key or f"msg_{uuid4().hex}", str(int(now))

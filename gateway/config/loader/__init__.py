@@ -1,1 +1,1 @@
-"""From YAML text to a validated `Config`, or to a list of errors with positions."""
+"""Loads YAML text to a validated configuration, or to a list of errors with positions."""

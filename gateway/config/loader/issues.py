@@ -1,21 +1,24 @@
-"""What is wrong with a configuration: where, what, and what would be right."""
+"""Errors and warnings about a configuration: where, what is wrong, and how to fix it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from gateway.core.errors import StartupError
+from gateway.core.sanitize import replace_unprintable
 
 ConfigPath = tuple[str | int, ...]
 
 SECRET_KEYS = frozenset({"auth", "verify", "sasl", "secret", "bearer", "url", "admin_token"})
-"""Keys below which values may be secrets, or misspelled neighbours of one: no message shows their text."""
+"""Keys whose values may be secrets, at any depth, or misspellings of one: messages do not show their text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigIssue:
-    """One mistake, or with a ``code`` a warning of that name. ``on_key`` points at the key of ``path``, or
-    where that is missing at its mapping's, in place of the value; ``at`` (line, column) overrides both.
+    """One error, or a warning if it has a ``warning_code``.
+
+    ``is_on_key`` points at the key of ``path`` instead of its value (at the parent if the key is missing);
+    ``position`` (line, column) overrides both.
     """
 
     path: ConfigPath
@@ -24,16 +27,10 @@ class ConfigIssue:
     position: tuple[int, int] | None = None
     warning_code: str = ""
 
-    @property
-    def path_and_message(self) -> str:
-        """``path: what is wrong, and what would be right``."""
-        path = format_path(self.path)
-        return f"{path}: {self.message}" if path else self.message
-
 
 @dataclass(frozen=True, slots=True)
 class LocatedIssue:
-    """A fault with its place in the file; line and column count from 1."""
+    """An issue with its position in the file; line and column count from 1."""
 
     issue: ConfigIssue
     line: int
@@ -42,36 +39,26 @@ class LocatedIssue:
 
     def render(self, file: str) -> str:
         """Return ``file:line:column: path: message`` and, below it, the source line with a mark."""
-        fault = self.issue
-        place = f"{file}:{self.line}:{self.column}: {'warning: ' if fault.warning_code else ''}"
-        text = (
-            place
-            + replace_unprintable(fault.path_and_message)
-            + (f" [{fault.warning_code}]" if fault.warning_code else "")
-        )
+        code, path = self.issue.warning_code, format_path(self.issue.path)
+        message = replace_unprintable(f"{path}: {self.issue.message}" if path else self.issue.message)
+        text = f"{file}:{self.line}:{self.column}: {f'warning: {message} [{code}]' if code else message}"
         if self.source_line is None:
             return text
         margin = " " * len(str(self.line))
-        shown = f"  {self.line} | {replace_unprintable(self.source_line)}\n  {margin} | {' ' * (self.column - 1)}^"
-        return f"{text}\n{shown}"
+        source = replace_unprintable(self.source_line)
+        return f"{text}\n  {self.line} | {source}\n  {margin} | {' ' * (self.column - 1)}^"
 
 
 class ConfigError(StartupError):
-    """The file cannot be used. ``faults`` holds every mistake that was found, in file order."""
+    """The configuration is invalid. ``errors`` holds every error that was found, in file order."""
 
     code = "config"
 
     def __init__(self, file: str, errors: Sequence[LocatedIssue]) -> None:
         self.file = file
         self.errors = tuple(errors)
-        count = "1 mistake" if len(self.errors) == 1 else f"{len(self.errors)} mistakes"
-        lines = [fault.render(file) for fault in self.errors]
-        super().__init__("\n".join([*lines, f"{file}: {count}"]))
-
-
-def replace_unprintable(text: str) -> str:
-    """Return a text in one line, without what could steer a terminal or a build's runner."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+        count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+        super().__init__("\n".join([*(each.render(file) for each in self.errors), f"{file}: {count}"]))
 
 
 def format_path(path: ConfigPath) -> str:
@@ -87,7 +74,7 @@ def format_path(path: ConfigPath) -> str:
 
 
 def suggest_nearest(word: str, known: Iterable[str]) -> str:
-    """Return a hint: the nearest known word, else all of them."""
+    """Return a hint: the most similar known word, else all of them."""
     names = sorted(known)
     close = [name for name in names if name.lower() == word.lower()]
     close = close or get_close_matches(word, names, n=1, cutoff=0.6)

@@ -1,11 +1,12 @@
-"""A file to a `Config`, or to every mistake in it."""
+"""Loads the configuration: from YAML text to a `Config`, or to a list of every error with its position."""
 
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path as FilePath
-from typing import Any, Protocol
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 from pydantic import ValidationError
 
@@ -15,115 +16,74 @@ from gateway.config.loader.issues import ConfigError, ConfigIssue, LocatedIssue
 from gateway.config.loader.model_errors import issues_of_validation_error, yaml11_boolean_issues
 from gateway.config.model.config import Config
 from gateway.config.model.paths import FOLDER_CONTEXT_KEY, config_folder
-from gateway.config.validation.cross_section_rules import check_rules
+from gateway.config.validation.raw_data import value_at
+from gateway.config.validation.rules import check_rules
 from gateway.config.validation.warnings import unaccepted_warnings
 from gateway.core.errors import StartupError
 
 MIN_MASKED_CHARS = 4
-"""Characters of a value below which it is taken for a word of ours where it is part of something quoted."""
+"""Shortest value, in characters, that is masked within a longer quoted text; shorter ones are common."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What a file holds, or what is wrong with it; ``warnings`` are told once nothing is wrong."""
+    """A loaded configuration with its warnings; ``config`` is None if there are errors."""
 
     file: str
     config: Config | None
     errors: Sequence[LocatedIssue] = ()
     warnings: Sequence[LocatedIssue] = ()
 
+    def require_config(self) -> Config:
+        """Return the configuration. Raises ConfigError with every error if there is none."""
+        if self.config is None:
+            raise ConfigError(self.file, self.errors)
+        return self.config
+
 
 class LocalChecker(Protocol):
-    """Finds what is wrong with the files and extras of this machine that a good configuration names."""
+    """Checks the files and optional packages of this machine that a valid configuration names."""
 
     def __call__(self, config: Config, data: Any, *, check_log: bool = True) -> Iterable[ConfigIssue]:
-        """``data`` is the file's, with paths as they are written; ``log``: look at the log's file too."""
+        """Yield what is missing. ``data`` has the paths as written; ``check_log`` includes the log's file."""
 
 
-def load(
-    file: str | FilePath, environ: Mapping[str, str] = os.environ, *, paths_folder: FilePath | None = None
-) -> Config:
-    """Return the configuration in ``file``. Its relative paths start at ``paths``, else at its folder.
-
-    Raises ConfigError with every mistake, StartupError where the file cannot be read.
-    """
-    return config_or_raise(
-        try_loads(
-            read_config_text(file),
-            file=str(file),
-            folder=config_folder(file),
-            environ=environ,
-            paths_folder=paths_folder,
-        )
-    )
-
-
-def loads(
-    text: str,
-    *,
-    file: str = "<config>",
-    folder: FilePath = FilePath(),
+def load_file(
+    file: str | Path,
     environ: Mapping[str, str] = os.environ,
+    *,
     local_checker: LocalChecker | None = None,
-) -> Config:
-    """Return the configuration in ``text``; ``file`` is how messages name it. Raises ConfigError."""
-    return config_or_raise(
-        try_loads(text, file=file, folder=folder, environ=environ, local_checker=local_checker)
-    )
-
-
-def try_load(
-    file: str | FilePath, environ: Mapping[str, str] = os.environ, local_checker: LocalChecker | None = None
+    paths_folder: Path | None = None,
 ) -> LoadResult:
-    """Return what is to be said about ``file``. Raises StartupError where it cannot be read."""
-    return try_loads(
+    """Load a file. Relative paths in it start at ``paths_folder``, by default at the file's own folder.
+
+    Raises StartupError if the file cannot be read.
+    """
+    return load_text(
         read_config_text(file),
         file=str(file),
         folder=config_folder(file),
         environ=environ,
         local_checker=local_checker,
+        paths_folder=paths_folder,
     )
 
 
-def read_config_text(file: str | FilePath) -> str:
-    """Return what ``file`` says. Raises StartupError where it cannot be read, is no text, or is too large."""
-    path = FilePath(file)
-    try:
-        with path.open("rb") as opened:
-            content = opened.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise StartupError(f"cannot read the configuration {path}: {error.strerror}") from None
-    return decode_config_text(content, str(path))
-
-
-def decode_config_text(content: bytes, name: str) -> str:
-    """Return a file's text. Raises StartupError where it is none, or too large."""
-    if len(content) > MAX_CONFIG_BYTES:
-        raise StartupError(f"the configuration {name} is larger than {MAX_CONFIG_BYTES} bytes")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise StartupError(
-            f"the configuration {name} is not UTF-8 text (byte {error.start}, in line {line})"
-        ) from None
-
-
-def try_loads(
+def load_text(
     text: str,
     *,
     file: str = "<config>",
-    folder: FilePath = FilePath(),
+    folder: Path = Path(),
     environ: Mapping[str, str] = os.environ,
     local_checker: LocalChecker | None = None,
     is_reload: bool = False,
-    paths_folder: FilePath | None = None,
+    paths_folder: Path | None = None,
 ) -> LoadResult:
-    """Return what is to be said about ``text``; ``local`` looks for more once nothing else is wrong.
+    """Load YAML text; ``file`` is its name in messages.
 
-    ``is_reload``: this process has the log, so that nothing need be looked for there.
-
-    Relative paths of files start at ``folder``, those of settings at ``paths`` where that is given.
+    ``file:`` references start at ``folder``, relative paths of settings at ``paths_folder`` (default: the
+    same). ``local_checker`` runs if there is no other error; on a reload it skips the log, which this process
+    has open.
     """
     try:
         document = parse_yaml(text, file)
@@ -131,58 +91,75 @@ def try_loads(
         return LoadResult(file, None, error.errors)
     if document.data is None:
         return LoadResult(file, None, document.locate(document.errors))
-    faults = [*yaml11_boolean_issues(document), *document.errors]
-    data = resolve_references(document.data, environ, folder, faults)
-    config: Config | None = None
+    issues = [*yaml11_boolean_issues(document), *document.errors]
+    data = resolve_references(document.data, environ, folder, issues)
+    config = validate_model(data, document, (paths_folder or folder).absolute(), issues)
+    issues += check_rules(data)
+    if not issues and config is not None and local_checker is not None:
+        issues += local_checker(config, data, check_log=not is_reload)
+    if issues or config is None:
+        return LoadResult(file, None, locate_issues(issues, document, data))
+    warnings = unaccepted_warnings(config, data, document.renamed_keys)
+    return LoadResult(file, config, (), locate_issues(warnings, document, data))
+
+
+def validate_model(
+    data: Any, document: YamlDocument, folder: Path, issues: list[ConfigIssue]
+) -> Config | None:
+    """Return the model of ``data``; if it is invalid, append its errors to ``issues`` and return None."""
     try:
-        config = Config.model_validate(
-            data, context={FOLDER_CONTEXT_KEY: (paths_folder or folder).absolute()}
-        )
+        return Config.model_validate(data, context={FOLDER_CONTEXT_KEY: folder})
     except ValidationError as error:
-        faults.extend(issues_of_validation_error(error, document, data))
-    faults.extend(check_rules(data))
-    if not faults and config is not None and local_checker is not None:
-        faults.extend(local_checker(config, data, check_log=not is_reload))
-    if faults or config is None:
-        return LoadResult(file, None, locate_issues(faults, document, data))
-    return LoadResult(file, config, (), locate_issues(unaccepted_warnings(config, data), document, data))
+        issues += issues_of_validation_error(error, document, data)
+        return None
 
 
-def config_or_raise(reading: LoadResult) -> Config:
-    """Return the configuration of a reading. Raises ConfigError with every mistake."""
-    if reading.config is None:
-        raise ConfigError(reading.file, reading.errors)
-    return reading.config
+def read_config_text(file: str | Path, stream: IO[bytes] | None = None) -> str:
+    """Return the text of a file, or of ``stream``, which messages call ``file``.
 
-
-def locate_issues(issues: Sequence[ConfigIssue], document: YamlDocument, data: Any) -> Sequence[LocatedIssue]:
-    """Return faults at their places; ``data`` is the document's with its references resolved."""
-    return document.locate(_quote_reference(fault, document.data, data) for fault in issues)
-
-
-def _quote_reference(fault: ConfigIssue, written: Any, resolved: Any) -> ConfigIssue:
-    """Return a fault that quotes ``${NAME}`` as it is written, and not what it stands for: maybe a secret.
-
-    Only where a message quotes the whole value: the words of its own sentences are nobody's secret.
+    Raises StartupError if it cannot be read, is not UTF-8, or is larger than `MAX_CONFIG_BYTES`.
     """
-    for part in fault.path:
-        try:
-            written, resolved = written[part], resolved[part]
-        except (KeyError, IndexError, TypeError):
-            return fault
+    try:
+        with Path(file).open("rb") if stream is None else nullcontext(stream) as opened:
+            content = opened.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise StartupError(f"cannot read the configuration {file}: {error.strerror}") from None
+    if len(content) > MAX_CONFIG_BYTES:
+        raise StartupError(f"the configuration {file} is larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise StartupError(
+            f"the configuration {file} is not UTF-8 text (byte {error.start}, in line {line});"
+            " save it as UTF-8"
+        ) from None
+
+
+def locate_issues(issues: Iterable[ConfigIssue], document: YamlDocument, data: Any) -> Sequence[LocatedIssue]:
+    """Return issues with their positions; ``data`` is the document's with its references resolved."""
+    return document.locate(_quote_reference(issue, document.data, data) for issue in issues)
+
+
+def _quote_reference(issue: ConfigIssue, written_data: Any, data: Any) -> ConfigIssue:
+    """Return the issue with ``${NAME}`` quoted as written instead of its value, which may be a secret.
+
+    Only quoted text is replaced: the words of the message itself are nobody's secret.
+    """
+    written, resolved = value_at(issue.path, written_data), value_at(issue.path, data)
     if not isinstance(written, str) or not isinstance(resolved, str) or written == resolved:
-        return fault
-    message = fault.message.replace(repr(resolved), repr(written))
-    return replace(fault, message=_mask_resolved_value(message, resolved, written))
+        return issue
+    message = issue.message.replace(repr(resolved), repr(written))
+    return replace(issue, message=_mask_resolved_value(message, resolved, written))
 
 
 _QUOTED = re.compile(r"(?<!\w)'(?:[^'\\]|\\.)+'(?!\w)")
 _MODEL_PHRASES = ("did you mean ", "must be ", ", ", " or ")
-"""What stands before quoted words that are the model's and not the file's."""
+"""Text before quoted words that come from the model and not from the file."""
 
 
 def _mask_resolved_value(message: str, resolved: str, written: str) -> str:
-    """Return a message that quotes a reference in place of a part of its value, or of advice made of it."""
+    """Replace quoted parts of a resolved value, and suggestions made of it, by the reference."""
     if len(resolved) < MIN_MASKED_CHARS:
         return message
 

@@ -1,7 +1,6 @@
-"""Why a text is no YAML: the parser's complaint, in words of the mistake that most likely caused it. Pure.
+"""Explains YAML syntax errors by the mistake that most likely caused the parser's message. Pure.
 
-Nothing of the text is quoted but its punctuation: where a line is broken, nobody can tell what in it is a
-secret.
+Messages quote nothing of the text but its punctuation: in a broken line, any part may be a secret.
 """
 
 import re
@@ -13,6 +12,7 @@ import yaml
 
 _HAS_KEY = re.compile(r"""\s*(?:-\s+)*(?:"[^"]*"|'[^']*'|[^\s#'"][^#]*?):(?:\s|$)""")
 _CLOSERS = {"mapping": ("{", "}"), "sequence": ("[", "]")}
+_NO_COLON = "a key without its colon; write 'key: value', with a space after the colon"
 _BLOCK_END = re.compile(r"expected <block end>, but found '(.*)'")
 _INVALID_FIRST_CHAR = re.compile(r"found character '(.+)' that cannot start any token")
 
@@ -24,22 +24,22 @@ _DASH_ITEM = re.compile(rf"[{_TYPOGRAPHIC_DASHES}]\s")
 
 
 def typographic_error(text: str) -> str | None:
-    """Return what is wrong with unquoted text that a word processor or a web page has changed.
+    """Return what is wrong with unquoted text that a word processor or a web page has changed, or None.
 
-    It quotes one character, and nothing of what may be a secret.
+    The message quotes that one character only: the rest may be a secret.
     """
     if text[:1] and text[0] in _TYPOGRAPHIC_QUOTES:
         return (
-            f"begins with the typographic quote {text[0]} ({_char_name(text[0])}), which quotes nothing in YAML;"
+            f"begins with the typographic quote {text[0]} ({_char_name(text[0])}), which is no quote in YAML;"
             " write \" or '"
         )
     if _DASH_ITEM.match(text):
-        return f"begins with the dash {text[0]} ({_char_name(text[0])}); an item of a list begins with a hyphen: -"
+        return f"begins with the dash {text[0]} ({_char_name(text[0])}); write a hyphen, -, for a list item"
     blank = _UNICODE_BLANKS.search(text)
     if blank is not None:
         return (
-            f"holds {_char_name(blank[0])}, which looks like a blank and is none; write a blank, or quote the"
-            " text if the character is meant"
+            f"contains {_char_name(blank[0])}, which looks like a space; write a space, or quote the"
+            " text to keep it"
         )
     return None
 
@@ -49,7 +49,7 @@ def _char_name(char: str) -> str:
 
 
 class YamlProblem(NamedTuple):
-    """A place, counted from 1, and what is wrong there."""
+    """A syntax error with its position, counted from 1."""
 
     line: int
     column: int
@@ -57,7 +57,7 @@ class YamlProblem(NamedTuple):
 
 
 def explain_yaml_error(error: Exception, text: str, lines: Sequence[str]) -> YamlProblem:
-    """Return what PyYAML's error, or its RecursionError, says of a text and its lines."""
+    """Return the problem behind an error of PyYAML, or a RecursionError in it."""
     if isinstance(error, RecursionError):
         return YamlProblem(1, 1, "not valid YAML: nested too deeply")
     if isinstance(error, yaml.reader.ReaderError):
@@ -72,29 +72,27 @@ def explain_yaml_error(error: Exception, text: str, lines: Sequence[str]) -> Yam
 
 def _explain_marked_error(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> YamlProblem:
     problem, context = str(error.problem or ""), str(error.context or "")
-    here = _position_of(error.problem_mark)
-    began = _position_of(error.context_mark) if error.context_mark else here
+    here = position_of(error.problem_mark)
+    began = position_of(error.context_mark) if error.context_mark else here
     line = lines[here[0] - 1] if here[0] <= len(lines) else ""
     strange = _INVALID_FIRST_CHAR.fullmatch(problem)
     if strange is not None:
         if strange[1] == r"\t":
-            return YamlProblem(*here, "a tab; YAML is indented with spaces, two for each level")
+            return YamlProblem(*here, "a tab; YAML is indented with spaces, two per level")
         return YamlProblem(*here, f"a value cannot begin with {strange[1]!r}; quote it")
     if problem == "mapping values are not allowed here":
         return _explain_second_colon(here, lines)
     if problem == "could not find expected ':'":
-        return YamlProblem(
-            *began, "a key without its colon; write 'key: value', with a space after the colon"
-        )
+        return YamlProblem(*began, _NO_COLON)
     if problem == "found unexpected end of stream" and "quoted scalar" in context:
         return YamlProblem(*began, "the quote that opens here is not closed")
     if problem.startswith("sequence entries are not allowed"):
-        return YamlProblem(*here, "a list of this form begins on a line of its own, below its key")
+        return YamlProblem(*here, "a list item after a key on the same line; begin the list on the next line")
     if context.startswith("while scanning an a"):  # alias, anchor
         return YamlProblem(*began, f"a value cannot begin with {line[began[1] - 1 : began[1]]!r}; quote it")
     if "escape" in problem:
         return YamlProblem(
-            *here, "in double quotes a backslash begins an escape; write \\\\, or use single quotes"
+            *here, "an unknown escape in double quotes; write \\\\ for a backslash, or use single quotes"
         )
     for kind, (opens, closes) in _CLOSERS.items():
         if context == f"while parsing a flow {kind}":
@@ -103,7 +101,7 @@ def _explain_marked_error(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> 
     if block is not None:
         return _explain_block_end(here, block[1])
     if "but found another document" in problem:
-        return YamlProblem(*here, "a second document begins here; remove the line ---")
+        return YamlProblem(*here, "a second document, and a configuration is one; remove the line ---")
     return YamlProblem(*here, " ".join(part for part in (context, problem) if part))
 
 
@@ -116,16 +114,14 @@ def _explain_second_colon(here: tuple[int, int], lines: Sequence[str]) -> YamlPr
         )
     above = next((at for at in range(number - 1, 0, -1) if lines[at - 1].split("#")[0].strip()), None)
     if above is None:
-        return YamlProblem(*here, "a colon that no key of at most 1024 characters stands before")
+        return YamlProblem(*here, "a colon without a key before it (of at most 1024 characters)")
     indent = len(lines[above - 1]) - len(lines[above - 1].lstrip()) + 1
     if not _HAS_KEY.match(lines[above - 1]):
-        return YamlProblem(
-            above, indent, "a key without its colon; write 'key: value', with a space after the colon"
-        )
+        return YamlProblem(above, indent, _NO_COLON)
     return YamlProblem(
         number,
         len(line) - len(line.lstrip()) + 1,
-        f"indented deeper than line {above}, which has a value already; align the two",
+        f"indented deeper than line {above}, which already has a value; align the two",
     )
 
 
@@ -142,26 +138,27 @@ def _explain_unclosed(
         return YamlProblem(
             here[0],
             here[1] - 1,
-            f'within {opens} {closes} a reference needs quotes: "${{NAME}}"',
+            f'an unquoted reference within {opens} {closes}; write "${{NAME}}"',
         )
     if here[0] == began[0] and "stream end" not in problem:
         return YamlProblem(
-            *here, f"a comma is missing before this, or quotes around a value of the {opens} {closes}"
+            *here, f"a comma is missing before this, or quotes around a value in {opens} {closes}"
         )
     return YamlProblem(*began, f"the {opens} that opens here is not closed; a {closes} is missing")
 
 
 def _explain_block_end(here: tuple[int, int], found: str) -> YamlProblem:
     if found in ("}", "]"):
-        return YamlProblem(*here, f"a {found} that nothing opened; remove it")
+        return YamlProblem(*here, f"a {found} without an opening bracket; remove it")
     if found == "<scalar>" and here[1] > 1:
         return YamlProblem(
-            *here, "text after a value that has ended; quote the whole value, or align the line with its key"
+            *here, "text after the end of a value; quote the whole value, or align the line with its key"
         )
     return YamlProblem(
-        *here, "indented differently from the keys above it; align it with those that it belongs to"
+        *here, "indented differently from the keys above; align it with the keys of its section"
     )
 
 
-def _position_of(mark: yaml.Mark | None) -> tuple[int, int]:
+def position_of(mark: yaml.Mark | None) -> tuple[int, int]:
+    """Return line and column, counted from 1; the start of the text for no mark."""
     return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)

@@ -1,1 +1,1 @@
-"""What the YAML file may say: frozen pydantic models, one section per class."""
+"""The model of the YAML file: frozen pydantic models, one class per section."""

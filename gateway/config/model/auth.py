@@ -1,4 +1,4 @@
-"""Who may read: how tokens are checked, tickets given, and the user's own endpoint asked."""
+"""The section ``auth``: tokens, tickets, and forward auth."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -23,26 +23,29 @@ from gateway.config.model.value_types import (
 )
 
 HMAC_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+"""Shortest key by algorithm (RFC 7518 §3.2)."""
+
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 _HTTP_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 MAX_LEEWAY_SECONDS, MAX_FORWARD_TIMEOUT_SECONDS = 300.0, 30.0
-"""Seconds."""
+"""Largest values of ``leeway`` and ``forward.timeout``, in seconds."""
 
-ALLOW_HTTP_DESCRIPTION = "allow http:// to another host; whoever is between could answer in its place"
+ALLOW_HTTP_DESCRIPTION = "allow http:// to another host, where responses can be forged on the way"
 
 
 def _http_url(value: str) -> str:
     try:
         parts = urlsplit(value)
+        is_url = parts.scheme in ("https", "http") and parts.hostname and not any(map(str.isspace, value))
     except ValueError:  # an open bracket
-        raise config_value_error("must be a URL: https://id.example.com/path") from None
-    if parts.scheme not in ("https", "http") or not parts.hostname or any(map(str.isspace, value)):
-        raise config_value_error("must be a URL: https://id.example.com/path")
+        is_url = False
+    if not is_url:
+        raise config_value_error("must be a URL, such as https://id.example.com/path")
     if parts.username or parts.password:
-        raise config_value_error("a URL here has no user or password")
+        raise config_value_error("must not have a user or password")
     return value
 
 
@@ -56,7 +59,7 @@ Url = Annotated[
 
 
 def is_secure_url(url: str) -> bool:
-    """Tell whether nobody between can answer in the place of this URL's host."""
+    """Tell whether responses from a URL cannot be forged on the way: https, or this machine."""
     parts = urlsplit(url)
     return parts.scheme == "https" or parts.hostname in _LOOPBACK_HOSTS
 
@@ -64,44 +67,45 @@ def is_secure_url(url: str) -> bool:
 RESERVED_QUERY_NAMES = {"ticket", "channel", "format", "types", "last", "since", "heartbeat", "client"} | {
     "lastEventId", "last_event_id", "Last-Event-ID", "evs_last_event_id", "lastEvent"
 }  # fmt: skip
-"""Query names that have a meaning of their own."""
+"""Query parameters that the gateway uses itself."""
 
 _RESERVED_BY_LOWER_CASE = {name.lower(): name for name in RESERVED_QUERY_NAMES}
 
 
 def canonical_query_name(name: str) -> str:
-    """Return a query name as the gateway spells it, if it is one of `RESERVED_QUERY_NAMES` in whatever case."""
+    """Return one of `RESERVED_QUERY_NAMES` for a name in any case, and any other name unchanged."""
     return _RESERVED_BY_LOWER_CASE.get(name.lower(), name)
 
 
-GATEWAY_SET_HEADERS = {"host", "connection", "content-length", "transfer-encoding", "upgrade", "expect", "te"} | {
-    "trailer", "x-original-uri", "x-original-method", "x-forwarded-for"
-}  # fmt: skip
-"""Headers of a question that the gateway sets itself."""
+GATEWAY_SET_HEADERS = {
+    *("host", "connection", "content-length", "transfer-encoding", "upgrade", "expect", "te", "trailer"),
+    *("x-original-uri", "x-original-method", "x-forwarded-for"),
+}
+"""Headers of a forward-auth request that the gateway sets itself."""
 
 
 def _forwarded_header(value: Any) -> Any:
     if isinstance(_header_name(value), str) and value.lower() in GATEWAY_SET_HEADERS:
-        raise config_value_error(f"{value!r} is set by the gateway itself, and not passed on")
+        raise config_value_error(f"{value!r} is set by the gateway itself; remove it")
     return value
 
 
 def _header_name(value: Any) -> Any:
     if isinstance(value, str) and not _HTTP_TOKEN.fullmatch(value):
-        raise config_value_error("must be a name of letters, digits and dashes")
+        raise config_value_error("must be a name of letters, digits and dashes (at most 64)")
     return value
 
 
 def _unreserved_query_name(value: Any) -> Any:
     if isinstance(value, str) and canonical_query_name(value) in RESERVED_QUERY_NAMES:
-        raise config_value_error(f"{value!r} has a meaning of its own in a stream's URL; choose another")
+        raise config_value_error(f"{value!r} is a parameter of the gateway; choose another name")
     return _header_name(value)
 
 
 def _at_most(seconds: float, why: str) -> AfterValidator:
     def check(value: float) -> float:
         if value > seconds:
-            raise config_value_error(f"{why}, and may be {seconds:g}s at the most")
+            raise config_value_error(f"must be at most {seconds:g}s: it {why}")
         return value
 
     return AfterValidator(check)
@@ -112,14 +116,14 @@ def _name_schema(title: str, pattern: str, example: str) -> WithJsonSchema:
 
 
 CookieName = Annotated[
-    str, BeforeValidator(_header_name), _name_schema("cookie's name", patterns.HTTP_TOKEN, "session")
+    str, BeforeValidator(_header_name), _name_schema("cookie's name", patterns.HTTP_NAME, "session")
 ]
 QueryName = Annotated[
     str,
     BeforeValidator(_unreserved_query_name),
     _name_schema(
         "name",
-        rf"(?!(?:{patterns.case_insensitive(set(_RESERVED_BY_LOWER_CASE))})$){patterns.HTTP_TOKEN}",
+        rf"(?!(?:{patterns.case_insensitive(set(_RESERVED_BY_LOWER_CASE))})$){patterns.HTTP_NAME}",
         "access_token",
     ),
 ]
@@ -128,12 +132,12 @@ HeaderName = Annotated[
     BeforeValidator(_forwarded_header),
     _name_schema(
         "header",
-        rf"(?!(?:{patterns.case_insensitive(GATEWAY_SET_HEADERS)})$){patterns.HTTP_TOKEN}",
+        rf"(?!(?:{patterns.case_insensitive(GATEWAY_SET_HEADERS)})$){patterns.HTTP_NAME}",
         "Authorization",
     ),
 ]
-Leeway = Annotated[DurationOrZero, _at_most(MAX_LEEWAY_SECONDS, "is for clocks that differ")]
-ForwardTimeout = Annotated[Duration, _at_most(MAX_FORWARD_TIMEOUT_SECONDS, "is how long clients may hang")]
+Leeway = Annotated[DurationOrZero, _at_most(MAX_LEEWAY_SECONDS, "only covers clock differences")]
+ForwardTimeout = Annotated[Duration, _at_most(MAX_FORWARD_TIMEOUT_SECONDS, "delays clients")]
 
 
 _HMAC_ALGORITHM = {"pattern": "^HS"}
@@ -141,7 +145,7 @@ _HTTP_ALLOWED = {"properties": {"allow_http": {"anyOf": [{"const": True}, patter
 
 
 def _secure_url_rule(key: str) -> dict[str, Any]:
-    """Return the rule for a URL: nobody between, or ``allow_http``."""
+    """Return the rule for a URL: https, or ``allow_http``."""
     return {
         "if": patterns.requires_keys(key),
         "then": {
@@ -184,23 +188,27 @@ _JWT_RULES: dict[str, Any] = {
 
 
 class JwtConfig(Section):
-    """How tokens are checked. ``exp`` is always required."""
+    """How tokens are verified. ``exp`` is always required."""
 
     model_config = ConfigDict(json_schema_extra=_JWT_RULES)
 
-    algorithms: list[Algorithm] = Field(min_length=1, description="those that tokens may be signed with")
-    secret: Secret | None = Field(None, description="for HS algorithms, at least as long as the hash")
-    public_key_file: File | None = Field(None, description="PEM file, for RS, ES and EdDSA")
+    algorithms: list[Algorithm] = Field(min_length=1, description="accepted signature algorithms")
+    secret: Secret | None = Field(None, description="key for HS algorithms, at least as long as the hash")
+    public_key_file: File | None = Field(None, description="PEM file with the key for RS, ES or EdDSA")
     jwks_url: Url | None = Field(None, description="where the issuer publishes its keys (RFC 7517)")
     allow_http: Boolean = Field(False, description=ALLOW_HTTP_DESCRIPTION)
-    audience: str | None = Field(None, min_length=1, description="what aud must be; without it any is taken")
-    issuer: str | None = Field(None, min_length=1, description="what iss must be; without it any is taken")
-    leeway: Leeway = yaml_default("30s", "how far the clocks of issuer and gateway may differ")
-    max_lifetime: Duration = yaml_default("30d", "a token that expires later than this from now is refused")
+    audience: str | None = Field(
+        None, min_length=1, description="required aud claim; without it any is accepted"
+    )
+    issuer: str | None = Field(
+        None, min_length=1, description="required iss claim; without it any is accepted"
+    )
+    leeway: Leeway = yaml_default("30s", "accepted difference between the clocks of issuer and gateway")
+    max_lifetime: Duration = yaml_default("30d", "tokens that expire later than this from now are rejected")
 
 
 class _OneOrMany:
-    """Lets a list with one element be written without its brackets, in the schema too."""
+    """Lets a list with one element be written without brackets, in the schema too."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -226,31 +234,34 @@ Issuers = Annotated[
 
 
 class TicketsConfig(Section):
-    """``POST /tickets``: a token for a value that may stand in a URL, for a native EventSource."""
+    """``POST /tickets`` exchanges a token for a short-lived ticket in the URL, for a native EventSource."""
 
-    lifetime: Duration = yaml_default(
-        "5m", "how long a ticket opens streams; never longer than its token lives"
-    )
+    lifetime: Duration = yaml_default("5m", "how long a ticket is valid; never longer than its token")
 
 
 class ForwardConfig(Section):
-    """An endpoint of yours that is asked before a stream opens, for channels with ``access: forward``."""
+    """An endpoint that authorizes streams of channels with ``access: forward``."""
 
     model_config = ConfigDict(json_schema_extra={"allOf": [_secure_url_rule("url")]})
 
-    url: Url = Field(description="asked with GET; 2xx opens, 401 and 403 refuse, anything else is an outage")
+    url: Url = Field(
+        description="requested with GET; 2xx allows, 401 and 403 deny, anything else is an outage"
+    )
     allow_http: Boolean = Field(False, description=ALLOW_HTTP_DESCRIPTION)
-    timeout: ForwardTimeout = yaml_default("2s", "an answer that takes longer is an outage")
+    timeout: ForwardTimeout = yaml_default("2s", "a response that takes longer is an outage")
     cache: DurationOrNull = yaml_default(
-        "30s", "how long an answer holds for the same question; null: not at all"
+        "30s", "how long a response is cached for equal requests; null: not at all"
     )
     headers: list[HeaderName] = Field(
-        ["Authorization", "Cookie"], description="request headers that are passed on, and tell clients apart"
+        ["Authorization", "Cookie"],
+        description="request headers that are forwarded; clients with equal ones share a cached response",
     )
     on_outage: Literal["retry", "refuse", "open"] = Field(
-        "retry", description="retry: tell clients to come back; refuse: 403; open: let them in"
+        "retry", description="retry: clients reconnect later; refuse: 403; open: allow them"
     )
-    connections: PositiveInt = Field(100, description="questions under way at once; others wait for a turn")
+    connections: PositiveInt = Field(
+        100, description="concurrent requests to the endpoint; further ones wait"
+    )
 
 
 _AUTH_RULES: dict[str, Any] = {
@@ -268,14 +279,15 @@ _AUTH_RULES: dict[str, Any] = {
 
 
 class AuthConfig(Section):
-    """Where credentials are looked for: ``Authorization: Bearer`` first, then the cookie, then the query."""
+    """Where tokens come from: ``Authorization: Bearer`` first, then the cookie, then the query."""
 
     model_config = ConfigDict(json_schema_extra=_AUTH_RULES)
 
-    jwt: Issuers | None = Field(None, description="one issuer of tokens, or a list, each with its issuer")
-    cookie: CookieName | None = Field(None, description="a cookie of this name may hold the token")
+    jwt: Issuers | None = Field(None, description="one issuer of tokens, or a list, each with its own issuer")
+    cookie: CookieName | None = Field(None, description="name of a cookie that may carry the token")
     query: QueryName | None = Field(
-        None, description="a query value of this name may hold the token; such URLs end up in others' logs"
+        None,
+        description="name of a query parameter that may carry the token; URLs end up in the logs of proxies",
     )
     tickets: TicketsConfig | None = None
     forward: ForwardConfig | None = None

@@ -1,6 +1,6 @@
-"""What the YAML file may say: one frozen model per section. Rules across sections are in `checks`.
+"""The root of the model, and the sections without a module of their own.
 
-Every key here does something; a key for a later feature is an unknown key until then.
+Rules between keys are in `gateway.config.validation`. Every key has an effect; planned keys are unknown keys.
 """
 
 import re
@@ -42,10 +42,8 @@ from gateway.config.model.value_types import (
 )
 from gateway.config.validation.warning_codes import WARNING_CODES
 
-# Heartbeats that clients answer: what finds a stream that nobody hears, behind any proxy.
-
 MIN_ACK_INTERVAL_SECONDS = 1.0
-"""Seconds: each question is a request of each client."""
+"""Shortest interval, in seconds: each ack is a request."""
 
 
 def _ack_interval(value: float) -> float:
@@ -57,17 +55,17 @@ def _ack_interval(value: float) -> float:
 
 
 class AckConfig(Section):
-    """Heartbeats that clients answer: after so many misses in a row a stream is closed."""
+    """Heartbeats that clients acknowledge; a stream is closed after several misses in a row."""
 
     interval: Annotated[Duration, AfterValidator(_ack_interval)] = yaml_default(
-        "30s", "how often a client is asked"
+        "30s", "how often a client must send an ack"
     )
-    timeout: Duration = yaml_default("60s", "a question that is not answered within this is a miss")
+    timeout: Duration = yaml_default("60s", "an ack that takes longer is a miss")
     retry_limit: PositiveInt = Field(3, description="misses in a row after which the stream is closed")
 
     @property
     def max_silence_seconds(self) -> float:
-        """Seconds after which a client that never answered is closed, at the latest but for the sweep."""
+        """Longest time until a client without acks is closed, in seconds, without the sweep's interval."""
         return self.interval * self.retry_limit + self.timeout
 
 
@@ -121,7 +119,7 @@ def _base_path(value: Any) -> str:
     text = str(value)
     if not isinstance(value, str) or not re.fullmatch(patterns.BASE_PATH, text):
         raise config_value_error(
-            "must be a path of letters, digits, '.', '_', '~' and '-', with a slash in front: /sse"
+            "must be a path of letters, digits, '.', '_', '~' and '-' that begins with a slash: /sse"
         )
     return text.removesuffix("/")
 
@@ -134,7 +132,7 @@ BasePath = Annotated[
 
 
 class ServerConfig(Section):
-    """Where the gateway listens."""
+    """Addresses and protection of the public port and the admin port."""
 
     listen: ListenOneOrMany = yaml_default(
         "0.0.0.0:8080",
@@ -143,52 +141,52 @@ class ServerConfig(Section):
     admin: Listen = yaml_default("127.0.0.1:9090", "metrics, health, status; keep it private; or unix:/path")
     base_path: BasePath = Field(
         "",
-        description="in front of all public paths, for a proxy that cannot take it off: /sse serves"
+        description="prefix of all public paths, for a proxy that does not remove it: /sse serves"
         " /sse/events, /sse/hooks, /sse/client.js",
     )
     health_on_public: Boolean = Field(
         False,
-        description="true: /healthz and /readyz are on the public port too, with their status only, for"
-        " platforms that know one port",
+        description="serve /healthz and /readyz on the public port too, without a body, for platforms with"
+        " one port",
     )
     admin_token: BearerSecret | None = Field(
         None,
-        description="who asks the admin port must send it as Authorization: Bearer; without it /healthz and"
-        " /readyz tell their status only",
+        description="required on the admin port as Authorization: Bearer; without it /healthz and /readyz"
+        " return only their status",
     )
     admin_open: Boolean = Field(
-        False, description="true: server.admin may be reached from elsewhere without a token"
+        False, description="allow server.admin to listen on other addresses than loopback without a token"
     )
     admin_hosts: list[HostName] = Field(
         [],
-        description="other names of the admin port, such as gateway.monitoring.svc; without a token, and on"
+        description="names of the admin port, such as gateway.monitoring.svc; without a token, and on"
         " loopback, a Host with a dot that is not listed is refused, unless it is an IP address",
     )
     development: Boolean = Field(
         False,
-        description="true: who may ask the admin port reads any channel, whatever its access, and sends"
-        " events, in the console's try-it panel; not for production",
+        description="let users of the admin port read any channel and publish events in the console's try-it"
+        " panel; not for production",
     )
     workers: Workers = Field(
         1,
-        description="processes that share the port, each a node with limits of its own;"
+        description="processes that share the port, each a node with its own limits;"
         " auto: one per core; more than one need a broker.url other than memory://",
     )
     tls: TlsConfig | None = None
     trusted_proxies: list[Network] = Field(
         [ip_network("127.0.0.0/8"), ip_network("::1/128")],
-        description="networks whose X-Forwarded-For is believed; they have no limit as addresses themselves",
+        description="networks whose X-Forwarded-For is trusted; exempt from limits per address",
     )
 
     def public_url(self, port: int) -> str:
-        """Return the URL of the public port, as somebody on this machine would type it.
+        """Return the URL of the public port for a client on this machine.
 
-        It is the first that is no Unix socket; ``unix:/path`` where all are.
+        It is the first address that is not a Unix socket; ``unix:/path`` if all are.
         """
         return self._public_url(self.listen.first_tcp or self.listen[0], port)
 
     def public_urls(self, ports: Sequence[int]) -> str:
-        """Return all of them, by the ports that each is listened on."""
+        """Return the URLs of all public addresses; ``ports`` has the actual port of each."""
         return ", ".join(self._public_url(*each) for each in zip(self.listen, ports, strict=True))
 
     def _public_url(self, place: ListenAddress, port: int) -> str:
@@ -197,7 +195,7 @@ class ServerConfig(Section):
         return f"{'https' if self.tls else 'http'}://{place.connect_address(port)}{self.base_path}"
 
     def admin_url(self, port: int) -> str:
-        """Return the URL of the admin port, likewise."""
+        """Return the URL of the admin port for a client on this machine."""
         return (
             str(self.admin)
             if isinstance(self.admin, UnixSocketPath)
@@ -223,16 +221,18 @@ WarningCode = Annotated[
 
 
 class CheckConfig(Section):
-    """What `sse-gateway check` and the log need not repeat."""
+    """Accepted warnings of `sse-gateway check` and of the log."""
 
     allow: list[WarningCode] = Field(
-        [], description="codes of warnings that are meant, such as drain-over-grace: docs/check.md lists all"
+        [], description="codes of warnings to accept, such as drain-over-grace; docs/check.md lists all"
     )
 
 
 class LoggingConfig(Section):
+    """The program's output on standard error."""
+
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="lines below it are not written"
+        "info", description="lowest level that is written"
     )
     format: Literal["json", "console"] = Field("json", description="console is for people")
 
@@ -263,12 +263,12 @@ _BROKER_SCHEMA = WithJsonSchema(
 
 
 class PoolConfig(Section):
-    """Connections to Redis; two more follow the log."""
+    """Connections to Redis, beside two that follow the log."""
 
     max_connections: PositiveInt = Field(10, description="open at once, per node")
-    connect: Duration = yaml_default("2s", "a connection that is not made within this has failed")
-    wait: Duration = yaml_default("2s", "a call that gets no connection within this has failed")
-    idle: Duration = yaml_default("1m", "a connection that nobody used for this long is closed")
+    connect: Duration = yaml_default("2s", "time limit for opening a connection")
+    wait: Duration = yaml_default("2s", "time limit for a call to get a connection")
+    idle: Duration = yaml_default("1m", "a connection that is unused for this long is closed")
 
 
 def _prefix(value: Any) -> Any:
@@ -292,25 +292,25 @@ class BrokerConfig(Section):
         Secret, BeforeValidator(resolve_url_files), BeforeValidator(_broker_url), _BROKER_SCHEMA
     ] = yaml_default(
         "memory://",
-        "memory://: gone after a restart; sqlite:///file: durable, for all gateways of a host,"
+        "memory://: lost at a restart; sqlite:///file: durable, for all gateways of a host,"
         " relative to this file, sqlite:////file absolute; redis://, rediss://,"
         " redis+sentinel://host,host/master or redis+cluster://host,host: for any number of hosts",
     )
     prefix: Prefix = Field("sse", description="Redis: every key begins with {prefix}")
     timeout: Duration = yaml_default(
-        "2s", "Redis: a call without an answer, a follower without a sign of life"
+        "2s", "Redis: time limit for a call, and for silence of the connection that follows the log"
     )
-    pool: PoolConfig = section_default(PoolConfig, "Redis: bounds of the connections")
+    pool: PoolConfig = section_default(PoolConfig, "Redis: limits of the connections")
 
 
 class CorsConfig(Section):
-    """Which web pages may read. Without origins no page of another origin can."""
+    """Which web pages may read. Without origins, no page of another origin may."""
 
     origins: list[Origin] = Field(
         [], description="exact, or one leading wildcard label (https://*.example.com), or '*' alone"
     )
     credentials: Boolean = Field(False, description="allow cookies (EventSource's withCredentials)")
-    max_age: Duration = yaml_default("12h", "how long browsers may keep a preflight's answer")
+    max_age: Duration = yaml_default("12h", "how long browsers may cache a preflight response")
     allow_headers: list[str] = Field(
         ["Authorization", "Last-Event-ID", "Cache-Control", "Content-Type", "X-Requested-With"],
         description="request headers that fetch-based clients may send",
@@ -318,42 +318,46 @@ class CorsConfig(Section):
 
 
 class TimeoutsConfig(Section):
+    """Durations of streams, requests and the shutdown."""
+
     heartbeat: Duration = yaml_default("15s", "a comment line after this long without an event")
     heartbeat_minimum: Duration = yaml_default(
-        "4s", "the shortest that clients may ask for (heartbeat=5s); if not below heartbeat, they cannot"
+        "4s", "the shortest that clients may request (heartbeat=5s); if not below heartbeat, they cannot"
     )
-    write: Duration = yaml_default("20s", "a client that takes nothing for this long is disconnected")
-    request: Duration = yaml_default("10s", "headers and body of a request")
+    write: Duration = yaml_default("20s", "a client that reads nothing for this long is disconnected")
+    request: Duration = yaml_default("10s", "time limit for the headers and the body of a request")
     connection: Duration = yaml_default("1h", "maximum age of a stream, jittered by 20 %")
-    retry: Duration = yaml_default("3s", "reconnect delay told to clients, jittered when many are told")
+    retry: Duration = yaml_default("3s", "reconnect delay of clients, jittered if many reconnect at once")
     pre_drain: DurationOrZero = yaml_default(
-        "5s", "after SIGTERM, how long a node serves on while /readyz answers 503, for balancers to see it"
+        "5s", "after SIGTERM, how long a node still serves while /readyz is 503, so that balancers notice"
     )
     drain: Duration = yaml_default(
-        "20s", "a shutdown spreads the closes of its streams over this at most; few streams take less"
+        "20s", "longest time over which a shutdown spreads the closing of streams; few streams take less"
     )
 
 
 class LimitsConfig(Section):
+    """Limits per node, user, address and stream."""
+
     connections: PositiveInt = Field(15000, description="streams per node")
     connect_rate: Rate | None = Field(
-        None, description="streams opened, per node; more are told to come back at a time of their own"
+        None, description="streams opened, per node; further clients reconnect later, spread over time"
     )
     connections_per_user: PositiveInt | None = Field(
-        10, description="streams of one token's subject, over all nodes; null: any number"
+        10, description="streams of one token's subject, over all nodes; null: no limit"
     )
     connections_per_address: PositiveInt | None = Field(
         1000, description="connections and streams of one client address (IPv6: /64), per node"
     )
     connect_rate_per_address: Rate | None = yaml_default(
-        "200/s", "streams opened by one client address, per node, and preflights; null: any number"
+        "200/s", "streams opened and preflights by one client address, per node; null: no limit"
     )
     channels_per_stream: PositiveInt = Field(50, description="channels in one request")
     event_bytes: ByteSize = yaml_default("256KiB", "largest payload of one event")
     webhook_body: ByteSize = yaml_default("16MiB", "largest webhook body, after decompression")
     history_bytes: ByteSize = yaml_default(
         "256MiB",
-        "history in memory, all channels together; the rings of live channels may take as much again",
+        "history in memory, all channels together; recent events of channels with streams may take as much",
     )
 
 
@@ -363,17 +367,19 @@ class RouteConfig(Section):
     source: str = Field(description="a name under sources")
     topic: Topic = Field(description="exact, glob (orders.*), or template (user:{id})")
     fields: dict[str, ExpressionText] = Field(
-        {}, description="fields of the channel's name that the topic does not hold: {id: '{key}'}"
+        {}, description="fields of the channel's name that the topic does not capture: {id: '{key}'}"
     )
 
 
 class HistoryConfig(Section):
-    events: EventCount = Field(1000, description="kept at the most, per channel")
-    age: DurationOrNull = yaml_default("5m", "null: kept until the count pushes it out")
+    """How many events of a channel are kept, and for how long."""
+
+    events: EventCount = Field(1000, description="largest number of events, per channel")
+    age: DurationOrNull = yaml_default("5m", "longest age; null: no limit")
 
 
 class ClaimsAccessConfig(Section):
-    """Claims that a token must have; ``{field}`` stands for what the channel's name holds there."""
+    """Claims that a token must have; ``{field}`` is replaced by the field of the channel's name."""
 
     claims: dict[str, str] = Field(min_length=1)
 
@@ -398,13 +404,15 @@ def _history(value: Any) -> Any:
 
 
 class ChannelCorsConfig(Section):
+    """Which web pages may read one channel."""
+
     origins: list[Origin] = Field(description="replaces the global list for this channel")
 
 
 class ConflateConfig(Section):
-    """Slow clients get the newest event of each type and key only."""
+    """Slow clients get only the newest event of each type and key."""
 
-    conflate: ExpressionText = Field(description="key of an event, from JSON pointers: {/symbol}")
+    conflate: ExpressionText = Field(description="key of an event, made of JSON pointers: {/symbol}")
 
 
 def _slow_client(value: Any) -> Any:
@@ -428,47 +436,48 @@ class ChannelConfig(Section):
         "json", description="envelope: the record is {type, payload, timestamp}"
     )
     format: Literal["envelope", "data", "message"] = Field(
-        "envelope", description="what clients get; message: the envelope, but no event is named by its type"
+        "envelope",
+        description="what clients get; message: the envelope without an event field, for onmessage",
     )
     history: Annotated[Literal["none"] | HistoryConfig, BeforeValidator(_history)] = section_default(
-        HistoryConfig, "none: fan-out only; events carry no id"
+        HistoryConfig, "none: fan-out only; events have no id"
     )
     slow_client: SlowClient = Field(
         "disconnect",
-        description="for who reads too slowly: disconnect when what was missed is gone; skip: a gap then,"
-        " and the oldest still held; conflate: of what was missed only the newest event of each type,"
-        " or of each type and key; for channels that tell a state",
+        description="for clients that lag: disconnect once missed events are out of the history; skip: send"
+        " a gap then, and continue with the oldest event left; conflate: send only the newest missed event of"
+        " each type, or of each type and key, for channels that carry a state",
     )
     access: Access = Field(description="who may read; a mapping names claims that a token must have")
     cors: ChannelCorsConfig | None = None
     ack: AckSetting | None = Field(
-        None, description="replaces the global one for this channel; none: it asks nobody"
+        None, description="replaces the global setting for this channel; none: no acks"
     )
     stale_after: Duration | None = Field(
-        None, description="without an event for longer, and channel_stale is 1, on all nodes"
+        None, description="after this long without an event, channel_stale is 1 on all nodes"
     )
     critical: Boolean = Field(False, description="while this channel is stale, /readyz answers 503")
 
     @property
     def slow_client_policy(self) -> Literal["disconnect", "skip", "conflate"]:
-        """What `slow_client` says, without its key."""
+        """The policy of `slow_client`, without the key."""
         return "conflate" if isinstance(self.slow_client, ConflateConfig) else self.slow_client
 
 
 class Config(Section):
-    """sse-gateway: one file says all."""
+    """The configuration of sse-gateway."""
 
     model_config = ConfigDict(title="sse-gateway configuration")
 
     server: ServerConfig = section_default(ServerConfig)
-    log: LoggingConfig = section_default(LoggingConfig)
+    logging: LoggingConfig = section_default(LoggingConfig)
     check: CheckConfig = section_default(CheckConfig)
     broker: BrokerConfig = section_default(BrokerConfig)
     cors: CorsConfig = section_default(CorsConfig)
     timeouts: TimeoutsConfig = section_default(TimeoutsConfig)
     limits: LimitsConfig = section_default(LimitsConfig)
     ack: AckSetting = Field(
-        "none", description="heartbeats that clients answer, on all channels that do not say otherwise"
+        "none", description="heartbeats that clients acknowledge, on all channels without an own setting"
     )
     auth: AuthConfig | None = None
     sources: dict[str, SourceConfig] = Field({})

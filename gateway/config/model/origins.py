@@ -1,8 +1,8 @@
-"""Which web origins a rule list allows (RFC 6454; WHATWG Fetch, CORS protocol). Pure.
+"""Matches web origins against a list of rules (RFC 6454; WHATWG Fetch, CORS protocol). Pure.
 
 A rule is an exact origin, an origin with one leading wildcard label (``https://*.example.com``, which
-stands for exactly one label), or ``*`` alone. An Origin header is compared as bytes: browsers send
-it in lower case, in punycode and without a default port, so whatever differs is another origin.
+stands for exactly one label), or ``*`` alone. An Origin header is compared as text: browsers send
+it in lower case, in punycode and without a default port, so any difference is another origin.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 MAX_ORIGIN_CHARS = 500
-"""Characters of the longest origin that is allowed: a scheme, a host name of 253 and a port are far less."""
+"""Longest origin that is matched, in characters: a scheme, a host name of 253 and a port are far less."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.ASCII)
 _HOST = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z0-9_-]+|\[[0-9a-f:.]+\]", re.ASCII)
@@ -23,10 +23,7 @@ CROSS_ORIGIN_FETCH_SITES = ("cross-site", "same-site")
 
 
 def normalize_origin_rule(rule: str) -> str:
-    """Return a rule in the form that browsers send.
-
-    Raises ValueError with a sentence that says what is wrong and what would be right.
-    """
+    """Return a rule in the form that browsers send. Raises ValueError with a message for the operator."""
     if rule == "*":
         return rule
     if rule.lower() == "null":
@@ -72,7 +69,7 @@ def normalize_origin_rule(rule: str) -> str:
 
 
 class OriginRules:
-    """A list of rules, ready to be asked."""
+    """A list of parsed rules."""
 
     __slots__ = ("_allows_any", "_exact", "_wildcards", "rules")
 

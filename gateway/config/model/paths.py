@@ -1,6 +1,6 @@
-"""Files that a configuration names: relative to its own folder, absolute once it is read. Pure.
+"""Resolves file paths in a configuration, which are relative to its folder. Pure.
 
-The loader passes the folder as pydantic's context; without one, paths stay as they are.
+The loader passes the folder as pydantic's context; without one, paths stay unchanged.
 """
 
 import os
@@ -23,9 +23,9 @@ _PIPE_PREFIXES = ("/dev/", "/proc/")
 
 
 def config_folder(file: str | Path) -> Path:
-    """Return where the relative paths of a configuration start: at its folder.
+    """Return the folder where relative paths of a configuration start: that of the file.
 
-    What is read from a pipe or standard input has none; its paths start at the working folder.
+    For a pipe or standard input it is the working folder.
     """
     if str(file) == "-" or str(file).startswith(_PIPE_PREFIXES):
         return Path.cwd()
@@ -33,7 +33,7 @@ def config_folder(file: str | Path) -> Path:
 
 
 def absolute_path(path: str, folder: str | Path | None = None) -> str:
-    """Return a path from the root on; a relative one starts at ``folder``, else at the working folder."""
+    """Return an absolute path; a relative one starts at ``folder``, by default the working folder."""
     return os.path.abspath(Path(folder or "", path))  # noqa: PTH100 -- resolve() would follow links
 
 
@@ -48,11 +48,11 @@ File = Annotated[
     AfterValidator(_resolve_path),
     WithJsonSchema({"title": "file", "type": "string", "minLength": 1, "examples": ["tls/file.pem"]}),
 ]
-"""The path of a file. `resolved_url` does the same for paths within URLs."""
+"""The path of a file; `resolve_url_files` resolves paths in URLs."""
 
 
 def resolve_url_files(value: Any, info: ValidationInfo) -> Any:
-    """Return a URL of a log or a Redis with the files in it resolved; for pydantic's validators."""
+    """Return a log's or Redis's URL with the file paths in it resolved; a pydantic validator."""
     folder = (info.context or {}).get(FOLDER_CONTEXT_KEY)
     if folder is None or not isinstance(value, str):
         return value
@@ -64,7 +64,7 @@ def resolve_url_files(value: Any, info: ValidationInfo) -> Any:
 
 
 def folder_of_misread_sqlite_url(url: str) -> str | None:
-    """Return the first folder of a relative path in ``sqlite:///tmp/x.db``, with a slash before it."""
+    """Return ``/tmp`` for the relative path in ``sqlite:///tmp/x.db``; None if it cannot be misread."""
     sqlite = re.fullmatch(SQLITE_URL, url, re.DOTALL)
     if sqlite is None or sqlite[1].startswith("/"):
         return None

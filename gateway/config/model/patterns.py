@@ -1,8 +1,7 @@
-"""What text may look like, as regular expressions for the JSON Schema: editors see nothing but the text.
+"""Regular expressions of setting values for the JSON Schema, by which editors check a file.
 
-They take what the model takes, and refuse what it refuses, as far as a pattern can tell (an amount within
-bounds, a file that exists it cannot). A reference stands for text that only the environment knows, so it is
-good everywhere. They are written in what JavaScript and Python have in common.
+They accept and reject what the model does, as far as a pattern can (it cannot compare amounts or look for
+files). A reference to the environment is valid everywhere. The syntax is common to JavaScript and Python.
 """
 
 from typing import Any
@@ -29,10 +28,9 @@ CHANNEL = rf"(?=[\s\S]{{1,255}}$)(?![\s\S]*\}}\{{){_NO_REPEATED_FIELD}(?:[A-Za-z
 TOPIC = rf"(?=[\s\S]{{1,255}}$)(?![\s\S]*(?:\}}\{{|\*\{{|\}}\*)){_NO_REPEATED_FIELD}(?:[^{{}}]|{_FIELD})+"
 _POINTER = r"(?:/(?:[^~/{}]|~[01])*)+"
 EXPRESSION = rf"(?:[^{{}}]|\{{(?:[a-z_]+(?:\.[A-Za-z0-9_.\-]+)?|{_POINTER})\}})+"
-POINTER_EXPRESSION = rf"(?:[^{{}}]|\{{{_POINTER}\}})+"
 
-BEARER_SECRET = r"[!-~]{16,}"
-HTTP_TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~\-]{1,64}"
+BEARER_VALUE = r"[!-~]{16,}"
+HTTP_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~\-]{1,64}"
 URL = r"https?://(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(?::[0-9]*)?(?:[/?#].*)?"
 SECURE_URL = r"https://.*|http://(?:localhost|127\.0\.0\.1|\[::1\])(?:[:/?#].*)?"
 
@@ -53,12 +51,12 @@ BOOTSTRAP = r"\s*[^:,\s]+:[0-9]{1,5}\s*(?:,\s*[^:,\s]+:[0-9]{1,5}\s*)*"
 
 
 def text_schema(pattern: str, **more: Any) -> dict[str, Any]:
-    """Return the schema of text that matches, or that holds a reference."""
+    """Return the schema of text that matches ``pattern`` or contains a reference."""
     return {"type": "string", "pattern": f"^(?:{pattern}|{REFERENCE})$", **more}
 
 
 def case_insensitive(words: set[str]) -> str:
-    """Return an expression for any of the words, in whatever case."""
+    """Return an expression that matches any of the words in any case."""
     spelled = (
         "".join(f"[{char.upper()}{char}]" if char.isalpha() else char for char in each)
         for each in sorted(words)
@@ -67,7 +65,7 @@ def case_insensitive(words: set[str]) -> str:
 
 
 def requires_keys(*keys: str) -> dict[str, Any]:
-    """Return the schema of a mapping that has these keys, and not as null."""
+    """Return the schema of a mapping that has these keys with values other than null."""
     return {
         "required": list(keys),
         "properties": {key: {"not": {"type": "null"}} for key in keys},

@@ -1,4 +1,4 @@
-"""Redis URLs: what is valid, and what it says. Pure: knows nothing of the library that connects."""
+"""Parses Redis URLs: single servers, Sentinel and cluster. Pure: does not use the client library."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ _INVALID_URL = (
     "is not a Redis URL; write redis://host:6379, or rediss:// for TLS,"
     " and a password's special characters as %2F, %3A, %40, %23"
 )
-_INVALID_PORT = "has a port beyond 65535; write redis://host:6379, or leave the port out where it is 6379"
+_INVALID_PORT = "has a port beyond 65535; write redis://host:6379, or omit the port if it is 6379"
 _INVALID_DATABASE = (
-    "has a database that is not a number: redis://host:6379/0; deployments that share a Redis have each a"
-    " broker.prefix of their own"
+    "has a database that is not a number; write redis://host:6379/0. Deployments that share a Redis need"
+    " different broker.prefix values"
 )
 
 
 @dataclass(frozen=True)
 class RedisUrl:
-    """Where the servers are. ``server`` is a URL of one of them as redis-py takes it, for its options."""
+    """A parsed URL. ``server_url`` is the URL of one server in redis-py's syntax, for its options."""
 
     kind: DeploymentKind
     server_url: str = field(repr=False)
@@ -31,17 +31,17 @@ class RedisUrl:
 
     @property
     def is_hostname_checked(self) -> bool:
-        """Whether TLS asks for a certificate of this very host; its authority is asked for always."""
+        """Whether TLS checks the host name in the certificate; its CA is always checked."""
         return _query_option(self.server_url, "ssl_check_hostname") not in ("0", "f", "false", "n", "no")
 
     @classmethod
     def parse(cls, text: str) -> "RedisUrl":
-        """Return what a URL says. Raises ValueError, whose words quote nothing that may be a password."""
+        """Parse a URL. Raises ValueError, whose message quotes nothing that may be a password."""
         url = cls._parse(text)
         if _query_option(url.server_url, "ssl_cert_reqs") not in ("", "required"):
             raise ValueError(
-                "switches the verification of certificates off, so anybody on the way could answer; take"
-                " ssl_cert_reqs out, and name the authority, or the server's own certificate:"
+                "switches the verification of certificates off; remove"
+                " ssl_cert_reqs, and name the CA's or the server's own certificate:"
                 " ssl_ca_certs=/path/to.pem"
             )
         return url
@@ -56,18 +56,20 @@ class RedisUrl:
         user = f"{credentials}@" if credentials else ""
         if kind == "cluster":
             if path:
-                raise ValueError("names a database, and a cluster has only one")
+                raise ValueError("names a database, and a cluster has only one; remove it")
             return cls("cluster", f"{scheme}://{user}host:1/?{query or ''}", nodes)
         master, _, database = (path or "").partition("/")
         if not master:
-            raise ValueError("names no master: redis+sentinel://host:26379,host:26379/name-of-the-master")
+            raise ValueError(
+                "names no master; write redis+sentinel://host:26379,host:26379/name-of-the-master"
+            )
         if not re.fullmatch(r"[0-9]{0,9}", database):
             raise ValueError(_INVALID_DATABASE)
         return cls("sentinel", f"{scheme}://{user}host:1/{database}?{query or ''}", nodes, master)
 
 
 def _query_option(url: str, name: str) -> str:
-    """Return an option's value in lower case; redis-py takes the first."""
+    """Return an option's first value in lower case, as redis-py reads it."""
     return parse_qs(urlsplit(url).query).get(name, [""])[0].lower()
 
 
@@ -77,13 +79,13 @@ def _parse_single(text: str) -> RedisUrl:
         is_good = parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.path)
         is_good = is_good and text.startswith(f"{parts.scheme}://")
         is_good = is_good and (parts.port or 1) > 0 and not parts.fragment
-    except ValueError:  # its words would quote a password that was taken for a port
+    except ValueError:  # its message would quote a password that was parsed as the port
         is_good = False
     if not is_good:
         raise ValueError(_INVALID_PORT if _has_port_out_of_range(text) else _INVALID_URL)
     if parts.scheme == "unix":
         if parts.hostname or parts.path == "/":
-            raise ValueError("names no socket: unix:///run/redis.sock, with three slashes")
+            raise ValueError("names no socket; write unix:///run/redis.sock, with three slashes")
     elif not re.fullmatch(r"/?([0-9]{1,9}/?)?", parts.path):
         raise ValueError(_INVALID_DATABASE)
     if not re.fullmatch(r"[0-9]{0,9}", _query_option(text, "db")):
@@ -92,7 +94,7 @@ def _parse_single(text: str) -> RedisUrl:
 
 
 def _has_port_out_of_range(text: str) -> bool:
-    """Tell whether all that is wrong is a port that there is not. The number is not quoted: see `_parse_single`."""
+    """Tell whether only the port is invalid. It must not be quoted: it may be a part of a password."""
     host = re.fullmatch(r"[a-z+]+://(?:[^@/]*@)?[^@/:\[\]]+:([0-9]{5,})(?:[/?].*)?", text)
     return host is not None and int(host[1][:6]) > 65535
 

@@ -1,4 +1,4 @@
-"""What all sections of the configuration share."""
+"""The base class of all sections, and their defaults."""
 
 from typing import Any
 
@@ -9,21 +9,23 @@ from gateway.config.model.value_types import config_value_error
 
 
 def yaml_default(text: str, description: str) -> Any:
-    """Return a default written as in the YAML file, so that schema, docs and model share one spelling."""
+    """Return a field with its default as written in YAML: schema, docs and model have one spelling."""
     return Field(text, description=description)
 
 
 def section_default(model: type[BaseModel], description: str | None = None) -> Any:
-    """Return the default of a section that may be left out: all of its own defaults."""
+    """Return a field for an optional section, whose default is all of its defaults."""
     return Field(default_factory=model, description=description)
 
 
 class Section(BaseModel):
+    """A frozen mapping of known keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 def validate_redis_url(value: Any) -> Any:
-    """Check a Redis URL; for pydantic's validators."""
+    """Check a Redis URL; a pydantic validator."""
     try:
         RedisUrl.parse(str(value))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the YAML file may say under ``sources``."""
+"""The section ``sources``."""
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def _pubsub_url(value: Any) -> Any:
         return value
     if "+" in str(value).partition(":")[0]:
         raise config_value_error(
-            "must be redis://, rediss:// or unix://; Sentinel and cluster are for broker.url"
+            "must be redis://, rediss:// or unix://; Sentinel and cluster are only supported in broker.url"
         )
     return validate_redis_url(value)
 
@@ -62,34 +62,32 @@ _KAFKA_START_SCHEMA = WithJsonSchema(
 
 
 class EventMappingConfig(Section):
-    """What of a record becomes the event's type and times; each may name places of the record."""
+    """How a record becomes an event; the values are expressions with placeholders."""
 
-    type: ExpressionText | None = Field(
-        None, description="the event's type; else the one that the format gives"
-    )
+    type: ExpressionText | None = Field(None, description="the event's type; default: that of the format")
     timestamp: ExpressionText | None = Field(
-        None, description="unix milliseconds or ISO 8601; else the one that the format gives"
+        None, description="unix milliseconds or ISO 8601; default: that of the format"
     )
     deduplicate: ExpressionText | None = Field(
-        None, description="records with the same text are one event; else the key that the format gives"
+        None, description="records with the same text are one event; default: the key of the format"
     )
 
 
 class BaseSourceConfig(Section):
     event: EventMappingConfig = section_default(
-        EventMappingConfig, "what of a record becomes the event; not its payload"
+        EventMappingConfig, "how a record becomes an event, beside its payload"
     )
     stale_after: Duration | None = Field(
         None,
-        description="silent for longer, and source_stale is 1; on the node that reads it or is posted to",
+        description="after this long without a record, source_stale is 1 on the node that gets its records",
     )
     critical: Boolean = Field(False, description="while this source is down or stale, /readyz answers 503")
 
     @property
     def connection_settings(self) -> Mapping[str, Any]:
-        """What its connection is made of: while that stays the same, a reload leaves it alone."""
-        aside = ("event", "stale_after", "critical")
-        return {name: value for name, value in self if name not in aside}
+        """The settings of its connection: while they stay equal, a reload keeps it."""
+        others = ("event", "stale_after", "critical")
+        return {name: value for name, value in self if name not in others}
 
 
 class RedisPubSubConfig(BaseSourceConfig):
@@ -98,15 +96,15 @@ class RedisPubSubConfig(BaseSourceConfig):
     type: Literal["redis-pubsub"] = Field(description="SUBSCRIBE and PSUBSCRIBE to the topics of all routes")
     url: Annotated[
         Secret, BeforeValidator(resolve_url_files), BeforeValidator(_pubsub_url), _SINGLE_URL_SCHEMA
-    ] = Field(description="redis://, rediss:// or unix://; empty turns the source off: ${REDIS_URL:-}")
-    timeout: Duration = yaml_default("5s", "no sign of life for this long and the connection counts as lost")
+    ] = Field(description="redis://, rediss:// or unix://; empty disables the source: ${REDIS_URL:-}")
+    timeout: Duration = yaml_default("5s", "a connection without any data for this long is lost")
 
 
 def _stream_start(value: Any) -> Any:
     text = str(value)
     if text in ("new", "oldest") or re.fullmatch(r"[0-9]{1,15}(-[0-9]{1,19})?", text, re.ASCII):
         return text
-    raise config_value_error("must be new, oldest, or an entry's id such as 1526919030474-0")
+    raise config_value_error("must be new, oldest, or the id of an entry, such as 1526919030474-0")
 
 
 class RedisStreamConfig(BaseSourceConfig):
@@ -114,20 +112,18 @@ class RedisStreamConfig(BaseSourceConfig):
 
     type: Literal["redis-stream"] = Field(description="reads the streams that the topics of all routes name")
     url: Annotated[Secret, BeforeValidator(resolve_url_files), BeforeValidator(_stream_url), _URL_SCHEMA] = (
-        Field(
-            description="as broker.url, for a Redis 7 or Valkey; empty turns the source off: ${REDIS_URL:-}"
-        )
+        Field(description="as broker.url, for a Redis 7 or Valkey; empty disables the source: ${REDIS_URL:-}")
     )
     start: Annotated[str, PlainValidator(_stream_start), _STREAM_START_SCHEMA] = yaml_default(
-        "new", "where a stream begins that was never read: new, oldest, or an entry's id"
+        "new", "where to start a stream key without an offset: new, oldest, or the id of an entry"
     )
     payload: str | None = Field(
         None, min_length=1,
-        description="field that holds the payload; without this key the field payload where an entry has one,"
-        " else the whole entry as a JSON object",
+        description="field with the payload; default: the field payload if an entry has one, else the whole"
+        " entry as a JSON object",
     )  # fmt: skip
-    scan: Duration = yaml_default("5s", "how often streams that a glob or template names are looked for")
-    timeout: Duration = yaml_default("5s", "a Redis that gives no answer within this counts as lost")
+    scan: Duration = yaml_default("5s", "how often new stream keys are looked for, for globs and templates")
+    timeout: Duration = yaml_default("5s", "a Redis that does not respond within this is unavailable")
 
 
 def _kafka_start(value: Any) -> Any:
@@ -144,7 +140,7 @@ def _kafka_start(value: Any) -> Any:
 
 
 def parse_start_time(text: str) -> float | datetime:
-    """Return how many seconds back, or which moment, ``text`` names. Raises ValueError."""
+    """Return the seconds back, or the time, in ``text``. Raises ValueError."""
     try:
         return parse_duration(text)
     except ValueError:
@@ -155,17 +151,21 @@ def parse_start_time(text: str) -> float | datetime:
 class KafkaTlsConfig(Section):
     """TLS to the Kafka brokers."""
 
-    ca_file: File | None = Field(None, description="PEM file of the authority; else the system's")
-    certificate: File | None = Field(None, description="PEM file, where the brokers ask for one")
+    ca_file: File | None = Field(None, description="PEM file of the CA; default: those of the system")
+    certificate: File | None = Field(
+        None, description="PEM file of a client certificate, if the brokers require one"
+    )
     key: File | None = Field(None, description="PEM file of its private key")
-    check_hostname: Boolean = Field(True, description="whether the certificate must be the host's")
+    check_hostname: Boolean = Field(True, description="whether the certificate must have the host's name")
 
 
 class KafkaSaslConfig(Section):
-    """Who we are to the Kafka brokers."""
+    """Authentication at the Kafka brokers."""
 
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(description="as the brokers ask")
-    username: str = Field(min_length=1, description="the name that the brokers know")
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        description="as the brokers require"
+    )
+    username: str = Field(min_length=1, description="user name")
     password: Secret = Field(description="its password")
 
 
@@ -185,16 +185,20 @@ class KafkaConfig(BaseSourceConfig):
         description="reads the topics of all routes; pip install sse-gateway[kafka]"
     )
     brokers: Annotated[str, _BROKERS_SCHEMA] = Field(
-        description="host:port, several with commas; empty turns the source off: ${KAFKA_BROKERS:-}"
+        description="host:port, several with commas; empty disables the source: ${KAFKA_BROKERS:-}"
     )
-    group: str = Field("sse-gateway", min_length=1, description="where offsets are committed, for lag tools")
+    group: str = Field(
+        "sse-gateway",
+        min_length=1,
+        description="consumer group to which offsets are committed, for lag tools",
+    )
     start: Annotated[str, PlainValidator(_kafka_start), _KAFKA_START_SCHEMA] = yaml_default(
-        "new", "where a partition begins that was never read: new, oldest, a time, or a duration back"
+        "new", "where to start a partition without an offset: new, oldest, a time, or a duration back"
     )
     tls: KafkaTlsConfig | None = None
     sasl: KafkaSaslConfig | None = None
     scan: Duration = yaml_default("5s", "how often new topics and partitions are looked for")
-    timeout: Duration = yaml_default("10s", "brokers that give no answer within this count as lost")
+    timeout: Duration = yaml_default("10s", "brokers that do not respond within this are unavailable")
 
     @field_validator("brokers")
     @classmethod
@@ -217,12 +221,14 @@ class WebhookConfig(BaseSourceConfig):
 
     type: Literal["webhook"] = Field(description="posts to /hooks/<name>")
     verify: VerifyConfig
-    format: FormatName = Field("auto", description="what bodies hold; auto finds out, see docs/webhooks.md")
+    format: FormatName = Field(
+        "auto", description="format of the bodies; auto detects it, see docs/webhooks.md"
+    )
     topic: ExpressionText | None = Field(
-        None, description="topic of records for which neither the URL nor the format says one"
+        None, description="topic of records that have none in the URL or the format"
     )
     rate: Rate | None = Field(
-        None, description="records per time; what is over it is answered 429 with Retry-After"
+        None, description="limit of records; requests beyond it get 429 with Retry-After"
     )
 
 
@@ -231,11 +237,10 @@ SourceConfig = Annotated[
 ]
 
 SOURCE_TYPES = ("redis-pubsub", "redis-stream", "kafka", "webhook")
-"""The types of sources."""
 
 
 def disabled_reason(source: SourceConfig) -> str:
-    """Return why a source is switched off; nothing for one that has where to read from."""
+    """Return why a source is disabled; the empty text if it is not."""
     if isinstance(source, KafkaConfig):
         return "" if source.brokers else "its brokers are empty"
     return "" if isinstance(source, WebhookConfig) or source.url.get_secret_value() else "its url is empty"

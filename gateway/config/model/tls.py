@@ -11,7 +11,7 @@ from gateway.config.model.value_types import config_value_error
 
 
 def _ciphers(value: Any) -> Any:
-    """Check an OpenSSL cipher string. OpenSSL itself passes over names that it does not know."""
+    """Check an OpenSSL cipher string; OpenSSL itself ignores unknown names."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     for part in str(value).split(":"):
         name = part.lstrip("!-+")
@@ -21,7 +21,7 @@ def _ciphers(value: Any) -> Any:
                 f"OpenSSL knows no cipher {shown}; openssl ciphers -s -tls1_2 -v lists them"
             )
     if not _is_supported(context, str(value)):
-        raise config_value_error("leaves no cipher at all")
+        raise config_value_error("leaves no cipher; name at least one, such as ECDHE+AESGCM")
     return value
 
 
@@ -38,13 +38,13 @@ class TlsConfig(Section):
 
     certificate: File = Field(description="PEM file with the certificate and its chain")
     key: File = Field(description="PEM file with the private key, without a password")
-    minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS that is spoken")
+    minimum_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest TLS version that is accepted")
     ciphers: Annotated[str, BeforeValidator(_ciphers)] = Field(
         "ECDHE+AESGCM:ECDHE+CHACHA20",
-        description="for TLS 1.2, as OpenSSL writes them; those of 1.3 are all good",
+        description="for TLS 1.2, in OpenSSL's syntax; all of TLS 1.3 are secure",
     )
     client_ca: File | None = Field(
         None,
-        description="PEM file of the authority of senders' certificates: clients are asked for one, and may"
-        " have none; verify.client_certificate says where one is needed",
+        description="PEM file of the CA of senders' certificates: clients are asked for a certificate, which"
+        " only sources with verify.client_certificate require",
     )

@@ -1,4 +1,4 @@
-"""Configuration values with a unit or a shape: durations, sizes, addresses, topics, origins, secrets."""
+"""Types of setting values: durations, sizes, addresses, topics, origins, secrets."""
 
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -20,18 +20,18 @@ _QUANTITY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]+)", re.ASCII
 
 MAX_PORT = 65535
 MAX_DURATION_SECONDS = 3650 * 86400.0
-"""Seconds of the longest duration."""
+"""Longest duration, in seconds."""
 
 
 def config_value_error(message: str) -> PydanticCustomError:
-    """Return an error whose text reaches the operator word for word."""
+    """Return an error whose message is shown to the operator unchanged."""
     return PydanticCustomError("gateway", "{message}", {"message": message})
 
 
 def parse_duration(text: str) -> float:
     """Return the seconds in ``250ms``, ``15s``, ``5m``, ``12h`` or ``1d``.
 
-    Raises ValueError with a sentence for the operator.
+    Raises ValueError with a message for the operator.
     """
     match = _QUANTITY.fullmatch(text.strip())
     if match is None or match[2] not in _SECONDS_PER_UNIT:
@@ -51,7 +51,7 @@ def _duration(value: Any) -> float:
     except ValueError as error:
         raise config_value_error(str(error)) from None
     if not 0 < seconds <= MAX_DURATION_SECONDS:
-        raise config_value_error("a duration must be more than nothing and at most 3650d")
+        raise config_value_error("a duration must be more than 0 and at most 3650d")
     return seconds
 
 
@@ -94,7 +94,9 @@ def _network(value: Any) -> IPv4Network | IPv6Network:
     except ValueError as error:
         raise config_value_error(f"{error}; write {_suggest_network(str(value))}") from None
     if not network.prefixlen:
-        raise config_value_error("would believe everybody's word about their address; name your proxies")
+        raise config_value_error(
+            "would trust every client's X-Forwarded-For; list the networks of your proxies"
+        )
     return network
 
 
@@ -106,7 +108,7 @@ def _suggest_network(text: str) -> str:
 
 
 class TcpAddress(NamedTuple):
-    """Where to listen."""
+    """A host and port to listen on."""
 
     host: str
     port: int
@@ -115,18 +117,18 @@ class TcpAddress(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def connect_address(self, port: int) -> str:
-        """Return host and port as somebody on this machine would type them."""
+        """Return host and port by which a program on this machine connects."""
         is_any = self.host in ("*", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
         return str(TcpAddress("127.0.0.1" if is_any else self.host, port))
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
+        """Whether only this machine can connect; names other than localhost count as remote."""
         return self.host == "localhost" or (is_ip(self.host) and ip_address(self.host).is_loopback)
 
 
 class UnixSocketPath(NamedTuple):
-    """A Unix socket to listen on. What connects there is on this machine."""
+    """A Unix socket to listen on; only this machine can connect."""
 
     path: str
 
@@ -135,25 +137,25 @@ class UnixSocketPath(NamedTuple):
 
     @property
     def port(self) -> int:
-        """There is none: 0."""
+        """Always 0: there is no port."""
         return 0
 
     def connect_address(self, port: int) -> str:
-        """Return it as it was written; there is no port."""
+        """Return it as written."""
         return str(self)
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches it, as ever."""
+        """Always True."""
         return True
 
 
 ListenAddress = TcpAddress | UnixSocketPath
-"""Something to listen on."""
+"""An address to listen on."""
 
 
 class ListenAddresses(tuple[ListenAddress, ...]):
-    """All that one port listens on."""
+    """All addresses of one port."""
 
     __slots__ = ()
 
@@ -162,7 +164,7 @@ class ListenAddresses(tuple[ListenAddress, ...]):
 
     @property
     def first_tcp(self) -> TcpAddress | None:
-        """The first one that is no Unix socket."""
+        """The first one that is not a Unix socket."""
         return next((place for place in self if isinstance(place, TcpAddress)), None)
 
     @property
@@ -172,16 +174,16 @@ class ListenAddresses(tuple[ListenAddress, ...]):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches all of them."""
+        """Whether only this machine can connect to any of them."""
         return all(place.is_loopback for place in self)
 
 
 MAX_UNIX_PATH_BYTES = 107
-"""Bytes of the path of a Unix socket: unix(7) has 108, with a zero at the end."""
+"""Longest path of a Unix socket in bytes: 108 in unix(7), with a zero at the end."""
 
 
 def is_ip(host: str) -> bool:
-    """Tell whether this is an IP address, without brackets, and no name."""
+    """Tell whether a host is an IP address (without brackets) and not a name."""
     try:
         ip_address(host)
     except ValueError:
@@ -190,7 +192,7 @@ def is_ip(host: str) -> bool:
 
 
 def parse_tcp_address(value: Any) -> TcpAddress:
-    """Return where to listen, from ``host:port``. Raises ValueError with a sentence for the operator."""
+    """Parse ``host:port``. Raises ValueError with a message for the operator."""
     if isinstance(value, TcpAddress):
         return value
     host, separator, port = str(value).rpartition(":")
@@ -212,7 +214,7 @@ def parse_tcp_address(value: Any) -> TcpAddress:
 
 
 def parse_listen_address(value: Any) -> ListenAddress:
-    """Return where to listen, from ``host:port`` or ``unix:/path``. Raises ValueError for the operator."""
+    """Parse ``host:port`` or ``unix:/path``. Raises ValueError with a message for the operator."""
     if isinstance(value, UnixSocketPath):
         return value
     if not isinstance(value, str) or not value.startswith("unix:"):
@@ -223,7 +225,9 @@ def parse_listen_address(value: Any) -> ListenAddress:
             "a Unix socket is named by its absolute path: unix:/run/sse-gateway/public.sock"
         )
     if len(path.encode(errors="surrogateescape")) > MAX_UNIX_PATH_BYTES:
-        raise config_value_error(f"the path of a Unix socket may have {MAX_UNIX_PATH_BYTES} bytes")
+        raise config_value_error(
+            f"the path of a Unix socket may have at most {MAX_UNIX_PATH_BYTES} bytes; choose a shorter one"
+        )
     return UnixSocketPath(path)
 
 
@@ -235,19 +239,19 @@ def _parse_listen_addresses(value: Any) -> ListenAddresses:
         raise config_value_error("names no address; write host:port, such as 0.0.0.0:8080")
     double = next((place for place in places if places.count(place) > 1), None)
     if double is not None:
-        raise config_value_error(f"{double} is listed twice")
+        raise config_value_error(f"{double} is listed twice; remove one")
     for every in places:
         if isinstance(every, TcpAddress) and every.host == "*" and every.port:
             others = (each for each in places if isinstance(each, TcpAddress) and each != every)
             if any(each.port == every.port for each in others):
                 raise config_value_error(
-                    f"{every} is every address of this machine; no other one of that port beside it"
+                    f"{every} includes every address of this machine; remove the others with its port"
                 )
     return places
 
 
 def describe_yaml_type(value: Any) -> str:
-    """Return what a value is, in YAML's words."""
+    """Return the type of a value in YAML's terms."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -259,8 +263,8 @@ def describe_yaml_type(value: Any) -> str:
 
 def _require_text(value: Any) -> str:
     if not isinstance(value, str):
-        mend = "; quote it" if isinstance(value, (bool, int, float)) else ""
-        raise config_value_error(f"must be text, and is {describe_yaml_type(value)}{mend}")
+        fix = "; quote it" if isinstance(value, (bool, int, float)) else ""
+        raise config_value_error(f"must be text, and is {describe_yaml_type(value)}{fix}")
     return value
 
 
@@ -308,7 +312,7 @@ def _reject_bool(value: Any) -> Any:
 
 
 def _boolean(value: Any) -> Any:
-    # Pydantic would also take yes, on, 1: `checks` reads the raw value and must see the same.
+    # Pydantic would also accept yes, on and 1, and the rules, which read the raw value, would not.
     if value in (True, False) and isinstance(value, bool):
         return value
     if value in ("true", "false"):
@@ -343,7 +347,7 @@ Duration = Annotated[float, PlainValidator(_duration), _DURATION_SCHEMA]
 DurationOrZero = Annotated[
     float, PlainValidator(_duration_or_zero), _string_schema("duration", patterns.DURATION_OR_ZERO, "15s")
 ]
-"""Seconds, of which ``0s`` may be enough."""
+"""Seconds, from text with a unit; may be ``0s``."""
 
 DurationOrNull = Annotated[
     float | None,
@@ -359,7 +363,7 @@ Rate = Annotated[float, PlainValidator(_rate), _string_schema("rate", patterns.R
 
 _LISTEN_SCHEMA = _string_schema("address", patterns.LISTEN_ADDRESS, "0.0.0.0:8080")
 Listen = Annotated[ListenAddress, PlainValidator(parse_listen_address), _LISTEN_SCHEMA]
-"""One address, or a Unix socket."""
+"""A TCP address or a Unix socket."""
 
 ListenOneOrMany = Annotated[
     ListenAddresses,
@@ -374,7 +378,7 @@ ListenOneOrMany = Annotated[
         }
     ),
 ]
-"""One of them, or a list."""
+"""One address, or a list."""
 
 Network = Annotated[
     IPv4Network | IPv6Network,
@@ -388,7 +392,7 @@ Topic = Annotated[str, PlainValidator(_topic), _string_schema("topic", patterns.
 ExpressionText = Annotated[
     str, PlainValidator(_expression), _string_schema("expression", patterns.EXPRESSION, "{headers.x-event}")
 ]
-"""Text whose places a record fills in, see `gateway.config.placeholders`."""
+"""Text with placeholders, see `gateway.config.placeholders`."""
 ChannelName = Annotated[
     str, PlainValidator(_channel_name), WithJsonSchema({"type": "string", "examples": ["user.{id}"]})
 ]
@@ -403,11 +407,11 @@ Secret = Annotated[
     SecretStr,
     WithJsonSchema(SECRET_SCHEMA),
 ]
-"""Text that prints as stars; ``get_secret_value()`` where it is used and nowhere else."""
+"""Text that prints as stars; call ``get_secret_value()`` only where it is used."""
 
 
 def _bearer_secret(secret: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-~]{16,}", secret.get_secret_value()):
+    if not re.fullmatch(patterns.BEARER_VALUE, secret.get_secret_value()):
         raise config_value_error(
             "must be at least 16 ASCII characters without spaces; make one with: openssl rand -hex 32"
         )
@@ -415,9 +419,9 @@ def _bearer_secret(secret: SecretStr) -> SecretStr:
 
 
 def secret_schema(pattern: str) -> WithJsonSchema:
-    """Return the schema of a secret of a certain shape."""
+    """Return the schema of a secret that matches ``pattern``."""
     return WithJsonSchema({**SECRET_SCHEMA, **patterns.text_schema(pattern)})
 
 
-BearerSecret = Annotated[Secret, AfterValidator(_bearer_secret), secret_schema(patterns.BEARER_SECRET)]
-"""A secret that stands in ``Authorization: Bearer`` as it is."""
+BearerSecret = Annotated[Secret, AfterValidator(_bearer_secret), secret_schema(patterns.BEARER_VALUE)]
+"""A secret that is valid in ``Authorization: Bearer`` without encoding."""

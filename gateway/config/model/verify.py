@@ -1,4 +1,4 @@
-"""How a webhook proves who sent it: ``sources.<name>.verify``."""
+"""Authentication of webhook senders: ``sources.<name>.verify``."""
 
 import base64
 import binascii
@@ -31,7 +31,7 @@ VERIFY_METHODS = (
 
 def _not_empty(secret: SecretStr) -> SecretStr:
     if not secret.get_secret_value():
-        raise config_value_error("is empty; a variable that holds it may be unset")
+        raise config_value_error("is empty; check the variable that it comes from")
     return secret
 
 
@@ -39,9 +39,9 @@ def _standard_webhooks_secret(secret: SecretStr) -> SecretStr:
     try:
         key = decode_standard_webhooks_key(secret.get_secret_value())
     except ValueError:
-        raise config_value_error("must be whsec_ and base64, as the sender shows it") from None
+        raise config_value_error("must be whsec_ and base64, as the sender displays it") from None
     if not 24 <= len(key) <= 64:
-        raise config_value_error(f"holds {len(key)} bytes; Standard Webhooks asks for 24 to 64")
+        raise config_value_error(f"has {len(key)} bytes; Standard Webhooks requires 24 to 64")
     return secret
 
 
@@ -88,28 +88,28 @@ _HMAC_RULES: dict[str, Any] = {
 
 
 class HmacConfig(Section):
-    """A signature of any sender that makes one with a shared secret."""
+    """A signature with a shared secret, in a configurable format."""
 
     model_config = ConfigDict(json_schema_extra=_HMAC_RULES)
 
     secrets: list[NonEmptySecret] = Field(min_length=1, description="several allow rotation")
-    header: str = Field(description="where the signature is, such as X-Signature")
+    header: str = Field(description="header with the signature, such as X-Signature")
     algorithm: Literal["sha256", "sha1", "sha512"] = "sha256"
     encoding: Literal["hex", "base64"] = "hex"
     prefix: str = Field("", description="before the signature in its header, such as sha256=")
     content: ExpressionText = yaml_default(
-        "{body}", "what is signed; may hold {body}, {id} and {timestamp}: 'v0:{timestamp}:{body}'"
+        "{body}", "the signed text; may have {body}, {id} and {timestamp}: 'v0:{timestamp}:{body}'"
     )
     id_header: str | None = Field(
-        None, description="names the message, and none is taken twice; content must hold {id}"
+        None, description="header with the message's id, for deduplication; content must have {id}"
     )
     timestamp_header: str | None = Field(
-        None, description="unix seconds, checked against tolerance; content must hold {timestamp}"
+        None, description="header with unix seconds, checked against tolerance; content must have {timestamp}"
     )
 
 
 class VerifyConfig(Section):
-    """How a webhook proves who sent it: exactly one way. Several secrets allow rotation."""
+    """How senders are authenticated: exactly one method. Several secrets allow rotation."""
 
     model_config = ConfigDict(
         json_schema_extra={"allOf": [{"oneOf": [patterns.requires_keys(name) for name in VERIFY_METHODS]}]}
@@ -135,7 +135,7 @@ class VerifyConfig(Section):
     client_certificate: list[Annotated[str, Field(min_length=1)]] | None = Field(
         None,
         min_length=1,
-        description="names, of which the client's certificate must have one; needs server.tls.client_ca",
+        description="names, one of which must be in the client's certificate; needs server.tls.client_ca",
     )
-    none: Literal[True] | None = Field(None, description="accept everybody who can reach the port")
-    tolerance: Duration = yaml_default("5m", "how far a signed timestamp may be off")
+    none: Literal[True] | None = Field(None, description="accept posts from everybody who can reach the port")
+    tolerance: Duration = yaml_default("5m", "largest difference between a signed timestamp and the clock")

@@ -1,1 +1,1 @@
-"""Rules that span several keys or sections, and warnings about valid but suspicious settings."""
+"""Rules between keys and sections, and warnings about valid but suspicious settings."""

@@ -1,4 +1,4 @@
-"""The codes of warnings, by which ``check.allow`` accepts them. They do not change."""
+"""The codes of warnings, which ``check.allow`` accepts. They are part of the public contract."""
 
 WARNING_CODES = (
     "ack-impatient",
@@ -21,10 +21,11 @@ WARNING_CODES = (
     "open-webhook",
     "place-in-memory",
     "public-template",
+    "renamed-key",
     "route-twice",
     "token-in-query",
     "unread-source",
     "unsafe-url",
     "unused-auth",
 )
-"""All that can be accepted."""
+"""All codes that can be accepted."""

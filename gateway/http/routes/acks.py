@@ -1,7 +1,7 @@
-"""``POST /streams/{connection}/ack``: a client's answer to a heartbeat, on whichever node it lands.
+"""``POST /streams/{connection}/ack``: a client's answer to a heartbeat, on any node.
 
-No credentials are asked for: the nonce was told on that stream alone. Whatever no node made is refused here,
-before anybody else hears of it (`gateway.streams.acks.nonces`), and is no line in the log.
+It needs no credentials: the nonce was sent on that stream alone. A nonce that no node signed is refused here,
+before other nodes see it (`gateway.streams.acks.nonces`), and is not logged.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from prometheus_client import Counter
 
 from gateway.core.errors import BadRequest, Forbidden, GatewayError, TooManyRequests
 from gateway.http.bodies import BodyReader
-from gateway.http.cors import CorsPolicy
-from gateway.http.request import StreamRequest
+from gateway.http.cors import ANY_CHANNEL, CorsPolicy
+from gateway.http.request import RequestParser, StreamRequest
 from gateway.http.responses import raw_error_response
 from gateway.streams.acks.forwarder import AckForwarder
 from gateway.streams.acks.nonces import NonceSigner
@@ -23,7 +23,7 @@ from gateway.streams.quotas.client_limits import ClientLimits
 ACK_PATH = "/streams/{connection:[0-9a-f]{24}}/ack"
 
 MAX_ACK_BYTES = 512
-"""Bytes of an answer."""
+"""Longest answer, in bytes."""
 
 
 class _AckBody(msgspec.Struct, frozen=True):
@@ -32,19 +32,20 @@ class _AckBody(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class AckHandler:
-    """The handler. ``bodies`` read at most `MAX_ACK_BYTES`."""
+    """Accepts answers to heartbeats. ``body_reader`` reads at most `MAX_ACK_BYTES`."""
 
     tracker: AckTracker
     nonces: NonceSigner
     forwarder: AckForwarder
     cors: CorsPolicy
+    parser: RequestParser
     limits: ClientLimits
     body_reader: BodyReader
     result_counter: Counter
 
     async def post(self, request: web.Request) -> web.StreamResponse:
-        """Take an answer: 204, or 202 where it is told to the node that has the stream."""
-        ask = self.cors.parse_request(request)
+        """Accept an answer: 204, or 202 if it is forwarded to the node that has the stream."""
+        ask = self.parser.from_aiohttp(request)
         try:
             result = await self._process(ask, request)
             response = web.Response(status=202 if result == "forwarded" else 204)
@@ -52,44 +53,39 @@ class AckHandler:
             result = "refused"
             response = raw_error_response(error).to_aiohttp()
         self.result_counter.labels(result).inc()
-        response.headers.update(self.cors.response_headers_for_any(ask))
+        response.headers.update(self.cors.response_headers(ask, ANY_CHANNEL))
         response.headers[hdrs.CACHE_CONTROL] = "no-store"
         if not self._is_from_proxy(ask):
             response.force_close()  # kept alive until the next one, each stream would be two connections
         return response
 
     async def _process(self, stream_request: StreamRequest, request: web.Request) -> str:
-        caller = (
-            stream_request.caller
-            if stream_request.forwarded_for is None
-            else self.limits.forwarded_caller(stream_request.caller, stream_request.forwarded_for)
-        )
-        if not self.limits.addresses.try_ack(caller.address_usage):
+        usage = stream_request.caller.address_usage
+        if not self.limits.addresses.try_ack(usage):
             raise TooManyRequests(
                 "answers come too fast: limits.connect_rate_per_address bounds them too", retry_after=1
             )
-        self.cors.check_origin_for_any(stream_request)
-        async with self.body_reader.read_whole(
-            request, None if caller.address_usage is None else caller.address_usage.address_key
-        ) as body:
+        self.cors.check_origin(stream_request, ANY_CHANNEL)
+        client_key = None if usage is None else usage.address_key
+        async with self.body_reader.read_whole(request, client_key) as body:
             nonce = _parse_nonce(body)
         connection = request.match_info["connection"]
         number = self.nonces.verify(connection, nonce)
         if number is None:
-            raise Forbidden("this nonce was not told on that stream", code="unknown_nonce")
+            raise Forbidden("this nonce was not sent on that stream", code="unknown_nonce")
         if self.tracker.acknowledge(connection, number):
             return "local"
         return "forwarded" if self.forwarder.forward(connection, number) else "late"
 
     def _is_from_proxy(self, request: StreamRequest) -> bool:
-        address = request.caller.address
+        address = request.peer.address
         return address is None or self.limits.proxies.is_trusted(address)
 
 
 def _parse_nonce(body: bytes) -> str:
-    """Return what a body holds: the nonce itself, or ``{"nonce": …}``. Raises BadRequest."""
+    """Return the nonce of a body: the bare text, or ``{"nonce": …}``. Raises BadRequest."""
     try:
         text = body.decode("ascii").strip()
         return msgspec.json.decode(text, type=_AckBody).nonce if text.startswith("{") else text
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
-        raise BadRequest('the body is no nonce, and no {"nonce": …}', code="bad_ack") from None
+        raise BadRequest('the body must be a nonce, or {"nonce": …}', code="bad_ack") from None

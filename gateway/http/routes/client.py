@@ -1,4 +1,4 @@
-"""``/client.js``: the client, a module that a page of any origin may import. It tells nothing of anybody."""
+"""``/client.js``: serves the JavaScript client, a module that pages of any origin may import."""
 
 import gzip
 import re
@@ -20,7 +20,7 @@ It leaves out the name of the source map, which only the npm package has: develo
 """
 
 SCRIPT_VERSION = sha256(CLIENT_SCRIPT).hexdigest()[:12]
-"""What stands in its versioned name: another text has another one."""
+"""The version in its versioned name: a hash of the module."""
 
 GZIPPED_SCRIPT = gzip.compress(CLIENT_SCRIPT, 9, mtime=0)
 
@@ -30,19 +30,19 @@ _ZERO_WEIGHT = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")
 
 _HEADERS: Mapping[str, str] = {
     hdrs.CONTENT_TYPE: "text/javascript; charset=utf-8",
-    # Weak: the same text, packed or not (RFC 9110 §8.8.1).
+    # Weak: the same text, compressed or not (RFC 9110 §8.8.1).
     hdrs.ETAG: f'W/"{SCRIPT_VERSION}"',
-    # Relative, because a proxy may serve the gateway below a path of its own.
+    # Relative, because a proxy may serve the gateway below another path.
     hdrs.CONTENT_LOCATION: f"client.{SCRIPT_VERSION}.js",
     hdrs.VARY: hdrs.ACCEPT_ENCODING,
-    # A module of another origin is loaded by CORS, whatever pages `cors.origins` lets read streams.
+    # Modules of other origins are loaded by CORS; which pages may read streams is up to `cors.origins`.
     hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
 
 
 async def serve_script(request: web.Request) -> web.Response:
-    """Give the module, or tell that the one which the page has is the newest."""
+    """Return the module, or 304 if the page has the newest one."""
     headers = {**_HEADERS, hdrs.CACHE_CONTROL: _cache_control(request.match_info.get("version"))}
     if any(tag.value in (SCRIPT_VERSION, "*") for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)
@@ -52,16 +52,16 @@ async def serve_script(request: web.Request) -> web.Response:
 
 
 def _cache_control(version: str | None) -> str:
-    """Return for how long caches may keep an answer to a name."""
+    """Return how long caches may keep the response to a name."""
     if version is None:
         return "no-cache"
-    # Nodes of two versions may stand behind one name while they are replaced. A page that came from the other
-    # one gets what this one has, and nobody may keep that under a name which is not its own.
+    # During a rollout, nodes of two versions serve one host. A page from a node of the other version gets
+    # this version's module, which no cache may keep under the other's name.
     return CACHE_FOREVER if version == SCRIPT_VERSION else "no-store"
 
 
 def _accepts_gzip(request: web.Request) -> bool:
-    """Tell whether ``Accept-Encoding`` names gzip, and not with ``q=0`` (RFC 9110 §12.5.3)."""
+    """Return whether ``Accept-Encoding`` names gzip, and not with ``q=0`` (RFC 9110 §12.5.3)."""
     for each in ",".join(request.headers.getall(hdrs.ACCEPT_ENCODING, ())).lower().split(","):
         coding, _, weight = each.partition(";")
         if coding.strip() in ("gzip", "x-gzip"):

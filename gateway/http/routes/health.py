@@ -1,7 +1,7 @@
-"""Health on the public port, for platforms that probe the one port that they know.
+"""Health on the public port, for platforms that can probe only that port.
 
-Anybody may ask, so the answer is the status and one word; the admin port says why. It counts as no request
-for a stream, and is answered until the connection's end, in a drain too.
+It needs no token, so the response is only a status code and one flag; the admin port has the reasons.
+Probes are answered during a drain too, and count in no limit of streams.
 """
 
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ from gateway.http.responses import json_response
 
 
 class HealthSource(Protocol):
-    """What knows how a node is."""
+    """Reports the health of a node: `gateway.admin.status.NodeStatus`."""
 
     async def liveness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether this should go on running, and what speaks against it."""
+        """Return whether the node should go on running, and the reasons against it."""
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether new clients should come here, and the parts that decide it."""
+        """Return whether the node accepts new clients, and the parts that decide it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthHandler:
-    """The handlers."""
+    """Handles health probes."""
 
     node: HealthSource
 
     def add_routes(self, app: web.Application, base_path: str) -> None:
-        """Add the paths, below ``base``."""
+        """Add the routes, below ``base_path``."""
         for path, handler in (("/healthz", self._healthz), ("/readyz", self._readyz)):
             for each in route_patterns(base_path, path):
                 app.router.add_get(each, handler)

@@ -1,4 +1,4 @@
-"""``/hooks/{source}`` and the paths below it: a webhook's request to its source, and the answer."""
+"""``/hooks/{source}`` and the paths below it: hands webhooks to their source, and returns its response."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from gateway.http.routes.hook_refusals import HOOK_METHODS, HookRefusals
 from gateway.http.routes.records import RecordsHandler
 from gateway.sources.webhook import WebhookSource
 from gateway.streams.quotas.client_address import TrustedProxies, address_key
+from gateway.webhooks.credentials import PeerCertificate
 from gateway.webhooks.formats import rest_proxy
 from gateway.webhooks.formats.base import MAX_TOPIC_CHARS, Post, PostPath, WebhookResponse
-from gateway.webhooks.signatures import PeerCertificate
 
 MAX_IDEMPOTENCY_KEY_CHARS = 255
 """Longest ``Idempotency-Key``, in characters."""
@@ -24,7 +24,7 @@ MAX_IDEMPOTENCY_KEY_CHARS = 255
 
 @dataclass(frozen=True, slots=True)
 class WebhookHandler:
-    """The handlers."""
+    """Handles the requests of webhooks."""
 
     sources: Mapping[str, WebhookSource]
     body_reader: BodyReader
@@ -33,10 +33,7 @@ class WebhookHandler:
     refusals: HookRefusals
 
     def post_handler(self, path: PostPath) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Return the handler of one of a source's paths.
-
-        It answers 2xx once the log has the events; see DESIGN's guarantee "accepted is kept".
-        """
+        """Return the POST handler of one of a source's paths. It responds 2xx once the log has the events."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
@@ -55,8 +52,7 @@ class WebhookHandler:
                         return _to_response(await self.records_handler.handle_whole(source, post))
                     return _to_response(await source.receive(post))
             except GatewayError as error:
-                # Frames of it, and of what it came from, hold the body; some of them hold it again, so that
-                # all would stay until the next full collection.
+                # Its frames hold the body, in cycles that would live until the next garbage collection.
                 error.__traceback__ = error.__context__ = None
                 return self._refusal_response(request, path, error)
 
@@ -71,7 +67,10 @@ class WebhookHandler:
         return web.Response(headers={hdrs.ALLOW: HOOK_METHODS})
 
     async def options(self, request: web.Request) -> web.Response:
-        """Say what may be done here; CloudEvents senders ask before they post (webhooks 1.0, §4)."""
+        """Return the allowed methods.
+
+        CloudEvents senders request permission by OPTIONS (webhooks 1.0, §4).
+        """
         try:
             self._source(request)
         except NotFound as error:
@@ -79,7 +78,7 @@ class WebhookHandler:
         origin = request.headers.get("WebHook-Request-Origin")
         if origin is None:
             return web.Response(status=204, headers={hdrs.ALLOW: HOOK_METHODS})
-        # Every post is verified, so whoever may post may do so at any rate: over it is 429.
+        # Any origin and rate: every post is verified, and one over the rate gets 429.
         return web.Response(
             headers={
                 hdrs.ALLOW: HOOK_METHODS,
@@ -89,17 +88,17 @@ class WebhookHandler:
         )
 
     def expect_handler(self, path: PostPath) -> Callable[[web.Request], Awaitable[web.Response | None]]:
-        """Return what answers ``Expect: 100-continue``, or refuses before the body is sent.
+        """Return the handler of ``Expect: 100-continue``, which can refuse a request before its body is sent.
 
-        aiohttp calls it outside of all middlewares; a response that is returned takes the place of the
-        handler's.
+        aiohttp calls it outside of all middlewares. A response that it returns replaces that of the route's
+        handler.
         """
 
         async def handle(request: web.Request) -> web.Response | None:
             try:
                 source = self._source(request)
                 if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
-                    raise ExpectationFailed("only Expect: 100-continue is understood")
+                    raise ExpectationFailed("Expect must be 100-continue")
                 source.check_before_body(
                     _lowercase_headers(request),
                     request.query.get("access_token"),
@@ -118,12 +117,12 @@ class WebhookHandler:
     def _source(self, request: web.Request) -> WebhookSource:
         name = request.match_info["source"]
         if name not in self.sources:
-            # What stands in a URL that leads nowhere may be anything, a token in the wrong place too.
+            # Without the name, which may be anything, even a misplaced token.
             raise NotFound("there is no webhook source of this name", code="unknown_source")
         return self.sources[name]
 
     def _client_key(self, request: web.Request) -> str | None:
-        """Return the address that a body counts for; a proxy's own counts for nobody."""
+        """Return the address that a body counts for; None for a proxy's own."""
         client = self.refusals.client_address(request)
         return None if client is None or self.proxies.is_trusted(client) else address_key(client)
 
@@ -136,12 +135,12 @@ class WebhookHandler:
 
 
 def _client_certificate(request: web.Request) -> PeerCertificate | None:
-    """Return the certificate that the client proved in its handshake."""
+    """Return the client certificate of the TLS handshake."""
     return None if request.transport is None else request.transport.get_extra_info("peercert")
 
 
 def _lowercase_headers(request: web.Request) -> dict[str, str]:
-    """Return the headers by their names in lower case; of one that is given twice the first."""
+    """Return the headers by lower-case name; of repeated ones the first."""
     return {name.lower(): text for name, text in reversed([*request.headers.items()])}
 
 
@@ -155,7 +154,7 @@ def _parse_post(request: web.Request, path: PostPath) -> Post:
             code="bad_idempotency_key",
         )
     if key is not None and not key.isascii():
-        # Bytes that are no text arrive as surrogates, which no log can store.
+        # Bytes that are not UTF-8 arrive as surrogates, which the log cannot store.
         raise BadRequest("Idempotency-Key must be ASCII", code="bad_idempotency_key")
     partition = request.match_info.get("partition")
     return Post(
@@ -171,7 +170,7 @@ def _parse_post(request: web.Request, path: PostPath) -> Post:
 
 
 def _request_topic(request: web.Request) -> str | None:
-    """Return the one topic that a request names, in its path or its query. Raises BadRequest."""
+    """Return the one topic in a request's path or query. Raises BadRequest for several."""
     named = [topic for topic in request.query.getall("topic", ()) if topic]
     if (in_path := request.match_info.get("topic")) is not None:
         named.append(in_path)
@@ -185,7 +184,7 @@ def _request_topic(request: web.Request) -> str | None:
         if "%" in request.raw_path:
             unquote_to_bytes(request.raw_path).decode()
     except UnicodeDecodeError:
-        # The URL's reader shows such bytes as others, so two topics would be one.
+        # The URL parser replaces such bytes, so that two topics would become one.
         raise BadRequest("the URL is not UTF-8 (RFC 3986, percent-encoded)", code="bad_topic") from None
     return named[0]
 

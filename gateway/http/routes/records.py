@@ -1,8 +1,8 @@
-"""REST Proxy v3: a receipt for each record, while the sender is still sending.
+"""REST Proxy v3: responds with a receipt for each record while the sender still sends.
 
-How it works. The request is a row of JSON objects without an end that anybody knows. Whatever is whole
-by the time that a part arrives becomes one append, and the receipts of it go out before the next part is
-read: a sender that waits for them sees them, and one that does not read them stops being read.
+How it works. The request is a sequence of JSON objects of unknown length. The objects that are complete
+when a part arrives become one append, and their receipts are sent before the next part is read: a sender
+that waits for receipts gets them, and one that does not read them is no longer read from.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from gateway.core.event import Record
 from gateway.http.bodies import BodyReader
 from gateway.http.request import is_proxied
 from gateway.http.responses import EarlyResponse
-from gateway.sources.webhook import WebhookSource, count_events
-from gateway.webhooks.formats.base import MAX_RECORDS, Outcome, Post, WebhookResponse
+from gateway.sources.webhook import WebhookSource
+from gateway.webhooks.formats.base import Outcome, Post, WebhookResponse
 from gateway.webhooks.formats.json_splitter import JsonSplitter
 from gateway.webhooks.formats.rest_proxy import build_receipt, parse_record_v3
-from gateway.webhooks.strict_json import check_strict_json
+from gateway.webhooks.strict_json import MAX_RECORDS, check_strict_json
 
 MAX_BATCH_RECORDS = 1000
 """Most records that are appended at once."""
@@ -39,21 +39,21 @@ class RecordsHandler:
     write_seconds: float
 
     def reconfigure(self, idle_seconds: float, write_seconds: float) -> None:
-        """Take other bounds."""
+        """Apply other bounds."""
         self.idle_seconds, self.write_seconds = idle_seconds, write_seconds
 
     async def handle_whole(self, source: WebhookSource, post: Post) -> WebhookResponse:
-        """Answer a request whose signature is known only at its end: all receipts at once."""
+        """Answer a request whose signature is known only at its end, with all receipts at once."""
 
         async def take(message: Post) -> tuple[WebhookResponse, int]:
-            records = await source.run_check(len(message.body), lambda: self._parse_whole(message))
+            records = await source.body_checker.run(len(message.body), lambda: self._parse_whole(message))
             receipts, events = await self._append(source, message, records, is_whole=True)
             return WebhookResponse(200, _CONTENT_TYPE, receipts), events
 
         return await source.process_once(post, take)
 
     def _parse_whole(self, post: Post) -> Sequence[Record | GatewayError]:
-        """Return the records of a whole body. Raises BadRequest, Rejected or PayloadTooLarge."""
+        """Return the records of a complete body. Raises BadRequest, RecordRejected or PayloadTooLarge."""
         splitter = JsonSplitter(self.body_reader.max_bytes, MAX_RECORDS)
         texts = splitter.feed(post.body)
         splitter.finish()
@@ -64,30 +64,31 @@ class RecordsHandler:
     async def handle_stream(
         self, request: web.Request, source: WebhookSource, post: Post, client_key: str | None
     ) -> web.StreamResponse:
-        """Answer each record as it comes; ``whose`` is the sender's address.
+        """Answer each record as it arrives. ``client_key`` is the address that the memory counts for.
 
-        Raises what is wrong with the request before its first record.
+        Raises errors of the request before its first record.
         """
         splitter = JsonSplitter(self.body_reader.max_bytes)
-        answer = _ReceiptStream(request, self.write_seconds)
+        receipts = _ReceiptStream(request, self.write_seconds)
         error: GatewayError | None = None
         try:
-            with self.body_reader.reserve(client_key) as hold:
+            with self.body_reader.reserve(client_key) as set_reserved:
                 async with aclosing(self.body_reader.read_parts(request, self.idle_seconds)) as parts:
                     await self._append_parts(
-                        parts, splitter, hold, source, source.with_metadata(post), answer
+                        parts, splitter, set_reserved, source, source.with_metadata(post), receipts
                     )
         except GatewayError as caught:
             error = caught
         finally:
-            splitter.clear()  # aiohttp keeps an error, and with it this frame, until the next full collection
-        if answer.response is None:
+            # aiohttp keeps an error, and with it this frame, until the next garbage collection.
+            splitter.clear()
+        if receipts.response is None:
             raise error or BadRequest("the body holds no record", code="empty_body")
         if error is not None:
             source.count_rejection(error)
-            await answer.write(_encode_line({"error_code": error.status, "message": error.message}))
-        await answer.response.write_eof()
-        return answer.response
+            await receipts.write(_encode_line({"error_code": error.status, "message": error.message}))
+        await receipts.response.write_eof()
+        return receipts.response
 
     async def _append_parts(
         self,
@@ -108,7 +109,7 @@ class RecordsHandler:
                 records = [_parse_record(post, text, count + index) for index, text in enumerate(batch)]
                 receipts, _ = await self._append(source, post, records)
                 await receipt_stream.write(receipts)
-                await asyncio.sleep(0)  # a log in memory answers at once, and others want their turn
+                await asyncio.sleep(0)  # a log in memory never waits: let others run
                 count += len(batch)
         splitter.finish()
 
@@ -120,16 +121,16 @@ class RecordsHandler:
         *,
         is_whole: bool = False,
     ) -> tuple[bytes, int]:
-        """Append records; returns their receipts, one per line, and how many events they are."""
+        """Append records. Returns their receipts, one per line, and how many events they became."""
         outcomes: Sequence[Outcome] = await source.append_records(records)
         if is_whole and (later := next((each for each in outcomes if isinstance(each, Unavailable)), None)):
             raise later
-        source.count_rejected_records(outcomes)
+        events = source.count_outcomes(outcomes)
         receipts = b"".join(
             _encode_line(build_receipt(post, record, outcome))
             for record, outcome in zip(records, outcomes, strict=True)
         )
-        return receipts, count_events(outcomes)
+        return receipts, events
 
 
 class _ReceiptStream:
@@ -141,11 +142,11 @@ class _ReceiptStream:
         self._write_seconds = write_seconds
 
     async def write(self, data: bytes) -> None:
-        """Send receipts. Raises ConnectionError where the sender does not take them: it is gone."""
+        """Send receipts. Raises ConnectionError if the sender does not read them in time."""
         try:
             async with asyncio.timeout(self._write_seconds):
                 if self.response is None:
-                    # For a proxy it is the last one of its connection: it may end after a drain has begun.
+                    # A proxy's connection ends with it, as it may outlast the beginning of a drain.
                     kind = web.StreamResponse if is_proxied(self._request.headers) else EarlyResponse
                     self.response = kind(headers={"Content-Type": _CONTENT_TYPE})
                     await self.response.prepare(self._request)

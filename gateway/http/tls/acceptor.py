@@ -1,13 +1,13 @@
-"""TLS on the public port: connections are accepted here, and shake hands within bounds.
+"""Accepts TLS connections on the public port, and bounds their handshakes.
 
-asyncio and uvloop report a connection only after its handshake. A client that never completes one would hold
-memory that no limit counts. Here the address is known before the handshake begins.
+asyncio and uvloop report a connection only after its handshake, so a client that never completes one would
+hold memory that no limit counts. Here the address is known before the handshake begins.
 
-How it works. At most `MAX_HANDSHAKES` handshakes are in progress; further connections wait, unread, and addresses take
-turns. A connection whose address has less than another one's share does not wait: it takes the place of the
-oldest handshake of the address that has most, so nobody is kept out by another who is slow on purpose. Those
-in progress and those that wait are together at most half of the connections that there is room for, by the
-same rule; and none of them lives longer than a request may take.
+How it works. At most `MAX_HANDSHAKES` handshakes are in progress. Further connections wait, unread, and
+addresses take turns. A connection whose address has less than its share does not wait: it evicts the oldest
+handshake of the address that has most, so a client that is slow on purpose keeps nobody out. Handshakes and
+waiting connections together are at most half of the connections that there is room for, by the same rule.
+None of them lives longer than a request may take.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import structlog
+from prometheus_client import Counter
 
 from gateway.http.fast_path import FastPathProtocol
 from gateway.observability.log_throttle import LogThrottle
@@ -28,13 +29,13 @@ from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, Caller, ClientL
 log = structlog.get_logger("gateway.http")
 
 MAX_HANDSHAKES = 1000
-"""Handshakes in progress: 60 KB each with uvloop, 300 KB without; one core ends as many in a second."""
+"""Most handshakes in progress: 60 KB each with uvloop, 300 KB without. A core completes as many a second."""
 
 ACCEPTS_PER_TURN = 64
-"""Connections that are accepted in one turn of the loop."""
+"""Most connections that are accepted in one turn of the loop."""
 
 ACCEPT_RETRY_SECONDS = 1.0
-"""Pause after the system had no descriptor or memory for a connection."""
+"""Seconds without accepting after the system had no descriptor or memory for a connection."""
 
 _EXHAUSTION_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -53,11 +54,14 @@ class _PendingConnection:
         self.deadline = deadline
         self.task: asyncio.Task[None] | None = None
         self.is_owned_by_loop = False
-        """Whether the socket is the event loop's to close: closed here, its number may be another's."""
+        """Whether the event loop closes the socket.
+
+        Closed here too, its descriptor may be another socket's by then.
+        """
 
 
 class _ClientAddress:
-    """All of one address. A trusted proxy stands for many clients: it ``is_many``, and keeps its places."""
+    """The connections of one address. A trusted proxy stands for many clients and is never evicted."""
 
     __slots__ = ("handshakes", "is_proxy", "name", "waiting")
 
@@ -72,10 +76,10 @@ class _ClientAddress:
 
 
 class TlsAcceptor:
-    """The listening sockets of a port with TLS, and the connections that did not end their handshake yet.
+    """The listening sockets of a port with TLS, and the connections whose handshake is not complete.
 
-    ``room`` is how many more connections there may be, ``seconds`` how long a handshake may take now.
-    ``make`` gives the protocol of a connection, ``crowded`` counts one that found no place, or lost it.
+    ``available_connections`` returns how many more connections there may be, ``handshake_seconds`` how long a
+    handshake may take now. ``handshake_failures`` counts connections that are rejected or evicted.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class TlsAcceptor:
         make_protocol: Callable[[], FastPathProtocol],
         handshake_seconds: Callable[[], float],
         available_connections: Callable[[], int],
-        count_no_room: Callable[[], None],
+        handshake_failures: Counter,
         limits: ClientLimits | None,
     ) -> None:
         self._listen_sockets = listen_sockets
@@ -94,13 +98,13 @@ class TlsAcceptor:
         self._make_protocol = make_protocol
         self._handshake_seconds = handshake_seconds
         self._available_connections = available_connections
-        self._count_no_room = count_no_room
+        self._handshake_failures = handshake_failures
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._addresses: dict[str, _ClientAddress] = {}
         self._handshakes: dict[FastPathProtocol, _PendingConnection] = {}
         self._waiting_addresses: dict[str, _ClientAddress] = {}
-        """Addresses with a connection that waits, in the order of their turns."""
+        """Addresses with a waiting connection, in the order of their turns."""
         self._waiting_count = 0
         self._retry_timer: asyncio.TimerHandle | None = None
         self._log_throttle = LogThrottle()
@@ -115,17 +119,17 @@ class TlsAcceptor:
         self._resume_accepting()
 
     def accept_queued(self) -> None:
-        """Accept all connections that wait in the kernel's queues: it would reset them at `close`."""
+        """Accept all connections in the kernel's queues, which would be reset at `close`."""
         for listening in self._open_sockets():
             while self._accept_batch(listening):
                 pass
 
     def _open_sockets(self) -> list[socket.socket]:
-        """Return the sockets that listen; none after `close`."""
+        """Return the listening sockets; none after `close`."""
         return [listening for listening in self._listen_sockets if listening.fileno() >= 0]
 
     def close(self) -> None:
-        """Accept no more; handshakes go on. Harmless when repeated."""
+        """Stop accepting; handshakes go on. Harmless when repeated."""
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         for listening in self._open_sockets():
@@ -143,7 +147,7 @@ class TlsAcceptor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def close_expired(self) -> None:
-        """End what waited for too long."""
+        """Close connections that waited for their handshake for too long."""
         now = self._loop.time()
         for address in list(self._waiting_addresses.values()):
             while address.waiting and address.waiting[0].deadline <= now:
@@ -153,13 +157,13 @@ class TlsAcceptor:
             self._remove_if_idle(address)
 
     def finish_handshake(self, protocol: FastPathProtocol) -> bool:
-        """Tell whether a connection was accepted here; its handshake is over, and its caller is counted."""
+        """Return whether a connection was accepted here, which is complete and counted by its address."""
         return self._remove_handshake(protocol) is not None
 
     # Accepting.
 
     def _accept_batch(self, listen_socket: socket.socket) -> bool:
-        """Accept some; returns whether there may be more."""
+        """Accept some connections. Returns whether there may be more."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 connection, name = listen_socket.accept()
@@ -175,7 +179,7 @@ class TlsAcceptor:
         return True
 
     def _pause_accepting(self, error: OSError) -> None:
-        """Leave connections in the kernel's queues for a while: a socket would be ready again at once."""
+        """Leave connections in the kernel's queues for a while: retrying at once would be a busy loop."""
         times = self._log_throttle.should_log(error.errno)
         if times is not None:
             log.error("accept_failed", error=error.strerror, times=times)
@@ -192,7 +196,7 @@ class TlsAcceptor:
         if len(self) >= (self._available_connections() + len(self) + 1) // 2 and not self._evict_connection(
             address
         ):
-            self._count_no_room()
+            self._count_rejected()
             connection.close()
             return
         if self._limits is not None:
@@ -202,13 +206,13 @@ class TlsAcceptor:
                 connection.close()
                 return
         self._addresses[address.name] = address
-        accepted = _PendingConnection(
+        pending = _PendingConnection(
             connection, address, caller, self._loop.time() + self._handshake_seconds()
         )
         if len(self._handshakes) < MAX_HANDSHAKES or self._evict_handshake(address):
-            self._start_handshake(accepted)
+            self._start_handshake(pending)
         else:
-            address.waiting.append(accepted)
+            address.waiting.append(pending)
             self._waiting_count += 1
             self._waiting_addresses.setdefault(address.name, address)
 
@@ -222,11 +226,11 @@ class TlsAcceptor:
         )
 
     def _evict_connection(self, address: _ClientAddress) -> bool:
-        """End one of the address that has most; False where that is the one which wants another."""
+        """Evict a connection of the address with most. Returns False if that is this address itself."""
         most = _busiest(self._addresses.values(), len)
         if most is None or (not address.is_proxy and len(address) + 1 >= len(most)):
             return False
-        self._count_no_room()
+        self._count_rejected()
         if most.waiting:
             accepted = most.waiting.popleft()
             self._waiting_count -= 1
@@ -236,26 +240,29 @@ class TlsAcceptor:
             self._cancel_handshake(next(iter(most.handshakes)))
         return True
 
+    def _count_rejected(self) -> None:
+        self._handshake_failures.labels("too_many_unfinished").inc()
+
     def _evict_handshake(self, address: _ClientAddress) -> bool:
-        """End the oldest handshake of the address with most, where that has more than its share."""
+        """Evict the oldest handshake of the address with most, if that has more than its share."""
         most = _busiest(
             {each.address for each in self._handshakes.values()}, lambda each: len(each.handshakes)
         )
         if most is None or len(most.handshakes) <= len(address.handshakes) + 1:
             return False
-        self._count_no_room()
+        self._count_rejected()
         self._cancel_handshake(next(iter(most.handshakes)))
         return True
 
     # Handshakes.
 
     def _start_handshake(self, pending: _PendingConnection) -> None:
-        front = self._make_protocol()
-        front.caller = pending.caller
-        self._handshakes[front] = pending.address.handshakes[front] = pending
-        pending.task = self._loop.create_task(self._run_handshake(pending, front), name="TLS handshake")
-        # Also of one that is cancelled before it begins.
-        pending.task.add_done_callback(lambda _: self._on_handshake_done(front, pending))
+        protocol = self._make_protocol()
+        protocol.caller = pending.caller
+        self._handshakes[protocol] = pending.address.handshakes[protocol] = pending
+        pending.task = self._loop.create_task(self._run_handshake(pending, protocol), name="TLS handshake")
+        # A callback, as a task that is cancelled before its first step runs no `finally`.
+        pending.task.add_done_callback(lambda _: self._on_handshake_done(protocol, pending))
 
     async def _run_handshake(self, pending: _PendingConnection, protocol: FastPathProtocol) -> None:
         # Its context counts a failure (`gateway.http.tls.handshake_errors`), without a line in the log.
@@ -276,7 +283,7 @@ class TlsAcceptor:
             self._start_handshake(waiting)
 
     def _pop_waiting(self) -> _PendingConnection | None:
-        """Take out who waited longest of the address whose turn it is."""
+        """Remove the connection that waited longest, of the address whose turn it is."""
         if not self._waiting_addresses:
             return None
         address = self._waiting_addresses.pop(next(iter(self._waiting_addresses)))
@@ -317,5 +324,5 @@ class TlsAcceptor:
 def _busiest(
     addresses: Iterable[_ClientAddress], count: Callable[[_ClientAddress], int]
 ) -> _ClientAddress | None:
-    """Return the address with most that is not many clients'."""
+    """Return the address with most connections that is no proxy's."""
     return max((each for each in addresses if not each.is_proxy), key=count, default=None)

@@ -1,9 +1,9 @@
-"""The certificate of the public port over time: new files are taken up, expiry is told.
+"""Reloads the public port's certificate when its files change, and warns before it expires.
 
-Files are looked at every `POLL_SECONDS`, and not watched: an atomic swap of symlinks, as Kubernetes does with
-the folder of a Secret, is seen in the files that the paths lead to, on every file system. A certificate that
-cannot be used changes nothing: the old one goes on, one line tells why, and the files are tried again
-until they are good, so that a certificate may be written before its key.
+The files are polled every `POLL_SECONDS` rather than watched: polling sees an atomic swap of symlinks, as
+Kubernetes does for a Secret, on every file system. If the new files cannot be used, the old certificate
+stays in use, one log line says why, and the files are tried again until they are valid, so a certificate
+may be written before its key.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupe
 log = structlog.get_logger("gateway.http")
 
 POLL_SECONDS = 2.0
-"""How often the files are looked at."""
+"""Seconds between two looks at the files."""
 
 EXPIRY_WARNING_SECONDS = 14 * 86400.0
-"""How long before its end a certificate is warned about; at most a quarter of its life."""
+"""Seconds before its expiry from which a certificate is warned about; at most a quarter of its lifetime."""
 
 Validity = Literal["good", "soon", "expired", "early"]
 
 
 class CertificateWatcher:
-    """The files of ``server.tls``, and the context of whoever connects now."""
+    """Watches the files of ``server.tls``. ``context`` serves new connections with the newest valid ones."""
 
     def __init__(
         self,
@@ -44,9 +44,10 @@ class CertificateWatcher:
         clock: Callable[[], float] = time.time,
         background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
-        """Load the files. Raises StartupError, with one line, where one cannot be used."""
+        """Load the files. Raises StartupError if one cannot be used."""
         self._background = background
         self._tls = tls
+        self.handshake_failures = metrics.tls_handshake_failures
         self._reload_counter = metrics.tls_reloads
         self._clock = clock
         self._handshake_errors = HandshakeErrors(metrics)
@@ -62,39 +63,29 @@ class CertificateWatcher:
         """When the certificate in use ends (unix seconds)."""
         return self._loaded.valid_until
 
-    def count_no_room(self) -> None:
-        """Count a handshake that found no place, or lost it to another address's."""
-        self._handshake_errors.count_no_room()
-
-    @staticmethod
-    def load(tls: TlsConfig) -> LoadedCertificate:
-        """Return what other files hold, for `reconfigure`. Raises StartupError. Blocks on the disk."""
-        return load_certificate(tls)
-
     def reconfigure(self, tls: TlsConfig, loaded: LoadedCertificate) -> None:
-        """Go over to other files, or other rules of a handshake, for connections that come from now on."""
+        """Use other files, or other rules for handshakes, for new connections."""
         if tls != self._tls:
             self._tls = tls
             self._file_fingerprints, self._last_error = self._read_fingerprints(), ""
             self._activate(loaded)
 
     def start(self) -> None:
-        """Begin to watch. Needs a running loop."""
+        """Start watching. Needs a running loop."""
         self._log_validity()
         self._task = self._background.start_task("certificate_watcher", self._watch)
 
     async def stop(self) -> None:
-        """End the watch; harmless when repeated."""
+        """Stop watching. Harmless when repeated."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait([task])  # not `await task`: its cancellation must not hide the caller's
 
     async def reload_if_changed(self) -> None:
-        """Take the files up if they changed, or could not be used before. Cancelling is safe."""
-        files = await asyncio.to_thread(
-            self._read_fingerprints
-        )  # before they are read: a later change is seen later
+        """Load the files if they changed, or could not be used before. Cancelling is safe."""
+        # The fingerprints before the files: a change in between is found by the next look.
+        files = await asyncio.to_thread(self._read_fingerprints)
         if files != self._file_fingerprints or self._last_error:
             try:
                 loaded = await asyncio.to_thread(load_certificate, self._tls)
@@ -132,18 +123,18 @@ class CertificateWatcher:
         self._logged_validity = "good"
 
     def _check_not_worse(self, loaded: LoadedCertificate) -> None:
-        """Raise StartupError for a certificate that is not good while the one in use is."""
-        age = self._validity(loaded)
-        if age in ("expired", "early") and self._validity(self._loaded) not in ("expired", "early"):
+        """Raise StartupError for a certificate that is not valid now while the one in use is."""
+        validity = self._validity(loaded)
+        if validity in ("expired", "early") and self._validity(self._loaded) not in ("expired", "early"):
             what = f"expired on {_format_date(loaded.valid_until)}"
-            if age == "early":
+            if validity == "early":
                 what = f"is not valid before {_format_date(loaded.valid_from)}"
             raise StartupError(f"server.tls: {self._tls.certificate} {what}")
 
     def _report_failure(self, why: str) -> None:
         if why != self._last_error:  # one line and one count per cause, not per look
             self._reload_counter.labels("failed").inc()
-            log.error("certificate_not_reloaded", error=why, note="the old one goes on")
+            log.error("certificate_not_reloaded", error=why, note="the old certificate stays in use")
         self._last_error = why
 
     def _validity(self, loaded: LoadedCertificate) -> Validity:
@@ -152,25 +143,21 @@ class CertificateWatcher:
             return "early"
         if now >= loaded.valid_until:
             return "expired"
-        return (
-            "soon"
-            if loaded.valid_until - now
-            < min(EXPIRY_WARNING_SECONDS, (loaded.valid_until - loaded.valid_from) / 4)
-            else "good"
-        )
+        warning_seconds = min(EXPIRY_WARNING_SECONDS, (loaded.valid_until - loaded.valid_from) / 4)
+        return "soon" if loaded.valid_until - now < warning_seconds else "good"
 
     def _log_validity(self) -> None:
-        """Write one line when the certificate in use gets old."""
-        age = self._validity(self._loaded)
-        if age != self._logged_validity:
+        """Log once when the certificate in use nears its expiry, or is not valid."""
+        validity = self._validity(self._loaded)
+        if validity != self._logged_validity:
             about = {"file": self._tls.certificate, "expires": _format_date(self._loaded.valid_until)}
-            if age == "soon":
+            if validity == "soon":
                 log.warning("certificate_expires_soon", **about)
-            elif age == "expired":
+            elif validity == "expired":
                 log.error("certificate_expired", **about, note="clients refuse it")
-            elif age == "early":
+            elif validity == "early":
                 log.error("certificate_not_yet_valid", **about, begins=_format_date(self._loaded.valid_from))
-        self._logged_validity = age
+        self._logged_validity = validity
 
 
 def _format_date(seconds: float) -> str:

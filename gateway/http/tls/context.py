@@ -1,4 +1,4 @@
-"""TLS of the public port: what the files make, and one context that goes over to newer ones."""
+"""TLS contexts of the public port: loading the files, and replacing the context without closing the port."""
 
 import ssl
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 @dataclass(frozen=True, slots=True)
 class LoadedCertificate:
-    """What the files held: a context, and the time (unix seconds) in which its certificate is good."""
+    """A context, and the time (unix seconds) in which its certificate is valid."""
 
     context: ssl.SSLContext
     valid_from: float
@@ -24,11 +24,11 @@ class LoadedCertificate:
 
 
 class RotatingSSLContext(ssl.SSLContext):
-    """A server's context that gives each new connection to ``current``.
+    """A server's context that delegates each new connection to ``current``.
 
-    Event loops keep the context that they were started with, and call ``wrap_bio`` of it once for each
-    connection. So the certificate of new connections changes with one assignment, and those that are open,
-    or in their handshake, keep theirs (docs/decisions/0011).
+    Event loops keep the context that they were started with, and call its ``wrap_bio`` once for each
+    connection. Assigning ``current`` therefore changes the certificate of new connections only
+    (docs/decisions/0011).
     """
 
     current: ssl.SSLContext
@@ -39,8 +39,8 @@ class RotatingSSLContext(ssl.SSLContext):
 
 
 def load_certificate(tls: TlsConfig) -> LoadedCertificate:
-    """Return what the files hold now. Raises StartupError where one cannot be used. Blocks on the disk."""
-    # Not create_default_context: what that one asks of certificates differs between Python's versions.
+    """Load the files. Raises StartupError if one cannot be used. Blocks on the disk."""
+    # Not create_default_context, whose demands on certificates differ between Python versions.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.minimum_version]
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -55,7 +55,7 @@ def load_certificate(tls: TlsConfig) -> LoadedCertificate:
     if tls.client_ca is not None:
         for _, message in load_ca_file(context, tls.client_ca):
             raise StartupError(f"server.tls.client_ca: {message}")
-        # Browsers on the same port have none. One that is given must be good, or the handshake ends.
+        # Optional, as browsers on the same port have none. An invalid one fails the handshake.
         context.verify_mode = ssl.CERT_OPTIONAL
     return LoadedCertificate(
         context, leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()

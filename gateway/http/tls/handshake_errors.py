@@ -1,4 +1,4 @@
-"""TLS handshakes that fail: counted, and never a line each; event loops tell them nowhere."""
+"""Counts failed TLS handshakes, which event loops report nowhere."""
 
 import ssl
 
@@ -13,7 +13,7 @@ _PLAIN_HTTP_REASONS = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
 
 class HandshakeErrors:
-    """Counts what fails. ``observed`` is what contexts make of each connection."""
+    """Counts failed handshakes of contexts that have `ssl_object_class` as their ``sslobject_class``."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._failures = metrics.tls_handshake_failures
@@ -32,12 +32,8 @@ class HandshakeErrors:
 
         self.ssl_object_class: type[ssl.SSLObject] = Observed
 
-    def count_no_room(self) -> None:
-        """Count one that found no place, or lost it."""
-        self._failures.labels("too_many_unfinished").inc()
-
     def count_error(self, error: ssl.SSLError) -> None:
-        """Count a failure, and tell a refused certificate once a minute: its sender needs an answer."""
+        """Count a failure, and log each kind of refused certificate once a minute: its owner will ask why."""
         if isinstance(error, ssl.SSLCertVerificationError):
             self._failures.labels("client_certificate").inc()
             times = self._log_throttle.should_log(error.verify_code)

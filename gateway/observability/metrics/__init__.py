@@ -1,7 +1,7 @@
-"""What is counted and measured: one table that defines it, and the live values.
+"""Metrics: one table that defines them, and their values in this process.
 
-`definitions` is the only place where a metric gets its name, help, labels and the rule by which workers are
-added up. Counters are incremented where things happen; gauges are bound to readers of the live parts.
+`definitions` has the name, help text and labels of each metric, and how the values of workers are merged.
+Counters are incremented where the event happens; gauges read live objects at the scrape.
 """
 
 from gateway.observability.metrics.exposition import (

@@ -1,9 +1,8 @@
-"""The table of all metrics: the one place that defines them.
+"""Defines all metrics in one table.
 
-The docs are made of it, and tests hold the dashboard, the alerts and the code against it. ``note`` is what
-an operator should know beyond the help text; only the docs show it. `registry` makes the live
-values, and gauges are bound to whoever knows them. No label is ever an address, a user or an id of a
-client; ``channel`` is always the declared name, and a list of reasons is a list of words in the code.
+The docs are generated from it, and tests compare it to the dashboard, the alerts and the code. ``note`` has
+details for the docs only. No label is an address, a user or a client's id; ``channel`` is always the declared
+name, and reasons are fixed words.
 """
 
 from typing import Literal
@@ -25,9 +24,9 @@ class MetricDefinition(msgspec.Struct, frozen=True):
     note: str = ""
     labels: tuple[str, ...] = ()
     label_values: tuple[str, ...] = ()
-    """All that its one label can be, where that is a list in the code: they are there at 0 from the start."""
+    """All values of its only label, if they are known: their series exist from the start, at 0."""
     merge_rule: MergeRule = "sum"
-    """How the gauges of several workers become one."""
+    """How the gauges of several workers are merged."""
     buckets: tuple[float, ...] = ()
 
 
@@ -52,7 +51,7 @@ STREAMS = (
     _gauge(
         "connections_limit",
         "Streams that may be open: limits.connections of every worker",
-        'Beyond it clients are told to come back: `refused_total{reason="overloaded"}`.',
+        'Beyond it clients are asked to reconnect later: `refused_total{reason="overloaded"}`.',
     ),
     _gauge("channel_connections", "Streams open now, by channel", labels=("channel",)),
     _counter("connections_total", "Streams opened"),
@@ -90,33 +89,33 @@ STREAMS = (
     ),
     _counter(
         "client_timeout_disconnects_total",
-        "Quiet streams that their clients ended before a heartbeat, again and again at the same age",
-        "Their read timeout is shorter than the heartbeat. `client_read_timeout_too_short` in the log names the address "
-        "and the age; [clients.md](clients.md) has the settings.",
+        "Quiet streams that their clients closed before a heartbeat, repeatedly at the same age",
+        "Their read timeout is shorter than the heartbeat. `client_read_timeout_too_short` in the log names "
+        "the address and the age; [clients.md](clients.md) has the settings.",
     ),
     _counter(
         "large_event_disconnects_total",
-        "Resumed streams that their clients ended at the same large event, again and again",
+        "Resumed streams that their clients closed repeatedly at the same large event",
         "Their buffer is smaller than the event. `client_buffer_too_small` in the log names its id and size.",
     ),
     _counter(
         "acks_missed_total",
-        "Heartbeats that clients should have answered, and did not in time",
+        "Heartbeats that clients did not acknowledge in time",
         "Only where `ack` is on. After `ack.retry_limit` in a row a stream ends: "
         '`disconnects_total{reason="unacknowledged"}`.',
     ),
     _counter(
         "acks_total",
-        "Answers to heartbeats, by result",
+        "Acknowledgements of heartbeats, by result",
         "`local`: for a stream of this node; `forwarded`: for another node's stream, sent through the "
-        "log; `late`: for none that is known; `refused`: not taken, such as a nonce that nobody made.",
+        "log; `late`: for no open heartbeat; `refused`: rejected, such as one with an invalid nonce.",
         labels=("result",),
         label_values=("local", "forwarded", "late", "refused"),
     ),
     _histogram(
         "connection_seconds",
         "Age of streams when they ended",
-        "Many that end at one age, such as 60 s, are cut by a proxy: `sse-gateway doctor` finds it.",
+        "Many that end at the same age, such as 60 s, are cut by a proxy: `sse-gateway doctor` finds it.",
         buckets=(1, 10, 60, 300, 900, 1800, 3600, 7200),
     ),
     _gauge(
@@ -127,7 +126,7 @@ STREAMS = (
     ),
     _gauge(
         "lag_seconds",
-        "How far the stream that is furthest behind the newest event is behind it",
+        "Lag of the stream that is furthest behind the newest event",
         merge_rule="max",
     ),
 )
@@ -137,32 +136,32 @@ EVENTS = (
     _counter(
         "events_rejected_total",
         "Records and posts that can never become events, by reason",
-        "A line in the log (`rejected`, `webhook_refused`) has the cause. A series is there from its first"
+        "A log line (`rejected`, `webhook_refused`) has the cause. A series exists from its first"
         " rejection on. Without a source: posts to one that the file does not declare.",
         labels=("source", "reason"),
     ),
     _counter(
         "webhook_throttled_total",
         "Posts that were answered 429",
-        "The source's `rate`: senders try again.",
+        "The source's `rate` was exceeded; senders retry.",
         labels=("source",),
     ),
     _counter(
         "webhook_unavailable_total",
         "Posts that were answered 5xx, by reason",
-        "Senders try again. A line in the log (`webhook_refused`) has the cause.",
+        "Senders retry. A log line (`webhook_refused`) has the cause.",
         labels=("source", "reason"),
     ),
     _counter(
         "events_duplicate_total",
-        "Events that were sent again, and not made again",
-        "The sender is answered as the first time. A line in the log (`duplicates_dropped`) says so.",
+        "Events that were received again, and not appended again",
+        "The sender gets the same response as the first time. `duplicates_dropped` in the log reports them.",
         labels=("source",),
     ),
     _counter(
         "events_published_total",
         "Events that this node appended to the log",
-        "Summed over all nodes: what all of them together appended, each event once.",
+        "The sum over all nodes counts each event once.",
         labels=("channel",),
     ),
     _counter(
@@ -172,20 +171,20 @@ EVENTS = (
     _histogram(
         "delivery_lag_seconds",
         "From an event's id to the write to the socket; one sample per slice of a fan-out",
-        "Clocks of nodes that differ show here: the id has the time of the node that appended.",
+        "Includes clock differences between nodes: the id has the time of the node that appended.",
         buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     ),
     _counter("replayed_events_total", "Events written from history, to resuming or slow streams"),
     _counter(
         "conflated_events_total",
-        "Events that slow streams did not get, as a newer one of the same key followed",
+        "Events that slow streams skipped for a newer one with the same key",
     ),
     _counter(
         "gaps_total",
-        "Gaps told, by reason",
+        "Gaps reported to streams, by reason",
         "`source_interrupted`: an upstream lost records, one for each channel. To single streams: `expired`: "
-        "away for longer than the history reaches; `unknown_id`: their id is not this log's; "
-        "`no_resume_point`: a named client came back without one; `slow_client`.",
+        "disconnected for longer than the history reaches; `unknown_id`: their id is not of this log; "
+        "`no_resume_point`: a named client reconnected without one; `slow_client`.",
         labels=("reason",),
         label_values=("source_interrupted", "expired", "unknown_id", "no_resume_point", "slow_client"),
     ),
@@ -202,14 +201,14 @@ SOURCES = (
     _gauge(
         "source_up",
         "1 while the source delivers, 0 while it does not",
-        "A source that is switched off (an empty url) has no series.",
+        "A disabled source (an empty url) has no series.",
         labels=("source",),
         merge_rule="max",
     ),
     _gauge(
         "source_leader",
         "1 on the node that reads the source for all of them",
-        "Only sources that one node reads; the sum over all nodes is 1 but for seconds.",
+        "Only exclusive sources; the sum over all nodes is 1, except for seconds during a takeover.",
         labels=("source",),
         merge_rule="max",
     ),
@@ -221,61 +220,61 @@ SOURCES = (
     ),
     _gauge(
         "source_lag_records",
-        "Records that wait upstream; on the node that reads, where the source can tell",
+        "Unread records upstream; on the node that reads, for sources that know it",
         labels=("source",),
     ),
     _gauge(
         "source_stale",
-        "1 while the source has been silent for longer than its stale_after; where it is read",
-        "Only sources that have a `stale_after`; of a webhook, every node hears its own posts alone.",
+        "1 while the source has been silent for longer than its stale_after, on the node that reads it",
+        "Only sources that have a `stale_after`; for a webhook, each node counts its own posts only.",
         labels=("source",),
-        merge_rule="min",  # each worker hears the posts of its own connections only
+        merge_rule="min",  # each worker gets the posts of its own connections only
     ),
 )
 
 BROKER = (
-    _gauge("broker_up", "1 while the event log can be reached", merge_rule="min"),
+    _gauge("broker_up", "1 while the event log is available", merge_rule="min"),
     _histogram(
         "broker_append_seconds",
         "Duration of one append to the broker",
-        "Failed ones are among them.",
+        "Includes failed appends.",
         buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5),
     ),
-    _gauge("broker_connections", "Connections to Redis that serve a call just now"),
-    _gauge("broker_connections_open", "Connections to Redis, idle ones too"),
+    _gauge("broker_connections", "Connections to Redis in use"),
+    _gauge("broker_connections_open", "Open connections to Redis, including idle ones"),
 )
 
 HEALTH = (
     _gauge(
         "ready",
-        "1 while new clients may come here: what /readyz says",
-        "The body of `/readyz` says which part is not.",
-        merge_rule="max",  # the others take the clients of a worker that is not
+        "1 while the node accepts new clients: the result of /readyz",
+        "The body of `/readyz` names the component that is not ready.",
+        merge_rule="max",  # other workers take the clients of one that is not ready
     ),
-    _gauge("draining", "1 while the node shuts down", merge_rule="max"),
+    _gauge("draining", "1 during a shutdown", merge_rule="max"),
     _gauge(
         "loop_lag_seconds",
-        "How late the event loop was at worst in the last 15 to 30 seconds",
+        "Worst lag of the event loop in the last 15 to 30 seconds",
         merge_rule="max",
     ),
     _gauge(
         "canary_seconds",
-        "The last canary event's way through broker and hub; of one that is late: how long it is away",
+        "Time of the last canary event through broker and hub; for one that is late, its age so far",
         merge_rule="max",
     ),
-    _counter("canary_failures_total", "Canary events that did not come back through broker and hub in time"),
+    _counter("canary_failures_total", "Canary events that did not arrive through broker and hub in time"),
     _counter(
         "background_failures_total",
         "Unexpected exceptions in background tasks, by task",
-        "Each is a fault of the gateway: `background_task_failed` in the log has the traceback. The task was "
-        "started again.",
+        "Each is a bug of the gateway: `background_task_failed` in the log has the traceback. The task was "
+        "restarted.",
         labels=("task",),
         label_values=TASK_NAMES,
     ),
     _gauge(
         "config_last_reload_successful",
-        "1 if the last reload of the configuration was taken up, or there was none",
-        "0: the old one goes on; `/status` has file, line and column of the fault.",
+        "1 if the last reload of the configuration succeeded, or there was none",
+        "0: the old configuration stays in use; `/status` has file, line and column of the error.",
         merge_rule="min",
     ),
     _gauge(
@@ -290,9 +289,9 @@ HEALTH = (
         label_values=("ok", "unchanged", "failed"),
     ),
     _gauge("workers", "Processes that serve streams"),
-    _counter("worker_restarts_total", "Workers that were started again after their death"),
-    _counter("log_lines_dropped_total", "Log lines lost because the reader was too slow"),
-    _gauge("build_info", "Always 1; the label tells the version", labels=("version",), merge_rule="max"),
+    _counter("worker_restarts_total", "Workers that were restarted after a crash"),
+    _counter("log_lines_dropped_total", "Log lines dropped because the reader was too slow"),
+    _gauge("build_info", "Always 1; the label has the version", labels=("version",), merge_rule="max"),
 )
 
 AUTH = (
@@ -314,21 +313,21 @@ AUTH = (
 TLS = (
     _gauge(
         "tls_certificate_expiry_timestamp_seconds",
-        "When the certificate of the public port ends (unix seconds)",
+        "When the certificate of the public port expires (unix seconds)",
         "Only where `server.tls` is set.",
         merge_rule="min",
     ),
     _counter(
         "tls_reloads_total",
-        "Changes of the certificate's files, by result",
+        "Reloads of the certificate files, by result",
         labels=("result",),
         label_values=("ok", "failed"),
     ),
     _counter(
         "tls_handshake_failures_total",
         "TLS handshakes that failed, by reason",
-        "Scanners make some; a jump in `protocol` may be clients that do not trust the certificate. "
-        "`too_many_unfinished`: one address has so many unfinished ones that others took their places.",
+        "Scanners cause some; a jump in `protocol` may be clients that do not trust the certificate. "
+        "`too_many_unfinished`: an address had so many unfinished handshakes that some were dropped.",
         labels=("reason",),
         label_values=("client_certificate", "plain_http", "protocol", "too_many_unfinished"),
     ),
@@ -339,26 +338,22 @@ PROCESS = (
         "process_cpu_seconds_total",
         "counter",
         "User and system CPU time",
-        "With workers the sum of all of them and their parent; one process fills one core.",
+        "With workers the sum of all of them and their parent; a process uses at most one core.",
     ),
-    MetricDefinition(
-        "process_resident_memory_bytes", "gauge", "Memory that is in RAM", "With workers the sum."
-    ),
+    MetricDefinition("process_resident_memory_bytes", "gauge", "Resident memory", "With workers the sum."),
     MetricDefinition("process_open_fds", "gauge", "Open file descriptors", "With workers the sum."),
-    MetricDefinition(
-        "process_max_fds", "gauge", "File descriptors that may be open", "With workers the sum."
-    ),
+    MetricDefinition("process_max_fds", "gauge", "Limit of open file descriptors", "With workers the sum."),
     MetricDefinition(
         "process_start_time_seconds",
         "gauge",
-        "When the process began (unix seconds)",
-        "With workers the first of them, their parent.",
+        "When the process started (unix seconds)",
+        "With workers that of their parent.",
         merge_rule="min",
     ),
     _gauge(
         "descriptor_usage_ratio",
-        "Share of its file descriptors that a process has open; of workers the highest",
-        "At 1 nobody can connect, and no upstream be reached. The last 128 are kept from streams.",
+        "Open file descriptors as a share of the limit; the highest of all workers",
+        "At 1 neither clients nor upstreams can connect. Streams cannot use the last 128.",
         merge_rule="max",
     ),
 )

@@ -1,7 +1,7 @@
-"""Prometheus's text format, in parts that are made one at a time.
+"""Renders metrics in Prometheus's text format, in small parts.
 
-The library writes some 150,000 samples a second: a thousand channels would hold the event loop for 30 ms
-if they were written in one go.
+prometheus_client renders some 150,000 samples a second: a thousand channels would block the event loop for
+30 ms if they were rendered at once.
 """
 
 import asyncio
@@ -13,15 +13,13 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-# One metric with its samples, as processes tell it to each other and to Prometheus.
-
 Labels = tuple[tuple[str, str], ...]
 MergeRule = Literal["sum", "min", "max"]
-"""How the gauges of several workers become one; counters and histograms are added up."""
+"""How the gauges of several workers are merged; counters and histograms are summed."""
 
 
 class MetricFamily(msgspec.Struct, frozen=True):
-    """One metric with its samples: (name, labels, value)."""
+    """One metric with its samples (name, labels, value), as workers send it to their parent."""
 
     name: str
     type: str
@@ -30,13 +28,11 @@ class MetricFamily(msgspec.Struct, frozen=True):
     samples: list[tuple[str, Labels, float]]
 
 
-# Long work in turns of the event loop, so that streams are written in between.
-
 T = TypeVar("T")
 
 
 async def collect_cooperatively(work: Iterable[T]) -> list[T]:
-    """Return all of ``work``; the loop turns after each piece of it. Cancelling is safe."""
+    """Return all items of ``work``, and let the event loop run after each. Cancelling is safe."""
     done = []
     for piece in work:
         done.append(piece)
@@ -47,11 +43,11 @@ async def collect_cooperatively(work: Iterable[T]) -> list[T]:
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 SAMPLES_PER_PART = 200
-"""Samples in a part: about a millisecond and a half."""
+"""Samples in a part: rendering takes about 1.5 ms."""
 
 
 class _StaticCollector(Collector):
-    """One metric that is there already."""
+    """Wraps collected samples for `generate_latest`."""
 
     def __init__(self, family: MetricFamily, samples: Sequence[tuple[str, Labels, float]]) -> None:
         self._family = family
@@ -65,11 +61,11 @@ class _StaticCollector(Collector):
 
 
 def render_in_parts(families: Iterable[MetricFamily]) -> Iterator[bytes]:
-    """Yield metrics in Prometheus's text format, a part at a time."""
+    """Yield metrics in Prometheus's text format, in parts of `SAMPLES_PER_PART`."""
     for family in families:
         first = family.samples[:SAMPLES_PER_PART]
         yield _render_family(family, first)
-        head = len(_render_family(family, ()))  # HELP and TYPE stand once, before all samples of a metric
+        head = len(_render_family(family, ()))  # HELP and TYPE are written once per metric
         for start in range(SAMPLES_PER_PART, len(family.samples), SAMPLES_PER_PART):
             yield _render_family(family, family.samples[start : start + SAMPLES_PER_PART])[head:]
 

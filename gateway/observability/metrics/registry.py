@@ -1,8 +1,8 @@
-"""One process's metrics: the counters and histograms of the table, and the gauges that were bound to readers.
+"""The metrics of one process.
 
-Counters are incremented where things happen, through children that are looked up once; those of the hot
-paths are bare tallies, because the library's lock costs more than what it counts. Gauges are never
-incremented: they are read from the live objects at the scrape, so they cannot drift.
+Counters are incremented where the event happens; on hot paths they are a `PlainCounter`, because
+prometheus_client's lock costs more than the counted work (fanout, storm). Gauges are read from live objects
+at the scrape, so they cannot drift.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +16,13 @@ from gateway.observability.metrics.definitions import DEFINITIONS_BY_NAME, METRI
 from gateway.observability.metrics.exposition import MetricFamily, collect_cooperatively
 from gateway.observability.task_supervisor import TaskName
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a series per counter that nobody asked for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an extra series for each counter
 
 SampleReader = Callable[[], Mapping[tuple[str, ...], float]]
 
 
 class PlainCounter:
-    """A counter without labels, for paths where every microsecond counts. Add to ``value``."""
+    """A counter without labels and lock, for hot paths (fanout, storm). Add to ``value``."""
 
     __slots__ = ("value",)
 
@@ -31,7 +31,7 @@ class PlainCounter:
 
 
 class _ReaderCollector(Collector):
-    """Metrics whose values are asked for at the scrape."""
+    """Metrics whose values are read at the scrape."""
 
     def __init__(self) -> None:
         self.readers: dict[str, SampleReader] = {}
@@ -40,12 +40,12 @@ class _ReaderCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        for name, samples in list(self.readers.items()):  # the loop turns meanwhile, and more may be bound
+        for name, samples in list(self.readers.items()):  # the loop runs in between, and more may be bound
             defined = DEFINITIONS_BY_NAME[name]
             kind = GaugeMetricFamily if defined.type == "gauge" else CounterMetricFamily
             family = kind(name, defined.help_text, labels=defined.labels)
             for values, value in samples().items():
-                family.add_metric(values, float(value))  # a truth would be no number in a worker's JSON
+                family.add_metric(values, float(value))  # a bool would not be a number in a worker's JSON
             yield family
 
 
@@ -94,14 +94,14 @@ class Metrics:
         self.background_failures.labels(name).inc()
 
     def bind_gauge(self, name: str, read: Callable[[], float]) -> None:
-        """Let ``read`` answer for a gauge without labels, in place of whoever did before.
+        """Read a gauge without labels from ``read``, which replaces an earlier reader.
 
         Raises LookupError if no such gauge is defined, ValueError if it has labels.
         """
         self._bind_reader(_gauge_definition(name), _unlabeled(read))
 
     def bind_labeled_gauge(self, name: str, samples: SampleReader, *labels: str) -> None:
-        """Let ``samples`` answer for a gauge with these labels: label values to value.
+        """Read a gauge with these labels from ``samples``, which returns values by label values.
 
         Raises LookupError if no such gauge is defined, ValueError if its labels are others.
         """
@@ -109,18 +109,18 @@ class Metrics:
 
     @property
     def bound_names(self) -> frozenset[str]:
-        """The full names of all metrics that somebody answers for."""
+        """The full names of all metrics that have a reader."""
         return frozenset(self._reader_collector.readers)
 
     def collect(self) -> Iterator[MetricFamily]:
-        """Yield each metric with its samples. A gauge that nobody is bound to is left out."""
+        """Yield each metric with its samples; gauges without a reader are left out."""
         for metric in self.registry.collect():
             defined = DEFINITIONS_BY_NAME.get(metric.name) or DEFINITIONS_BY_NAME[f"{metric.name}_total"]
             samples = [(each.name, tuple(each.labels.items()), each.value) for each in metric.samples]
             yield MetricFamily(metric.name, defined.type, defined.help_text, defined.merge_rule, samples)
 
     async def families(self) -> list[MetricFamily]:
-        """Return all metrics; the event loop turns after each of them. Cancelling is safe."""
+        """Return all metrics, and let the event loop run after each. Cancelling is safe."""
         return await collect_cooperatively(self.collect())
 
     def _bind_reader(
@@ -131,15 +131,15 @@ class Metrics:
         self._reader_collector.readers[defined.name] = samples
 
     def _plain_counter(self, name: str) -> PlainCounter:
-        tally = PlainCounter()
-        self._bind_reader(DEFINITIONS_BY_NAME[METRIC_PREFIX + name], lambda: {(): tally.value})
-        return tally
+        counter = PlainCounter()
+        self._bind_reader(DEFINITIONS_BY_NAME[METRIC_PREFIX + name], lambda: {(): counter.value})
+        return counter
 
     def _counter(self, name: str) -> Counter:
         defined = DEFINITIONS_BY_NAME[METRIC_PREFIX + name]
         counter = Counter(defined.name, defined.help_text, defined.labels, registry=self.registry)
         for value in defined.label_values:
-            counter.labels(value)  # it is there at 0, or the first increment would be no increase
+            counter.labels(value)  # the series starts at 0, or rate() would miss the first increment
         return counter
 
     def _histogram(self, name: str) -> Histogram:

@@ -151,7 +151,7 @@ def main() -> int:
     try:
         return runtime.run_process(
             lambda: _serve(orders, metrics),
-            orders.config.log,
+            orders.config.logging,
             metrics.log_lines_dropped.inc,
             worker=orders.number,
             background=TaskSupervisor(metrics.count_background_failure),

@@ -1,26 +1,29 @@
-"""Redis PUBLISH as a source.
+"""Redis pub/sub as a source.
 
-Pub/sub has no memory, so the only thing to get right is to notice every loss. redis-py reconnects
-by itself and says nothing, so its retries are off here: whatever goes wrong ends `run`. A server that froze,
-or a network that went away without a FIN, raises nothing anywhere: while no message comes, a PING goes
-out and its PONG has a deadline.
+Pub/sub has no memory, so every loss must be noticed. redis-py would reconnect by itself and silently, so its
+retries are off here: any failure ends `run`. A server that froze, or a network that vanished without a FIN,
+raises no error at all: while no message arrives, a PING is sent, and its PONG has a deadline.
 
-Every node subscribes and keeps the last seconds in a `RecentMessages`; the one with the lease writes its tail into
-the log, and with it the place that it reached. A node that takes over goes on behind that place. Where
-its tail does not hold the place (after a connection was lost, or all nodes were away) a gap is told.
+How it works. Every node subscribes and keeps the last seconds in a `RecentMessages`. The node with the lease
+appends its recent messages to the log, together with the offset reached. A node that takes over continues
+after that offset. If its own messages do not reach back that far (because a connection was lost, or all nodes
+were down), it reports a gap.
+
+Topics change at a *marker*, because all nodes must count the same records after it. New topics are subscribed
+first, and their records are ignored until a marker arrives that was published after all subscriptions were
+confirmed. From there on the new topics count, and the old ones are unsubscribed.
 """
 
 import asyncio
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -32,42 +35,89 @@ from gateway.core.clock import unix_ms
 from gateway.core.errors import SourceError
 from gateway.core.event import FencingToken, Record, decode_lossless
 from gateway.net.redis_locator import default_user_options
-from gateway.sources.base import Source, SourceContext, SourceGap, read_under_lease
+from gateway.sources.base import SourceGap, upstream_errors
+from gateway.sources.context import Source, SourceContext, read_under_lease
 from gateway.sources.redis.recent_messages import MarkerOffset, RecentMessages
 
-# What a Redis pub/sub source is subscribed to, and the way from one set of topics to another.
-#
-# Every node must count the same records after a marker, so topics change at a marker: what is new is
-# subscribed first, and its records are left out until a marker has come that was published after all
-# subscriptions were confirmed. From there on the new topics count, and what is not wanted any more is
-# unsubscribed.
+log = structlog.get_logger("gateway.sources")
 
 MAX_CACHED_TOPICS = 20_000
-"""How many topics are remembered with the subscription that counts for them."""
+"""Topics for which the subscription that counts is cached."""
 
 MAX_CACHED_TOPIC_BYTES = 1024
-"""Bytes of the longest topic that is remembered: routes know none of more than 255 characters."""
+"""Bytes of the longest topic that is cached: routes match none of more than 255 characters."""
+
+MAX_APPEND_RECORDS = 512
+"""Most messages that are appended at once."""
+
+MARKER_CHANNEL = "sse-gateway:marks"
+"""The Redis channel, on the upstream itself, on which nodes publish markers."""
+
+MARKER_INTERVAL_SECONDS = 1.0
+"""How often markers are published to a busy source."""
 
 _SUBSCRIBE_CHUNK = 1000
 _GLOB = re.compile(rb"\\(.)|([*?])|(.)", re.DOTALL)
 _NO_OWNER = b""
+_MARKER = re.compile(rb"[0-9a-f]{12}")
+_WAITS_PER_TIMEOUT = 3  # the timeout is waited for in parts; a PING is sent after the first
+_MESSAGE_TYPES = ("message", "pmessage")
+_CONFIRMATION_TYPES = ("subscribe", "psubscribe")
+
+
+class RedisPubSubSource(Source):
+    """Subscribes to exact topics with SUBSCRIBE, to globs and templates with PSUBSCRIBE.
+
+    ``timeout`` is how long (seconds) the server may stay silent.
+    """
+
+    def __init__(self, url: str, topics: Sequence[Template], *, timeout: float) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._topics = TopicSet(topics)
+        self._reader: _PubSubReader | None = None
+
+    def update_topics(self, topics: Sequence[Template]) -> bool:
+        self._topics = TopicSet(topics)
+        if self._reader is not None:
+            self._reader.request_topics(self._topics)
+        return True
+
+    async def run(self, context: SourceContext) -> None:
+        client = Redis.from_url(
+            self._url,
+            # Reads wait in `get_message` with its own deadline; a socket timeout would be retried silently.
+            socket_timeout=None,
+            socket_connect_timeout=self._timeout,
+            retry=Retry(NoBackoff(), 0),
+            **default_user_options(parse_url(self._url)),
+        )
+        reader = self._reader = _PubSubReader(client, self._topics, context, self._timeout)
+        try:
+            with upstream_errors("Redis", 2 * self._timeout, RedisError):
+                await reader.run()
+        finally:
+            self._reader = None
+            # With a deadline: closing writes to a server that may be frozen.
+            closing = asyncio.wait_for(reader.close(), self._timeout)
+            await asyncio.gather(closing, return_exceptions=True)
 
 
 class TopicSet:
-    """Exact names, and patterns. Bytes, because Redis matches bytes: '?' stands for one of them."""
+    """Exact topics and patterns, as bytes: Redis matches bytes, so '?' stands for one byte."""
 
     def __init__(self, topics: Sequence[Template]) -> None:
         self.exact = frozenset(topic.text.encode() for topic in topics if topic.is_exact)
         patterns = sorted(topic.redis_pattern.encode() for topic in topics if not topic.is_exact)
         self.patterns = {pattern: _compile_pattern(pattern) for pattern in patterns}
-        # Places mean the same only to nodes that count the same records.
+        # Offsets count records, so only nodes with the same topics understand each other's.
         self.fingerprint = hashlib.sha256(b"\n".join([*sorted(self.exact), b"", *patterns])).hexdigest()[:12]
         self._cached_owner = lru_cache(MAX_CACHED_TOPICS)(self._find_owner)
 
     def is_primary_copy(self, topic: bytes, pattern: bytes | None) -> bool:
-        """Tell whether a copy of a message counts: Redis sends one per subscription that matches.
+        """Return whether a copy of a message counts: Redis sends one per subscription that matches.
 
-        ``pattern`` is what it came through; None where that was the topic's own name.
+        ``pattern`` is the one that this copy matched, None for an exact subscription.
         """
         owner = self._cached_owner(topic) if len(topic) <= MAX_CACHED_TOPIC_BYTES else self._find_owner(topic)
         return owner == pattern
@@ -78,325 +128,249 @@ class TopicSet:
         return next((each for each, regex in self.patterns.items() if regex.fullmatch(topic)), _NO_OWNER)
 
 
-class TopicChange:
-    """On the way from some topics to others, on one connection."""
+class _TopicChange:
+    """A switch from some topics to others on one connection: subscribe, confirm, switch at a marker."""
 
-    def __init__(self, old_topics: TopicSet, new_topics: TopicSet) -> None:
-        self.old_topics = old_topics
-        self.new_topics = new_topics
-        self.unconfirmed_count = 0
-        """Subscriptions that Redis has not confirmed yet."""
-        self.marker = ""
-        """The one with which the new topics begin to count; empty until it is published."""
-
-    async def subscribe(self, pubsub: PubSub) -> None:
-        """Subscribe to what is new."""
-        new, old = self.new_topics, self.old_topics
-        self.unconfirmed_count = await subscribe_topics(
-            pubsub, new.exact - old.exact, new.patterns.keys() - old.patterns
-        )
-
-    def create_marker(self) -> str:
-        """Return the marker to publish."""
+    def __init__(self, old: TopicSet, new: TopicSet) -> None:
+        self.new_topics = new
+        self.added = new.exact - old.exact, new.patterns.keys() - old.patterns
+        self.removed = old.exact - new.exact, old.patterns.keys() - new.patterns
         self.marker = secrets.token_hex(6)
-        return self.marker
+        """The new topics count after this marker, which is published once all subscriptions are confirmed."""
+        self.confirmed = asyncio.Event()
+        self.switched = asyncio.Event()
+        self._unconfirmed_count = sum(map(len, self.added))
+        if not self._unconfirmed_count:
+            self.confirmed.set()
 
-    async def unsubscribe(self, pubsub: PubSub) -> None:
-        """Let go of what is not wanted any more."""
-        new, old = self.new_topics, self.old_topics
-        for names, let_go in (
-            (old.exact - new.exact, pubsub.unsubscribe),
-            (old.patterns.keys() - new.patterns, pubsub.punsubscribe),
+    def confirm(self) -> None:
+        """Count the confirmation of one subscription. Raises SourceError if none is outstanding."""
+        if not self._unconfirmed_count:
+            raise _connection_replaced()
+        self._unconfirmed_count -= 1
+        if not self._unconfirmed_count:
+            self.confirmed.set()
+
+
+class _PubSubReader:
+    """Reads over one connection, and appends while this node holds the lease."""
+
+    def __init__(self, client: Redis, topics: TopicSet, context: SourceContext, timeout: float) -> None:
+        self._client = client
+        self._pubsub = client.pubsub()
+        self._context = context
+        self._timeout = timeout
+        self._recent = RecentMessages(topics.fingerprint)
+        self._can_publish_markers = True
+        self._topics = topics
+        self._requested_topics = topics
+        self._topics_requested = asyncio.Event()
+        self._topic_change: _TopicChange | None = None
+
+    async def run(self) -> None:
+        """Read until cancelled. Raises RedisError, TimeoutError, SourceError or an ExceptionGroup of them."""
+        async with asyncio.timeout(2 * self._timeout):
+            await self._subscribe()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_messages())
+            await self._publish_and_await_marker()
+            self._context.report_connected()
+            group.create_task(read_under_lease(self._context, self._append_under_lease))
+            group.create_task(self._run_markers())
+            group.create_task(self._run_topic_changes())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._client.aclose()
+
+    def request_topics(self, topics: TopicSet) -> None:
+        """Switch to other topics soon, without a pause."""
+        self._requested_topics = topics
+        self._topics_requested.set()
+
+    # Subscribing.
+
+    async def _subscribe(self) -> None:
+        await self._pubsub.subscribe(MARKER_CHANNEL)
+        try:
+            await self._await_confirmations(1)
+        except NoPermissionError as error:
+            self._disable_markers(error)
+        await _run_in_chunks(self._pubsub.subscribe, self._topics.exact)
+        await _run_in_chunks(self._pubsub.psubscribe, self._topics.patterns)
+        await self._await_confirmations(len(self._topics.exact) + len(self._topics.patterns))
+
+    async def _await_confirmations(self, count: int) -> None:
+        while count:
+            message = await self._pubsub.get_message(timeout=self._timeout)
+            if message is not None and message["type"] in _CONFIRMATION_TYPES:
+                count -= 1
+
+    async def _run_topic_changes(self) -> None:
+        while True:
+            await self._topics_requested.wait()
+            self._topics_requested.clear()
+            while self._requested_topics is not self._topics:
+                await self._change_topics(_TopicChange(self._topics, self._requested_topics))
+
+    async def _change_topics(self, change: _TopicChange) -> None:
+        self._topic_change = change
+        exact, patterns = change.added
+        await _run_in_chunks(self._pubsub.subscribe, exact)
+        await _run_in_chunks(self._pubsub.psubscribe, patterns)
+        await change.confirmed.wait()
+        await self._publish_marker(change.marker)
+        await change.switched.wait()  # `_handle_marker` switches, between two messages
+        exact, patterns = change.removed
+        await _run_in_chunks(self._pubsub.unsubscribe, exact)
+        await _run_in_chunks(self._pubsub.punsubscribe, patterns)
+        self._topic_change = None
+
+    # Markers.
+
+    async def _run_markers(self) -> None:
+        """Publish markers to a busy source, so that nodes that connected later find the offset."""
+        while True:
+            await asyncio.sleep(jittered(MARKER_INTERVAL_SECONDS, 0.2))
+            if self._context.has_lease and self._recent.records_since_marker:
+                await self._publish_marker(secrets.token_hex(6))
+
+    async def _publish_and_await_marker(self) -> None:
+        """Publish a marker and wait until it arrives: every later message then has an offset."""
+        marker = secrets.token_hex(6)
+        await self._publish_marker(marker)
+        async with asyncio.timeout(self._timeout):
+            while not self._recent.has_seen_marker(marker):
+                await self._recent.wait_for_change()
+
+    async def _publish_marker(self, marker: str) -> None:
+        """Publish a marker; without permission for that, it is this node's own and counts at once."""
+        if self._can_publish_markers:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._client.publish(MARKER_CHANNEL, marker)
+                return
+            except NoPermissionError as error:
+                self._disable_markers(error)
+        self._handle_marker(marker)
+
+    def _disable_markers(self, error: NoPermissionError) -> None:
+        """Go on with markers that no other node sees, so that a takeover reports a gap."""
+        self._can_publish_markers = False
+        log.info("source_markers_unavailable", channel=MARKER_CHANNEL, error=str(error))
+
+    def _handle_marker(self, marker: str) -> None:
+        change = self._topic_change
+        if change is not None and marker == change.marker:
+            self._topics = change.new_topics
+            self._recent.switch_topics(self._topics.fingerprint)
+            change.switched.set()
+            log.info("source_topics", exact=len(self._topics.exact), patterns=len(self._topics.patterns))
+        self._recent.add_marker(marker)
+
+    # Reading and appending.
+
+    async def _read_messages(self) -> None:
+        """Collect messages for as long as Redis shows a sign of life."""
+        loop = asyncio.get_running_loop()
+        silent_waits = 0
+        while True:
+            message = await self._pubsub.get_message(timeout=self._timeout / _WAITS_PER_TIMEOUT)
+            if message is None:
+                # Counts waits and not seconds: if this process itself was suspended, the messages of
+                # that time are still in the socket.
+                silent_waits += 1
+                if silent_waits == _WAITS_PER_TIMEOUT:
+                    raise SourceError(f"Redis gave no sign of life for {self._timeout:g} s")
+                if silent_waits == 1:
+                    async with asyncio.timeout(self._timeout):
+                        await self._pubsub.ping()
+                continue
+            silent_waits = 0
+            while message is not None:
+                self._handle_message(message, loop.time())
+                message = await self._pubsub.get_message(timeout=0)
+            self._recent.drop_expired(loop.time(), has_lease=self._context.has_lease)
+
+    def _handle_message(self, message: dict[str, Any], now: float) -> None:
+        kind, channel = message["type"], message["channel"]
+        if kind in _CONFIRMATION_TYPES:
+            if self._topic_change is None:
+                raise _connection_replaced()
+            self._topic_change.confirm()
+        elif channel == MARKER_CHANNEL.encode() and kind == "message":
+            if _MARKER.fullmatch(message["data"]):
+                self._handle_marker(message["data"].decode())
+        elif (
+            kind in _MESSAGE_TYPES
+            # Other gateways' messages, or this one's own if its log is in the same Redis.
+            and not channel.startswith(b"sse-gateway:")
+            and self._topics.is_primary_copy(channel, message["pattern"])
         ):
-            for some in _chunks(names):
-                await let_go(*some)  # without a name it would be all of them
+            self._recent.add_record(Record(decode_lossless(channel), message["data"]), now)
+
+    async def _append_under_lease(self, fence: FencingToken) -> None:
+        recent = self._recent
+        recent.written_until = await self._find_start(fence)
+        stored_marker = ""
+        while True:
+            if recent.written_until < recent.first_number:  # the log was down for too long
+                recent.written_until = recent.first_number
+                offset = recent.offset_at(recent.first_number, unix_ms())
+                await self._context.publish([], str(offset), fence, gap=SourceGap(unix_ms()))
+            records = recent.records(recent.written_until, MAX_APPEND_RECORDS)
+            until = recent.written_until + len(records)
+            offset = recent.offset_at(until, unix_ms())
+            if records or offset.marker != stored_marker:
+                await self._context.publish(records, str(offset), fence)
+                stored_marker = offset.marker
+                recent.written_until = until
+            if len(records) < MAX_APPEND_RECORDS:
+                await recent.wait_for_change()
+
+    async def _find_start(self, fence: FencingToken) -> int:
+        """Return the number of the first record that is not in the log; if that is unknown, report a gap."""
+        recent = self._recent
+        text = await self._context.read_offset()
+        offset = None if text is None else MarkerOffset.parse(text)
+        if offset is not None:
+            if recent.find_number(offset) is None:
+                # Its marker may still be on the way; it would arrive before one that we publish now.
+                await self._publish_and_await_marker()
+            if (number := recent.find_number(offset)) is not None:
+                return number
+            # Leaves out what is in doubt, since a gap is reported anyway: messages from before the offset.
+            since: int | None = offset.reached_ms
+            age_seconds = (unix_ms() - offset.reached_ms) / 1000
+            start = recent.first_number_since(asyncio.get_running_loop().time() - age_seconds)
+        elif text is None:
+            since, start = self._context.missed_since_ms, recent.first_number
+        else:  # written by another version
+            since, start = unix_ms(), recent.next_number
+        start = max(start, recent.written_until)  # what this node appended before it lost the lease
+        reached = str(recent.offset_at(start, unix_ms()))
+        await self._context.publish([], reached, fence, gap=None if since is None else SourceGap(since))
+        return start
 
 
-async def subscribe_topics(pubsub: PubSub, exact: Iterable[bytes], patterns: Iterable[bytes]) -> int:
-    """Ask for subscriptions, and return how many confirmations to expect."""
-    asked = 0
-    for names, ask in ((exact, pubsub.subscribe), (patterns, pubsub.psubscribe)):
-        for some in _chunks(names):
-            await ask(*some)
-            asked += len(some)
-    return asked
+async def _run_in_chunks(command: Callable[..., Awaitable[Any]], names: Iterable[bytes]) -> None:
+    """Call a (un)subscribe command with all names, some at a time; UNSUBSCRIBE without names means all."""
+    ordered = sorted(names)
+    for first in range(0, len(ordered), _SUBSCRIBE_CHUNK):
+        await command(*ordered[first : first + _SUBSCRIBE_CHUNK])
 
 
-def _chunks(names: Iterable[bytes]) -> Iterable[Sequence[bytes]]:
-    every = sorted(names)
-    return [every[first : first + _SUBSCRIBE_CHUNK] for first in range(0, len(every), _SUBSCRIBE_CHUNK)]
+def _connection_replaced() -> SourceError:
+    """Return the error for an unexpected confirmation: redis-py has reconnected and subscribed by itself."""
+    return SourceError("the connection was replaced; messages may be lost")
 
 
 def _compile_pattern(pattern: bytes) -> re.Pattern[bytes]:
-    """Return what Redis's ``stringmatch`` does with a pattern of `Template.redis_pattern`."""
+    """Return a regular expression that matches like Redis's ``stringmatch``."""
 
     def piece(match: re.Match[bytes]) -> bytes:
         escaped, wild, literal = match.groups()
         return {b"*": b".*", b"?": b"."}[wild] if wild else re.escape(escaped or literal)
 
     return re.compile(_GLOB.sub(piece, pattern), re.DOTALL)
-
-
-log = structlog.get_logger("gateway.sources")
-
-MAX_APPEND_RECORDS = 512
-"""Most messages that are appended at once."""
-
-MARKER_CHANNEL = "sse-gateway:marks"
-"""The Redis channel on which nodes publish markers, on the upstream itself."""
-
-MARKER_INTERVAL_SECONDS = 1.0
-"""How often a busy source is marked."""
-
-_MARKER = re.compile(rb"[0-9a-f]{12}")
-_WAITS_PER_TIMEOUT = 3  # that a timeout is made of; a PING goes out after the first
-_MESSAGE_TYPES = ("message", "pmessage")
-_CONFIRMATION_TYPES = ("subscribe", "psubscribe")
-
-
-class RedisPubSubSource(Source):
-    """Subscribes to exact topics with SUBSCRIBE, to globs and templates with PSUBSCRIBE.
-
-    ``timeout`` is how long (seconds) the server may give no sign of life.
-    """
-
-    def __init__(self, url: str, topics: Sequence[Template], *, timeout: float) -> None:
-        self._url = url
-        self._timeout = timeout
-        self._can_publish_markers = True
-        self._desired_topics = self._topics = TopicSet(topics)
-        self._topic_change: TopicChange | None = None
-        self._topic_change_wakeup = asyncio.Event()
-
-    def update_topics(self, topics: Sequence[Template]) -> bool:
-        self._desired_topics = TopicSet(topics)
-        self._topic_change_wakeup.set()
-        return True
-
-    async def run(self, context: SourceContext) -> None:
-        self._topics, self._topic_change = self._desired_topics, None
-        client = Redis.from_url(
-            self._url,
-            # Reads wait in `get_message` with its own deadline; a socket timeout would be retried silently.
-            socket_timeout=None,
-            socket_connect_timeout=self._timeout,
-            retry=Retry(NoBackoff(), 0),
-            **default_user_options(parse_url(self._url)),
-        )
-        pubsub = client.pubsub()
-        tail = RecentMessages(self._topics.fingerprint)
-        try:
-            async with asyncio.timeout(2 * self._timeout):
-                await self._subscribe(pubsub)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read_messages(pubsub, tail, context))
-                await self._publish_and_await_marker(client, tail)
-                context.report_connected()
-                group.create_task(self._append_whenever_leased(client, tail, context))
-                group.create_task(self._run_markers(client, tail, context))
-                group.create_task(self._run_topic_changes(client, pubsub, tail))
-        except ExceptionGroup as group_of:
-            raise self._to_source_error(group_of.exceptions[0]) from None
-        except (TimeoutError, RedisError) as error:
-            raise self._to_source_error(error) from None
-        finally:
-            # Closing writes to a server that may be frozen.
-            with_deadline = asyncio.wait_for(self._close(pubsub, client), self._timeout)
-            await asyncio.gather(with_deadline, return_exceptions=True)
-
-    async def _subscribe(self, pubsub: PubSub) -> None:
-        await pubsub.subscribe(MARKER_CHANNEL)
-        try:
-            await self._await_confirmations(pubsub, 1)
-            self._can_publish_markers = True
-        except NoPermissionError as error:
-            self._disable_markers(error)
-        await self._await_confirmations(
-            pubsub, await subscribe_topics(pubsub, self._topics.exact, self._topics.patterns)
-        )
-
-    async def _await_confirmations(self, pubsub: PubSub, count: int) -> None:
-        while count:
-            message = await pubsub.get_message(timeout=self._timeout)
-            if message is not None and message["type"] in _CONFIRMATION_TYPES:
-                count -= 1
-
-    def _disable_markers(self, error: NoPermissionError) -> None:
-        """Go on with markers of this node's own, which no other one sees: a takeover tells a gap."""
-        self._can_publish_markers = False
-        log.info("source_markers_unavailable", channel=MARKER_CHANNEL, error=str(error))
-
-    async def _run_topic_changes(self, client: Redis, pubsub: PubSub, recent: RecentMessages) -> None:
-        """Bring the subscriptions to what is wanted, a step whenever `_parse_record` or a reload has news."""
-        while True:
-            await self._advance_topic_change(client, pubsub, recent)
-            await self._topic_change_wakeup.wait()
-            self._topic_change_wakeup.clear()
-
-    async def _advance_topic_change(self, client: Redis, pubsub: PubSub, recent: RecentMessages) -> None:
-        change = self._topic_change
-        if change is None and self._desired_topics is not self._topics:
-            change = self._topic_change = TopicChange(self._topics, self._desired_topics)
-            await change.subscribe(pubsub)
-        if change is None or change.unconfirmed_count:
-            return
-        if not change.marker and not await self._try_publish_marker(client, change.create_marker()):
-            self._switch_topics(change, recent)
-            recent.add_marker(change.marker)
-        if self._topics is change.new_topics:
-            await change.unsubscribe(pubsub)
-            self._topic_change = None
-            self._topic_change_wakeup.set()  # something else may be wanted by now
-
-    def _switch_topics(self, change: TopicChange, recent: RecentMessages) -> None:
-        self._topics = change.new_topics
-        recent.switch_topics(change.new_topics.fingerprint)
-        log.info("source_topics", exact=len(self._topics.exact), patterns=len(self._topics.patterns))
-
-    def _handle_marker(self, marker: str, recent: RecentMessages) -> None:
-        if self._topic_change is not None and marker == self._topic_change.marker:
-            self._switch_topics(self._topic_change, recent)
-            self._topic_change_wakeup.set()
-        recent.add_marker(marker)
-
-    def _handle_confirmation(self) -> None:
-        """Take a confirmation. One that nobody waits for is redis-py's own: it has connected again."""
-        if self._topic_change is None or not self._topic_change.unconfirmed_count:
-            raise SourceError("the connection was replaced; messages may be lost")
-        self._topic_change.unconfirmed_count -= 1
-        self._topic_change_wakeup.set()
-
-    async def _read_messages(self, pubsub: PubSub, recent: RecentMessages, context: SourceContext) -> None:
-        """Put what comes into the tail, for as long as Redis shows a sign of life."""
-        loop = asyncio.get_running_loop()
-        silent = 0
-        while True:
-            message = await pubsub.get_message(timeout=self._timeout / _WAITS_PER_TIMEOUT)
-            if message is None:
-                # Counted in waits and not by the clock: when this process itself stood still, the
-                # messages of that time lie in the socket and are not lost.
-                silent += 1
-                if silent == _WAITS_PER_TIMEOUT:
-                    raise SourceError(f"Redis gave no sign of life for {self._timeout:g} s")
-                if silent == 1:
-                    async with asyncio.timeout(self._timeout):
-                        await pubsub.ping()
-                continue
-            silent = 0
-            while message is not None:
-                if message["type"] in _CONFIRMATION_TYPES:
-                    self._handle_confirmation()
-                elif message["channel"] == MARKER_CHANNEL.encode() and message["type"] == "message":
-                    if _MARKER.fullmatch(message["data"]):
-                        self._handle_marker(message["data"].decode(), recent)
-                elif (record := self._record(message)) is not None:
-                    recent.add_records([record], loop.time())
-                message = await pubsub.get_message(timeout=0)
-            recent.drop_expired(loop.time(), has_lease=context.has_lease)
-
-    async def _append_whenever_leased(
-        self, client: Redis, recent: RecentMessages, context: SourceContext
-    ) -> None:
-        """Append the tail while this node has the lease; stand by while it has not."""
-        await read_under_lease(
-            context, lambda fence: self._append_under_lease(fence, client, recent, context)
-        )
-
-    async def _append_under_lease(
-        self, fence: FencingToken, client: Redis, recent: RecentMessages, context: SourceContext
-    ) -> None:
-        recent.written_until = await self._find_start(fence, client, recent, context)
-        stored = ""
-        while True:
-            if recent.written_until < recent.first_number:  # the log was away for longer than the tail holds
-                recent.written_until = recent.first_number
-                place = recent.offset_at(recent.first_number, unix_ms())
-                await context.publish([], str(place), fence, gap=SourceGap(unix_ms()))
-            records = recent.records(recent.written_until, MAX_APPEND_RECORDS)
-            until = recent.written_until + len(records)
-            place = recent.offset_at(until, unix_ms())
-            if records or place.marker != stored:
-                await context.publish(records, str(place), fence)
-                stored = place.marker
-                recent.written_until = until
-            if len(records) < MAX_APPEND_RECORDS:
-                await recent.wait_for_change()
-
-    async def _find_start(
-        self, fence: FencingToken, client: Redis, recent: RecentMessages, context: SourceContext
-    ) -> int:
-        """Return the number of the first record that the log does not hold, and tell a gap before it."""
-        text = await context.read_offset()
-        place = MarkerOffset.parse(text) if text is not None else None
-        if place is not None and recent.find_number(place) is None:
-            # Its marker may still be on the way; behind one of our own it would have come.
-            await self._publish_and_await_marker(client, recent)
-        number = recent.find_number(place) if place is not None else None
-        if number is not None:
-            return number
-        if text is None:
-            since, start = context.missed_since_ms, recent.first_number
-        elif place is None:
-            since, start = unix_ms(), recent.next_number
-        else:
-            # A gap is told, so what is in doubt is left out: what came before the place was reached.
-            since, start = (
-                place.reached_ms,
-                recent.first_number_since(
-                    asyncio.get_running_loop().time() - (unix_ms() - place.reached_ms) / 1000
-                ),
-            )
-        start = max(start, recent.written_until)  # what this node wrote itself before it lost the lease
-        position = str(recent.offset_at(start, unix_ms()))
-        await context.publish([], position, fence, gap=None if since is None else SourceGap(since))
-        return start
-
-    async def _run_markers(self, client: Redis, recent: RecentMessages, context: SourceContext) -> None:
-        """Mark a busy source now and then, so that a place is found by those who came later."""
-        while True:
-            await asyncio.sleep(jittered(MARKER_INTERVAL_SECONDS, 0.2))
-            if context.has_lease and recent.records_since_marker:
-                await self._publish_marker(client, recent)
-
-    async def _publish_and_await_marker(self, client: Redis, recent: RecentMessages) -> None:
-        """Publish a marker and wait until it comes: all that is published from then on has a place."""
-        marker = await self._publish_marker(client, recent)
-        async with asyncio.timeout(self._timeout):
-            while not recent.has_seen_marker(marker):
-                await recent.wait_for_change()
-
-    async def _publish_marker(self, client: Redis, recent: RecentMessages) -> str:
-        marker = secrets.token_hex(6)
-        if not await self._try_publish_marker(client, marker):
-            recent.add_marker(marker)
-        return marker
-
-    async def _try_publish_marker(self, client: Redis, marker: str) -> bool:
-        """Publish a marker; False where this client may not."""
-        if self._can_publish_markers:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await client.publish(MARKER_CHANNEL, marker)
-            except NoPermissionError as error:
-                self._disable_markers(error)
-        return self._can_publish_markers
-
-    def _record(self, message: dict[str, Any]) -> Record | None:
-        # Other gateways' words, and this one's own where the log is in the same Redis.
-        if message["type"] not in _MESSAGE_TYPES or message["channel"].startswith(b"sse-gateway:"):
-            return None
-        if not self._topics.is_primary_copy(message["channel"], message["pattern"]):
-            return None
-        return Record(topic=decode_lossless(message["channel"]), payload=message["data"])
-
-    def _to_source_error(self, error: BaseException) -> Exception:
-        if isinstance(error, TimeoutError):
-            return SourceError(f"Redis gave no answer within {2 * self._timeout:g} s")
-        if isinstance(error, RedisError):
-            return SourceError(f"Redis: {error or type(error).__name__}")
-        return error if isinstance(error, Exception) else SourceError(type(error).__name__)
-
-    @staticmethod
-    async def _close(pubsub: PubSub, client: Redis) -> None:
-        await pubsub.aclose()  # type: ignore[no-untyped-call]
-        await client.aclose()

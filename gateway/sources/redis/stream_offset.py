@@ -1,10 +1,10 @@
-"""How far a Redis stream was read, and whether entries are gone that nobody read. Pure.
+"""Offsets in a Redis stream, and the number of entries that were removed unread. Pure.
 
-How it works. A place is an entry's id and how many entries the stream had been given by then. Redis tells how
-many it was given in all, the first that is left, and the highest id that XDEL took. While our place is not
-before the first and nothing beyond it was deleted, nothing can be missing. Otherwise the counts settle it: at
-the stream's end always, before it where the trimmed ones are all that is gone. An entry that its owner
-deletes after we read it is not missed.
+How it works. An offset is an entry's id, and how many entries had been added to the stream by then. XINFO
+says how many were added in all, which entry is now the first, and the highest id that XDEL removed. While our
+offset is not before the first entry and nothing after it was deleted, nothing is missing. Otherwise the
+counts decide: at the end of the stream always, earlier only if trimming is the only removal. Entries that are
+deleted after we read them are not missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 EntryId = tuple[int, int]
 UNKNOWN_COUNT = -1
-"""A number of entries that nobody can tell."""
+"""Stands for an unknown number of entries."""
 
 
 def parse_entry_id(text: bytes | str) -> EntryId:
@@ -24,7 +24,7 @@ def parse_entry_id(text: bytes | str) -> EntryId:
 
 @dataclass(frozen=True, slots=True)
 class RedisStreamOffset:
-    """Behind the entry ``id``, which was the ``count``-th of its stream (`UNKNOWN_CALLER` where nobody counted)."""
+    """The position after the entry ``id``, the ``count``-th of its stream, or `UNKNOWN_COUNT`."""
 
     id: EntryId
     count: int
@@ -39,7 +39,7 @@ class RedisStreamOffset:
 
     @classmethod
     def parse(cls, text: str) -> "RedisStreamOffset | None":
-        """Return the place that ``text`` spells, or None."""
+        """Return the offset that ``text`` spells, or None."""
         id, _, count = text.partition("/")
         try:
             return cls(parse_entry_id(id), int(count))
@@ -48,21 +48,21 @@ class RedisStreamOffset:
 
 
 class StreamInfo(NamedTuple):
-    """What XINFO STREAM says."""
+    """The answer to XINFO STREAM."""
 
     length: int
     entries_added: int
     last_generated_id: EntryId
-    """The highest id that was ever given."""
+    """The highest id that was ever added."""
     max_deleted_id: EntryId
-    """The highest id that XDEL ever took; trimming does not count here."""
+    """The highest id that XDEL ever removed; trimming does not change it."""
     first_id: EntryId
-    """The first entry that is left, and `newest` the last one; `last` where none is."""
+    """The first entry, and `newest_id` the last one; both are `last_generated_id` if the stream is empty."""
     newest_id: EntryId
 
     @classmethod
     def parse(cls, answer: Sequence[Any]) -> "StreamInfo | None":
-        """Return what an answer (RESP2) says; None where the server is too old to count (before Redis 7)."""
+        """Parse an answer (RESP2); None from a server before Redis 7, which does not count added entries."""
         pairs: Mapping[bytes, Any] = dict(zip(answer[::2], answer[1::2], strict=False))
         if b"entries-added" not in pairs:
             return None
@@ -79,49 +79,48 @@ class StreamInfo(NamedTuple):
 
 
 START_OFFSET = RedisStreamOffset((0, 0), 0)
-"""Before the first entry of all."""
+"""Before the first entry ever."""
 
 
 def advance(
     offset: RedisStreamOffset, ids: Sequence[EntryId], info: StreamInfo
 ) -> tuple[RedisStreamOffset, int]:
-    """Return the place behind the entries ``ids``, which XREAD gave for ``place``, and how many are missing.
+    """Return the offset after the entries ``ids`` that followed ``offset``, and how many are missing.
 
-    ``info`` was asked for after they were read. Missing is 0, a number, or `UNKNOWN_CALLER` (some, not how many).
+    ``info`` was read after the entries. `UNKNOWN_COUNT` stands for some missing entries.
     """
     is_counted = offset.count != UNKNOWN_COUNT
-    behind = RedisStreamOffset(ids[-1], offset.count + len(ids) if is_counted else UNKNOWN_COUNT)
+    after = RedisStreamOffset(ids[-1], offset.count + len(ids) if is_counted else UNKNOWN_COUNT)
     may_miss = info.first_id > offset.id or info.max_deleted_id > offset.id
-    if info.last_generated_id == behind.id:
-        # The end: the server's count is ours. Less than we read: it was deleted and begun anew.
-        exact = RedisStreamOffset(behind.id, info.entries_added)
-        if is_counted and info.entries_added >= behind.count:
-            return exact, info.entries_added - behind.count
+    if info.last_generated_id == after.id:
+        # The end: the server's count is exact. Below ours, the stream was deleted and created anew.
+        exact = RedisStreamOffset(after.id, info.entries_added)
+        if is_counted and info.entries_added >= after.count:
+            return exact, info.entries_added - after.count
         return exact, UNKNOWN_COUNT if is_counted or may_miss else 0
     if may_miss and info.max_deleted_id <= offset.id and info.first_id == ids[0]:
         before = info.entries_added - info.length  # trimmed, all of them before the first that is left
         if is_counted and before >= offset.count:
-            return RedisStreamOffset(behind.id, before + len(ids)), before - offset.count
-        return RedisStreamOffset(behind.id, before + len(ids)), UNKNOWN_COUNT
+            return RedisStreamOffset(after.id, before + len(ids)), before - offset.count
+        return RedisStreamOffset(after.id, before + len(ids)), UNKNOWN_COUNT
     if offset.id < info.max_deleted_id < ids[0]:
-        return RedisStreamOffset(behind.id, UNKNOWN_COUNT), UNKNOWN_COUNT
-    return behind, 0  # or not yet known: the count tells it at the end
+        return RedisStreamOffset(after.id, UNKNOWN_COUNT), UNKNOWN_COUNT
+    return after, 0  # if some are missing, the count shows it at the end of the stream
 
 
 def check_idle_stream(offset: RedisStreamOffset, info: StreamInfo | None) -> tuple[RedisStreamOffset, int]:
-    """Return where to go on in a stream that gave nothing, and how many entries are missing.
+    """Return where to continue in a stream that returned no entries, and how many are missing.
 
-    A stream whose last id lies before our place was deleted and begun anew, or a failover lost its end: what
-    comes from now on would be hidden behind our place. ``info`` is None where the key is gone.
+    A stream whose last id is before our offset was deleted and created anew, or a failover lost its end: new
+    entries with ids below our offset would never be read. ``info`` is None if the key is gone.
     """
     if info is None:
         return START_OFFSET, 0 if offset.id == START_OFFSET.id else UNKNOWN_COUNT
     if info.last_generated_id < offset.id:
         return RedisStreamOffset(info.last_generated_id, info.entries_added), UNKNOWN_COUNT
     if info.last_generated_id > offset.id and (info.length == 0 or info.newest_id <= offset.id):
-        # All that came after our place was deleted again, unread.
+        # All entries after our offset were deleted unread.
         is_counted = offset.count != UNKNOWN_COUNT and info.entries_added > offset.count
-        return RedisStreamOffset(
-            info.last_generated_id, info.entries_added
-        ), info.entries_added - offset.count if is_counted else UNKNOWN_COUNT
+        missing = info.entries_added - offset.count if is_counted else UNKNOWN_COUNT
+        return RedisStreamOffset(info.last_generated_id, info.entries_added), missing
     return offset, 0

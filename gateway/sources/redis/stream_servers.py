@@ -1,8 +1,8 @@
-"""What is asked of the servers that hold Redis streams. One XREAD waits for all streams of a server; in a
-cluster each slot needs commands of its own, so the streams are asked in turns there.
+"""The commands to the servers that hold Redis streams.
 
-Entries are read together with what XINFO says at that moment, in one transaction: what was trimmed between
-two commands could not be told from what was never there.
+One XREAD waits for all streams of a server. In a cluster each slot needs commands of its own, so the streams
+are polled there. Entries are read together with XINFO in one transaction: otherwise entries that are trimmed
+between the two commands could not be told from entries that were never there.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from gateway.net.redis_locator import RedisTopology
 from gateway.sources.redis.stream_offset import RedisStreamOffset, StreamInfo
 
 BLOCK_SECONDS = 1.0
-"""How long `StreamServers.find_readable_keys` waits; new streams are waited for from then on."""
+"""How long `StreamServers.find_readable_keys` waits; only then it includes streams discovered meanwhile."""
 
 CLUSTER_POLL_SECONDS = 0.05
-"""How often the streams of a cluster are asked when all were silent."""
+"""How often the streams of a cluster are polled while all are idle."""
 
 MAX_PIPELINE_COMMANDS = 500
 """Most commands in a pipeline."""
@@ -34,7 +34,7 @@ Entries = Sequence[tuple[bytes, Sequence[bytes]]]
 
 
 class EntryBatch(NamedTuple):
-    """Entries of one stream, and what its server said of it at that moment."""
+    """Entries of one stream, and its XINFO at that moment."""
 
     key: bytes
     entries: Entries
@@ -42,7 +42,7 @@ class EntryBatch(NamedTuple):
 
 
 class StreamServers:
-    """The servers. All methods raise RedisError or TimeoutError, and are safe to cancel."""
+    """The servers of one source. All methods raise RedisError or TimeoutError, and are safe to cancel."""
 
     def __init__(self, servers: Sequence[Redis], topology: RedisTopology, timeout: float) -> None:
         self._servers = servers
@@ -51,7 +51,7 @@ class StreamServers:
         self._timeout = timeout
 
     async def scan(self, pattern: Template) -> list[bytes]:
-        """Return the keys of all streams that a topic names."""
+        """Return the keys of all streams that a topic matches."""
         found: set[bytes] = set()
         for server in self._servers:
             cursor: Any = 0
@@ -67,7 +67,7 @@ class StreamServers:
         return sorted(found)
 
     async def read_infos(self, keys: Sequence[bytes]) -> list[StreamInfo | ResponseError | None]:
-        """Return what the servers say of keys: None where there is none, an error where it is no stream."""
+        """Return XINFO of each key: None if it does not exist, an error if it is no stream."""
         found: dict[bytes, Any] = {}
         for first in range(0, len(keys), MAX_PIPELINE_COMMANDS):
             for server, own in self._group_by_server(keys[first : first + MAX_PIPELINE_COMMANDS]):
@@ -82,7 +82,7 @@ class StreamServers:
     async def find_readable_keys(
         self, offsets: Mapping[bytes, RedisStreamOffset], *, wait: bool
     ) -> list[bytes]:
-        """Return the streams that hold something behind their places; ``wait`` a while, if none does."""
+        """Return the streams that have entries after their offsets; ``wait`` a while if none has."""
         if not offsets:
             await asyncio.sleep(BLOCK_SECONDS)
             return []
@@ -108,7 +108,7 @@ class StreamServers:
     async def read_entries(
         self, keys: Sequence[bytes], offsets: Mapping[bytes, RedisStreamOffset], count: int
     ) -> list[EntryBatch]:
-        """Return at most ``count`` entries of each of these streams behind its place."""
+        """Return at most ``count`` entries after the offset of each of these streams."""
         found: list[EntryBatch] = []
         for server, own in self._group_by_server(keys):
             groups = _group_by_slot(own) if self._is_cluster else [own]
@@ -145,7 +145,7 @@ _HEX_PREFIX = "hex:"
 
 
 def partition_of_key(key: bytes) -> str:
-    """Return the name of a stream's position in the log: its key; in hex, where no log can store that."""
+    """Return the partition under which a stream's offset is stored: its key, in hex if that is not UTF-8."""
     try:
         part = key.decode()
     except UnicodeDecodeError:
@@ -154,7 +154,7 @@ def partition_of_key(key: bytes) -> str:
 
 
 def key_of_partition(partition: str) -> bytes:
-    """Return the key of a stream from the name of its position."""
+    """Return the key of the stream that `partition_of_key` named."""
     try:
         return (
             bytes.fromhex(partition.removeprefix(_HEX_PREFIX))
@@ -162,7 +162,7 @@ def key_of_partition(partition: str) -> bytes:
             else partition.encode()
         )
     except ValueError:
-        return partition.encode()  # what another version wrote
+        return partition.encode()  # written by another version
 
 
 def _xread_arguments(keys: Sequence[bytes], offsets: Mapping[bytes, RedisStreamOffset]) -> list[bytes | str]:
@@ -177,7 +177,7 @@ def _group_by_slot(keys: Sequence[bytes]) -> list[list[bytes]]:
 
 
 def _raise_first_error(answers: Sequence[Any]) -> None:
-    """Raise the first error of a transaction."""
+    """Raise the first error of a transaction, of queueing or of XREAD."""
     for answer in answers:
         if isinstance(answer, Exception):
             raise answer
@@ -191,8 +191,10 @@ def _parse_info(answer: Any) -> StreamInfo | ResponseError | None:
     if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
         return answer
     if isinstance(answer, Exception):
-        raise answer  # moved, denied, busy: says nothing about the stream
+        raise answer  # MOVED, NOPERM, BUSY: the stream may still exist
     info = StreamInfo.parse(answer)
     if info is None:
-        raise SourceError("Redis 7 or Valkey is needed: an older one does not tell what was trimmed")
+        raise SourceError(
+            "the server is older than Redis 7, which cannot report trimmed entries; use Redis 7 or Valkey"
+        )
     return info

@@ -1,16 +1,16 @@
-"""Answers that landed here and are for streams of other nodes: told to all of them through the log.
+"""Forwards acknowledgements for streams of other nodes through the log.
 
-They are gathered for a moment, so that the log gets a few notices a second and not one for each answer. Only
-true nonces come here, each is told once, and of a stream only its newest: a client can repeat itself as
-often as it likes, and the log does not notice.
+They are collected for a moment, so that the log gets a few messages a second and not one for each
+acknowledgement. Only verified nonces come here, each is forwarded once, and of a stream only the newest: a
+client that repeats itself causes no traffic.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from gateway.core.backoff import Backoff
+from gateway.core.bounded_dict import BoundedDict
 from gateway.core.errors import Unavailable
 from gateway.core.event import EventId
 from gateway.hub.control_channel import ControlChannel
@@ -20,20 +20,20 @@ from gateway.streams.acks.tracker import AckTracker
 ACKS_KIND = "answered"
 
 BATCH_SECONDS = 0.25
-"""How long answers are gathered for one notice."""
+"""How long acknowledgements are collected for one message."""
 
 MAX_ACKS_PER_MESSAGE = 500
-"""Answers in one notice."""
+"""Acknowledgements in one message."""
 
 MAX_PENDING = 20_000
-"""Streams whose answers may wait to be told."""
+"""Streams whose acknowledgements may wait to be forwarded."""
 
 MAX_FORWARDED = 20_000
-"""Streams of which it is remembered what was told."""
+"""Streams whose last forwarded acknowledgement is remembered."""
 
 
 class AckForwarder:
-    """Tells other nodes, and hears what they tell. Without a shared log there are none."""
+    """Sends acknowledgements to other nodes, and receives theirs. Without a shared log there are none."""
 
     def __init__(
         self,
@@ -48,28 +48,28 @@ class AckForwarder:
         self._tracker = tracker
         self._is_shared = is_shared
         self._pending: dict[str, int] = {}
-        self._forwarded: OrderedDict[str, int] = OrderedDict()
+        self._forwarded: BoundedDict[str, int] = BoundedDict(MAX_FORWARDED)
         self._send_task: asyncio.Task[None] | None = None
         control_channel.add_handler(ACKS_KIND, self._on_acks, has_history=False)
 
     def forward(self, connection: str, number: int) -> bool:
-        """Let the node that has a stream know of an answer; False where there can be no such node.
+        """Forward an acknowledgement to the node that has the stream; return False if there can be none.
 
-        Raises Unavailable where too many wait, as the log cannot be reached.
+        Raises Unavailable if too many are pending, as the log cannot be reached.
         """
         if not self._is_shared:
             return False
         if number <= max(self._forwarded.get(connection, 0), self._pending.get(connection, 0)):
             return True
         if connection not in self._pending and len(self._pending) >= MAX_PENDING:
-            raise Unavailable("other nodes cannot be told just now", retry_after=2)
+            raise Unavailable("other nodes cannot be reached", retry_after=2)
         self._pending[connection] = number
         if self._send_task is None or self._send_task.done():
             self._send_task = self._background.start_task("ack_forwarder", self._send_batches)
         return True
 
     async def close(self) -> None:
-        """Tell nobody any more; harmless when repeated."""
+        """Drop what is pending; harmless when repeated."""
         if self._send_task is not None:
             self._send_task.cancel()
             await asyncio.gather(self._send_task, return_exceptions=True)
@@ -79,27 +79,21 @@ class AckForwarder:
         delay = BATCH_SECONDS
         while self._pending:
             await asyncio.sleep(delay)
-            news = {
-                connection: self._pending[connection]
-                for connection in list(self._pending)[:MAX_ACKS_PER_MESSAGE]
-            }
+            batch = dict(list(self._pending.items())[:MAX_ACKS_PER_MESSAGE])
             try:
-                await self._control_channel.send(ACKS_KIND, {"answered": news})
+                await self._control_channel.send(ACKS_KIND, {"answered": batch})
             except Unavailable:
                 delay = backoff.next_delay()
                 continue
-            for connection, number in news.items():
+            for connection, number in batch.items():
                 self._mark_forwarded(connection, number)
             backoff.reset()
             delay = 0.0 if len(self._pending) >= MAX_ACKS_PER_MESSAGE else BATCH_SECONDS
 
     def _mark_forwarded(self, connection: str, number: int) -> None:
-        if self._pending.get(connection) == number:  # else it answered again meanwhile
+        if self._pending.get(connection) == number:  # else a newer one arrived meanwhile
             del self._pending[connection]
-        self._forwarded[connection] = number
-        self._forwarded.move_to_end(connection)
-        if len(self._forwarded) > MAX_FORWARDED:
-            self._forwarded.popitem(last=False)
+        self._forwarded.put(connection, number)
 
     def _on_acks(self, about: Mapping[str, Any], id: EventId) -> None:
         for connection, number in about["answered"].items():

@@ -1,12 +1,11 @@
-"""The nonces that clients are asked for: nothing of them is kept, as each says of itself what it is.
+"""Signs and verifies the nonces that clients send back to acknowledge heartbeats, without storing any.
 
-A nonce is ``<key>-<number>-<code>``: which key made it, the number of the question, and a code over that and
-the stream's connection (HMAC, 128 bits of it). So whoever was not on the stream cannot make one, and every
-node can tell a true one of any stream, without asking anybody: what strangers send goes no further than the
-node that they sent it to.
+A nonce is ``<key>-<number>-<code>``: the name of the key, the number of the heartbeat, and a code over the
+number and the stream's connection (HMAC, 128 bits of it). So only the stream's client can send it, and every
+node can verify the nonces of any stream by itself: forged ones get no further than the node that gets them.
 
-For that all nodes have one key. Who finds none on the board puts its own there; who finds another takes it,
-and goes on to know the one before. Until then a node uses its own, which is good for what comes back to it.
+For that all nodes share one key. A node that finds none in the shared store puts its own there; one that
+finds another uses it, and still accepts the previous one. Until then a node uses its own.
 """
 
 import asyncio
@@ -15,37 +14,39 @@ import hmac
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from gateway.broker.shared_store import SharedStore
 from gateway.core.backoff import jittered
+from gateway.core.bounded_dict import BoundedDict
 from gateway.core.errors import Unavailable
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 KEY_BYTES = 32
 
 MAC_BYTES = 16
-"""Bytes of a code: 128 bits cannot be guessed."""
+"""Bytes of the code: 128 bits cannot be guessed."""
 
 MAX_KNOWN_KEYS = 4
-"""Keys that a node knows at the same time."""
+"""Keys that a node accepts at the same time."""
 
 SHARED_KEY_NAME = "ack-key"
 
 SHARED_KEY_SECONDS = 7 * 86400.0
-"""How long the board holds a key that nobody puts there again."""
+"""How long the shared store keeps the key."""
 
 POLL_SECONDS = 15.0
-"""How often a node looks whether the key on the board is another one: a Redis may have lost it."""
+"""How often a node checks the shared key: a Redis may have lost it."""
 
 MIN_POLL_SECONDS = 1.0
-"""How soon it looks again, where a nonce of an unknown key comes: strangers make up what they like."""
+"""Least time between two checks that nonces of unknown keys cause: they may be forged."""
 
 SETTLE_SECONDS = 0.5
-"""After how long a node that put its own looks again: another one may have done so in the same moment."""
+"""How long after storing its own key a node checks again: another may have stored one at the same time."""
 
 FIRST_POLL_TIMEOUT_SECONDS = 2.0
-"""How long a start waits for the board."""
+"""How long a start waits for the shared store."""
 
 _NONCE_PATTERN = re.compile(r"([0-9a-f]{8})-([1-9][0-9]{0,8})-([0-9a-f]{32})")
 
@@ -60,31 +61,32 @@ class _Key(NamedTuple):
 
 
 class NonceSigner:
-    """Makes and reads them. `share` the key where other nodes have a say."""
+    """Creates and verifies nonces. Call `start_sharing` if there may be other nodes."""
 
     def __init__(self, shared_store: SharedStore, background: TaskSupervisor = UNCOUNTED_SUPERVISOR) -> None:
         self._shared_store = shared_store
         self._background = background
         self._key = _Key.from_secret(secrets.token_bytes(KEY_BYTES))
-        self._known_keys: dict[str, bytes] = dict([self._key])
+        self._known_keys: BoundedDict[str, bytes] = BoundedDict(MAX_KNOWN_KEYS)
+        self._known_keys.put(*self._key)
         self._task: asyncio.Task[None] | None = None
         self._first_poll_done = asyncio.Event()
         self._wake = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
-        """Called when the key is another one: other nodes may not have known the one before."""
+        """Called when the key has changed: other nodes may not have known the previous one."""
 
     def create(self, connection: str, number: int) -> str:
-        """Return the nonce of a stream's question."""
+        """Return the nonce of a stream's heartbeat."""
         name, key = self._key
         return f"{name}-{number}-{_mac(key, connection, number)}"
 
     def verify(self, connection: str, nonce: str) -> int | None:
-        """Return which question of a stream a nonce answers; None where no node of ours made it."""
+        """Return the number of the heartbeat that a nonce acknowledges; None if no node has signed it."""
         match = _NONCE_PATTERN.fullmatch(nonce)
         if match is None:
             return None
         key = self._known_keys.get(match[1])
-        if key is None:  # a new node's, or this one's configuration asks nobody yet: the next answer is known
+        if key is None:  # maybe a new node's: the next one is known
             self._wake.set()
             self.start_sharing()
             return None
@@ -92,24 +94,22 @@ class NonceSigner:
         return number if hmac.compare_digest(_mac(key, connection, number), match[3]) else None
 
     def start_sharing(self) -> None:
-        """Begin to share the key with other nodes, if there can be any. Needs a running loop where there are.
+        """Share the key with other nodes, if there can be any. Harmless when repeated.
 
-        Harmless when repeated.
+        Needs a running loop.
         """
         if self._task is None and self._shared_store.is_shared:
             self._task = self._background.start_task("ack_key", self._poll_loop)
 
     async def wait_for_shared_key(self) -> None:
-        """Wait until the board was looked at once, for `FIRST_POLL_TIMEOUT_SECONDS` at the most."""
+        """Wait for the first check of the shared key, `FIRST_POLL_TIMEOUT_SECONDS` at the most."""
         if self._task is not None:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_POLL_TIMEOUT_SECONDS):
                     await self._first_poll_done.wait()
-            except TimeoutError:
-                pass
 
     async def close(self) -> None:
-        """End; harmless when repeated."""
+        """Stop sharing; harmless when repeated."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -121,15 +121,13 @@ class NonceSigner:
                 await self._poll_shared_key()
                 self._first_poll_done.set()
             except Unavailable:
-                pass  # the log says so itself, and closing is suspended meanwhile
-            except Exception as error:  # sharing goes on: without it other nodes refuse true answers
+                pass  # the broker logs the outage, and misses do not count meanwhile
+            except Exception as error:  # go on: without the shared key, other nodes reject valid nonces
                 self._background.record_failure("ack_key", error)
             await asyncio.sleep(MIN_POLL_SECONDS)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(jittered(POLL_SECONDS - MIN_POLL_SECONDS, 0.2)):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
             self._wake.clear()
 
     async def _poll_shared_key(self) -> None:
@@ -141,9 +139,7 @@ class NonceSigner:
         if found is None or len(found) != KEY_BYTES or found == self._key.secret:
             return
         self._key = _Key.from_secret(found)
-        self._known_keys[self._key.name] = found
-        while len(self._known_keys) > MAX_KNOWN_KEYS:
-            del self._known_keys[next(iter(self._known_keys))]
+        self._known_keys.put(*self._key)
         self.on_change()
 
 

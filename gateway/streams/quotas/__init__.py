@@ -1,1 +1,1 @@
-"""How much one address, one subject and one client may have."""
+"""Limits per address, user and client."""

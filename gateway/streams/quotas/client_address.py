@@ -1,38 +1,38 @@
-"""The address of a client, also behind proxies, and what counts as one address. Pure."""
+"""Determines the address of a client, also behind proxies, and the network that limits count. Pure."""
 
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 MAX_CACHED_ADDRESSES = 10_000
-"""Addresses whose reading is remembered."""
+"""Parsed addresses that are cached."""
 
 LOCALHOST = "127.0.0.1"
 
 IPV6_PREFIX_BITS = 64
-"""Bits of an IPv6 address that are one subscriber (RFC 6177): who has one has 2**64."""
+"""Prefix of an IPv6 address that belongs to one subscriber (RFC 6177), who has 2**64 addresses."""
 
 _Network = IPv4Network | IPv6Network
 
 
 class TrustedProxies:
-    """The proxies whose ``X-Forwarded-For`` is believed."""
+    """The proxies whose ``X-Forwarded-For`` is trusted."""
 
     def __init__(self, networks: Iterable[_Network]) -> None:
         self._networks = tuple(networks)
         self.is_trusted = lru_cache(MAX_CACHED_ADDRESSES)(self._is_trusted)
 
     def reconfigure(self, networks: Iterable[_Network]) -> None:
-        """Believe others."""
+        """Trust other networks."""
         self._networks = tuple(networks)
         self.is_trusted.cache_clear()
 
     def client_address(self, peer: str | None, forwarded: str | None) -> str | None:
-        """Return the address of a client: the last one in the chain that no trusted proxy has.
+        """Return a client's address: the last one in the chain that is not a trusted proxy's.
 
-        What stands further left was written by the client itself, or by somebody whom nobody knows.
+        Entries further left can be forged by the client.
         """
-        # What connects to a Unix socket is on this machine, as what comes from 127.0.0.1 is.
+        # The peer of a Unix socket is on this machine, like that of 127.0.0.1.
         if forwarded is None or not self.is_trusted(LOCALHOST if peer is None else peer):
             return peer
         found = peer
@@ -52,7 +52,7 @@ class TrustedProxies:
 
 @lru_cache(MAX_CACHED_ADDRESSES)
 def address_key(address: str) -> str:
-    """Return what counts as one address: itself, or for IPv6 its network."""
+    """Return the key under which an address is counted: itself, or for IPv6 its network."""
     parsed = _parse_address(address)
     if isinstance(parsed, IPv6Address):
         return str(ip_network((parsed, IPV6_PREFIX_BITS), strict=False))
@@ -60,7 +60,7 @@ def address_key(address: str) -> str:
 
 
 def _parse_hop(hop: str) -> str | None:
-    """Return the address of one entry; some proxies add a port."""
+    """Return the address in an entry of ``X-Forwarded-For``; some proxies add a port."""
     if hop.startswith("["):
         hop = hop[1:].partition("]")[0]
     elif hop.count(":") == 1:
@@ -74,5 +74,5 @@ def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
         parsed = ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    # A socket that listens on [::] shows IPv4 clients so.
+    # A socket that listens on [::] reports IPv4 clients as mapped addresses.
     return getattr(parsed, "ipv4_mapped", None) or parsed

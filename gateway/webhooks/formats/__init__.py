@@ -1,1 +1,1 @@
-"""Request bodies to records, one module per family of senders. Pure."""
+"""Parsers of request bodies, one module per family of senders. Pure."""

@@ -1,11 +1,9 @@
-"""Kafka records as AWS hands them on (MSK and EventBridge Pipes), and batches of Azure Event Hubs. Pure.
+"""Kafka records as AWS forwards them (MSK and EventBridge Pipes), and batches of Azure Event Hubs. Pure.
 
 https://docs.aws.amazon.com/lambda/latest/dg/with-msk.html, …/eventbridge/latest/userguide/eb-pipes-
 kafka.html, https://learn.microsoft.com/en-us/rest/api/eventhub/send-batch-events.
 """
 
-import base64
-import binascii
 from collections.abc import Sequence
 
 import msgspec
@@ -13,7 +11,7 @@ import msgspec
 from gateway.config.placeholders import decode_json_scalar
 from gateway.core.errors import RecordRejected
 from gateway.core.event import Record, decode_lossless
-from gateway.webhooks.formats import base as limits
+from gateway.webhooks.decoding import decode_base64_field
 from gateway.webhooks.formats.base import (
     Outcome,
     ParsedPost,
@@ -21,10 +19,9 @@ from gateway.webhooks.formats.base import (
     WebhookFormat,
     WebhookResponse,
     empty_body_error,
-    too_many_records_error,
 )
 from gateway.webhooks.formats.plain import PLAIN
-from gateway.webhooks.strict_json import check_strict_json, has_more_elements, is_json
+from gateway.webhooks.strict_json import check_element_count, check_strict_json, is_json
 
 EVENT_HUBS_BATCH_TYPE = "application/vnd.microsoft.servicebus.json"
 _AWS_EVENT_SOURCES = (b'"aws:kafka"', b'"SelfManagedKafka"')
@@ -66,10 +63,9 @@ _string_decoder = msgspec.json.Decoder(str)
 
 
 class EventHubsFormat(WebhookFormat):
-    """Answers 201, as Event Hubs does."""
+    """Responds 201 without a body, as Event Hubs does."""
 
     def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
-        """Return 201 without a body."""
         return WebhookResponse(201)
 
 
@@ -77,14 +73,14 @@ EVENT_HUBS = EventHubsFormat()
 
 
 def may_hold_kafka_records(post: Post) -> bool:
-    """Tell whether a post may hold AWS's Kafka records; `read_kafka` decides."""
+    """Return whether a post may hold Kafka records of AWS; `parse_kafka_records` decides."""
     return any(word in post.body for word in _AWS_EVENT_SOURCES)
 
 
 def parse_kafka_records(post: Post) -> ParsedPost | None:
-    """Return the records of an array of Pipes or an invocation of MSK; None where it is neither.
+    """Return the records of a Pipes array or an MSK invocation; None if it is neither.
 
-    Raises Rejected or PayloadTooLarge.
+    Raises RecordRejected or PayloadTooLarge.
     """
     try:
         if post.body.lstrip()[:1] == b"[":
@@ -108,17 +104,17 @@ def parse_kafka_records(post: Post) -> ParsedPost | None:
 def _build_kafka_record(post: Post, record: _KafkaRecord, cluster: str, index: int) -> Record:
     values = {"partition": str(record.partition), "offset": str(record.offset)}
     if record.key is not None:
-        values["key"] = decode_lossless(_decode_base64(record.key, "key"))
+        values["key"] = decode_lossless(decode_base64_field(record.key, "record's key"))
     for header in record.headers:
         for name, numbers in header.items():
             if not all(-128 <= number <= 255 for number in numbers):
-                raise RecordRejected("a header is not written as bytes", code="bad_records")
-            # Java's bytes are signed. Of a name that is given twice the first counts.
+                raise RecordRejected("a header's value is not a list of bytes", code="bad_records")
+            # Java's bytes are signed. Of repeated names the first counts.
             text = decode_lossless(bytes(number % 256 for number in numbers))
             values.setdefault(f"headers.{name.lower()}", text)
     cluster = record.eventSourceArn or record.bootstrapServers or cluster
     return post.build_record(
-        b"null" if record.value is None else _decode_base64(record.value, "value"),
+        b"null" if record.value is None else decode_base64_field(record.value, "record's value"),
         index,
         topic=record.topic,
         deduplication_key=f"{cluster}/{record.topic}/{record.partition}/{record.offset}",
@@ -128,9 +124,9 @@ def _build_kafka_record(post: Post, record: _KafkaRecord, cluster: str, index: i
 
 
 def parse_event_hubs(post: Post) -> ParsedPost:
-    """Return the messages of an Event Hubs request: one as it is, or a batch by its content type.
+    """Return the messages of an Event Hubs request: a batch by its content type, or else a single one.
 
-    Raises BadRequest, Rejected or PayloadTooLarge.
+    Raises BadRequest, RecordRejected or PayloadTooLarge.
     """
     if post.content_type != EVENT_HUBS_BATCH_TYPE:
         if not post.body:
@@ -151,9 +147,9 @@ def parse_event_hubs(post: Post) -> ParsedPost:
 
 
 def _check_record_count(body: bytes, *, depth: int) -> None:
-    """Refuse a body with too many records before they are built. Raises PayloadTooLarge."""
-    if is_json(body) and has_more_elements(body, limits.MAX_RECORDS, depth):
-        raise too_many_records_error()
+    """Raise PayloadTooLarge for too many records, before they are built."""
+    if is_json(body):
+        check_element_count(body, depth)
 
 
 def _build_event_hubs_record(post: Post, message: _EventHubsMessage, index: int) -> Record:
@@ -166,13 +162,6 @@ def _build_event_hubs_record(post: Post, message: _EventHubsMessage, index: int)
     key = decode_json_scalar(message.BrokerProperties.get("PartitionKey", b"null"))
     if key is not None:
         values["key"] = key
-    # A text is the message's content; anything else was meant as JSON.
+    # A string is the message's content; any other value is JSON.
     payload = _string_decoder.decode(body).encode() if body[:1] == b'"' else body
     return post.build_record(payload, index, placeholder_values=values)
-
-
-def _decode_base64(text: str, what: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise RecordRejected(f"a record's {what} is not base64", code="bad_records") from None

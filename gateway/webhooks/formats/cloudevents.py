@@ -1,11 +1,9 @@
 """CloudEvents 1.0 over HTTP: binary, structured and batched. Pure.
 
 https://github.com/cloudevents/spec: HTTP binding 1.0.2, JSON format 1.0.2, webhooks 1.0 (the handshake).
-Knative's KafkaSource speaks binary mode and names topic, partition, offset and key in its attributes.
+Knative's KafkaSource sends binary mode, with topic, partition, offset and key in the attributes.
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import unquote
@@ -14,8 +12,15 @@ import msgspec
 
 from gateway.core.errors import RecordRejected
 from gateway.core.event import Record, parse_iso8601_ms
-from gateway.webhooks.formats import base as limits
-from gateway.webhooks.formats.base import Outcome, ParsedPost, Post, WebhookFormat, WebhookResponse
+from gateway.webhooks.decoding import decode_base64
+from gateway.webhooks.formats.base import (
+    Outcome,
+    ParsedPost,
+    Post,
+    WebhookFormat,
+    WebhookResponse,
+    unsupported_type_error,
+)
 from gateway.webhooks.strict_json import array_elements, check_strict_json
 
 STRUCTURED_TYPE = "application/cloudevents"
@@ -25,7 +30,7 @@ REQUIRED_HEADERS = ("ce-specversion", "ce-id", "ce-source", "ce-type")
 _JSON_TYPE = re.compile(r"[\w.\-]+/(?:json|[\w.\-]+\+json)(?:\s*;.*)?", re.ASCII)
 _KNATIVE_ID = re.compile(r"partition:([0-9]{1,9})/offset:([0-9]{1,18})", re.ASCII)
 _UNDECODED_BYTES = re.compile("[\udc80-\udcff]")
-"""Bytes that are no UTF-8, as the HTTP server hands them on (PEP 383)."""
+"""Bytes that are not UTF-8, as the HTTP server passes them on (PEP 383)."""
 
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string_decoder = msgspec.json.Decoder(str)
@@ -33,10 +38,9 @@ _scalar_decoder = msgspec.json.Decoder(str | int | bool | None)
 
 
 class CloudEventsFormat(WebhookFormat):
-    """Answers without a body: Knative takes one for an event of its own, and fails."""
+    """Responds 204: Knative takes a body for a reply event, and fails."""
 
     def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
-        """Return 204."""
         return WebhookResponse(204)
 
 
@@ -44,21 +48,23 @@ CLOUDEVENTS = CloudEventsFormat()
 
 
 def matches(post: Post) -> bool:
-    """Tell whether a post is in one of the three modes; four headers make binary mode, whatever the type."""
-    return post.content_type.startswith(STRUCTURED_TYPE) or all(
-        name in post.headers for name in REQUIRED_HEADERS
-    )
+    """Return whether a post is in one of the three modes; four headers make binary mode, for any type."""
+    return post.content_type.startswith(STRUCTURED_TYPE) or _is_binary(post)
+
+
+def _is_binary(post: Post) -> bool:
+    return all(name in post.headers for name in REQUIRED_HEADERS)
 
 
 def parse(post: Post) -> ParsedPost:
-    """Return the events of a post. Raises Rejected or PayloadTooLarge."""
+    """Return the events of a post. Raises RecordRejected or PayloadTooLarge."""
     if not post.content_type.startswith(STRUCTURED_TYPE):
-        if not all(name in post.headers for name in REQUIRED_HEADERS):
+        if not _is_binary(post):
             raise _invalid_event_error(f"binary mode needs the headers {', '.join(REQUIRED_HEADERS)}")
         return ParsedPost(CLOUDEVENTS, [_parse_binary(post)])
     suffix = post.content_type.removeprefix(BATCH_TYPE).removeprefix(STRUCTURED_TYPE)
     if suffix not in ("", "+json"):
-        raise limits.unsupported_type_error("write events as +json, or in binary mode")
+        raise unsupported_type_error("write events as +json, or in binary mode")
     return ParsedPost(CLOUDEVENTS, list(_parse_structured(post)))
 
 
@@ -68,12 +74,12 @@ def _parse_binary(post: Post) -> Record:
         for name, text in post.headers.items()
         if name.startswith("ce-")
     }
-    # No body is an event without data.
+    # An event without data has no body.
     return _build_record(post, attributes, post.body or b"null", 0)
 
 
 def _bytes_as_latin1(text: str) -> str:
-    """Return a text that is shown: bytes that are no UTF-8 are Latin-1, as some clients send it unencoded."""
+    """Return a text with bytes that are not UTF-8 as Latin-1, which some clients send unencoded."""
     return _UNDECODED_BYTES.sub(lambda match: chr(ord(match[0]) - 0xDC00), text)
 
 
@@ -104,9 +110,10 @@ def _parse_event(post: Post, members: dict[str, msgspec.Raw], index: int) -> Rec
         raise _invalid_event_error("data and data_base64 exclude each other")
     payload = b"null"
     if encoded is not None:
+        text = _string_decoder.decode(encoded)
         try:
-            payload = base64.b64decode(_string_decoder.decode(encoded), validate=True)
-        except (binascii.Error, ValueError):
+            payload = decode_base64(text)
+        except ValueError:
             raise _invalid_event_error("data_base64 is not base64") from None
     elif data is not None:
         payload = bytes(data)
@@ -121,14 +128,14 @@ def _build_record(post: Post, attributes: Mapping[str, str], payload: bytes, ind
         if not attributes.get(name):
             raise _invalid_event_error(f"the attribute {name} is missing")
     if not attributes["specversion"].startswith("1."):
-        raise _invalid_event_error("only specversion 1.0 is understood")
+        raise _invalid_event_error("only specversion 1.0 is supported")
     values = {f"ce.{name}": text for name, text in attributes.items()}
     topic = None
     if attributes["type"] == "dev.knative.kafka.event":
         topic = attributes["source"].rpartition("#")[2]
-        place = _KNATIVE_ID.fullmatch(attributes["id"])
-        if place:
-            values["partition"], values["offset"] = place.groups()
+        position = _KNATIVE_ID.fullmatch(attributes["id"])
+        if position:
+            values["partition"], values["offset"] = position.groups()
         for name, text in attributes.items():
             if name.startswith("kafkaheader"):
                 values[f"headers.{name[11:]}"] = text

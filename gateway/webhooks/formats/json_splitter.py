@@ -1,20 +1,20 @@
-"""JSON objects that follow each other in a stream of bytes, cut where each one ends. Pure."""
+"""Splits a stream of bytes into the JSON objects that it holds one after another. Pure."""
 
 import re
 
 from gateway.core.errors import GatewayError, PayloadTooLarge, RecordRejected
-from gateway.webhooks.formats.base import too_many_records_error
+from gateway.webhooks.decoding import WHITESPACE
+from gateway.webhooks.strict_json import too_many_records_error
 
 _OUTSIDE_STRING = re.compile(rb'["{}\[\]]')
 _INSIDE_STRING = re.compile(rb'["\\]')
-_WHITESPACE = b" \t\r\n"
-_BACKSLASH, _QUOTE, _OPEN_BRACE = b'\\"{'
+_BACKSLASH, _QUOTE, _OPEN_BRACE, _CLOSE_BRACE = b'\\"{}'
 
 
 class JsonSplitter:
-    """Given parts of a stream, returns the objects that are whole by then; ``largest`` is bytes of one.
+    """Takes parts of a stream and returns the objects that each part completes.
 
-    ``most`` is how many one part may complete.
+    An object may have ``max_object_bytes``, and a part may complete ``max_objects``.
     """
 
     def __init__(self, max_object_bytes: int, max_objects: int | None = None) -> None:
@@ -28,19 +28,20 @@ class JsonSplitter:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of an object that is not whole yet."""
+        """Bytes of an incomplete object."""
         return len(self._buffer)
 
     def clear(self) -> None:
-        """Let go of what is held."""
+        """Drop the incomplete object."""
         self._buffer.clear()
         self._position = 0
 
     def feed(self, part: bytes) -> list[bytes]:
         """Return the objects that ``part`` completes.
 
-        Raises Rejected for what is no object, PayloadTooLarge for one that is too large, once what came
-        before it was returned. Takes time in proportion to ``part``, however long the object is.
+        Raises RecordRejected for anything but objects, PayloadTooLarge for an object that is too large: with
+        the next call, if this one returns objects that came before. Takes time in proportion to ``part``,
+        however long the object is.
         """
         if self._error is not None:
             raise self._error
@@ -54,11 +55,11 @@ class JsonSplitter:
         return found
 
     def finish(self) -> None:
-        """Say that nothing more comes. Raises Rejected where an object was cut off, or what `feed` would."""
+        """End the stream. Raises RecordRejected for an incomplete object, or the deferred error of `feed`."""
         if self._error is not None:
             raise self._error
-        if self._buffer.strip(_WHITESPACE):
-            raise RecordRejected("the last record is not whole", code="bad_records")
+        if self._buffer.strip(WHITESPACE):
+            raise RecordRejected("the last record is incomplete", code="bad_records")
 
     def _split(self, part: bytes, found: list[bytes]) -> None:
         data = self._buffer
@@ -71,10 +72,10 @@ class JsonSplitter:
                 break
             position = match.end()
             char = data[position - 1]
-            if self._depth == 0 and (char != _OPEN_BRACE or data[start : position - 1].strip(_WHITESPACE)):
+            if self._depth == 0 and (char != _OPEN_BRACE or data[start : position - 1].strip(WHITESPACE)):
                 raise _not_objects_error()
             if char == _BACKSLASH:
-                if position == len(data):  # what is escaped is still to come
+                if position == len(data):  # the escaped character is in the next part
                     position -= 1
                     break
                 position += 1
@@ -87,26 +88,22 @@ class JsonSplitter:
                 if self._depth == 0:
                     if self._max_objects is not None and len(found) >= self._max_objects:
                         raise too_many_records_error()
-                    found.append(self._check_object(bytes(data[start:position])))
+                    if char != _CLOSE_BRACE:
+                        raise _not_objects_error()
+                    found.append(bytes(data[start:position]).strip(WHITESPACE))
                     start = position
         del match
         del data[:start]
         self._position = position - start
         if self._depth == 0:
-            if data.strip(_WHITESPACE):
+            if data.strip(WHITESPACE):
                 raise _not_objects_error()
-            data.clear()  # white space, which would be looked at again with every part
+            data.clear()  # white space, which would be scanned again with every part
             self._position = 0
         if len(data) > self._max_object_bytes:
             raise PayloadTooLarge(
                 f"a record is larger than limits.webhook_body ({self._max_object_bytes} bytes)"
             )
-
-    def _check_object(self, text: bytes) -> bytes:
-        text = text.strip(_WHITESPACE)
-        if text[-1:] != b"}":
-            raise _not_objects_error()
-        return text
 
 
 def _not_objects_error() -> RecordRejected:

@@ -1,13 +1,11 @@
-"""Confluent's REST Proxy, v1, v2 and v3, as its clients and their relatives speak it. Pure.
+"""Confluent's REST Proxy, v1, v2 and v3, and compatible senders. Pure.
 
 Formats: https://docs.confluent.io/platform/current/kafka-rest/api.html; Strimzi's bridge and Karapace
-differ in details that are taken as well (``text`` records, ``headers``, ``timestamp``). A record that is
-refused has an error in its place and the others are appended. The offset is the event's id as one
-number: it grows, and is the same on all nodes.
+differ in details that are accepted as well (``text`` records, ``headers``, ``timestamp``). A rejected
+record has an error in its place, and the others are appended. The offset is the event's id as one number:
+it grows, and is the same on all nodes.
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,6 +22,7 @@ from gateway.core.event import (
     pack_id,
     parse_iso8601_ms,
 )
+from gateway.webhooks.decoding import decode_base64_field
 from gateway.webhooks.formats.base import (
     Outcome,
     ParsedPost,
@@ -37,7 +36,7 @@ from gateway.webhooks.strict_json import array_elements, object_member
 CLUSTER_ID = "sse-gateway"
 
 ENCODED_SIZE_FACTOR = 4
-"""How many times `Post.max_record_bytes` a record may be as it is written: with escapes, its key and headers."""
+"""An encoded record, with escapes, key and headers, may have this many times `Post.max_record_bytes`."""
 
 _MEDIA_TYPE = re.compile(r"application/vnd\.kafka(?:\.(json|binary|text))?(?:\.(v1|v2))?\+json")
 _MEDIA_TYPE_PREFIX = "application/vnd.kafka"
@@ -93,7 +92,7 @@ _string_decoder = msgspec.json.Decoder(str)
 
 
 def matches(post: Post) -> bool:
-    """Tell whether a post speaks v1 or v2; ``{"records": […]}`` as plain JSON does on its own path only."""
+    """Return whether a post is v1 or v2; ``{"records": […]}`` as plain JSON is, on its own path only."""
     if post.content_type.startswith(_MEDIA_TYPE_PREFIX):
         return True
     return (
@@ -105,11 +104,11 @@ def matches(post: Post) -> bool:
 
 
 def parse(post: Post) -> ParsedPost:
-    """Return the records of a v1 or v2 request. Raises Rejected or PayloadTooLarge."""
+    """Return the records of a v1 or v2 request. Raises RecordRejected or PayloadTooLarge."""
     media = _MEDIA_TYPE.fullmatch(post.content_type)
     if media is None and post.content_type.startswith(_MEDIA_TYPE_PREFIX):
         raise unsupported_type_error("embedded formats are json, binary and text, without schemas")
-    # Without an embedded format it is base64: what v1's clients post.
+    # Without an embedded format it is base64, as v1's clients post it.
     embedded = (media[1] or "binary") if media else "json"
     items = _encoded_records(post, "records")
     records = [_decode_or_error(_decode_v2, post, item, embedded, index) for index, item in enumerate(items)]
@@ -117,14 +116,14 @@ def parse(post: Post) -> ParsedPost:
 
 
 def parse_batch(post: Post) -> ParsedPost:
-    """Return the records of a v3 ``records:batch`` request. Raises Rejected or PayloadTooLarge."""
+    """Return the records of a v3 ``records:batch`` request. Raises RecordRejected or PayloadTooLarge."""
     entries = _encoded_records(post, "entries")
     records = [parse_record_v3(post, item, index) for index, item in enumerate(entries)]
     return ParsedPost(RestProxyBatch([_entry_id(item) for item in entries]), records)
 
 
 def _encoded_records(post: Post, key: str) -> list[bytes]:
-    """Return the records of a body, as they were written. Raises Rejected or PayloadTooLarge."""
+    """Return the records of a body, as they were written. Raises RecordRejected or PayloadTooLarge."""
     found = object_member(post.body, key)
     if found[:1] != b"[" or not found[1:-1].strip():
         raise RecordRejected(f'the body must be {{"{key}": [{{"value": …}}, …]}}', code="bad_records")
@@ -132,7 +131,7 @@ def _encoded_records(post: Post, key: str) -> list[bytes]:
 
 
 def _max_encoded_bytes(post: Post) -> int | None:
-    """Return how many bytes a record may have as it is written; one with more can never become an event."""
+    """Return the encoded size beyond which a record can never become an event."""
     return None if post.max_record_bytes is None else ENCODED_SIZE_FACTOR * post.max_record_bytes
 
 
@@ -142,8 +141,8 @@ def parse_record_v3(post: Post, text: bytes, index: int = 0) -> Record | Gateway
 
 
 def build_error_response(path: str, content_type: str, error: GatewayError) -> WebhookResponse | None:
-    """Return a refusal in the words of the REST Proxy that was asked, or None where none was."""
-    # REST Proxy knows no 400 for a body: what it cannot read is 422.
+    """Return an error as the requested version of REST Proxy writes it; None for other requests."""
+    # REST Proxy has no 400 for a body: one that it cannot read is 422.
     status = 422 if error.status == 400 else error.status
     if path in ("records", "records:batch"):
         return _json_response(status, {"error_code": status, "message": escape_surrogates(error.message)})
@@ -156,7 +155,7 @@ def build_error_response(path: str, content_type: str, error: GatewayError) -> W
 
 
 def escape_surrogates(message: str) -> str:
-    """Return a message that can be encoded: headers that are not UTF-8 arrive with surrogates."""
+    """Return a message that can be encoded: headers that are not UTF-8 hold surrogates."""
     return message.encode(errors="backslashreplace").decode()
 
 
@@ -165,9 +164,7 @@ def _decode_or_error(
 ) -> Record | GatewayError:
     most = _max_encoded_bytes(post)
     if most is not None and len(text) > most:
-        return PayloadTooLarge(
-            f"record {index} has {len(text)} bytes, and limits.event_bytes allows far less"
-        )
+        return PayloadTooLarge(f"record {index} has {len(text)} bytes, far over limits.event_bytes")
     try:
         record: Record = decode(post, text, embedded, index)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -194,10 +191,9 @@ def _decode_v3(post: Post, text: bytes, embedded: str, index: int) -> Record:
     key = None
     if record.key is not None and record.key.data != _NULL:
         key = decode_lossless(_decode_typed(record.key, "key"))
+    value = record.value
     return post.build_record(
-        b"null"
-        if record.value is None or record.value.data == _NULL
-        else _decode_typed(record.value, "value"),
+        b"null" if value is None or value.data == _NULL else _decode_typed(value, "value"),
         index,
         timestamp_ms=None if record.timestamp is None else _parse_timestamp(record.timestamp),
         placeholder_values=_placeholder_values(key, record.partition_id or 0, record.headers),
@@ -209,7 +205,7 @@ def _decode_embedded(raw: msgspec.Raw, embedded: str, what: str) -> bytes:
         text = bytes(raw)
         return _string_decoder.decode(text).encode() if what == "key" and text[:1] == b'"' else text
     decoded = _string_decoder.decode(raw)
-    return _decode_base64(decoded, what) if embedded == "binary" else decoded.encode()
+    return decode_base64_field(decoded, what) if embedded == "binary" else decoded.encode()
 
 
 def _decode_typed(value: _TypedValue, what: str) -> bytes:
@@ -229,15 +225,8 @@ def _placeholder_values(key: str | None, partition: int, headers: Sequence[_Head
     for header in headers:
         if header.value is not None:
             name = (header.name or header.key).lower()
-            values.setdefault(f"headers.{name}", decode_lossless(_decode_base64(header.value, "header")))
+            values.setdefault(f"headers.{name}", decode_lossless(decode_base64_field(header.value, "header")))
     return values
-
-
-def _decode_base64(text: str, what: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise RecordRejected(f"the {what} is not base64", code="bad_records") from None
 
 
 def _parse_timestamp(text: str) -> int:
@@ -246,7 +235,7 @@ def _parse_timestamp(text: str) -> int:
     except ValueError:
         raise RecordRejected("the timestamp is not ISO 8601", code="bad_timestamp") from None
     if not 0 <= found < MAX_TIMESTAMP_MS:
-        raise RecordRejected("the timestamp lies too far away", code="bad_timestamp")
+        raise RecordRejected("the timestamp is out of range", code="bad_timestamp")
     return found
 
 
@@ -257,12 +246,8 @@ def _entry_id(entry: bytes) -> str:
         return ""
 
 
-def _partition_of(record: Record | GatewayError) -> int:
-    return 0 if isinstance(record, GatewayError) else int(record.placeholder_values["partition"])
-
-
 class _RestProxyOffsets(WebhookFormat):
-    """v1 and v2: an offset or an error for each record."""
+    """v1 and v2: ``{"offsets": […]}``, an offset or an error for each record."""
 
     is_atomic = False
 
@@ -270,26 +255,23 @@ class _RestProxyOffsets(WebhookFormat):
         self.media_type = f"application/vnd.kafka.{version}+json"
 
     def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
-        """Return ``{"offsets": […]}``."""
         offsets = [
-            _offset_entry(_partition_of(record), outcome)
-            for record, outcome in zip(parsed.records, outcomes, strict=True)
+            _offset_entry(record, outcome) for record, outcome in zip(parsed.records, outcomes, strict=True)
         ]
         return _json_response(
             200, {"offsets": offsets, "key_schema_id": None, "value_schema_id": None}, self.media_type
         )
 
 
-def _offset_entry(partition: int, outcome: Outcome) -> dict[str, Any]:
+def _offset_entry(record: Record | GatewayError, outcome: Outcome) -> dict[str, Any]:
+    partition = offset = code = message = None
     if isinstance(outcome, GatewayError):
         code = _RETRIABLE_ERROR if outcome.status >= 500 else _PERMANENT_ERROR
-        return {
-            "partition": None,
-            "offset": None,
-            "error_code": code,
-            "error": escape_surrogates(outcome.message),
-        }
-    return {"partition": partition, "offset": pack_id(outcome[-1]), "error_code": None, "error": None}
+        message = escape_surrogates(outcome.message)
+    else:
+        offset = pack_id(outcome[-1])
+        partition = 0 if isinstance(record, GatewayError) else int(record.placeholder_values["partition"])
+    return {"partition": partition, "offset": offset, "error_code": code, "error": message}
 
 
 V2 = _RestProxyOffsets("v2")
@@ -297,7 +279,7 @@ V1 = _RestProxyOffsets("v1")
 
 
 class RestProxyBatch(WebhookFormat):
-    """v3's ``records:batch``."""
+    """v3's ``records:batch``: successes and failures by the ids that the sender chose."""
 
     is_atomic = False
 
@@ -305,24 +287,23 @@ class RestProxyBatch(WebhookFormat):
         self._ids = ids
 
     def build_response(self, post: Post, parsed: ParsedPost, outcomes: Sequence[Outcome]) -> WebhookResponse:
-        """Return successes and failures by the ids that the sender gave."""
         successes: list[dict[str, Any]] = []
         failures: list[dict[str, Any]] = []
         for id, record, outcome in zip(self._ids, parsed.records, outcomes, strict=True):
-            told = build_receipt(post, record, outcome)
-            (failures if isinstance(outcome, GatewayError) else successes).append({"id": id, **told})
+            receipt = {"id": id, **build_receipt(post, record, outcome)}
+            (failures if isinstance(outcome, GatewayError) else successes).append(receipt)
         return _json_response(207, {"successes": successes, "failures": failures})
 
 
 def build_receipt(post: Post, record: Record | GatewayError, outcome: Outcome) -> dict[str, Any]:
-    """Return what v3 tells of one record."""
+    """Return v3's receipt of one record."""
     if isinstance(outcome, GatewayError) or isinstance(record, GatewayError):
         error = outcome if isinstance(outcome, GatewayError) else record
         assert isinstance(error, GatewayError)
         return {"error_code": error.status, "message": escape_surrogates(error.message)}
     id = outcome[-1]
     time = datetime.fromtimestamp((id.ms if record.timestamp_ms is None else record.timestamp_ms) / 1000, UTC)
-    told = {
+    receipt = {
         "error_code": 200,
         "cluster_id": post.cluster or CLUSTER_ID,
         "topic_name": record.topic,
@@ -331,8 +312,8 @@ def build_receipt(post: Post, record: Record | GatewayError, outcome: Outcome) -
         "timestamp": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
     if "key" in record.placeholder_values:
-        told["key"] = {"size": len(encode_lossless(record.placeholder_values["key"]))}
-    return told | {"value": {"size": len(record.payload)}}
+        receipt["key"] = {"size": len(encode_lossless(record.placeholder_values["key"]))}
+    return receipt | {"value": {"size": len(record.payload)}}
 
 
 def _json_response(status: int, data: object, media: str = "application/json") -> WebhookResponse:

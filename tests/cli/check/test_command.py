@@ -12,7 +12,7 @@ import yaml
 
 from bench.process import free_port
 from gateway.cli.main import main
-from gateway.config.loader.load import try_load
+from gateway.config.loader.load import load_file
 from gateway.config.validation import warnings
 from tests.config.test_load import BROKEN, GOOD
 from tests.config.test_schema import ENVIRON
@@ -53,7 +53,7 @@ def test_warnings_are_told_and_the_file_is_good(tmp_path: Path, capsys: pytest.C
     """A warning stops no deploy, unless the pipeline says so."""
     status, out, err = checked(capsys, WARNED, tmp_path)
     assert (status, out) == (0, "g.yaml: good; 1 channel from 1 source, 2 warnings\n")
-    assert "g.yaml:8:23: warning: timeouts.heartbeat: common proxies end" in err
+    assert "g.yaml:8:23: warning: timeouts.heartbeat: common proxies close" in err
     assert "[heartbeat-over-proxy]\n  8 | timeouts: {heartbeat: 2m}\n    |                       ^\n" in err
     status, out, err = checked(capsys, WARNED, tmp_path, "--strict")
     assert (status, out) == (1, "")
@@ -76,7 +76,7 @@ def test_json_is_one_document_of_the_documented_shape(
     told = json.loads(out)
     assert set(told) == documented
     assert told["reached"] == [
-        {"level": "ok", "what": "broker.url", "found": "in memory: nothing to reach", "mend": ""}
+        {"level": "ok", "what": "broker.url", "message": "in memory: nothing to reach", "fix": ""}
     ]
     assert [each["code"] for each in told["warnings"]] == ["open-webhook", "heartbeat-over-proxy"]
 
@@ -101,7 +101,7 @@ def test_github_gets_annotations_at_the_lines(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_terminal_gets_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file of somebody else must not colour, clear or script the terminal that checks it."""
+    """A file of another author must not control the terminal that checks it."""
     evil = GOOD + 'timeouts: {"\\e[2Jkey": 1, "a\\n::set-env name=X::y": 2, retry: "\\e]0;title\\a"}\n'
     status, out, err = checked(capsys, evil, tmp_path)
     assert status == 1
@@ -116,7 +116,10 @@ def test_a_file_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["check", "--config", str(tmp_path / "nope.yaml")]) == 1
     assert capsys.readouterr().err.endswith("nope.yaml: No such file or directory\n")
     status, _, err = checked(capsys, b"log: {}\n# \xff", tmp_path)
-    assert (status, err) == (1, "the configuration g.yaml is not UTF-8 text (byte 10, in line 2)\n")
+    assert (status, err) == (
+        1,
+        "the configuration g.yaml is not UTF-8 text (byte 10, in line 2); save it as UTF-8\n",
+    )
     assert main(["check", "--format", "github", "--config", str(tmp_path)]) == 1
     ((kind, _, message),) = commands(capsys.readouterr().out)
     assert (kind, "Is a directory" in message) == ("error", True)
@@ -150,7 +153,7 @@ def test_what_cannot_be_reached_is_exit_1(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
 def test_the_shipped_files_have_no_warnings(file: Path) -> None:
     """They are what people copy."""
-    reading = try_load(file, ENVIRON)
+    reading = load_file(file, ENVIRON)
     assert reading.config is not None
     assert [each.issue for each in reading.warnings] == []
 

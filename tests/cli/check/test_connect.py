@@ -12,8 +12,8 @@ from aiohttp import web
 from bench.process import free_port
 from gateway.cli.check.connect import run_connection_checks
 from gateway.cli.finding import Finding, Level
-from gateway.config.loader.load import loads
 from tests.support.authority import Authority
+from tests.support.config import loads
 from tests.support.deadline import safety_net
 from tests.support.gateway import gateway_running
 from tests.support.issuer import issuing
@@ -78,8 +78,8 @@ def user(server: RedisServer, name: str, *rules: str) -> str:
 async def test_a_log_in_redis_can_be_used_and_nothing_stays_behind(server: RedisServer) -> None:
     """A check of the file of a running deployment must not touch its log."""
     found = await broker(server.url, ", prefix: fresh")
-    assert (found.level, found.mend) == (Level.OK, "")
-    assert re.fullmatch(r"valkey [\d.]+ reached; keys fresh:… can be written", found.found)
+    assert (found.level, found.fix) == (Level.OK, "")
+    assert re.fullmatch(r"valkey [\d.]+ reached; keys fresh:… can be written", found.message)
     async with safety_net():
         while True:
             with contextlib.closing(server.client()) as client:
@@ -89,32 +89,32 @@ async def test_a_log_in_redis_can_be_used_and_nothing_stays_behind(server: Redis
 
 
 @pytest.mark.parametrize(
-    ("url", "found", "mend"),
+    ("url", "found", "fix"),
     [
         (
             "redis://127.0.0.1:{free}",
             "nothing listens at 127.0.0.1:{free}",
-            "see that host and port are right",
+            "check host and port",
         ),
-        ("redis://nobody:c4n4ry@127.0.0.1:{port}", "invalid username-password", "see that user and password"),
+        ("redis://nobody:c4n4ry@127.0.0.1:{port}", "invalid username-password", "check user and password"),
         ("rediss://127.0.0.1:{port}", "no answer within", "TLS"),
         ("redis+sentinel://127.0.0.1:{free}/main", "no Sentinel names a master", "master's name"),
-        ("redis+cluster://127.0.0.1:{port}", "", "see"),
+        ("redis+cluster://127.0.0.1:{port}", "", "check"),
         ("redis://127.0.0.1:{port}?nonsense=1", "nonsense", ""),
     ],
 )
-async def test_a_redis_that_cannot_be_used(server: RedisServer, url: str, found: str, mend: str) -> None:
+async def test_a_redis_that_cannot_be_used(server: RedisServer, url: str, found: str, fix: str) -> None:
     """What is wrong, and what to do, before the deploy; and no password in it."""
     places = {"port": server.port, "free": free_port()}
     told = await broker(url.format(**places), patience="1s" if found == "no answer within" else "1m")
     assert told.level is Level.BAD
-    assert found.format(**places) in told.found
-    assert mend in told.mend
-    assert "c4n4ry" not in told.found + told.mend
+    assert found.format(**places) in told.message
+    assert fix in told.fix
+    assert "c4n4ry" not in told.message + told.fix
 
 
 async def test_a_user_may_do_what_the_docs_list_and_each_missing_right_is_told(server: RedisServer) -> None:
-    """The line of the docs is enough for the log and for sources; less of it is told, not found out at night."""
+    """The permissions in the docs suffice for log and sources, and a missing one is reported before a deploy."""
     (line,) = re.findall(r"ACL SETUSER gateway on >\S+ (.+)", DOCS)
     rules = line.split()
     url = user(server, "gateway", *rules)
@@ -131,18 +131,18 @@ async def test_a_user_may_do_what_the_docs_list_and_each_missing_right_is_told(s
             else source(f"{{type: {spec}, url: '{url}'}}", "orders.*", "orders")
         )
         assert told.level is Level.BAD, less
-        assert "permissions" in told.found, told
-        assert "docs/check.md" in told.mend
+        assert "permissions" in told.message, told
+        assert "docs/check.md" in told.fix
 
 
 async def test_a_replica_and_a_redis_that_evicts_are_told(server: RedisServer) -> None:
     """Both answer PING, and lose events."""
     with redis_server("--replicaof", "127.0.0.1", str(server.port)) as replica:
         told = await broker(replica.url)
-        assert (told.level, "replica" in told.mend) == (Level.BAD, True)
+        assert (told.level, "replica" in told.fix) == (Level.BAD, True)
     with redis_server("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as evicting:
         told = await broker(evicting.url)
-        assert (told.level, "allkeys-lru" in told.found) == (Level.WARN, True)
+        assert (told.level, "allkeys-lru" in told.message) == (Level.WARN, True)
 
 
 async def test_a_frozen_redis_is_told_in_time(server: RedisServer) -> None:
@@ -158,7 +158,7 @@ async def test_a_frozen_redis_is_told_in_time(server: RedisServer) -> None:
         finally:
             frozen.thaw()
     assert [each.level for each in (log, stream, pubsub)] == [Level.BAD] * 3
-    assert all("no answer within" in each.found for each in (log, stream, pubsub))
+    assert all("no answer within" in each.message for each in (log, stream, pubsub))
 
 
 @pytest.mark.extended
@@ -168,7 +168,7 @@ async def test_sentinel_and_cluster() -> None:
         found = await broker(watched.url)
         assert found.level is Level.OK, found
         told = await broker(watched.url.replace("/main", "/other"))
-        assert "no Sentinel names a master of 'other'" in told.found
+        assert "no Sentinel names a master of 'other'" in told.message
     with redis_cluster() as servers:
         found = await broker(url_of(servers))
         assert found.level is Level.OK, found
@@ -179,8 +179,8 @@ async def test_tls_to_redis(server: RedisServer, authority: Authority) -> None:
     async with tunnel(server.port, serving(*authority.server())) as port:
         told = await broker(f"rediss://127.0.0.1:{port}")
         assert told.level is Level.BAD
-        assert "of an authority that is not trusted here" in told.found
-        assert "ssl_ca_certs=" in told.mend
+        assert "of an authority that is not trusted here" in told.message
+        assert "ssl_ca_certs=" in told.fix
         found = await broker(f"rediss://127.0.0.1:{port}?ssl_ca_certs={authority.file}")
         assert found.level is Level.OK, found
 
@@ -192,24 +192,24 @@ async def test_a_stream_source_reads_nothing(server: RedisServer) -> None:
         found = await source(
             f"{{type: redis-stream, url: '{server.url}', start: oldest}}", "waiting", "wait*"
         )
-        assert (found.level, found.found) == (Level.OK, "reached; 2 topics can be read")
+        assert (found.level, found.message) == (Level.OK, "reached; 2 topics can be read")
         assert client.xlen("waiting") == 1
         client.delete("waiting")
 
 
 async def test_kafka_and_its_topics(kafka: KafkaServer) -> None:
-    """A topic that is not there is told; the group's offsets are left alone."""
+    """A missing topic is reported, and the group's offsets stay."""
     await kafka.create({"orders": 2, "user.1": 1})
     spec = f"{{type: kafka, brokers: '{kafka.brokers}', start: oldest}}"
     assert (await source(spec, "orders", "user.*")).level is Level.OK
     told = await source(spec, "orders", "ordres")
-    assert (told.level, told.found) == (Level.WARN, "reached, and there is no topic ordres yet")
+    assert (told.level, told.message) == (Level.WARN, "reached, and there is no topic ordres yet")
     async with kafka.admin() as admin:
         assert await admin.list_consumer_group_offsets("sse-gateway") == {}
     kafka.kill()
     told = await source(spec, "orders")
     assert told.level is Level.BAD
-    assert told.found == f"nothing listens at {kafka.brokers}: the connection was refused"
+    assert told.message == f"nothing listens at {kafka.brokers}: the connection was refused"
 
 
 async def test_sources_that_are_off_or_unread_are_skipped() -> None:
@@ -232,14 +232,14 @@ async def test_keys_of_an_issuer() -> None:
 
     async with issuing("k") as issuer:
         found = (await reached(jwt(issuer.url)))["auth.jwt.jwks_url"]
-        assert (found.level, found.found) == (Level.OK, "1 key for RS256")
+        assert (found.level, found.message) == (Level.OK, "1 key for RS256")
         told = (await reached(jwt(issuer.url, "ES256")))["auth.jwt.jwks_url"]
-        assert (told.level, "holds no key for ES256" in told.found) == (Level.BAD, True)
+        assert (told.level, "holds no key for ES256" in told.message) == (Level.BAD, True)
         issuer.status = 503
         told = (await reached(jwt(issuer.url)))["auth.jwt.jwks_url"]
-        assert (told.level, told.found) == (Level.BAD, f"{issuer.url} answered 503")
+        assert (told.level, told.message) == (Level.BAD, f"{issuer.url} answered 503")
     told = (await reached(jwt(issuer.url)))["auth.jwt.jwks_url"]
-    assert "nothing listens at 127.0.0.1:" in told.found
+    assert "nothing listens at 127.0.0.1:" in told.message
 
 
 async def test_no_query_of_a_url_is_shown() -> None:
@@ -263,8 +263,8 @@ async def test_no_query_of_a_url_is_shown() -> None:
             )
             for what in ("auth.jwt.jwks_url", "auth.forward.url"):
                 assert found[what].level is Level.BAD
-                assert "s3cret" not in f"{found[what].found} {found[what].mend}", url
-            assert "/may?key=…" in found["auth.jwt.jwks_url"].found
+                assert "s3cret" not in f"{found[what].message} {found[what].fix}", url
+            assert "/may?key=…" in found["auth.jwt.jwks_url"].message
 
 
 async def test_a_public_key_file(tmp_path: Path) -> None:
@@ -273,21 +273,21 @@ async def test_a_public_key_file(tmp_path: Path) -> None:
     file.write_text("-----BEGIN NOTHING-----")
     found = await reached(f"auth: {{jwt: {{algorithms: [RS256], public_key_file: '{file}', audience: a}}}}")
     told = found["auth.jwt.public_key_file"]
-    assert (told.level, "holds no PEM public key" in told.found) == (Level.BAD, True)
+    assert (told.level, "holds no PEM public key" in told.message) == (Level.BAD, True)
 
 
 @pytest.mark.parametrize(
     ("status", "level", "found"),
     [
-        (401, Level.OK, "refuses a stranger: 401"),
-        (204, Level.WARN, "lets a stranger in: 204"),
-        (404, Level.WARN, "answers a stranger 404"),
-        (302, Level.BAD, "answers 302, which counts as an outage"),
-        (500, Level.BAD, "answers 500, which counts as an outage"),
+        (401, Level.OK, "refuses a request without credentials: 401"),
+        (204, Level.WARN, "allows a request without credentials: 204"),
+        (404, Level.WARN, "refuses a request without credentials with 404"),
+        (302, Level.BAD, "returns 302, which counts as an outage"),
+        (500, Level.BAD, "returns 500, which counts as an outage"),
     ],
 )
 async def test_the_endpoint_that_decides(status: int, level: Level, found: str) -> None:
-    """It is asked as a stranger: an endpoint that lets everybody in is worse than one that is down."""
+    """An endpoint that allows requests without credentials is reported: that is worse than one that is down."""
     asked: list[str] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:
@@ -296,15 +296,15 @@ async def test_the_endpoint_that_decides(status: int, level: Level, found: str) 
 
     async with answering(answer) as url:
         told = (await reached(f"auth: {{forward: {{url: '{url}/may'}}}}"))["auth.forward.url"]
-    assert (told.level, found in told.found) == (level, True), told
+    assert (told.level, found in told.message) == (level, True), told
     assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
     ("begins", "ends", "level", "found"),
     [
-        (-1, 300, Level.OK, "and its key fit, until"),
-        (-80, 10, Level.WARN, "10 days left"),
+        (-1, 300, Level.OK, "and its key match, valid until"),
+        (-80, 10, Level.WARN, "(10 days)"),
         (-9, -1, Level.BAD, "expired on"),
         (1, 9, Level.BAD, "is not valid before"),
     ],
@@ -317,7 +317,7 @@ async def test_the_certificate(
     told = (await reached(f"server: {{tls: {{certificate: '{pair.certificate}', key: '{pair.key}'}}}}"))[
         "server.tls"
     ]
-    assert (told.level, found in told.found) == (level, True), told
+    assert (told.level, found in told.message) == (level, True), told
 
 
 async def test_a_key_of_another_certificate(authority: Authority) -> None:
@@ -326,20 +326,23 @@ async def test_a_key_of_another_certificate(authority: Authority) -> None:
     told = (await reached(f"server: {{tls: {{certificate: '{one.certificate}', key: '{other.key}'}}}}"))[
         "server.tls"
     ]
-    assert (told.level, f"{other.key} is not the key of {one.certificate}" in told.found) == (Level.BAD, True)
+    assert (told.level, f"{other.key} is not the key of {one.certificate}" in told.message) == (
+        Level.BAD,
+        True,
+    )
 
 
 async def test_a_log_in_a_file(tmp_path: Path) -> None:
     """It can be made, it is there, it is something else, or its folder is none."""
     path = tmp_path / "new" / "g.db"
     found = await broker(f"sqlite:///{path}")
-    assert (found.level, "is not there yet, and can be made" in found.found) == (Level.OK, True)
+    assert (found.level, "does not exist yet, and can be created" in found.message) == (Level.OK, True)
     assert not path.parent.exists()
     other = tmp_path / "other.db"
     other.write_text("this is a text and no database, and is longer than the header of one" * 10)
     assert (await broker(f"sqlite:///{other}")).level is Level.BAD
     told = await broker(f"sqlite:///{other}/g.db")
-    assert (told.level, "is no folder" in told.found) == (Level.BAD, True)
+    assert (told.level, "is no folder" in told.message) == (Level.BAD, True)
 
 
 @pytest.mark.parametrize("protocol", ["", "?protocol=2", "?protocol=3"])
@@ -367,11 +370,11 @@ async def test_a_password_means_the_same_for_all_that_read_redis(
         found += [
             await source(f"{{type: {kind}, url: '{url}'}}") for kind in ("redis-pubsub", "redis-stream")
         ]
-        assert {(each.level, said.lower() in each.found.lower()) for each in found} == {
+        assert {(each.level, said.lower() in each.message.lower()) for each in found} == {
             (Level.BAD if said else Level.OK, True)
         }, found
         if said:
-            assert len({each.found for each in found}) == 1, found
+            assert len({each.message for each in found}) == 1, found
         sources = {
             kind: {"type": kind, "url": url, "timeout": "5s"} for kind in ("redis-pubsub", "redis-stream")
         }

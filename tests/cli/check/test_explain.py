@@ -1,7 +1,7 @@
 """A file in sentences: what an operator reads to see whether it says what was meant."""
 
 from gateway.cli.check.explain import explain
-from gateway.config.loader.load import loads
+from tests.support.config import loads
 
 FILE = """
 server: {listen: "0.0.0.0:8443", admin_token: 0123456789abcdef, workers: 4, tls: {certificate: a, key: b}}
@@ -35,39 +35,39 @@ channels:
 
 SAID = """\
 listens       https://0.0.0.0:8443; admin http://127.0.0.1:9090 with a token
-log           in Redis, keys shop:…: any number of hosts
+log           in Redis, keys shop:…: for any number of hosts
 streams       at most 15000 in each of 4 workers
               10 for one user, 1000 from one address, 50 channels on one
 
 news
-  who reads     everybody
+  readers       everyone
   from pages of https://news.example.com, with cookies
   fed by        app: PUBLISH news.*
                 idle (kafka), which is off
   payload       JSON as it is; clients get it in an envelope with id, type and time
   history       1000 events, at most 5m old
-  slow clients  are disconnected once what they missed is gone, and come back to a gap
+  slow clients  are disconnected once missed events have expired, and reconnect to a gap
 
 user.{id} (one for each {id})
-  who reads     who has a token signed with RS256/ES256 by a for sse, or signed with HS256 by b, with sub {id}
+  readers       clients with a token signed with RS256/ES256 by a for sse, or signed with HS256 by b, with sub {id}
   from pages of https://app.example.com, with cookies
   fed by        log: XADD user:{id}
                 bus: topic users of k1:9092, {id} from {key}
   payload       {type, payload, timestamp}; clients get it alone
-  history       none: who reconnects missed what came meanwhile, and is told so
+  history       none: clients that reconnect have missed events, and get a gap
   slow clients  get the newest event of each type and key {/symbol}
   stale         after 90s without an event, and then the node is unready
 
 team
-  who reads     whom https://app.example.com/may?key=… lets in
+  readers       clients that https://app.example.com/may?key=… allows
   from pages of https://app.example.com, with cookies
   fed by        POST /hooks/hooks, topic team
   payload       JSON as it is; clients get it in an envelope with id, type and time
   history       5 events
-  slow clients  get a gap, then the oldest event that is still held
+  slow clients  get a gap, then the oldest event in the history
 
 all
-  who reads     who has a token signed with RS256/ES256 by a for sse, or signed with HS256 by b, whose channels claim lists it
+  readers       clients with a token signed with RS256/ES256 by a for sse, or signed with HS256 by b, whose channels claim lists it
   from pages of https://app.example.com, with cookies
   fed by        POST /hooks/hooks, topic all
   payload       text as it is; clients get it in an envelope with id, type and time
@@ -76,21 +76,21 @@ all
 
 
 def test_every_channel_in_sentences() -> None:
-    """Each rule, source and policy has words, and no secret is among them."""
+    """Operators read each rule, source and policy here, and must find no secret."""
     said = explain(loads(FILE, environ={}))
     assert said == SAID
     assert "c4n4ry" not in said
 
 
-def test_who_must_answer() -> None:
-    """Clients that cannot are closed again and again: whoever writes the file should read that."""
+def test_acknowledgements() -> None:
+    """Clients that cannot acknowledge are closed repeatedly: the author of the file should know."""
     file = FILE + "ack: {}\n"
     file = file.replace("slow_client: skip}", "slow_client: skip, ack: none}")
     file = file.replace("payload: text,", "payload: text, ack: {interval: 10s, retry_limit: 1},")
     rows = [line for line in explain(loads(file, environ={})).splitlines() if line.startswith("  heartbeats")]
-    every = "  heartbeats    each client must answer one every"
+    every = "  heartbeats    must be acknowledged every"
     assert rows == [
-        f"{every} 30s, within 1m; who misses 3 in a row is closed",
-        f"{every} 30s, within 1m; who misses 3 in a row is closed",
-        f"{every} 10s, within 1m; who misses one is closed",
+        f"{every} 30s, within 1m; the stream is closed once 3 in a row are missed",
+        f"{every} 30s, within 1m; the stream is closed once 3 in a row are missed",
+        f"{every} 10s, within 1m; the stream is closed once one is missed",
     ]

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.cli.doctor import network
 from gateway.cli.doctor.probe import Probe
+from gateway.cli.doctor.streaming import ProbeTimeouts
 from gateway.cli.doctor.target import ProbeTarget
-from gateway.cli.doctor.timeouts import ProbeTimeouts
 from gateway.cli.finding import Finding, Level
+from gateway.cli.http_client import client_tls_context
 
 APP = "https://app.example.com"
 BEAT = 1.0
@@ -54,5 +54,5 @@ async def examine(
     """Walk a URL."""
     findings: list[Finding] = []
     target = ProbeTarget.parse(url, origin=origin, token=token)
-    await Probe(target, findings.append, network.client_tls_context(ca), patience).run()
+    await Probe(target, findings.append, client_tls_context(ca), patience).run()
     return Examined(findings)

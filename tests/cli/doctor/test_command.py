@@ -27,7 +27,7 @@ async def doctor(*arguments: str, **environ: str) -> tuple[int, str, str]:
 
 
 async def test_lines_and_exit_0() -> None:
-    """A script asks for the status, a person reads the lines."""
+    """Scripts use the exit status, people read the lines."""
     async with gateway_running(CONFIG) as gateway:
         url = f"{gateway.url}/events/orders"
         status, out, err = await doctor(
@@ -53,8 +53,8 @@ async def test_json_and_exit_1_and_a_token() -> None:
     told = json.loads(out)
     assert told["counts"]["bad"] == 1
     (bad,) = (finding for finding in told["findings"] if finding["level"] == "bad")
-    assert (bad["check"], bad["mend"]) == ("status", "another token is needed")
-    assert "invalid_token" in bad["found"]
+    assert (bad["check"], bad["fix"]) == ("status", "another token is needed")
+    assert "invalid_token" in bad["message"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_json_and_exit_1_and_a_token() -> None:
         (("ftp://h/?ticket=canary",), "https://"),
         (("https://h/?ticket=canary", "--token-env", "NO_SUCH"), "--token-env"),
         (("https://h/", "--origin", "app.example.com"), "an origin needs a scheme"),
-        (("https://h/", "--origin", "https://*.example.com"), "one page"),
+        (("https://h/", "--origin", "https://*.example.com"), "one origin"),
         (("https://h/", "--seconds", "0"), "from 1 to 86400"),
         (("https://h/", "--seconds", "nan"), "from 1 to 86400"),
         (("https://h/", "--heartbeat", "15"), "not a duration"),

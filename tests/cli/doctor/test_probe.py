@@ -54,18 +54,18 @@ async def test_its_streams_are_closed() -> None:
 
 @pytest.mark.idle_clock
 async def test_a_gateway_with_tls(tmp_path: Path) -> None:
-    """TLS of the gateway's own; its certificate ends tomorrow, which must be told in time."""
+    """A certificate of the gateway's own TLS that expires tomorrow is reported in time."""
     chain, key = make_certificate(tmp_path)
     over = merged(CONFIG, {"server": {"tls": {"certificate": str(chain), "key": str(key)}}})
     async with gateway_running(over) as gateway:
         url = f"https://127.0.0.1:{gateway.port}{PATH}"
         seen = await examine(url, ca=str(chain), patience=BRISK)
         assert seen.bad == set()
-        assert seen["tls"].found == "TLSv1.3"
+        assert seen["tls"].message == "TLSv1.3"
         assert seen["certificate"].level is Level.WARN
         seen = await examine(url, token="canary-token")
         assert seen.bad == {"certificate"}
-        assert "self-signed" in seen["certificate"].found
+        assert "self-signed" in seen["certificate"].message
         assert seen.checks[-1] == "the rest"
         assert await gateway.metric("connections_total") == 2  # the token never went there
 
@@ -81,8 +81,8 @@ async def test_nginx_as_it_should_be(tmp_path: Path) -> None:
             seen = await examine(f"https://127.0.0.1:{port}{PATH}", ca=str(authority.root), patience=BRISK)
     assert seen.bad == set()
     assert seen["http version"].level is Level.OK
-    assert "(89 days)" in seen["certificate"].found
-    assert "nginx keeps" in seen["headers"].found
+    assert "(89 days)" in seen["certificate"].message
+    assert "nginx keeps" in seen["headers"].message
 
 
 @pytest.mark.extended
@@ -92,8 +92,8 @@ async def test_buffering_that_holds_the_headers_too() -> None:
         with nginx_running(gateway.port, "proxy_ignore_headers X-Accel-Buffering;") as port:
             seen = await examine(f"http://127.0.0.1:{port}{PATH}", patience=HASTY)
     assert seen.bad == {"first bytes"}
-    assert "not even the headers" in seen["first bytes"].found
-    assert "proxy_buffering off;" in seen["first bytes"].mend
+    assert "not even the headers" in seen["first bytes"].message
+    assert "proxy_buffering off;" in seen["first bytes"].fix
     assert {"cors", "preflight", "headers"} <= set(seen.checks)  # by HEAD, which is not buffered
 
 
@@ -110,12 +110,12 @@ async def test_buffering_that_holds_the_headers_too() -> None:
     ],
 )
 async def test_what_nginx_breaks(location: str, server: str, bad: str, word: str) -> None:
-    """Each fault is told under its own name, and no other check is led astray by it."""
+    """Each fault is reported by its own check, and misleads no other check."""
     async with gateway_running(CONFIG) as gateway:
         with nginx_running(gateway.port, location, server=server) as port:
             seen = await examine(f"http://127.0.0.1:{port}{PATH}", patience=BRISK)
-    assert word in seen[bad].found
-    assert seen[bad].mend
+    assert word in seen[bad].message
+    assert seen[bad].fix
     # A doubled or missing header is that of the preflight too.
     assert seen.bad - {"preflight"} <= {bad}
 
@@ -128,8 +128,8 @@ async def test_a_timeout_shorter_than_the_heartbeat() -> None:
             patience = dataclasses.replace(BRIEF, listen_seconds=20.0, heartbeat_seconds=30.0)
             seen = await examine(f"http://127.0.0.1:{port}{PATH}", patience=patience)
     assert seen.bad == {"idle timeout"}
-    assert "the heartbeat (30 s)" in seen["idle timeout"].found
-    assert "proxy_read_timeout" in seen["idle timeout"].mend
+    assert "the heartbeat (30 s)" in seen["idle timeout"].message
+    assert "proxy_read_timeout" in seen["idle timeout"].fix
 
 
 @pytest.mark.idle_clock
@@ -152,7 +152,7 @@ async def test_a_redirect_names_where_it_ends() -> None:
         ):
             seen = await examine(f"http://127.0.0.1:{first}{PATH}?ticket=canary")
     assert seen.bad == {"redirect"}
-    assert f"301 to {final.replace('canary', '…')}" in seen["redirect"].found
+    assert f"301 to {final.replace('canary', '…')}" in seen["redirect"].message
     assert "canary" not in str(seen.findings)
 
 
@@ -161,7 +161,7 @@ async def test_a_circle_of_redirects_ends() -> None:
     """The walk must not run in circles."""
     with nginx_running(9, "return 301 /;") as port:
         seen = await examine(f"http://127.0.0.1:{port}/")
-    assert "nowhere" in seen["redirect"].found
+    assert "nowhere" in seen["redirect"].message
 
 
 @pytest.mark.idle_clock
@@ -183,7 +183,7 @@ async def test_refusals_are_told_in_the_words_of_the_gateway(path: str, word: st
     async with gateway_running(merged(CONFIG, {"auth": auth, "channels": {"private": private}})) as gateway:
         seen = await examine(gateway.url + path)
     assert seen.bad == {"status"}
-    assert word in seen["status"].found
+    assert word in seen["status"].message
     assert seen["cors"].level is Level.OK  # a page can read the refusal
 
 
@@ -194,7 +194,7 @@ async def test_a_refusal_that_the_proxy_compressed() -> None:
         server = "gzip on; gzip_types application/json; gzip_min_length 1; gzip_proxied any;"
         with nginx_running(gateway.port, PROXIED, server=server) as port:
             seen = await examine(f"http://127.0.0.1:{port}/events/nope")
-    assert "there is no such channel" in seen["status"].found
+    assert "there is no such channel" in seen["status"].message
 
 
 @pytest.mark.extended
@@ -204,16 +204,16 @@ async def test_compression_that_cannot_be_declined() -> None:
         with nginx_running(gateway.port, "add_header Content-Encoding br;") as port:
             seen = await examine(f"http://127.0.0.1:{port}{PATH}", origin=None)
     assert seen.bad == {"compression"}
-    assert seen["heartbeat"].found == "cannot be seen: the stream is compressed for everybody"
+    assert seen["heartbeat"].message == "cannot be seen: the stream is compressed for everybody"
 
 
 @pytest.mark.idle_clock
 async def test_an_origin_that_is_not_allowed() -> None:
-    """Refused and unreadable: both are told, with the list to change."""
+    """An origin that is refused, and cannot read the response, is reported with the setting to change."""
     async with gateway_running(CONFIG) as gateway:
         seen = await examine(gateway.url + PATH, origin="https://other.example")
     assert seen.bad == {"status", "cors", "preflight"}
-    assert "allow it in cors.origins" in seen["status"].found
+    assert "allow it in cors.origins" in seen["status"].message
 
 
 @pytest.mark.idle_clock
@@ -224,7 +224,7 @@ async def test_without_an_origin_nothing_is_said_about_cors() -> None:
             gateway.url + PATH, origin=None, patience=dataclasses.replace(BRIEF, listen_seconds=1.0)
         )
     assert seen["cors"].level is Level.SKIP
-    assert "--origin" in seen["cors"].found
+    assert "--origin" in seen["cors"].message
     assert "preflight" not in seen.checks
 
 
@@ -246,18 +246,18 @@ async def test_answers_that_are_no_stream(location: str, bad: str, word: str) ->
     with nginx_running(upstream, location) as port:
         seen = await examine(f"http://127.0.0.1:{port}{PATH}", origin=None)
     assert seen.bad == {bad}
-    assert word in seen[bad].found
+    assert word in seen[bad].message
 
 
 @pytest.mark.idle_clock
 async def test_an_overloaded_gateway() -> None:
-    """It answers 200 with stream.close, which looks well to whoever looks at the status."""
+    """A 200 with stream.close looks healthy to clients that check the status only."""
     async with gateway_running(merged(CONFIG, {"limits": {"connections": 1}})) as gateway:
         await gateway.subscribe(PATH)
         seen = await examine(gateway.url + PATH)
     assert seen.bad == {"closed"}
-    assert "overloaded" in seen["closed"].found
-    assert "limits.connections" in seen["closed"].mend
+    assert "overloaded" in seen["closed"].message
+    assert "limits.connections" in seen["closed"].fix
 
 
 @pytest.mark.idle_clock
@@ -267,7 +267,7 @@ async def test_a_stream_that_the_gateway_ends() -> None:
     async with gateway_running(over) as gateway:
         seen = await examine(gateway.url + PATH, patience=dataclasses.replace(BRIEF, listen_seconds=20.0))
     assert seen.bad == set()
-    assert "max_age" in seen["closed"].found
+    assert "max_age" in seen["closed"].message
     assert seen["resume"].level is Level.OK
 
 
@@ -282,7 +282,7 @@ async def test_another_node_that_does_not_share_the_log() -> None:
         async with relay(lambda: next(ports)) as port:
             patience = dataclasses.replace(BRIEF, listen_seconds=1.0)
             seen = await examine(f"http://127.0.0.1:{port}{PATH}", origin=None, patience=patience)
-    assert "share one log" in seen["resume"].mend
+    assert "share one log" in seen["resume"].fix
 
 
 @pytest.mark.idle_clock
@@ -295,7 +295,7 @@ async def test_a_proxy_that_gathers_bytes() -> None:
         patience = dataclasses.replace(BRIEF, heartbeat_seconds=0.2, listen_seconds=2.5)
         seen = await examine(f"http://127.0.0.1:{port}{PATH}", origin=None, patience=patience)
     assert seen.bad == {"heartbeat"}
-    assert "came together" in seen["heartbeat"].found
+    assert "arrived together" in seen["heartbeat"].message
 
 
 @pytest.mark.idle_clock
@@ -325,4 +325,4 @@ async def test_an_id_with_control_characters_is_a_finding(id: str) -> None:
     async with serving(serve) as url:
         seen = await examine(f"{url}{PATH}", patience=BRISK)
     assert seen["resume"].level is Level.BAD
-    assert "control characters" in seen["resume"].found
+    assert "control characters" in seen["resume"].message

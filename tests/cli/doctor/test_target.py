@@ -84,5 +84,5 @@ def test_names_that_the_gateway_does_not_know() -> None:
     target = ProbeTarget.parse("https://h/events?chanel=a&lastEventID=1-0&CHANNEL=b&access_token=x&bare&_=1")
     assert target.unknown_query_names == ["chanel", "_"]
     finding = query_verdict("chanel")
-    assert (finding.level, finding.check, finding.mend) == (Level.WARN, "query", "did you mean channel=?")
-    assert "x" * 41 not in query_verdict("x" * 41).found
+    assert (finding.level, finding.check, finding.fix) == (Level.WARN, "query", "did you mean channel=?")
+    assert "x" * 41 not in query_verdict("x" * 41).message

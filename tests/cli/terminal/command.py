@@ -45,7 +45,7 @@ class Command:
         return json.loads(await self.line())
 
     async def event(self) -> Any:
-        """Return the next event, past what else is told."""
+        """Return the next event, and skip other lines."""
         while (told := await self.told())["kind"] != "event":
             pass
         return told

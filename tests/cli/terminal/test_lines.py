@@ -1,4 +1,4 @@
-"""Nothing that a stranger sends commands the terminal of somebody who looks at it."""
+"""Text of senders must not control the terminal of a reader."""
 
 import json
 import unicodedata

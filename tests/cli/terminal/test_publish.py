@@ -120,18 +120,18 @@ async def test_several_and_once(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("odrers",), "did you mean 'orders'?"),
-        (("user.{id}",), "name one of them, such as user.42"),
-        (("orders", "{a"), "takes JSON, and this is none"),
+        (("user.{id}",), "name one of its channels, such as user.42"),
+        (("orders", "{a"), "requires JSON, and this is not"),
         (("orders", "--source", "github"), "these do: signed"),
-        (("orders", "--topic", "news"), "takes the topic 'orders.*', and not 'news'"),
-        (("listed", "--type", "x"), "carry no type"),
+        (("orders", "--topic", "news"), "accepts the topic 'orders.*', not 'news'"),
+        (("listed", "--type", "x"), "have no type"),
         (("off",), "is off: its url is empty"),
         (("orders", "@no-such-file"), "No such file"),
         (("orders", "--url", "http://127.0.0.1:1"), "does not answer: Connection refused"),
     ],
 )
 async def test_what_cannot_be_sent_is_told(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
-    """Exit 1 with the reason and the mend, and nothing was sent."""
+    """The command exits 1 with reason and fix, and sends nothing."""
     status, out, err = await called("publish", *arguments, "--config", written(tmp_path, OPEN))
     assert (status, out, "canary" in err) == (1, "", False)
     assert words in err
@@ -144,11 +144,11 @@ async def test_a_refusal_is_told(tmp_path: Path, gateway: Gateway) -> None:
     )
     assert (status, out) == (1, "")
     assert "404 unknown_source" in err
-    assert "does the running gateway have this configuration" in err
+    assert "the running gateway has this configuration" in err
 
 
 async def test_redis(tmp_path: Path, redis: RedisServer) -> None:
-    """By PUBLISH and XADD; when nobody listens to a PUBLISH it is lost, and that is told."""
+    """A PUBLISH without a subscriber is lost, and the command reports that."""
     over = {
         "sources": {
             "app": {"type": "redis-pubsub", "url": redis.url},
@@ -158,7 +158,7 @@ async def test_redis(tmp_path: Path, redis: RedisServer) -> None:
     }
     file = written(tmp_path, over)
     status, _, err = await called("publish", "room.1", "--config", file)
-    assert (status, "nobody is subscribed" in err) == (1, True)
+    assert (status, "no subscriber at that Redis" in err) == (1, True)
     async with gateway_running(over) as gateway:
         stream = await gateway.subscribe("/events?channel=room.1,stream&format=data")
         await eventually(lambda: up(gateway))

@@ -50,7 +50,7 @@ async def test_history_types_and_payloads_alone(gateway: Gateway) -> None:
 
 
 async def test_a_restart_loses_nothing(tmp_path: Path) -> None:
-    """What was published while the gateway was away comes after it, once and in order, and the loss is told."""
+    """Events of a restart arrive after it, once and in order, and the interruption is reported."""
     port = free_port()
     common = {"broker": {"url": f"sqlite:///{tmp_path}/g.db"}, "timeouts": {"retry": "50ms"}}
     restarted = merged(common, {"server": {"listen": f"127.0.0.1:{port}"}})
@@ -73,7 +73,7 @@ async def test_a_restart_loses_nothing(tmp_path: Path) -> None:
                 seen.append((await tail.event())["id"])
         assert seen == ids
         await tail.said("again in")
-        await tail.said("open again, nothing was missed")
+        await tail.said("reconnected, no event missed")
 
 
 async def test_heartbeats_that_ask_are_answered() -> None:
@@ -132,7 +132,7 @@ async def test_refusals_end_it_with_the_mend() -> None:
 
 
 async def test_what_is_no_gateway(gateway: Gateway) -> None:
-    """A wrong URL is told, whatever answers there."""
+    """A wrong URL is reported, whatever server responds."""
     answers = {
         "/page/events": web.Response(text="<html>", content_type="text/html"),
         "/stop/events": web.Response(status=204),
@@ -145,7 +145,7 @@ async def test_what_is_no_gateway(gateway: Gateway) -> None:
 
     async with serving(handle) as url:
         for path, status, words in (
-            ("page", 1, "no event stream"), ("stop", 0, ""), ("moved", 1, "leads elsewhere"), ("odd", 1, "403"),
+            ("page", 1, "is not an event stream"), ("stop", 0, ""), ("moved", 1, "the server redirects"), ("odd", 1, "403"),
         ):  # fmt: skip
             code, out, err = await called("tail", "orders", "--url", f"{url}/{path}")
             assert (code, out, words in err, "\x1b" in err) == (status, "", True, False), path
@@ -154,7 +154,7 @@ async def test_what_is_no_gateway(gateway: Gateway) -> None:
 
 
 async def test_timeouts_and_ctrl_c(gateway: Gateway) -> None:
-    """Scripts tell 'nothing came' from 'it came', and from 'somebody stopped it'."""
+    """Scripts tell apart no event, an event and an interruption by the exit status."""
     common = ("tail", "orders", "--url", gateway.url)
     assert (await called(*common, "--timeout", "200ms"))[0] == 0
     assert (await called(*common, "--timeout", "200ms", "--count", "1"))[0] == 3
@@ -187,7 +187,7 @@ async def test_a_silent_stream_is_opened_anew() -> None:
         started("tail", "orders", "--idle", "300ms", "--url", gateway.url) as tail,
     ):
         await tail.said("no byte for 0.3 s; again in")
-        await tail.said("open again, nothing was missed")
+        await tail.said("reconnected, no event missed")
 
 
 async def test_an_id_that_no_header_may_hold_ends_in_one_line() -> None:
@@ -242,7 +242,7 @@ async def test_hostile_payloads_on_a_terminal(gateway: Gateway) -> None:
         (("orders", "--url", "h"), "https://"),
         (("orders", "--url", "https://user:canary@h"), "without user"),
         (("orders", "--url", "https://h/events"), "/events and /hooks are appended"),
-        (("orders", "--count", "0"), "from 1 on"),
+        (("orders", "--count", "0"), "from 1 to"),
         (("orders", "--timeout", "5"), "not a duration"),
         (("orders", "--last", "1", "--since", "1m"), "not allowed with"),
         (("orders", "--json", "--format", "data"), "not allowed with"),

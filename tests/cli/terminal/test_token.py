@@ -62,9 +62,9 @@ async def test_it_opens_what_was_asked_for(tmp_path: Path) -> None:
     }  # fmt: skip
     assert claims["exp"] - claims["iat"] == 3600
     for line in (
-        "opens private",
-        "opens user.42 (claims sub = {id})",
-        "opens orders (public)",
+        "allows private",
+        "allows user.42 (claims sub = {id})",
+        "allows orders (public)",
         "by instance: room.{id}",
     ):
         assert line in err
@@ -79,18 +79,18 @@ async def test_it_opens_what_was_asked_for(tmp_path: Path) -> None:
     [
         (
             ("--channels", "user.42", "--subject", "43"),
-            "user.42 wants the claim sub to be '42', and it is '43'",
+            "user.42 requires the claim sub to be '42', but it is '43'",
         ),
         (("--channels", "privat"), "did you mean 'private'?"),
         (("--channels", "asked"), "auth.forward.url decides"),
         (("--expires", "60d"), "max_lifetime"),
-        (("--issuer", "x"), "none of auth.jwt: https://id.example.com"),
+        (("--issuer", "x"), "not in auth.jwt, which has: https://id.example.com"),
         (("--key", "README.md"), "leave out --key"),
         (("--claim", "aud=other"), "another audience"),
     ],
 )
 async def test_no_token_that_would_be_refused(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
-    """A token that opens nothing sends its user on a hunt; the reason is told instead."""
+    """A token that would be rejected is not signed, and the reason is reported."""
     status, out, err = await called("token", "--config", written(tmp_path), *arguments)
     assert (status, out, "canary" in err) == (1, "", False)
     assert words in err
@@ -98,7 +98,7 @@ async def test_no_token_that_would_be_refused(tmp_path: Path, arguments: tuple[s
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 async def test_private_keys(tmp_path: Path, algorithm: str) -> None:
-    """With --key the signature is the issuer's; a key of somebody else is told."""
+    """With --key the signature is the issuer's; another key is rejected."""
     make: dict[str, Any] = {
         "RS256": lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
         "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
@@ -127,14 +127,14 @@ async def test_private_keys(tmp_path: Path, algorithm: str) -> None:
 
 
 async def test_published_keys_are_the_issuers(tmp_path: Path) -> None:
-    """Who asks is sent to the issuer, and not into a dead end."""
+    """The error names the issuer, who has the private key."""
     url = "https://id.example.com/keys"
     own = {"auth": {"jwt": {"algorithms": ["RS256"], "jwks_url": url}}}
     status, out, err = await called(
         "token", "--config", written(tmp_path, {**own, "channels": OVER["channels"]})
     )
     assert (status, out) == (1, "")
-    assert f"public ones, from {url}" in err
+    assert f"public keys from {url}" in err
 
 
 @pytest.mark.parametrize(

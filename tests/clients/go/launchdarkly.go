@@ -8,7 +8,7 @@ import (
 	"github.com/launchdarkly/eventsource"
 )
 
-// launchdarkly/eventsource has no read timeout by default, and asks for ever after a refusal.
+// launchdarkly/eventsource has no read timeout by default, and retries for ever after a refusal.
 func launchdarkly(job Job, report Report) {
 	request, err := http.NewRequest(http.MethodGet, job.URL, nil)
 	if err != nil {

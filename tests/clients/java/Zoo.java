@@ -49,7 +49,7 @@ public class Zoo {
     }
   }
 
-  /** okhttp-eventsource gives up after 5 s of silence by default, and asks for ever after a refusal. */
+  /** okhttp-eventsource gives up after 5 s of silence by default, and retries for ever after a refusal. */
   private static void follow(String job, String name) {
     String tokenFile = field(job, "tokenFile");
     ConnectStrategy connect =

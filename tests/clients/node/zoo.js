@@ -18,7 +18,7 @@ const CLIENTS = {
   "sse-gateway-client, over EventSource": "./ours_over_eventsource.js",
   // These make a `window` and a `document`: after those that look for one when they are loaded.
   "@microsoft/fetch-event-source": "./fetch_event_source.js",
-  "@microsoft/fetch-event-source, told to retry": "./fetch_event_source_retrying.js",
+  "@microsoft/fetch-event-source, with retry": "./fetch_event_source_retrying.js",
 };
 
 const say = (job, kind, more) => process.stdout.write(`${JSON.stringify({ job, kind, ...more })}\n`);

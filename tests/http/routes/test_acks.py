@@ -1,4 +1,4 @@
-"""``POST /streams/{connection}/ack``: what is taken, what is refused, and what a page may do."""
+"""``POST /streams/{connection}/ack``: accepted and refused answers, and CORS."""
 
 import json
 from typing import Any
@@ -53,7 +53,7 @@ async def test_an_answer_is_text_or_json() -> None:
 
 
 async def test_what_is_no_answer() -> None:
-    """Each has a status of its own, nobody else hears of it, and none is taken for an answer."""
+    """Each has its own status, reaches no other node, and counts as no answer."""
     async with gateway_running(ACK) as gateway:
         stream, other = [await gateway.subscribe("/events/orders") for _ in range(2)]
         path, nonce = await question(stream)
@@ -121,7 +121,7 @@ async def test_pages_may_answer_that_may_read_some_channel() -> None:
     ],
 )
 async def test_preflights(page: str, method: str, header: str, status: int) -> None:
-    """A page that sends JSON is asked about first."""
+    """A page that sends JSON needs a preflight."""
     async with gateway_running(PAGES) as gateway:
         headers = {
             hdrs.ORIGIN: page,

@@ -1,4 +1,4 @@
-"""The client's module on the public port: what browsers, caches and proxies are told about it."""
+"""The client's module on the public port, and its headers for browsers, caches and proxies."""
 
 import gzip
 import re
@@ -81,7 +81,7 @@ async def test_it_is_packed_for_whom_can_unpack_it(gateway: Gateway, accepted: s
 
 
 async def test_head_tells_what_get_would(gateway: Gateway) -> None:
-    """Monitors and caches ask so."""
+    """Monitors and caches send HEAD."""
     for path in ("/client.js", OWN_NAME, ANOTHER_NAME):
         async with gateway.session.get(gateway.url + path) as got:
             await got.read()
@@ -94,7 +94,7 @@ async def test_head_tells_what_get_would(gateway: Gateway) -> None:
     "path", ["/client.min.js", "/client..js", "/client.0123456789abc.js", "/client.d.ts"]
 )
 async def test_no_other_name_is_its(gateway: Gateway, path: str) -> None:
-    """A typo must be told, and not be served for ever."""
+    """A typo must be a 404, and not be cached for ever."""
     async with gateway.session.get(gateway.url + path) as answer:
         assert (answer.status, (await answer.json())["error"]) == (404, "not_found")
     async with gateway.session.post(gateway.url + "/client.js") as answer:

@@ -12,7 +12,7 @@ from tests.support.gateway import Gateway, gateway_running
 
 TOKEN = "s3cret-s3cret-s3cret"
 CONFIG: dict[str, Any] = {
-    "log": {"level": "warning", "format": "json"},
+    "logging": {"level": "warning", "format": "json"},
     "limits": {"webhook_body": "1KiB", "event_bytes": "512B"},
     "sources": {
         "signed": {"type": "webhook", "verify": {"bearer": [TOKEN]}},
@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
 
 
 class Case(NamedTuple):
-    """A request that is refused, and what is counted."""
+    """A refused request, and its counter."""
 
     name: str
     request: str
@@ -105,7 +105,7 @@ def series(case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_every_refusal_is_counted_and_logged(case: Case) -> None:
-    """A sender drops what it sent at a 4xx: without a count and a line nobody ever knows."""
+    """A sender drops its event at a 4xx: without a count and a log line the loss would go unnoticed."""
     async with gateway_running(CONFIG) as gateway:
         with capture_logs() as logs:
             for _ in range(3 if case.status == 429 else 0):
@@ -135,7 +135,7 @@ async def test_a_misspelt_source_is_told_from_its_neighbour() -> None:
 
 
 async def test_a_method_is_named_with_its_remedy(gateway: Gateway) -> None:
-    """Camel and its like send GET unless told otherwise, and take the answer for the end of it."""
+    """Camel and others send GET by default, and take any response for success."""
     status, body = await answer_to(gateway, asked("GET", "/hooks/hooks?topic=orders"))
     assert status == 405
     told = json.loads(body)

@@ -119,7 +119,7 @@ async def test_an_unknown_source_is_a_404(gateway: Gateway) -> None:
 
 
 async def test_bearer_tokens() -> None:
-    """Either token of a rotation opens; everything else is a 401 that tells nothing."""
+    """Both tokens of a rotation are accepted; any other gets a 401 without details."""
     async with gateway_running(BEARER) as gateway:
         for given, status in (
             ("Bearer first-token", 200),
@@ -289,8 +289,8 @@ async def test_malformed_http_fills_no_log(gateway: Gateway, capfd: pytest.Captu
 
 
 async def test_refusals_are_one_line_a_minute_for_each_reason(capfd: pytest.CaptureFixture[str]) -> None:
-    """A sender that is wrong all night must not fill the disk, and the line says what is wrong."""
-    async with gateway_running({"log": {"level": "warning", "format": "json"}}) as gateway:
+    """A sender that fails all night must not fill the disk, and the log line says what is wrong."""
+    async with gateway_running({"logging": {"level": "warning", "format": "json"}}) as gateway:
         for _ in range(30):
             await post(gateway, "/hooks/hooks?topic=orders", b"{broken")
             await post(gateway, "/hooks/hooks?topic=nowhere", b"1")

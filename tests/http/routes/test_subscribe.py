@@ -32,7 +32,7 @@ async def test_the_bytes_of_a_stream(gateway: Gateway) -> None:
 
 
 async def test_several_channels_in_one_order(gateway: Gateway) -> None:
-    """Lists, repeats and duplicates; stream.open names them as they were asked for."""
+    """Lists, repeats and duplicates work; stream.open names the channels as requested."""
     stream = await gateway.open("/events?channel=stock&channel=orders,stock,%20orders")
     assert (await stream.next()).json["channels"] == ["stock", "orders"]
     for number in range(6):
@@ -74,7 +74,7 @@ async def test_one_listener_gets_all_types_as_messages() -> None:
 
 
 async def test_types_filters_live_and_replayed_events_alike() -> None:
-    """types=a,b: only those; the own events of the gateway always pass."""
+    """types=a,b delivers only those types, and the gateway's own events."""
     async with gateway_running({"channels": {"orders": {"payload": "envelope"}}}) as gateway:
         for type_ in ("a", "b", "c"):
             await gateway.post("orders", json.dumps({"type": type_, "payload": 1}))
@@ -105,7 +105,7 @@ async def test_unknown_and_missing_channels(gateway: Gateway) -> None:
 
 
 async def test_head_and_other_methods(gateway: Gateway) -> None:
-    """HEAD tells what GET would, without a stream; what is not allowed says what is."""
+    """HEAD responds like GET, without a stream; other methods get a 405 with Allow."""
     async with gateway.session.head(f"{gateway.url}/events/orders") as answer:
         assert answer.status == 200
         assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -170,7 +170,7 @@ async def test_a_channel_without_history_has_ids_of_the_gateway_alone() -> None:
 
 
 async def test_an_envelope_on_the_wire_is_one_line(gateway: Gateway) -> None:
-    """A loop that parses each `data:` line breaks on a payload that was published over several lines."""
+    """A client that parses each `data:` line alone would break on a payload with line breaks."""
     live = await gateway.subscribe("/events/orders")
     messages = await gateway.subscribe("/events/orders?format=message")
     text = '{\r\n  "a": ["\u2028\u2029\x85",\n 1.10]\r\n}'

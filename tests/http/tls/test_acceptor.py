@@ -1,4 +1,4 @@
-"""Handshakes that somebody does not end: nobody else is kept out, and nothing of them stays."""
+"""Handshakes that a client never completes keep no other client out, and leave nothing behind."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
 
 @asynccontextmanager
 async def patient(authority: Authority, seconds: str = "10m") -> AsyncIterator[Gateway]:
-    """Run a gateway with TLS to which addresses of loopback are strangers'."""
+    """Run a gateway with TLS that treats loopback addresses like any client's."""
     server = {"tls": tls(authority.server()), "trusted_proxies": ["192.0.2.9"]}
     async with gateway_running({"server": server, "timeouts": {"request": seconds}}) as gateway:
         yield gateway
@@ -97,7 +97,7 @@ def held(gateway: Gateway) -> int:
 
 
 async def test_one_address_does_not_take_all_places(authority: Authority) -> None:
-    """Slow handshakes of one client, in any number, are not in another one's way."""
+    """One client's slow handshakes, however many, do not block another client."""
     async with patient(authority) as gateway, silence() as silent:
         before = gateway.daemon.public_listener.request_connections
         await silent.come(gateway.port, 3 * MOST)

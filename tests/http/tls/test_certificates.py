@@ -1,4 +1,4 @@
-"""The certificate over time: what is taken up, what is not and who is told."""
+"""Reloading certificates: which files are used, which are not, and what the log says."""
 
 import shutil
 import ssl
@@ -48,7 +48,7 @@ class Held:
         shutil.copyfile(pair.key, self.files.key)
 
     def serves(self, pair: Pair, client: ssl.SSLContext | None = None) -> bool:
-        """Tell whether a new connection is shown a certificate."""
+        """Return whether a new connection gets this certificate."""
         shown = handshake(self.of.context, client or self.authority.client()).getpeercert(binary_form=True)
         assert shown is not None
         return serial(shown) == serial_of(pair.certificate)
@@ -113,7 +113,7 @@ async def test_a_swap_of_symlinks_is_seen(authority: Authority, tmp_path: Path) 
 
 
 async def test_a_bad_change_leaves_the_old_one_and_tells_each_cause_once(held: Held, lines: Lines) -> None:
-    """Half a file, then a certificate without its key, then all is good: two lines, and a way back."""
+    """Half a file, then a certificate without its key, then valid files: two log lines, then the reload."""
     old, new = Pair(*map(_kept, held.files)), held.authority.server()
     held.files.certificate.write_bytes(new.certificate.read_bytes()[:200])
     for _ in range(3):
@@ -138,7 +138,7 @@ def _kept(file: Path) -> Path:
 
 
 async def test_files_that_vanish_change_nothing(held: Held, lines: Lines) -> None:
-    """A volume that is away for a moment is no reason to stop; the same files are taken up when it is back."""
+    """A volume that is unmounted for a moment stops nothing, and its files are used again afterwards."""
     old = Pair(*map(_kept, held.files))
     held.files.key.unlink()
     await held.of.reload_if_changed()
@@ -162,7 +162,7 @@ async def test_an_expired_certificate_does_not_replace_a_good_one(held: Held, li
 
 
 async def test_a_certificate_for_later_waits_for_its_time(held: Held, lines: Lines) -> None:
-    """Renewed on a machine whose clock is ahead: it is used once it is valid, and not before."""
+    """A certificate issued by a clock that is ahead is used once it is valid, and not before."""
     old, early = Pair(*map(_kept, held.files)), held.authority.server(begins=0.5, ends=9)
     held.put(early)
     await held.of.reload_if_changed()

@@ -1,4 +1,4 @@
-"""TLS of the public port: what is spoken, who is asked, what is refused, and that nobody fills the log."""
+"""TLS on the public port: versions, client certificates, refusals, and no floods of the log."""
 
 import asyncio
 import contextlib
@@ -106,7 +106,7 @@ def test_ciphers_can_be_chosen(authority: Authority) -> None:
 
 @pytest.mark.parametrize("what", ["no file", "no certificate", "other key", "encrypted", "bad authority"])
 def test_files_that_cannot_be_used_are_one_line(authority: Authority, tmp_path: Path, what: str) -> None:
-    """The operator reads what is wrong with which file, and no terminal is asked for a password."""
+    """The error names the file and its fault, and no terminal prompts for a password."""
     pair = authority.server()
     empty = tmp_path / "empty.pem"
     empty.write_text("nothing\n")
@@ -190,7 +190,7 @@ async def test_a_webhook_wants_a_certificate_with_one_of_its_names(
 
 
 async def test_no_page_posts_by_a_certificate_that_its_browser_holds(authority: Authority) -> None:
-    """A form of any site would publish in the name of whoever looks at it."""
+    """A form of any site would publish with its visitor's client certificate."""
     sender = authority.issue(dns=["sender.example.com"])
     async with behind(authority.server(), HOOKS, client_ca=str(authority.file)) as gateway:
         client = authority.client(sender)
@@ -216,7 +216,8 @@ async def test_a_certificate_that_is_not_good_ends_the_handshake(
     other = authority if what == "expired" else Authority(tmp_path, "stranger")
     sender = other.issue(dns=["sender.example.com"], begins=-2, ends=-1 if what == "expired" else 1)
     async with behind(authority.server(), HOOKS, client_ca=str(authority.file)) as gateway:
-        # In TLS 1.3 the client has shaken hands when it hears of it: by an alert, or a reset that overtakes it.
+        # In TLS 1.3 the client has shaken hands when it hears of it: by an alert, or a reset that overtakes
+        # it.
         with capture_logs() as lines, pytest.raises((OSError, aiohttp.ClientError)):
             await posted(gateway, authority.client(sender))
         metric = 'tls_handshake_failures_total{reason="client_certificate"}'
@@ -260,7 +261,7 @@ async def test_what_is_no_tls_gets_no_answer_and_no_line(
 
 
 async def _is_served(gateway: Gateway, authority: Authority) -> bool:
-    """Tell whether a client gets a stream; one that is slow to shake hands is cut, and comes back."""
+    """Return whether a client gets a stream. It retries if its slow handshake is cut."""
     with contextlib.suppress(OSError):
         (await gateway.subscribe("/events/orders", ssl=authority.client())).close()
         return True
@@ -280,7 +281,7 @@ async def _tell(port: int, data: bytes) -> bytes:
 
 
 async def test_handshakes_count_as_connections_until_they_end(authority: Authority) -> None:
-    """Silent handshakes hold descriptors: uncounted, they would take those that the log and upstreams need."""
+    """Silent handshakes occupy descriptors; uncounted, they would take those of broker and sources."""
     async with behind(authority.server(), {"timeouts": {"request": "10m"}}) as gateway:
         before = gateway.daemon.public_listener.request_connections
         writers = [(await asyncio.open_connection("127.0.0.1", gateway.port))[1] for _ in range(30)]
@@ -307,7 +308,7 @@ async def test_handshakes_count_as_connections_until_they_end(authority: Authori
 async def test_without_room_a_handshake_is_refused_at_once(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reserve of descriptors holds for who has not said a word of TLS yet; nothing is logged of it."""
+    """The reserve of descriptors covers connections before their handshake, without log lines."""
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     async with behind(authority.server(), {"timeouts": {"request": "30s"}}) as gateway:

@@ -1,8 +1,8 @@
 """What the parent of several workers says for itself."""
 
-from gateway.config.loader.load import loads
 from gateway.observability.metrics import Metrics
 from gateway.server.workers.parent import Parent
+from tests.support.config import loads
 
 CONFIG = """
 broker: {url: "sqlite:///never-opened.db"}

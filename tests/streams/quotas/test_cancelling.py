@@ -66,7 +66,7 @@ async def test_a_stream_that_is_given_up_while_it_opens_counts_nowhere(
         hold = daemon.limits.acquire(caller, grant, client)
         place = daemon.streams.acquire_slot(subscription, hold)
         with place:
-            await daemon.subscribe_handler.prepare(place, ResumePoint())
+            await place.prepare(ResumePoint())
 
     async def check(number: int) -> None:
         assert daemon.streams._reserved_count == 0, number

@@ -12,9 +12,9 @@ import pytest
 from gateway.auth.grant import ANONYMOUS
 from gateway.auth.revocation import Revocation
 from gateway.broker.memory import MemoryBroker
-from gateway.config.loader.load import loads
 from gateway.observability.metrics import Metrics
 from gateway.streams.quotas.client_limits import UNKNOWN_CALLER, ClientLimits
+from tests.support.config import loads
 from tests.support.eventsource import Message, Stream
 from tests.support.gateway import BASE, Gateway, eventually, gateway_running
 from tests.support.redis import RedisServer
