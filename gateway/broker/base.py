@@ -33,15 +33,7 @@ from typing import ClassVar, NamedTuple
 
 from gateway.broker.shared_store import SharedStore
 from gateway.core.errors import IdempotencyKeyReused, StaleFencingToken
-from gateway.core.event import (
-    DELETED_OFFSET,
-    AppendedIds,
-    Draft,
-    Event,
-    EventId,
-    FencingToken,
-    SourceOffset,
-)
+from gateway.core.event import DELETED_OFFSET, AppendedIds, Draft, Event, EventId, FencingToken, SourceOffset
 
 MIN_DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""

@@ -5,6 +5,7 @@ single request waits for nothing.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -31,43 +32,48 @@ class BatchLimits:
     """Bytes after which a batch is closed."""
 
 
+@dataclass(slots=True, eq=False)
+class Pending(Generic[T, R]):
+    """A request and the future that its caller waits for."""
+
+    request: T
+    units: int
+    size: int
+    result: "asyncio.Future[R]"
+
+
 class Batcher(Generic[T, R]):
-    """Sends requests in batches, one batch at a time, in the order of `submit`.
+    """Queues requests in the order of `submit`, and settles their callers.
 
-    ``send`` receives a batch and returns one result per request; a result that is an exception is raised
-    to that caller alone. If ``send`` raises Unavailable, all callers of the batch receive it. Any other
-    exception goes to ``on_failure``, and the callers receive Unavailable. The next batch is sent in any case.
-    ``weigh`` returns a request's units and bytes. ``noun`` names the requests in error messages.
-
-    `run` is the sending loop; run it as a supervised task. Not thread-safe.
+    Either `run` sends the batches, as a supervised task; or a thread calls `take_batch`, between two batches
+    without the event loop, and ``wake`` wakes it. ``wake`` is called on the loop when a request joins an
+    empty queue. ``weigh`` returns a request's units and bytes, ``noun`` names the requests in error messages.
     """
 
     def __init__(
         self,
-        send: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
         limits: BatchLimits,
         *,
         noun: str,
         weigh: Callable[[T], tuple[int, int]],
-        on_failure: Callable[[Exception], None],
+        wake: Callable[[], object] | None = None,
     ) -> None:
-        self._send = send
+        self.is_closed = False
         self._limits = limits
         self._noun = noun
         self._weigh = weigh
-        self._on_failure = on_failure
-        self._pending: dict[asyncio.Future[R], tuple[T, int, int]] = {}
+        self._pending: deque[Pending[T, R]] = deque()
         self._waiting_count = self._waiting_bytes = 0
         self._wakeup = asyncio.Event()
-        self._is_closed = False
+        self._wake = wake or self._wakeup.set
 
     async def submit(self, request: T) -> R:
-        """Send a request with the next batch and return its result.
+        """Queue a request and return its result.
 
         Raises Unavailable where too many requests wait, where the batch failed, and after `close`. A request
-        that is cancelled before its batch is formed is not sent; later it may or may not have had its effect.
+        is sent even if its caller is cancelled.
         """
-        if self._is_closed:
+        if self.is_closed:
             raise Unavailable(SHUTTING_DOWN)
         units, size = self._weigh(request)
         if self._waiting_count >= self._limits.max_waiting:
@@ -77,73 +83,84 @@ class Batcher(Generic[T, R]):
                 f"{self._waiting_bytes} bytes of {self._noun} are waiting already", retry_after=2
             )
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._pending[result] = request, units, size
+        self._pending.append(Pending(request, units, size, result))
+        if len(self._pending) == 1:
+            self._wake()
         self._waiting_count += 1
         self._waiting_bytes += size
-        self._wakeup.set()
         try:
             return await result
         finally:
-            self._pending.pop(result, None)
             self._waiting_count -= 1
             self._waiting_bytes -= size
 
-    async def run(self) -> None:
-        """Send batches until `close` was called and no request is left.
-
-        If cancelled, the callers of the batch under way receive Unavailable; the others stay queued.
-        """
-        while True:
-            while self._pending:
-                await self._send_batch(self._take_batch())
-            if self._is_closed:
-                return
-            self._wakeup.clear()
-            await self._wakeup.wait()
-
     def close(self) -> None:
-        """Reject new requests, and let `run` return once those that wait are sent; harmless when repeated."""
-        self._is_closed = True
-        self._wakeup.set()
+        """Reject new requests; those that wait can still be sent. Harmless when repeated."""
+        self.is_closed = True
+        self._wake()
 
-    def reject_pending(self) -> None:
-        """Raise Unavailable to the callers whose requests were not sent; call it after `run` has ended."""
-        _reject(self._pending, SHUTTING_DOWN)
-        self._pending.clear()
+    def take_batch(self) -> list[Pending[T, R]]:
+        """Remove the next batch from the queue and return it; empty if no request waits.
 
-    def _take_batch(self) -> dict[asyncio.Future[R], T]:
-        batch: dict[asyncio.Future[R], T] = {}
+        Any one thread may call this, since only `submit` adds requests and nothing else removes them.
+        """
+        batch: list[Pending[T, R]] = []
         units = size = 0
-        for result, (request, request_units, request_size) in self._pending.items():
-            if batch and (units >= self._limits.batch_units or size >= self._limits.batch_bytes):
-                break
-            batch[result] = request
-            units += request_units
-            size += request_size
-        for result in batch:
-            del self._pending[result]
+        while self._pending and units < self._limits.batch_units and size < self._limits.batch_bytes:
+            batch.append(pending := self._pending.popleft())
+            units += pending.units
+            size += pending.size
         return batch
 
-    async def _send_batch(self, batch: dict[asyncio.Future[R], T]) -> None:
-        try:
-            for caller, result in zip(batch, await self._send(list(batch.values())), strict=True):
-                if caller.done():
-                    continue
-                if isinstance(result, Exception):
-                    caller.set_exception(result)
-                else:
-                    caller.set_result(result)
-        except Unavailable as error:
-            _reject(batch, error.message)
-        except asyncio.CancelledError:
-            _reject(batch, SHUTTING_DOWN)
-            raise
-        except Exception as error:
-            self._on_failure(error)
-            _reject(batch, f"the {self._noun} failed; the gateway's logging has the cause")
+    async def run(
+        self,
+        send: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        """Send batches, one at a time, until `close` was called and no request is left.
+
+        ``send`` returns one result per request, for `settle`. If it raises Unavailable, all callers of the
+        batch receive it; any other exception goes to ``on_failure``, and the callers receive Unavailable. If
+        cancelled, the callers of the batch under way receive Unavailable; the others stay queued.
+        """
+        while True:
+            batch = self.take_batch()
+            if not batch:
+                if self.is_closed:
+                    return
+                self._wakeup.clear()
+                await self._wakeup.wait()
+                continue
+            try:
+                settle(batch, await send([pending.request for pending in batch]))
+            except Unavailable as error:
+                reject(batch, error.message)
+            except asyncio.CancelledError:
+                reject(batch, SHUTTING_DOWN)
+                raise
+            except Exception as error:
+                on_failure(error)
+                reject(batch, f"the {self._noun} failed; the gateway's logging has the cause")
+
+    def reject_pending(self) -> None:
+        """Raise Unavailable to the callers whose requests were not sent; call it after the last batch."""
+        reject(self._pending, SHUTTING_DOWN)
+        self._pending.clear()
 
 
-def _reject(callers: Iterable[asyncio.Future[R]], message: str) -> None:
-    for caller in callers:
-        if not caller.done():
-            caller.set_exception(Unavailable(message))
+def settle(batch: Iterable[Pending[T, R]], results: Iterable[R | Exception]) -> None:
+    """Return each result to its caller; one that is an exception is raised to that caller alone."""
+    for pending, result in zip(batch, results, strict=True):
+        if pending.result.done():
+            continue
+        if isinstance(result, Exception):
+            pending.result.set_exception(result)
+        else:
+            pending.result.set_result(result)
+
+
+def reject(batch: Iterable[Pending[T, R]], message: str) -> None:
+    """Raise Unavailable to all callers of a batch."""
+    for pending in batch:
+        if not pending.result.done():
+            pending.result.set_exception(Unavailable(message))

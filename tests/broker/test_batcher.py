@@ -37,14 +37,8 @@ async def running(
     failures: list[Exception] | None = None,
 ) -> AsyncIterator[Batcher[str, str]]:
     """Run a batcher; a request is one unit and as many bytes as characters."""
-    batcher: Batcher[str, str] = Batcher(
-        send,
-        LIMITS,
-        noun="requests",
-        weigh=lambda request: (1, len(request)),
-        on_failure=([] if failures is None else failures).append,
-    )
-    task = asyncio.create_task(batcher.run())
+    batcher: Batcher[str, str] = Batcher(LIMITS, noun="requests", weigh=lambda request: (1, len(request)))
+    task = asyncio.create_task(batcher.run(send, ([] if failures is None else failures).append))
     try:
         async with safety_net():
             yield batcher
@@ -81,8 +75,8 @@ async def test_waiting_requests_are_bounded(requests: list[str], message: str) -
         assert await batcher.submit("z" * 1000) == "z" * 1000
 
 
-async def test_a_request_that_is_cancelled_while_it_waits_is_not_sent() -> None:
-    """Work that nobody waits for any more must not hold up the others."""
+async def test_a_cancelled_request_is_sent_and_holds_up_no_other() -> None:
+    """A caller that gives up must neither block the requests behind its own nor lose its event."""
     peer = Peer()
     peer.gate.clear()
     async with running(peer.send) as batcher:
@@ -95,7 +89,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_is_not_sent() -> None:
         await asyncio.gather(first, second, return_exceptions=True)
         peer.gate.set()
         assert await third == "third"
-    assert peer.batches == [["first"], ["third"]]
+    assert peer.batches == [["first"], ["second", "third"]]
 
 
 async def test_a_failure_reaches_the_callers_it_concerns() -> None:

@@ -312,7 +312,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     "sqlite_sweep": Injection(
         lambda daemon: SqliteEventLog, "sweep", log="sqlite", quick={"broker.sqlite.writer.SWEEP_SECONDS": 0.05}
     ),
-    "sqlite_writer": Injection(lambda daemon: daemon.broker._writer.appends, "_take_batch", log="sqlite"),  # type: ignore[attr-defined]
+    "sqlite_writer": Injection(lambda daemon: daemon.broker._writer.appends, "take_batch", log="sqlite"),  # type: ignore[attr-defined]
     "watchdog": Injection(
         lambda daemon: daemon.systemd, "_send", stir=feed_the_watchdog,
         meant=lambda *words: "WATCHDOG=1" in words,
@@ -322,7 +322,7 @@ INJECTIONS: dict[TaskName, Injection] = {
         quick={"sources.election.RENEW_SECONDS": 0.05},
     ),
     "redis_follower": Injection(lambda daemon: daemon.broker._follower, "_handle_live_message", log="redis"),  # type: ignore[attr-defined]
-    "redis_writer": Injection(lambda daemon: daemon.broker._appends, "_take_batch", log="redis"),  # type: ignore[attr-defined]
+    "redis_writer": Injection(lambda daemon: daemon.broker._appends, "take_batch", log="redis"),  # type: ignore[attr-defined]
 }  # fmt: skip
 
 OTHERS: dict[TaskName, str] = {

@@ -79,13 +79,11 @@ class RedisBroker(Broker):
         self._delivery = Delivery(background)
         self._follower = RedisFollower(self._connection, self._event_log, self._delivery, background)
         self._appends: Batcher[AppendBatch, AppendedIds] = Batcher(
-            self._write,
             BatchLimits(
                 MAX_WAITING_APPENDS, MAX_WAITING_APPEND_BYTES, GROUP_COMMIT_DRAFTS, GROUP_COMMIT_BYTES
             ),
             noun="appends",
             weigh=lambda batch: (len(batch.drafts), batch.payload_bytes()),
-            on_failure=lambda error: background.record_failure("redis_writer", error),
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -108,7 +106,7 @@ class RedisBroker(Broker):
     async def start(self) -> None:
         self._tasks = [
             self._background.start_task("redis_follower", self._follower.run, is_vital=True),
-            self._background.start_task("redis_writer", self._appends.run, is_vital=True),
+            self._background.start_task("redis_writer", self._run_writer, is_vital=True),
         ]
         try:
             await asyncio.wait_for(self._follower.first_attempt_done.wait(), START_TIMEOUT_SECONDS)
@@ -134,6 +132,11 @@ class RedisBroker(Broker):
         if not self.is_up:
             raise Unavailable("Redis is not reached just now")
         return await self._appends.submit(AppendBatch(drafts, offset, fence))
+
+    async def _run_writer(self) -> None:
+        await self._appends.run(
+            self._write, lambda error: self._background.record_failure("redis_writer", error)
+        )
 
     async def _write(self, batches: Sequence[AppendBatch]) -> Sequence[AppendResult]:
         async with self._borrow_client() as client:

@@ -16,30 +16,14 @@ from secrets import token_hex
 
 import structlog
 
-from gateway.broker.base import (
-    AppendBatch,
-    Broker,
-    HistoryPage,
-    HistorySpan,
-    OnEvents,
-    OnGap,
-    SpanIds,
-)
+from gateway.broker.base import AppendBatch, Broker, HistoryPage, HistorySpan, OnEvents, OnGap, SpanIds
 from gateway.broker.delivery import Delivery
 from gateway.broker.sqlite.connections import SqliteConnections
 from gateway.broker.sqlite.follower import POLL_SECONDS, SqliteFollower
 from gateway.broker.sqlite.shared_store import SqliteSharedStore, boot_id, seconds_since_boot
 from gateway.broker.sqlite.wakeups import ProcessWakeups
 from gateway.broker.sqlite.writer import SqliteWriter
-from gateway.core.event import (
-    AppendedIds,
-    Draft,
-    EventId,
-    FencingToken,
-    SourceOffset,
-    pack_id,
-    unpack_id,
-)
+from gateway.core.event import AppendedIds, Draft, EventId, FencingToken, SourceOffset, pack_id, unpack_id
 from gateway.observability.task_supervisor import UNCOUNTED_SUPERVISOR, TaskSupervisor
 
 log = structlog.get_logger("gateway.broker")

@@ -1,4 +1,4 @@
-"""Runs operations on the log's file in threads: one writes and two read, each with its own connection."""
+"""Runs operations on the log's file, in threads that each have a connection of their own."""
 
 import asyncio
 import os
@@ -13,12 +13,7 @@ from typing import TypeVar
 import structlog
 
 from gateway.broker.batcher import SHUTTING_DOWN
-from gateway.broker.sqlite.event_log import (
-    FOLDER_MODE,
-    IncompatibleFile,
-    SqliteEventLog,
-    is_world_readable,
-)
+from gateway.broker.sqlite.event_log import FOLDER_MODE, IncompatibleFile, SqliteEventLog, is_world_readable
 from gateway.core.errors import StartupError, Unavailable
 
 log = structlog.get_logger("gateway.broker")
@@ -42,7 +37,6 @@ class SqliteConnections:
         """Whether another file is in use since the follower cleared this."""
         self._path = path
         self._clock = clock
-        self._writer = ThreadPoolExecutor(1, "sqlite writer")
         self._readers = ThreadPoolExecutor(2, "sqlite reader")
         self._thread_local = threading.local()
         self._generation = 0  # a connection of an earlier one is opened anew
@@ -53,7 +47,7 @@ class SqliteConnections:
     async def open(self) -> int:
         """Open or create the file, and return its head, packed. Raises StartupError."""
         try:
-            head = await self._run(self._readers, SqliteEventLog.read_head)
+            head = await self._run(SqliteEventLog.read_head)
         except (sqlite3.Error, IncompatibleFile, OSError) as error:
             reason = str(error)
             if not os.access(self._path.parent, os.W_OK):
@@ -68,8 +62,8 @@ class SqliteConnections:
     async def close(self) -> None:
         """Wait for the operations under way, and close all connections; harmless when repeated."""
         self._is_closed, self.is_up = True, False
-        for threads in (self._writer, self._readers):
-            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+        # The threads first: a connection must not be closed under a statement.
+        await asyncio.to_thread(self._readers.shutdown, cancel_futures=True)
         while self._open_logs:
             self._open_logs.pop().close()
 
@@ -78,7 +72,7 @@ class SqliteConnections:
         if self._is_closed:
             raise Unavailable(SHUTTING_DOWN)
         try:
-            return await self._run(self._readers, operation)
+            return await self._run(operation)
         except (sqlite3.Error, IncompatibleFile, OSError) as error:
             self.is_up = False
             self.last_error = f"the log cannot be read: {error}"
@@ -96,34 +90,34 @@ class SqliteConnections:
 
         return await self.read(within)
 
-    async def write(self, operation: Operation[T]) -> T:
-        """Run an operation, with a transaction of its own, in the writer's thread. Raises what it raises.
+    async def _run(self, operation: Operation[T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._call, operation)
 
-        After an exception all threads open the file anew. A cancellation does not stop the operation.
+    # In any thread.
+
+    def write(self, operation: Operation[T]) -> T:
+        """Run an operation, with a transaction of its own, in the calling thread. Raises what it raises.
+
+        After an exception all threads open the file anew.
         """
         try:
-            return await self._run(self._writer, operation)
+            return self._call(operation)
         except Exception:
             self._generation += 1
             raise
-
-    async def _run(self, threads: ThreadPoolExecutor, operation: Operation[T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(threads, self._call, operation)
-
-    # In a thread of the pools.
 
     def _call(self, operation: Operation[T]) -> T:
         try:
             return operation(self._thread_log())
         except Exception:
-            self._close_thread_log()
+            self.close_thread_log()
             raise
 
     def _thread_log(self) -> SqliteEventLog:
         store: SqliteEventLog | None = getattr(self._thread_local, "store", None)
         if store is not None and self._thread_local.generation == self._generation and store.is_file_current:
             return store
-        self._close_thread_log()
+        self.close_thread_log()
         self._thread_local.generation = self._generation
         self._path.parent.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
         store = self._thread_local.store = SqliteEventLog(self._path, self._clock)
@@ -135,7 +129,8 @@ class SqliteConnections:
         self._file_identity = store.file_identity
         return store
 
-    def _close_thread_log(self) -> None:
+    def close_thread_log(self) -> None:
+        """Close the calling thread's connection; harmless when repeated."""
         store: SqliteEventLog | None = getattr(self._thread_local, "store", None)
         if store is not None:
             self._thread_local.store = None
