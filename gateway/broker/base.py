@@ -38,12 +38,6 @@ from gateway.core.event import DELETED_OFFSET, AppendedIds, Draft, Event, EventI
 MIN_DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""
 
-MAX_WAITING_APPENDS = 10_000
-"""Appends that may wait for a slow log before more are rejected."""
-
-MAX_WAITING_APPEND_BYTES = 256 * 1024 * 1024
-"""Payload bytes of the appends that may wait."""
-
 IDLE_CHANNEL_TTL_MS = 86_400_000
 """How long (milliseconds) a shared log remembers a channel after its last event expired: a day.
 
@@ -106,7 +100,11 @@ class SpanIds:
 
 
 class Broker(ABC):
-    """The event log of one node; the module's docstring is its contract."""
+    """The event log of one node; the module's docstring is its contract.
+
+    The coroutines from `append` on raise Unavailable for a temporary failure. A cancelled one that writes may
+    or may not have had its effect; for the others, cancelling is safe.
+    """
 
     type: ClassVar[str]
     """``memory``, ``sqlite`` or ``redis``, as shown in the status."""
@@ -147,53 +145,42 @@ class Broker(ABC):
     ) -> AppendedIds:
         """Append a batch and store the offset of its source, in one transaction; returns each draft's id.
 
-        Raises StaleFencingToken if another node took the lease, IdempotencyKeyReused for a key that was used
-        with another fingerprint, and Unavailable for a temporary failure. After a cancellation the batch may
-        or may not be in the log.
+        Raises StaleFencingToken if another node took the lease, and IdempotencyKeyReused for a key that was
+        used with another fingerprint.
         """
 
     @abstractmethod
     async def read(
         self, after: Mapping[str, EventId], until: EventId, limit: int
     ) -> Mapping[str, HistoryPage]:
-        """Return the first ``limit`` events of each channel with ``after < id <= until``.
-
-        Raises Unavailable for a temporary failure. Cancelling is safe.
-        """
+        """Return the first ``limit`` events of each channel with ``after < id <= until``."""
 
     @abstractmethod
     async def read_recent_ids(self, spans: Sequence[HistorySpan]) -> Sequence[SpanIds]:
         """Return the ids of the newest events in each span, without the events.
 
         There are at most `MAX_RECENT_IDS` ids in total; if that is too few, the later spans receive fewer.
-        Raises Unavailable. Cancelling is safe.
         """
 
     @abstractmethod
     async def read_log_head(self) -> EventId:
-        """Return the id of the last event in the log, which may be later than `head`. Raises Unavailable."""
+        """Return the id of the last event in the log, which may be later than `head`."""
 
     @abstractmethod
     async def read_offset(self, source: str) -> str | None:
-        """Return the offset last stored for a source. Raises Unavailable. Cancelling is safe."""
+        """Return the offset last stored for a source."""
 
     @abstractmethod
     async def list_partitions(self, source: str) -> list[str]:
-        """Return the partitions of a source that have an offset: the rest of each key below ``source/``.
-
-        Raises Unavailable. Cancelling is safe.
-        """
+        """Return the partitions of a source that have an offset: the rest of each key below ``source/``."""
 
     @abstractmethod
     async def acquire_lease(self, name: str, seconds: float) -> FencingToken | None:
-        """Acquire or renew a lease for so many seconds; returns None while another node holds it.
-
-        Raises Unavailable. After a cancellation the lease may or may not be held.
-        """
+        """Acquire or renew a lease for so many seconds; returns None while another node holds it."""
 
     @abstractmethod
     async def release_lease(self, fence: FencingToken) -> None:
-        """Release a lease, so that another node need not wait. Raises Unavailable. Cancelling is safe."""
+        """Release a lease, so that another node need not wait."""
 
 
 def has_key_conflict(

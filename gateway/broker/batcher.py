@@ -6,7 +6,7 @@ single request waits for nothing.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -18,18 +18,11 @@ R = TypeVar("R")
 SHUTTING_DOWN = "the gateway is shutting down"
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """Bounds of a `Batcher`, in units (what a unit is, ``weigh`` decides) and in bytes."""
+MAX_WAITING = 10_000
+"""Requests that may wait, those under way included, before more are rejected."""
 
-    max_waiting: int
-    """Requests that may wait, those under way included."""
-    max_waiting_bytes: int
-    """Their bytes; a single larger request is accepted while no other waits."""
-    batch_units: int
-    """Units after which a batch is closed; a request is never divided."""
-    batch_bytes: int
-    """Bytes after which a batch is closed."""
+MAX_WAITING_BYTES = 256 * 1024 * 1024
+"""Their bytes; a single larger request is accepted while no other waits."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,29 +36,30 @@ class Pending(Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """Queues requests in the order of `submit`, and settles their callers.
+    """Queues requests, and forms batches in the order of `submit`.
 
-    Either `run` sends the batches, as a supervised task; or a thread calls `take_batch`, between two batches
-    without the event loop, and ``wake`` wakes it. ``wake`` is called on the loop when a request joins an
-    empty queue. ``weigh`` returns a request's units and bytes, ``noun`` names the requests in error messages.
+    Either `run` sends the batches, as a supervised task; or a thread calls `take_batch`, without a detour
+    through the event loop between two batches. ``wake`` wakes that thread: it is called on the loop when a
+    request joins an empty queue. ``weigh`` returns a request's units and bytes, and a batch is closed after
+    ``batch_units`` or ``batch_bytes``. ``noun`` names the requests in error messages.
     """
 
     def __init__(
         self,
-        limits: BatchLimits,
-        *,
         noun: str,
         weigh: Callable[[T], tuple[int, int]],
+        *,
+        batch_units: int,
+        batch_bytes: int,
         wake: Callable[[], object] | None = None,
     ) -> None:
         self.is_closed = False
-        self._limits = limits
-        self._noun = noun
-        self._weigh = weigh
+        self._noun, self._weigh = noun, weigh
+        self._batch_units, self._batch_bytes = batch_units, batch_bytes
         self._pending: deque[Pending[T, R]] = deque()
         self._waiting_count = self._waiting_bytes = 0
         self._wakeup = asyncio.Event()
-        self._wake = wake or self._wakeup.set
+        self._wake = wake or self._wake_run
 
     async def submit(self, request: T) -> R:
         """Queue a request and return its result.
@@ -76,9 +70,9 @@ class Batcher(Generic[T, R]):
         if self.is_closed:
             raise Unavailable(SHUTTING_DOWN)
         units, size = self._weigh(request)
-        if self._waiting_count >= self._limits.max_waiting:
+        if self._waiting_count >= MAX_WAITING:
             raise Unavailable(f"{self._waiting_count} {self._noun} are waiting already", retry_after=2)
-        if self._waiting_count and self._waiting_bytes + size > self._limits.max_waiting_bytes:
+        if self._waiting_count and self._waiting_bytes + size > MAX_WAITING_BYTES:
             raise Unavailable(
                 f"{self._waiting_bytes} bytes of {self._noun} are waiting already", retry_after=2
             )
@@ -88,11 +82,7 @@ class Batcher(Generic[T, R]):
             self._wake()
         self._waiting_count += 1
         self._waiting_bytes += size
-        try:
-            return await result
-        finally:
-            self._waiting_count -= 1
-            self._waiting_bytes -= size
+        return await result
 
     def close(self) -> None:
         """Reject new requests; those that wait can still be sent. Harmless when repeated."""
@@ -100,13 +90,10 @@ class Batcher(Generic[T, R]):
         self._wake()
 
     def take_batch(self) -> list[Pending[T, R]]:
-        """Remove the next batch from the queue and return it; empty if no request waits.
-
-        Any one thread may call this, since only `submit` adds requests and nothing else removes them.
-        """
+        """Remove the next batch from the queue and return it; empty if no request waits. For one thread."""
         batch: list[Pending[T, R]] = []
         units = size = 0
-        while self._pending and units < self._limits.batch_units and size < self._limits.batch_bytes:
+        while self._pending and units < self._batch_units and size < self._batch_bytes:
             batch.append(pending := self._pending.popleft())
             units += pending.units
             size += pending.size
@@ -119,9 +106,8 @@ class Batcher(Generic[T, R]):
     ) -> None:
         """Send batches, one at a time, until `close` was called and no request is left.
 
-        ``send`` returns one result per request, for `settle`. If it raises Unavailable, all callers of the
-        batch receive it; any other exception goes to ``on_failure``, and the callers receive Unavailable. If
-        cancelled, the callers of the batch under way receive Unavailable; the others stay queued.
+        ``send`` returns one result per request, for `settle`. If it raises Unavailable, the batch is rejected
+        with it; other exceptions go to ``on_failure``. Cancelling rejects the batch under way alone.
         """
         while True:
             batch = self.take_batch()
@@ -132,35 +118,38 @@ class Batcher(Generic[T, R]):
                 await self._wakeup.wait()
                 continue
             try:
-                settle(batch, await send([pending.request for pending in batch]))
+                results = await send([pending.request for pending in batch])
             except Unavailable as error:
-                reject(batch, error.message)
+                self.reject(batch, error.message)
             except asyncio.CancelledError:
-                reject(batch, SHUTTING_DOWN)
+                self.reject(batch, SHUTTING_DOWN)
                 raise
             except Exception as error:
                 on_failure(error)
-                reject(batch, f"the {self._noun} failed; the gateway's logging has the cause")
+                self.reject(batch, f"the {self._noun} failed; the gateway's logging has the cause")
+            else:
+                self.settle(batch, results)
+
+    def settle(self, batch: Sequence[Pending[T, R]], results: Sequence[R | Exception]) -> None:
+        """Return each result to its caller; one that is an exception is raised to that caller alone."""
+        for pending, result in zip(batch, results, strict=True):
+            self._waiting_count -= 1
+            self._waiting_bytes -= pending.size
+            if pending.result.done():  # cancelled
+                continue
+            if isinstance(result, Exception):
+                pending.result.set_exception(result)
+            else:
+                pending.result.set_result(result)
+
+    def reject(self, batch: Sequence[Pending[T, R]], message: str) -> None:
+        """Raise Unavailable to all callers of a batch."""
+        self.settle(batch, [Unavailable(message) for _ in batch])
 
     def reject_pending(self) -> None:
         """Raise Unavailable to the callers whose requests were not sent; call it after the last batch."""
-        reject(self._pending, SHUTTING_DOWN)
+        self.reject(list(self._pending), SHUTTING_DOWN)
         self._pending.clear()
 
-
-def settle(batch: Iterable[Pending[T, R]], results: Iterable[R | Exception]) -> None:
-    """Return each result to its caller; one that is an exception is raised to that caller alone."""
-    for pending, result in zip(batch, results, strict=True):
-        if pending.result.done():
-            continue
-        if isinstance(result, Exception):
-            pending.result.set_exception(result)
-        else:
-            pending.result.set_result(result)
-
-
-def reject(batch: Iterable[Pending[T, R]], message: str) -> None:
-    """Raise Unavailable to all callers of a batch."""
-    for pending in batch:
-        if not pending.result.done():
-            pending.result.set_exception(Unavailable(message))
+    def _wake_run(self) -> None:
+        self._wakeup.set()

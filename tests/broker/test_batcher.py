@@ -6,12 +6,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.broker.batcher import Batcher, BatchLimits
+from gateway.broker.batcher import Batcher
 from gateway.core.errors import StaleFencingToken, Unavailable
 from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
 
-LIMITS = BatchLimits(max_waiting=6, max_waiting_bytes=100, batch_units=3, batch_bytes=50)
+
+@pytest.fixture(autouse=True)
+def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reject more than 6 requests or 100 bytes."""
+    monkeypatch.setattr("gateway.broker.batcher.MAX_WAITING", 6)
+    monkeypatch.setattr("gateway.broker.batcher.MAX_WAITING_BYTES", 100)
 
 
 class Peer:
@@ -37,7 +42,9 @@ async def running(
     failures: list[Exception] | None = None,
 ) -> AsyncIterator[Batcher[str, str]]:
     """Run a batcher; a request is one unit and as many bytes as characters."""
-    batcher: Batcher[str, str] = Batcher(LIMITS, noun="requests", weigh=lambda request: (1, len(request)))
+    batcher: Batcher[str, str] = Batcher(
+        "requests", lambda request: (1, len(request)), batch_units=3, batch_bytes=50
+    )
     task = asyncio.create_task(batcher.run(send, ([] if failures is None else failures).append))
     try:
         async with safety_net():

@@ -232,7 +232,7 @@ async def test_appends_that_wait_for_a_slow_disk_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow commit would reject appends, or let any number of them fill the memory."""
-    monkeypatch.setattr("gateway.broker.sqlite.writer.MAX_WAITING_APPENDS", 300)
+    monkeypatch.setattr("gateway.broker.batcher.MAX_WAITING", 300)
     path = tmp_path / "log.db"
     async with started(path) as broker:
         blocker = sqlite3.connect(path, isolation_level=None)

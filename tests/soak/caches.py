@@ -193,13 +193,15 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
     "one for each question under way, `gateway.auth.forward.WAITING`": (
         "gateway.auth.forward.ForwardAuth._in_flight",
     ),
-    "one for each append that somebody waits for": ("gateway.broker.batcher.Batcher._pending",),
+    "one for each append that somebody waits for": (
+        "gateway.broker.batcher.Batcher._pending",
+        "gateway.broker.sqlite.writer.SqliteWriter._queued",
+    ),
     "tasks, connections and files of ours": (
         "gateway.broker.redis.broker.RedisBroker._tasks",
         "gateway.broker.redis.pool.PublicApiPool._borrowed",
         "gateway.broker.redis.pool.RedisPool._released_at",
         "gateway.broker.sqlite.connections.SqliteConnections._open_logs",
-        "gateway.broker.sqlite.writer.SqliteWriter._tasks",
         "gateway.hub.control_channel.ControlChannel._read_tasks",
         "gateway.hub.replay.Replay._fetch_tasks",
         "gateway.server.reload.Reloader._tasks",

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from gateway.broker.base import (
-    MAX_WAITING_APPEND_BYTES,
-    MAX_WAITING_APPENDS,
     AppendBatch,
     AppendResult,
     Broker,
@@ -28,7 +26,7 @@ from gateway.broker.base import (
     OnGap,
     SpanIds,
 )
-from gateway.broker.batcher import Batcher, BatchLimits
+from gateway.broker.batcher import Batcher
 from gateway.broker.delivery import Delivery
 from gateway.broker.redis.connection import RedisConnection
 from gateway.broker.redis.event_log import RedisEventLog
@@ -79,11 +77,10 @@ class RedisBroker(Broker):
         self._delivery = Delivery(background)
         self._follower = RedisFollower(self._connection, self._event_log, self._delivery, background)
         self._appends: Batcher[AppendBatch, AppendedIds] = Batcher(
-            BatchLimits(
-                MAX_WAITING_APPENDS, MAX_WAITING_APPEND_BYTES, GROUP_COMMIT_DRAFTS, GROUP_COMMIT_BYTES
-            ),
-            noun="appends",
-            weigh=lambda batch: (len(batch.drafts), batch.payload_bytes()),
+            "appends",
+            lambda batch: (len(batch.drafts), batch.payload_bytes()),
+            batch_units=GROUP_COMMIT_DRAFTS,
+            batch_bytes=GROUP_COMMIT_BYTES,
         )
         self._tasks: list[asyncio.Task[None]] = []
 

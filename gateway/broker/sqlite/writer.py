@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
-from gateway.broker.base import MAX_WAITING_APPEND_BYTES, MAX_WAITING_APPENDS, AppendBatch, AppendResult
-from gateway.broker.batcher import Batcher, BatchLimits, Pending, reject, settle
+from gateway.broker.base import AppendBatch, AppendResult
+from gateway.broker.batcher import MAX_WAITING_BYTES, Batcher, Pending
 from gateway.broker.sqlite.connections import SqliteConnections
 from gateway.broker.sqlite.event_log import SqliteEventLog
 from gateway.broker.sqlite.follower import SqliteFollower
@@ -60,11 +60,10 @@ class SqliteWriter:
         self._loop: asyncio.AbstractEventLoop
         self._queued: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.appends: Batcher[AppendBatch, AppendedIds] = Batcher(
-            BatchLimits(
-                MAX_WAITING_APPENDS, MAX_WAITING_APPEND_BYTES, GROUP_COMMIT_APPENDS, MAX_WAITING_APPEND_BYTES
-            ),
-            noun="appends",
-            weigh=lambda batch: (1, batch.payload_bytes()),
+            "appends",
+            lambda batch: (1, batch.payload_bytes()),
+            batch_units=GROUP_COMMIT_APPENDS,
+            batch_bytes=MAX_WAITING_BYTES,
             # The appends of one iteration of the loop share a batch.
             wake=lambda: asyncio.get_running_loop().call_soon(self._queued.put, None),
         )
@@ -92,14 +91,14 @@ class SqliteWriter:
     ) -> None:
         self._connections.is_up = True
         self._follower.deliver_own_events(events, head_before)
-        settle(batch, results)
+        self.appends.settle(batch, results)
 
     def _on_write_failed(self, batch: Sequence[_PendingAppend], error: Exception) -> None:
         if self._connections.is_up:
             log.error("event_log_unwritable", error=str(error))
         self._connections.is_up = False
         self._connections.last_error = f"the log cannot be written: {error}"
-        reject(batch, self._connections.last_error)
+        self.appends.reject(batch, self._connections.last_error)
 
     # In the writer's thread.
 
