@@ -33,7 +33,7 @@ from typing import ClassVar, NamedTuple
 
 from gateway.broker.shared_store import SharedStore
 from gateway.core.errors import IdempotencyKeyReused, StaleFencingToken
-from gateway.core.event import DELETED_OFFSET, AppendedIds, Draft, Event, EventId, FencingToken, SourceOffset
+from gateway.core.event import AppendedIds, Draft, Event, EventId, FencingToken, SourceOffset
 
 MIN_DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""
@@ -186,23 +186,10 @@ class Broker(ABC):
 def has_key_conflict(
     drafts: Iterable[Draft], find_first_use: Callable[[Draft], tuple[object, str | None] | None]
 ) -> bool:
-    """Return whether a draft's deduplication key was used with another request fingerprint before.
-
-    ``find_first_use`` returns the id and the fingerprint of the first use of a draft's key, if there was one.
-    """
+    """Return whether a draft's key had another fingerprint at its first use, found as id and fingerprint."""
     for draft in drafts:
         if draft.deduplication_key is not None and draft.request_fingerprint is not None:
             seen = find_first_use(draft)
             if seen is not None and seen[1] not in (None, draft.request_fingerprint):
                 return True
     return False
-
-
-def store_offset(
-    offset: SourceOffset | None, put: Callable[[str, str], object], delete: Callable[[str], object]
-) -> None:
-    """Put the offset of an append, or delete it where its value is `DELETED_OFFSET`."""
-    if offset is not None and offset.value == DELETED_OFFSET:
-        delete(offset.key)
-    elif offset is not None:
-        put(offset.key, offset.value)

@@ -14,7 +14,6 @@ from gateway.broker.base import (
     OnGap,
     SpanIds,
     has_key_conflict,
-    store_offset,
 )
 from gateway.broker.delivery import Delivery
 from gateway.broker.memory_shared_store import MemorySharedStore
@@ -22,6 +21,7 @@ from gateway.core.clock import unix_ms
 from gateway.core.errors import IdempotencyKeyReused
 from gateway.core.event import (
     CONTROL_CHANNEL_PREFIX,
+    DELETED_OFFSET,
     AppendedIds,
     Draft,
     Event,
@@ -115,7 +115,10 @@ class MemoryBroker(Broker):
                     self._deduplication_keys.popitem(last=False)
             ids.append(event.id)
             events.append(event)
-        store_offset(offset, self._offsets.__setitem__, lambda key: self._offsets.pop(key, None))
+        if offset is not None and offset.value == DELETED_OFFSET:
+            self._offsets.pop(offset.key, None)
+        elif offset is not None:
+            self._offsets[offset.key] = offset.value
         self._delivery.deliver(events)
         return ids
 

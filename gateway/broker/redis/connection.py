@@ -27,12 +27,9 @@ class RedisConnection:
     ) -> None:
         self.timeout_seconds = timeout_seconds
         self.connect_timeout_seconds = timeout_seconds + pool_limits.connect
-        self.is_up = False
-        """Whether `borrow_client` lends the client: connections are open, and `mark_up` was called."""
-        self.is_suspect = asyncio.Event()
-        """Set when a call failed, so that the follower checks the connection at once."""
-        self.is_demoted = False
-        """Whether a call showed that the server is not the log's primary any more."""
+        self.is_up = False  # whether `borrow_client` lends the client
+        self.is_suspect = asyncio.Event()  # set when a call failed: the follower checks the connection
+        self.is_demoted = False  # whether a call showed that the server is no longer the log's primary
         self._locator = locator
         self._log_key = log_key
         self._pool_limits = pool_limits

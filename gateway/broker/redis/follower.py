@@ -43,13 +43,10 @@ class RedisFollower:
         delivery: Delivery,
         background: TaskSupervisor,
     ) -> None:
-        self.head = EventId(0, 0)
-        """The id of the last event that was delivered, or reported as lost."""
+        self.head = EventId(0, 0)  # of the last event that was delivered, or reported as lost
         self.last_error = ""
-        self.fatal_error: str | None = None
-        """Why Redis refused this node's credentials."""
-        self.first_attempt_done = asyncio.Event()
-        """Set once Redis was connected for the first time, or refused the credentials."""
+        self.fatal_error: str | None = None  # why Redis refused this node's credentials
+        self.first_attempt_done = asyncio.Event()  # connected for the first time, or refused
         self._connection = connection
         self._event_log = event_log
         self._delivery = delivery

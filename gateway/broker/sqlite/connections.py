@@ -30,11 +30,9 @@ class SqliteConnections:
     """
 
     def __init__(self, path: Path, clock: Callable[[], int]) -> None:
-        self.is_up = False
-        """Whether the last write or read of the follower succeeded."""
+        self.is_up = False  # whether the last write or read of the follower succeeded
         self.last_error = ""
-        self.is_file_replaced = False
-        """Whether another file is in use since the follower cleared this."""
+        self.is_file_replaced = False  # by another file, since the follower cleared this
         self._path = path
         self._clock = clock
         self._readers = ThreadPoolExecutor(2, "sqlite reader")

@@ -22,10 +22,10 @@ from gateway.broker.base import (
     HistorySpan,
     SpanIds,
     has_key_conflict,
-    store_offset,
 )
 from gateway.core.errors import IdempotencyKeyReused, StaleFencingToken
 from gateway.core.event import (
+    DELETED_OFFSET,
     MAX_PACKED_ID,
     PACKED_SEQ_BITS,
     AppendedIds,
@@ -59,10 +59,7 @@ _SHARED_STORE_SCHEMA = """
 CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX notes_until ON notes (until);
 CREATE TABLE seats (
-    name TEXT NOT NULL,
-    member TEXT NOT NULL,
-    boot TEXT NOT NULL,
-    until REAL NOT NULL,
+    name TEXT NOT NULL, member TEXT NOT NULL, boot TEXT NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (name, member)
 ) WITHOUT ROWID;
 CREATE INDEX seats_until ON seats (until);
@@ -70,42 +67,29 @@ CREATE INDEX seats_until ON seats (until);
 
 _SCHEMA = """
 CREATE TABLE log (
-    start INTEGER NOT NULL,
-    head INTEGER NOT NULL,
+    start INTEGER NOT NULL, head INTEGER NOT NULL,
     dropped INTEGER NOT NULL DEFAULT 0  -- floor of channels without a row, grows with each deletion
 );
 CREATE TABLE channels (
-    key INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
+    key INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
     floor INTEGER NOT NULL,  -- events up to here were deleted
-    events INTEGER NOT NULL,
-    age_ms INTEGER
+    events INTEGER NOT NULL, age_ms INTEGER
 );
 CREATE TABLE events (
-    id INTEGER PRIMARY KEY,
-    channel INTEGER NOT NULL,
-    kept INTEGER NOT NULL,
-    timestamp INTEGER NOT NULL,
-    type TEXT,
-    payload BLOB NOT NULL
+    id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, kept INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL, type TEXT, payload BLOB NOT NULL
 );
 CREATE INDEX events_by_channel ON events (channel, id) WHERE kept;
 CREATE INDEX events_live ON events (id) WHERE NOT kept;
 CREATE TABLE keys (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    channel INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    id INTEGER NOT NULL,
-    fingerprint TEXT
+    number INTEGER PRIMARY KEY AUTOINCREMENT, channel INTEGER NOT NULL, key TEXT NOT NULL,
+    id INTEGER NOT NULL, fingerprint TEXT
 );
 CREATE UNIQUE INDEX keys_by_key ON keys (channel, key);
 CREATE TABLE cursors (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE leases (
-    name TEXT PRIMARY KEY,
-    token INTEGER NOT NULL,
-    owner TEXT NOT NULL,
-    boot TEXT NOT NULL,
-    until REAL NOT NULL
+    name TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT NOT NULL,
+    boot TEXT NOT NULL, until REAL NOT NULL
 ) WITHOUT ROWID;
 """
 
@@ -116,11 +100,8 @@ _MIGRATIONS = {
 }
 """The statements that bring a file from each version to the next one."""
 
-
-_Key = tuple[int, str | None]
-"""A channel's key and a deduplication key."""
-_FirstUse = tuple[int, str | None]
-"""The id and the request fingerprint of a deduplication key's first use."""
+_Key = tuple[int, str | None]  # a channel's key, and a deduplication key
+_FirstUse = tuple[int, str | None]  # the id and the request fingerprint of its first use
 
 
 class IncompatibleFile(Exception):
@@ -255,7 +236,10 @@ class SqliteEventLog:
                 id = unpack_id(head)
                 ids.append(id)
                 events.append(Event(id, name, payload, draft.timestamp_ms, draft.type, is_kept))
-            store_offset(batch.offset, self._put_offset, self._delete_offset)
+            if batch.offset is not None and batch.offset.value == DELETED_OFFSET:
+                self.db.execute("DELETE FROM cursors WHERE source = ?", (batch.offset.key,))
+            elif batch.offset is not None:
+                self.db.execute("REPLACE INTO cursors VALUES (?, ?)", (batch.offset.key, batch.offset.value))
             results.append(ids)
         if rows:
             self._queue_for_sweep({event.channel for event in events})
@@ -294,12 +278,6 @@ class SqliteEventLog:
         query = "SELECT id, fingerprint FROM keys WHERE channel = ? AND key = ?"
         found: _FirstUse | None = new_keys.get(key) or self.db.execute(query, key).fetchone()
         return found
-
-    def _put_offset(self, key: str, value: str) -> None:
-        self.db.execute("REPLACE INTO cursors VALUES (?, ?)", (key, value))
-
-    def _delete_offset(self, key: str) -> None:
-        self.db.execute("DELETE FROM cursors WHERE source = ?", (key,))
 
     def read_all_channels(self, after: int, limit: int) -> tuple[list[Event], int, int]:
         """Return the first events after an id, of all channels, and the log's start and head."""
@@ -416,10 +394,7 @@ class SqliteEventLog:
             self._channels_to_sweep |= names
 
     def _trim_channel(self, name: str, now: int, room: int) -> tuple[int, bool]:
-        """Delete at most ``room`` expired events that followers had time to read.
-
-        Returns how many were deleted, and whether that were all.
-        """
+        """Delete at most ``room`` expired events; returns how many, and whether that were all."""
         key, floor, _ = self._channel_floor(name, now)
         until = min(floor, (now - MIN_RETENTION_MS) << PACKED_SEQ_BITS)
         cut = self.db.execute(

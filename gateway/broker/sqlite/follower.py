@@ -33,10 +33,8 @@ class SqliteFollower:
     """Delivers events in the order of ids; `run` is a supervised task that never returns."""
 
     def __init__(self, connections: SqliteConnections, delivery: Delivery) -> None:
-        self.head = EventId(0, 0)
-        """The id of the last event that was delivered, or reported as lost."""
-        self.wakeup = asyncio.Event()
-        """Set when another process may have written."""
+        self.head = EventId(0, 0)  # of the last event that was delivered, or reported as lost
+        self.wakeup = asyncio.Event()  # set when another process may have written
         self._connections = connections
         self._delivery = delivery
         self._read_at = 0.0
