@@ -31,9 +31,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from gateway.broker.delivery import Delivery, OnEvents, OnGap
 from gateway.broker.shared_store import SharedStore
 from gateway.core.errors import IdempotencyKeyReused, StaleFencingToken
 from gateway.core.event import AppendedIds, Draft, Event, EventId, FencingToken, SourceOffset
+from gateway.observability.task_supervisor import TaskSupervisor
 
 MIN_DEDUPLICATION_KEYS = 100_000
 """How many deduplication keys a broker remembers at least."""
@@ -46,9 +48,6 @@ A client that resumes later, with an older id, receives a gap on any channel tha
 
 MAX_RECENT_IDS = 2000
 """Ids that one `Broker.read_recent_ids` returns at most: 6 ms of Redis, at 3 us for each event of 1 KB."""
-
-OnEvents = Callable[[Sequence[Event]], None]
-OnGap = Callable[[EventId], None]
 
 
 class AppendBatch(NamedTuple):
@@ -112,6 +111,9 @@ class Broker(ABC):
     shared_store: SharedStore
     """Small state that nodes share beside the log."""
 
+    def __init__(self, background: TaskSupervisor) -> None:
+        self._delivery = Delivery(background)
+
     @property
     def last_error(self) -> str:
         """Why the log could not be reached the last time; empty if that never happened."""
@@ -135,9 +137,9 @@ class Broker(ABC):
     async def close(self) -> None:
         """Stop following and release all resources; harmless when repeated."""
 
-    @abstractmethod
     def follow(self, on_events: OnEvents, on_gap: OnGap) -> None:
         """Deliver every event from now on to ``on_events``. Called once, after `start`."""
+        self._delivery.set_handlers(on_events, on_gap)
 
     @abstractmethod
     async def append(

@@ -6,11 +6,13 @@ succeeds, and covers later events too.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from gateway.broker.base import OnEvents, OnGap
 from gateway.core.event import Event, EventId
 from gateway.observability.task_supervisor import TaskSupervisor
+
+OnEvents = Callable[[Sequence[Event]], None]
+OnGap = Callable[[EventId], None]
 
 GAP_RETRY_SECONDS = 0.2
 """How long after a failed report of a gap it is repeated."""

@@ -10,12 +10,9 @@ from gateway.broker.base import (
     Broker,
     HistoryPage,
     HistorySpan,
-    OnEvents,
-    OnGap,
     SpanIds,
     has_key_conflict,
 )
-from gateway.broker.delivery import Delivery
 from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.core.clock import unix_ms
 from gateway.core.errors import IdempotencyKeyReused
@@ -57,7 +54,7 @@ class MemoryBroker(Broker):
         self._history: History[Event] = History(max_bytes=history_bytes, start=self._head, clock=clock)
         self._deduplication_keys: OrderedDict[bytes, tuple[EventId, str | None]] = OrderedDict()
         self._offsets: dict[str, str] = {}
-        self._delivery = Delivery(background)
+        super().__init__(background)
         self.shared_store = MemorySharedStore(clock)
 
     @property
@@ -77,9 +74,6 @@ class MemoryBroker(Broker):
 
     async def close(self) -> None:
         self._delivery.stop()
-
-    def follow(self, on_events: OnEvents, on_gap: OnGap) -> None:
-        self._delivery.set_handlers(on_events, on_gap)
 
     async def append(
         self, drafts: Sequence[Draft], offset: SourceOffset | None = None, fence: FencingToken | None = None

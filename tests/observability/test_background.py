@@ -280,7 +280,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     "status_stream": Injection(
         lambda daemon: daemon.status_stream, "_report", stir=view_the_console, quick={"admin.status_stream.REPORT_INTERVAL_SECONDS": 0.05}
     ),
-    "event_delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),  # type: ignore[attr-defined]
+    "event_delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),
     "staleness": Injection(
         lambda daemon: daemon.staleness_monitor, "update_all", quick={"observability.staleness.CHECK_INTERVAL_SECONDS": 0.05}
     ),

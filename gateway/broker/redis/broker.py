@@ -13,21 +13,12 @@ lacks it, everything older is reported as incomplete.
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import structlog
 
-from gateway.broker.base import (
-    AppendBatch,
-    AppendResult,
-    Broker,
-    HistoryPage,
-    HistorySpan,
-    OnEvents,
-    OnGap,
-    SpanIds,
-)
+from gateway.broker.base import AppendBatch, AppendResult, Broker, HistoryPage, HistorySpan, SpanIds
 from gateway.broker.batcher import Batcher
-from gateway.broker.delivery import Delivery
 from gateway.broker.redis.connection import RedisConnection
 from gateway.broker.redis.event_log import RedisEventLog
 from gateway.broker.redis.follower import RedisFollower
@@ -74,7 +65,7 @@ class RedisBroker(Broker):
         self._borrow_client = self._connection.borrow_client
         self.shared_store = RedisSharedStore(self._borrow_client, self._event_log.key_prefix)
         self._background = background
-        self._delivery = Delivery(background)
+        super().__init__(background)
         self._follower = RedisFollower(self._connection, self._event_log, self._delivery, background)
         self._appends: Batcher[AppendBatch, AppendedIds] = Batcher(
             "appends",
@@ -101,9 +92,14 @@ class RedisBroker(Broker):
         return self._connection.count_connections()
 
     async def start(self) -> None:
+        background = self._background
         self._tasks = [
-            self._background.start_task("redis_follower", self._follower.run, is_vital=True),
-            self._background.start_task("redis_writer", self._run_writer, is_vital=True),
+            background.start_task("redis_follower", self._follower.run, is_vital=True),
+            background.start_task(
+                "redis_writer",
+                lambda: self._appends.run(self._write, partial(background.record_failure, "redis_writer")),
+                is_vital=True,
+            ),
         ]
         try:
             await asyncio.wait_for(self._follower.first_attempt_done.wait(), START_TIMEOUT_SECONDS)
@@ -120,20 +116,12 @@ class RedisBroker(Broker):
         self._delivery.stop()
         self._appends.reject_pending()
 
-    def follow(self, on_events: OnEvents, on_gap: OnGap) -> None:
-        self._delivery.set_handlers(on_events, on_gap)
-
     async def append(
         self, drafts: Sequence[Draft], offset: SourceOffset | None = None, fence: FencingToken | None = None
     ) -> AppendedIds:
         if not self.is_up:
             raise Unavailable("Redis is not reached just now")
         return await self._appends.submit(AppendBatch(drafts, offset, fence))
-
-    async def _run_writer(self) -> None:
-        await self._appends.run(
-            self._write, lambda error: self._background.record_failure("redis_writer", error)
-        )
 
     async def _write(self, batches: Sequence[AppendBatch]) -> Sequence[AppendResult]:
         async with self._borrow_client() as client:

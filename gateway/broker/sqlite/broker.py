@@ -16,8 +16,7 @@ from secrets import token_hex
 
 import structlog
 
-from gateway.broker.base import AppendBatch, Broker, HistoryPage, HistorySpan, OnEvents, OnGap, SpanIds
-from gateway.broker.delivery import Delivery
+from gateway.broker.base import AppendBatch, Broker, HistoryPage, HistorySpan, SpanIds
 from gateway.broker.sqlite.connections import SqliteConnections
 from gateway.broker.sqlite.follower import POLL_SECONDS, SqliteFollower
 from gateway.broker.sqlite.shared_store import SqliteSharedStore, boot_id, seconds_since_boot
@@ -39,7 +38,7 @@ class SqliteBroker(Broker):
     ) -> None:
         self._clock = clock
         self._background = background
-        self._delivery = Delivery(background)
+        super().__init__(background)
         self._connections = SqliteConnections(path, clock)
         self._follower = SqliteFollower(self._connections, self._delivery)
         self._writer = SqliteWriter(self._connections, self._follower, clock, background)
@@ -81,9 +80,6 @@ class SqliteBroker(Broker):
         if self._wakeups is not None:
             self._wakeups.close()
         await self._connections.close()
-
-    def follow(self, on_events: OnEvents, on_gap: OnGap) -> None:
-        self._delivery.set_handlers(on_events, on_gap)
 
     async def append(
         self, drafts: Sequence[Draft], offset: SourceOffset | None = None, fence: FencingToken | None = None
