@@ -49,12 +49,12 @@ class MemoryBroker(Broker):
         clock: Callable[[], int] = unix_ms,
         background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
+        super().__init__(background)
         self._clock = clock
         self._head = EventId(clock(), 0)
         self._history: History[Event] = History(max_bytes=history_bytes, start=self._head, clock=clock)
         self._deduplication_keys: OrderedDict[bytes, tuple[EventId, str | None]] = OrderedDict()
         self._offsets: dict[str, str] = {}
-        super().__init__(background)
         self.shared_store = MemorySharedStore(clock)
 
     @property

@@ -57,6 +57,7 @@ class RedisBroker(Broker):
         clock: Callable[[], int],
         background: TaskSupervisor = UNCOUNTED_SUPERVISOR,
     ) -> None:
+        super().__init__(background)
         locator = RedisLocator(RedisUrl.parse(url))
         self._event_log = RedisEventLog(
             prefix, secrets.token_hex(8), is_sharded=locator.kind == "cluster", clock=clock
@@ -65,7 +66,6 @@ class RedisBroker(Broker):
         self._borrow_client = self._connection.borrow_client
         self.shared_store = RedisSharedStore(self._borrow_client, self._event_log.key_prefix)
         self._background = background
-        super().__init__(background)
         self._follower = RedisFollower(self._connection, self._event_log, self._delivery, background)
         self._appends: Batcher[AppendBatch, AppendedIds] = Batcher(
             "appends",

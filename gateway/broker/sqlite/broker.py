@@ -36,9 +36,9 @@ class SqliteBroker(Broker):
     def __init__(
         self, path: Path, *, clock: Callable[[], int], background: TaskSupervisor = UNCOUNTED_SUPERVISOR
     ) -> None:
+        super().__init__(background)
         self._clock = clock
         self._background = background
-        super().__init__(background)
         self._connections = SqliteConnections(path, clock)
         self._follower = SqliteFollower(self._connections, self._delivery)
         self._writer = SqliteWriter(self._connections, self._follower, clock, background)
