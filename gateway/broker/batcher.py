@@ -92,9 +92,10 @@ class Batcher(Generic[T, R]):
     def take_batch(self) -> list[Pending[T, R]]:
         """Remove the next batch from the queue and return it; empty if no request waits. For one thread."""
         batch: list[Pending[T, R]] = []
+        queue, max_units, max_bytes = self._pending, self._batch_units, self._batch_bytes
         units = size = 0
-        while self._pending and units < self._batch_units and size < self._batch_bytes:
-            batch.append(pending := self._pending.popleft())
+        while queue and units < max_units and size < max_bytes:
+            batch.append(pending := queue.popleft())
             units += pending.units
             size += pending.size
         return batch
@@ -132,9 +133,9 @@ class Batcher(Generic[T, R]):
 
     def settle(self, batch: Sequence[Pending[T, R]], results: Sequence[R | Exception]) -> None:
         """Return each result to its caller; one that is an exception is raised to that caller alone."""
+        self._waiting_count -= len(batch)
+        self._waiting_bytes -= sum([pending.size for pending in batch])
         for pending, result in zip(batch, results, strict=True):
-            self._waiting_count -= 1
-            self._waiting_bytes -= pending.size
             if pending.result.done():  # cancelled
                 continue
             if isinstance(result, Exception):

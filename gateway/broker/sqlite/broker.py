@@ -10,9 +10,10 @@ replaced, the file at its path is used instead, or created with its folder.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import structlog
 
@@ -81,10 +82,10 @@ class SqliteBroker(Broker):
             self._wakeups.close()
         await self._connections.close()
 
-    async def append(
+    def append(
         self, drafts: Sequence[Draft], offset: SourceOffset | None = None, fence: FencingToken | None = None
-    ) -> AppendedIds:
-        return await self._writer.appends.submit(AppendBatch(drafts, offset, fence))
+    ) -> Coroutine[Any, Any, AppendedIds]:
+        return self._writer.appends.submit(AppendBatch(drafts, offset, fence))
 
     async def read(
         self, after: Mapping[str, EventId], until: EventId, limit: int
