@@ -25,7 +25,8 @@ from gateway.auth.jwt import MAX_TOKEN_CHARS, Issuer, TokenVerifier
 from gateway.auth.revocation import RecentRevocations, Revocation
 from gateway.auth.tickets import TicketStore
 from gateway.broker.base import AppendBatch
-from gateway.broker.memory import MemoryBroker, MemorySharedStore
+from gateway.broker.memory import MemoryBroker
+from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.broker.shared_store import QuotaSlot
 from gateway.broker.sqlite.event_log import SqliteEventLog
 from gateway.config.channel_catalog import ChannelCatalog
@@ -580,8 +581,8 @@ FLOODS: dict[str, Callable[..., Flooded]] = {
     "gateway.auth.jwt.TokenVerifier._failures": flood_failed,
     "gateway.auth.jwt.TokenVerifier._verified": flood_verified,
     "gateway.broker.memory.MemoryBroker._deduplication_keys": flood_keys,
-    "gateway.broker.memory.MemorySharedStore._entries": flood_notes,
-    "gateway.broker.memory.MemorySharedStore._slots": flood_seats,
+    "gateway.broker.memory_shared_store.MemorySharedStore._entries": flood_notes,
+    "gateway.broker.memory_shared_store.MemorySharedStore._slots": flood_seats,
     "gateway.broker.sqlite.event_log.SqliteEventLog._channel_cache": flood_rows,
     "gateway.broker.sqlite.event_log.SqliteEventLog._channels_to_sweep": flood_written,
     "gateway.config.channel_catalog.ChannelCatalog._resolved_instances": flood_catalog,
@@ -668,7 +669,7 @@ def test_a_flood_stays_within_the_bounds(
 
 def test_seats_of_all_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One subject may have a hundred tickets, and there may be many subjects."""
-    module = import_module("gateway.broker.memory")
+    module = import_module("gateway.broker.memory_shared_store")
     monkeypatch.setattr(module, "MAX_QUOTA_SLOTS", 500)
 
     async def flood() -> MemorySharedStore:

@@ -1,23 +1,25 @@
-"""The last step of a broker: what it followed is handed to the node, and an exception there loses nothing.
+"""Delivers followed events to the node so that an exception there loses none.
 
-Where the node raises, nobody knows which events of the batch it has taken. So the whole batch is reported as
-lost (`BrokerConfig`'s ``lost``): the streams read from the log what they need of it. Where even that raises, it is
-tried again until it succeeds, and later events are reported with it.
+If the node raises, it is unknown which events of the batch it handled. So the whole batch is reported as a
+gap, and the streams read the events from the log. If the report raises as well, it is repeated until it
+succeeds, and covers later events too.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from gateway.broker.base import OnEvents, OnGap
 from gateway.core.event import Event, EventId
 from gateway.observability.task_supervisor import TaskSupervisor
 
+OnEvents = Callable[[Sequence[Event]], None]
+OnGap = Callable[[EventId], None]
+
 GAP_RETRY_SECONDS = 0.2
-"""How long after a report of lost events failed it is tried again."""
+"""How long after a failed report of a gap it is repeated."""
 
 
 class Delivery:
-    """The functions that `BrokerConfig.follow` was given. All methods run on the event loop; none raises."""
+    """Calls the functions of `gateway.broker.base.Broker.follow`, on the event loop. No method raises."""
 
     def __init__(self, background: TaskSupervisor) -> None:
         self._background = background
@@ -27,17 +29,19 @@ class Delivery:
         self._retry_timer: asyncio.TimerHandle | None = None
 
     def set_handlers(self, on_events: OnEvents, on_gap: OnGap) -> None:
-        """Hand events to these from now on."""
+        """Deliver to these functions from now on."""
         self._on_events, self._on_gap = on_events, on_gap
 
     def stop(self) -> None:
-        """Hand over nothing any more; harmless when repeated."""
+        """Deliver nothing any more; harmless when repeated."""
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         self._on_events, self._on_gap, self._unreported_gap = lambda events: None, lambda until: None, None
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """Hand over a batch, in the log's order."""
+        """Deliver a batch, in the log's order; without events this does nothing."""
+        if not events:
+            return
         if self._unreported_gap is not None:
             self.report_gap(events[-1].id)
             return

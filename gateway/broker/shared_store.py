@@ -1,9 +1,10 @@
-"""What nodes share beside the log: notes and seats. Small, and gone by itself.
+"""The interface of the shared store: small state that nodes share beside the log, and that expires by itself.
 
-**Notes.** A name can hold a value for a while. Every node sees the newest.
+**Entries.** A name holds a value for a limited time. Every node reads the newest value.
 
-**Seats.** A name has members, each for so many seconds since it was last asked for, and takes new ones up to
-a limit: a count over all nodes that heals by itself when a node dies. Who is a member already stays one.
+**Quota slots.** A quota (a name) has slots, each held by a member and valid for so many seconds since it was
+last acquired. New members are accepted up to a limit; a member that holds a slot keeps it. So the count
+covers all nodes, and corrects itself when a node dies.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 
 class QuotaSlot(NamedTuple):
-    """A place of one member under a name; with ``limit`` None it is taken however many there are."""
+    """A member's slot of the quota ``name``; with ``limit`` None it is always granted."""
 
     name: str
     member: str
@@ -20,23 +21,23 @@ class QuotaSlot(NamedTuple):
 
 
 class SharedStore(ABC):
-    """Every method raises Unavailable for temporary trouble; cancelled, it may be done or not."""
+    """Every method raises Unavailable for a temporary failure. A cancelled call may have had its effect."""
 
     is_shared: ClassVar[bool] = True
-    """Whether other processes may have the same board."""
+    """Whether other processes may use the same store."""
 
     @abstractmethod
     async def put(self, name: str, value: bytes, seconds: float) -> None:
-        """Hold a value under a name, in place of the one before."""
+        """Store a value under a name, in place of the one before."""
 
     @abstractmethod
     async def get(self, name: str) -> bytes | None:
-        """Return what a name holds; None where it holds nothing any more."""
+        """Return the value of a name; None if there is none, or it expired."""
 
     @abstractmethod
     async def acquire_slots(self, slots: Sequence[QuotaSlot], seconds: float) -> list[bool]:
-        """Take or keep seats, in order, and return which of them are had."""
+        """Acquire or renew slots, in order, and return for each whether it was granted."""
 
     @abstractmethod
     async def release_slots(self, slots: Sequence[QuotaSlot]) -> None:
-        """Give seats back."""
+        """Release slots; harmless for one that is not held."""

@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 
 from gateway.config.model.redis_url import RedisUrl
-from gateway.net.tls_errors import describe_certificate_error
+from gateway.net.tls_errors import describe_certificate_error, humanize_tls_error
 
 _GATEWAY_SET_OPTIONS = (
     "max_connections",
@@ -102,7 +102,7 @@ class RedisLocator:
         tls = {
             name: value for name, value in _client_options(self._options).items() if name.startswith("ssl")
         }
-        options = {**tls, **self._sentinel_options, **_single_attempt_options(seconds)}
+        options = {**tls, **self._sentinel_options, **single_attempt_options(seconds, seconds)}
         sentinel = Sentinel(list(self._url.nodes), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
         try:
             host, port = await sentinel.discover_master(self._url.master_name)
@@ -130,7 +130,7 @@ class RedisLocator:
     def _cluster_client(self, seconds: float) -> RedisCluster:
         return RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in self._url.nodes],
-            **{**_client_options(self._options), **_single_attempt_options(seconds)},
+            **{**_client_options(self._options), **single_attempt_options(seconds, seconds)},
         )
 
 
@@ -141,6 +141,25 @@ def default_user_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
     server without a password rejects, though it accepts any password of the user ``default``.
     """
     return {"username": "default"} if options.get("password") and not options.get("username") else {}
+
+
+def single_attempt_options(connect_seconds: float, read_seconds: float | None = None) -> dict[str, Any]:
+    """Return options of a connection that fails at once where redis-py would retry silently.
+
+    Without ``read_seconds`` reads have no deadline of their own: the caller sets one for each call.
+    """
+    return {
+        "socket_timeout": read_seconds,
+        "socket_connect_timeout": connect_seconds,
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+def describe_redis_error(error: BaseException, timeout_seconds: float) -> str:
+    """Return why an exchange with Redis failed, in one line. ``timeout_seconds`` is the deadline it had."""
+    if isinstance(error, TimeoutError):
+        return f"Redis gave no answer within {timeout_seconds:g} s"
+    return f"Redis: {humanize_tls_error(str(error)) or type(error).__name__}"
 
 
 def validate_url_options(url: RedisUrl) -> None:
@@ -191,14 +210,6 @@ def _restore_lost_cancellation() -> Iterator[None]:
     finally:
         if task.cancelling() > before:
             raise asyncio.CancelledError
-
-
-def _single_attempt_options(seconds: float) -> dict[str, Any]:
-    return {
-        "socket_timeout": seconds,
-        "socket_connect_timeout": seconds,
-        "retry": Retry(NoBackoff(), 0),
-    }
 
 
 def _client_options(options: Mapping[str, Any]) -> dict[str, Any]:

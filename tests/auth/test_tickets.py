@@ -10,7 +10,7 @@ from gateway.auth import tickets
 from gateway.auth.grant import Grant
 from gateway.auth.revocation import RecentRevocations
 from gateway.auth.tickets import TicketStore
-from gateway.broker.memory import MemorySharedStore
+from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.core.clock import unix_ms
 from gateway.core.errors import Unauthorized
 from tests.support.gateway import Gateway, gateway_running

@@ -1,4 +1,4 @@
-"""The suite that every broker must pass. Subclass `Contract` and give it a ``broker`` fixture.
+"""The suite that every broker must pass. Subclass `Contract` and define a ``broker`` fixture.
 
 A broker comes with a ``clock`` that the tests set, in unix milliseconds, wherever time matters.
 """
@@ -19,7 +19,7 @@ FAR = EventId(10**14, 0)
 
 
 class Clock:
-    """A wall clock that a test moves."""
+    """A wall clock that a test sets."""
 
     def __init__(self, now: int = 1_763_870_000_000) -> None:
         self.now = now
@@ -82,7 +82,7 @@ class Contract:
         assert broker.head == ids[-1] == await broker.read_log_head()
 
     async def test_an_event_is_what_the_draft_said(self, broker: Broker) -> None:
-        """Nothing of a draft is lost or re-encoded on the way."""
+        """A field of an event would be lost or re-encoded on its way to the client."""
         follower = Follower(broker)
         payload = b'{"big":12345678901234567890123, "nul":"\\u0000", "\xc3\xbc":1.0}'
         (id,) = await broker.append([Draft("c", payload, 42, KEEP, type="t", deduplication_key="k")])
@@ -91,7 +91,7 @@ class Contract:
         assert list((await broker.read({"c": ZERO}, FAR, 10))["c"].events) == [expected]
 
     async def test_ids_never_go_back_with_the_clock(self, broker: Broker, clock: Clock) -> None:
-        """An hour back, and the order goes on; forward again, and ids follow the clock."""
+        """A clock that is set back by an hour must not break the order of ids."""
         (first,) = await broker.append([draft("c")])
         clock.now -= 3_600_000
         later = await broker.append([draft("c"), draft("c")])
@@ -102,7 +102,7 @@ class Contract:
         assert last.ms == clock.now
 
     async def test_a_key_is_appended_once_per_channel(self, broker: Broker) -> None:
-        """A retried post yields the first one's ids and no event, also within one batch."""
+        """A retried post would be delivered twice."""
         follower = Follower(broker)
         first = await broker.append([draft("c", key="k"), draft("d", key="k"), draft("c", b"2")])
         again = await broker.append(
@@ -116,7 +116,7 @@ class Contract:
         assert [event.channel for event in events] == ["c", "d", "c", "c", "e"]
 
     async def test_a_key_with_another_fingerprint_is_a_conflict(self, broker: Broker) -> None:
-        """An Idempotency-Key that comes with another request is a mistake that no sender overlooks."""
+        """A sender that reuses an Idempotency-Key by mistake would lose an event without an error."""
         follower = Follower(broker)
         first = await broker.append([draft("c", key="k", fingerprint="one"), draft("d", key="plain")])
         assert await broker.append([draft("c", key="k", fingerprint="one")]) == first[:1]
@@ -131,8 +131,8 @@ class Contract:
             "nothing of the batch is there"
         )
 
-    async def test_cursors_are_stored_with_the_batch(self, broker: Broker) -> None:
-        """A source that restarts reads on from here; an empty batch may carry one too."""
+    async def test_offsets_are_stored_with_the_batch(self, broker: Broker) -> None:
+        """A source that restarts would repeat records or skip some."""
         assert await broker.read_offset("s") is None
         await broker.append([draft("c")], SourceOffset("s", "17"))
         assert await broker.read_offset("s") == "17"
@@ -140,8 +140,8 @@ class Contract:
         await broker.append([], SourceOffset("t", "1"))
         assert (await broker.read_offset("s"), await broker.read_offset("t")) == ("18", "1")
 
-    async def test_parts_of_a_source_are_listed_and_forgotten(self, broker: Broker) -> None:
-        """Streams and partitions that are gone would stay in the log for ever."""
+    async def test_partitions_of_a_source_are_listed_and_deleted(self, broker: Broker) -> None:
+        """Offsets of deleted streams and partitions would stay in the log for ever."""
         for name in ("s", "s/a", "s/b/c", "s0/a", "s*/a", "S/a", "t/a"):
             await broker.append([], SourceOffset(name, "1"))
         assert sorted(await broker.list_partitions("s")) == ["a", "b/c"]
@@ -151,7 +151,7 @@ class Contract:
         assert (await broker.list_partitions("t"), await broker.list_partitions("u")) == (["a"], [])
 
     async def test_read_pages_through_each_channel(self, broker: Broker) -> None:
-        """Pages join without a seam, of several channels at once, up to and with ``until``."""
+        """A client that resumes would miss or repeat events between two pages."""
         ids: dict[str, list[EventId]] = {"a": [], "b": [], "other": []}
         for number in range(30):
             channel = ("a", "b", "other")[number % 3]
@@ -170,15 +170,15 @@ class Contract:
         assert got["b"] == ids["b"][1:-1]
         assert (await read(broker, "nobody", ids["b"][-1])) == ([], None)
 
-    async def test_history_by_count_tells_what_it_lost(self, broker: Broker) -> None:
-        """A gap exactly where something after the id is gone, up to the last that is."""
+    async def test_history_by_count_reports_gaps(self, broker: Broker) -> None:
+        """A client would miss expired events without a gap, or receive a gap for nothing."""
         ids = [(await broker.append([draft("c", retention=Retention(3))]))[0] for _ in range(6)]
         for position, id in enumerate(ids):
             expected = ids[max(position + 1, 3) :], ids[2] if position < 2 else None
             assert await read(broker, "c", id) == expected
 
-    async def test_history_by_age_tells_what_it_lost(self, broker: Broker, clock: Clock) -> None:
-        """Old events are gone without an append to push them out, and the gap says so."""
+    async def test_history_by_age_reports_gaps(self, broker: Broker, clock: Clock) -> None:
+        """Events would outlive their maximum age until the next append."""
         keep = Retention(1000, max_age_ms=10_000)
         (old,) = await broker.append([draft("c", retention=keep)])
         clock.now += 6_000
@@ -191,13 +191,13 @@ class Contract:
         assert await read(broker, "c", young) == ([], None)
 
     async def test_an_id_from_before_the_log_is_a_gap(self, broker: Broker, clock: Clock) -> None:
-        """A log that was lost must not look like one in which nothing happened."""
+        """A log that was lost would look like one without new events."""
         await broker.append([draft("c")])
         for channel in ("c", "nobody"):
             assert (await read(broker, channel, EventId(clock.now - 10_000_000, 0)))[1] is not None
 
     async def test_a_channel_without_history_is_live_only(self, broker: Broker) -> None:
-        """Followers get it, not marked as kept; nothing is stored of it."""
+        """Events of a live-only channel would be stored, or not delivered."""
         follower = Follower(broker)
         (before,) = await broker.append([draft("other")])
         (id,) = await broker.append([draft("c", retention=Retention(0))])
@@ -205,8 +205,8 @@ class Contract:
         assert (event.id, event.is_retained) == (id, False)
         assert (await read(broker, "c", before))[0] == []
 
-    async def test_recent_gives_the_ids_of_the_newest_events(self, broker: Broker) -> None:
-        """What last=N begins with: the newest of each span, newest first, and whether there may be more."""
+    async def test_recent_ids_are_those_of_the_newest_events(self, broker: Broker) -> None:
+        """last=N would begin at the wrong event."""
         ids = [(await broker.append([draft(("a", "b")[number % 2])]))[0] for number in range(10)]
         of_a = [pack_id(id) for id in ids[::2]]
         spans = [
@@ -228,8 +228,8 @@ class Contract:
         assert [each.is_cut for each in answers[1:3]] == [False, False]
         assert not answers[4].is_cut
 
-    async def test_recent_says_up_to_where_events_are_too_old(self, broker: Broker, clock: Clock) -> None:
-        """last=3 must not count events that the channel no longer keeps, even if the log still has them."""
+    async def test_recent_ids_come_with_the_floor(self, broker: Broker, clock: Clock) -> None:
+        """last=3 would count events that the channel no longer retains."""
         (old,) = await broker.append([draft("c", retention=Retention(100, 10_000))])
         clock.now += 9_000
         (young,) = await broker.append([draft("c", retention=Retention(100, 10_000))])
@@ -238,8 +238,8 @@ class Contract:
         assert [id for id in answer.ids if id > answer.floor] == [pack_id(young)]
         assert answer.floor >= pack_id(old)
 
-    async def test_recent_is_bounded(self, broker: Broker) -> None:
-        """One call must not hold up the log for long, however many channels it names."""
+    async def test_recent_ids_are_bounded(self, broker: Broker) -> None:
+        """One request for many channels would block the log for everybody."""
         for name in "abc":
             await broker.append([draft(name) for _ in range(MAX_RECENT_IDS // 2)])
         spans = [HistorySpan(name, EventId(0, 0), None, MAX_RECENT_IDS) for name in "abc"]
@@ -249,13 +249,13 @@ class Contract:
         assert answers[2].is_cut
 
     async def test_a_future_id_finds_nothing_and_is_beyond_latest(self, broker: Broker) -> None:
-        """How a resume tells a forged id from one of another node."""
+        """A resume could not tell a forged id from one of another node."""
         await broker.append([draft("c")])
         assert await read(broker, "c", FAR) == ([], None)
         assert await broker.read_log_head() < FAR
 
     async def test_concurrent_appends_keep_batches_whole(self, broker: Broker) -> None:
-        """Batches may come in any order, but none is interleaved or lost."""
+        """Concurrent batches would be interleaved or lost."""
         follower = Follower(broker)
 
         async def one(number: int) -> list[EventId]:
@@ -268,8 +268,8 @@ class Contract:
         for number, ids in enumerate(answers):
             assert [by_id[id] for id in ids] == [f"{number}/{part}" for part in range(3)]
 
-    async def test_a_follower_that_raises_misses_nothing_in_silence(self, broker: Broker) -> None:
-        """Each event is delivered once or reported as lost, its append is a success, and later ones are delivered."""
+    async def test_a_follower_that_raises_misses_no_event_without_a_gap(self, broker: Broker) -> None:
+        """An exception in the node would lose an event without a gap, or fail its append."""
         delivered: list[EventId] = []
         lost: list[EventId] = []
         failures = iter([ValueError("a fault of the node"), None])
@@ -298,8 +298,8 @@ class Contract:
         assert len(delivered) == len(set(delivered))
         assert broker.head >= second[0]
 
-    async def test_a_lease_is_kept_and_given_back(self, broker: Broker) -> None:
-        """Who holds a lease keeps it by asking again; who gave it back gets a newer one or the same."""
+    async def test_a_lease_is_renewed_and_released(self, broker: Broker) -> None:
+        """A node would lose its lease while it renews it."""
         fence = await broker.acquire_lease("s", 30)
         assert fence is not None
         assert await broker.acquire_lease("s", 30) == fence
@@ -310,8 +310,8 @@ class Contract:
         assert again is not None
         assert again.number >= fence.number
 
-    async def test_every_append_is_answered_at_the_stop(self, broker: Broker) -> None:
-        """Those under way get their ids or an error, those that come later an error; nobody hangs."""
+    async def test_every_append_ends_at_the_stop(self, broker: Broker) -> None:
+        """A sender would wait for ever for an append at shutdown."""
         under_way = [asyncio.create_task(broker.append([draft("c")])) for _ in range(300)]
         await asyncio.sleep(0)
         await broker.close()
@@ -320,16 +320,16 @@ class Contract:
         assert all(isinstance(answer, (list, Unavailable)) for answer in answers)
 
     async def test_closing_twice_is_harmless(self, broker: Broker) -> None:
-        """Shutdown paths cross."""
+        """Two shutdown paths that cross would raise an error."""
         await broker.close()
         await broker.close()
 
 
 class SharedContract(Contract):
-    """What holds between the nodes of a shared log as well. ``other`` is a second broker on the same one."""
+    """The contract between the nodes of a shared log. ``other`` is a second broker on the same log."""
 
-    async def test_nodes_are_one_log(self, broker: Broker, other: Broker) -> None:
-        """Whoever appends, all followers see all events in the same order with the same ids."""
+    async def test_nodes_share_one_log(self, broker: Broker, other: Broker) -> None:
+        """Clients of two nodes would see different orders or ids."""
         followers = [Follower(broker), Follower(other)]
 
         async def write(node: Broker) -> None:
@@ -345,14 +345,14 @@ class SharedContract(Contract):
         assert not followers[1].lost
 
     async def test_followers_get_more_than_history_holds(self, broker: Broker, other: Broker) -> None:
-        """What a channel keeps bounds who comes back, not who is there: a burst over it is delivered whole."""
+        """A burst larger than the history would not reach connected clients."""
         follower = Follower(other)
         ids = await broker.append([draft("c", retention=Retention(2)) for _ in range(20)])
         assert [event.id for event in await follower.until(20)] == ids
         assert not follower.lost
 
     async def test_one_node_has_the_lease(self, broker: Broker, other: Broker) -> None:
-        """Until it gives it back, or is not heard of for the lease's time."""
+        """Two nodes would read the same source at once, or none after a crash."""
         first = await broker.acquire_lease("s", 30)
         assert first is not None
         assert await other.acquire_lease("s", 30) is None
@@ -365,8 +365,8 @@ class SharedContract(Contract):
                 await asyncio.sleep(0.02)
         assert third.number > second.number
 
-    async def test_a_zombie_appends_nothing(self, broker: Broker, other: Broker) -> None:
-        """A node that stood still while another took its lease is refused whole: no event, no cursor."""
+    async def test_a_stale_lease_holder_appends_nothing(self, broker: Broker, other: Broker) -> None:
+        """A suspended node that wakes up would append records a second time."""
         old = await broker.acquire_lease("s", 0.05)
         async with safety_net():
             while (new := await other.acquire_lease("s", 30)) is None:

@@ -1,4 +1,4 @@
-"""memory:// under the contract, and what is its own."""
+"""The memory broker: the contract, restarts and memory limits."""
 
 from collections.abc import AsyncIterator
 
@@ -24,11 +24,11 @@ async def broker(clock: Clock) -> AsyncIterator[MemoryBroker]:
 
 
 class TestMemoryBroker(Contract):
-    """Every sentence of the contract."""
+    """The contract of every broker."""
 
 
 async def test_ids_from_before_the_start_are_a_gap(broker: MemoryBroker) -> None:
-    """What another process appended is gone, and resuming from it says so."""
+    """A client that resumes after a restart would miss events without a gap."""
     (id,) = await broker.append([draft("c")])
     found, floor = await read(broker, "c", EventId(broker.head.ms - 1000, 0))
     assert found == [id]
@@ -36,7 +36,7 @@ async def test_ids_from_before_the_start_are_a_gap(broker: MemoryBroker) -> None
 
 
 async def test_bytes_are_bounded_over_all_channels(clock: Clock) -> None:
-    """limits.history_bytes holds whatever the channels' own limits allow; the oldest of all go first."""
+    """Channels with large limits would exceed limits.history_bytes."""
     broker = MemoryBroker(history_bytes=20_000, clock=clock)
     ids = [(await broker.append([draft(f"c{number % 5}", b"x" * 1000)]))[0] for number in range(100)]
     pages = await broker.read({f"c{number}": ZERO for number in range(5)}, FAR, 1000)
@@ -47,7 +47,7 @@ async def test_bytes_are_bounded_over_all_channels(clock: Clock) -> None:
 
 
 async def test_keys_are_bounded(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Senders that give every record a key must not fill the memory."""
+    """Senders that set a key on every record would fill the memory."""
     monkeypatch.setattr(memory, "MIN_DEDUPLICATION_KEYS", 3)
     first = await broker.append([draft("c", key="k0")])
     for number in range(1, 4):

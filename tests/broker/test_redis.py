@@ -1,4 +1,4 @@
-"""redis:// under the contract on one server, under Sentinel and on a cluster; and what is its own."""
+"""The Redis broker: the contract on a single server, Sentinel and a cluster; outages and lost data."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from tests.support.tls import make_certificate, tunnel
 
 @pytest.fixture(scope="module", params=["single", "sentinel", "cluster"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Servers that all tests of this file share; each test has a log of its own."""
+    """Start the servers that all contract tests share; each test has a log of its own."""
     if request.param == "single":
         with redis_server() as server:
             yield server.url
@@ -50,7 +50,7 @@ def clock() -> Clock:
 
 
 PATIENT = 60.0
-"""Seconds of a ``timeout`` that must not be over while a slow machine does its best."""
+"""Seconds of a ``timeout`` that even a slow machine does not reach."""
 
 
 def make(
@@ -92,11 +92,11 @@ async def other(url: str, prefix: str, broker: RedisBroker, clock: Clock) -> Asy
 
 
 class TestRedisBroker(SharedContract):
-    """Every sentence of the contract, on every deployment."""
+    """The contract of every broker, on every deployment."""
 
 
 async def test_a_search_for_the_server_can_be_cancelled_at_any_time(url: str) -> None:
-    """redis-py loses a cancellation while it connects: a shutdown then waited for whole timeouts."""
+    """redis-py loses a cancellation while it connects: a shutdown would wait for whole timeouts."""
     target = RedisLocator(RedisUrl.parse(url))
     for turns in range(40):
         search = asyncio.create_task(target.locate("log", PATIENT))
@@ -133,7 +133,7 @@ async def running(redis: RedisServer, timeout: float = PATIENT) -> AsyncIterator
 
 
 async def appended(broker: RedisBroker) -> None:
-    """Append an event; a node that is impatient, for the test's sake, may need several attempts."""
+    """Append an event; with the short timeout of a test it may take several attempts."""
 
     async def is_appended() -> bool:
         with contextlib.suppress(Unavailable):
@@ -143,15 +143,15 @@ async def appended(broker: RedisBroker) -> None:
     await eventually(is_appended)
 
 
-async def seen_by_watches(nodes: Sequence[RedisBroker], condition: Callable[[], Any]) -> None:
-    """Wait for what the watches notice, without the pause between two of their looks."""
+async def seen_by_monitors(nodes: Sequence[RedisBroker], condition: Callable[[], Any]) -> None:
+    """Wait for a condition that the connection monitors detect, without their pause between two checks."""
 
-    def holds() -> Any:
+    def is_met() -> Any:
         for node in nodes:
-            node._is_connection_suspect.set()
+            node._connection.is_suspect.set()
         return condition()
 
-    await eventually(holds)
+    await eventually(is_met)
 
 
 def command(redis: RedisServer, *words: str | int) -> Any:
@@ -159,8 +159,8 @@ def command(redis: RedisServer, *words: str | int) -> Any:
         return client.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
-async def test_a_hole_in_the_live_messages_is_seen(nodes: list[RedisBroker], redis: RedisServer) -> None:
-    """A message that never came: the next one names an id that is not here, and the follower is told."""
+async def test_a_missing_live_message_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """A live message that is lost would be missing without a gap."""
     follower = Follower(nodes[0])
     await nodes[1].append([draft("c")])
     await follower.until(1)
@@ -171,13 +171,13 @@ async def test_a_hole_in_the_live_messages_is_seen(nodes: list[RedisBroker], red
     assert events[1].id == EventId(9999999999999, 6)
 
 
-async def test_a_flushed_log_goes_on_and_tells(nodes: list[RedisBroker], redis: RedisServer) -> None:
-    """Ids never go back; whatever is older than the flush is a gap, on channels that are silent as well."""
+async def test_a_flushed_log_goes_on_with_a_gap(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """After FLUSHALL ids would go back, or older events would be missing without a gap."""
     followers = [Follower(node) for node in nodes]
     (old,) = await nodes[0].append([draft("c"), draft("quiet")][:1])
     await followers[1].until(1)
     command(redis, "FLUSHALL")
-    await seen_by_watches(nodes, lambda: followers[0].lost and followers[1].lost)
+    await seen_by_monitors(nodes, lambda: followers[0].lost and followers[1].lost)
     await eventually(lambda: nodes[0].is_up and nodes[1].is_up)
     (new,) = await nodes[1].append([draft("c")])
     assert new > old
@@ -188,10 +188,10 @@ async def test_a_flushed_log_goes_on_and_tells(nodes: list[RedisBroker], redis: 
             assert floor > old or channel == "c"
 
 
-async def test_a_log_that_lost_what_nodes_know_goes_on_after_it(
+async def test_a_log_that_lost_events_goes_on_after_them(
     nodes: list[RedisBroker], redis: RedisServer
 ) -> None:
-    """A failover to a replica that was behind: acknowledged writes are gone, and that is told."""
+    """Writes that a failover lost would be missing without a gap."""
     ids = [(await nodes[0].append([draft("c")]))[0] for _ in range(3)]
     follower = Follower(nodes[0])
     command(redis, "HSET", "{sse}:log", "head", str(ids[0]))
@@ -204,8 +204,8 @@ async def test_a_log_that_lost_what_nodes_know_goes_on_after_it(
     assert (await read(nodes[1], "c", ids[2]))[1] is None
 
 
-async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisServer) -> None:
-    """A restart from an old dump, and a node that knows nothing of the rest appends before the others are back."""
+async def test_a_loss_is_reported_even_if_another_node_appends_first(redis: RedisServer) -> None:
+    """A restart from an old dump would hide lost events if another node appends first."""
     old = make(redis.url, "sse")
     await start(old)
     follower = Follower(old)
@@ -222,7 +222,7 @@ async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisSer
     await start(fresh)
     (new,) = await fresh.append([draft("c")])
     assert await read(fresh, "c", ids[0]) == ([new], None), "nobody can know yet"
-    old._tasks[0] = asyncio.create_task(old._run_follower())
+    old._tasks[0] = asyncio.create_task(old._follower.run())
     await eventually(lambda: old.is_up)
     for node in (old, fresh):
         assert await read(node, "c", ids[0]) == ([new], ids[3])
@@ -230,8 +230,8 @@ async def test_a_loss_is_told_even_if_another_node_went_on_first(redis: RedisSer
     await fresh.close()
 
 
-async def test_what_lies_behind_a_lost_part_is_read(nodes: list[RedisBroker], redis: RedisServer) -> None:
-    """Old events may survive in a log whose start was raised; a page begins behind them."""
+async def test_events_after_a_lost_part_are_read(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """Events older than a gap would be delivered after it."""
     await nodes[0].append([draft("c") for _ in range(20)])
     (start,) = await nodes[0].append([draft("other")])
     new = await nodes[0].append([draft("c") for _ in range(5)])
@@ -240,8 +240,8 @@ async def test_what_lies_behind_a_lost_part_is_read(nodes: list[RedisBroker], re
     assert (ids, floor) == (new[:3], start)
 
 
-async def test_a_forgotten_token_is_given_anew(nodes: list[RedisBroker], redis: RedisServer) -> None:
-    """The hash of tokens was evicted: the holder gets a newer one, and nobody waits for ever."""
+async def test_a_lost_token_is_replaced(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """After an eviction of the fencing tokens no node could read the source."""
     old = await nodes[0].acquire_lease("s", 30)
     command(redis, "DEL", "{sse}:tokens")
     new = await nodes[0].acquire_lease("s", 30)
@@ -250,8 +250,8 @@ async def test_a_forgotten_token_is_given_anew(nodes: list[RedisBroker], redis: 
     assert new.number > old.number
 
 
-async def test_an_append_under_way_at_the_stop_is_answered(redis: RedisServer) -> None:
-    """Nobody waits for an answer that will not come."""
+async def test_an_append_under_way_at_the_stop_ends(redis: RedisServer) -> None:
+    """A sender would wait for ever if the gateway stops while Redis hangs."""
     broker = make(redis.url, "sse", timeout=1.0)  # which a close waits for a server that says nothing
     await start(broker)
     redis.freeze()
@@ -266,8 +266,8 @@ async def test_an_append_under_way_at_the_stop_is_answered(redis: RedisServer) -
         await broker.append([draft("c")])
 
 
-async def test_a_primary_that_was_demoted_is_left(redis: RedisServer) -> None:
-    """Its connections live on, and it refuses every write: the node looks for the primary again."""
+async def test_a_demoted_primary_is_left(redis: RedisServer) -> None:
+    """After a failover the node would write to the old primary for ever."""
     broker = make(redis.url, "sse")
     await start(broker)
     command(redis, "REPLICAOF", "127.0.0.1", 1)
@@ -280,10 +280,10 @@ async def test_a_primary_that_was_demoted_is_left(redis: RedisServer) -> None:
     await broker.close()
 
 
-async def test_a_key_of_another_type_is_replaced_and_told(
+async def test_a_key_of_another_type_is_replaced_with_a_gap(
     nodes: list[RedisBroker], redis: RedisServer
 ) -> None:
-    """Somebody wrote into our keys: that channel has a gap, the others nothing."""
+    """Another program's write to one key would break all channels."""
     (first,) = await nodes[0].append([draft("c")])
     await nodes[0].append([draft("d")])
     command(redis, "DEL", "{sse}:h:c")
@@ -295,7 +295,7 @@ async def test_a_key_of_another_type_is_replaced_and_told(
 
 
 async def test_eviction_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -> None:
-    """Redis throws keys away and nobody knows which: all that is older is told as lost."""
+    """Events that Redis evicted would be missing without a gap."""
     (first,) = await nodes[0].append([draft("c", b"x" * 1000)])
     used = int(command(redis, "INFO", "memory")["used_memory"])
     command(redis, "CONFIG", "SET", "maxmemory-policy", "allkeys-random")
@@ -304,9 +304,10 @@ async def test_eviction_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -
         command(redis, "SET", f"theirs{number}", "x" * 1000)
     command(redis, "CONFIG", "SET", "maxmemory", 0)
     # Until both watches have looked: the log's own hash may be gone as well.
-    looked = [node._canary_number + 2 for node in nodes]
-    await seen_by_watches(
-        nodes, lambda: all(node._canary_number > count for node, count in zip(nodes, looked, strict=True))
+    looked = [node._follower._canary_number + 2 for node in nodes]
+    await seen_by_monitors(
+        nodes,
+        lambda: all(node._follower._canary_number > count for node, count in zip(nodes, looked, strict=True)),
     )
     assert int(command(redis, "INFO", "stats")["evicted_keys"]) > 0
 
@@ -322,8 +323,8 @@ async def test_eviction_is_a_gap(nodes: list[RedisBroker], redis: RedisServer) -
     assert await read(nodes[0], "c", after) == ([], None)
 
 
-async def test_a_full_redis_refuses_and_recovers(nodes: list[RedisBroker], redis: RedisServer) -> None:
-    """maxmemory with noeviction: Unavailable, nothing half written, and it goes on when there is room."""
+async def test_a_full_redis_rejects_and_recovers(nodes: list[RedisBroker], redis: RedisServer) -> None:
+    """A full Redis would store half of a batch, or stop the log for good."""
     await nodes[0].append([draft("c")])
     command(redis, "CONFIG", "SET", "maxmemory", 1)
     with pytest.raises(Unavailable, match="maxmemory"):
@@ -337,8 +338,8 @@ async def test_a_full_redis_refuses_and_recovers(nodes: list[RedisBroker], redis
     await follower.until(1)
 
 
-async def test_a_server_without_a_word_is_noticed(redis: RedisServer) -> None:
-    """SIGSTOP raises nothing anywhere: the watch does, and everything is back when Redis is."""
+async def test_a_server_that_hangs_is_detected(redis: RedisServer) -> None:
+    """A Redis that hangs without an error would not be detected."""
     async with running(redis, timeout=1.0) as nodes:
         follower = Follower(nodes[0])
         redis.freeze()
@@ -353,8 +354,8 @@ async def test_a_server_without_a_word_is_noticed(redis: RedisServer) -> None:
         await follower.until(1)
 
 
-async def test_a_subscription_that_delivers_nothing_is_noticed(redis: RedisServer) -> None:
-    """The connection lives and messages do not come: only the canary shows it."""
+async def test_a_subscription_that_delivers_nothing_is_detected(redis: RedisServer) -> None:
+    """A subscription that receives nothing on a live connection would not be detected."""
     async with running(redis, timeout=1.0) as nodes:
         follower = Follower(nodes[0])
         before = set(pubsub_clients(redis))
@@ -375,8 +376,8 @@ def pubsub_clients(redis: RedisServer) -> list[str]:
         return [str(each["id"]) for each in client.client_list(_type="pubsub")]
 
 
-async def test_connections_are_bounded_counted_and_let_go(redis: RedisServer) -> None:
-    """A herd of reads shares max_connections, and idle ones are closed again."""
+async def test_connections_are_bounded_counted_and_closed(redis: RedisServer) -> None:
+    """Many reads would exceed max_connections, or leave idle connections open."""
     limits = PoolConfig.model_validate({"max_connections": 3, "idle": "1ms", "wait": "1m"})
     broker = make(redis.url, "sse", limits=limits)
     await start(broker)
@@ -384,26 +385,26 @@ async def test_connections_are_bounded_counted_and_let_go(redis: RedisServer) ->
     in_use, opened = broker.count_connections()
     assert in_use <= 3
     assert 2 <= opened <= 3
-    await seen_by_watches([broker], lambda: broker.count_connections() == (0, 0))
+    await seen_by_monitors([broker], lambda: broker.count_connections() == (0, 0))
     await broker.close()
 
 
 async def test_a_busy_pool_is_unavailable_and_no_queue(redis: RedisServer) -> None:
-    """Who gets no connection within ``wait`` is told so, and nobody waits for ever."""
+    """A caller would wait for ever for a connection of a busy pool."""
     broker = make(redis.url, "sse", limits=PoolConfig.model_validate({"max_connections": 1, "wait": "100ms"}))
     await start(broker)
-    assert broker._pool is not None
-    taken = await broker._pool.get_connection()  # type: ignore[no-untyped-call]
+    assert broker._connection._pool is not None
+    taken = await broker._connection._pool.get_connection()  # type: ignore[no-untyped-call]
     with pytest.raises(Unavailable, match="No connection available"):
         await broker.read_log_head()
     assert broker.is_up
-    await broker._pool.release(taken)
+    await broker._connection._pool.release(taken)
     await broker.read_log_head()
     await broker.close()
 
 
 async def test_a_wrong_password_ends_the_start(redis: RedisServer) -> None:
-    """What can never work is one clear line; a Redis that is late is waited for."""
+    """A wrong password would look like a Redis that is late."""
     command(redis, "CONFIG", "SET", "requirepass", "secret")
     broker = make(redis.url.replace("redis://", "redis://:wrong@"), "sse")
     with pytest.raises(StartupError, match=r"broker.url.*invalid username-password") as error:
@@ -413,7 +414,7 @@ async def test_a_wrong_password_ends_the_start(redis: RedisServer) -> None:
 
 
 async def test_a_redis_that_comes_late(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway starts without it, says so, and is there once Redis is."""
+    """The gateway would not start before Redis, or not notice it later."""
     monkeypatch.setattr("gateway.broker.redis.broker.START_TIMEOUT_SECONDS", 0.3)
     redis.kill()
     broker = make(redis.url, "sse")
@@ -427,7 +428,7 @@ async def test_a_redis_that_comes_late(redis: RedisServer, monkeypatch: pytest.M
 
 
 async def test_a_log_behind_tls(redis: RedisServer, tmp_path: Path) -> None:
-    """rediss:// with a certificate authority of one's own; without it the start goes on and says why."""
+    """rediss:// with a private certificate authority would not connect."""
     certificate, key = make_certificate(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)

@@ -1,4 +1,4 @@
-"""The pool of connections to Redis, with redis-py's own lists and without them."""
+"""The pool of connections to Redis, with redis-py's private lists and without them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -27,7 +27,7 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A redis-py whose pools have no such lists."""
+    """Simulate a redis-py whose pools lack the private lists."""
     monkeypatch.setattr(redis_pool, "_log_throttle", LogThrottle())
     monkeypatch.setattr(RedisPool, "size", property(lambda self: len(self._connections_of_another_name)))
 
@@ -44,8 +44,8 @@ async def running(server: RedisServer) -> AsyncIterator[RedisBroker]:
         await broker.close()
 
 
-def test_this_redis_py_has_what_is_needed() -> None:
-    """With one that has not, idle connections stay open, and the log says so at each start."""
+def test_this_redis_py_has_the_private_lists() -> None:
+    """With a redis-py that lacks the lists, idle connections would stay open."""
     with capture_logs() as logs:
         assert type(create_pool(max_connections=1)) is RedisPool
     assert not logs
@@ -53,10 +53,10 @@ def test_this_redis_py_has_what_is_needed() -> None:
 
 @pytest.mark.usefixtures("changed")
 async def test_without_redis_pys_own_lists_the_log_goes_on(server: RedisServer) -> None:
-    """A release that mends a hole may rename what is private: events go on, and one line says what is lost."""
+    """A security release of redis-py that renames private lists would stop the log."""
     with capture_logs() as logs:
         async with running(server) as broker:
-            assert isinstance(broker._pool, PublicApiPool)
+            assert isinstance(broker._connection._pool, PublicApiPool)
             ids = [
                 id
                 for some in await asyncio.gather(

@@ -1,4 +1,4 @@
-"""sqlite:// under the contract, and what is its own: durability, several processes, trouble with the file."""
+"""The SQLite broker: the contract, durability, several processes, and failures of the file."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ async def other(tmp_path: Path, broker: SqliteBroker, clock: Clock) -> AsyncIter
 
 
 class TestSqliteBroker(SharedContract):
-    """Every sentence of the contract."""
+    """The contract of every broker."""
 
 
 @contextmanager
@@ -75,8 +75,8 @@ async def test_nobody_else_may_read_the_log(tmp_path: Path, clock: Clock) -> Non
     assert modes(tmp_path) == {"var": 0o700}
 
 
-async def test_a_file_that_is_shared_on_purpose_stays_so(tmp_path: Path, clock: Clock) -> None:
-    """Gateways of several users on one file: its permissions are the operator's."""
+async def test_a_shared_file_keeps_its_permissions(tmp_path: Path, clock: Clock) -> None:
+    """A file that the operator shares between users would lose its permissions."""
     path = tmp_path / "log.db"
     path.touch()
     path.chmod(0o660)
@@ -91,7 +91,7 @@ async def test_a_file_that_is_shared_on_purpose_stays_so(tmp_path: Path, clock: 
 
 
 async def test_a_file_that_all_can_read_is_reported(tmp_path: Path, clock: Clock) -> None:
-    """A log of an older version keeps the permissions that it was made with."""
+    """An operator would not learn that every user can read the log."""
     path = tmp_path / "log.db"
     path.touch()
     path.chmod(0o644)
@@ -103,8 +103,8 @@ async def test_a_file_that_all_can_read_is_reported(tmp_path: Path, clock: Clock
     assert modes(tmp_path)["log.db"] == 0o644
 
 
-async def test_everything_is_there_after_a_restart(tmp_path: Path, clock: Clock) -> None:
-    """Events, ids, floors, keys and cursors survive; ids go on even if the clock was set back meanwhile."""
+async def test_the_log_survives_a_restart(tmp_path: Path, clock: Clock) -> None:
+    """A restart would lose events, deduplication keys or offsets, or repeat ids after the clock was set back."""
     first = SqliteBroker(tmp_path / "log.db", clock=clock)
     await first.start()
     ids = await first.append([draft("c", retention=Retention(2), key=f"k{number}") for number in range(4)])
@@ -119,8 +119,8 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path, clock: Clock)
     await second.close()
 
 
-async def test_a_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
-    """Guarantee 4: an append that returned is on disk."""
+async def test_a_kill_9_loses_no_acknowledged_event(tmp_path: Path) -> None:
+    """Guarantee 4: an event that was acknowledged would be lost in a crash."""
     script = """
 import asyncio, sys
 from pathlib import Path
@@ -163,7 +163,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("content", ["foreign", "garbage", "newer"])
 async def test_a_file_that_is_no_log_is_one_clear_line(tmp_path: Path, content: str) -> None:
-    """Never write into somebody else's database."""
+    """The gateway would write into another program's database."""
     path = tmp_path / "log.db"
     if content == "garbage":
         path.write_bytes(b"not a database, but long enough to have a header of one" * 10)
@@ -192,7 +192,7 @@ async def started(path: Path) -> AsyncIterator[SqliteBroker]:
 
 @contextmanager
 def disk(path: Path, size: str, *more: str) -> Iterator[Path]:
-    """Mount a file system of so many bytes."""
+    """Mount a file system of a limited size."""
     need_root()
     path.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", *more, "tmpfs", str(path)], check=True)
@@ -202,8 +202,8 @@ def disk(path: Path, size: str, *more: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-async def goes_on(broker: SqliteBroker, follower: Follower) -> None:
-    """The cause is gone: the next append works, and is followed."""
+async def assert_log_works(broker: SqliteBroker, follower: Follower) -> None:
+    """Assert that the next append works and is delivered."""
     (id,) = await broker.append([draft("c")])
     assert broker.is_up
     await eventually(lambda: follower.events[-1].id == id)
@@ -212,7 +212,7 @@ async def goes_on(broker: SqliteBroker, follower: Follower) -> None:
 async def test_a_locked_file_is_unavailable_and_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else's write lock fails the appends of that moment; then the log goes on by itself."""
+    """Another program's lock would stop the log for good."""
     monkeypatch.setattr("gateway.broker.sqlite.event_log._BUSY_TIMEOUT_SECONDS", 0.2)
     path = tmp_path / "log.db"
     async with started(path) as broker:
@@ -225,14 +225,14 @@ async def test_a_locked_file_is_unavailable_and_passes(
         assert not broker.is_up
         blocker.execute("ROLLBACK")
         blocker.close()
-        await goes_on(broker, follower)
+        await assert_log_works(broker, follower)
 
 
-async def test_appends_wait_for_a_slow_disk_up_to_a_number(
+async def test_appends_that_wait_for_a_slow_disk_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit that takes a moment refuses nobody, however the appends came in; a crowd behind it does."""
-    monkeypatch.setattr("gateway.broker.sqlite.broker.MAX_WAITING_APPENDS", 300)
+    """A slow commit would reject appends, or let any number of them fill the memory."""
+    monkeypatch.setattr("gateway.broker.batcher.MAX_WAITING", 300)
     path = tmp_path / "log.db"
     async with started(path) as broker:
         blocker = sqlite3.connect(path, isolation_level=None)
@@ -241,8 +241,8 @@ async def test_appends_wait_for_a_slow_disk_up_to_a_number(
         for _ in range(300):
             waiting.append(asyncio.create_task(broker.append([draft("c")])))
             await asyncio.sleep(0)
-            await asyncio.sleep(0)  # one turn of the loop each: no two reach the writer together
-        with pytest.raises(Unavailable, match="300 appends wait"):
+            await asyncio.sleep(0)  # one iteration of the loop each, so that they arrive one by one
+        with pytest.raises(Unavailable, match="300 appends are waiting"):
             await broker.append([draft("c")])
         blocker.execute("ROLLBACK")
         blocker.close()
@@ -252,7 +252,7 @@ async def test_appends_wait_for_a_slow_disk_up_to_a_number(
 
 @pytest.mark.extended
 async def test_a_full_disk_is_unavailable_and_passes(tmp_path: Path) -> None:
-    """SQLITE_FULL: nothing half written, what is there is still read, and it goes on when there is room."""
+    """A full disk would store half of a batch, or stop the log for good."""
     with disk(tmp_path / "disk", "1m") as folder:
         async with started(folder / "log.db") as broker:
             follower = Follower(broker)
@@ -269,11 +269,11 @@ async def test_a_full_disk_is_unavailable_and_passes(tmp_path: Path) -> None:
             ids, _ = await read(broker, "c", limit=1000)
             assert len(ids) == whole
             ballast.unlink()
-            await goes_on(broker, follower)
+            await assert_log_works(broker, follower)
 
 
 async def test_a_broken_file_is_unavailable_until_it_is_taken_away(tmp_path: Path) -> None:
-    """Garbage over the pages: 503 and no crash. Moved away, a new log begins, and what is older is a gap."""
+    """A corrupt file would crash the gateway, or stop the log after it was moved away."""
     path = tmp_path / "log.db"
     async with started(path) as broker:
         follower = Follower(broker)
@@ -290,14 +290,14 @@ async def test_a_broken_file_is_unavailable_until_it_is_taken_away(tmp_path: Pat
         assert not broker.is_up
         for name in ("log.db", "log.db-wal", "log.db-shm"):
             (tmp_path / name).unlink(missing_ok=True)
-        await goes_on(broker, follower)
+        await assert_log_works(broker, follower)
         assert (await read(broker, "c", old[0]))[1] is not None
         assert (await read(broker, "c", broker.head)) == ([], None)
 
 
 @pytest.mark.extended
 async def test_a_read_only_disk_ends_the_start(tmp_path: Path) -> None:
-    """One clear line, and not a gateway that refuses every post."""
+    """The gateway would start and then reject every post."""
     with disk(tmp_path / "disk", "1m") as folder:
         async with started(folder / "log.db"):
             pass
@@ -307,14 +307,14 @@ async def test_a_read_only_disk_ends_the_start(tmp_path: Path) -> None:
 
 
 async def removed(folder: Path) -> None:
-    """Remove a folder that a log may just be writing to."""
+    """Remove a folder while a log may write to it."""
     while folder.exists():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("what", ["folder", "files"])
 async def test_a_log_whose_files_are_removed_goes_on_with_new_ones(tmp_path: Path, what: str) -> None:
-    """SQLite writes on into a deleted file: every 2xx would be for an event that no restart finds again."""
+    """SQLite writes on into a deleted file: acknowledged events would be lost at the next restart."""
     folder = tmp_path / "data"
     async with started(folder / "log.db") as one, started(folder / "log.db") as other:
         followers = [Follower(one), Follower(other)]
@@ -336,8 +336,8 @@ async def test_a_log_whose_files_are_removed_goes_on_with_new_ones(tmp_path: Pat
 
 
 @pytest.mark.parametrize("end", ["-wal", "-shm"])
-async def test_no_append_is_answered_that_a_removed_file_takes_along(tmp_path: Path, end: str) -> None:
-    """Guarantee 4: where something cleans up beside the log, an event that was acknowledged is in the log."""
+async def test_no_acknowledged_event_is_lost_with_a_removed_file(tmp_path: Path, end: str) -> None:
+    """Guarantee 4: an acknowledged event would be lost if another program deletes -wal or -shm."""
     path = tmp_path / "log.db"
     answered: list[EventId] = []
     async with started(path) as broker:
@@ -352,7 +352,7 @@ async def test_no_append_is_answered_that_a_removed_file_takes_along(tmp_path: P
 
 
 async def test_a_folder_that_cannot_be_made_again_is_unavailable_until_it_can(tmp_path: Path) -> None:
-    """503, a reason that says what is wrong, and no hanging; it goes on once the cause is gone."""
+    """Appends would hang, or not work again once the folder can be created."""
     folder = tmp_path / "data"
     async with started(folder / "log.db") as broker:
         follower = Follower(broker)
@@ -365,12 +365,12 @@ async def test_a_folder_that_cannot_be_made_again_is_unavailable_until_it_can(tm
         assert not broker.is_up
         assert "data" in broker.last_error
         folder.unlink()
-        await goes_on(broker, follower)
+        await assert_log_works(broker, follower)
 
 
 @pytest.mark.parametrize("kind", ["file", "file above"])
 async def test_a_path_that_cannot_be_is_one_clear_line(tmp_path: Path, kind: str) -> None:
-    """A traceback does not say which key of the configuration is wrong."""
+    """The operator would see a traceback instead of the wrong key."""
     (tmp_path / "taken").write_text("")
     path = tmp_path / "taken" / ("log.db" if kind == "file" else "more/log.db")
     with pytest.raises(StartupError, match=r"log.db \(broker.url\) cannot be used: "):
@@ -380,7 +380,7 @@ async def test_a_path_that_cannot_be_is_one_clear_line(tmp_path: Path, kind: str
 async def test_without_sockets_other_processes_follow_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No descriptors left, or a system without abstract sockets, must not end a start or a delivery."""
+    """Without free descriptors or abstract sockets the gateway would not start."""
 
     def refused(self: object, address: object) -> None:
         raise OSError(24, "Too many open files")
@@ -400,8 +400,8 @@ async def test_without_sockets_other_processes_follow_all_the_same(
 
 
 async def test_processes_wake_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events must not wait for the next look into the file."""
-    monkeypatch.setattr("gateway.broker.sqlite.broker.POLL_SECONDS", 3600.0)
+    """Events of another process would wait for the next poll."""
+    monkeypatch.setattr("gateway.broker.sqlite.follower.POLL_SECONDS", 3600.0)
     async with started(tmp_path / "log.db") as one, started(tmp_path / "log.db") as other:
         follower = Follower(other)
         await other.append([draft("c")])  # with it, its name is in the file
@@ -409,8 +409,8 @@ async def test_processes_wake_each_other(tmp_path: Path, monkeypatch: pytest.Mon
         await follower.until(2)
 
 
-async def test_a_log_that_went_back_goes_on_after_what_is_known(tmp_path: Path, clock: Clock) -> None:
-    """A file restored from a backup, a clock set back: ids do not repeat, and what is older is a gap."""
+async def test_a_restored_log_goes_on_after_the_last_known_id(tmp_path: Path, clock: Clock) -> None:
+    """A restored backup would repeat ids, or hide the events that it lacks."""
     path = tmp_path / "log.db"
     broker = SqliteBroker(path, clock=clock)
     await broker.start()
@@ -429,7 +429,7 @@ async def test_a_log_that_went_back_goes_on_after_what_is_known(tmp_path: Path, 
 
 
 async def test_old_events_are_deleted_without_an_append(tmp_path: Path, clock: Clock) -> None:
-    """A quiet log gives its space back."""
+    """Expired events would fill the disk while nothing is appended."""
     broker = SqliteBroker(tmp_path / "log.db", clock=clock)
     await broker.start()
     keep = Retention(1000, max_age_ms=1000)
@@ -458,10 +458,10 @@ def names(path: Path) -> set[str]:
         database.close()
 
 
-async def test_channels_of_users_who_left_leave_no_row(
+async def test_idle_channels_leave_no_row(
     broker: SqliteBroker, other: SqliteBroker, tmp_path: Path, clock: Clock
 ) -> None:
-    """A channel per user would make the file grow for ever; a client that resumes after a day receives a gap."""
+    """A channel per user would make the file grow for ever."""
     keep, path = Retention(1000, max_age_ms=1000), tmp_path / "log.db"
     follower = Follower(other)
     ((first,), *_) = [await broker.append([draft(name, retention=keep)]) for name in ("u.1", "u.2", "u.3")]
@@ -484,8 +484,8 @@ async def test_channels_of_users_who_left_leave_no_row(
     assert (await read(broker, "never", last))[1] is None
 
 
-async def test_a_log_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
-    """An upgrade keeps the history."""
+async def test_a_log_of_an_older_version_is_migrated(tmp_path: Path) -> None:
+    """An upgrade would lose the history."""
     path = tmp_path / "log.db"
     async with started(path) as broker:
         (id,) = await broker.append([draft("c")])

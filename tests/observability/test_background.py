@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from gateway.broker.sqlite.broker import SqliteBroker
 from gateway.broker.sqlite.event_log import SqliteEventLog
+from gateway.broker.sqlite.follower import SqliteFollower
 from gateway.core.errors import Unavailable
 from gateway.core.event import CONTROL_CHANNEL_PREFIX, EventId
 from gateway.hub.audience import Audience
@@ -65,7 +65,7 @@ KNOWN: Mapping[str, str] = {
     "streams/bucket_sweep.py BucketSweep._schedule": "sets the timer of a sweep before anything that may fail",
     "broker/delivery.py Delivery.report_gap": "one call, which sets itself again where it fails",
     # Parts of a supervised task, which ends with them and is started again.
-    "broker/redis/broker.py RedisBroker._follow_until_error": "redis_follower ends with either of them",
+    "broker/redis/follower.py RedisFollower._follow_until_error": "redis_follower ends with either of them",
     "sources/kafka.py KafkaSource.run": "a task group of source",
     "sources/redis/pubsub.py _PubSubReader.run": "a task group of source",
     "sources/redis/stream.py RedisStreamSource.run": "a task group of source",
@@ -97,7 +97,7 @@ KNOWN: Mapping[str, str] = {
     "server/workers/child.py ControlLoop._dispatch": "one order; what it raises is its answer",
     "server/workers/parent.py Parent._stop_workers": "waits for the end of the workers",
     "server/workers/worker_handle.py WorkerHandle.probe": "one question, awaited by whoever probes",
-    "broker/sqlite/broker.py SqliteBroker.__init__": "threads for reads, each awaited",
+    "broker/sqlite/connections.py SqliteConnections.__init__": "threads for reads, each awaited",
     # Commands for people, which end with their exception.
     "cli/check/source_checks.py _dry_run": "a command",
     "cli/terminal/follower.py StreamFollower._acknowledge": "a command",
@@ -280,7 +280,7 @@ INJECTIONS: dict[TaskName, Injection] = {
     "status_stream": Injection(
         lambda daemon: daemon.admin_port.status_stream, "_report", stir=view_the_console, quick={"admin.status_stream.REPORT_INTERVAL_SECONDS": 0.05}
     ),
-    "event_delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),  # type: ignore[attr-defined]
+    "event_delivery": Injection(lambda daemon: daemon.broker._delivery, "_on_events"),
     "staleness": Injection(
         lambda daemon: daemon.staleness_monitor, "update_all", quick={"observability.staleness.CHECK_INTERVAL_SECONDS": 0.05}
     ),
@@ -308,11 +308,11 @@ INJECTIONS: dict[TaskName, Injection] = {
     "source": Injection(
         lambda daemon: daemon.source_manager.supervisors["hooks"]._source, "run", stir=run_again
     ),
-    "sqlite_follower": Injection(lambda daemon: daemon.broker, "_deliver_new_events", log="sqlite"),
+    "sqlite_follower": Injection(lambda daemon: daemon.broker._follower, "_deliver_new_events", log="sqlite"),  # type: ignore[attr-defined]
     "sqlite_sweep": Injection(
-        lambda daemon: SqliteEventLog, "sweep", log="sqlite", quick={"broker.sqlite.broker.SWEEP_SECONDS": 0.05}
+        lambda daemon: SqliteEventLog, "sweep", log="sqlite", quick={"broker.sqlite.writer.SWEEP_SECONDS": 0.05}
     ),
-    "sqlite_writer": Injection(lambda daemon: daemon.broker, "_take_group", log="sqlite"),
+    "sqlite_writer": Injection(lambda daemon: daemon.broker._writer.appends, "take_batch", log="sqlite"),  # type: ignore[attr-defined]
     "watchdog": Injection(
         lambda daemon: daemon.systemd, "_send", stir=feed_the_watchdog,
         meant=lambda *words: "WATCHDOG=1" in words,
@@ -321,8 +321,8 @@ INJECTIONS: dict[TaskName, Injection] = {
         lambda daemon: daemon.source_manager.supervisors["app"].context.election, "_acquire", log="redis",
         quick={"sources.election.RENEW_SECONDS": 0.05},
     ),
-    "redis_follower": Injection(lambda daemon: daemon.broker, "_handle_live_message", log="redis"),
-    "redis_writer": Injection(lambda daemon: daemon.broker, "_resolve_append", log="redis"),
+    "redis_follower": Injection(lambda daemon: daemon.broker._follower, "_handle_live_message", log="redis"),  # type: ignore[attr-defined]
+    "redis_writer": Injection(lambda daemon: daemon.broker._appends, "take_batch", log="redis"),  # type: ignore[attr-defined]
 }  # fmt: skip
 
 OTHERS: dict[TaskName, str] = {
@@ -445,7 +445,7 @@ async def test_a_task_that_fails_again_and_again_makes_the_node_unready(
     """A node that looks ready and delivers nothing keeps its clients; /readyz says which part it is."""
     monkeypatch.setattr(module, "HEALTHY_AFTER_SECONDS", 0.3)
 
-    async def broken(self: SqliteBroker) -> None:
+    async def broken(self: SqliteFollower) -> None:
         raise RuntimeError("injected")
 
     async with gateway_running({"broker": {"url": f"sqlite:///{tmp_path}/log.db"}}) as gateway:
@@ -460,7 +460,7 @@ async def test_a_task_that_fails_again_and_again_makes_the_node_unready(
             return not await reasons()
 
         with monkeypatch.context() as patch:
-            patch.setattr(SqliteBroker, "_deliver_new_events", broken)
+            patch.setattr(SqliteFollower, "_deliver_new_events", broken)
             await eventually(is_failing)
         await eventually(is_ready)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.broker.memory import MemorySharedStore
+from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.config.channel_catalog import ChannelCatalog
 from gateway.config.model.config import AckConfig, Config
 from gateway.core.clock import unix_ms

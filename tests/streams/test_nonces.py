@@ -5,7 +5,7 @@ import secrets
 
 import pytest
 
-from gateway.broker.memory import MemorySharedStore
+from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.core.clock import unix_ms
 from gateway.core.errors import Unavailable
 from gateway.streams.acks import nonces

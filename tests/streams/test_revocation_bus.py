@@ -140,7 +140,7 @@ async def test_a_node_that_was_cut_off_ends_them_when_it_is_back(redis: RedisSer
         await eventually(lambda: not two.daemon.broker.is_up)
         assert (await end(one, "?subject=1"))[0] == 202
         broker = two.daemon.broker
-        broker._tasks.append(two.daemon.admin_listener.head_parser._loop.create_task(broker._run_follower()))  # type: ignore[attr-defined]
+        broker._tasks.append(two.daemon.admin_listener.head_parser._loop.create_task(broker._follower.run()))  # type: ignore[attr-defined]
         assert (await stream.next()).json["reason"] == "revoked"
 
 

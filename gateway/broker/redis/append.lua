@@ -1,22 +1,22 @@
--- Appends batches to the log: the one way in, atomic for all of them. Called without batches it
--- only sees to it that the log is there, and goes on after what the caller knows.
+-- Appends batches to the log, atomically. Without batches it only creates the log where it is missing, and
+-- advances it to the last id that the caller knows.
 --
--- KEYS[1]  hash of the log: head (the last id) and start (after which nothing was lost as a whole)
--- ARGV     base of all other keys (they share KEYS[1]'s hash tag) · the caller's clock (unix ms)
---          · the last id that the caller knows of · PUBLISH or SPUBLISH
---          · batches (msgpack, which has no binary here: a payload is its length) · all payloads
---          The caller puts KEYS_KEPT (deduplication keys of one generation) and CHANNEL_KEPT (milliseconds
---          that a quiet channel's last id outlives its events) before the script.
--- Returns  head, start, and for each batch how many of its drafts were duplicates and all ids, or FENCED,
---          or REUSED where a key came with another fingerprint before.
+-- KEYS[1]  hash of the log: head (the last id) and start (the log is complete after this id)
+-- ARGV     prefix of all other keys (they share KEYS[1]'s hash tag) · the caller's clock (unix ms)
+--          · the last id that the caller knows · PUBLISH or SPUBLISH
+--          · batches (msgpack, which has no binary type here: a payload is its length) · all payloads
+--          The caller defines KEYS_KEPT (deduplication keys per generation) and CHANNEL_KEPT (milliseconds
+--          that the last id of an idle channel outlives its events) in front of the script.
+-- Returns  head, start, and for each batch the number of duplicates and all ids; or FENCED for a stale
+--          fencing token; or REUSED if a key was used with another fingerprint before.
 --
 -- Keys: h:<channel> stream of events, each with the id before it in its channel (prev);
---       l:<channel> "<last id> <age>", which outlives the stream and so tells what a lost one held;
---       keys, keys:old two generations (of KEYS_KEPT) of deduplication keys, a fingerprint in a field of
---       its own; cursors; tokens (of leases).
+--       l:<channel> "<last id> <maximum age>", which outlives the stream and so shows that one is missing;
+--       keys, keys:old two generations (of KEYS_KEPT) of deduplication keys, with a fingerprint in a field
+--       of its own; cursors (offsets); tokens (of leases).
 local log, base = KEYS[1], ARGV[1]
 local now, publish = tonumber(ARGV[2]), ARGV[4]
-local AHEAD = 60000           -- milliseconds that a node's clock may be ahead of this server's
+local AHEAD = 60000           -- milliseconds that a node's clock may be ahead of the server's
 
 local function parse(id)
   local ms, seq = string.match(id or '', '^(%d+)%-(%d+)$')
@@ -31,7 +31,7 @@ local function is_less(ms, seq, other_ms, other_seq)
   return ms < other_ms or (ms == other_ms and seq < other_seq)
 end
 
--- One node with a wrong clock must not push the order of all into the future.
+-- A node with a wrong clock must not move the ids of all nodes into the future.
 local time = redis.call('TIME')
 now = math.min(now, time[1] * 1000 + AHEAD)
 
@@ -40,7 +40,7 @@ local ms, seq = parse(state[1])
 local start = state[2]
 local known_ms, known_seq = parse(ARGV[3])
 if not ms or is_less(ms, seq, known_ms, known_seq) then
-  -- New, flushed, or a failover lost what nodes were already told: whatever lies before is not whole.
+  -- New, flushed, or a failover lost events that nodes received: everything older is incomplete.
   if not ms then ms, seq = now, 0 end
   if is_less(ms, seq, known_ms, known_seq) then ms, seq = known_ms, known_seq end
   start = format(ms, seq)
@@ -61,7 +61,7 @@ local function channel_of(name)
     local last = redis.pcall('GET', base .. 'l:' .. name)
     local prev, age = string.match(type(last) == 'string' and last or '', '^(%S+) (%S+)$')
     if not prev then
-      -- Nothing since the log began; or so long ago that its last id has expired as well.
+      -- Not written to since the log began, or so long ago that its last id expired as well.
       prev = start
       local start_ms = parse(start)
       if start_ms < now - CHANNEL_KEPT then prev = format(now - CHANNEL_KEPT, 0) end
@@ -78,7 +78,7 @@ local function store(name, id, payload, draft, channel)
     'timestamp', string.format('%.0f', draft[3]), 'type', draft[4] or ''}
   local reply = redis.pcall(unpack(add))
   if type(reply) == 'table' and reply.err then
-    -- Another type, or the stream of a log that is gone: the chain of prev tells the gap.
+    -- Another type, or the stream of a former log: the chain of prev shows the gap.
     if not (string.find(reply.err, 'WRONGTYPE') or string.find(reply.err, 'equal or smaller')) then
       error(reply)
     end

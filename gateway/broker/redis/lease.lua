@@ -1,8 +1,8 @@
--- Takes, keeps or gives back a lease.
+-- Acquires, renews or releases a lease.
 --
 -- KEYS[1]  hash of the latest token of each lease
--- ARGV     base of all other keys · name · owner · milliseconds, 0 to give it back
--- Returns  the token; or false, while the lease is another owner's.
+-- ARGV     prefix of all other keys · name · owner · milliseconds, 0 to release it
+-- Returns  the fencing token; or false while another owner holds the lease.
 local tokens, name, owner = KEYS[1], ARGV[2], ARGV[3]
 local key, milliseconds = ARGV[1] .. 'lease:' .. name, tonumber(ARGV[4])
 local holder = redis.call('GET', key)
@@ -14,12 +14,12 @@ end
 if holder == owner then
   redis.call('PEXPIRE', key, milliseconds)
   local token = redis.call('HGET', tokens, name)
-  if token then return token end  -- else this server forgot it
+  if token then return token end  -- otherwise this server lost it
 elseif holder then
   return false
 end
 
--- From the clock as well as from the last one: tokens grow even if this server forgot all of them.
+-- From the clock and the last token: tokens grow even if this server lost all of them.
 local time = redis.call('TIME')
 local last = tonumber(redis.call('HGET', tokens, name) or 0)
 local token = string.format('%.0f', math.max(last + 1, time[1] * 1000000 + time[2]))

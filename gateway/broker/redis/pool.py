@@ -1,4 +1,4 @@
-"""A bounded pool of connections to one Redis server that lets go of those it does not need."""
+"""A bounded pool of connections to one Redis server that closes those that are idle."""
 
 import time
 from typing import Any
@@ -17,10 +17,10 @@ _log_throttle = LogThrottle()
 
 
 class RedisPool(BlockingConnectionPool):
-    """redis-py's blocking pool; it never closes a connection by itself, so `close_idle` does.
+    """redis-py's blocking pool, which never closes an idle connection by itself: `close_idle` does.
 
-    It reaches into the two lists that redis-py keeps; ``tests/broker/test_redis_pool.py`` pins them. Make it
-    by `pool`, which does without them where a newer redis-py has none.
+    It uses two private lists of redis-py, which ``tests/broker/test_redis_pool.py`` pins. Create it with
+    `create_pool`, which falls back to `PublicApiPool` where a newer redis-py lacks them.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -38,22 +38,21 @@ class RedisPool(BlockingConnectionPool):
         return len(self._in_use_connections) + len(self._available_connections)
 
     async def release(self, connection: AbstractConnection) -> None:
-        """Take a connection back."""
         self._released_at[connection] = time.monotonic()
         await super().release(connection)
 
     async def close_idle(self, seconds: float) -> None:
-        """Close what nobody used for so long. Cancelling is safe."""
+        """Close the connections that were idle for so long. Cancelling is safe."""
         before = time.monotonic() - seconds
         idle = [each for each in self._available_connections if self._released_at.get(each, 0.0) < before]
-        # All at once from the list: what is left in it may be taken while one of these is closed.
+        # Remove all of them first: a connection in the list may be borrowed while another one is closed.
         self._available_connections[:] = [each for each in self._available_connections if each not in idle]
         for connection in idle:
             await connection.disconnect()
 
 
 class PublicApiPool(RedisPool):
-    """The same by documented means alone: connections stay open until the pool is closed."""
+    """The same with redis-py's public API alone: connections stay open until the pool is closed."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -68,7 +67,6 @@ class PublicApiPool(RedisPool):
         return len(self._borrowed | set(self._released_at))
 
     async def get_connection(self, *arguments: Any, **options: Any) -> AbstractConnection:
-        """Take a connection."""
         take: Any = super().get_connection
         connection: AbstractConnection = await take(*arguments, **options)
         self._borrowed.add(connection)
@@ -83,21 +81,17 @@ class PublicApiPool(RedisPool):
 
 
 def create_pool(**options: Any) -> RedisPool:
-    """Return a pool."""
-    made = RedisPool(**options)
+    """Return a `RedisPool`, or a `PublicApiPool` with a warning where redis-py's private lists changed."""
+    pool = RedisPool(**options)
     try:
-        if made.size == 0 and not made._available_connections[:]:
-            return made
-        why = "a new pool has connections"
+        if pool.size == 0 and not pool._available_connections[:]:
+            return pool
+        reason = "a new pool has connections"
     except (AttributeError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
     if _log_throttle.should_log("pool") is not None:
-        log.warning(
-            "redis_py_changed",
-            version=redis.__version__,
-            error=why,
-            note="idle connections stay open (broker.pool.idle)",
-        )
+        note = "idle connections stay open (broker.pool.idle)"
+        log.warning("redis_py_changed", version=redis.__version__, error=reason, note=note)
     return PublicApiPool(**options)
 
 

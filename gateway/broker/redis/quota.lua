@@ -1,8 +1,8 @@
--- Takes, keeps or gives back seats.
+-- Acquires, renews or releases quota slots.
 --
--- KEYS[1]  base of the keys: each name's members are a sorted set by the time of their end
--- ARGV     milliseconds, 0 to give them back · of each seat its name, its member, and the limit (-1: none)
--- Returns  of each seat 1 or 0.
+-- KEYS[1]  prefix of the keys: each quota is a sorted set of members by expiry (unix ms)
+-- ARGV     milliseconds, 0 to release · then for each slot: quota · member · limit (-1: none)
+-- Returns  for each slot 1 if it was granted, otherwise 0.
 local milliseconds = tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,13 +1,13 @@
--- Returns ids of the last events of channels, newest first, without the events: what last=N needs to know.
+-- Returns the ids of the last events of channels, newest first, without the events (for last=N).
 --
 -- KEYS[1]  the log's hash, for its hash tag only
--- ARGV     base of all keys · ids to return at the most · then of each span: channel · first id (inclusive)
---          · id that all lie before, or nothing · ids of this span at the most
--- Returns  for each span: its ids in one string, "<last id> <age>" of the channel or nothing, and 1 where
+-- ARGV     prefix of all keys · maximum number of ids · then for each span: channel · first id (inclusive)
+--          · end (exclusive), or '' · maximum number of ids of this span
+-- Returns  for each span: its ids in one string, "<last id> <maximum age>" of the channel or '', and 1 if
 --          there may be more ids in the span.
 local base, room = ARGV[1], tonumber(ARGV[2])
-local SMALL, LARGE = 16, 256  -- entries that are read at once: few while nothing is known of their size
-local LARGE_BYTES = 65536     -- of entries, above which no more are read at once
+local SMALL, LARGE = 16, 256  -- entries per read: few while their size is unknown
+local LARGE_BYTES = 65536     -- bytes of a read above which the next one does not grow
 
 local function ids_of(key, first, before, count)
   local ids, step = {}, SMALL
@@ -15,7 +15,7 @@ local function ids_of(key, first, before, count)
   while #ids < count do
     local asked = math.min(step, count - #ids)
     local rows = redis.pcall('XREVRANGE', key, last, first, 'COUNT', asked)
-    if rows.err then return ids, 0 end  -- another type: somebody else's key
+    if rows.err then return ids, 0 end  -- not a stream: another program's key
     local bytes = 0
     for _, row in ipairs(rows) do
       ids[#ids + 1] = row[1]

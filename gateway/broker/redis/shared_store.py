@@ -1,4 +1,4 @@
-"""The board in Redis: a key per note, a sorted set per name of seats, all of which expire by themselves."""
+"""`SharedStore` in Redis: a key per entry and a sorted set per quota, which expire by themselves."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,7 +13,7 @@ _QUOTA_SCRIPT = files("gateway.broker.redis").joinpath("quota.lua").read_text()
 
 
 class RedisSharedStore(SharedStore):
-    """``call`` returns a client for one exchange; all keys begin with ``base``."""
+    """``borrow_client`` lends a client for one exchange; all keys begin with ``key_prefix``."""
 
     def __init__(
         self, borrow_client: Callable[[], AbstractAsyncContextManager[Redis]], key_prefix: str
@@ -23,7 +23,7 @@ class RedisSharedStore(SharedStore):
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
         async with self._borrow_client() as client:
-            await client.set(f"{self._key_prefix}note:{name}", value, px=max(round(seconds * 1000), 1))
+            await client.set(f"{self._key_prefix}note:{name}", value, px=_milliseconds(seconds))
 
     async def get(self, name: str) -> bytes | None:
         async with self._borrow_client() as client:
@@ -31,7 +31,7 @@ class RedisSharedStore(SharedStore):
             return None if found is None else bytes(found)
 
     async def acquire_slots(self, slots: Sequence[QuotaSlot], seconds: float) -> list[bool]:
-        return await self._run_quota_script(slots, max(round(seconds * 1000), 1))
+        return await self._run_quota_script(slots, _milliseconds(seconds))
 
     async def release_slots(self, slots: Sequence[QuotaSlot]) -> None:
         await self._run_quota_script(slots, 0)
@@ -39,11 +39,13 @@ class RedisSharedStore(SharedStore):
     async def _run_quota_script(self, slots: Sequence[QuotaSlot], milliseconds: int) -> list[bool]:
         if not slots:
             return []
-        args: list[str | int] = []
-        for seat in slots:
-            args += [seat.name, seat.member, -1 if seat.limit is None else seat.limit]
+        args: list[str | int] = [milliseconds]
+        for slot in slots:
+            args += [slot.name, slot.member, -1 if slot.limit is None else slot.limit]
         async with self._borrow_client() as client:
-            answer: list[int] = await client.register_script(_QUOTA_SCRIPT)(
-                keys=[f"{self._key_prefix}seats"], args=[milliseconds, *args]
-            )
-        return [bool(each) for each in answer]
+            script = client.register_script(_QUOTA_SCRIPT)
+            return [bool(each) for each in await script(keys=[f"{self._key_prefix}seats"], args=args)]
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(round(seconds * 1000), 1)

@@ -1,8 +1,8 @@
-"""The tables of ``sqlite://`` and the statements on them. Synchronous; a store belongs to one thread.
+"""The tables of ``sqlite://`` and the statements on them. Synchronous; a connection belongs to one thread.
 
-Every method that writes runs inside `transaction`, which takes SQLite's write lock first: what it reads
-there (the head, floors, keys) is true until it commits, for all processes on the file. Ids are stored as
-one integer, milliseconds in the high bits, so that SQLite's row order is the log's order.
+Every method that writes runs inside `SqliteEventLog.transaction`, which takes SQLite's write lock first: what
+it reads there (the head, floors, keys) stays true until it commits, for all processes on the file. Ids are
+stored as one integer, milliseconds in the high bits, so that SQLite's row order is the log's order.
 """
 
 import os
@@ -17,11 +17,12 @@ from gateway.broker.base import (
     MAX_RECENT_IDS,
     MIN_DEDUPLICATION_KEYS,
     AppendBatch,
+    AppendResult,
     HistoryPage,
     HistorySpan,
     SpanIds,
+    has_key_conflict,
 )
-from gateway.broker.sqlite import shared_store as board
 from gateway.core.errors import IdempotencyKeyReused, StaleFencingToken
 from gateway.core.event import (
     DELETED_OFFSET,
@@ -36,26 +37,9 @@ from gateway.core.event import (
     unpack_id,
 )
 
-# Who may read the files of ``sqlite://``: their owner alone, unless the file has wider permissions.
-
 FILE_MODE = 0o600
+"""Permissions of a new file: its owner alone. An existing file keeps its own."""
 FOLDER_MODE = 0o700
-
-
-def create_private_file(path: Path) -> None:
-    """Make the file for its owner alone, whatever the umask says; one that exists keeps its permissions.
-
-    SQLite gives those of the file to ``-wal`` and ``-shm``. What cannot be made is left for SQLite to report.
-    """
-    # Only where there is none: closing a file drops the locks that the process holds on it (fcntl(2)).
-    with suppress(OSError):
-        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE))
-
-
-def is_world_readable(file: Path) -> bool:
-    """Tell whether every user of the machine may read the file."""
-    return bool(file.stat().st_mode & stat.S_IROTH)
-
 
 APPLICATION_ID = 0x53534547  # "SSEG", in the file's header
 SCHEMA_VERSION = 6
@@ -63,72 +47,74 @@ SCHEMA_VERSION = 6
 _BUSY_TIMEOUT_SECONDS = 5.0
 
 MAX_CACHED_CHANNELS = 20_000
-"""How many channels a connection remembers the row of."""
+"""Channels whose row a connection remembers."""
 
 MIN_RETENTION_MS = 10_000
-"""How long (milliseconds) every event stays in the file, whatever its channel keeps, for followers to see."""
+"""How long (milliseconds) every event stays in the file for followers, even if its channel retains none."""
 
-_SWEEP_ROWS = 4000  # that one sweep deletes: a pause of a few milliseconds
+_SWEEP_ROWS = 4000
+"""Rows that one sweep deletes: a pause of a few milliseconds."""
+
+_SHARED_STORE_SCHEMA = """
+CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX notes_until ON notes (until);
+CREATE TABLE seats (
+    name TEXT NOT NULL, member TEXT NOT NULL, boot TEXT NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (name, member)
+) WITHOUT ROWID;
+CREATE INDEX seats_until ON seats (until);
+"""
 
 _SCHEMA = """
 CREATE TABLE log (
-    start INTEGER NOT NULL,
-    head INTEGER NOT NULL,
+    start INTEGER NOT NULL, head INTEGER NOT NULL,
     dropped INTEGER NOT NULL DEFAULT 0  -- floor of channels without a row, grows with each deletion
 );
 CREATE TABLE channels (
-    key INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    floor INTEGER NOT NULL,  -- as far as events were deleted, the limits may be further on
-    events INTEGER NOT NULL,
-    age_ms INTEGER
+    key INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+    floor INTEGER NOT NULL,  -- events up to here were deleted
+    events INTEGER NOT NULL, age_ms INTEGER
 );
 CREATE TABLE events (
-    id INTEGER PRIMARY KEY,
-    channel INTEGER NOT NULL,
-    kept INTEGER NOT NULL,
-    timestamp INTEGER NOT NULL,
-    type TEXT,
-    payload BLOB NOT NULL
+    id INTEGER PRIMARY KEY, channel INTEGER NOT NULL, kept INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL, type TEXT, payload BLOB NOT NULL
 );
 CREATE INDEX events_by_channel ON events (channel, id) WHERE kept;
 CREATE INDEX events_live ON events (id) WHERE NOT kept;
 CREATE TABLE keys (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    channel INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    id INTEGER NOT NULL,
-    fingerprint TEXT
+    number INTEGER PRIMARY KEY AUTOINCREMENT, channel INTEGER NOT NULL, key TEXT NOT NULL,
+    id INTEGER NOT NULL, fingerprint TEXT
 );
 CREATE UNIQUE INDEX keys_by_key ON keys (channel, key);
 CREATE TABLE cursors (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE leases (
-    name TEXT PRIMARY KEY,
-    token INTEGER NOT NULL,
-    owner TEXT NOT NULL,
-    boot TEXT NOT NULL,
-    until REAL NOT NULL
+    name TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT NOT NULL,
+    boot TEXT NOT NULL, until REAL NOT NULL
 ) WITHOUT ROWID;
 """
 
-
 _MIGRATIONS = {
-    3: board.SCHEMA,
+    3: _SHARED_STORE_SCHEMA,
     4: "ALTER TABLE log ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0",
     5: "ALTER TABLE keys ADD COLUMN fingerprint TEXT",
 }
-"""What the version after each one brought."""
+"""The statements that bring a file from each version to the next one."""
+
+_Key = tuple[int, str | None]  # a channel's key, and a deduplication key
+_FirstUse = tuple[int, str | None]  # the id and the request fingerprint of its first use
 
 
 class IncompatibleFile(Exception):
-    """The file is not a log of this version."""
+    """The file is not a log that this version can use."""
+
+
+def is_world_readable(file: Path) -> bool:
+    """Return whether every user of the machine may read the file."""
+    return bool(file.stat().st_mode & stat.S_IROTH)
 
 
 def explain_incompatibility(database: sqlite3.Connection) -> str:
-    """Return why a database is no log that this version takes; empty for one that it does, and for a new one.
-
-    Raises sqlite3.Error.
-    """
+    """Return why this version cannot use a database as its log; empty if it can. Raises sqlite3.Error."""
     application, version = _read_application_and_version(database)
     if application == APPLICATION_ID:
         known = version == SCHEMA_VERSION or version in _MIGRATIONS
@@ -138,7 +124,6 @@ def explain_incompatibility(database: sqlite3.Connection) -> str:
 
 
 def _read_application_and_version(database: sqlite3.Connection) -> tuple[int, int]:
-    """Return whose a database is, and of which version."""
     application, version = (
         database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
     )
@@ -146,7 +131,7 @@ def _read_application_and_version(database: sqlite3.Connection) -> tuple[int, in
 
 
 class SqliteEventLog:
-    """One connection. Raises sqlite3.Error where the file is unusable, ForeignFile where it is not ours."""
+    """One connection. Raises sqlite3.Error or OSError for an unusable file, or IncompatibleFile."""
 
     def __init__(self, path: Path, clock: Callable[[], int]) -> None:
         self._clock = clock
@@ -154,8 +139,8 @@ class SqliteEventLog:
         self._channel_cache: dict[str, tuple[int, Retention]] = {}
         self._deleted_channels_floor = 0
         self._channels_to_sweep: set[str] = set()
-        create_private_file(path)
-        # Autocommit, so that transactions are where `transaction` says; threads are the caller's business.
+        _create_private_file(path)
+        # Autocommit: `transaction` alone begins transactions.
         self.db = sqlite3.connect(
             path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -163,15 +148,15 @@ class SqliteEventLog:
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")  # a commit is on disk before it returns
             self._prepare_schema()
-            self.file_identity = _file_identity(path)
             self._file_identities = _file_identities(path)
+            self.file_identity = self._file_identities[0]
         except BaseException:
             self.db.close()
             raise
 
     @property
     def is_file_current(self) -> bool:
-        """Whether its files are those at its path: SQLite writes into deleted ones without an error."""
+        """Whether the open files are those at the path: SQLite writes into deleted ones without an error."""
         try:
             return _file_identities(self._path) == self._file_identities
         except OSError:
@@ -195,7 +180,7 @@ class SqliteEventLog:
 
     @contextmanager
     def _read_transaction(self) -> Iterator[None]:
-        """Let several statements see one state of the file (a read transaction)."""
+        """Run several statements on one snapshot of the file."""
         self.db.execute("BEGIN")
         try:
             yield
@@ -209,30 +194,27 @@ class SqliteEventLog:
 
     def append(
         self, batches: Sequence[AppendBatch], last_known_id: int
-    ) -> tuple[list[AppendedIds | StaleFencingToken | IdempotencyKeyReused], list[Event], int]:
+    ) -> tuple[list[AppendResult], list[Event], int]:
         """Insert batches inside a transaction.
 
-        Returns of each its ids, or why nothing of it was written; the events that are new; and the head
-        before. ``known`` is the last id that this process knows of: none up to it is given.
+        Returns a result per batch, the new events, and the head before. All new ids are later than
+        ``last_known_id``, the last one that this process has seen.
         """
         before = self._advance_head(last_known_id)
         head, now = before, self._clock() << PACKED_SEQ_BITS
-        answers: list[AppendedIds | StaleFencingToken | IdempotencyKeyReused] = []
+        results: list[AppendResult] = []
         events: list[Event] = []
         rows: list[tuple[int, int, bool, int, str | None, bytes]] = []
-        keys: dict[tuple[int, str], tuple[int, str | None]] = {}
+        keys: dict[_Key, _FirstUse] = {}
         for batch in batches:
             if batch.fence is not None and not self._is_latest_fence(batch.fence):
-                answers.append(StaleFencingToken(f"the lease {batch.fence.lease!r} is another node's by now"))
+                results.append(StaleFencingToken(f"another node holds the lease {batch.fence.lease!r} now"))
                 continue
-            if any(
-                draft.request_fingerprint is not None and self._has_key_conflict(draft, keys)
-                for draft in batch.drafts
-            ):
-                answers.append(IdempotencyKeyReused())
+            if has_key_conflict(batch.drafts, lambda draft: self._find_first_use(draft, keys)):
+                results.append(IdempotencyKeyReused())
                 continue
             ids = AppendedIds()
-            # What an append costs besides its row; so nothing is called here that need not be.
+            # Inlined, because it is most of an append's cost besides the row (benchmark row: append).
             for draft in batch.drafts:
                 name, retention, payload = draft.channel, draft.retention, draft.payload
                 known_channel = self._channel_cache.get(name)
@@ -242,7 +224,7 @@ class SqliteEventLog:
                     channel = self._channel_key(name, retention)
                 head_after = now if now > head else head + 1
                 if draft.deduplication_key is not None:
-                    seen = self._find_first_use((channel, draft.deduplication_key), keys)
+                    seen = self._find_first_use(draft, keys)
                     if seen is not None:
                         ids.append(unpack_id(seen[0]))
                         ids.duplicate_count += 1
@@ -258,7 +240,7 @@ class SqliteEventLog:
                 self.db.execute("DELETE FROM cursors WHERE source = ?", (batch.offset.key,))
             elif batch.offset is not None:
                 self.db.execute("REPLACE INTO cursors VALUES (?, ?)", (batch.offset.key, batch.offset.value))
-            answers.append(ids)
+            results.append(ids)
         if rows:
             self._queue_for_sweep({event.channel for event in events})
             self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
@@ -272,17 +254,17 @@ class SqliteEventLog:
                 "DELETE FROM keys WHERE number <= (SELECT max(number) FROM keys) - ?",
                 (MIN_DEDUPLICATION_KEYS,),
             )
-        return answers, events, before
+        return results, events, before
 
     def _advance_head(self, last_known_id: int) -> int:
-        """Return the head, moved on to what is known if the file is another one, or went back."""
+        """Return the head, advanced to ``last_known_id`` if the file was replaced or restored."""
         head, dropped = self.db.execute("SELECT head, dropped FROM log").fetchone()
         if dropped != self._deleted_channels_floor:
-            self._channel_cache.clear()  # another process deleted rows: their keys may be given to other channels
+            self._channel_cache.clear()  # another process deleted rows; other channels may reuse their keys
             self._deleted_channels_floor = dropped
         if head >= last_known_id:
             return int(head)
-        # Nobody knows what it lacks.
+        # It is unknown which events the file lacks.
         self.db.execute("UPDATE log SET start = ?, head = ?", (last_known_id, last_known_id))
         self.db.execute("UPDATE channels SET floor = max(floor, ?)", (last_known_id,))
         return last_known_id
@@ -291,30 +273,14 @@ class SqliteEventLog:
         row = self.db.execute("SELECT token FROM leases WHERE name = ?", (fence.lease,)).fetchone()
         return row is not None and row[0] == fence.number
 
-    def _find_first_use(
-        self, key: tuple[int, str], new_keys: Mapping[tuple[int, str], tuple[int, str | None]]
-    ) -> tuple[int, str | None] | None:
-        """Return the id that a deduplication key was first given, and the fingerprint that it came with."""
-        if key in new_keys:
-            return new_keys[key]
-        row: tuple[int, str | None] | None = self.db.execute(
-            "SELECT id, fingerprint FROM keys WHERE channel = ? AND key = ?", key
-        ).fetchone()
-        return row
-
-    def _has_key_conflict(
-        self, draft: Draft, new_keys: Mapping[tuple[int, str], tuple[int, str | None]]
-    ) -> bool:
-        """Tell whether a draft's key came with another fingerprint before."""
-        if draft.deduplication_key is None:
-            return False
-        seen = self._find_first_use(
-            (self._channel_key(draft.channel, draft.retention), draft.deduplication_key), new_keys
-        )
-        return seen is not None and seen[1] not in (None, draft.request_fingerprint)
+    def _find_first_use(self, draft: Draft, new_keys: Mapping[_Key, _FirstUse]) -> _FirstUse | None:
+        key = self._channel_key(draft.channel, draft.retention), draft.deduplication_key
+        query = "SELECT id, fingerprint FROM keys WHERE channel = ? AND key = ?"
+        found: _FirstUse | None = new_keys.get(key) or self.db.execute(query, key).fetchone()
+        return found
 
     def read_all_channels(self, after: int, limit: int) -> tuple[list[Event], int, int]:
-        """Return for followers the first events after an id, of all channels, and the log's start and end."""
+        """Return the first events after an id, of all channels, and the log's start and head."""
         with self._read_transaction():
             rows = self.db.execute(
                 "SELECT e.id, c.name, e.payload, e.timestamp, e.type, e.kept FROM events e"
@@ -325,7 +291,7 @@ class SqliteEventLog:
             return [_decode_event(row) for row in rows], int(start), int(head)
 
     def read(self, after: Mapping[str, int], until: int, limit: int, now: int) -> dict[str, HistoryPage]:
-        """Return what `gateway.broker.base.Broker.read` promises."""
+        """Read history as in `gateway.broker.base.Broker.read`, with packed ids."""
         with self._read_transaction():
             return {name: self._read_channel(name, id, until, limit, now) for name, id in after.items()}
 
@@ -340,8 +306,8 @@ class SqliteEventLog:
         return HistoryPage(events, unpack_id(max(after, floor)), has_more=len(rows) > limit)
 
     def read_recent_ids(self, spans: Sequence[HistorySpan], now: int) -> list[SpanIds]:
-        """Return what `gateway.broker.base.BrokerConfig.read_recent_ids` promises."""
-        answers: list[SpanIds] = []
+        """Read ids as in `gateway.broker.base.Broker.read_recent_ids`."""
+        found: list[SpanIds] = []
         room = MAX_RECENT_IDS
         with self._read_transaction():
             for span in spans:
@@ -355,17 +321,17 @@ class SqliteEventLog:
                 ).fetchall()
                 ids = [row[0] for row in rows]
                 room -= len(ids)
-                answers.append(SpanIds(ids, max(floor, expired), len(ids) == count))
-        return answers
+                found.append(SpanIds(ids, max(floor, expired), len(ids) == count))
+        return found
 
     def read_offset(self, source: str) -> str | None:
-        """Return a source's position."""
+        """Return the offset stored for a source."""
         row = self.db.execute("SELECT position FROM cursors WHERE source = ?", (source,)).fetchone()
         return None if row is None else str(row[0])
 
     def list_partitions(self, source: str) -> list[str]:
-        """Return the parts of a source that have a position."""
-        # What begins with "source/" lies before "source0": "0" is the character that follows "/".
+        """Return the partitions of a source that have an offset."""
+        # Keys that begin with "source/" sort before "source0": "0" is the character after "/".
         rows = self.db.execute(
             "SELECT source FROM cursors WHERE source >= ? AND source < ?", (f"{source}/", f"{source}0")
         )
@@ -374,7 +340,7 @@ class SqliteEventLog:
     def acquire_lease(
         self, name: str, owner: str, boot: str, now: float, seconds: float
     ) -> FencingToken | None:
-        """Take or keep a lease, inside a transaction; ``now`` (seconds) is a clock that ``boot`` shares."""
+        """Acquire or renew a lease inside a transaction; ``now``: seconds since this boot."""
         row = self.db.execute(
             "SELECT token, owner, boot, until FROM leases WHERE name = ?", (name,)
         ).fetchone()
@@ -392,16 +358,16 @@ class SqliteEventLog:
         return FencingToken(name, token)
 
     def release_lease(self, fence: FencingToken) -> None:
-        """Let a lease expire, inside a transaction; not one that somebody else has by now."""
+        """Release a lease inside a transaction, unless another owner acquired it meanwhile."""
         self.db.execute(
             "UPDATE leases SET until = 0 WHERE name = ? AND token = ?", (fence.lease, fence.number)
         )
 
     def sweep(self, now: int, start: int, channels: int) -> tuple[int, bool]:
-        """Delete some of what is no longer held, inside a transaction.
+        """Delete some of the expired events, inside a transaction.
 
-        Returns where the next sweep goes on, and whether there is more to delete already. Channels that
-        were written to come first, then the others in turns.
+        Returns where the next sweep continues, and whether more can be deleted at once. Channels that
+        were written to come first, then the others in turn.
         """
         room = (
             _SWEEP_ROWS
@@ -423,12 +389,12 @@ class SqliteEventLog:
         return int(rows[-1][0]) if len(rows) == channels else 0, room <= 0
 
     def _queue_for_sweep(self, names: set[str]) -> None:
-        """Let the sweep come by some channels soon; where too many wait for that, it comes in turns."""
+        """Let the sweep visit channels soon; if too many are queued, it visits them in turn."""
         if len(self._channels_to_sweep) < MAX_CACHED_CHANNELS:
             self._channels_to_sweep |= names
 
     def _trim_channel(self, name: str, now: int, room: int) -> tuple[int, bool]:
-        """Delete what followers had time to see of a channel; returns how much, and whether that was all."""
+        """Delete at most ``room`` expired events; returns how many, and whether that were all."""
         key, floor, _ = self._channel_floor(name, now)
         until = min(floor, (now - MIN_RETENTION_MS) << PACKED_SEQ_BITS)
         cut = self.db.execute(
@@ -447,14 +413,11 @@ class SqliteEventLog:
         return deleted, until == floor
 
     def _delete_idle_channels(self, keys: Sequence[int], now: int) -> None:
-        """Delete the rows in ``keys`` of channels that hold nothing and were idle for `IDLE_CHANNEL_TTL_MS`.
-
-        A client that resumes with an older id receives a gap on any channel without a row.
-        """
+        """Delete the rows of those channels that hold nothing and were idle for `IDLE_CHANNEL_TTL_MS`."""
         old = (now - IDLE_CHANNEL_TTL_MS) << PACKED_SEQ_BITS
         marks = ",".join("?" * len(keys))
         dropped = self.db.execute(
-            f"DELETE FROM channels WHERE key IN ({marks}) AND floor <= ?"  # noqa: S608 -- nothing but marks
+            f"DELETE FROM channels WHERE key IN ({marks}) AND floor <= ?"  # noqa: S608 -- only placeholders
             " AND NOT EXISTS (SELECT 1 FROM events INDEXED BY events_by_channel"
             " WHERE channel = channels.key AND kept)"
             " AND channels.key NOT IN (SELECT channel FROM events INDEXED BY events_live WHERE NOT kept)"
@@ -479,9 +442,9 @@ class SqliteEventLog:
             if application == APPLICATION_ID and version in _MIGRATIONS:
                 self._run_schema(";".join(_MIGRATIONS[each] for each in range(version, SCHEMA_VERSION)))
                 return
-            if why := explain_incompatibility(self.db):
-                raise IncompatibleFile(why)
-            self._run_schema(_SCHEMA + board.SCHEMA)
+            if reason := explain_incompatibility(self.db):
+                raise IncompatibleFile(reason)
+            self._run_schema(_SCHEMA + _SHARED_STORE_SCHEMA)
             start = self._clock() << PACKED_SEQ_BITS
             self.db.execute("INSERT INTO log (start, head) VALUES (?, ?)", (start, start))
             self.db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -506,11 +469,11 @@ class SqliteEventLog:
         return int(key)
 
     def _floor_without_row(self) -> int:
-        """Return the floor of a channel that has no row: nothing was written to it, or long ago."""
+        """Return the floor of a channel without a row: it was not written to, or long ago."""
         return int(self.db.execute("SELECT max(start, dropped) FROM log").fetchone()[0])
 
     def _channel_floor(self, name: str, now: int) -> tuple[int | None, int, int]:
-        """Return a channel's key, its floor, and the greatest id that is too old just now."""
+        """Return a channel's key, its floor, and the greatest id that has expired by age."""
         row = self.db.execute(
             "SELECT key, floor, events, age_ms FROM channels WHERE name = ?", (name,)
         ).fetchone()
@@ -533,18 +496,20 @@ class SqliteEventLog:
         return key, max(floor, last or 0), expired
 
 
-def _file_identity(path: Path) -> tuple[int, int]:
-    """Return what tells a file from all others. Raises OSError."""
-    found = path.stat()
-    return found.st_dev, found.st_ino
+def _create_private_file(path: Path) -> None:
+    """Create the file if there is none, with `FILE_MODE` whatever the umask is; SQLite reports errors.
+
+    SQLite creates ``-wal`` and ``-shm`` with the permissions of the file.
+    """
+    # Never open an existing one: closing a file drops the locks that the process holds on it (fcntl(2)).
+    with suppress(OSError):
+        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE))
 
 
 def _file_identities(path: Path) -> list[tuple[int, int]]:
-    """Return the same of a file and of the two beside it, which are there while anybody has it open."""
-    return [
-        _file_identity(path),
-        *(_file_identity(path.with_name(f"{path.name}{each}")) for each in ("-wal", "-shm")),
-    ]
+    """Return device and inode of the file, and of the two beside it while it is open. Raises OSError."""
+    stats = [path.with_name(f"{path.name}{suffix}").stat() for suffix in ("", "-wal", "-shm")]
+    return [(each.st_dev, each.st_ino) for each in stats]
 
 
 def _decode_event(row: tuple[int, str, bytes, int, str | None, int]) -> Event:

@@ -1,8 +1,8 @@
-"""Datagrams between the processes on one file: each has a socket, whose name stands in the file itself.
+"""Datagrams between the processes on one file, so that an event need not wait for the next poll.
 
-The sockets are abstract (Linux), so a process that dies leaves none. Its name is a row of the board that it
-no longer renews, and so expires. Nudges only save time: without a socket, or with a name that is lost,
-followers look into the file every `sqlite.POLL_SECONDS`.
+Each process has an abstract Unix socket (Linux), whose name it registers in the file as a quota slot that it
+renews. A process that dies leaves no socket, and its registration expires. Without a socket or a
+registration, followers read the file every `gateway.broker.sqlite.follower.POLL_SECONDS`.
 """
 
 import asyncio
@@ -15,17 +15,20 @@ from contextlib import suppress
 from gateway.broker.sqlite.shared_store import boot_id, seconds_since_boot
 
 SOCKETS_QUOTA_NAME = "sqlite-nodes"
-"""Under which the board has the sockets' names."""
+"""The quota under which the sockets' names are registered."""
 
 REGISTRATION_SECONDS = 60.0
-"""How long the name of a dead process is nudged."""
+"""How long the socket of a dead process stays registered."""
 
 RENEW_SECONDS = 20.0
-"""How often a living one renews its own."""
+"""How often a live process renews its registration."""
 
 
 class ProcessWakeups:
-    """Wakes the other processes, and is woken by them. Raises OSError where there can be no such socket."""
+    """Wakes the other processes, and calls ``on_wakeup`` when one of them wakes this one.
+
+    Raises OSError where such a socket cannot be created.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_wakeup: Callable[[], None]) -> None:
         self._own_name = secrets.token_hex(8)
@@ -42,10 +45,10 @@ class ProcessWakeups:
             self._socket.close()
             raise
 
-    # In the writer thread, inside a transaction.
+    # In the writer's thread, inside a transaction.
 
     def register(self, db: sqlite3.Connection, *, is_new_file: bool = False) -> None:
-        """Write the own name into the file where it is time to; ``is_new``: the file may be another one."""
+        """Register the socket's name where it is due; ``is_new_file``: the file may be another one."""
         now = seconds_since_boot()
         if is_new_file or now - self._registered_at >= RENEW_SECONDS:
             db.execute(
@@ -57,26 +60,26 @@ class ProcessWakeups:
             self._registered_at = now
 
     def other_processes(self, db: sqlite3.Connection) -> list[str]:
-        """Return the names of the other processes."""
+        """Return the names of the other processes' sockets."""
         found = db.execute(
             "SELECT member FROM seats WHERE name = ? AND member <> ?", (SOCKETS_QUOTA_NAME, self._own_name)
         )
         return [name for (name,) in found]
 
     def unregister(self, db: sqlite3.Connection) -> None:
-        """Remove the own name."""
+        """Remove the registration."""
         db.execute("DELETE FROM seats WHERE name = ? AND member = ?", (SOCKETS_QUOTA_NAME, self._own_name))
 
-    # Anywhere.
+    # In any thread.
 
     def wake(self, names: Sequence[str]) -> None:
         """Wake other processes."""
         for name in names:
-            with suppress(OSError):  # it is gone; or its queue is full, so it is awake
+            with suppress(OSError):  # the process is gone; or its queue is full, so it is awake
                 self._socket.sendto(b"\n", _socket_address(name))
 
     def close(self) -> None:
-        """Stop listening; harmless when repeated."""
+        """Stop receiving; harmless when repeated."""
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()

@@ -92,7 +92,7 @@ async def test_buffering_that_holds_the_headers_too() -> None:
         with nginx_running(gateway.port, "proxy_ignore_headers X-Accel-Buffering;") as port:
             seen = await examine(f"http://127.0.0.1:{port}{PATH}", patience=HASTY)
     assert seen.bad == {"first bytes"}
-    assert "not even the headers" in seen["first bytes"].message
+    assert "GET got no headers" in seen["first bytes"].message
     assert "proxy_buffering off;" in seen["first bytes"].fix
     assert {"cors", "preflight", "headers"} <= set(seen.checks)  # by HEAD, which is not buffered
 
@@ -102,7 +102,7 @@ async def test_buffering_that_holds_the_headers_too() -> None:
     ("location", "server", "bad", "word"),
     [
         ("", "gzip on; gzip_types text/event-stream; gzip_proxied any;", "compression", "gzip"),
-        ("proxy_hide_header Access-Control-Allow-Origin;", "", "cors", "sees an error only"),
+        ("proxy_hide_header Access-Control-Allow-Origin;", "", "cors", "only sees an error"),
         ("add_header Access-Control-Allow-Origin '*';", "", "cors", "more than once"),
         ("proxy_hide_header Vary;", "", "vary", "no Vary: Origin"),
         ('proxy_set_header Last-Event-ID "";', "", "resume", "does not reach"),
@@ -161,7 +161,7 @@ async def test_a_circle_of_redirects_ends() -> None:
     """The walk must not run in circles."""
     with nginx_running(9, "return 301 /;") as port:
         seen = await examine(f"http://127.0.0.1:{port}/")
-    assert "nowhere" in seen["redirect"].message
+    assert "its target fails" in seen["redirect"].message
 
 
 @pytest.mark.idle_clock
@@ -204,7 +204,7 @@ async def test_compression_that_cannot_be_declined() -> None:
         with nginx_running(gateway.port, "add_header Content-Encoding br;") as port:
             seen = await examine(f"http://127.0.0.1:{port}{PATH}", origin=None)
     assert seen.bad == {"compression"}
-    assert seen["heartbeat"].message == "cannot be seen: the stream is compressed for everybody"
+    assert seen["heartbeat"].message == "not checked: the stream is always compressed"
 
 
 @pytest.mark.idle_clock

@@ -1,4 +1,4 @@
-"""Seats on a board that fails: nobody hangs, nobody is refused for it, and nothing stays taken."""
+"""Quota slots while the shared store fails: no stream hangs or is rejected, and no slot stays taken."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.broker.memory import MemorySharedStore
+from gateway.broker.memory_shared_store import MemorySharedStore
 from gateway.broker.shared_store import QuotaSlot
 from gateway.core.clock import unix_ms
 from gateway.core.errors import Draining, Unavailable
@@ -16,8 +16,8 @@ from tests.support.deadline import safety_net
 from tests.support.gateway import eventually
 
 
-class ControlledSharedStore(MemorySharedStore):
-    """A board that others share, and that does what a test wants."""
+class ControlledStore(MemorySharedStore):
+    """A shared store that a test makes fail or hang."""
 
     is_shared = True
 
@@ -41,13 +41,13 @@ class ControlledSharedStore(MemorySharedStore):
 
 
 @asynccontextmanager
-async def counting(board: ControlledSharedStore, limit: int = 2) -> AsyncIterator[UserQuotas]:
-    counted = UserQuotas(board, limit)
+async def counting(store: ControlledStore, limit: int = 2) -> AsyncIterator[UserQuotas]:
+    counted = UserQuotas(store, limit)
     counted.start()
     try:
         yield counted
     finally:
-        board.gate.set()
+        store.gate.set()
         await counted.stop()
 
 
@@ -63,39 +63,39 @@ async def enter(counted: UserQuotas, member: str) -> None:
 @pytest.mark.parametrize(
     "error", [Unavailable("away"), OSError(23, "too many open files"), ValueError("odd")]
 )
-async def test_a_board_that_fails_lets_this_node_decide(error: Exception) -> None:
-    """Whatever it is: each who asks gets an answer, and the next one too."""
-    board = ControlledSharedStore()
-    async with counting(board) as counted:
-        board.error = error
+async def test_a_store_that_fails_lets_this_node_decide(error: Exception) -> None:
+    """A failing store would reject streams or leave them waiting."""
+    store = ControlledStore()
+    async with counting(store) as counted:
+        store.error = error
         async with safety_net():
             await enter(counted, "a")
             await enter(counted, "b")
         with pytest.raises(UserLimitReached):
             await enter(counted, "c")
-        board.error = None
+        store.error = None
         counted.release("user", "a")
         async with safety_net():
             await enter(counted, "c")
 
 
-async def test_seats_that_could_not_be_given_back_are_given_back_later() -> None:
-    """A hiccup of the log must not cost users their seats for a minute."""
-    board = ControlledSharedStore()
-    async with counting(board) as counted:
+async def test_failed_releases_are_retried() -> None:
+    """A short outage would cost users their slots for a minute."""
+    store = ControlledStore()
+    async with counting(store) as counted:
         await enter(counted, "a")
-        board.error = Unavailable("away")
+        store.error = Unavailable("away")
         counted.release("user", "a")
         await asyncio.sleep(0.05)
-        assert board._slots
-        board.error = None
-        await eventually(lambda: not board._slots)
+        assert store._slots
+        store.error = None
+        await eventually(lambda: not store._slots)
 
 
-async def test_seats_are_given_back_while_others_are_asked_for() -> None:
-    """Somebody who opens and closes all the time must not keep others out."""
-    board = ControlledSharedStore()
-    async with counting(board, 1) as counted:
+async def test_slots_are_released_while_others_are_acquired() -> None:
+    """A client that reconnects all the time would keep others out."""
+    store = ControlledStore()
+    async with counting(store, 1) as counted:
         await enter(counted, "victim")
         counted.release("user", "victim")
         busy = True
@@ -115,27 +115,27 @@ async def test_seats_are_given_back_while_others_are_asked_for() -> None:
             await asyncio.gather(*spammers)
 
 
-async def test_a_board_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while this node's own count decides."""
+async def test_a_store_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that hangs would keep streams waiting for ever."""
     monkeypatch.setattr(users, "RESERVE_TIMEOUT_SECONDS", 0.05)
-    board = ControlledSharedStore()
-    async with counting(board) as counted:
-        board.gate.clear()
+    store = ControlledStore()
+    async with counting(store) as counted:
+        store.gate.clear()
         async with safety_net():
             await enter(counted, "a")
 
 
-async def test_a_stop_answers_all_who_wait() -> None:
-    """They are told that the node drains, and wait for nothing."""
-    board = ControlledSharedStore()
-    counted = UserQuotas(board, 1)
+async def test_a_stop_ends_all_reservations() -> None:
+    """A stream would wait for ever for its slot at shutdown."""
+    store = ControlledStore()
+    counted = UserQuotas(store, 1)
     counted.start()
-    board.gate.clear()
+    store.gate.clear()
     waiting = [asyncio.create_task(enter(counted, str(number))) for number in range(1)]
     await asyncio.sleep(0.01)
     late = asyncio.create_task(counted.reserve("other", "x"))
     await asyncio.sleep(0.01)
-    board.gate.set()
+    store.gate.set()
     stopping = asyncio.create_task(counted.stop())
     results = await asyncio.gather(*waiting, late, return_exceptions=True)
     await stopping
@@ -143,32 +143,30 @@ async def test_a_stop_answers_all_who_wait() -> None:
 
 
 @pytest.mark.parametrize("error", [Unavailable("away"), OSError(23, "too many open files")])
-async def test_seats_to_give_back_hold_up_no_question(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """They come first, and while the board is away they would come first for ever."""
+async def test_releases_delay_no_reservation(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Releases that fail would block all reservations while the store is unavailable."""
     monkeypatch.setattr(users, "RESERVE_TIMEOUT_SECONDS", 3600.0)
-    board = ControlledSharedStore()
-    async with counting(board) as counted, safety_net():
+    store = ControlledStore()
+    async with counting(store) as counted, safety_net():
         await enter(counted, "gone")
-        board.error = error
+        store.error = error
         counted.release("user", "gone")
         for member in ("one", "two"):
             await enter(counted, member)
         assert counted._pending_reservations == []
-        board.error = None
+        store.error = None
 
 
-async def test_seats_to_give_back_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients come and go for as long as the board is away; what is not given back ends by itself."""
+async def test_pending_releases_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that come and go during an outage would fill the memory."""
     monkeypatch.setattr(users, "MAX_PENDING_RELEASES", 10)
-    board = ControlledSharedStore()
-    async with counting(board) as counted, safety_net():
-        board.error = Unavailable("away")
+    store = ControlledStore()
+    async with counting(store) as counted, safety_net():
+        store.error = Unavailable("away")
         for number in range(100):
             counted.acquire(f"user{number}", "a")
             counted.release(f"user{number}", "a")
             if number % 20 == 0:
-                await asyncio.sleep(0)  # some are being given back just now
+                await asyncio.sleep(0)  # some are being released
             assert len(counted._pending_releases) <= 10
         await eventually(lambda: len(counted._pending_releases) == 10)
