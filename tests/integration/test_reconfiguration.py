@@ -306,7 +306,7 @@ async def test_a_source_with_another_url_connects_again(redis: RedisServer) -> N
         await eventually(lambda: gateway.daemon.source_manager.supervisors["app"].has_lease)
         await asyncio.to_thread(redis.publish, "a", "1")
         messages = [await a.next()]
-        while messages[-1].type == "stream.gap":  # what came meanwhile may be lost, and is reported
+        while messages[-1].type == "stream.gap":  # events of the interruption may be lost, and are reported
             messages.append(await a.next())
         assert messages[-1].json["payload"] == 1
         await gateway.reconfigure({"sources": {"app": {"url": ""}}})

@@ -83,7 +83,7 @@ KNOWN: Mapping[str, str] = {
     "http/fast_path.py FastPathProtocol._open": "one request; what it raises is its answer",
     "http/tls/acceptor.py TlsAcceptor._pause_accepting": "accepts again after a pause; the socket's reader stays",
     "http/tls/acceptor.py TlsAcceptor._start_handshake": "one handshake; the next ones have tasks of their own",
-    "hub/recent_ids.py RecentIds._wait_for_read": "reads while requests wait; they are told, and the next one starts another",
+    "hub/recent_ids.py RecentIds._wait_for_read": "reads while requests wait; a failure is their error, and the next request starts another read",
     "sources/webhook.py BodyChecker.run": "one check of a body, awaited by its request",
     "http/fast_path.py FastPathProtocol._refuse_long_token": "closes one connection",
     "hub/history_cache.py HistoryCache._start_task": "one read, awaited by the streams that want it",
@@ -96,7 +96,7 @@ KNOWN: Mapping[str, str] = {
     "sources/manager.py SourceManager._replace": "one change of a source by a reload",
     "server/workers/child.py ControlLoop._dispatch": "one order; what it raises is its answer",
     "server/workers/parent.py Parent._stop_workers": "waits for the end of the workers",
-    "server/workers/worker_handle.py WorkerHandle.probe": "one question, awaited by whoever probes",
+    "server/workers/worker_handle.py WorkerHandle.probe": "one probe, awaited by its caller",
     "broker/sqlite/connections.py SqliteConnections.__init__": "threads for reads, each awaited",
     # Commands for people, which end with their exception.
     "cli/check/source_checks.py _dry_run": "a command",

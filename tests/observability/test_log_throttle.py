@@ -1,6 +1,6 @@
 """The log throttle: one line per key and minute, and a limit for all keys together."""
 
-from gateway.observability import log_throttle as seldom
+from gateway.observability import log_throttle
 from gateway.observability.log_throttle import LogThrottle
 
 
@@ -28,7 +28,7 @@ def test_all_things_together_have_a_rate() -> None:
     clock = Clock()
     known = LogThrottle(clock)
     told = [known.should_log(number) for number in range(500)]
-    assert sum(each is not None for each in told) <= seldom.MAX_LINES_PER_SECOND + 1
+    assert sum(each is not None for each in told) <= log_throttle.MAX_LINES_PER_SECOND + 1
     clock.now += 1
     assert known.should_log(499) == 2
 
@@ -36,6 +36,6 @@ def test_all_things_together_have_a_rate() -> None:
 def test_memory_is_bounded() -> None:
     """Any number of things."""
     known = LogThrottle()
-    for number in range(3 * seldom.MAX_THROTTLED_KEYS):
+    for number in range(3 * log_throttle.MAX_THROTTLED_KEYS):
         known.should_log(number)
-    assert len(known._last_logged) == seldom.MAX_THROTTLED_KEYS
+    assert len(known._last_logged) == log_throttle.MAX_THROTTLED_KEYS
